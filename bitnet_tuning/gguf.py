@@ -1,0 +1,312 @@
+"""The header of a GGUF model file, read without loading the model.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. PyPI's ``gguf``
+reader is not used because it refuses i2_s (tensor type 36) and would cost the run
+path an import of numpy.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from typing import NamedTuple
+
+from bitnet_tuning.errors import MissingError
+
+MAGIC = b"GGUF"
+I2_S = "i2_s"
+
+_TYPES = {
+    0: ("f32", 1, 4),
+    1: ("f16", 1, 2),
+    2: ("q4_0", 32, 18),
+    3: ("q4_1", 32, 20),
+    6: ("q5_0", 32, 22),
+    7: ("q5_1", 32, 24),
+    8: ("q8_0", 32, 34),
+    10: ("q2_k", 256, 84),
+    11: ("q3_k", 256, 110),
+    12: ("q4_k", 256, 144),
+    13: ("q5_k", 256, 176),
+    14: ("q6_k", 256, 210),
+    20: ("iq4_nl", 32, 18),
+    23: ("iq4_xs", 256, 136),
+    30: ("bf16", 1, 2),
+    34: ("tq1_0", 256, 54),
+    35: ("tq2_0", 256, 66),
+}
+"""Tensor type -> name, weights per block, bytes per block (ggml.h, ggml-common.h)."""
+
+_I2_S_TRAILER = 32
+"""An i2_s tensor ends with its one scale, padded to 32 bytes."""
+
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_MIN_PAIR = 8 + 4 + 1
+_MIN_TENSOR = 8 + 4 + 8 + 4 + 8
+_MAX_NESTING = 4
+
+Value = int | float | str | bool
+
+
+class TypeShare(NamedTuple):
+    """How much of a model one tensor type holds."""
+
+    name: str
+    tensors: int
+    weights: int
+
+
+class ModelFile(NamedTuple):
+    """What a header says of a model. Counts that it does not state are None."""
+
+    path: str
+    size: int
+    """Bytes of the file."""
+    architecture: str
+    name: str
+    quantization: str
+    """The tensor type that holds most weights of the layers, such as ``i2_s``."""
+    types: tuple[TypeShare, ...]
+    context_length: int | None
+    layers: int | None
+    embedding_length: int | None
+    vocabulary: int | None
+    chat_template: bool
+
+
+class _Corrupt(Exception):
+    """The bytes are not a whole GGUF header; the text says in which way."""
+
+
+def read_model(path: str) -> ModelFile:
+    """The facts in the header of ``path``.
+
+    Raises MissingError, which says whether the file is absent, unreadable, a
+    folder, empty, no GGUF file, damaged, or shorter than its header says.
+    """
+    try:
+        size = _checked_size(path)
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _parse(path, size, data)
+    except OSError as error:
+        raise MissingError(
+            f"cannot read the model {path}: {error.strerror or error}",
+            "check its permissions, or name another file with -m",
+        ) from error
+    except _Corrupt as error:
+        raise MissingError(
+            f"not a usable GGUF model: {path}: {error}", "download or convert the model again"
+        ) from error
+
+
+def _checked_size(path: str) -> int:
+    if not os.path.exists(path):
+        raise MissingError(
+            f"no such model file: {path}", "name a GGUF file with -m or in BITNET_MODEL"
+        )
+    if os.path.isdir(path):
+        raise MissingError(f"the model is a folder, not a file: {path}", "name the .gguf file in it")
+    if not os.path.isfile(path):
+        raise MissingError(f"the model is no regular file: {path}", "name a .gguf file")
+    size = os.path.getsize(path)
+    if size == 0:
+        raise MissingError(f"the model file is empty: {path}", "download or convert it again")
+    return size
+
+
+class _Reader:
+    """A cursor over the mapped file that never runs past its end."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data = data
+        self.at = 0
+        self.end = len(data)
+
+    def skip(self, count: int) -> int:
+        """Moves on by ``count`` bytes and answers where it was."""
+        start = self.at
+        if count > self.end - start:
+            raise _Corrupt("it ends in the middle of its header (truncated)")
+        self.at = start + count
+        return start
+
+    def number(self, form: str) -> int:
+        size = struct.calcsize("<" + form)
+        return int(struct.unpack_from("<" + form, self.data, self.skip(size))[0])
+
+    def count(self, what: str, smallest: int) -> int:
+        """A 64-bit count of things that take at least ``smallest`` bytes each."""
+        count = self.number("Q")
+        if count * smallest > self.end - self.at:
+            raise _Corrupt(f"its header claims {count} {what}, more than the file can hold")
+        return count
+
+    def string(self) -> str:
+        length = self.count("bytes in a string", 1)
+        start = self.skip(length)
+        return self.data[start : self.at].decode("utf-8", "replace")
+
+
+def _parse(path: str, size: int, data: mmap.mmap) -> ModelFile:
+    reader = _Reader(data)
+    if data[: len(MAGIC)] != MAGIC[: len(data)]:
+        raise _Corrupt(f"it begins with {bytes(data[:4])!r}, not b'GGUF'")
+    reader.skip(len(MAGIC))
+    _check_version(reader.number("I"))
+    tensors = reader.count("tensors", _MIN_TENSOR)
+    pairs = reader.count("metadata entries", _MIN_PAIR)
+    metadata = dict(_pair(reader) for _ in range(pairs))
+    infos = [_tensor(reader) for _ in range(tensors)]
+    if not infos:
+        raise _Corrupt("it holds no tensors")
+    file_type = metadata.get("general.file_type")
+    _check_length(infos, _integer(metadata.get("general.alignment")) or 32, reader)
+    return _model(path, size, metadata, infos, _integer(file_type))
+
+
+def _check_version(version: int) -> None:
+    if version in (2, 3):
+        return
+    if version in (2 << 24, 3 << 24):
+        raise _Corrupt("it is written for big-endian machines")
+    raise _Corrupt(f"its format version is {version}, known are 2 and 3")
+
+
+def _pair(reader: _Reader) -> tuple[str, Value | None]:
+    key = reader.string()
+    return key, _value(reader, reader.number("I"), 0)
+
+
+def _value(reader: _Reader, kind: int, depth: int) -> Value | None:
+    """A scalar or string as it is, an array as its length."""
+    if kind == _STRING:
+        return reader.string()
+    if kind == _ARRAY:
+        return _array_length(reader, depth)
+    if kind not in _SCALARS:
+        raise _Corrupt(f"its metadata has a value of unknown type {kind}")
+    form = "<" + _SCALARS[kind]
+    (value,) = struct.unpack_from(form, reader.data, reader.skip(struct.calcsize(form)))
+    return value if isinstance(value, int | float) else None
+
+
+def _array_length(reader: _Reader, depth: int) -> int:
+    kind = reader.number("I")
+    if kind in _SCALARS:
+        width = struct.calcsize(_SCALARS[kind])
+        length = reader.count("array entries", width)
+        reader.skip(length * width)
+    elif kind == _STRING:
+        length = reader.count("strings", 8)
+        _skip_strings(reader, length)
+    elif kind == _ARRAY and depth < _MAX_NESTING:
+        length = reader.count("arrays", 12)
+        for _ in range(length):
+            _array_length(reader, depth + 1)
+    else:
+        raise _Corrupt(f"its metadata has an array of unknown type {kind}")
+    return length
+
+
+def _skip_strings(reader: _Reader, count: int) -> None:
+    """A vocabulary and its merges are 400,000 strings, so this loop is kept bare."""
+    unpack, data, at, end = struct.Struct("<Q").unpack_from, reader.data, reader.at, reader.end
+    for _ in range(count):
+        if at + 8 > end:
+            raise _Corrupt("it ends in the middle of its header (truncated)")
+        at += 8 + unpack(data, at)[0]
+    reader.skip(at - reader.at)
+
+
+class _Tensor(NamedTuple):
+    name: str
+    kind: int
+    weights: int
+    offset: int
+
+
+def _tensor(reader: _Reader) -> _Tensor:
+    name = reader.string()
+    dimensions = reader.number("I")
+    if dimensions > 8:
+        raise _Corrupt(f"a tensor has {dimensions} dimensions")
+    weights = 1
+    for _ in range(dimensions):
+        weights *= reader.number("Q")
+    return _Tensor(name, reader.number("I"), weights, reader.number("Q"))
+
+
+def _check_length(infos: list[_Tensor], alignment: int, reader: _Reader) -> None:
+    start = -(-reader.at // alignment) * alignment
+    needed = max(start + info.offset + tensor_bytes(info.kind, info.weights) for info in infos)
+    if needed > reader.end:
+        raise _Corrupt(f"it is truncated: {reader.end} bytes of {needed}")
+
+
+def tensor_bytes(kind: int, weights: int) -> int:
+    """Bytes that a tensor takes; 0 for a type whose size is not known here."""
+    if kind == 36:
+        return weights // 4 + _I2_S_TRAILER
+    if kind not in _TYPES:
+        return 0
+    _, block, size = _TYPES[kind]
+    return weights // block * size
+
+
+def type_name(kind: int, file_type: int | None) -> str:
+    """A tensor type's name. 38 and 39 mean tl1 and tl2 in bitnet.cpp, another type and
+    mxfp4 in llama.cpp; the file type (tl1 38, tl2 39, there mxfp4 38) tells them apart.
+    """
+    if kind == 36:
+        return I2_S
+    if (kind, file_type) in ((38, 38), (39, 39)):
+        return "tl1" if kind == 38 else "tl2"
+    return _TYPES[kind][0] if kind in _TYPES else f"type {kind}"
+
+
+def _model(
+    path: str,
+    size: int,
+    metadata: dict[str, Value | None],
+    infos: list[_Tensor],
+    file_type: int | None,
+) -> ModelFile:
+    architecture = str(metadata.get("general.architecture") or "unknown")
+    stated = {
+        key: _integer(metadata.get(f"{architecture}.{key}"))
+        for key in ("context_length", "block_count", "embedding_length", "vocab_size")
+    }
+    return ModelFile(
+        path=path,
+        size=size,
+        architecture=architecture,
+        name=str(metadata.get("general.name") or os.path.basename(path)),
+        quantization=_dominant(infos, file_type),
+        types=_shares(infos, file_type),
+        context_length=stated["context_length"],
+        layers=stated["block_count"],
+        embedding_length=stated["embedding_length"],
+        vocabulary=stated["vocab_size"] or _integer(metadata.get("tokenizer.ggml.tokens")),
+        chat_template="tokenizer.chat_template" in metadata,
+    )
+
+
+def _integer(value: Value | None) -> int | None:
+    return int(value) if isinstance(value, int) else None
+
+
+def _shares(infos: list[_Tensor], file_type: int | None) -> tuple[TypeShare, ...]:
+    shares: dict[str, TypeShare] = {}
+    for info in infos:
+        name = type_name(info.kind, file_type)
+        share = shares.get(name, TypeShare(name, 0, 0))
+        shares[name] = TypeShare(name, share.tensors + 1, share.weights + info.weights)
+    return tuple(sorted(shares.values(), key=lambda share: -share.weights))
+
+
+def _dominant(infos: list[_Tensor], file_type: int | None) -> str:
+    """Of the layers only: a small model's embedding outweighs its ternary weights."""
+    layers = [info for info in infos if info.name.startswith("blk.")] or infos
+    return _shares(layers, file_type)[0].name

@@ -1,0 +1,96 @@
+"""The machine as a plan needs to know it, read once into a frozen ``Host``.
+
+Nothing outside this package reads ``/proc`` or ``/sys`` to learn about the host.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import NamedTuple
+
+from bitnet_tuning.host.cgroups import read_cgroups
+from bitnet_tuning.host.isa import read_isa
+from bitnet_tuning.host.kinds import Hybrid, read_kinds
+from bitnet_tuning.host.limits import allowed_cpus, cpu_quota
+from bitnet_tuning.host.memory import Memory, read_memory
+from bitnet_tuning.host.power import read_governor
+from bitnet_tuning.host.root import Root
+from bitnet_tuning.host.topology import Core, Node, read_topology
+from bitnet_tuning.host.wsl import read_wsl
+
+__all__ = ["Core", "Host", "Hybrid", "Memory", "Node", "read_host"]
+
+
+class Host(NamedTuple):
+    """Facts about one machine and what this process may use of it."""
+
+    online: frozenset[int]
+    """Ids of the logical CPUs that are online."""
+    allowed: frozenset[int]
+    """Those of them in the affinity mask."""
+    cores: tuple[Core, ...]
+    """Every physical core with a CPU online."""
+    nodes: tuple[Node, ...]
+    hybrid: Hybrid | None
+    quota: float | None
+    """CPUs, from the tightest CFS quota."""
+    governor: str | None
+    wsl: int | None
+    memory: Memory
+    vendor: str | None
+    isa: tuple[str, ...]
+    topology_known: bool = True
+    """False where the kernel did not say which CPUs share a core."""
+
+    @property
+    def packages(self) -> int:
+        return len({core.package for core in self.cores})
+
+    @property
+    def threads_per_core(self) -> int:
+        return max(len(core.cpus) for core in self.cores)
+
+    @property
+    def allowed_cores(self) -> tuple[Core, ...]:
+        """Cores of which at least one CPU may be used."""
+        return tuple(core for core in self.cores if core.cpus & self.allowed)
+
+    @property
+    def usable_cores(self) -> int:
+        """Allowed cores, cut down to the quota (1.5 -> 1, 0.5 -> 1)."""
+        cores = len(self.allowed_cores)
+        return cores if self.quota is None else max(1, min(cores, int(self.quota)))
+
+
+def read_host(root: str = "/") -> Host:
+    """Reads ``root``; on a live system that is not Linux, asks that system instead.
+
+    Never fails: what cannot be read is None, or counts as the plainest case.
+    """
+    if root == "/" and not sys.platform.startswith("linux"):
+        from bitnet_tuning.host.foreign import read_foreign_host  # noqa: PLC0415
+
+        return read_foreign_host()
+    return _read_linux(Root(root))
+
+
+def _read_linux(root: Root) -> Host:
+    topology = read_topology(root)
+    isa = read_isa(root)
+    hybrid, cores = read_kinds(root, topology.cores, isa.vendor)
+    groups = read_cgroups(root)
+    allowed = allowed_cpus(root, topology.online)
+    return Host(
+        online=topology.online,
+        allowed=allowed,
+        cores=cores,
+        nodes=topology.nodes,
+        hybrid=hybrid,
+        quota=cpu_quota(root, groups),
+        governor=read_governor(root, allowed),
+        wsl=read_wsl(root),
+        memory=read_memory(root, groups),
+        vendor=isa.vendor,
+        isa=isa.flags,
+        topology_known=topology.complete,
+    )

@@ -1,0 +1,157 @@
+"""The same facts, with less detail, on macOS and Windows."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from bitnet_tuning.host.kinds import Hybrid
+from bitnet_tuning.host.memory import Memory
+from bitnet_tuning.host.topology import Core, Node
+
+if TYPE_CHECKING:
+    from bitnet_tuning.host import Host
+
+APPLE_EFFICIENCY_SPEED = 0.35
+"""Throughput of an Apple efficiency core on NEON code against a performance core;
+about a third in public M1 and M2 core comparisons. Low enough that performance
+cores alone are taken unless there are very few of them."""
+
+_SYSCTL = (
+    "hw.logicalcpu",
+    "hw.physicalcpu",
+    "hw.packages",
+    "hw.memsize",
+    "hw.perflevel0.physicalcpu",
+    "hw.perflevel0.logicalcpu",
+    "hw.perflevel1.physicalcpu",
+    "hw.optional.AdvSIMD",
+    "hw.optional.arm.FEAT_DotProd",
+    "hw.optional.arm.FEAT_I8MM",
+    "hw.optional.avx2_0",
+    "hw.optional.avx512f",
+)
+
+_SYSCTL_FLAGS = {
+    "hw.optional.AdvSIMD": "asimd",
+    "hw.optional.arm.FEAT_DotProd": "asimddp",
+    "hw.optional.arm.FEAT_I8MM": "i8mm",
+    "hw.optional.avx2_0": "avx2",
+    "hw.optional.avx512f": "avx512f",
+}
+
+
+def read_foreign_host() -> Host:
+    """macOS through sysctl, anything else through psutil where it is installed."""
+    if sys.platform == "darwin":
+        return macos_host(_sysctl(), _virtual_memory())
+    return _psutil_host()
+
+
+def macos_host(values: dict[str, int], memory: Memory) -> Host:
+    """Pure: from sysctl's integers. macOS names no CPU, so cores are numbered in order,
+    performance cores first."""
+    physical = max(1, values.get("hw.physicalcpu", 0) or os.cpu_count() or 1)
+    logical = max(physical, values.get("hw.logicalcpu", physical))
+    fast = values.get("hw.perflevel0.physicalcpu", physical)
+    slow = values.get("hw.perflevel1.physicalcpu", 0)
+    is_hybrid = 0 < fast < physical and slow > 0
+    cores = numbered_cores(physical, logical)
+    hybrid = None
+    if is_hybrid:
+        cores = tuple(
+            core if index < fast else core._replace(speed=APPLE_EFFICIENCY_SPEED)
+            for index, core in enumerate(cores)
+        )
+        hybrid = Hybrid(fast, physical - fast, _cpus_of(cores[:fast]), _cpus_of(cores[fast:]))
+    flags = tuple(sorted(flag for key, flag in _SYSCTL_FLAGS.items() if values.get(key)))
+    return _host(cores, hybrid, Memory(values.get("hw.memsize", memory.total), memory.available), flags)
+
+
+def numbered_cores(physical: int, logical: int) -> tuple[Core, ...]:
+    """Cores with made-up CPU ids, for systems that only say how many there are."""
+    each = max(1, logical // physical)
+    return tuple(
+        Core(frozenset(range(index * each, (index + 1) * each)), 0) for index in range(physical)
+    )
+
+
+def _cpus_of(cores: tuple[Core, ...]) -> frozenset[int]:
+    return frozenset(cpu for core in cores for cpu in core.cpus)
+
+
+def _host(
+    cores: tuple[Core, ...], hybrid: Hybrid | None, memory: Memory, flags: tuple[str, ...]
+) -> Host:
+    from bitnet_tuning.host import Host  # noqa: PLC0415
+
+    online = _cpus_of(cores)
+    return Host(
+        online=online,
+        allowed=online,
+        cores=cores,
+        nodes=(Node(0, online),),
+        hybrid=hybrid,
+        quota=None,
+        governor=None,
+        wsl=None,
+        memory=memory,
+        vendor=None,
+        isa=flags,
+        topology_known=True,
+    )
+
+
+def _sysctl() -> dict[str, int]:
+    """Integers by name; names that this machine does not have are left out."""
+    import subprocess  # noqa: PLC0415
+
+    values: dict[str, int] = {}
+    try:
+        done = subprocess.run(
+            ["/usr/sbin/sysctl", *_SYSCTL], capture_output=True, text=True, check=False, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return values
+    for line in done.stdout.splitlines():
+        key, _, value = line.partition(":")
+        if value.strip().isdecimal():
+            values[key] = int(value)
+    return values
+
+
+def _virtual_memory() -> Memory:
+    try:
+        import psutil  # noqa: PLC0415
+    except ImportError:
+        return Memory(None, None)
+    seen = psutil.virtual_memory()
+    return Memory(int(seen.total), int(seen.available))
+
+
+def _psutil_host() -> Host:
+    """Core counts and affinity from psutil; without it every logical CPU counts as a core."""
+    logical = os.cpu_count() or 1
+    try:
+        import psutil  # noqa: PLC0415
+    except ImportError:
+        return _host(numbered_cores(logical, logical), None, Memory(None, None), ())._replace(
+            topology_known=False
+        )
+    physical = psutil.cpu_count(logical=False) or logical
+    host = _host(numbered_cores(physical, logical), None, _virtual_memory(), ())
+    try:
+        allowed = frozenset(psutil.Process().cpu_affinity()) & host.online
+    except (AttributeError, psutil.Error):
+        return host
+    return host._replace(allowed=allowed or host.online)
+
+
+def cpuinfo_flags() -> tuple[str, ...]:
+    """Instruction set flags from py-cpuinfo; takes over a second, so reports only."""
+    try:
+        import cpuinfo  # noqa: PLC0415
+    except ImportError:
+        return ()
+    return tuple(sorted(cpuinfo.get_cpu_info().get("flags", ())))

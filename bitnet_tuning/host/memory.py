@@ -1,0 +1,79 @@
+"""How much memory there is for this process, control groups respected."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from bitnet_tuning.host.cgroups import Cgroups
+from bitnet_tuning.host.root import Root
+
+_NO_LIMIT = 1 << 60
+"""Version 1 writes "no limit" as about 2**63 rounded down to a page."""
+
+
+class Memory(NamedTuple):
+    """Bytes; ``None`` where unknown."""
+
+    total: int | None
+    available: int | None
+
+
+def read_memory(root: Root, groups: Cgroups) -> Memory:
+    """MemTotal and MemAvailable, each cut down to what every level of the groups leaves."""
+    machine = _meminfo(root)
+    total, available = machine.total, machine.available
+    for limit, used in _limits(root, groups):
+        total = limit if total is None else min(total, limit)
+        left = max(0, limit - used)
+        available = left if available is None else min(available, left)
+    return Memory(total, available)
+
+
+def _meminfo(root: Root) -> Memory:
+    kilobytes: dict[str, int] = {}
+    for line in (root.read("proc/meminfo") or "").splitlines():
+        key, _, value = line.partition(":")
+        words = value.split()
+        if words and words[0].isdecimal():
+            kilobytes[key] = int(words[0])
+    # Kernels before 3.14 have no MemAvailable; free and page cache come near it.
+    free = ("MemFree", "Buffers", "Cached")
+    guess = sum(kilobytes.get(key, 0) for key in free) if "MemFree" in kilobytes else None
+    available = kilobytes.get("MemAvailable", guess)
+    return Memory(_bytes(kilobytes.get("MemTotal")), _bytes(available))
+
+
+def _bytes(kilobytes: int | None) -> int | None:
+    return None if kilobytes is None else kilobytes * 1024
+
+
+def _limits(root: Root, groups: Cgroups) -> list[tuple[int, int]]:
+    """(limit, bytes in use that cannot be dropped) of each level that has a limit."""
+    found: list[tuple[int, int]] = []
+    for level in groups.unified:
+        limit = _smallest(
+            root.integer(f"{level}/memory.max"), root.integer(f"{level}/memory.high")
+        )
+        if limit is not None:
+            used = root.integer(f"{level}/memory.current") or 0
+            found.append((limit, used - _droppable(root, level, "inactive_file")))
+    for level in groups.memory:
+        limit = _smallest(root.integer(f"{level}/memory.limit_in_bytes"))
+        if limit is not None:
+            used = root.integer(f"{level}/memory.usage_in_bytes") or 0
+            found.append((limit, used - _droppable(root, level, "total_inactive_file")))
+    return [(limit, max(0, used)) for limit, used in found]
+
+
+def _smallest(*limits: int | None) -> int | None:
+    stated = [limit for limit in limits if limit is not None and 0 <= limit < _NO_LIMIT]
+    return min(stated, default=None)
+
+
+def _droppable(root: Root, level: str, key: str) -> int:
+    """Page cache that the kernel drops before it denies memory."""
+    for line in (root.read(f"{level}/memory.stat") or "").splitlines():
+        name, _, value = line.partition(" ")
+        if name == key and value.isdecimal():
+            return int(value)
+    return 0

@@ -1,0 +1,82 @@
+"""Reading kernel files below a root folder, which need not be the live one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+from bitnet_tuning.cpulist import parse_list, parse_mask
+
+T = TypeVar("T")
+
+_ENOUGH = 1 << 16
+"""Bytes read of a file; only /proc/cpuinfo of a large host is longer."""
+
+
+class Root:
+    """A folder that holds ``sys`` and ``proc``.
+
+    Every reader answers ``None`` for a file that is absent, unreadable or not in
+    the form asked for: a fact that is not there is no error.
+    """
+
+    def __init__(self, path: str = "/") -> None:
+        self.path = path
+        self.live = os.path.realpath(path) == "/"
+        self._prefix = path.rstrip("/") + "/"
+
+    def read(self, name: str, limit: int = _ENOUGH) -> str | None:
+        """The text of a file, at most ``limit`` bytes, without white space and NULs around it."""
+        try:
+            handle = os.open(self._prefix + name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except (OSError, ValueError):
+            return None
+        try:
+            return _drain(handle, limit).decode("utf-8", "replace").strip(" \t\r\n\0")
+        except OSError:
+            return None
+        finally:
+            os.close(handle)
+
+    def names(self, folder: str) -> list[str]:
+        """What a folder holds; empty where it does not exist."""
+        try:
+            return os.listdir(self._prefix + folder)
+        except OSError:
+            return []
+
+    def exists(self, name: str) -> bool:
+        return os.path.exists(self._prefix + name)
+
+    def integer(self, name: str) -> int | None:
+        return _parsed(self.read(name), int)
+
+    def cpus(self, name: str) -> frozenset[int] | None:
+        """A CPU list such as ``0-3,8``; an empty file is an empty set."""
+        return _parsed(self.read(name), parse_list)
+
+    def cpus_of(self, *names: str) -> frozenset[int] | None:
+        """The first CPU set among several files, ``…_list`` files as lists, others as masks."""
+        for name in names:
+            parse = parse_list if name.endswith("list") else parse_mask
+            found = _parsed(self.read(name), parse)
+            if found:
+                return found
+        return None
+
+
+def _drain(handle: int, limit: int) -> bytes:
+    chunks: list[bytes] = []
+    left = limit
+    while left > 0 and (chunk := os.read(handle, left)):
+        chunks.append(chunk)
+        left -= len(chunk)
+    return b"".join(chunks)
+
+
+def _parsed(text: str | None, parse: Callable[[str], T]) -> T | None:
+    try:
+        return None if text is None else parse(text)
+    except ValueError:
+        return None

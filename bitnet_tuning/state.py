@@ -1,0 +1,90 @@
+"""Small JSON records kept between runs, one file per record.
+
+Every file is written beside its place and moved into it, so that readers and
+other writers see whole records only. A record that cannot be read is set aside,
+one that cannot be written is a warning: a run never fails over its memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+SCHEMA = 1
+_LARGEST = 1 << 22
+
+Record = dict[str, Any]
+
+
+def default_folder(environ: Mapping[str, str]) -> str:
+    """BITNET_TUNING_HOME, else ``bitnet-tuning`` in the user's cache folder."""
+    named = environ.get("BITNET_TUNING_HOME")
+    if named:
+        return os.path.abspath(named)
+    cache = environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(cache, "bitnet-tuning")
+
+
+class State:
+    """Records by kind and key. ``warning`` is set, once, when something could not be kept."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.warning: str | None = None
+
+    def load(self, kind: str, key: str) -> Record | None:
+        """The record stored under ``key``, or None."""
+        path = self._path(kind, key)
+        try:
+            with open(path, "rb") as file:
+                record = json.loads(file.read(_LARGEST))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._warn(f"cannot read {path}: {error.strerror}")
+            return None
+        except (ValueError, RecursionError):
+            self._set_aside(path)
+            return None
+        if not isinstance(record, dict):
+            self._set_aside(path)
+            return None
+        return record if (record.get("schema"), record.get("key")) == (SCHEMA, key) else None
+
+    def store(self, kind: str, key: str, record: Mapping[str, Any]) -> None:
+        path = self._path(kind, key)
+        text = json.dumps({"schema": SCHEMA, "key": key, **record}, indent=1)
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+            write_atomically(path, text.encode())
+        except OSError as error:
+            self._warn(f"cannot keep what was found in {self.folder}: {error.strerror}")
+
+    def _path(self, kind: str, key: str) -> str:
+        return os.path.join(self.folder, f"{kind}-{zlib.crc32(os.fsencode(key)):08x}.json")
+
+    def _set_aside(self, path: str) -> None:
+        self._warn(f"{path} was damaged and is set aside as {os.path.basename(path)}.broken")
+        try:
+            os.replace(path, path + ".broken")
+        except OSError:
+            pass
+
+    def _warn(self, text: str) -> None:
+        self.warning = self.warning or text
+
+
+def write_atomically(path: str, data: bytes) -> None:
+    """Replaces ``path`` in one step; raises OSError and leaves nothing behind on failure."""
+    draft = f"{path}.{os.getpid()}.tmp"
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        with open(handle, "wb") as file:
+            file.write(data)
+        os.replace(draft, path)
+    except BaseException:
+        os.unlink(draft)
+        raise
