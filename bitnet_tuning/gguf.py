@@ -13,35 +13,23 @@ import struct
 from typing import NamedTuple
 
 from bitnet_tuning.errors import MissingError
+from bitnet_tuning.ggml_types import tensor_bytes, type_name
 
 MAGIC = b"GGUF"
-I2_S = "i2_s"
 
-_TYPES = {
-    0: ("f32", 1, 4),
-    1: ("f16", 1, 2),
-    2: ("q4_0", 32, 18),
-    3: ("q4_1", 32, 20),
-    6: ("q5_0", 32, 22),
-    7: ("q5_1", 32, 24),
-    8: ("q8_0", 32, 34),
-    10: ("q2_k", 256, 84),
-    11: ("q3_k", 256, 110),
-    12: ("q4_k", 256, 144),
-    13: ("q5_k", 256, 176),
-    14: ("q6_k", 256, 210),
-    20: ("iq4_nl", 32, 18),
-    23: ("iq4_xs", 256, 136),
-    30: ("bf16", 1, 2),
-    34: ("tq1_0", 256, 54),
-    35: ("tq2_0", 256, 66),
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
 }
-"""Tensor type -> name, weights per block, bytes per block (ggml.h, ggml-common.h)."""
-
-_I2_S_TRAILER = 32
-"""An i2_s tensor ends with its one scale, padded to 32 bytes."""
-
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _MIN_PAIR = 8 + 4 + 1
 _MIN_TENSOR = 8 + 4 + 8 + 4 + 8
@@ -76,7 +64,7 @@ class ModelFile(NamedTuple):
     chat_template: bool
 
 
-class _Corrupt(Exception):
+class _CorruptError(Exception):
     """The bytes are not a whole GGUF header; the text says in which way."""
 
 
@@ -95,7 +83,7 @@ def read_model(path: str) -> ModelFile:
             f"cannot read the model {path}: {error.strerror or error}",
             "check its permissions, or name another file with -m",
         ) from error
-    except _Corrupt as error:
+    except _CorruptError as error:
         raise MissingError(
             f"not a usable GGUF model: {path}: {error}", "download or convert the model again"
         ) from error
@@ -107,7 +95,9 @@ def _checked_size(path: str) -> int:
             f"no such model file: {path}", "name a GGUF file with -m or in BITNET_MODEL"
         )
     if os.path.isdir(path):
-        raise MissingError(f"the model is a folder, not a file: {path}", "name the .gguf file in it")
+        raise MissingError(
+            f"the model is a folder, not a file: {path}", "name the .gguf file in it"
+        )
     if not os.path.isfile(path):
         raise MissingError(f"the model is no regular file: {path}", "name a .gguf file")
     size = os.path.getsize(path)
@@ -128,7 +118,7 @@ class _Reader:
         """Moves on by ``count`` bytes and answers where it was."""
         start = self.at
         if count > self.end - start:
-            raise _Corrupt("it ends in the middle of its header (truncated)")
+            raise _CorruptError("it ends in the middle of its header (truncated)")
         self.at = start + count
         return start
 
@@ -140,7 +130,7 @@ class _Reader:
         """A 64-bit count of things that take at least ``smallest`` bytes each."""
         count = self.number("Q")
         if count * smallest > self.end - self.at:
-            raise _Corrupt(f"its header claims {count} {what}, more than the file can hold")
+            raise _CorruptError(f"its header claims {count} {what}, more than the file can hold")
         return count
 
     def string(self) -> str:
@@ -152,7 +142,7 @@ class _Reader:
 def _parse(path: str, size: int, data: mmap.mmap) -> ModelFile:
     reader = _Reader(data)
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
-        raise _Corrupt(f"it begins with {bytes(data[:4])!r}, not b'GGUF'")
+        raise _CorruptError(f"it begins with {bytes(data[:4])!r}, not b'GGUF'")
     reader.skip(len(MAGIC))
     _check_version(reader.number("I"))
     tensors = reader.count("tensors", _MIN_TENSOR)
@@ -160,7 +150,7 @@ def _parse(path: str, size: int, data: mmap.mmap) -> ModelFile:
     metadata = dict(_pair(reader) for _ in range(pairs))
     infos = [_tensor(reader) for _ in range(tensors)]
     if not infos:
-        raise _Corrupt("it holds no tensors")
+        raise _CorruptError("it holds no tensors")
     file_type = metadata.get("general.file_type")
     _check_length(infos, _integer(metadata.get("general.alignment")) or 32, reader)
     return _model(path, size, metadata, infos, _integer(file_type))
@@ -170,8 +160,8 @@ def _check_version(version: int) -> None:
     if version in (2, 3):
         return
     if version in (2 << 24, 3 << 24):
-        raise _Corrupt("it is written for big-endian machines")
-    raise _Corrupt(f"its format version is {version}, known are 2 and 3")
+        raise _CorruptError("it is written for big-endian machines")
+    raise _CorruptError(f"its format version is {version}, known are 2 and 3")
 
 
 def _pair(reader: _Reader) -> tuple[str, Value | None]:
@@ -186,7 +176,7 @@ def _value(reader: _Reader, kind: int, depth: int) -> Value | None:
     if kind == _ARRAY:
         return _array_length(reader, depth)
     if kind not in _SCALARS:
-        raise _Corrupt(f"its metadata has a value of unknown type {kind}")
+        raise _CorruptError(f"its metadata has a value of unknown type {kind}")
     form = "<" + _SCALARS[kind]
     (value,) = struct.unpack_from(form, reader.data, reader.skip(struct.calcsize(form)))
     return value if isinstance(value, int | float) else None
@@ -206,7 +196,7 @@ def _array_length(reader: _Reader, depth: int) -> int:
         for _ in range(length):
             _array_length(reader, depth + 1)
     else:
-        raise _Corrupt(f"its metadata has an array of unknown type {kind}")
+        raise _CorruptError(f"its metadata has an array of unknown type {kind}")
     return length
 
 
@@ -215,7 +205,7 @@ def _skip_strings(reader: _Reader, count: int) -> None:
     unpack, data, at, end = struct.Struct("<Q").unpack_from, reader.data, reader.at, reader.end
     for _ in range(count):
         if at + 8 > end:
-            raise _Corrupt("it ends in the middle of its header (truncated)")
+            raise _CorruptError("it ends in the middle of its header (truncated)")
         at += 8 + unpack(data, at)[0]
     reader.skip(at - reader.at)
 
@@ -231,7 +221,7 @@ def _tensor(reader: _Reader) -> _Tensor:
     name = reader.string()
     dimensions = reader.number("I")
     if dimensions > 8:
-        raise _Corrupt(f"a tensor has {dimensions} dimensions")
+        raise _CorruptError(f"a tensor has {dimensions} dimensions")
     weights = 1
     for _ in range(dimensions):
         weights *= reader.number("Q")
@@ -242,28 +232,7 @@ def _check_length(infos: list[_Tensor], alignment: int, reader: _Reader) -> None
     start = -(-reader.at // alignment) * alignment
     needed = max(start + info.offset + tensor_bytes(info.kind, info.weights) for info in infos)
     if needed > reader.end:
-        raise _Corrupt(f"it is truncated: {reader.end} bytes of {needed}")
-
-
-def tensor_bytes(kind: int, weights: int) -> int:
-    """Bytes that a tensor takes; 0 for a type whose size is not known here."""
-    if kind == 36:
-        return weights // 4 + _I2_S_TRAILER
-    if kind not in _TYPES:
-        return 0
-    _, block, size = _TYPES[kind]
-    return weights // block * size
-
-
-def type_name(kind: int, file_type: int | None) -> str:
-    """A tensor type's name. 38 and 39 mean tl1 and tl2 in bitnet.cpp, another type and
-    mxfp4 in llama.cpp; the file type (tl1 38, tl2 39, there mxfp4 38) tells them apart.
-    """
-    if kind == 36:
-        return I2_S
-    if (kind, file_type) in ((38, 38), (39, 39)):
-        return "tl1" if kind == 38 else "tl2"
-    return _TYPES[kind][0] if kind in _TYPES else f"type {kind}"
+        raise _CorruptError(f"it is truncated: {reader.end} bytes of {needed}")
 
 
 def _model(

@@ -55,7 +55,9 @@ def choose_variables(
         reasons.append("KMP_BLOCKTIME keeps its threads awake between tokens")
     elif runtime == LLVM:
         reasons.append("KMP_BLOCKTIME is left alone: spinning would use up the CPU quota")
-    kept = sorted(name for name in wanted if user_set(environ, name) and environ[name] != wanted[name])
+    kept = sorted(
+        name for name in wanted if user_set(environ, name) and environ[name] != wanted[name]
+    )
     if kept:
         reasons.append(f"{', '.join(kept)} as you set it")
     return OpenMP(

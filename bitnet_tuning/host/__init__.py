@@ -11,14 +11,23 @@ from typing import NamedTuple
 from bitnet_tuning.host.cgroups import read_cgroups
 from bitnet_tuning.host.isa import read_isa
 from bitnet_tuning.host.kinds import Hybrid, read_kinds
-from bitnet_tuning.host.limits import allowed_cpus, cpu_quota
+from bitnet_tuning.host.limits import Privileges, allowed_cpus, cpu_quota, read_privileges
 from bitnet_tuning.host.memory import Memory, read_memory
 from bitnet_tuning.host.power import read_governor
 from bitnet_tuning.host.root import Root
 from bitnet_tuning.host.topology import Core, Node, read_topology
 from bitnet_tuning.host.wsl import read_wsl
 
-__all__ = ["Core", "Host", "Hybrid", "Memory", "Node", "read_host"]
+__all__ = [
+    "Core",
+    "Host",
+    "Hybrid",
+    "Memory",
+    "Node",
+    "Privileges",
+    "read_host",
+    "read_privileges",
+]
 
 
 class Host(NamedTuple):

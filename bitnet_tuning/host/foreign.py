@@ -66,7 +66,9 @@ def macos_host(values: dict[str, int], memory: Memory) -> Host:
         )
         hybrid = Hybrid(fast, physical - fast, _cpus_of(cores[:fast]), _cpus_of(cores[fast:]))
     flags = tuple(sorted(flag for key, flag in _SYSCTL_FLAGS.items() if values.get(key)))
-    return _host(cores, hybrid, Memory(values.get("hw.memsize", memory.total), memory.available), flags)
+    return _host(
+        cores, hybrid, Memory(values.get("hw.memsize", memory.total), memory.available), flags
+    )
 
 
 def numbered_cores(physical: int, logical: int) -> tuple[Core, ...]:

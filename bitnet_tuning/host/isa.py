@@ -27,5 +27,7 @@ def read_isa(root: Root) -> Isa:
         if key == "vendor_id" and vendor is None:
             vendor = value.strip()
         elif key in _FLAG_KEYS and not flags:
-            flags = tuple(sorted(set(value.replace("_", " ").split() if key == "isa" else value.split())))
+            flags = tuple(
+                sorted(set(value.replace("_", " ").split() if key == "isa" else value.split()))
+            )
     return Isa(vendor, flags)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 from bitnet_tuning.host.root import Root
@@ -79,7 +80,7 @@ def _slower_kind(cores: tuple[Core, ...], values: list[float]) -> frozenset[int]
     """CPUs below the first clear gap from the top; capacities differ from CPU to CPU
     within a kind, so a value is no kind."""
     ranked = sorted(set(values), reverse=True)
-    for above, below in zip(ranked, ranked[1:], strict=False):
+    for above, below in pairwise(ranked):
         if above / below >= APART:
             slow = (core.cpus for core, value in zip(cores, values, strict=True) if value <= below)
             return frozenset().union(*slow)

@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 from bitnet_tuning.cpulist import parse_list
 from bitnet_tuning.host.cgroups import Cgroups
 from bitnet_tuning.host.root import Root
+
+
+class Privileges(NamedTuple):
+    """What this process may ask of the kernel."""
+
+    lowest_nice: int
+    """The lowest niceness (highest priority) that it may set, -20 to 20."""
+    lockable: int | None
+    """Bytes of memory that it may lock; None for no limit."""
+
+
+def read_privileges() -> Privileges:
+    """From the resource limits of this process; root is bound by neither."""
+    try:
+        import resource  # noqa: PLC0415
+    except ImportError:  # Windows
+        return Privileges(0, 0)
+    if os.geteuid() == 0:
+        return Privileges(-20, None)
+    memlock = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    # setpriority(2): the ceiling of niceness is 20 minus this limit.
+    ceiling = resource.getrlimit(resource.RLIMIT_NICE)[0] if hasattr(resource, "RLIMIT_NICE") else 0
+    lowest = -20 if ceiling == resource.RLIM_INFINITY else 20 - ceiling
+    return Privileges(lowest, None if memlock == resource.RLIM_INFINITY else memlock)
 
 
 def allowed_cpus(root: Root, online: frozenset[int]) -> frozenset[int]:

@@ -51,9 +51,7 @@ def _limits(root: Root, groups: Cgroups) -> list[tuple[int, int]]:
     """(limit, bytes in use that cannot be dropped) of each level that has a limit."""
     found: list[tuple[int, int]] = []
     for level in groups.unified:
-        limit = _smallest(
-            root.integer(f"{level}/memory.max"), root.integer(f"{level}/memory.high")
-        )
+        limit = _smallest(root.integer(f"{level}/memory.max"), root.integer(f"{level}/memory.high"))
         if limit is not None:
             used = root.integer(f"{level}/memory.current") or 0
             found.append((limit, used - _droppable(root, level, "inactive_file")))

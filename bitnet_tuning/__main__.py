@@ -1,0 +1,36 @@
+"""``python3 -m bitnet_tuning COMMAND``; each command is imported only when it is called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from bitnet_tuning.cli import guarded
+from bitnet_tuning.errors import UsageError
+
+COMMANDS = {
+    "host": "what is known of this machine",
+    "plan": "what would be run, and why",
+    "selftest": "whether an engine computes the right tokens",
+}
+
+_USAGE = "usage: python3 -m bitnet_tuning COMMAND [--help]"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return guarded(_dispatch, arguments)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        lines = [f"  {name:10}{text}" for name, text in COMMANDS.items()]
+        print("\n".join([_USAGE, "", "commands:", *lines]))
+        return 0 if arguments else 2
+    if arguments[0] not in COMMANDS:
+        raise UsageError(f"no such command: {arguments[0]}", f"commands: {', '.join(COMMANDS)}")
+    return int(import_module(f"bitnet_tuning.cli.{arguments[0]}").run(arguments[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

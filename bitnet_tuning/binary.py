@@ -1,0 +1,97 @@
+"""What an engine's program and libraries contain, without running the engine itself."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+
+from bitnet_tuning.openmp import GOMP, LLVM, MSVC, NONE
+
+_OWN_LIBRARY = re.compile(r"(lib)?(ggml|llama|mtmd|bitnet|xllamacpp)[^/\\]*\.(so|dylib|dll)", re.I)
+_EXECUTABLE_MAGIC = (
+    b"\x7fELF",
+    b"MZ",
+    b"\xcf\xfa\xed\xfe",
+    b"\xca\xfe\xba\xbe",
+    b"\xfe\xed\xfa\xcf",
+)
+
+_RUNTIMES = (
+    (GOMP, (b"libgomp.so", b"libgomp-1.dll", b"libgomp.1.dylib", b"GOMP_SPINCOUNT")),
+    (LLVM, (b"libomp.so", b"libiomp5", b"libomp140", b"libomp.dylib", b"KMP_BLOCKTIME")),
+    (MSVC, (b"vcomp140",)),
+)
+"""Names as they stand in the tables of libraries that a program needs; the last of the
+first two stands in the runtime's own code where that is linked statically."""
+
+_BLAS = (("openblas", b"libopenblas"), ("mkl", b"libmkl_"))
+
+Trace = Callable[[str], str]
+"""Lists the libraries of a program, as ``ldd`` prints them."""
+
+
+def is_executable_image(path: str) -> bool:
+    """Whether the file is a compiled program, not a script."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(4).startswith(_EXECUTABLE_MAGIC)
+    except OSError:
+        return False
+
+
+def own_files(program: str, trace: Trace) -> tuple[str, ...]:
+    """The program and those of its libraries that were built with it, resolved."""
+    beside = os.path.dirname(os.path.realpath(program))
+    found = [os.path.realpath(program)]
+    found += [
+        path for path in _linked(program, trace) if _OWN_LIBRARY.search(os.path.basename(path))
+    ]
+    found += [os.path.join(beside, name) for name in _names(beside) if _OWN_LIBRARY.match(name)]
+    return tuple(dict.fromkeys(os.path.realpath(path) for path in found))
+
+
+def _linked(program: str, trace: Trace) -> list[str]:
+    """Paths in ``name => /path (0x…)`` lines; the loader resolves run paths as at a start."""
+    if not sys.platform.startswith("linux") or not is_executable_image(program):
+        return []
+    return re.findall(r"=> (/\S.*?) \(0x", trace(program))
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def openmp_runtime(files: Iterable[str]) -> str | None:
+    """The runtime that any of the files needs or contains; None for a script, of which
+    nothing can be said."""
+    images = [path for path in files if is_executable_image(path)]
+    for runtime, names in _RUNTIMES:
+        if any(contains(path, names) for path in images):
+            return runtime
+    return NONE if images else None
+
+
+def blas_libraries(files: Iterable[str]) -> tuple[str, ...]:
+    paths = list(files)
+    return tuple(name for name, mark in _BLAS if any(contains(path, (mark,)) for path in paths))
+
+
+def knows_name(files: Iterable[str], name: str) -> bool | None:
+    """Whether ``name`` stands as a C string in one of the files; None for a script."""
+    images = [path for path in files if is_executable_image(path)]
+    mark = name.encode() + b"\0"
+    return any(contains(path, (mark,)) for path in images) if images else None
+
+
+def contains(path: str, marks: Iterable[bytes]) -> bool:
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return any(data.find(mark) >= 0 for mark in marks)
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,45 @@
+"""Command lines. Each program's ``main`` runs inside ``guarded``: the one error boundary."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from bitnet_tuning.errors import TuningError
+
+NAME = "bitnet-tuning"
+
+Body = Callable[[list[str]], int]
+
+
+def say(text: str) -> None:
+    """A line of ours: always on stderr, since stdout is the engine's."""
+    try:
+        print(f"{NAME}: {text}", file=sys.stderr, flush=True)
+    except OSError:
+        pass
+
+
+def guarded(body: Body, arguments: Sequence[str] | None = None) -> int:
+    """Runs ``body`` and answers the exit code: no traceback reaches a user, unless
+    BITNET_TUNING_DEBUG is set."""
+    try:
+        return body(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our stdout has gone; keep the interpreter from flushing into it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    except TuningError as error:
+        if os.environ.get("BITNET_TUNING_DEBUG"):
+            raise
+        say(f"error: {error}")
+        return error.exit_code
+    except Exception as error:
+        if os.environ.get("BITNET_TUNING_DEBUG"):
+            raise
+        say(f"error: {type(error).__name__}: {error}")
+        say("this is a fault of bitnet-tuning; BITNET_TUNING_DEBUG=1 shows where")
+        return 1

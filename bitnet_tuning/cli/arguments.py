@@ -1,0 +1,164 @@
+"""Flags that several programs share, and their checks."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import NoReturn
+
+from bitnet_tuning.errors import UsageError
+from bitnet_tuning.request import Request
+
+MOST_THREADS_ENGINE = 512
+"""GGML_MAX_N_THREADS in ggml.h: an engine asserts on more."""
+
+LARGEST_CONTEXT = 1 << 24
+"""Tokens; the longest context of any published model is 10 million."""
+
+_INT32 = (1 << 31) - 1
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors in one line that names the flag, by the one error boundary."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, f"{self.prog} --help lists the flags")
+
+
+def split_extra(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Our own arguments, and what follows ``--`` for the engine.
+
+    A prompt may look like a flag (``-p "--"``, ``-p -x``), so it is tied to its flag.
+    """
+    ours: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--":
+            break
+        if argument in ("-p", "--prompt"):
+            prompt = next(rest, None)
+            ours.append("--prompt" if prompt is None else f"--prompt={prompt}")
+        else:
+            ours.append(argument)
+    return ours, tuple(rest)
+
+
+def integer(low: int, high: int = _INT32) -> Callable[[str], int]:
+    """An argparse type: a whole number from ``low`` to ``high``."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{value} is not between {low} and {high}")
+        return value
+
+    return parse
+
+
+def number(low: float, high: float = math.inf) -> Callable[[str], float]:
+    """An argparse type: a finite number from ``low`` to ``high``."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not (low <= value <= high and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
+        return value
+
+    return parse
+
+
+def prompt(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("the prompt is empty")
+    return text
+
+
+def add_upstream(parser: argparse.ArgumentParser, prompt_required: bool) -> None:
+    """The flags of bitnet.cpp's own run_inference.py."""
+    add = parser.add_argument
+    add("-m", "--model", help="model file (GGUF, i2_s)")
+    add("-n", "--n-predict", type=integer(-2), default=128, metavar="N", help="tokens to generate")
+    add("-p", "--prompt", type=prompt, required=prompt_required, help="text to continue")
+    add(
+        *("-t", "--threads"),
+        type=integer(0, MOST_THREADS_ENGINE),
+        default=0,
+        metavar="N",
+        help="threads; 0 finds them by itself (default)",
+    )
+    add(
+        *("-c", "--ctx-size"),
+        type=integer(0, LARGEST_CONTEXT),
+        default=2048,
+        metavar="N",
+        help="context size in tokens",
+    )
+    add(
+        "-temp",
+        "--temperature",
+        type=number(0),
+        default=0.8,
+        metavar="T",
+        help="sampling temperature",
+    )
+    add("-cnv", "--conversation", action="store_true", help="chat; the prompt is the system prompt")
+
+
+def add_ours(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--engine", metavar="PATH", help="llama-cli, a folder that holds it, or `embedded`")
+    add("--dry-run", action="store_true", help="print the command and the reasons; run nothing")
+    add("--json", action="store_true", help="with --dry-run: print the plan as JSON")
+
+
+def add_optimized(parser: argparse.ArgumentParser) -> None:
+    """What run_inference_optimized.py takes beyond that."""
+    add = parser.add_argument
+    add("-f", "--file", metavar="FILE", help="read the prompt from a file")
+    add("--top-k", type=integer(0), metavar="K", help="sample from the K likeliest tokens; 0: all")
+    add("--top-p", type=number(0, 1), metavar="P", help="… from those that make up probability P")
+    add("--min-p", type=number(0, 1), metavar="P", help="… at least P times as likely as the best")
+    add("--repeat-penalty", type=number(0), metavar="X", help="penalty for repeating; 1 is none")
+    add("--seed", type=integer(-1, (1 << 32) - 1), metavar="N", help="random seed; -1 for any")
+    threads = integer(1, MOST_THREADS_ENGINE)
+    add("-tb", "--threads-batch", type=threads, metavar="N", help="threads for the prompt")
+    add("--max-threads", type=threads, metavar="N", help="upper bound of found threads (12)")
+    add("-b", "--batch-size", type=integer(1), metavar="N", help="logical batch size")
+    add("-ub", "--ubatch-size", type=integer(1), metavar="N", help="physical batch size")
+    add("--performance-mode", action="store_true", help="raise priority, lock the model in memory")
+    add("--quiet", action="store_true", help="hide the engine's log unless it fails")
+    add("--stats", action="store_true", help="speeds and time to first token after the run")
+
+
+def to_request(options: argparse.Namespace, extra: tuple[str, ...]) -> Request:
+    """The checked command line of either program."""
+    extended = vars(options).get
+    return Request(
+        prompt=options.prompt,
+        prompt_file=extended("file"),
+        model=options.model,
+        engine=options.engine,
+        n_predict=options.n_predict,
+        ctx_size=options.ctx_size,
+        temperature=options.temperature,
+        threads=options.threads or None,
+        threads_batch=extended("threads_batch"),
+        max_threads=extended("max_threads"),
+        batch=extended("batch_size"),
+        ubatch=extended("ubatch_size"),
+        top_k=extended("top_k"),
+        top_p=extended("top_p"),
+        min_p=extended("min_p"),
+        repeat_penalty=extended("repeat_penalty"),
+        seed=extended("seed"),
+        chat=options.conversation,
+        performance=bool(extended("performance_mode")),
+        extra=extra,
+    )

@@ -1,0 +1,118 @@
+"""``python3 -m bitnet_tuning host``: the facts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from bitnet_tuning.cli.arguments import Parser
+from bitnet_tuning.cpulist import format_list
+from bitnet_tuning.errors import MissingError
+from bitnet_tuning.host import Host, read_host
+
+GIBIBYTE = 1 << 30
+
+
+def run(arguments: list[str]) -> int:
+    import os  # noqa: PLC0415
+
+    parser = Parser(prog="bitnet_tuning host", description="Show what is known of this machine.")
+    parser.add_argument(
+        "--root", default="/", metavar="DIR", help="read this folder's sys and proc"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(arguments)
+    if not os.path.isdir(options.root):
+        raise MissingError(f"no such folder: {options.root}", "name one that holds sys and proc")
+    facts = host_facts(_with_flags(read_host(options.root), options.root))
+    print(json.dumps(facts, indent=2) if options.json else as_text(facts))
+    return 0
+
+
+def _with_flags(host: Host, root: str) -> Host:
+    """Where the kernel's file does not tell (no Linux), py-cpuinfo is asked: it is slow."""
+    if host.isa or root != "/":
+        return host
+    from bitnet_tuning.host.foreign import cpuinfo_flags  # noqa: PLC0415
+
+    return host._replace(isa=cpuinfo_flags())
+
+
+def host_facts(host: Host) -> dict[str, Any]:
+    """What other programs may rely on."""
+    return {
+        "logical_cpus": sorted(host.online),
+        "allowed_cpus": sorted(host.allowed),
+        "physical_cores": len(host.cores),
+        "packages": host.packages,
+        "numa_nodes": [{"id": node.id, "cpus": sorted(node.cpus)} for node in host.nodes],
+        "hybrid": _hybrid(host),
+        "threads_per_core": host.threads_per_core,
+        "cpu_quota": host.quota,
+        "usable_cores": host.usable_cores,
+        "governor": host.governor,
+        "wsl": host.wsl,
+        "memory_total": host.memory.total,
+        "memory_available": host.memory.available,
+        "isa": list(host.isa),
+        "vendor": host.vendor,
+        "topology_known": host.topology_known,
+    }
+
+
+def _hybrid(host: Host) -> dict[str, Any] | None:
+    kinds = host.hybrid
+    if kinds is None:
+        return None
+    return {
+        "performance_cores": kinds.performance_cores,
+        "efficiency_cores": kinds.efficiency_cores,
+        "performance_cpus": sorted(kinds.performance_cpus),
+        "efficiency_cpus": sorted(kinds.efficiency_cpus),
+    }
+
+
+_VECTOR_PREFIXES = (
+    "avx",
+    "fma",
+    "f16c",
+    "sse4",
+    "ssse3",
+    "amx",
+    "asimd",
+    "neon",
+    "sve",
+    "i8mm",
+    "vsx",
+)
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    """A line per fact, CPU sets as lists, sizes in GiB, only vector extensions of the ISA."""
+    shown = dict(facts)
+    for key in ("logical_cpus", "allowed_cpus"):
+        shown[key] = f"{format_list(facts[key])} ({len(facts[key])})"
+    nodes = (
+        f"{node['id']}: {format_list(node['cpus']) or 'memory only'}"
+        for node in facts["numa_nodes"]
+    )
+    shown["numa_nodes"] = "; ".join(nodes)
+    if facts["hybrid"]:
+        kinds = facts["hybrid"]
+        shown["hybrid"] = (
+            f"{kinds['performance_cores']} performance cores "
+            f"({format_list(kinds['performance_cpus'])}), "
+            f"{kinds['efficiency_cores']} efficiency cores "
+            f"({format_list(kinds['efficiency_cpus'])})"
+        )
+    for key in ("memory_total", "memory_available"):
+        shown[key] = None if facts[key] is None else f"{facts[key] / GIBIBYTE:.1f} GiB"
+    shown["isa"] = " ".join(flag for flag in facts["isa"] if flag.startswith(_VECTOR_PREFIXES))
+    width = max(len(key) for key in shown)
+    return "\n".join(f"{key:{width}}  {_plain(value)}" for key, value in shown.items())
+
+
+def _plain(value: object) -> str:
+    if value is None or value == "":
+        return "-"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -1,0 +1,121 @@
+"""The way from a request to a finished run, shared by every program that runs a prompt."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NamedTuple
+
+from bitnet_tuning import launch
+from bitnet_tuning.cli import say
+from bitnet_tuning.engine import EMBEDDED, Engine, know, locate
+from bitnet_tuning.errors import MissingError, UsageError
+from bitnet_tuning.host import Host, read_host, read_privileges
+from bitnet_tuning.model import Choice, choose_model
+from bitnet_tuning.outcome import Outcome, explain
+from bitnet_tuning.plan import Facts, Plan, make_plan
+from bitnet_tuning.request import Request
+from bitnet_tuning.state import State, default_folder
+
+
+class Prepared(NamedTuple):
+    """A run that only needs to be started."""
+
+    request: Request
+    host: Host
+    engine: Engine
+    choice: Choice
+    plan: Plan
+    stdin: str
+
+
+def prepare(request: Request, root: str = "/") -> Prepared:
+    """Reads the facts and decides. Says on stderr what the user should know; raises
+    TuningError."""
+    _check_prompt_file(request)
+    state = State(default_folder(os.environ))
+    folders = _folders()
+    location = locate(request.engine, os.environ, folders)
+    engine = know(location, state)
+    if engine.checkout and engine.checkout not in folders:
+        folders = (*folders, engine.checkout)
+    choice = choose_model(request.model, os.environ, folders, location.embedded, state)
+    host = read_host(root)
+    stdin = _stdin(request, engine)
+    facts = Facts(
+        host,
+        engine,
+        choice.model,
+        choice.reason,
+        os.environ,
+        feeds_stdin=stdin == launch.FEED,
+        privileges=read_privileges() if request.performance else None,
+    )
+    plan = make_plan(request, facts)
+    if location.embedded and EMBEDDED not in (request.engine, os.environ.get("BITNET_ENGINE")):
+        say("no compiled engine found: using the embedded one")
+    _say_all(choice.note, *plan.warnings, state.warning and f"warning: {state.warning}")
+    return Prepared(request, host, engine, choice, plan, stdin)
+
+
+def execute(prepared: Prepared, quiet: bool = False, keep_log: bool = False) -> Outcome:
+    """Runs the engine to its end and explains a death; the code is the program's own."""
+    plan, request = prepared.plan, prepared.request
+    times_first_token = keep_log and not request.chat and request.prompt is not None
+    outcome = launch.run(
+        launch.Launch(
+            argv=plan.command,
+            variables=plan.env,
+            cpus=plan.cpus,
+            stdin=prepared.stdin,
+            keep_log=keep_log or quiet,
+            show_log=not quiet,
+            echo=os.fsencode(request.prompt or "") if times_first_token else None,
+            nice=plan.nice,
+        )
+    )
+    if quiet and outcome.code not in (0, 130):
+        sys.stderr.flush()
+        sys.stderr.buffer.write(outcome.log)
+    _say_all(explain(outcome.code, prepared.choice.model.size, prepared.host.memory.available))
+    return outcome
+
+
+def _say_all(*lines: str | None) -> None:
+    for line in lines:
+        if line:
+            say(line)
+
+
+def _check_prompt_file(request: Request) -> None:
+    path = request.prompt_file
+    if path is None:
+        return
+    try:
+        with open(path, "rb") as file:
+            empty = not file.read(2).strip(b"\n")
+    except OSError as error:
+        raise MissingError(
+            f"cannot read the prompt file {path}: {error.strerror}", "name another one with -f"
+        ) from error
+    if empty:
+        raise UsageError(f"argument -f/--file: the prompt in {path} is empty")
+
+
+def _folders() -> tuple[str, ...]:
+    """Where a build or a model may lie: beside the script, beside this package (both are
+    the same but for links), in the current folder."""
+    script = os.path.dirname(os.path.abspath(sys.argv[0]))
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    return tuple(dict.fromkeys((script, package, os.getcwd())))
+
+
+def _stdin(request: Request, engine: Engine) -> str:
+    """An engine gets input only for a chat. One that would not notice the end of its
+    input is fed; a terminal has no end."""
+    if not request.chat:
+        return launch.NO_INPUT
+    notices_end = engine.embedded or engine.completion is not None
+    if notices_end or os.name == "nt" or (sys.stdin is not None and sys.stdin.isatty()):
+        return launch.INHERIT
+    return launch.FEED

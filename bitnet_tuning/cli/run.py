@@ -1,0 +1,31 @@
+"""run_inference.py: upstream's flags, the threads found by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bitnet_tuning.cli import guarded
+from bitnet_tuning.cli.arguments import Parser, add_ours, add_upstream, split_extra, to_request
+from bitnet_tuning.cli.inference import execute, prepare
+from bitnet_tuning.errors import UsageError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return guarded(_run, arguments)
+
+
+def _run(arguments: list[str]) -> int:
+    parser = Parser(description="Run a prompt with bitnet.cpp, at the speed this machine has.")
+    add_upstream(parser, prompt_required=True)
+    add_ours(parser)
+    ours, extra = split_extra(arguments)
+    options = parser.parse_args(ours)
+    if options.json and not options.dry_run:
+        raise UsageError("--json shows the plan and goes with --dry-run", "add --dry-run")
+    prepared = prepare(to_request(options, extra))
+    if options.dry_run:
+        from bitnet_tuning.cli.show import show_plan  # noqa: PLC0415
+
+        show_plan(prepared.plan, options.json)
+        return 0
+    return execute(prepared).code

@@ -1,0 +1,94 @@
+"""run_inference_optimized.py: performance mode, sampling flags, figures, governor."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from bitnet_tuning.cli import guarded, say
+from bitnet_tuning.cli.arguments import (
+    Parser,
+    add_optimized,
+    add_ours,
+    add_upstream,
+    split_extra,
+    to_request,
+)
+from bitnet_tuning.cli.inference import execute, prepare
+from bitnet_tuning.errors import UsageError
+from bitnet_tuning.host import Host
+from bitnet_tuning.outcome import Outcome, Speed, parse_timings
+from bitnet_tuning.request import Request
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return guarded(_run, arguments)
+
+
+def optimized_request(parser: Parser, arguments: list[str]) -> tuple[Request, argparse.Namespace]:
+    """Adds the flags to ``parser`` and reads them; raises UsageError."""
+    add_upstream(parser, prompt_required=False)
+    add_optimized(parser)
+    add_ours(parser)
+    ours, extra = split_extra(arguments)
+    options = parser.parse_args(ours)
+    if options.prompt is not None and options.file is not None:
+        raise UsageError("argument -f/--file: not together with -p/--prompt")
+    if options.prompt is None and options.file is None and not options.conversation:
+        raise UsageError("argument -p/--prompt: a prompt is needed", "give one with -p or -f")
+    return to_request(options, extra), options
+
+
+def _run(arguments: list[str]) -> int:
+    parser = Parser(description="Run a prompt with bitnet.cpp, with every knob within reach.")
+    request, options = optimized_request(parser, arguments)
+    if options.json and not options.dry_run:
+        raise UsageError("--json shows the plan and goes with --dry-run", "add --dry-run")
+    prepared = prepare(request)
+    if options.dry_run:
+        from bitnet_tuning.cli.show import show_plan  # noqa: PLC0415
+
+        show_plan(prepared.plan, options.json)
+        return 0
+    if not options.quiet:
+        say(f"threads {prepared.plan.reasons['threads']}")
+        say(governor_line(prepared.host))
+    outcome = execute(prepared, quiet=options.quiet, keep_log=options.stats)
+    if options.stats:
+        say(stats_line(outcome))
+    return outcome.code
+
+
+def governor_line(host: Host) -> str:
+    """The governor, and what to do where it may hold the clock down."""
+    if host.governor == "performance":
+        return "governor performance"
+    if host.governor:
+        return (
+            f"governor {host.governor}: it may hold the clock down; "
+            "`sudo cpupower frequency-set -g performance` would not"
+        )
+    if host.wsl:
+        return "governor not visible: under WSL, Windows' power mode decides"
+    return "governor not visible here (a virtual machine, or no frequency control)"
+
+
+def stats_line(outcome: Outcome) -> str:
+    """The engine's own figures, and our clock's for the first token."""
+    timings = parse_timings(outcome.log.decode("utf-8", "replace"))
+    parts = [
+        _speed("prompt", timings.prompt),
+        _speed("generation", timings.generation),
+        _first_token(outcome.first_token),
+    ]
+    return "; ".join(parts)
+
+
+def _speed(phase: str, speed: Speed | None) -> str:
+    if speed is None or speed.rate is None:
+        return f"{phase} not measured"
+    return f"{phase} {speed.rate:.1f} tokens/s ({speed.tokens} tokens)"
+
+
+def _first_token(seconds: float | None) -> str:
+    return "first token not seen" if seconds is None else f"first token after {seconds:.2f} s"

@@ -1,0 +1,49 @@
+"""A plan as text or JSON."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from typing import Any
+
+from bitnet_tuning.cpulist import format_list
+from bitnet_tuning.plan import Plan
+
+
+def plan_facts(plan: Plan) -> dict[str, Any]:
+    """What other programs may rely on."""
+    return {
+        "command": list(plan.command),
+        "env": plan.env,
+        "cpus": None if plan.cpus is None else format_list(plan.cpus),
+        "threads": plan.threads,
+        "threads_batch": plan.threads_batch,
+        "batch": plan.batch,
+        "ubatch": plan.ubatch,
+        "engine": plan.engine,
+        "model": plan.model,
+        "reasons": plan.reasons,
+    }
+
+
+def show_plan(plan: Plan, as_json: bool) -> None:
+    """JSON, or a line for a shell on stdout with the reasons on stderr."""
+    if as_json:
+        print(json.dumps(plan_facts(plan), indent=2))
+        return
+    print(shell_line(plan))
+    sys.stdout.flush()
+    width = max(len(field) for field in plan.reasons)
+    for field, reason in plan.reasons.items():
+        print(f"  {field:{width}}  {reason}", file=sys.stderr)
+
+
+def shell_line(plan: Plan) -> str:
+    """A command that can be pasted into a POSIX shell."""
+    words = [f"{name}={shlex.quote(value)}" for name, value in plan.env.items()]
+    if plan.cpus is not None:
+        words += ["taskset", "-c", format_list(plan.cpus)]
+    if plan.nice:
+        words += ["nice", "-n", str(plan.nice)]
+    return " ".join([*words, shlex.join(plan.command)])

@@ -1,0 +1,77 @@
+"""The engine's argument list; pure. No shell ever sees it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bitnet_tuning.engine import Engine
+    from bitnet_tuning.plan import Plan
+    from bitnet_tuning.request import Request
+
+
+def build_command(
+    plan: Plan, request: Request, engine: Engine, feeds_stdin: bool
+) -> tuple[str, ...]:
+    """Upstream's flags in upstream's order, then what the plan and the user add.
+
+    A flag that not every generation has is passed only where the engine lists it.
+    """
+    flags = engine.chat_flags if request.chat else engine.flags
+    command = [
+        *engine.program(request.chat),
+        *("-m", plan.model),
+        *("-n", str(request.n_predict)),
+        *("-t", str(plan.threads)),
+        *_prompt(request),
+        *("-ngl", "0"),
+        *("-c", str(request.ctx_size)),
+        *("--temp", _number(request.temperature)),
+        *_threads_batch(plan, flags),
+        *_sampling(request),
+        *_pair("-b", plan.batch),
+        *_pair("-ub", plan.ubatch),
+        *(("--mlock",) if plan.mlock else ()),
+        *_mode(request, flags, feeds_stdin),
+        *request.extra,
+    ]
+    return tuple(command)
+
+
+def _prompt(request: Request) -> tuple[str, ...]:
+    if request.prompt_file is not None:
+        return ("-f", request.prompt_file)
+    return () if request.prompt is None else ("-p", request.prompt)
+
+
+def _threads_batch(plan: Plan, flags: frozenset[str]) -> tuple[str, ...]:
+    known = "-tb" in flags or not flags
+    return ("-tb", str(plan.threads_batch)) if known else ()
+
+
+def _sampling(request: Request) -> tuple[str, ...]:
+    return (
+        *_pair("--top-k", request.top_k),
+        *_pair("--top-p", request.top_p),
+        *_pair("--min-p", request.min_p),
+        *_pair("--repeat-penalty", request.repeat_penalty),
+        *_pair("-s", request.seed),
+    )
+
+
+def _mode(request: Request, flags: frozenset[str], feeds_stdin: bool) -> list[str]:
+    """Chat or not, and the prompt as it is: llama.cpp turns ``\\n`` in it into a newline
+    unless told not to."""
+    wanted = ["-cnv"] if request.chat else ["-no-cnv"]
+    wanted.append("--no-escape")
+    if feeds_stdin:
+        wanted.append("--simple-io")
+    return [flag for flag in wanted if flag in flags or flag == "-cnv"]
+
+
+def _pair(flag: str, value: float | None) -> tuple[str, ...]:
+    return () if value is None else (flag, _number(value))
+
+
+def _number(value: float) -> str:
+    return str(value)

@@ -1,0 +1,219 @@
+"""Find an engine and know what it can do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from bitnet_tuning.errors import MissingError
+from bitnet_tuning.state import Record, State
+
+EMBEDDED = "embedded"
+"""The name by which --engine and BITNET_ENGINE ask for the embedded engine."""
+
+_SUFFIX = ".exe" if os.name == "nt" else ""
+_CLI = "llama-cli" + _SUFFIX
+_BUILD_FOLDERS = (os.path.join("build", "bin", "Release"), os.path.join("build", "bin"))
+
+ARCHITECTURES = (
+    "bitnet",
+    "bitnet-25",
+    "bitnet-b1.58",
+    "llama",
+    "falcon",
+    "gemma",
+    "qwen2",
+    "qwen3",
+)
+"""Those in which ternary models are published; whether an engine knows them is probed."""
+
+
+class Location(NamedTuple):
+    """Where an engine was found."""
+
+    cli: str
+    """Absolute path of llama-cli, or of the embedded engine's module."""
+    source: str
+    """How it was found, for the plan's reasons."""
+    embedded: bool = False
+
+
+class Engine(NamedTuple):
+    """An engine and what a probe learned of it. None stands for "not known"."""
+
+    location: Location
+    version: str
+    flags: frozenset[str]
+    """What the help of the program for one-shot prompts lists."""
+    chat_flags: frozenset[str]
+    """What llama-cli's own help lists."""
+    openmp: str | None
+    blas: tuple[str, ...]
+    isa: frozenset[str]
+    """Instruction sets it is built with, in llama.cpp's spelling: AVX2, NEON."""
+    i2_s: bool | None
+    architectures: Mapping[str, bool]
+    files: tuple[str, ...]
+    """The program and its own libraries."""
+    completion: str | None
+    """llama-completion beside llama-cli: there, llama-cli is a chat program."""
+    bench: str | None
+    server: str | None
+
+    @property
+    def embedded(self) -> bool:
+        return self.location.embedded
+
+    @property
+    def path(self) -> str:
+        return self.location.cli
+
+    @property
+    def checkout(self) -> str | None:
+        """The folder that holds build/bin/llama-cli, where it is laid out like that."""
+        folder = os.path.dirname(self.path)
+        for build in _BUILD_FOLDERS:
+            if folder.endswith(os.sep + build):
+                return folder[: -len(build) - 1]
+        return None
+
+    def program(self, chat: bool) -> tuple[str, ...]:
+        """The argv that starts it for a chat or for a one-shot prompt."""
+        if self.embedded:
+            return (sys.executable, self.path)
+        return (self.path if chat or self.completion is None else self.completion,)
+
+
+def locate(named: str | None, environ: Mapping[str, str], folders: tuple[str, ...]) -> Location:
+    """The engine to use: the named one, BITNET_ENGINE, a build below one of ``folders``,
+    PATH, the embedded one; raises MissingError.
+
+    A named engine that is not there is an error: never quietly another one.
+    """
+    for name, source in ((named, "--engine"), (environ.get("BITNET_ENGINE"), "BITNET_ENGINE")):
+        if name:
+            return _named(name, source)
+    for folder in folders:
+        found = _built_below(folder)
+        if found:
+            return Location(found, f"found in {os.path.dirname(found)}")
+    on_path = _on_path(environ.get("PATH", ""))
+    if on_path:
+        return Location(on_path, "found on PATH")
+    if has_embedded():
+        return _embedded("no compiled engine was found")
+    raise MissingError(
+        "no engine: looked for build/bin/llama-cli in "
+        f"{', '.join(folders)}, for llama-cli on PATH and for the embedded engine",
+        "build bitnet.cpp and name its llama-cli with --engine or BITNET_ENGINE, "
+        "or install the embedded engine: pip install xllamacpp",
+    )
+
+
+def _named(name: str, source: str) -> Location:
+    if name == EMBEDDED:
+        if not has_embedded():
+            raise MissingError(
+                f"{source} asks for the embedded engine, which is not installed",
+                "install it: pip install xllamacpp",
+            )
+        return _embedded(f"asked for with {source}")
+    path = os.path.abspath(os.path.expanduser(name))
+    if os.path.isfile(path):
+        return Location(path, f"named with {source}")
+    for folder in ("", *_BUILD_FOLDERS, "bin"):
+        candidate = os.path.join(path, folder, _CLI)
+        if os.path.isfile(candidate):
+            return Location(candidate, f"named with {source}")
+    what = f"no {_CLI} in the folder" if os.path.isdir(path) else "no such engine:"
+    raise MissingError(f"{what} {path} (from {source})", f"name a {_CLI} or a folder that holds it")
+
+
+def _built_below(folder: str) -> str | None:
+    for build in _BUILD_FOLDERS:
+        candidate = os.path.join(os.path.abspath(folder), build, _CLI)
+        if os.path.isfile(candidate):
+            return candidate
+    return None
+
+
+def _on_path(path: str) -> str | None:
+    for folder in path.split(os.pathsep):
+        candidate = os.path.join(folder or os.curdir, _CLI)
+        if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
+            return os.path.abspath(candidate)
+    return None
+
+
+def has_embedded() -> bool:
+    """Whether this Python can run the embedded engine."""
+    return embedded_library() is not None
+
+
+def embedded_library() -> str | None:
+    """The folder of the installed xllamacpp, found without importing it."""
+    for folder in sys.path:
+        candidate = os.path.join(folder or os.curdir, "xllamacpp")
+        if os.path.isfile(os.path.join(candidate, "__init__.py")):
+            return candidate
+    return None
+
+
+def _embedded(source: str) -> Location:
+    module = os.path.join(os.path.dirname(os.path.abspath(__file__)), "embedded.py")
+    return Location(module, source, embedded=True)
+
+
+def know(location: Location, state: State) -> Engine:
+    """What is known of the engine: from the last probe as long as its files are the same,
+    else from a new one, which is remembered."""
+    record = state.load("engine", location.cli)
+    if record is None or not _is_current(record, location):
+        from bitnet_tuning.probe import probe  # noqa: PLC0415
+
+        record = probe(location)
+        if record["complete"]:
+            state.store("engine", location.cli, record)
+    return _engine(location, record)
+
+
+def identity(path: str) -> list[object]:
+    """Path, size in bytes and modification time in nanoseconds; raises OSError."""
+    seen = os.stat(path)
+    return [path, seen.st_size, seen.st_mtime_ns]
+
+
+def beside(cli: str, name: str) -> str | None:
+    """Another program of the same build, such as ``llama-bench``."""
+    path = os.path.join(os.path.dirname(cli), name + _SUFFIX)
+    return path if os.path.isfile(path) else None
+
+
+def _is_current(record: Record, location: Location) -> bool:
+    try:
+        same = all(identity(path) == [path, *rest] for path, *rest in record["identities"])
+        completion = None if location.embedded else beside(location.cli, "llama-completion")
+        return bool(same and record["completion"] == completion)
+    except (OSError, KeyError, TypeError, ValueError):
+        return False
+
+
+def _engine(location: Location, record: Record) -> Engine:
+    compiled = not location.embedded
+    return Engine(
+        location=location,
+        version=record["version"],
+        flags=frozenset(record["flags"]),
+        chat_flags=frozenset(record["chat_flags"]),
+        openmp=record["openmp"],
+        blas=tuple(record["blas"]),
+        isa=frozenset(record["isa"]),
+        i2_s=record["i2_s"],
+        architectures=record["architectures"],
+        files=tuple(identity[0] for identity in record["identities"]),
+        completion=record["completion"],
+        bench=beside(location.cli, "llama-bench") if compiled else None,
+        server=beside(location.cli, "llama-server") if compiled else None,
+    )

@@ -1,0 +1,189 @@
+"""From facts to one decision: how to run this engine with this model here; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from bitnet_tuning.command import build_command
+from bitnet_tuning.errors import UnsupportedError
+from bitnet_tuning.ggml_types import I2_S
+from bitnet_tuning.openmp import choose_variables
+from bitnet_tuning.threads import choose_threads
+
+if TYPE_CHECKING:
+    from bitnet_tuning.engine import Engine
+    from bitnet_tuning.gguf import ModelFile
+    from bitnet_tuning.host import Host, Privileges
+    from bitnet_tuning.request import Request
+
+GIBIBYTE = 1 << 30
+MEBIBYTE = 1 << 20
+
+PERFORMANCE_NICE = -5
+"""Niceness asked for in performance mode: before ordinary work, behind the kernel's own."""
+
+MLOCK_SHARE = 0.8
+"""Of the available memory a locked model may take at most this much."""
+
+
+class Plan(NamedTuple):
+    """A whole run, decided. ``batch`` and ``ubatch`` are None where the engine's own stay."""
+
+    command: tuple[str, ...]
+    env: dict[str, str]
+    cpus: frozenset[int] | None
+    threads: int
+    threads_batch: int
+    batch: int | None
+    ubatch: int | None
+    engine: str
+    model: str
+    reasons: dict[str, str]
+    warnings: tuple[str, ...] = ()
+    mlock: bool = False
+    nice: int = 0
+
+
+class Facts(NamedTuple):
+    """All that a decision rests on, besides the request."""
+
+    host: Host
+    engine: Engine
+    model: ModelFile
+    model_reason: str
+    environ: Mapping[str, str]
+    feeds_stdin: bool = False
+    """Whether the engine's input will be a pipe that this program fills."""
+    privileges: Privileges | None = None
+    """What performance mode may use; None where it is not asked for."""
+
+
+def make_plan(request: Request, facts: Facts) -> Plan:
+    """Decides everything. Raises UnsupportedError where engine and model cannot work
+    together, UsageError for a senseless variable."""
+    host, engine, model, environ = facts.host, facts.engine, facts.model, facts.environ
+    check_pair(engine, model)
+    threads = choose_threads(
+        host, environ, request.threads, request.threads_batch, request.max_threads
+    )
+    quota_binds = host.quota is not None and host.quota < len(host.allowed)
+    openmp = choose_variables(engine.openmp, engine.blas, threads.generation, quota_binds, environ)
+    boost = _boost(facts) if request.performance else NO_BOOST
+    draft = Plan(
+        command=(),
+        env=openmp.variables,
+        cpus=threads.cpus,
+        threads=threads.generation,
+        threads_batch=threads.prompt,
+        batch=request.batch,
+        ubatch=request.ubatch,
+        engine=engine.path,
+        model=model.path,
+        reasons={},
+        warnings=threads.warnings + boost.warnings + _memory_warnings(host, model),
+        mlock=boost.mlock,
+        nice=boost.nice,
+    )
+    reasons = {
+        "command": _why_command(engine, request),
+        "env": openmp.reason,
+        "cpus": threads.cpus_reason,
+        "threads": threads.reason,
+        "threads_batch": threads.prompt_reason,
+        "batch": _why_batch(request.batch, "--batch-size"),
+        "ubatch": _why_batch(request.ubatch, "--ubatch-size"),
+        "engine": engine.location.source,
+        "model": f"{facts.model_reason}: {model.architecture}, {model.quantization}",
+    }
+    if request.performance:
+        reasons["performance"] = boost.reason
+    return draft._replace(
+        command=build_command(draft, request, engine, facts.feeds_stdin), reasons=reasons
+    )
+
+
+def check_pair(engine: Engine, model: ModelFile) -> None:
+    """Refuses what would fail after loading, or worse, compute garbage; says what works."""
+    if model.quantization in ("tl1", "tl2"):
+        raise UnsupportedError(
+            f"{model.path} is a {model.quantization} file: it works only in a build generated "
+            "for its very shape",
+            "use the model's i2_s file: python3 setup_env.py -md MODEL_FOLDER -q i2_s",
+        )
+    if model.quantization == I2_S and engine.i2_s is False:
+        kind = "the embedded engine" if engine.embedded else engine.path
+        raise UnsupportedError(
+            f"{kind} is mainline llama.cpp and has no i2_s kernels, which {model.path} needs",
+            "use a llama-cli built from bitnet.cpp (--engine), or a TQ2_0 file of the model",
+        )
+    if engine.architectures.get(model.architecture) is False:
+        raise UnsupportedError(
+            f"the engine {engine.path} does not know the architecture "
+            f"{model.architecture!r} of {model.path}",
+            "use a current bitnet.cpp build (--engine), or another file of the model",
+        )
+
+
+def _why_command(engine: Engine, request: Request) -> str:
+    if engine.embedded:
+        return "the embedded engine takes llama-cli's flags"
+    if request.chat:
+        return "llama-cli runs chats"
+    if engine.completion:
+        return "one-shot prompts belong to llama-completion; llama-cli beside it is a chat program"
+    return "llama-cli completes a prompt and exits"
+
+
+def _why_batch(asked: int | None, flag: str) -> str:
+    return f"as {flag} says" if asked else "the engine's own default"
+
+
+class _Boost(NamedTuple):
+    """What performance mode comes to."""
+
+    mlock: bool
+    nice: int
+    reason: str
+    warnings: tuple[str, ...]
+
+
+NO_BOOST = _Boost(False, 0, "", ())
+
+
+def _boost(facts: Facts) -> _Boost:
+    refused = _no_lock(facts)
+    privileges = facts.privileges
+    lowest = privileges.lowest_nice if privileges else 0
+    nice = PERFORMANCE_NICE if lowest <= PERFORMANCE_NICE else 0
+    warnings = [refused] if refused else []
+    if not nice:
+        warnings.append("priority is not raised: that needs root or a nice limit (ulimit -e)")
+    said = [f"niceness {nice:+d}" if nice else "ordinary priority"]
+    said.append("the model stays unlocked" if refused else "the model is locked in memory")
+    return _Boost(not refused, nice, "; ".join(said), tuple(warnings))
+
+
+def _no_lock(facts: Facts) -> str | None:
+    """Why the model is not locked in memory, or None where that is allowed and safe."""
+    model, available = facts.model, facts.host.memory.available
+    limit = facts.privileges.lockable if facts.privileges else 0
+    if "--mlock" not in facts.engine.flags:
+        return "the model is not locked in memory: this engine cannot"
+    if available is None or model.size > MLOCK_SHARE * available:
+        return "the model is not locked in memory: too little is available"
+    if limit is not None and model.size > limit:
+        return (
+            f"the model is not locked in memory: the limit is {limit // MEBIBYTE} MiB (ulimit -l)"
+        )
+    return None
+
+
+def _memory_warnings(host: Host, model: ModelFile) -> tuple[str, ...]:
+    available = host.memory.available
+    if available is None or model.size <= available:
+        return ()
+    return (
+        f"the model takes {model.size / GIBIBYTE:.1f} GiB, available are "
+        f"{available / GIBIBYTE:.1f}: it will be read from disk again for every token",
+    )

@@ -1,0 +1,108 @@
+"""Ask an engine once what it can do; the answers are remembered with its files."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+
+from bitnet_tuning import binary, demo
+from bitnet_tuning.engine import ARCHITECTURES, Location, beside, embedded_library, identity
+from bitnet_tuning.launch import capture
+from bitnet_tuning.state import Record
+
+_PLACEHOLDER = re.compile(r"^[A-Z<{\[(.]")
+_VERSION = re.compile(r"^version: .*$", re.MULTILINE)
+_FEATURE = re.compile(r"\b([A-Z][A-Z0-9_]*) = (\d+)")
+
+
+def probe(location: Location) -> Record:
+    """Runs the engine's help, version and a one-token prompt; never raises for an engine
+    that fails them. ``complete`` says whether the answers are worth remembering."""
+    completion = None if location.embedded else beside(location.cli, "llama-completion")
+    chat = (sys.executable, location.cli) if location.embedded else (location.cli,)
+    once = (completion,) if completion else chat
+    help_text = capture((*once, "--help"))
+    chat_help = help_text if once == chat else capture((*chat, "--help"))
+    flags = parse_flags(help_text.stdout + help_text.stderr)
+    version = capture((*chat, "--version"))
+    files = _files(location)
+    i2_s = binary.knows_name(files, "i2_s")
+    return {
+        "complete": help_text.code is not None and bool(flags),
+        "identities": [identity(path) for path in files],
+        "version": parse_version(version.stdout + version.stderr),
+        "flags": sorted(flags),
+        "chat_flags": sorted(parse_flags(chat_help.stdout + chat_help.stderr)),
+        "openmp": binary.openmp_runtime(files),
+        "blas": list(binary.blas_libraries(files)),
+        "isa": sorted(_isa(once, i2_s)),
+        "i2_s": i2_s,
+        "architectures": _architectures(files),
+        "completion": completion,
+    }
+
+
+def _files(location: Location) -> tuple[str, ...]:
+    if not location.embedded:
+        return binary.own_files(location.cli, trace_libraries)
+    library = embedded_library() or ""
+    names = sorted(os.listdir(library)) if library else []
+    modules = [os.path.join(library, name) for name in names if name.endswith((".so", ".pyd"))]
+    return (os.path.abspath(location.cli), *modules)
+
+
+def trace_libraries(program: str) -> str:
+    """What the dynamic loader would map. ``--version`` keeps a static program short."""
+    return capture((program, "--version"), {"LD_TRACE_LOADED_OBJECTS": "1"}).stdout
+
+
+def _architectures(files: tuple[str, ...]) -> dict[str, bool]:
+    known = {name: binary.knows_name(files, name) for name in ARCHITECTURES}
+    return {name: found for name, found in known.items() if found is not None}
+
+
+def _isa(program: tuple[str, ...], i2_s: bool | None) -> set[str]:
+    """From the ``system_info`` line, which is printed only once a model is loaded."""
+    model = demo.I2_S if i2_s else demo.TQ2_0
+    if not os.path.isfile(model):
+        return set()
+    ran = capture((*program, "-m", model, "-p", "a", "-n", "1", "-t", "1", "-c", "64", "-ngl", "0"))
+    return parse_system_info(ran.stderr + ran.stdout)
+
+
+def parse_flags(help_text: str) -> set[str]:
+    """Every flag that a help text in llama.cpp's style defines, not those it mentions."""
+    flags: set[str] = set()
+    for line in help_text.splitlines():
+        if line.lstrip().startswith("-"):
+            flags.update(_defined_in(line.split()))
+    return flags
+
+
+def _defined_in(words: list[str]) -> list[str]:
+    """``-t, --threads N  number of threads`` -> -t, --threads: flags, each with at most one
+    placeholder behind it, up to the description."""
+    found: list[str] = []
+    after_flag = False
+    for word in words:
+        if word.startswith("-") and len(word) > 1:
+            found.append(word.rstrip(",").partition("=")[0])
+            after_flag = True
+        elif after_flag and _PLACEHOLDER.match(word):
+            after_flag = False
+        else:
+            break
+    return found
+
+
+def parse_version(text: str) -> str:
+    found = _VERSION.search(text)
+    return found[0].removeprefix("version: ").strip() if found else ""
+
+
+def parse_system_info(log: str) -> set[str]:
+    """Names with a value other than 0 in the ``system_info`` line, such as AVX2."""
+    lines = [line for line in log.splitlines() if "system_info:" in line]
+    pairs = _FEATURE.findall(lines[-1]) if lines else []
+    return {name for name, value in pairs if value != "0"}

@@ -1,0 +1,9 @@
+#!/usr/bin/env python3
+"""Run a prompt with bitnet.cpp, with performance mode, sampling flags and figures."""
+
+import sys
+
+from bitnet_tuning.cli.run_optimized import main
+
+if __name__ == "__main__":
+    sys.exit(main())
