@@ -1,0 +1,587 @@
+"""The embedded engine, from its flags to the text of a real model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import types
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitnet_tuning import demo
+from bitnet_tuning._embedded import bench_options, chat, listener, options, text
+from bitnet_tuning._embedded.bench_options import Config, Test
+from bitnet_tuning._embedded.bench_report import Facts, record
+from bitnet_tuning._embedded.errors import EngineError
+from bitnet_tuning._embedded.output import Until
+from bitnet_tuning._embedded.timings import Timings, from_result, perf_lines, total
+
+Test.__test__ = False  # type: ignore[attr-defined]  # a row of a benchmark, not a test
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "bitnet_tuning" / "embedded.py"
+MODEL = Path(demo.TQ2_0)
+# Ample for a run of milliseconds on a busy machine; only a hang takes it.
+PATIENCE = 60
+# Threads that spin while others want the CPU would make these tests slow.
+CALM = {"OMP_WAIT_POLICY": "passive"}
+
+
+def run(
+    *args: str | bytes,
+    stdin: bytes = b"",
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the engine by its path, as the launcher does."""
+    return subprocess.run(
+        [sys.executable, SCRIPT, *args],
+        input=stdin,
+        capture_output=True,
+        timeout=PATIENCE,
+        env={**os.environ, **CALM, **(env or {})},
+        cwd=cwd,
+        check=False,
+    )
+
+
+# ---- without a model ----
+
+
+def test_flags_take_the_next_argument_whatever_it_looks_like() -> None:
+    parsed = options.parse(["-p", "-foo", "-n", "-1", "-t", "3", "--temp", "0"])
+    assert parsed.prompt == b"-foo"
+    assert (parsed.n_predict, parsed.threads, parsed.threads_batch) == (-1, 3, 3)
+    assert parsed.temperature == 0.0
+    assert options.parse(["-t", "1", "-tb", "4"]).threads_batch == 4
+    assert options.parse(["--n_predict", "7"]).n_predict == 7
+
+
+def test_threads_default_to_the_allowed_cpus() -> None:
+    assert options.parse([]).threads == options.allowed_cpus() >= 1
+    assert options.parse(["-t", "-1"]).threads == options.allowed_cpus()
+
+
+def test_switches_and_flags_with_an_optional_value() -> None:
+    parsed = options.parse(["-cnv", "-no-cnv", "--no-mmap", "-fa", "-n", "1", "-ngl", "99"])
+    assert (parsed.chat, parsed.mmap, parsed.flash_attention) == (False, False, "on")
+    assert options.parse(["-fa", "off"]).flash_attention == "off"
+    assert options.parse(["-r", "a", "-r", "b"]).reverse_prompts == (b"a", b"b")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--foo"], "invalid argument: --foo"),
+        (["stray"], "invalid argument: stray"),
+        (["-p"], 'error while handling argument "-p": expected value for argument'),
+        (["-n", "many"], "error while handling argument \"-n\": not a whole number: 'many'"),
+        (["--numa", "x"], "'x' is none of distribute, isolate, numactl"),
+        (["-f", "/no/such"], "failed to open file '/no/such': No such file or directory"),
+    ],
+)
+def test_usage_errors(argv: list[str], message: str) -> None:
+    with pytest.raises(EngineError, match=re.escape(message)):
+        options.parse(argv)
+
+
+def test_escapes_are_processed_unless_told_otherwise(tmp_path: Path) -> None:
+    assert text.unescape(rb"a\n\t\\n\x41\q\x4") == b"a\n\t\\nA\\q\\x4"
+    assert options.parse(["-p", r"a\nb"]).prompt == b"a\nb"
+    assert options.parse(["--no-escape", "-p", r"a\nb"]).prompt == rb"a\nb"
+    file = tmp_path / "prompt"
+    file.write_bytes(b"one\n\n")
+    assert options.parse(["-f", str(file)]).prompt == b"one\n"
+
+
+def test_bytes_that_are_no_text_reach_the_model_as_replacement() -> None:
+    raw = text.from_argv(os.fsdecode(b"caf\xc3\xa9 \xff \xf0\x9f\x99\x82"))
+    assert raw == b"caf\xc3\xa9 \xff \xf0\x9f\x99\x82"
+    assert text.for_model(raw) == "café � 🙂"
+
+
+def test_timings_count_steps_not_tokens() -> None:
+    result = {"prompt_n": 5, "prompt_ms": 12.34, "predicted_n": 16, "predicted_ms": 150.0}
+    timings = from_result(result)
+    assert timings == Timings(5, 12.34, 15, 150.0)
+    assert from_result({**result, "predicted_n": 1, "predicted_ms": 0.001}).predicted_ms == 0
+    assert total([timings, timings]) == Timings(10, 24.68, 30, 300.0)
+
+
+def test_perf_lines_are_llama_cpps() -> None:
+    lines = perf_lines(123.45, 170.0, Timings(5, 12.34, 15, 150.0)).splitlines()
+    assert lines[1:] == [
+        "llama_perf_context_print:        load time =     123.45 ms",
+        "llama_perf_context_print: prompt eval time =      12.34 ms /     5 tokens "
+        "(    2.47 ms per token,   405.19 tokens per second)",
+        "llama_perf_context_print:        eval time =     150.00 ms /    15 runs   "
+        "(   10.00 ms per token,   100.00 tokens per second)",
+        "llama_perf_context_print:       total time =     170.00 ms /    20 tokens",
+    ]
+
+
+def test_perf_lines_of_nothing_divide_by_nothing() -> None:
+    assert "0.00 tokens per second" in perf_lines(1.0, 1.0, Timings())
+
+
+def test_a_reverse_prompt_may_be_split_over_pieces() -> None:
+    from bitnet_tuning._embedded.engine import Piece  # noqa: PLC0415
+
+    pieces = [Piece(word, "", None) for word in ("ab", "US", "ER:", "never")]
+    assert [piece.text for piece in Until([b"USER:"])(pieces)] == ["ab", "US", "ER:"]
+    assert len(list(Until([])(pieces))) == 4
+
+
+def test_the_prompt_of_a_chat() -> None:
+    def openings(*argv: str) -> tuple[bytes, bytes]:
+        return chat._openings(options.parse(argv))
+
+    assert openings("-cnv", "-p", "be kind") == (b"be kind", b"")
+    assert openings("-cnv", "-sys", "be kind", "-p", "hello") == (b"be kind", b"hello")
+    assert openings("-cnv", "-st", "-p", "hello") == (b"", b"hello")
+
+
+def test_bench_lists_and_ranges() -> None:
+    parsed = bench_options.parse(
+        ["-t", "1,2", "-t", "4-8+2", "-p", "0", "-n", "8", "-pg", "4,2", "-b", "1-8*2"]
+    )
+    assert parsed.threads == (1, 2, 4, 6, 8)
+    assert parsed.batch == (1, 2, 4, 8)
+    assert [test.name for test in bench_options.tests(parsed)] == ["tg8", "pp4+tg2"]
+    assert len(bench_options.configs(parsed)) == 20
+
+
+@pytest.mark.parametrize("argv", [["-t", "0"], ["-p", "x"], ["-pg", "5"], ["-fa", "2"], ["-z"]])
+def test_bench_usage_errors(argv: list[str]) -> None:
+    with pytest.raises(EngineError):
+        bench_options.parse(argv)
+
+
+def test_bench_record_computes_speeds() -> None:
+    from bitnet_tuning._embedded.bench import Sample  # noqa: PLC0415
+
+    config = Config(2048, 512, 2, True, False)
+    samples = [Sample(100, 500_000_000), Sample(100, 1_000_000_000)]
+    row = record(Facts({}, 1), config, Test(100, 0), 0.0, samples)
+    assert row["samples_ts"] == [200.0, 100.0]
+    assert (row["avg_ts"], row["avg_ns"]) == (150.0, 750_000_000)
+    assert row["test_time"] == "1970-01-01T00:00:00Z"
+    single = record(Facts({}, 1), config, Test(100, 0), 0.0, samples[:1])
+    assert single["stddev_ts"] == 0.0
+
+
+# ---- the program, without a model ----
+
+
+@pytest.fixture
+def broken_binding(tmp_path: Path) -> dict[str, str]:
+    """An environment in which importing xllamacpp fails as if it were not installed."""
+    fake = tmp_path / "xllamacpp.py"
+    fake.write_text("raise ImportError(\"No module named 'xllamacpp'\")\n")
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+@pytest.mark.parametrize("argv", [["-h"], ["--help"], ["bench", "-h"]])
+def test_help_needs_no_binding(argv: list[str], broken_binding: dict[str, str]) -> None:
+    result = run(*argv, env=broken_binding)
+    lines = result.stdout.decode().splitlines()
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert "embedded" in lines[0]
+    assert any(re.match(r"-t, +--threads N +\S", line) for line in lines)
+    assert any(re.match(r"-ub, +--ubatch-size N +\S", line) for line in lines)
+
+
+def test_version_needs_no_binding(broken_binding: dict[str, str]) -> None:
+    result = run("--version", env=broken_binding)
+    assert result.returncode == 0
+    assert result.stdout == b"version: embedded (xllamacpp is not installed)\n"
+
+
+def test_a_missing_binding_is_named(broken_binding: dict[str, str], tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    model.write_bytes(b"GGUF")
+    result = run("-m", str(model), "-p", "x", env=broken_binding)
+    assert result.returncode == 3
+    assert b"pip install xllamacpp" in result.stderr
+    assert b"Traceback" not in result.stderr
+    debug = run("-m", str(model), "-p", "x", env={**broken_binding, "BITNET_TUNING_DEBUG": "1"})
+    assert b"Traceback" in debug.stderr
+
+
+def test_usage_error_of_the_program(tmp_path: Path) -> None:
+    result = run("--foo", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (1, b"")
+    assert result.stderr == b"error: invalid argument: --foo\n"
+
+
+def test_missing_model() -> None:
+    result = run("-m", "/no/such.gguf", "-p", "x")
+    assert (result.returncode, result.stdout) == (1, b"")
+    assert result.stderr == (
+        b"error: failed to open model '/no/such.gguf': No such file or directory\n"
+    )
+
+
+def test_run_as_a_module_and_by_path_from_within_the_package() -> None:
+    by_path = run("--help", cwd=SCRIPT.parent)
+    as_module = subprocess.run(
+        [sys.executable, "-m", "bitnet_tuning.embedded", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert by_path.stdout == as_module.stdout != b""
+
+
+# ---- the program over a binding that never ends ----
+
+FAKE = """
+import json, os, sys, time, types
+
+class Names:
+    def __getattr__(self, name):
+        return name
+
+class CommonParams:
+    def __init__(self):
+        self.model = types.SimpleNamespace()
+        self.cpuparams = types.SimpleNamespace()
+        self.cpuparams_batch = types.SimpleNamespace()
+        self.hostnames, self.n_threads_http, self.n_parallel, self.ui = [], -1, 4, True
+
+llama_flash_attn_type = common_reasoning_format = Names()
+ggml_sched_priority = int
+
+def get_system_info():
+    return "CPU : FAKE = 1 | "
+
+class Server:
+    def __init__(self, params):
+        print("PARAMS " + json.dumps(vars(params), default=vars), file=sys.stderr, flush=True)
+
+    def handle_completions(self, request, callback):
+        timings = dict(prompt_n=3, prompt_ms=1.0, predicted_n=2, predicted_ms=1.0)
+        if os.environ.get("PROMPT_TAKES_FOREVER"):
+            time.sleep(1000)
+        if os.environ.get("TEXT_ENDS"):
+            return callback({"choices": [{"text": "\u00e9nd", "finish_reason": "stop"}]})
+        while not callback({"choices": [{"text": "word "}], "timings": timings}):
+            time.sleep(0.01)
+
+    def handle_chat_completions(self, request, callback):
+        while not callback({"choices": [{"delta": {"content": "word "}}]}):
+            time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts the engine over a binding whose answers go on until they are stopped."""
+    (tmp_path / "xllamacpp.py").write_text(FAKE)
+    (tmp_path / "model.gguf").write_bytes(b"")
+    started = []
+
+    def start(*args: str, **env: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, SCRIPT, "-m", tmp_path / "model.gguf", *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(tmp_path), **env},
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def read(process: subprocess.Popen[bytes], count: int) -> bytes:
+    assert process.stdout is not None
+    return process.stdout.read(count)
+
+
+@pytest.mark.parametrize("forever", [{}, {"PROMPT_TAKES_FOREVER": "1"}])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)]
+)
+def test_signals_end_a_completion(
+    endless: Callable[..., subprocess.Popen[bytes]],
+    number: signal.Signals,
+    code: int,
+    forever: dict[str, str],
+) -> None:
+    process = endless("-p", "prompt:", **forever)
+    assert read(process, 7) == b"prompt:"
+    if not forever:
+        assert read(process, 10) == b"word word "
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == code
+    assert b"Traceback" not in errors
+    if number == signal.SIGINT:
+        assert b"llama_perf_context_print:        eval time" in errors
+
+
+def test_sigint_ends_a_chats_answer_but_not_the_chat(
+    endless: Callable[..., subprocess.Popen[bytes]],
+) -> None:
+    process = endless("-cnv")
+    assert process.stdin is not None
+    process.stdin.write(b"hello\n")
+    process.stdin.flush()
+    assert read(process, 8) == b"\n> word "
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    assert output.endswith(b"\n> \n")
+    assert b"Traceback" not in errors
+
+
+def test_a_reader_that_goes_away_ends_the_program(
+    endless: Callable[..., subprocess.Popen[bytes]],
+) -> None:
+    process = endless("-p", "x")
+    assert read(process, 6) == b"xword "
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(timeout=PATIENCE) == 141
+
+
+def test_the_end_of_a_text_is_marked(
+    endless: Callable[..., subprocess.Popen[bytes]],
+) -> None:
+    output, _ = endless("-p", "x ", TEXT_ENDS="1").communicate(timeout=PATIENCE)
+    assert output == "x énd [end of text]\n".encode()
+
+
+def test_the_server_is_cut_down_and_guarded(
+    endless: Callable[..., subprocess.Popen[bytes]],
+) -> None:
+    process = endless("-p", "x", "-t", "3", "-tb", "5", "-b", "64", "-ub", "32", "-c", "100")
+    assert read(process, 1) == b"x"
+    assert process.stderr is not None
+    set_to = json.loads(process.stderr.readline().removeprefix(b"PARAMS "))
+    assert set_to["cpuparams"]["n_threads"] == 3
+    assert set_to["cpuparams_batch"]["n_threads"] == 5
+    assert (set_to["n_batch"], set_to["n_ubatch"], set_to["n_ctx"]) == (64, 32, 100)
+    assert (set_to["n_threads_http"], set_to["n_parallel"], set_to["ui"]) == (1, 1, False)
+    assert set_to["port"] == 0
+    assert re.fullmatch(r"[0-9a-f]{64}", *set_to["api_keys"])
+    (host,) = set_to["hostnames"]
+    assert host == "127.0.0.1" or (host.endswith(".sock") and not Path(host).parent.exists())
+
+
+def test_what_killed_processes_left_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    old, new = (tmp_path / f"{listener.FOLDER_PREFIX}{name}" for name in ("old", "new"))
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "s.sock").touch()
+    os.utime(old, (0, 0))
+    params = types.SimpleNamespace(hostname="")
+    with listener.guarded(params):
+        assert (old.exists(), new.exists()) == (False, True)
+    assert (params.port, len(params.api_keys[0])) == (0, 64)
+    assert list(tmp_path.iterdir()) == [new]
+
+
+# ---- the real thing ----
+
+real = pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None or not MODEL.is_file(),
+    reason="needs xllamacpp and the demo model",
+)
+GREEDY = ("-m", str(MODEL), "-t", "1", "-c", "512", "--temp", "0")
+TALK = (*GREEDY, "-cnv", "-n", "4")
+
+
+@real
+def test_one_shot_prints_prompt_text_and_timings() -> None:
+    prompt = 'Say "hi"\nto café 🙂'
+    result = run(*GREEDY, "-n", "5", "-p", prompt, "--ignore-eos")
+    assert result.returncode == 0
+    assert result.stdout.startswith(prompt.encode())
+    assert result.stdout.endswith(b"\n")
+    assert len(result.stdout) > len(prompt.encode()) + 1
+    errors = result.stderr.decode()
+    assert re.search(r"system_info: n_threads = 1 \(n_threads_batch = 1\) / \d+ \| CPU", errors)
+    assert re.search(r"prompt eval time = +[\d.]+ ms / +\d+ tokens \(", errors)
+    assert re.search(r" +eval time = +[\d.]+ ms / +4 runs   \(", errors)
+
+
+@real
+def test_greedy_is_deterministic_and_display_is_optional() -> None:
+    first = run(*GREEDY, "-n", "8", "-p", "Hello")
+    again = run(*GREEDY, "-n", "8", "-p", "Hello", "--no-display-prompt", "--no-perf")
+    assert first.stdout == b"Hello" + again.stdout
+    assert b"llama_perf" not in again.stderr
+
+
+@real
+def test_bytes_of_the_prompt_are_echoed_as_they_came() -> None:
+    result = run(*GREEDY, "-n", "0", "-p", b"a\xff\xf0\x9f\x99\x82b", "--log-disable")
+    assert (result.stdout, result.stderr) == (b"a\xff\xf0\x9f\x99\x82b\n", b"")
+
+
+@real
+def test_a_prompt_longer_than_the_context_is_refused() -> None:
+    result = run(*GREEDY, "-n", "1", "-p", "word " * 4000)
+    assert result.returncode == 1
+    assert b"error: prompt is too long" in result.stderr
+    assert b"Traceback" not in result.stderr
+
+
+@real
+@pytest.mark.parametrize("flags", [("-t", "2"), ("-t", "1", "-tb", "2")])
+def test_thread_counts_are_reported(flags: tuple[str, ...]) -> None:
+    result = run(*GREEDY, *flags, "-n", "1", "-p", "x")
+    assert f"n_threads = {flags[1]} (n_threads_batch = 2)".encode() in result.stderr
+
+
+@real
+def test_an_unusable_model_is_one_clear_error(tmp_path: Path) -> None:
+    model = tmp_path / "cut.gguf"
+    model.write_bytes(MODEL.read_bytes()[:10_000])
+    result = run("-m", str(model), "-p", "x")
+    assert (result.returncode, result.stdout) == (1, b"")
+    assert f"error: failed to load model '{model}'".encode() in result.stderr
+    assert b"Traceback" not in result.stderr
+
+
+@real
+def test_chat_ends_with_its_input() -> None:
+    result = run(*TALK, "-p", "Be brief.", stdin=b"hello\n\nand\\\nbye\n")
+    assert result.returncode == 0
+    assert result.stdout.startswith(b"\n> ")
+    assert result.stdout.count(b"\n> ") == 4
+    assert b"llama_perf_context_print:       total time" in result.stderr
+
+
+@real
+def test_chat_of_one_turn_reads_nothing() -> None:
+    result = run(*TALK, "-st", "-p", "hello", stdin=b"ignored\n")
+    assert (result.returncode, result.stdout.count(b"> ")) == (0, 0)
+
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+
+
+def listening(pid: int) -> list[tuple[str, int]]:
+    """Address, in hexadecimal, and port of each TCP socket on which a process listens."""
+    links = (os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir())
+    inodes = {link[8:-1] for link in links if link.startswith("socket:[")}
+    rows: list[list[str]] = []
+    for table in (Path(f"/proc/{pid}/net/{name}") for name in ("tcp", "tcp6")):
+        rows += [line.split() for line in table.read_text().splitlines()[1:]]
+    mine = [row[1].split(":") for row in rows if row[9] in inodes and row[3] == "0A"]
+    return [(address, int(port, 16)) for address, port in mine]
+
+
+@pytest.fixture
+def talking(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A chat that waits for its first message; its parameter says what its listener is."""
+    # Too long a path for a socket's leaves a port as the only way.
+    folder = tmp_path / ("long" * 30 if request.param == "port" else "")
+    folder.mkdir(exist_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *TALK],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **CALM, "TMPDIR": str(folder)},
+    )
+    try:
+        assert read(process, 3) == b"\n> "
+        assert list(folder.iterdir()) == []
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@real
+@linux
+@pytest.mark.parametrize("talking", ["socket"], indirect=True)
+def test_no_port_is_open(talking: subprocess.Popen[bytes]) -> None:
+    assert listening(talking.pid) == []
+
+
+@real
+@linux
+@pytest.mark.parametrize("talking", ["port"], indirect=True)
+def test_a_port_is_this_machines_own_and_wants_a_key(talking: subprocess.Popen[bytes]) -> None:
+    ((address, port),) = listening(talking.pid)
+    assert address == "0100007F"
+    url = f"http://127.0.0.1:{port}/completion"
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        urllib.request.urlopen(url, data=b'{"prompt": "x"}', timeout=PATIENCE)
+    assert refusal.value.code == 401
+
+
+@real
+@pytest.mark.parametrize("talking", ["socket"], indirect=True)
+def test_sigint_ends_a_waiting_chat(talking: subprocess.Popen[bytes]) -> None:
+    talking.send_signal(signal.SIGINT)
+    _, errors = talking.communicate(timeout=PATIENCE)
+    assert talking.returncode == 130
+    assert b"Traceback" not in errors
+
+
+# llama-bench's, those that say nothing about GPUs.
+BENCH_KEYS = (
+    "build_commit build_number cpu_info gpu_info backends model_filename model_type model_size "
+    "model_n_params n_batch n_ubatch n_threads type_k type_v n_gpu_layers use_mmap flash_attn "
+    "n_prompt n_gen n_depth test_time avg_ns stddev_ns avg_ts stddev_ts samples_ns samples_ts"
+)
+
+
+def bench(words: str) -> subprocess.CompletedProcess[bytes]:
+    return run("bench", "-m", str(MODEL), *words.split())
+
+
+@real
+def test_bench_prints_llama_benchs_json() -> None:
+    result = bench("-p 16 -n 4 -pg 8,4 -r 2 -t 1,2 -o json")
+    assert (result.returncode, result.stderr) == (0, b"")
+    rows: list[dict[str, Any]] = json.loads(result.stdout)
+    assert [(row["n_threads"], row["n_prompt"], row["n_gen"]) for row in rows] == [
+        (threads, *sizes) for threads in (1, 2) for sizes in ((16, 0), (0, 4), (8, 4))
+    ]
+    for row in rows:
+        assert set(BENCH_KEYS.split()) <= set(row)
+        tokens = row["n_prompt"] + row["n_gen"]
+        for nanoseconds, speed in zip(row["samples_ns"], row["samples_ts"], strict=True):
+            assert speed == pytest.approx(1e9 * tokens / nanoseconds)
+
+
+@real
+def test_bench_prints_a_table() -> None:
+    result = bench("-p 8 -n 2 -r 1 -t 1 -mmp 0,1 --no-warmup")
+    lines = result.stdout.decode().splitlines()
+    assert result.returncode == 0
+    assert "| threads | use_mmap | test | t/s |" in lines[0]
+    assert [line.split("|")[-3].strip() for line in lines[2:6]] == ["pp8", "tg2"] * 2
+
+
+@real
+def test_bench_refuses_what_the_model_cannot_hold() -> None:
+    result = bench("-p 1000000 -n 0 -t 1 -r 1 -o jsonl")
+    assert (result.returncode, result.stdout) == (1, b"")
+    assert b"error: pp1000000 takes a context of 1000001 tokens, the model has" in result.stderr
