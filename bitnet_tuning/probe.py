@@ -11,6 +11,7 @@ from bitnet_tuning.engine import ARCHITECTURES, Location, beside, embedded_libra
 from bitnet_tuning.launch import capture
 from bitnet_tuning.state import Record
 
+_FLAG = re.compile(r"--?[A-Za-z]")
 _PLACEHOLDER = re.compile(r"^[A-Z<{\[(.]")
 _VERSION = re.compile(r"^version: .*$", re.MULTILINE)
 _FEATURE = re.compile(r"\b([A-Z][A-Z0-9_]*) = (\d+)")
@@ -86,7 +87,7 @@ def _defined_in(words: list[str]) -> list[str]:
     found: list[str] = []
     after_flag = False
     for word in words:
-        if word.startswith("-") and len(word) > 1:
+        if _FLAG.match(word):
             found.append(word.rstrip(",").partition("=")[0])
             after_flag = True
         elif after_flag and _PLACEHOLDER.match(word):

@@ -34,7 +34,7 @@ def prepare(request: Request, root: str = "/") -> Prepared:
     TuningError."""
     _check_prompt_file(request)
     state = State(default_folder(os.environ))
-    folders = _folders()
+    folders = engine_folders()
     location = locate(request.engine, os.environ, folders)
     engine = know(location, state)
     if engine.checkout and engine.checkout not in folders:
@@ -102,7 +102,7 @@ def _check_prompt_file(request: Request) -> None:
         raise UsageError(f"argument -f/--file: the prompt in {path} is empty")
 
 
-def _folders() -> tuple[str, ...]:
+def engine_folders() -> tuple[str, ...]:
     """Where a build or a model may lie: beside the script, beside this package (both are
     the same but for links), in the current folder."""
     script = os.path.dirname(os.path.abspath(sys.argv[0]))

@@ -1,0 +1,91 @@
+"""``python3 -m bitnet_tuning selftest``: PASS or FAIL per case."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from bitnet_tuning.cli import say
+from bitnet_tuning.cli.arguments import Parser
+from bitnet_tuning.cli.inference import engine_folders
+from bitnet_tuning.engine import know, locate
+from bitnet_tuning.host import read_host
+from bitnet_tuning.selftest import Report, Result, run_selftest
+from bitnet_tuning.state import State, default_folder
+
+_SHOWN = 60
+
+
+def run(arguments: list[str]) -> int:
+    parser = Parser(
+        prog="bitnet_tuning selftest",
+        description="Run the demo model through an engine and compare its words.",
+    )
+    parser.add_argument("--engine", metavar="PATH", help="llama-cli, its folder, or `embedded`")
+    parser.add_argument("--model", metavar="FILE", help="another file of the demo model")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(arguments)
+    state = State(default_folder(os.environ))
+    engine = know(locate(options.engine, os.environ, engine_folders()), state)
+    if state.warning:
+        say(f"warning: {state.warning}")
+    report = run_selftest(engine, read_host(), options.model)
+    print(json.dumps(report_facts(report), indent=2) if options.json else as_text(report))
+    return 0 if report.passed else 1
+
+
+def report_facts(report: Report) -> dict[str, Any]:
+    return {
+        "engine": report.engine,
+        "model": report.model,
+        "passed": report.passed,
+        "cause": report.cause,
+        "cases": [
+            {
+                "prompt": result.case.prompt,
+                **result.variant._asdict(),
+                "passed": result.passed,
+                "expected": result.case.text,
+                "got": result.got,
+                "problem": result.problem,
+            }
+            for result in report.results
+        ],
+    }
+
+
+def as_text(report: Report) -> str:
+    lines = [f"engine {report.engine}", f"model  {report.model}"]
+    for result in report.results:
+        lines += _result_lines(result)
+    passed = sum(result.passed for result in report.results)
+    verdict = "PASS" if report.passed else "FAIL"
+    lines.append(f"{verdict}: {passed} of {len(report.results)} runs gave the expected text")
+    if report.cause:
+        lines.append(f"likely cause: {report.cause}")
+    return "\n".join(lines)
+
+
+def _result_lines(result: Result) -> list[str]:
+    title = _shorten(result.case.prompt.replace("\n", " "), 32)
+    line = f"{'PASS' if result.passed else 'FAIL'}  {title:32}  {result.variant}"
+    if result.passed:
+        return [line]
+    if result.problem:
+        return [line, f"      {result.problem}"]
+    at = _first_difference(result.case.text.strip(), result.got.strip())
+    return [
+        f"{line}  (differs from character {at})",
+        f"      expected {_shorten(result.case.text.strip()[at:], _SHOWN)!r}",
+        f"      got      {_shorten(result.got.strip()[at:], _SHOWN)!r}",
+    ]
+
+
+def _first_difference(expected: str, got: str) -> int:
+    pairs = enumerate(zip(expected, got, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(expected), len(got)))
+
+
+def _shorten(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,213 @@
+"""Does this build compute the right tokens? The demo model knows a text by heart, and
+any correct kernel continues it in the same words."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from bitnet_tuning import demo
+from bitnet_tuning.errors import MissingError
+from bitnet_tuning.launch import capture
+from bitnet_tuning.outcome import explain
+from bitnet_tuning.plan import Facts, make_plan
+from bitnet_tuning.request import Request
+
+if TYPE_CHECKING:
+    from bitnet_tuning.engine import Engine
+    from bitnet_tuning.host import Host
+
+RUN_SECONDS = 30.0
+"""After this a run counts as hung; a correct one takes a fraction of a second."""
+
+END_MARK = "[end of text]"
+CONTEXT = 512
+
+
+class Case(NamedTuple):
+    """A prompt with the text that greedy decoding must add to it."""
+
+    prompt: str
+    text: str
+    tokens: int
+
+
+class Variant(NamedTuple):
+    """How a case is run; None leaves the engine's own."""
+
+    threads: int
+    batch: int | None = None
+    ubatch: int | None = None
+
+    def __str__(self) -> str:
+        sizes = f", batch {self.batch}/{self.ubatch}" if self.batch else ""
+        return f"{self.threads} thread{'s' if self.threads > 1 else ''}{sizes}"
+
+
+class Result(NamedTuple):
+    """One run. ``got`` is the text after the prompt, ``problem`` why there is none."""
+
+    case: Case
+    variant: Variant
+    passed: bool
+    got: str
+    problem: str | None = None
+
+
+class Report(NamedTuple):
+    """A whole self-test; ``cause`` names what a failure most likely comes from."""
+
+    engine: str
+    model: str
+    results: tuple[Result, ...]
+    cause: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        return all(result.passed for result in self.results)
+
+
+def load_cases() -> tuple[Case, ...]:
+    """The expected texts that ship with the model. Raises MissingError."""
+    try:
+        with open(demo.EXPECTED, encoding="utf-8") as file:
+            cases = json.load(file)["cases"]
+    except (OSError, ValueError, KeyError) as error:
+        raise MissingError(
+            f"cannot read {demo.EXPECTED}: {error}", "install bitnet-tuning again"
+        ) from error
+    return tuple(Case(case["prompt"], case["text"], case["tokens"]) for case in cases)
+
+
+def right_model(engine: Engine) -> str:
+    """The demo file for this engine: i2_s where it may have the kernels."""
+    return demo.TQ2_0 if engine.i2_s is False else demo.I2_S
+
+
+def variants(cases: Sequence[Case], usable: int) -> Iterator[tuple[Case, Variant]]:
+    """Each prompt in one way: the longest cut into batches, where kernels for single and
+    for many tokens take turns, the others with one thread or with all."""
+    most = max(2, usable)
+    ways = (
+        Variant(most, 32, 32),
+        Variant(most, 64, 7),
+        Variant(most, 32, 1),
+        Variant(1),
+        Variant(most),
+        Variant(max(2, most // 2)),
+    )
+    ordered = sorted(cases, key=lambda case: -len(case.prompt))
+    for index, case in enumerate(ordered):
+        yield case, ways[index % len(ways)]
+
+
+def run_selftest(engine: Engine, host: Host, model_path: str | None = None) -> Report:
+    """Runs every case; stops at the first run that hangs. Raises MissingError where the
+    model file is not there, UnsupportedError where the engine cannot load it."""
+    path = model_path or right_model(engine)
+    results: list[Result] = []
+    for case, variant in variants(load_cases(), host.usable_cores):
+        result = run_case(engine, host, path, case, variant)
+        results.append(result)
+        if result.problem and "seconds" in result.problem:
+            break
+    report = Report(engine.path, path, tuple(results))
+    if report.passed:
+        return report
+    return report._replace(cause=diagnose(report, engine, host, _control(report, engine, host)))
+
+
+def run_case(engine: Engine, host: Host, path: str, case: Case, variant: Variant) -> Result:
+    from bitnet_tuning.gguf import read_model  # noqa: PLC0415
+
+    request = Request(
+        prompt=case.prompt,
+        n_predict=case.tokens,
+        ctx_size=CONTEXT,
+        temperature=0.0,
+        threads=variant.threads,
+        batch=variant.batch,
+        ubatch=variant.ubatch,
+    )
+    plan = make_plan(request, Facts(host, engine, read_model(path), "the demo model", os.environ))
+    done = capture(plan.command, plan.env, RUN_SECONDS)
+    if done.code is None:
+        return Result(case, variant, False, "", f"no end after {RUN_SECONDS:.0f} seconds")
+    got = continuation(done.stdout, case.prompt)
+    if done.code != 0:
+        code = done.code if done.code >= 0 else 128 - done.code
+        why = explain(code, None, None) or f"the engine ended with exit code {code}"
+        problem = f"{why.partition(';')[0]}{_last_error(done.stderr)}"
+        return Result(case, variant, False, got, problem)
+    return Result(case, variant, matches(got, case.text), got)
+
+
+def continuation(stdout: str, prompt: str) -> str:
+    """What the engine added to the prompt, without the mark that the text has ended."""
+    _, found, after = stdout.partition(prompt)
+    text = (after if found else stdout).rstrip()
+    return text.removesuffix(END_MARK).rstrip()
+
+
+def matches(got: str, expected: str) -> bool:
+    """White space at the ends does not count: engines differ in it."""
+    return got.strip() == expected.strip()
+
+
+def _last_error(log: str) -> str:
+    lines = [line.strip() for line in log.splitlines() if "error" in line.lower()]
+    return f": {lines[-1]}" if lines else ""
+
+
+def _control(report: Report, engine: Engine, host: Host) -> bool | None:
+    """Whether the same weights come out right through other kernels; None where no such
+    file or no engine to read it."""
+    if report.model != demo.I2_S or engine.i2_s is False:
+        return None
+    first = report.results[0]
+    return run_case(engine, host, demo.TQ2_0, first.case, Variant(1)).passed
+
+
+def diagnose(report: Report, engine: Engine, host: Host, control: bool | None) -> str:
+    """The likeliest cause of a failure, in a sentence with its remedy; pure."""
+    failed = [result for result in report.results if not result.passed]
+    problems = " ".join(result.problem or "" for result in failed)
+    if "tensor type 36" in problems or "i2_s" in problems:
+        return "the engine is mainline llama.cpp, which has no i2_s: use a bitnet.cpp build"
+    if "SIGILL" in problems:
+        return "the build uses instructions that this CPU lacks: build it on this machine"
+    isa = _isa_cause(engine, host)
+    if isa:
+        return isa
+    if all(result.variant.batch for result in failed):
+        sizes = ", ".join(str(result.variant) for result in failed)
+        return f"only cut into batches it goes wrong ({sizes}): leave -b and -ub alone"
+    if all(result.variant.threads > 1 for result in failed) and _one_thread_passed(report):
+        return "only with several threads it goes wrong: the OpenMP runtime and the build do not fit"
+    if control:
+        return (
+            "the same weights as TQ2_0 come out right, so the i2_s kernels are at fault: "
+            "build bitnet.cpp anew with clang 18 or later, for this CPU"
+        )
+    return "not known: the build may be broken; build bitnet.cpp anew with clang 18 or later"
+
+
+def _isa_cause(engine: Engine, host: Host) -> str | None:
+    """i2_s has kernels for AVX2 and NEON only; without them ggml computes garbage."""
+    x86 = any(flag in host.isa for flag in ("sse2", "avx", "avx2"))
+    if not x86 or engine.i2_s is False:
+        return None
+    if "avx2" not in host.isa:
+        return "this CPU has no AVX2, which the i2_s kernels need: use a TQ2_0 or TQ1_0 file"
+    if engine.isa and "AVX2" not in engine.isa:
+        return (
+            "the build lacks AVX2, which the i2_s kernels need and this CPU has: "
+            "build with -DGGML_AVX2=ON -DGGML_FMA=ON, or -DGGML_NATIVE=ON"
+        )
+    return None
+
+
+def _one_thread_passed(report: Report) -> bool:
+    return any(result.passed and result.variant.threads == 1 for result in report.results)

@@ -1,0 +1,61 @@
+"""Fake engines: programs that answer like llama-cli and write down how they were started."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+SOURCE = Path(__file__).with_name("fake_llama_cli.py")
+
+
+class FakeEngine:
+    """A checkout with ``build/bin/llama-cli``, of the generation asked for.
+
+    ``bitnet``: one program that completes prompts and, in a chat, takes the end of its
+    input for an empty line. ``mainline``: llama-completion stands beside llama-cli.
+    """
+
+    def __init__(self, folder: Path, generation: str = "bitnet") -> None:
+        self.checkout = folder
+        self.bin = folder / "build" / "bin"
+        self.bin.mkdir(parents=True)
+        names = ["llama-cli"] + (["llama-completion"] if generation == "mainline" else [])
+        for name in names:
+            program = self.bin / name
+            shutil.copyfile(SOURCE, program)
+            text = program.read_text().replace("#!/usr/bin/env python3", f"#!{sys.executable} -IS", 1)
+            program.write_text(text)
+            program.chmod(0o755)
+        (self.bin / "generation").write_text(generation)
+        self.cli = self.bin / "llama-cli"
+        self.completion = self.bin / "llama-completion"
+        self.log = self.bin / "runs.jsonl"
+
+    def environment(self, **behaviour: object) -> dict[str, str]:
+        """Variables that make it behave: see fake_llama_cli.py."""
+        return {f"FAKE_{key.upper()}": str(value) for key, value in behaviour.items()}
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Every start so far, oldest first; probes have ``--help`` and the like in argv."""
+        if not self.log.exists():
+            return []
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def prompts(self) -> list[dict[str, Any]]:
+        """Starts that got a prompt or a chat from a launcher, probes left out."""
+        probes = ("--help", "--version")
+        runs = [run for run in self.runs() if not set(probes) & set(run["argv"])]
+        return [run for run in runs if run["argv"][1:5] and not _is_isa_probe(run["argv"])]
+
+    def events(self, run: dict[str, Any]) -> list[str]:
+        """Signals that a run has got, in order."""
+        path = self.bin / f"signals-{run['pid']}"
+        return path.read_text().split() if path.exists() else []
+
+
+def _is_isa_probe(argv: list[str]) -> bool:
+    return "-n" in argv and argv[argv.index("-n") + 1] == "1" and os.path.join("demo", "") in " ".join(argv)
