@@ -7,7 +7,7 @@ FAKE_* variables say:
 FAKE_OUTPUT   text printed behind the prompt's echo (default " and more text")
 FAKE_EXIT     exit code
 FAKE_KILL     signal number by which it kills itself after its output
-FAKE_SLEEP    seconds that it sleeps before its end, in short naps
+FAKE_SLEEP    seconds that it sleeps before its end, in short naps (not for one token)
 FAKE_CATCH    signal numbers (comma-separated) that it writes down instead of dying
 FAKE_HANG     "help" hangs on --help
 """
@@ -65,7 +65,6 @@ def record() -> None:
         "cpus": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "nice": os.nice(0),
         "stdin": os.path.realpath("/proc/self/fd/0"),
-        "sigpipe": str(signal.getsignal(signal.SIGPIPE)),
         "fds": sorted(int(name) for name in os.listdir("/proc/self/fd")),
     }
     with open(os.path.join(HERE, "runs.jsonl"), "a") as file:
@@ -99,6 +98,7 @@ def chat() -> int:
 
 
 def main() -> int:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     record()
     if "--help" in sys.argv:
         if os.environ.get("FAKE_HANG") == "help":
@@ -118,7 +118,8 @@ def main() -> int:
     sys.stdout.buffer.flush()
     sys.stdout.buffer.write(os.environ.get("FAKE_OUTPUT", " and more text").encode() + b"\n")
     sys.stdout.buffer.flush()
-    until = time.monotonic() + float(os.environ.get("FAKE_SLEEP", "0"))
+    is_probe = value("-n") == "1"
+    until = time.monotonic() + (0 if is_probe else float(os.environ.get("FAKE_SLEEP", "0")))
     while time.monotonic() < until:
         time.sleep(0.02)
     print(TIMINGS, file=sys.stderr, flush=True)

@@ -1,0 +1,311 @@
+"""Starting engines: what they receive, which signals reach them, how they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bitnet_tuning import demo, launch
+from bitnet_tuning.errors import UnsupportedError
+from bitnet_tuning.launch import Launch
+from tests.engines import FakeEngine
+
+REPO = Path(__file__).resolve().parent.parent
+SECONDS = 20.0
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX processes")
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> FakeEngine:
+    return FakeEngine(tmp_path / "checkout")
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits for something another process does."""
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+def start(
+    engine: FakeEngine, *flags: str, stdin: int = subprocess.DEVNULL, **behaviour: object
+) -> subprocess.Popen[bytes]:
+    """run_inference.py as a user starts it, in a session of its own."""
+    command = [sys.executable, str(REPO / "run_inference.py"), "-m", demo.I2_S]
+    return subprocess.Popen(
+        [*command, "--engine", str(engine.cli), *flags],
+        env={**os.environ, **engine.environment(**behaviour)},
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture
+def sleeper(engine: FakeEngine) -> Iterator[subprocess.Popen[bytes]]:
+    """A launcher whose engine has printed its text and goes on for long."""
+    process = start(engine, "-p", "hello", sleep=60)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"hello and more text\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def alive(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def inheritable(handle: int) -> bool:
+    try:
+        return os.get_inheritable(handle)
+    except OSError:
+        return False
+
+
+def engine_run(engine: FakeEngine) -> dict[str, object]:
+    return engine.prompts()[-1]
+
+
+def test_the_engine_gets_arguments_variables_affinity_and_no_input(engine: FakeEngine) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    argv = (str(engine.cli), "-m", "x", "-p", "it's \"quoted\"\n--")
+    outcome = launch.run(Launch(argv, {"OMP_NUM_THREADS": "3"}, cpus=frozenset((cpu,))))
+    (run,) = engine.prompts()
+    assert outcome.code == 0
+    assert run["argv"][1:] == list(argv[1:])
+    assert run["env"]["OMP_NUM_THREADS"] == "3"
+    assert run["cpus"] == [cpu]
+    assert run["stdin"] == "/dev/null"
+
+
+def test_the_engine_inherits_no_handles(engine: FakeEngine) -> None:
+    launch.run(Launch((str(engine.cli), "-m", "x", "-p", "a"), {}))
+    (run,) = engine.prompts()
+    handed_down = {int(name) for name in os.listdir("/proc/self/fd") if inheritable(int(name))}
+    # 3 is the handle with which the engine lists its handles.
+    assert set(run["fds"]) - {0, 1, 2, 3} <= handed_down
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
+def test_no_signal_stays_blocked_or_ignored(capfd: pytest.CaptureFixture[str]) -> None:
+    """Python ignores SIGPIPE; an engine that inherited that would not end with its reader."""
+    launch.run(Launch(("grep", "-E", "Sig(Blk|Ign)", "/proc/self/status"), {}))
+    masks = dict(line.split(":") for line in capfd.readouterr().out.splitlines())
+    ignored, blocked = int(masks["SigIgn"], 16), int(masks["SigBlk"], 16)
+    assert not ignored & 1 << (signal.SIGPIPE - 1)
+    assert blocked == 0
+
+
+@pytest.mark.parametrize("code", [0, 1, 3, 77])
+def test_the_exit_code_is_the_engines(engine: FakeEngine, code: int) -> None:
+    process = start(engine, "-p", "a", exit=code)
+    process.communicate(timeout=SECONDS)
+    assert process.returncode == code
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGILL, "CPU"),
+        (signal.SIGKILL, "memory"),
+        (signal.SIGABRT, "AVX2"),
+        (signal.SIGSEGV, "selftest"),
+    ],
+)
+def test_death_by_a_signal_is_explained(
+    engine: FakeEngine, number: signal.Signals, words: str
+) -> None:
+    process = start(engine, "-p", "a", kill=int(number))
+    _, log = process.communicate(timeout=SECONDS)
+    assert process.returncode == 128 + number
+    (line,) = [text for text in log.decode().splitlines() if "killed by" in text]
+    assert number.name in line
+    assert words in line
+
+
+def test_a_program_that_cannot_be_executed_is_an_error(tmp_path: Path) -> None:
+    plain = tmp_path / "llama-cli"
+    plain.write_text("no program")
+    with pytest.raises(UnsupportedError, match="chmod"):
+        launch.run(Launch((str(plain),), {}))
+    plain.write_bytes(b"\x7fELF of nothing")
+    plain.chmod(0o755)
+    with pytest.raises(UnsupportedError, match="format"):
+        launch.run(Launch((str(plain),), {}))
+
+
+def test_interrupt_of_the_launcher_reaches_the_engine_once(
+    engine: FakeEngine, sleeper: subprocess.Popen[bytes]
+) -> None:
+    sleeper.send_signal(signal.SIGINT)
+    sleeper.communicate(timeout=SECONDS)
+    assert sleeper.returncode == 130
+    assert not alive(int(str(engine_run(engine)["pid"])))
+
+
+@pytest.mark.parametrize("to_group", [False, True])
+def test_each_signal_reaches_the_engine_exactly_once(engine: FakeEngine, to_group: bool) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    caught = ",".join(str(int(number)) for number in numbers)
+    process = start(engine, "-p", "hello", sleep=60, catch=caught)
+    assert process.stdout is not None
+    process.stdout.readline()
+    for count, number in enumerate(numbers, 1):
+        (os.killpg if to_group else os.kill)(process.pid, number)
+        until(lambda count=count: len(engine.events(engine_run(engine))) >= count)  # type: ignore[misc]
+    time.sleep(0.1)  # a second delivery would come now
+    assert engine.events(engine_run(engine)) == [number.name for number in numbers]
+    os.kill(int(str(engine_run(engine)["pid"])), signal.SIGKILL)
+    process.communicate(timeout=SECONDS)
+    assert process.returncode == 137
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_termination_is_passed_on(
+    engine: FakeEngine, sleeper: subprocess.Popen[bytes], number: signal.Signals
+) -> None:
+    sleeper.send_signal(number)
+    sleeper.communicate(timeout=SECONDS)
+    assert sleeper.returncode == 128 + number
+    assert not alive(int(str(engine_run(engine)["pid"])))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="parent-death signal")
+def test_no_engine_outlives_a_killed_launcher(
+    engine: FakeEngine, sleeper: subprocess.Popen[bytes]
+) -> None:
+    child = int(str(engine_run(engine)["pid"]))
+    assert alive(child)
+    sleeper.kill()
+    until(lambda: not alive(child))
+
+
+def test_the_watcher_kills_where_there_is_no_parent_death_signal(tmp_path: Path) -> None:
+    """The fall-back for other systems: launcher -> engine -> watcher, the launcher dies."""
+    note = tmp_path / "engine"
+    code = f"""
+import os, sys, time
+sys.path.insert(0, {str(REPO)!r})
+from bitnet_tuning import child
+parent = os.getpid()
+if os.fork() == 0:
+    child.watch(parent, os.getpid())
+    open({str(note)!r}, "w").write(str(os.getpid()))
+    time.sleep(60)
+    os._exit(0)
+time.sleep(60)
+"""
+    launcher = subprocess.Popen([sys.executable, "-c", code])
+    until(lambda: note.exists() and note.read_text() != "")
+    process = int(note.read_text())
+    assert alive(process)
+    launcher.kill()
+    launcher.wait()
+    until(lambda: not alive(process))
+
+
+def test_stop_and_continue_are_passed_on(
+    engine: FakeEngine, sleeper: subprocess.Popen[bytes]
+) -> None:
+    def state(process: int) -> str:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+
+    child = int(str(engine_run(engine)["pid"]))
+    sleeper.send_signal(signal.SIGTSTP)
+    until(lambda: state(child) == "T" and state(sleeper.pid) == "T")
+    sleeper.send_signal(signal.SIGCONT)
+    until(lambda: state(child) == "S" and state(sleeper.pid) == "S")
+
+
+def test_a_closed_pipe_ends_the_engine_without_a_word(engine: FakeEngine) -> None:
+    script = f'{sys.executable} {REPO / "run_inference.py"} -m {demo.I2_S} --engine {engine.cli} -p a'
+    done = subprocess.run(
+        ["sh", "-c", f"{script} | true"],
+        env={**os.environ, **engine.environment(output="x" * 100_000)},
+        capture_output=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert b"Traceback" not in done.stderr
+    assert b"killed by" not in done.stderr
+
+
+@pytest.mark.parametrize("lines", [[], ["one"], ["one", "two", "three"]])
+@pytest.mark.parametrize("generation", ["bitnet", "mainline"])
+def test_a_chat_ends_with_its_input(tmp_path: Path, generation: str, lines: list[str]) -> None:
+    engine = FakeEngine(tmp_path / "checkout", generation)
+    model = demo.I2_S
+    process = start(engine, "-p", "system", "-cnv", "-m", model, stdin=subprocess.PIPE)
+    output, _ = process.communicate("".join(f"{line}\n" for line in lines).encode(), SECONDS)
+    answers = "".join(f"\n> [{line}]" for line in lines)
+    assert output.decode().startswith(answers)
+    assert "[]" not in output.decode(), "it went on without input"
+    assert process.returncode == 0
+
+
+def test_a_chat_gets_its_last_line_without_a_newline(engine: FakeEngine) -> None:
+    process = start(engine, "-p", "system", "-cnv", stdin=subprocess.PIPE)
+    output, _ = process.communicate(b"only", SECONDS)
+    assert b"[only]" in output
+    assert process.returncode == 0
+
+
+def test_a_chat_gets_lines_longer_than_a_pipe_holds(engine: FakeEngine) -> None:
+    line = b"x" * 200_000
+    process = start(engine, "-p", "system", "-cnv", stdin=subprocess.PIPE)
+    output, _ = process.communicate(line + b"\nshort\n", SECONDS)
+    assert b"[" + line + b"]" in output
+    assert b"[short]" in output
+
+
+def test_an_interrupted_chat_ends_with_130(engine: FakeEngine) -> None:
+    process = start(engine, "-p", "system", "-cnv", stdin=subprocess.PIPE)
+    until(lambda: bool(engine.prompts()))
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    process.wait(SECONDS)
+    assert process.returncode == 130
+    process.communicate()
+
+
+def test_a_kept_log_is_shown_and_its_first_token_timed(
+    engine: FakeEngine, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_SLEEP", "0.1")
+    argv = (str(engine.cli), "-m", "x", "-p", "a prompt")
+    outcome = launch.run(Launch(argv, {}, keep_log=True, echo=b"a prompt"))
+    shown = capfd.readouterr()
+    assert shown.out == "a prompt and more text\n"
+    assert shown.err.encode() == outcome.log
+    assert b"eval time" in outcome.log
+    assert outcome.first_token is not None and 0 < outcome.first_token < SECONDS
+
+
+def test_a_hidden_log_is_kept(engine: FakeEngine, capfd: pytest.CaptureFixture[str]) -> None:
+    argv = (str(engine.cli), "-m", "x", "-p", "a")
+    outcome = launch.run(Launch(argv, {}, keep_log=True, show_log=False))
+    assert b"eval time" in outcome.log
+    assert capfd.readouterr().err == ""
+
+
+def test_capture_survives_what_hangs_and_what_is_missing(engine: FakeEngine) -> None:
+    late = launch.capture((str(engine.cli), "--help"), {"FAKE_HANG": "help"}, 0.5)
+    assert late.code is None
+    missing = launch.capture(("/nowhere/llama-cli",))
+    assert missing.code == 127
+    assert "nowhere" in missing.stderr
