@@ -21,11 +21,12 @@ _EXECUTABLE_MAGIC = (
 
 _RUNTIMES = (
     (GOMP, (b"libgomp.so", b"libgomp-1.dll", b"libgomp.1.dylib", b"GOMP_SPINCOUNT")),
-    (LLVM, (b"libomp.so", b"libiomp5", b"libomp140", b"libomp.dylib", b"KMP_BLOCKTIME")),
     (MSVC, (b"vcomp140",)),
+    (LLVM, (b"libomp.so", b"libiomp5", b"libomp140", b"libomp.dylib", b"KMP_BLOCKTIME")),
 )
-"""Names as they stand in the tables of libraries that a program needs; the last of the
-first two stands in the runtime's own code where that is linked statically."""
+"""Names as they stand in the tables of libraries that a program needs, and one from the
+code of GNU's and LLVM's runtimes, for where they are linked statically. ggml sets
+KMP_BLOCKTIME in any OpenMP build, so LLVM is looked for last."""
 
 _BLAS = (("openblas", b"libopenblas"), ("mkl", b"libmkl_"))
 

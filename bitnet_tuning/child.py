@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 """Signals that the launcher passes on."""
 
-_IGNORED_BY_PYTHON = ("SIGPIPE", "SIGXFSZ")
+_BACK_TO_DEFAULT = ("SIGPIPE", "SIGXFSZ", "SIGINT")
+"""Python ignores the first two; a script's background job inherits the last one ignored,
+but it is passed on only when somebody means this run."""
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -44,7 +47,7 @@ def become_engine(
             # With `stty tostop` a group in the background may not print otherwise.
             signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         _die_with(ties.parent)
-        for number in signals(_IGNORED_BY_PYTHON):
+        for number in signals(_BACK_TO_DEFAULT):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals(FORWARDED))
         for target, handle in enumerate(streams):

@@ -23,7 +23,7 @@ def build_command(
         *("-m", plan.model),
         *("-n", str(request.n_predict)),
         *("-t", str(plan.threads)),
-        *_prompt(request),
+        *_prompt(request, flags),
         *("-ngl", "0"),
         *("-c", str(request.ctx_size)),
         *("--temp", _number(request.temperature)),
@@ -38,10 +38,18 @@ def build_command(
     return tuple(command)
 
 
-def _prompt(request: Request) -> tuple[str, ...]:
+def _prompt(request: Request, flags: frozenset[str]) -> tuple[str, ...]:
+    """In a chat the prompt is the system prompt. Engines that have ``-sys`` for it take
+    ``-p`` for the user's first message."""
     if request.prompt_file is not None:
-        return ("-f", request.prompt_file)
-    return () if request.prompt is None else ("-p", request.prompt)
+        flag, system = "-f", "-sysf"
+        text = request.prompt_file
+    elif request.prompt is not None:
+        flag, system = "-p", "-sys"
+        text = request.prompt
+    else:
+        return ()
+    return (system if request.chat and system in flags else flag, text)
 
 
 def _threads_batch(plan: Plan, flags: frozenset[str]) -> tuple[str, ...]:
@@ -66,7 +74,8 @@ def _mode(request: Request, flags: frozenset[str], feeds_stdin: bool) -> list[st
     wanted.append("--no-escape")
     if feeds_stdin:
         wanted.append("--simple-io")
-    return [flag for flag in wanted if flag in flags or flag == "-cnv"]
+    # Current llama-cli is nothing but a chat and does not know -cnv any more.
+    return [flag for flag in wanted if flag in flags or (flag == "-cnv" and not flags)]
 
 
 def _pair(flag: str, value: float | None) -> tuple[str, ...]:

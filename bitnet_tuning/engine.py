@@ -170,13 +170,28 @@ def know(location: Location, state: State) -> Engine:
     """What is known of the engine: from the last probe as long as its files are the same,
     else from a new one, which is remembered."""
     record = state.load("engine", location.cli)
-    if record is None or not _is_current(record, location):
-        from bitnet_tuning.probe import probe  # noqa: PLC0415
+    if record is not None and _is_current(record, location):
+        try:
+            return _engine(location, record)
+        except (KeyError, TypeError):
+            pass  # another version's record
+    from bitnet_tuning.probe import probe  # noqa: PLC0415
 
-        record = probe(location)
-        if record["complete"]:
-            state.store("engine", location.cli, record)
+    record = probe(location)
+    if record["complete"]:
+        state.store("engine", location.cli, record)
     return _engine(location, record)
+
+
+def with_architecture(engine: Engine, name: str) -> Engine:
+    """The engine, with an answer to whether it knows this architecture as well."""
+    if name in engine.architectures:
+        return engine
+    from bitnet_tuning.binary import knows_name  # noqa: PLC0415
+
+    found = knows_name(engine.files, name)
+    known = {} if found is None else {name: found}
+    return engine._replace(architectures={**engine.architectures, **known})
 
 
 def identity(path: str) -> list[object]:
@@ -186,17 +201,24 @@ def identity(path: str) -> list[object]:
 
 
 def beside(cli: str, name: str) -> str | None:
-    """Another program of the same build, such as ``llama-bench``."""
-    path = os.path.join(os.path.dirname(cli), name + _SUFFIX)
-    return path if os.path.isfile(path) else None
+    """Another program of the same build, such as ``llama-bench``; beside the program
+    itself where ``cli`` is a link to it."""
+    for program in (cli, os.path.realpath(cli)):
+        path = os.path.join(os.path.dirname(program), name + _SUFFIX)
+        if os.path.isfile(path):
+            return path
+    return None
 
 
 def _is_current(record: Record, location: Location) -> bool:
     try:
-        same = all(identity(path) == [path, *rest] for path, *rest in record["identities"])
+        program = location.cli if location.embedded else os.path.realpath(location.cli)
+        same = record["identities"][0][0] == program and all(
+            identity(path) == [path, *rest] for path, *rest in record["identities"]
+        )
         completion = None if location.embedded else beside(location.cli, "llama-completion")
         return bool(same and record["completion"] == completion)
-    except (OSError, KeyError, TypeError, ValueError):
+    except (OSError, LookupError, TypeError, ValueError):
         return False
 
 

@@ -158,8 +158,9 @@ class _Forwarder:
 
     def install(self) -> None:
         for number in signals(FORWARDED):
-            # Ignored from the start (nohup, a background job): leave it so.
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            # Ignored from the start (nohup): leave it so. But for SIGINT: a script's
+            # background job starts with it ignored, and engines catch it all the same.
+            if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
                 self.before[number] = signal.signal(number, self._pass_on)
         if self.own_group:
             self.before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._pause)

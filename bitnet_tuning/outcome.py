@@ -81,6 +81,8 @@ _NO_KERNEL = (
     "run `python3 -m bitnet_tuning selftest`"
 )
 
+_CTRL_C = 0xC000013A
+
 WINDOWS_CODES = {
     0xC0000005: ("access violation", "the build and the model do not fit; run the self-test"),
     0xC0000017: ("out of memory", "the model needs more memory than is free"),
@@ -88,7 +90,6 @@ WINDOWS_CODES = {
     0xC000007B: ("invalid image", "a DLL beside the engine is of another architecture"),
     0xC0000135: ("DLL not found", "keep the DLLs of the build beside llama-cli.exe"),
     0xC0000139: ("entry point not found", "DLLs of two builds are mixed beside llama-cli.exe"),
-    0xC000013A: ("Ctrl-C", ""),
     0xC00000FD: ("stack overflow", "the build is broken; build it again in Release mode"),
     0xC0000409: ("abort", _NO_KERNEL),
 }
@@ -101,6 +102,8 @@ def explain(code: int, model_bytes: int | None, available_bytes: int | None) -> 
     ``available_bytes`` is the memory that was free before the start.
     """
     if code & 0xC0000000 == 0xC0000000:
+        if code & 0xFFFFFFFF == _CTRL_C:
+            return None
         name, remedy = WINDOWS_CODES.get(code & 0xFFFFFFFF, ("an exception", ""))
         text = f"the engine ended with 0x{code & 0xFFFFFFFF:08X} ({name})"
         return f"{text}: {remedy}" if remedy else text

@@ -69,7 +69,7 @@ def make_plan(request: Request, facts: Facts) -> Plan:
     )
     quota_binds = host.quota is not None and host.quota < len(host.allowed)
     openmp = choose_variables(engine.openmp, engine.blas, threads.generation, quota_binds, environ)
-    boost = _boost(facts) if request.performance else NO_BOOST
+    boost = _boost(facts, request.chat) if request.performance else NO_BOOST
     draft = Plan(
         command=(),
         env=openmp.variables,
@@ -151,8 +151,8 @@ class _Boost(NamedTuple):
 NO_BOOST = _Boost(False, 0, "", ())
 
 
-def _boost(facts: Facts) -> _Boost:
-    refused = _no_lock(facts)
+def _boost(facts: Facts, chat: bool) -> _Boost:
+    refused = _no_lock(facts, facts.engine.chat_flags if chat else facts.engine.flags)
     privileges = facts.privileges
     lowest = privileges.lowest_nice if privileges else 0
     nice = PERFORMANCE_NICE if lowest <= PERFORMANCE_NICE else 0
@@ -164,11 +164,11 @@ def _boost(facts: Facts) -> _Boost:
     return _Boost(not refused, nice, "; ".join(said), tuple(warnings))
 
 
-def _no_lock(facts: Facts) -> str | None:
+def _no_lock(facts: Facts, flags: frozenset[str]) -> str | None:
     """Why the model is not locked in memory, or None where that is allowed and safe."""
     model, available = facts.model, facts.host.memory.available
     limit = facts.privileges.lockable if facts.privileges else 0
-    if "--mlock" not in facts.engine.flags:
+    if "--mlock" not in flags:
         return "the model is not locked in memory: this engine cannot"
     if available is None or model.size > MLOCK_SHARE * available:
         return "the model is not locked in memory: too little is available"

@@ -13,6 +13,7 @@ from bitnet_tuning.state import Record
 
 _FLAG = re.compile(r"--?[A-Za-z]")
 _PLACEHOLDER = re.compile(r"^[A-Z<{\[(.]")
+_DESCRIPTION_COLUMN = 20
 _VERSION = re.compile(r"^version: .*$", re.MULTILINE)
 _FEATURE = re.compile(r"\b([A-Z][A-Z0-9_]*) = (\d+)")
 
@@ -76,8 +77,10 @@ def parse_flags(help_text: str) -> set[str]:
     """Every flag that a help text in llama.cpp's style defines, not those it mentions."""
     flags: set[str] = set()
     for line in help_text.splitlines():
-        if line.lstrip().startswith("-"):
-            flags.update(_defined_in(line.split()))
+        text = line.lstrip()
+        # A description may go on with the name of another flag, but far to the right.
+        if text.startswith("-") and len(line) - len(text) < _DESCRIPTION_COLUMN:
+            flags.update(_defined_in(text.split()))
     return flags
 
 

@@ -15,6 +15,8 @@ Body = Callable[[list[str]], int]
 
 def say(text: str) -> None:
     """A line of ours: always on stderr, since stdout is the engine's."""
+    if sys.stderr is None:  # closed; print would take stdout instead
+        return
     try:
         print(f"{NAME}: {text}", file=sys.stderr, flush=True)
     except OSError:
@@ -33,13 +35,18 @@ def guarded(body: Body, arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     except TuningError as error:
-        if os.environ.get("BITNET_TUNING_DEBUG"):
-            raise
+        _show_trace()
         say(f"error: {error}")
         return error.exit_code
     except Exception as error:
-        if os.environ.get("BITNET_TUNING_DEBUG"):
-            raise
+        _show_trace()
         say(f"error: {type(error).__name__}: {error}")
         say("this is a fault of bitnet-tuning; BITNET_TUNING_DEBUG=1 shows where")
         return 1
+
+
+def _show_trace() -> None:
+    if os.environ.get("BITNET_TUNING_DEBUG"):
+        import traceback  # noqa: PLC0415
+
+        traceback.print_exc()

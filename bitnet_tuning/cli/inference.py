@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from bitnet_tuning import launch
 from bitnet_tuning.cli import say
-from bitnet_tuning.engine import EMBEDDED, Engine, know, locate
+from bitnet_tuning.engine import EMBEDDED, Engine, know, locate, with_architecture
 from bitnet_tuning.errors import MissingError, UsageError
 from bitnet_tuning.host import Host, read_host, read_privileges
 from bitnet_tuning.model import Choice, choose_model
@@ -16,6 +16,9 @@ from bitnet_tuning.outcome import Outcome, explain
 from bitnet_tuning.plan import Facts, Plan, make_plan
 from bitnet_tuning.request import Request
 from bitnet_tuning.state import State, default_folder
+
+_LONGEST_ECHO = 1 << 20
+"""Bytes of a prompt file that are looked for in the output."""
 
 
 class Prepared(NamedTuple):
@@ -32,7 +35,8 @@ class Prepared(NamedTuple):
 def prepare(request: Request, root: str = "/") -> Prepared:
     """Reads the facts and decides. Says on stderr what the user should know; raises
     TuningError."""
-    _check_prompt_file(request)
+    if request.prompt_file is not None:
+        _check_prompt_file(request.prompt_file)
     state = State(default_folder(os.environ))
     folders = engine_folders()
     location = locate(request.engine, os.environ, folders)
@@ -40,6 +44,7 @@ def prepare(request: Request, root: str = "/") -> Prepared:
     if engine.checkout and engine.checkout not in folders:
         folders = (*folders, engine.checkout)
     choice = choose_model(request.model, os.environ, folders, location.embedded, state)
+    engine = with_architecture(engine, choice.model.architecture)
     host = read_host(root)
     stdin = _stdin(request, engine)
     facts = Facts(
@@ -61,7 +66,6 @@ def prepare(request: Request, root: str = "/") -> Prepared:
 def execute(prepared: Prepared, quiet: bool = False, keep_log: bool = False) -> Outcome:
     """Runs the engine to its end and explains a death; the code is the program's own."""
     plan, request = prepared.plan, prepared.request
-    times_first_token = keep_log and not request.chat and request.prompt is not None
     outcome = launch.run(
         launch.Launch(
             argv=plan.command,
@@ -70,11 +74,11 @@ def execute(prepared: Prepared, quiet: bool = False, keep_log: bool = False) -> 
             stdin=prepared.stdin,
             keep_log=keep_log or quiet,
             show_log=not quiet,
-            echo=os.fsencode(request.prompt or "") if times_first_token else None,
+            echo=_echo(request) if keep_log else None,
             nice=plan.nice,
         )
     )
-    if quiet and outcome.code not in (0, 130):
+    if quiet and outcome.code not in (0, 130) and sys.stderr is not None:
         sys.stderr.flush()
         sys.stderr.buffer.write(outcome.log)
     _say_all(explain(outcome.code, prepared.choice.model.size, prepared.host.memory.available))
@@ -87,13 +91,26 @@ def _say_all(*lines: str | None) -> None:
             say(line)
 
 
-def _check_prompt_file(request: Request) -> None:
+def _echo(request: Request) -> bytes | None:
+    """The prompt, with which an engine's output begins; None where that is not known."""
     path = request.prompt_file
+    if request.chat:
+        return None
     if path is None:
+        return os.fsencode(request.prompt or "")
+    if not os.path.isfile(path) or os.path.getsize(path) > _LONGEST_ECHO:
+        return None
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _check_prompt_file(path: str) -> None:
+    """Of a pipe, as in ``-f <(command)``, nothing is read: what it holds comes only once."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         return
     try:
         with open(path, "rb") as file:
-            empty = not file.read(2).strip(b"\n")
+            empty = file.read(2) in (b"", b"\n")  # the engine drops one newline at the end
     except OSError as error:
         raise MissingError(
             f"cannot read the prompt file {path}: {error.strerror}", "name another one with -f"
@@ -111,11 +128,18 @@ def engine_folders() -> tuple[str, ...]:
 
 
 def _stdin(request: Request, engine: Engine) -> str:
-    """An engine gets input only for a chat. One that would not notice the end of its
-    input is fed; a terminal has no end."""
+    """An engine gets input only for a chat, or as ``-f /dev/stdin``. One that would not
+    notice the end of its input is fed; a terminal has no end."""
     if not request.chat:
-        return launch.NO_INPUT
+        return launch.INHERIT if _is_stdin(request.prompt_file) else launch.NO_INPUT
     notices_end = engine.embedded or engine.completion is not None
     if notices_end or os.name == "nt" or (sys.stdin is not None and sys.stdin.isatty()):
         return launch.INHERIT
     return launch.FEED
+
+
+def _is_stdin(path: str | None) -> bool:
+    try:
+        return path is not None and os.path.samestat(os.stat(path), os.fstat(0))
+    except OSError:
+        return False

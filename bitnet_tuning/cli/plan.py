@@ -14,16 +14,8 @@ from bitnet_tuning.errors import MissingError
 def run(arguments: list[str]) -> int:
     parser = Parser(prog="bitnet_tuning plan", description="Show the plan for a run; run nothing.")
     parser.add_argument("--root", default="/", metavar="DIR", help="plan for this folder's machine")
-    request, options = optimized_request(parser, _with_prompt(arguments))
+    request, options = optimized_request(parser, arguments, stand_in="PROMPT")
     if not os.path.isdir(options.root):
         raise MissingError(f"no such folder: {options.root}", "name one that holds sys and proc")
     show_plan(prepare(request, options.root).plan, options.json)
     return 0
-
-
-def _with_prompt(arguments: list[str]) -> list[str]:
-    """A plan needs no prompt: a stand-in takes its place in the command."""
-    given = ("-p", "--prompt", "-f", "--file", "-cnv", "--conversation", "-h", "--help")
-    if any(argument.split("=")[0] in given for argument in arguments):
-        return arguments
-    return ["-p", "PROMPT", *arguments]

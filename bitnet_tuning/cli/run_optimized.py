@@ -25,8 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return guarded(_run, arguments)
 
 
-def optimized_request(parser: Parser, arguments: list[str]) -> tuple[Request, argparse.Namespace]:
-    """Adds the flags to ``parser`` and reads them; raises UsageError."""
+def optimized_request(
+    parser: Parser, arguments: list[str], stand_in: str | None = None
+) -> tuple[Request, argparse.Namespace]:
+    """Adds the flags to ``parser`` and reads them; raises UsageError. A ``stand_in`` takes
+    the place of a prompt that is not given."""
     add_upstream(parser, prompt_required=False)
     add_optimized(parser)
     add_ours(parser)
@@ -35,7 +38,9 @@ def optimized_request(parser: Parser, arguments: list[str]) -> tuple[Request, ar
     if options.prompt is not None and options.file is not None:
         raise UsageError("argument -f/--file: not together with -p/--prompt")
     if options.prompt is None and options.file is None and not options.conversation:
-        raise UsageError("argument -p/--prompt: a prompt is needed", "give one with -p or -f")
+        if stand_in is None:
+            raise UsageError("argument -p/--prompt: a prompt is needed", "give one with -p or -f")
+        options.prompt = stand_in
     return to_request(options, extra), options
 
 

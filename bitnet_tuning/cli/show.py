@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from typing import Any
@@ -32,7 +33,8 @@ def show_plan(plan: Plan, as_json: bool) -> None:
     if as_json:
         print(json.dumps(plan_facts(plan), indent=2))
         return
-    print(shell_line(plan))
+    # A prompt may hold bytes that no encoding has; they go out as they came in.
+    sys.stdout.buffer.write(os.fsencode(shell_line(plan)) + b"\n")
     sys.stdout.flush()
     width = max(len(field) for field in plan.reasons)
     for field, reason in plan.reasons.items():

@@ -9,7 +9,7 @@ from bitnet_tuning.host.root import Root
 
 
 class Cgroups(NamedTuple):
-    """Folders (relative to the root folder) of each hierarchy, innermost first."""
+    """Folders (relative to the root folder) of each hierarchy; of each mount innermost first."""
 
     unified: tuple[str, ...]
     cpu: tuple[str, ...]
@@ -22,23 +22,30 @@ class Mount(NamedTuple):
     """The part of the hierarchy that is mounted: "/" but in containers."""
     version: int
     controllers: frozenset[str]
+    """Of version 1; version 2 has all of them in one hierarchy."""
 
 
 def read_cgroups(root: Root) -> Cgroups:
     mounts = _mounts(root)
     paths = _paths(root)
     return Cgroups(
-        _levels(_find(mounts, 2, ""), paths.get("", "/")),
-        _levels(_find(mounts, 1, "cpu"), paths.get("cpu", "/")),
-        _levels(_find(mounts, 1, "memory"), paths.get("memory", "/")),
+        _folders([mount for mount in mounts if mount.version == 2], paths.get("", "/")),
+        _folders([mount for mount in mounts if "cpu" in mount.controllers], paths.get("cpu", "/")),
+        _folders(
+            [mount for mount in mounts if "memory" in mount.controllers], paths.get("memory", "/")
+        ),
     )
 
 
-def _find(mounts: list[Mount], version: int, controller: str) -> Mount | None:
-    for mount in mounts:
-        if mount.version == version and (version == 2 or controller in mount.controllers):
-            return mount
-    return None
+def _folders(mounts: list[Mount], path: str) -> tuple[str, ...]:
+    """The levels of each mount that shows the group; a hierarchy may be mounted twice.
+
+    Where none does ("/..", or a path of another container's namespace), the first mount's
+    point is the only folder that may be ours.
+    """
+    showing = [mount for mount in mounts if _below(path, mount.origin) is not None] or mounts[:1]
+    levels = (level for mount in showing for level in _levels(mount, path))
+    return tuple(dict.fromkeys(levels))
 
 
 def _paths(root: Root) -> dict[str, str]:
@@ -51,35 +58,32 @@ def _paths(root: Root) -> dict[str, str]:
     return paths
 
 
-def _levels(mount: Mount | None, path: str) -> tuple[str, ...]:
+def _levels(mount: Mount, path: str) -> tuple[str, ...]:
     """The group's folder and each one above it up to the mount point."""
-    if mount is None:
-        return ()
-    # A path that starts outside of what is mounted ("/..", or another container's)
-    # leaves the mount point itself as the only folder that is certainly ours.
-    inside = _below(path, mount.origin)
-    parts = [part for part in inside.split("/") if part]
-    if ".." in parts:
-        parts = []
+    parts = [part for part in (_below(path, mount.origin) or "").split("/") if part]
     point = mount.point.strip("/")
     return tuple("/".join([point, *parts[:depth]]) for depth in range(len(parts), -1, -1))
 
 
-def _below(path: str, origin: str) -> str:
-    if origin == "/":
-        return path
-    if path == origin or path.startswith(origin + "/"):
-        return path[len(origin) :]
-    return "/"
+def _below(path: str, origin: str) -> str | None:
+    """``path`` as seen from ``origin``, or None where it lies elsewhere."""
+    base = origin.rstrip("/")
+    if ".." in path.split("/") or not f"{path}/".startswith(f"{base}/"):
+        return None
+    return path[len(base) :]
 
 
 def _mounts(root: Root) -> list[Mount]:
-    text = root.read("proc/self/mountinfo", 1 << 20)
-    if text:
-        return [mount for line in text.splitlines() if (mount := _from_mountinfo(line))]
-    text = root.read("proc/self/mounts", 1 << 20) or root.read("proc/mounts", 1 << 20)
-    mounts = [mount for line in (text or "").splitlines() if (mount := _from_mounts(line))]
-    return mounts or _customary(root)
+    for name, parse in (
+        ("proc/self/mountinfo", _from_mountinfo),
+        ("proc/self/mounts", _from_mounts),
+        ("proc/mounts", _from_mounts),
+    ):
+        lines = (root.read(name, 1 << 20) or "").splitlines()
+        mounts = [mount for line in lines if (mount := parse(line))]
+        if mounts:
+            return mounts
+    return _customary(root)
 
 
 def _from_mountinfo(line: str) -> Mount | None:
@@ -99,8 +103,9 @@ def _from_mounts(line: str) -> Mount | None:
 def _mount(point: str, origin: str, kind: str, options: str) -> Mount | None:
     if kind not in ("cgroup", "cgroup2"):
         return None
-    version = 2 if kind == "cgroup2" else 1
-    return Mount(_unescape(point), _unescape(origin), version, frozenset(options.split(",")))
+    if kind == "cgroup2":
+        return Mount(_unescape(point), _unescape(origin), 2, frozenset())
+    return Mount(_unescape(point), _unescape(origin), 1, frozenset(options.split(",")))
 
 
 def _unescape(path: str) -> str:
@@ -109,10 +114,12 @@ def _unescape(path: str) -> str:
 
 
 def _customary(root: Root) -> list[Mount]:
-    """Where distributions mount them, for a root folder without a mount table."""
+    """Where distributions mount them, for a root folder without a mount table: version 2
+    alone or beside version 1, whose folders are named after their controllers."""
     base = "sys/fs/cgroup"
-    found = [Mount(base, "/", 2, frozenset())] if root.exists(f"{base}/cgroup.controllers") else []
-    for name in ("cpu", "cpu,cpuacct", "memory"):
-        if root.exists(f"{base}/{name}"):
-            found.append(Mount(f"{base}/{name}", "/", 1, frozenset(name.split(","))))
+    found = [Mount(point, "/", 2, frozenset()) for point in (base, f"{base}/unified")]
+    found += [
+        Mount(f"{base}/{name}", "/", 1, frozenset(name.split(",")))
+        for name in sorted(root.names(base))
+    ]
     return found

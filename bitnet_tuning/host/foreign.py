@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from bitnet_tuning.host.kinds import Hybrid
@@ -72,11 +73,15 @@ def macos_host(values: dict[str, int], memory: Memory) -> Host:
 
 
 def numbered_cores(physical: int, logical: int) -> tuple[Core, ...]:
-    """Cores with made-up CPU ids, for systems that only say how many there are."""
-    each = max(1, logical // physical)
-    return tuple(
-        Core(frozenset(range(index * each, (index + 1) * each)), 0) for index in range(physical)
-    )
+    """Cores with made-up CPU ids, for systems that only say how many there are.
+
+    Where the CPUs do not divide evenly, the first cores have one more: that is how
+    Windows numbers a hybrid, whose performance cores alone have two threads.
+    """
+    count = min(physical, logical)
+    each, wider = divmod(logical, count)
+    firsts = [index * each + min(index, wider) for index in range(count + 1)]
+    return tuple(Core(frozenset(range(low, high)), 0) for low, high in pairwise(firsts))
 
 
 def _cpus_of(cores: tuple[Core, ...]) -> frozenset[int]:
@@ -141,8 +146,9 @@ def _psutil_host() -> Host:
         return _host(numbered_cores(logical, logical), None, Memory(None, None), ())._replace(
             topology_known=False
         )
-    physical = psutil.cpu_count(logical=False) or logical
-    host = _host(numbered_cores(physical, logical), None, _virtual_memory(), ())
+    physical = psutil.cpu_count(logical=False)
+    cores = numbered_cores(physical or logical, logical)
+    host = _host(cores, None, _virtual_memory(), ())._replace(topology_known=bool(physical))
     try:
         allowed = frozenset(psutil.Process().cpu_affinity()) & host.online
     except (AttributeError, psutil.Error):

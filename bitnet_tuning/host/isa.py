@@ -25,7 +25,7 @@ def read_isa(root: Root) -> Isa:
         key, _, value = line.partition(":")
         key = key.strip().lower()
         if key == "vendor_id" and vendor is None:
-            vendor = value.strip()
+            vendor = value.strip() or None
         elif key in _FLAG_KEYS and not flags:
             flags = tuple(
                 sorted(set(value.replace("_", " ").split() if key == "isa" else value.split()))

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from bitnet_tuning.cpulist import parse_list
+from bitnet_tuning.cpulist import parse_list, parse_mask
 from bitnet_tuning.host.cgroups import Cgroups
-from bitnet_tuning.host.root import Root
+from bitnet_tuning.host.root import Root, as_integer
+
+
+_CAP_IPC_LOCK, _CAP_SYS_NICE = 1 << 14, 1 << 23
+"""Bits of CapEff (linux/capability.h)."""
 
 
 class Privileges(NamedTuple):
@@ -19,19 +23,35 @@ class Privileges(NamedTuple):
     """Bytes of memory that it may lock; None for no limit."""
 
 
-def read_privileges() -> Privileges:
-    """From the resource limits of this process; root is bound by neither."""
+def read_privileges(root: Root | None = None) -> Privileges:
+    """From the resource limits and capabilities of this process."""
     try:
         import resource  # noqa: PLC0415
     except ImportError:  # Windows
         return Privileges(0, 0)
-    if os.geteuid() == 0:
-        return Privileges(-20, None)
+    held = _capabilities(root or Root())
     memlock = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     # setpriority(2): the ceiling of niceness is 20 minus this limit.
     ceiling = resource.getrlimit(resource.RLIMIT_NICE)[0] if hasattr(resource, "RLIMIT_NICE") else 0
-    lowest = -20 if ceiling == resource.RLIM_INFINITY else 20 - ceiling
-    return Privileges(lowest, None if memlock == resource.RLIM_INFINITY else memlock)
+    any_nice = held & _CAP_SYS_NICE or ceiling == resource.RLIM_INFINITY
+    any_lock = held & _CAP_IPC_LOCK or memlock == resource.RLIM_INFINITY
+    return Privileges(-20 if any_nice else 20 - ceiling, None if any_lock else memlock)
+
+
+def _capabilities(root: Root) -> int:
+    """The effective ones: root in a container lacks some, and those that a user namespace
+    grants do not count for priorities and locks. Where there are none, root may do all."""
+    try:
+        effective = int(_status(root)["CapEff"], 16)
+    except (KeyError, ValueError):
+        return -1 if os.geteuid() == 0 else 0
+    mapped = (root.read("proc/self/uid_map") or "").split()
+    return effective if mapped in ([], ["0", "0", "4294967295"]) else 0
+
+
+def _status(root: Root) -> dict[str, str]:
+    lines = (root.read("proc/self/status") or "").splitlines()
+    return {key: value for key, _, value in (line.partition(":") for line in lines)}
 
 
 def allowed_cpus(root: Root, online: frozenset[int]) -> frozenset[int]:
@@ -48,13 +68,12 @@ def _live_affinity() -> frozenset[int] | None:
 
 
 def _recorded_affinity(root: Root) -> frozenset[int] | None:
-    for line in (root.read("proc/self/status") or "").splitlines():
-        key, _, value = line.partition(":")
-        if key == "Cpus_allowed_list":
-            try:
-                return parse_list(value)
-            except ValueError:
-                return None
+    stated = _status(root)
+    for key, parse in (("Cpus_allowed_list", parse_list), ("Cpus_allowed", parse_mask)):
+        try:
+            return parse(stated[key])
+        except (KeyError, ValueError):
+            continue
     return None
 
 
@@ -71,10 +90,9 @@ def cpu_quota(root: Root, groups: Cgroups) -> float | None:
 def _quota_v2(root: Root, folder: str) -> float | None:
     """``cpu.max`` is "quota period" in microseconds, or "max period"."""
     words = (root.read(f"{folder}/cpu.max") or "").split()
-    if not words or not words[0].isdecimal():
-        return None
-    period = int(words[1]) if len(words) > 1 and words[1].isdecimal() else 100_000
-    return _ratio(int(words[0]), period)
+    quota = as_integer(words[0]) if words else None
+    period = as_integer(words[1]) if len(words) > 1 else None
+    return None if quota is None else _ratio(quota, 100_000 if period is None else period)
 
 
 def _quota_v1(root: Root, folder: str) -> float | None:

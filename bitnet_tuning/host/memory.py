@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from bitnet_tuning.host.cgroups import Cgroups
-from bitnet_tuning.host.root import Root
+from bitnet_tuning.host.root import Root, as_integer
 
 _NO_LIMIT = 1 << 60
 """Version 1 writes "no limit" as about 2**63 rounded down to a page."""
@@ -33,9 +33,9 @@ def _meminfo(root: Root) -> Memory:
     kilobytes: dict[str, int] = {}
     for line in (root.read("proc/meminfo") or "").splitlines():
         key, _, value = line.partition(":")
-        words = value.split()
-        if words and words[0].isdecimal():
-            kilobytes[key] = int(words[0])
+        number = as_integer(value.removesuffix("kB").strip())
+        if number is not None and 0 <= number < _NO_LIMIT >> 10:
+            kilobytes[key] = number
     # Kernels before 3.14 have no MemAvailable; free and page cache come near it.
     free = ("MemFree", "Buffers", "Cached")
     guess = sum(kilobytes.get(key, 0) for key in free) if "MemFree" in kilobytes else None
@@ -48,18 +48,25 @@ def _bytes(kilobytes: int | None) -> int | None:
 
 
 def _limits(root: Root, groups: Cgroups) -> list[tuple[int, int]]:
-    """(limit, bytes in use that cannot be dropped) of each level that has a limit."""
+    """(limit, bytes in use that cannot be dropped) of each level that has a limit.
+
+    Inactive page cache is what the kernel drops before it denies memory.
+    """
     found: list[tuple[int, int]] = []
     for level in groups.unified:
         limit = _smallest(root.integer(f"{level}/memory.max"), root.integer(f"{level}/memory.high"))
         if limit is not None:
             used = root.integer(f"{level}/memory.current") or 0
-            found.append((limit, used - _droppable(root, level, "inactive_file")))
+            found.append((limit, used - (_statistic(root, level, "inactive_file") or 0)))
     for level in groups.memory:
-        limit = _smallest(root.integer(f"{level}/memory.limit_in_bytes"))
+        # The second is what levels outside of a container's mount leave.
+        limit = _smallest(
+            root.integer(f"{level}/memory.limit_in_bytes"),
+            _statistic(root, level, "hierarchical_memory_limit"),
+        )
         if limit is not None:
             used = root.integer(f"{level}/memory.usage_in_bytes") or 0
-            found.append((limit, used - _droppable(root, level, "total_inactive_file")))
+            found.append((limit, used - (_statistic(root, level, "total_inactive_file") or 0)))
     return [(limit, max(0, used)) for limit, used in found]
 
 
@@ -68,10 +75,9 @@ def _smallest(*limits: int | None) -> int | None:
     return min(stated, default=None)
 
 
-def _droppable(root: Root, level: str, key: str) -> int:
-    """Page cache that the kernel drops before it denies memory."""
+def _statistic(root: Root, level: str, key: str) -> int | None:
     for line in (root.read(f"{level}/memory.stat") or "").splitlines():
         name, _, value = line.partition(" ")
-        if name == key and value.isdecimal():
-            return int(value)
-    return 0
+        if name == key:
+            return as_integer(value.strip())
+    return None

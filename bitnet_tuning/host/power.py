@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from bitnet_tuning.host.root import Root
 from bitnet_tuning.host.topology import CPU
+
+_NAME = re.compile(r"[\w-]{1,16}", re.ASCII)
+"""The kernel allows 16 bytes (CPUFREQ_NAME_LEN)."""
 
 
 def read_governor(root: Root, cpus: frozenset[int]) -> str | None:
@@ -13,9 +18,8 @@ def read_governor(root: Root, cpus: frozenset[int]) -> str | None:
     """
     counts: dict[str, int] = {}
     for cpu in sorted(cpus):
-        name = root.read(f"{CPU}/cpu{cpu}/cpufreq/scaling_governor")
-        if name:
+        # CPUs without cpufreq may come before ones that have it.
+        name = root.read(f"{CPU}/cpu{cpu}/cpufreq/scaling_governor") or ""
+        if _NAME.fullmatch(name):
             counts[name] = counts.get(name, 0) + 1
-        elif not counts and not root.exists(f"{CPU}/cpu{cpu}/cpufreq"):
-            return None
     return ",".join(sorted(counts, key=lambda name: -counts[name])) or None

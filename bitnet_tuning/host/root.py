@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,6 +13,8 @@ T = TypeVar("T")
 
 _ENOUGH = 1 << 16
 """Bytes read of a file; only /proc/cpuinfo of a large host is longer."""
+
+_INTEGER = re.compile(r"-?[0-9]{1,20}", re.ASCII)
 
 
 class Root:
@@ -50,7 +53,7 @@ class Root:
         return os.path.exists(self._prefix + name)
 
     def integer(self, name: str) -> int | None:
-        return _parsed(self.read(name), int)
+        return as_integer(self.read(name))
 
     def cpus(self, name: str) -> frozenset[int] | None:
         """A CPU list such as ``0-3,8``; an empty file is an empty set."""
@@ -64,6 +67,12 @@ class Root:
             if found:
                 return found
         return None
+
+
+def as_integer(text: str | None) -> int | None:
+    """A decimal number of at most 64 bits, which all of the kernel's are, or None."""
+    value = int(text) if text and _INTEGER.fullmatch(text) else None
+    return value if value is not None and abs(value) < 1 << 64 else None
 
 
 def _drain(handle: int, limit: int) -> bytes:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from bitnet_tuning.host.root import Root
+from bitnet_tuning.cpulist import MAX_CPU
+from bitnet_tuning.host.root import Root, as_integer
 
 CPU = "sys/devices/system/cpu"
 NODE = "sys/devices/system/node"
@@ -56,13 +59,19 @@ def _online(root: Root) -> frozenset[int]:
 
 def _numbered(root: Root, folder: str, prefix: str) -> list[int]:
     names = (name[len(prefix) :] for name in root.names(folder) if name.startswith(prefix))
-    return sorted(int(name) for name in names if name.isdecimal())
+    return _ids(names)
 
 
 def _listed_in_cpuinfo(root: Root) -> frozenset[int]:
+    """``processor : 3``, and on s390 ``processor 3: version = …``."""
     text = root.read("proc/cpuinfo", limit=1 << 24) or ""
-    pairs = (line.partition(":") for line in text.splitlines() if line.startswith("processor"))
-    return frozenset(int(value) for _, _, value in pairs if value.strip().isdecimal())
+    return frozenset(_ids(re.findall(r"^processor[ \t]*:?[ \t]*([0-9]+)[ \t]*(?:$|:)", text, re.M)))
+
+
+def _ids(texts: Iterable[str]) -> list[int]:
+    """Those that are ids, in ascending order."""
+    numbers = (as_integer(text) for text in texts)
+    return sorted(number for number in numbers if number is not None and 0 <= number < MAX_CPU)
 
 
 def _sibling_groups(root: Root, online: frozenset[int]) -> tuple[list[frozenset[int]], bool]:
@@ -103,7 +112,9 @@ def _package(root: Root, cpu: int) -> int:
     stated = root.integer(f"{folder}/physical_package_id")
     if stated is not None and stated >= 0:
         return stated
-    together = root.cpus_of(f"{folder}/core_siblings_list", f"{folder}/core_siblings")
+    together = root.cpus_of(
+        f"{folder}/core_siblings_list", f"{folder}/package_cpus_list", f"{folder}/core_siblings"
+    )
     return min(together) if together else 0
 
 
