@@ -55,10 +55,11 @@ def own_files(program: str, trace: Trace) -> tuple[str, ...]:
 
 
 def _linked(program: str, trace: Trace) -> list[str]:
-    """Paths in ``name => /path (0x…)`` lines; the loader resolves run paths as at a start."""
+    """Paths in ``name => /path (0x…)`` lines, and in those of libraries that are linked by
+    their path; the loader resolves run paths as at a start."""
     if not sys.platform.startswith("linux") or not is_executable_image(program):
         return []
-    return re.findall(r"=> (/\S.*?) \(0x", trace(program))
+    return re.findall(r"(?:^\s*|=> )(/\S.*?) \(0x", trace(program), re.MULTILINE)
 
 
 def _names(folder: str) -> list[str]:
@@ -69,13 +70,19 @@ def _names(folder: str) -> list[str]:
 
 
 def openmp_runtime(files: Iterable[str]) -> str | None:
-    """The runtime that any of the files needs or contains; None for a script, of which
-    nothing can be said."""
-    images = [path for path in files if is_executable_image(path)]
+    """The runtime that any of the files needs or contains; None where nothing can be said."""
+    images = _ggml_images(files)
     for runtime, names in _RUNTIMES:
         if any(contains(path, names) for path in images):
             return runtime
     return NONE if images else None
+
+
+def _ggml_images(files: Iterable[str]) -> list[str]:
+    """The compiled files, if ggml is among them: of a script, or of a program that only
+    starts another one, nothing can be said."""
+    images = [path for path in files if is_executable_image(path)]
+    return images if any(contains(path, (b"ggml_",)) for path in images) else []
 
 
 def blas_libraries(files: Iterable[str]) -> tuple[str, ...]:
@@ -84,8 +91,9 @@ def blas_libraries(files: Iterable[str]) -> tuple[str, ...]:
 
 
 def knows_name(files: Iterable[str], name: str) -> bool | None:
-    """Whether ``name`` stands as a C string in one of the files; None for a script."""
-    images = [path for path in files if is_executable_image(path)]
+    """Whether ``name`` stands as a C string in one of the files; None where nothing can be
+    said."""
+    images = _ggml_images(files)
     mark = name.encode() + b"\0"
     return any(contains(path, (mark,)) for path in images) if images else None
 

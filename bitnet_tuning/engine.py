@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from bitnet_tuning.errors import MissingError
-from bitnet_tuning.state import Record, State
+from bitnet_tuning.records import TYPE_CHECKING, NamedTuple
+from bitnet_tuning.state import State
+
+if TYPE_CHECKING:
+    from bitnet_tuning.state import Record
 
 EMBEDDED = "embedded"
 """The name by which --engine and BITNET_ENGINE ask for the embedded engine."""
@@ -185,7 +188,7 @@ def know(location: Location, state: State) -> Engine:
 
 def with_architecture(engine: Engine, name: str) -> Engine:
     """The engine, with an answer to whether it knows this architecture as well."""
-    if name in engine.architectures:
+    if name in engine.architectures or engine.i2_s is None:
         return engine
     from bitnet_tuning.binary import knows_name  # noqa: PLC0415
 

@@ -1,6 +1,8 @@
-"""ggml's tensor types by number: names and sizes; pure."""
+"""What a model file is made of: ggml's tensor types, and the facts of a header; pure."""
 
 from __future__ import annotations
+
+from bitnet_tuning.records import NamedTuple
 
 I2_S = "i2_s"
 """bitnet.cpp's own ternary type: number 36, which mainline llama.cpp does not have."""
@@ -28,6 +30,32 @@ _TYPES = {
 
 _I2_S_TRAILER = 32
 """An i2_s tensor ends with its one scale, padded to 32 bytes."""
+
+
+class TypeShare(NamedTuple):
+    """How much of a model one tensor type holds."""
+
+    name: str
+    tensors: int
+    weights: int
+
+
+class ModelFile(NamedTuple):
+    """What a header says of a model. Counts that it does not state are None."""
+
+    path: str
+    size: int
+    """Bytes of the file."""
+    architecture: str
+    name: str
+    quantization: str
+    """The tensor type that holds most weights of the layers, such as ``i2_s``."""
+    types: tuple[TypeShare, ...]
+    context_length: int | None
+    layers: int | None
+    embedding_length: int | None
+    vocabulary: int | None
+    chat_template: bool
 
 
 def tensor_bytes(kind: int, weights: int) -> int:

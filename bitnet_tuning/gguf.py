@@ -10,10 +10,12 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from typing import NamedTuple
 
 from bitnet_tuning.errors import MissingError
-from bitnet_tuning.ggml_types import tensor_bytes, type_name
+from bitnet_tuning.ggml_types import ModelFile, TypeShare, tensor_bytes, type_name
+from bitnet_tuning.records import NamedTuple
+
+__all__ = ["ModelFile", "TypeShare", "read_model"]
 
 MAGIC = b"GGUF"
 
@@ -32,36 +34,20 @@ _SCALARS = {
 }
 _STRING, _ARRAY = 8, 9
 _MIN_PAIR = 8 + 4 + 1
-_MIN_TENSOR = 8 + 4 + 8 + 4 + 8
+_MIN_TENSOR = 8 + 4 + 4 + 8
 _MAX_NESTING = 4
 
+# A damaged count may still fit a large file; these keep such a file from being walked
+# through for minutes. Real models have some thousand tensors and half a million merges.
+_MOST_TENSORS = _MOST_PAIRS = 1 << 16
+_MOST_STRINGS = _MOST_ARRAYS = 1 << 22
+_LONGEST_NAME = (1 << 16) - 1
+"""Bytes of a key, as the format has it."""
+_KEPT = 1 << 10
+"""Bytes kept of a text: none that is needed comes near it."""
+_MOST_WEIGHTS = (1 << 63) - 1
+
 Value = int | float | str | bool
-
-
-class TypeShare(NamedTuple):
-    """How much of a model one tensor type holds."""
-
-    name: str
-    tensors: int
-    weights: int
-
-
-class ModelFile(NamedTuple):
-    """What a header says of a model. Counts that it does not state are None."""
-
-    path: str
-    size: int
-    """Bytes of the file."""
-    architecture: str
-    name: str
-    quantization: str
-    """The tensor type that holds most weights of the layers, such as ``i2_s``."""
-    types: tuple[TypeShare, ...]
-    context_length: int | None
-    layers: int | None
-    embedding_length: int | None
-    vocabulary: int | None
-    chat_template: bool
 
 
 class _CorruptError(Exception):
@@ -126,17 +112,23 @@ class _Reader:
         size = struct.calcsize("<" + form)
         return int(struct.unpack_from("<" + form, self.data, self.skip(size))[0])
 
-    def count(self, what: str, smallest: int) -> int:
+    def count(self, what: str, smallest: int, most: int | None = None) -> int:
         """A 64-bit count of things that take at least ``smallest`` bytes each."""
         count = self.number("Q")
         if count * smallest > self.end - self.at:
             raise _CorruptError(f"its header claims {count} {what}, more than the file can hold")
+        if most is not None and count > most:
+            raise _CorruptError(f"its header claims {count} {what}, more than {most}")
         return count
 
-    def string(self) -> str:
-        length = self.count("bytes in a string", 1)
-        start = self.skip(length)
+    def name(self, what: str) -> str:
+        start = self.skip(self.count(f"bytes in a {what}", 1, _LONGEST_NAME))
         return self.data[start : self.at].decode("utf-8", "replace")
+
+    def text(self) -> str:
+        """A string value, of which only the beginning is kept."""
+        start = self.skip(self.count("bytes in a string", 1))
+        return self.data[start : min(self.at, start + _KEPT)].decode("utf-8", "replace")
 
 
 def _parse(path: str, size: int, data: mmap.mmap) -> ModelFile:
@@ -145,8 +137,8 @@ def _parse(path: str, size: int, data: mmap.mmap) -> ModelFile:
         raise _CorruptError(f"it begins with {bytes(data[:4])!r}, not b'GGUF'")
     reader.skip(len(MAGIC))
     _check_version(reader.number("I"))
-    tensors = reader.count("tensors", _MIN_TENSOR)
-    pairs = reader.count("metadata entries", _MIN_PAIR)
+    tensors = reader.count("tensors", _MIN_TENSOR, _MOST_TENSORS)
+    pairs = reader.count("metadata entries", _MIN_PAIR, _MOST_PAIRS)
     metadata = dict(_pair(reader) for _ in range(pairs))
     infos = [_tensor(reader) for _ in range(tensors)]
     if not infos:
@@ -165,14 +157,14 @@ def _check_version(version: int) -> None:
 
 
 def _pair(reader: _Reader) -> tuple[str, Value | None]:
-    key = reader.string()
+    key = reader.name("key")
     return key, _value(reader, reader.number("I"), 0)
 
 
 def _value(reader: _Reader, kind: int, depth: int) -> Value | None:
     """A scalar or string as it is, an array as its length."""
     if kind == _STRING:
-        return reader.string()
+        return reader.text()
     if kind == _ARRAY:
         return _array_length(reader, depth)
     if kind not in _SCALARS:
@@ -189,10 +181,10 @@ def _array_length(reader: _Reader, depth: int) -> int:
         length = reader.count("array entries", width)
         reader.skip(length * width)
     elif kind == _STRING:
-        length = reader.count("strings", 8)
+        length = reader.count("strings", 8, _MOST_STRINGS)
         _skip_strings(reader, length)
     elif kind == _ARRAY and depth < _MAX_NESTING:
-        length = reader.count("arrays", 12)
+        length = reader.count("arrays", 12, _MOST_ARRAYS)
         for _ in range(length):
             _array_length(reader, depth + 1)
     else:
@@ -218,13 +210,15 @@ class _Tensor(NamedTuple):
 
 
 def _tensor(reader: _Reader) -> _Tensor:
-    name = reader.string()
+    name = reader.name("tensor's name")
     dimensions = reader.number("I")
     if dimensions > 8:
         raise _CorruptError(f"a tensor has {dimensions} dimensions")
     weights = 1
     for _ in range(dimensions):
         weights *= reader.number("Q")
+    if weights > _MOST_WEIGHTS:
+        raise _CorruptError(f"a tensor claims {weights} weights")
     return _Tensor(name, reader.number("I"), weights, reader.number("Q"))
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 from bitnet_tuning import demo
 from bitnet_tuning.engine import identity
 from bitnet_tuning.errors import MissingError, TuningError
-from bitnet_tuning.ggml_types import I2_S
-from bitnet_tuning.gguf import ModelFile, TypeShare, read_model
-from bitnet_tuning.state import Record, State
+from bitnet_tuning.ggml_types import I2_S, ModelFile, TypeShare
+from bitnet_tuning.records import TYPE_CHECKING, NamedTuple
+from bitnet_tuning.state import State
+
+if TYPE_CHECKING:
+    from bitnet_tuning.state import Record
 
 DEFAULT = os.path.join("models", "BitNet-b1.58-2B-4T", "ggml-model-i2_s.gguf")
 _DEPTH = 3
@@ -68,7 +70,7 @@ def know(path: str, state: State) -> ModelFile:
     try:
         key = ":".join(str(part) for part in identity(os.path.abspath(path)))
     except (OSError, ValueError):
-        return read_model(path)
+        return _header(path)
     record = state.load("model", key)
     try:
         return _from_record(path, record) if record else _read(path, key, state)
@@ -77,9 +79,15 @@ def know(path: str, state: State) -> ModelFile:
 
 
 def _read(path: str, key: str, state: State) -> ModelFile:
-    model = read_model(path)
+    model = _header(path)
     state.store("model", key, model._asdict())
     return model
+
+
+def _header(path: str) -> ModelFile:
+    from bitnet_tuning.gguf import read_model  # noqa: PLC0415
+
+    return read_model(path)
 
 
 def _from_record(path: str, record: Record) -> ModelFile:
@@ -107,7 +115,8 @@ def _gguf_files(folder: str, depth: int) -> Iterator[str]:
     except OSError:
         return
     for entry in entries:
-        if entry.name.endswith(".gguf") and entry.is_file():
+        # os.path's tests answer False where an entry's own raise, as for a link to itself.
+        if entry.name.endswith(".gguf") and os.path.isfile(entry.path):
             yield entry.path
-        elif depth > 1 and entry.is_dir():
+        elif depth > 1 and os.path.isdir(entry.path):
             yield from _gguf_files(entry.path, depth - 1)

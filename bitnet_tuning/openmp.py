@@ -7,7 +7,8 @@ else runs in the process; binding and waiting are what the runtime decides.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+
+from bitnet_tuning.records import NamedTuple
 
 GOMP, LLVM, MSVC, NONE = "libgomp", "libomp", "vcomp", "none"
 """OpenMP runtimes: GNU's, LLVM's (Intel's is the same code), Microsoft's, no OpenMP at all."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
 
 from bitnet_tuning.command import build_command
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.ggml_types import I2_S
 from bitnet_tuning.openmp import choose_variables
+from bitnet_tuning.records import TYPE_CHECKING, NamedTuple
 from bitnet_tuning.threads import choose_threads
 
 if TYPE_CHECKING:
@@ -81,7 +81,12 @@ def make_plan(request: Request, facts: Facts) -> Plan:
         engine=engine.path,
         model=model.path,
         reasons={},
-        warnings=threads.warnings + boost.warnings + _memory_warnings(host, model),
+        warnings=(
+            *threads.warnings,
+            *boost.warnings,
+            *_kernel_warnings(engine, model),
+            *_memory_warnings(host, model),
+        ),
         mlock=boost.mlock,
         nice=boost.nice,
     )
@@ -177,6 +182,17 @@ def _no_lock(facts: Facts, flags: frozenset[str]) -> str | None:
             f"the model is not locked in memory: the limit is {limit // MEBIBYTE} MiB (ulimit -l)"
         )
     return None
+
+
+def _kernel_warnings(engine: Engine, model: ModelFile) -> tuple[str, ...]:
+    """i2_s has kernels for AVX2 and NEON only; others compute garbage without a word."""
+    has_kernel = engine.isa & {"AVX2", "NEON", "ARM_FMA"}
+    if model.quantization != I2_S or not engine.isa or has_kernel:
+        return ()
+    return (
+        f"{engine.path} is built without AVX2 and NEON, which i2_s needs: expect garbage; "
+        "`python3 -m bitnet_tuning selftest` shows it",
+    )
 
 
 def _memory_warnings(host: Host, model: ModelFile) -> tuple[str, ...]:

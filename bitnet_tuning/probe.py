@@ -9,7 +9,10 @@ import sys
 from bitnet_tuning import binary, demo
 from bitnet_tuning.engine import ARCHITECTURES, Location, beside, embedded_library, identity
 from bitnet_tuning.launch import capture
-from bitnet_tuning.state import Record
+from bitnet_tuning.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bitnet_tuning.state import Record
 
 _FLAG = re.compile(r"--?[A-Za-z]")
 _PLACEHOLDER = re.compile(r"^[A-Z<{\[(.]")

@@ -10,9 +10,9 @@ import signal
 import termios
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from bitnet_tuning.outcome import Outcome
+from bitnet_tuning.launch import Outcome
+from bitnet_tuning.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bitnet_tuning.launch import Launch, Pipes

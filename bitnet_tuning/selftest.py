@@ -6,13 +6,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
 from bitnet_tuning import demo
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.launch import capture
 from bitnet_tuning.outcome import explain
 from bitnet_tuning.plan import Facts, make_plan
+from bitnet_tuning.records import TYPE_CHECKING, NamedTuple
 from bitnet_tuning.request import Request
 
 if TYPE_CHECKING:
@@ -171,27 +171,33 @@ def _control(report: Report, engine: Engine, host: Host) -> bool | None:
 
 
 def diagnose(report: Report, engine: Engine, host: Host, control: bool | None) -> str:
-    """The likeliest cause of a failure, in a sentence with its remedy; pure."""
+    """The likeliest cause of a failure, in a sentence with its remedy; pure. ``control``
+    says whether the same weights came out right as TQ2_0, where that was tried."""
+    return next(_causes(report, engine, host, control))
+
+
+def _causes(report: Report, engine: Engine, host: Host, control: bool | None) -> Iterator[str]:
+    """Every cause that fits what was seen, the surest first; the last one always fits."""
     failed = [result for result in report.results if not result.passed]
     problems = " ".join(result.problem or "" for result in failed)
-    if "tensor type 36" in problems or "i2_s" in problems:
-        return "the engine is mainline llama.cpp, which has no i2_s: use a bitnet.cpp build"
+    if "tensor type 36" in problems or "invalid ggml type 36" in problems:
+        yield "the engine is mainline llama.cpp, which has no i2_s: use a bitnet.cpp build"
     if "SIGILL" in problems:
-        return "the build uses instructions that this CPU lacks: build it on this machine"
+        yield "the build uses instructions that this CPU lacks: build it on this machine"
     isa = _isa_cause(engine, host)
     if isa:
-        return isa
+        yield isa
     if all(result.variant.batch for result in failed):
-        sizes = ", ".join(str(result.variant) for result in failed)
-        return f"only cut into batches it goes wrong ({sizes}): leave -b and -ub alone"
+        sizes = "; ".join(sorted({str(result.variant) for result in failed}))
+        yield f"only cut into batches it goes wrong ({sizes}): leave -b and -ub alone"
     if all(result.variant.threads > 1 for result in failed) and _one_thread_passed(report):
-        return "only with several threads it goes wrong: the OpenMP runtime and the build do not fit"
+        yield "only several threads go wrong: the OpenMP runtime and the build do not fit"
     if control:
-        return (
+        yield (
             "the same weights as TQ2_0 come out right, so the i2_s kernels are at fault: "
             "build bitnet.cpp anew with clang 18 or later, for this CPU"
         )
-    return "not known: the build may be broken; build bitnet.cpp anew with clang 18 or later"
+    yield "not known: the model file may be damaged; else build bitnet.cpp anew with clang 18"
 
 
 def _isa_cause(engine: Engine, host: Host) -> str | None:

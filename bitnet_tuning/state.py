@@ -11,12 +11,16 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
-from typing import Any
+
+from bitnet_tuning.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    Record = dict[str, Any]
 
 SCHEMA = 1
 _LARGEST = 1 << 22
-
-Record = dict[str, Any]
 
 
 def default_folder(environ: Mapping[str, str]) -> str:
@@ -24,7 +28,9 @@ def default_folder(environ: Mapping[str, str]) -> str:
     named = environ.get("BITNET_TUNING_HOME")
     if named:
         return os.path.abspath(named)
-    cache = environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    cache = environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache):  # to be ignored then (XDG base directory specification)
+        cache = os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(cache, "bitnet-tuning")
 
 
@@ -79,8 +85,9 @@ class State:
 
 def write_atomically(path: str, data: bytes) -> None:
     """Replaces ``path`` in one step; raises OSError and leaves nothing behind on failure."""
-    draft = f"{path}.{os.getpid()}.tmp"
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    # Process ids are not enough: containers that share the folder may all be number 1.
+    draft = f"{path}.{os.urandom(6).hex()}.tmp"
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         with open(handle, "wb") as file:
             file.write(data)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
 
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.openmp import binds_itself, user_threads
+from bitnet_tuning.records import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from bitnet_tuning.host import Host

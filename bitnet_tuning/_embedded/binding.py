@@ -38,6 +38,8 @@ def load_binding() -> Any:
     except ImportError as error:
         cause = f"the embedded engine needs the package xllamacpp ({error})"
         remedy = "pip install xllamacpp, or this project with its extra: bitnet-tuning[embedded]"
+        if "libgomp" in str(error):
+            remedy = "its OpenMP runtime is missing; on Debian and Ubuntu: apt-get install libgomp1"
         raise MissingError(cause, remedy) from error
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from typing import NoReturn
 
 from bitnet_tuning.errors import UsageError
+from bitnet_tuning.records import TYPE_CHECKING
 from bitnet_tuning.request import Request
+
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 MOST_THREADS_ENGINE = 512
 """GGML_MAX_N_THREADS in ggml.h: an engine asserts on more."""
@@ -17,6 +20,8 @@ LARGEST_CONTEXT = 1 << 24
 """Tokens; the longest context of any published model is 10 million."""
 
 _INT32 = (1 << 31) - 1
+_MARK = "\0"
+"""Stands before a prompt on its way through argparse; no command line can hold it."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,7 +34,8 @@ class Parser(argparse.ArgumentParser):
 def split_extra(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
     """Our own arguments, and what follows ``--`` for the engine.
 
-    A prompt may look like a flag (``-p "--"``, ``-p -x``), so it is tied to its flag.
+    A prompt may look like a flag (``-p -x``), so it is tied to its own one; behind a mark,
+    since the argparse of many a Python drops a value ``--`` even so.
     """
     ours: list[str] = []
     rest = iter(arguments)
@@ -38,7 +44,9 @@ def split_extra(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
             break
         if argument in ("-p", "--prompt"):
             prompt = next(rest, None)
-            ours.append("--prompt" if prompt is None else f"--prompt={prompt}")
+            ours.append("--prompt" if prompt is None else f"--prompt={_MARK}{prompt}")
+        elif argument.startswith("--prompt="):
+            ours.append(argument.replace("=", f"={_MARK}", 1))
         else:
             ours.append(argument)
     return ours, tuple(rest)
@@ -75,6 +83,7 @@ def number(low: float, high: float = math.inf) -> Callable[[str], float]:
 
 
 def prompt(text: str) -> str:
+    text = text.removeprefix(_MARK)
     if not text:
         raise argparse.ArgumentTypeError("the prompt is empty")
     return text

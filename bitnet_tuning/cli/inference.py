@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NamedTuple
 
 from bitnet_tuning import launch
 from bitnet_tuning.cli import say
 from bitnet_tuning.engine import EMBEDDED, Engine, know, locate, with_architecture
 from bitnet_tuning.errors import MissingError, UsageError
 from bitnet_tuning.host import Host, read_host, read_privileges
+from bitnet_tuning.launch import Outcome
 from bitnet_tuning.model import Choice, choose_model
-from bitnet_tuning.outcome import Outcome, explain
 from bitnet_tuning.plan import Facts, Plan, make_plan
+from bitnet_tuning.records import NamedTuple
 from bitnet_tuning.request import Request
 from bitnet_tuning.state import State, default_folder
 
@@ -81,8 +81,15 @@ def execute(prepared: Prepared, quiet: bool = False, keep_log: bool = False) -> 
     if quiet and outcome.code not in (0, 130) and sys.stderr is not None:
         sys.stderr.flush()
         sys.stderr.buffer.write(outcome.log)
-    _say_all(explain(outcome.code, prepared.choice.model.size, prepared.host.memory.available))
+    if outcome.code > 128:
+        _explain(outcome.code, prepared)
     return outcome
+
+
+def _explain(code: int, prepared: Prepared) -> None:
+    from bitnet_tuning.outcome import explain  # noqa: PLC0415
+
+    _say_all(explain(code, prepared.choice.model.size, prepared.host.memory.available))
 
 
 def _say_all(*lines: str | None) -> None:

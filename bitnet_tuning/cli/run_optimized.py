@@ -17,7 +17,8 @@ from bitnet_tuning.cli.arguments import (
 from bitnet_tuning.cli.inference import execute, prepare
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.host import Host
-from bitnet_tuning.outcome import Outcome, Speed, parse_timings
+from bitnet_tuning.launch import Outcome
+from bitnet_tuning.outcome import Speed, parse_timings
 from bitnet_tuning.request import Request
 
 

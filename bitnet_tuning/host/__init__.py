@@ -6,7 +6,6 @@ Nothing outside this package reads ``/proc`` or ``/sys`` to learn about the host
 from __future__ import annotations
 
 import sys
-from typing import NamedTuple
 
 from bitnet_tuning.host.cgroups import read_cgroups
 from bitnet_tuning.host.isa import read_isa
@@ -17,6 +16,7 @@ from bitnet_tuning.host.power import read_governor
 from bitnet_tuning.host.root import Root
 from bitnet_tuning.host.topology import Core, Node, read_topology
 from bitnet_tuning.host.wsl import read_wsl
+from bitnet_tuning.records import NamedTuple
 
 __all__ = [
     "Core",

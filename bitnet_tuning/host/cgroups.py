@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from bitnet_tuning.host.root import Root
+from bitnet_tuning.records import NamedTuple
 
 
 class Cgroups(NamedTuple):

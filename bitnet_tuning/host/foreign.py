@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 from bitnet_tuning.host.kinds import Hybrid
 from bitnet_tuning.host.memory import Memory
 from bitnet_tuning.host.topology import Core, Node
+from bitnet_tuning.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bitnet_tuning.host import Host

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from bitnet_tuning.host.root import Root
+from bitnet_tuning.records import NamedTuple
 
 _FIRST_PROCESSORS = 1 << 14
 """Bytes that hold the first processor's entry; a large host's file runs to megabytes."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
 
 from bitnet_tuning.host.root import Root
 from bitnet_tuning.host.topology import CPU, Core
+from bitnet_tuning.records import NamedTuple
 
 APART = 1.2
 """Ratio of neighbouring speeds from which on they are two kinds of core.

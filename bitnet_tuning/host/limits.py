@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from bitnet_tuning.cpulist import parse_list, parse_mask
 from bitnet_tuning.host.cgroups import Cgroups
 from bitnet_tuning.host.root import Root, as_integer
-
+from bitnet_tuning.records import NamedTuple
 
 _CAP_IPC_LOCK, _CAP_SYS_NICE = 1 << 14, 1 << 23
 """Bits of CapEff (linux/capability.h)."""

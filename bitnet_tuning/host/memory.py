@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from bitnet_tuning.host.cgroups import Cgroups
 from bitnet_tuning.host.root import Root, as_integer
+from bitnet_tuning.records import NamedTuple
 
 _NO_LIMIT = 1 << 60
 """Version 1 writes "no limit" as about 2**63 rounded down to a page."""

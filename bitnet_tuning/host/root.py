@@ -5,11 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from typing import TypeVar
 
 from bitnet_tuning.cpulist import parse_list, parse_mask
-
-T = TypeVar("T")
 
 _ENOUGH = 1 << 16
 """Bytes read of a file; only /proc/cpuinfo of a large host is longer."""
@@ -57,13 +54,13 @@ class Root:
 
     def cpus(self, name: str) -> frozenset[int] | None:
         """A CPU list such as ``0-3,8``; an empty file is an empty set."""
-        return _parsed(self.read(name), parse_list)
+        return _cpu_set(self.read(name), parse_list)
 
     def cpus_of(self, *names: str) -> frozenset[int] | None:
         """The first CPU set among several files, ``…_list`` files as lists, others as masks."""
         for name in names:
             parse = parse_list if name.endswith("list") else parse_mask
-            found = _parsed(self.read(name), parse)
+            found = _cpu_set(self.read(name), parse)
             if found:
                 return found
         return None
@@ -84,7 +81,7 @@ def _drain(handle: int, limit: int) -> bytes:
     return b"".join(chunks)
 
 
-def _parsed(text: str | None, parse: Callable[[str], T]) -> T | None:
+def _cpu_set(text: str | None, parse: Callable[[str], frozenset[int]]) -> frozenset[int] | None:
     try:
         return None if text is None else parse(text)
     except ValueError:

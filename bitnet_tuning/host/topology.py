@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from bitnet_tuning.cpulist import MAX_CPU
 from bitnet_tuning.host.root import Root, as_integer
+from bitnet_tuning.records import NamedTuple
 
 CPU = "sys/devices/system/cpu"
 NODE = "sys/devices/system/node"
