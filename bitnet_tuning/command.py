@@ -31,7 +31,7 @@ def build_command(
         *_sampling(request),
         *_pair("-b", plan.batch),
         *_pair("-ub", plan.ubatch),
-        *(("--mlock",) if plan.mlock else ()),
+        *_lock(plan, flags),
         *_mode(request, flags, feeds_stdin),
         *request.extra,
     ]
@@ -55,6 +55,13 @@ def _prompt(request: Request, flags: frozenset[str]) -> tuple[str, ...]:
 def _threads_batch(plan: Plan, flags: frozenset[str]) -> tuple[str, ...]:
     known = "-tb" in flags or not flags
     return ("-tb", str(plan.threads_batch)) if known else ()
+
+
+def _lock(plan: Plan, flags: frozenset[str]) -> tuple[str, ...]:
+    """Mainline replaced --mlock by a mode of loading in 2026."""
+    if not plan.mlock:
+        return ()
+    return ("--mlock",) if "--mlock" in flags else ("--load-mode", "mmap+mlock")
 
 
 def _sampling(request: Request) -> tuple[str, ...]:

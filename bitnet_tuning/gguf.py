@@ -10,12 +10,14 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from collections.abc import Sequence
+from math import prod
 
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.ggml_types import ModelFile, TypeShare, tensor_bytes, type_name
 from bitnet_tuning.records import NamedTuple
 
-__all__ = ["ModelFile", "TypeShare", "read_model"]
+__all__ = ["ModelFile", "TensorInfo", "TypeShare", "read_model", "read_tensors"]
 
 MAGIC = b"GGUF"
 
@@ -54,16 +56,46 @@ class _CorruptError(Exception):
     """The bytes are not a whole GGUF header; the text says in which way."""
 
 
+class TensorInfo(NamedTuple):
+    """Where a tensor lies. ``shape`` has the fastest dimension first, as in the file."""
+
+    name: str
+    kind: int
+    """ggml's number of its type."""
+    shape: tuple[int, ...]
+    offset: int
+    """Bytes from the start of the file."""
+
+    @property
+    def weights(self) -> int:
+        return prod(self.shape)
+
+
+class _Header(NamedTuple):
+    metadata: dict[str, Value | None]
+    tensors: tuple[TensorInfo, ...]
+
+
 def read_model(path: str) -> ModelFile:
     """The facts in the header of ``path``.
 
     Raises MissingError, which says whether the file is absent, unreadable, a
     folder, empty, no GGUF file, damaged, or shorter than its header says.
     """
+    size, header = _read(path)
+    return _model(path, size, header.metadata, header.tensors)
+
+
+def read_tensors(path: str) -> tuple[TensorInfo, ...]:
+    """Every tensor of the file, in its order; raises MissingError as ``read_model`` does."""
+    return _read(path)[1].tensors
+
+
+def _read(path: str) -> tuple[int, _Header]:
     try:
         size = _checked_size(path)
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _parse(path, size, data)
+            return size, _parse(data)
     except OSError as error:
         raise MissingError(
             f"cannot read the model {path}: {error.strerror or error}",
@@ -116,7 +148,10 @@ class _Reader:
         """A 64-bit count of things that take at least ``smallest`` bytes each."""
         count = self.number("Q")
         if count * smallest > self.end - self.at:
-            raise _CorruptError(f"its header claims {count} {what}, more than the file can hold")
+            raise _CorruptError(
+                f"its header claims {count} {what}, more than the file can hold: "
+                "it is truncated or damaged"
+            )
         if most is not None and count > most:
             raise _CorruptError(f"its header claims {count} {what}, more than {most}")
         return count
@@ -131,7 +166,7 @@ class _Reader:
         return self.data[start : min(self.at, start + _KEPT)].decode("utf-8", "replace")
 
 
-def _parse(path: str, size: int, data: mmap.mmap) -> ModelFile:
+def _parse(data: mmap.mmap) -> _Header:
     reader = _Reader(data)
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
         raise _CorruptError(f"it begins with {bytes(data[:4])!r}, not b'GGUF'")
@@ -140,12 +175,16 @@ def _parse(path: str, size: int, data: mmap.mmap) -> ModelFile:
     tensors = reader.count("tensors", _MIN_TENSOR, _MOST_TENSORS)
     pairs = reader.count("metadata entries", _MIN_PAIR, _MOST_PAIRS)
     metadata = dict(_pair(reader) for _ in range(pairs))
-    infos = [_tensor(reader) for _ in range(tensors)]
-    if not infos:
+    relative = [_tensor(reader) for _ in range(tensors)]
+    if not relative:
         raise _CorruptError("it holds no tensors")
-    file_type = metadata.get("general.file_type")
-    _check_length(infos, _integer(metadata.get("general.alignment")) or 32, reader)
-    return _model(path, size, metadata, infos, _integer(file_type))
+    if not metadata.get("general.architecture"):
+        raise _CorruptError("it does not name its architecture")
+    alignment = _integer(metadata.get("general.alignment")) or 32
+    start = -(-reader.at // alignment) * alignment
+    infos = tuple(info._replace(offset=start + info.offset) for info in relative)
+    _check_length(infos, reader.end)
+    return _Header(metadata, infos)
 
 
 def _check_version(version: int) -> None:
@@ -202,41 +241,31 @@ def _skip_strings(reader: _Reader, count: int) -> None:
     reader.skip(at - reader.at)
 
 
-class _Tensor(NamedTuple):
-    name: str
-    kind: int
-    weights: int
-    offset: int
-
-
-def _tensor(reader: _Reader) -> _Tensor:
+def _tensor(reader: _Reader) -> TensorInfo:
     name = reader.name("tensor's name")
     dimensions = reader.number("I")
     if dimensions > 8:
         raise _CorruptError(f"a tensor has {dimensions} dimensions")
-    weights = 1
-    for _ in range(dimensions):
-        weights *= reader.number("Q")
-    if weights > _MOST_WEIGHTS:
-        raise _CorruptError(f"a tensor claims {weights} weights")
-    return _Tensor(name, reader.number("I"), weights, reader.number("Q"))
+    shape = tuple(reader.number("Q") for _ in range(dimensions))
+    if prod(shape) > _MOST_WEIGHTS:
+        raise _CorruptError(f"a tensor claims {prod(shape)} weights")
+    return TensorInfo(name, reader.number("I"), shape, reader.number("Q"))
 
 
-def _check_length(infos: list[_Tensor], alignment: int, reader: _Reader) -> None:
-    start = -(-reader.at // alignment) * alignment
-    needed = max(start + info.offset + tensor_bytes(info.kind, info.weights) for info in infos)
-    if needed > reader.end:
-        raise _CorruptError(f"it is truncated: {reader.end} bytes of {needed}")
+def _check_length(infos: tuple[TensorInfo, ...], size: int) -> None:
+    needed = max(info.offset + tensor_bytes(info.kind, info.weights) for info in infos)
+    if needed > size:
+        raise _CorruptError(f"it is truncated: {size} bytes of {needed}")
 
 
 def _model(
     path: str,
     size: int,
     metadata: dict[str, Value | None],
-    infos: list[_Tensor],
-    file_type: int | None,
+    infos: tuple[TensorInfo, ...],
 ) -> ModelFile:
-    architecture = str(metadata.get("general.architecture") or "unknown")
+    file_type = _integer(metadata.get("general.file_type"))
+    architecture = str(metadata["general.architecture"])
     stated = {
         key: _integer(metadata.get(f"{architecture}.{key}"))
         for key in ("context_length", "block_count", "embedding_length", "vocab_size")
@@ -260,7 +289,7 @@ def _integer(value: Value | None) -> int | None:
     return int(value) if isinstance(value, int) else None
 
 
-def _shares(infos: list[_Tensor], file_type: int | None) -> tuple[TypeShare, ...]:
+def _shares(infos: Sequence[TensorInfo], file_type: int | None) -> tuple[TypeShare, ...]:
     shares: dict[str, TypeShare] = {}
     for info in infos:
         name = type_name(info.kind, file_type)
@@ -269,7 +298,7 @@ def _shares(infos: list[_Tensor], file_type: int | None) -> tuple[TypeShare, ...
     return tuple(sorted(shares.values(), key=lambda share: -share.weights))
 
 
-def _dominant(infos: list[_Tensor], file_type: int | None) -> str:
+def _dominant(infos: Sequence[TensorInfo], file_type: int | None) -> str:
     """Of the layers only: a small model's embedding outweighs its ternary weights."""
     layers = [info for info in infos if info.name.startswith("blk.")] or infos
     return _shares(layers, file_type)[0].name

@@ -164,7 +164,7 @@ def _boost(facts: Facts, chat: bool) -> _Boost:
     warnings = [refused] if refused else []
     if not nice:
         warnings.append("priority is not raised: that needs root or a nice limit (ulimit -e)")
-    said = [f"niceness {nice:+d}" if nice else "ordinary priority"]
+    said = [f"niceness {nice:+d} where the kernel grants it" if nice else "ordinary priority"]
     said.append("the model stays unlocked" if refused else "the model is locked in memory")
     return _Boost(not refused, nice, "; ".join(said), tuple(warnings))
 
@@ -173,7 +173,7 @@ def _no_lock(facts: Facts, flags: frozenset[str]) -> str | None:
     """Why the model is not locked in memory, or None where that is allowed and safe."""
     model, available = facts.model, facts.host.memory.available
     limit = facts.privileges.lockable if facts.privileges else 0
-    if "--mlock" not in flags:
+    if not flags & {"--mlock", "--load-mode"}:
         return "the model is not locked in memory: this engine cannot"
     if available is None or model.size > MLOCK_SHARE * available:
         return "the model is not locked in memory: too little is available"

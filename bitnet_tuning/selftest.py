@@ -25,6 +25,11 @@ RUN_SECONDS = 30.0
 END_MARK = "[end of text]"
 CONTEXT = 512
 
+BEYOND = 32
+"""Tokens asked for beyond the expected text. llama-completion of late 2026 ends without
+its last words on stdout now and then (llama.cpp issue 22142: its log thread is not waited
+for); they may then be lost without harm."""
+
 
 class Case(NamedTuple):
     """A prompt with the text that greedy decoding must add to it."""
@@ -120,11 +125,20 @@ def run_selftest(engine: Engine, host: Host, model_path: str | None = None) -> R
 
 
 def run_case(engine: Engine, host: Host, path: str, case: Case, variant: Variant) -> Result:
+    """One run; a second one where the first ended early but for that was right."""
+    result = _run_once(engine, host, path, case, variant)
+    cut_short = not result.problem and case.text.strip().startswith(result.got.strip())
+    if result.passed or not cut_short:
+        return result
+    return _run_once(engine, host, path, case, variant)
+
+
+def _run_once(engine: Engine, host: Host, path: str, case: Case, variant: Variant) -> Result:
     from bitnet_tuning.gguf import read_model  # noqa: PLC0415
 
     request = Request(
         prompt=case.prompt,
-        n_predict=case.tokens,
+        n_predict=case.tokens + BEYOND,
         ctx_size=CONTEXT,
         temperature=0.0,
         threads=variant.threads,
@@ -152,8 +166,8 @@ def continuation(stdout: str, prompt: str) -> str:
 
 
 def matches(got: str, expected: str) -> bool:
-    """White space at the ends does not count: engines differ in it."""
-    return got.strip() == expected.strip()
+    """White space at the ends does not count: engines differ in it. The text may go on."""
+    return got.strip().startswith(expected.strip())
 
 
 def _last_error(log: str) -> str:

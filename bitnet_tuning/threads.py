@@ -15,6 +15,9 @@ MOST_THREADS = 12
 """Default upper bound for token generation. It reads every weight once per token, so
 memory bandwidth is spent long before cores are; more need --max-threads."""
 
+MOST_THREADS_ENGINE = 512
+"""GGML_MAX_N_THREADS in ggml.h: an engine asserts on more."""
+
 WORTHWHILE = 1.1
 """Gain in expected speed that slower cores must bring before they are used."""
 
@@ -76,13 +79,14 @@ def asked_threads(threads: int | None, environ: Mapping[str, str]) -> Asked | No
         return Asked(threads, "-t")
     text = environ.get("BITNET_THREADS", "").strip()
     if text not in ("", "0"):
-        if not text.isdecimal():
+        if not text.isdecimal() or int(text) > MOST_THREADS_ENGINE:
             raise UsageError(
-                f"BITNET_THREADS is {text!r}", "set it to a positive number, or unset it"
+                f"BITNET_THREADS is {text!r}, no number from 1 to {MOST_THREADS_ENGINE}",
+                "correct or unset it",
             )
         return Asked(int(text), "BITNET_THREADS")
     users = user_threads(environ)
-    return Asked(users, "your OMP_NUM_THREADS") if users else None
+    return Asked(min(users, MOST_THREADS_ENGINE), "your OMP_NUM_THREADS") if users else None
 
 
 def _oversubscribed(count: int, host: Host, by: str) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ def engine_run(engine: FakeEngine) -> dict[str, object]:
 
 def test_the_engine_gets_arguments_variables_affinity_and_no_input(engine: FakeEngine) -> None:
     cpu = min(os.sched_getaffinity(0))
-    argv = (str(engine.cli), "-m", "x", "-p", "it's \"quoted\"\n--")
+    argv = (str(engine.cli), "-m", "x", "-p", 'it\'s "quoted"\n--')
     outcome = launch.run(Launch(argv, {"OMP_NUM_THREADS": "3"}, cpus=frozenset((cpu,))))
     (run,) = engine.prompts()
     assert outcome.code == 0
@@ -160,7 +160,7 @@ def test_interrupt_of_the_launcher_reaches_the_engine_once(
 
 @pytest.mark.parametrize("to_group", [False, True])
 def test_each_signal_reaches_the_engine_exactly_once(engine: FakeEngine, to_group: bool) -> None:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
     caught = ",".join(str(int(number)) for number in numbers)
     process = start(engine, "-p", "hello", sleep=60, catch=caught)
     assert process.stdout is not None
@@ -233,7 +233,9 @@ def test_stop_and_continue_are_passed_on(
 
 
 def test_a_closed_pipe_ends_the_engine_without_a_word(engine: FakeEngine) -> None:
-    script = f'{sys.executable} {REPO / "run_inference.py"} -m {demo.I2_S} --engine {engine.cli} -p a'
+    script = (
+        f"{sys.executable} {REPO / 'run_inference.py'} -m {demo.I2_S} --engine {engine.cli} -p a"
+    )
     done = subprocess.run(
         ["sh", "-c", f"{script} | true"],
         env={**os.environ, **engine.environment(output="x" * 100_000)},
@@ -309,3 +311,23 @@ def test_capture_survives_what_hangs_and_what_is_missing(engine: FakeEngine) -> 
     missing = launch.capture(("/nowhere/llama-cli",))
     assert missing.code == 127
     assert "nowhere" in missing.stderr
+
+
+def test_an_engine_that_hangs_at_an_interrupt_is_killed(engine: FakeEngine) -> None:
+    process = start(engine, "-p", "hello", sleep=60, catch=int(signal.SIGINT))
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, log = process.communicate(timeout=SECONDS)
+    assert process.returncode == 130
+    assert b"did not end" in log
+    assert not alive(int(str(engine_run(engine)["pid"])))
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_no_trouble(engine: FakeEngine, closed: str) -> None:
+    script = f"{sys.executable} {REPO / 'run_inference.py'} -m {demo.I2_S} --engine {engine.cli}"
+    done = subprocess.run(["sh", "-c", f"{script} -p a {closed}"], timeout=SECONDS, check=False)
+    assert done.returncode == 0
+    (run,) = engine.prompts()
+    assert run["stdin"] == "/dev/null"

@@ -9,12 +9,10 @@ from collections.abc import Callable
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.records import TYPE_CHECKING
 from bitnet_tuning.request import Request
+from bitnet_tuning.threads import MOST_THREADS_ENGINE
 
 if TYPE_CHECKING:
     from typing import NoReturn
-
-MOST_THREADS_ENGINE = 512
-"""GGML_MAX_N_THREADS in ggml.h: an engine asserts on more."""
 
 LARGEST_CONTEXT = 1 << 24
 """Tokens; the longest context of any published model is 10 million."""

@@ -75,13 +75,16 @@ def execute(prepared: Prepared, quiet: bool = False, keep_log: bool = False) -> 
             keep_log=keep_log or quiet,
             show_log=not quiet,
             echo=_echo(request) if keep_log else None,
+            interactive=request.chat,
             nice=plan.nice,
         )
     )
     if quiet and outcome.code not in (0, 130) and sys.stderr is not None:
         sys.stderr.flush()
         sys.stderr.buffer.write(outcome.log)
-    if outcome.code > 128:
+    if outcome.gave_up:
+        say(f"the engine did not end within {launch.INTERRUPT_GRACE} s of Ctrl-C: killed")
+    elif outcome.code > 128 or outcome.code < 0:
         _explain(outcome.code, prepared)
     return outcome
 

@@ -82,6 +82,8 @@ def governor_line(host: Host) -> str:
 def stats_line(outcome: Outcome) -> str:
     """The engine's own figures, and our clock's for the first token."""
     timings = parse_timings(outcome.log.decode("utf-8", "replace"))
+    if timings.prompt is None and timings.generation is None:
+        return f"the engine printed no timings; {_first_token(outcome.first_token)}"
     parts = [
         _speed("prompt", timings.prompt),
         _speed("generation", timings.generation),

@@ -27,7 +27,9 @@ class FakeEngine:
         for name in names:
             program = self.bin / name
             shutil.copyfile(SOURCE, program)
-            text = program.read_text().replace("#!/usr/bin/env python3", f"#!{sys.executable} -IS", 1)
+            text = program.read_text().replace(
+                "#!/usr/bin/env python3", f"#!{sys.executable} -IS", 1
+            )
             program.write_text(text)
             program.chmod(0o755)
         (self.bin / "generation").write_text(generation)
@@ -58,4 +60,8 @@ class FakeEngine:
 
 
 def _is_isa_probe(argv: list[str]) -> bool:
-    return "-n" in argv and argv[argv.index("-n") + 1] == "1" and os.path.join("demo", "") in " ".join(argv)
+    return (
+        "-n" in argv
+        and argv[argv.index("-n") + 1] == "1"
+        and os.path.join("demo", "") in " ".join(argv)
+    )

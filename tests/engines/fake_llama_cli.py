@@ -40,6 +40,7 @@ usage: llama-cli [options]
 --mlock                                 force system to keep model in RAM
 """
 
+# ruff: noqa: E501
 TIMINGS = """\
 llama_perf_context_print:        load time =     100.00 ms
 llama_perf_context_print: prompt eval time =      50.00 ms /     5 tokens (   10.00 ms per token,   100.00 tokens per second)
@@ -103,14 +104,18 @@ def main() -> int:
     if "--help" in sys.argv:
         if os.environ.get("FAKE_HANG") == "help":
             time.sleep(60)
-        print(HELP + ("-no-cnv, --no-conversation   no chat\n" if generation() == "mainline" else ""))
+        print(
+            HELP + ("-no-cnv, --no-conversation   no chat\n" if generation() == "mainline" else "")
+        )
         return 0
     if "--version" in sys.argv:
         print("version: 3957 (5eb47b72)\nbuilt with fake for tests", file=sys.stderr)
         return 0
     for number in filter(None, os.environ.get("FAKE_CATCH", "").split(",")):
         signal.signal(int(number), write_down)
-    print("system_info: n_threads = 2 | AVX = 1 | AVX2 = 1 | AVX512 = 0 | FMA = 1 |", file=sys.stderr)
+    print(
+        "system_info: n_threads = 2 | AVX = 1 | AVX2 = 1 | AVX512 = 0 | FMA = 1 |", file=sys.stderr
+    )
     if "-cnv" in sys.argv:
         return chat()
     prompt = os.fsencode(value("-p", "--prompt"))

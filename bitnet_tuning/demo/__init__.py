@@ -1,0 +1,20 @@
+"""Where the built-in demo model's files are: absolute paths, nothing is read.
+
+README.md in this folder says what the model is and how it was made.
+"""
+
+import os.path
+
+_FOLDER = os.path.dirname(os.path.realpath(__file__))
+
+GUIDE = os.path.join(_FOLDER, "guide.txt")
+"""The text that the model knows by heart: ASCII, ends with a newline."""
+
+TQ2_0 = os.path.join(_FOLDER, "demo-tq2_0.gguf")
+"""The model for mainline llama.cpp and the embedded engine."""
+
+I2_S = os.path.join(_FOLDER, "demo-i2_s.gguf")
+"""The same weights for bitnet.cpp, in the order that published i2_s files have."""
+
+EXPECTED = os.path.join(_FOLDER, "expected.json")
+"""Prompts with the exact text that greedy decoding must add to them."""

@@ -1,0 +1,254 @@
+"""Fake machines: a folder with ``sys`` and ``proc`` as a kernel would show them.
+
+Every method writes files and answers the machine itself, so that calls chain::
+
+    host = Machine(tmp_path).cores([[0, 4], [1, 5]]).node(0, [0, 1, 4, 5]).host()
+
+Nothing is there that no method wrote: an empty ``Machine`` is an empty folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from bitnet_tuning.host import Host, read_host
+
+CPU = "sys/devices/system/cpu"
+NODE = "sys/devices/system/node"
+CGROUP = "sys/fs/cgroup"
+GIBIBYTE = 1 << 30
+
+
+class Machine:
+    """A root folder at ``path``, which need not exist yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.online: set[int] = set()
+        path.mkdir(parents=True, exist_ok=True)
+
+    def host(self) -> Host:
+        return read_host(str(self.path))
+
+    # Any file
+
+    def write(self, name: str, content: str | bytes | int) -> Machine:
+        """A file below the root; text and numbers end with a newline, as the kernel's do."""
+        path = self.path / name.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else f"{content}\n".encode())
+        return self
+
+    def append(self, name: str, line: str) -> Machine:
+        path = self.path / name
+        before = path.read_text() if path.exists() else ""
+        return self.write(name, before.encode() + f"{line}\n".encode())
+
+    def remove(self, name: str) -> Machine:
+        (self.path / name).unlink()
+        return self
+
+    # CPUs
+
+    def regular(
+        self, cores: int, threads: int = 1, packages: int = 1, node_per_package: bool = False
+    ) -> Machine:
+        """``cores`` in every package with ``threads`` each, numbered as Linux does on x86:
+        first every core's first thread, then every core's second one."""
+        every = packages * cores
+        for package in range(packages):
+            mine = range(package * cores, (package + 1) * cores)
+            groups = [[core + every * thread for thread in range(threads)] for core in mine]
+            self.cores(groups, package)
+            if node_per_package:
+                self.node(package, sorted(cpu for group in groups for cpu in group))
+        return self
+
+    def cores(
+        self,
+        groups: Sequence[Sequence[int]],
+        package: int = 0,
+        *,
+        masks: bool = False,
+        new_names: bool = False,
+        core_ids: Sequence[int] | None = None,
+        end: bytes = b"\n",
+    ) -> Machine:
+        """Cores of one package, each a group of sibling CPUs that are online.
+
+        ``masks`` writes bit masks instead of lists, ``new_names`` core_cpus instead of
+        thread_siblings, ``end`` is how those files end. Core ids count from 0 in each call.
+        """
+        for index, group in enumerate(groups):
+            for cpu in group:
+                topology = f"{CPU}/cpu{cpu}/topology"
+                name = "core_cpus" if new_names else "thread_siblings"
+                text = _mask(group) if masks else _list(group)
+                self.write(f"{topology}/{name}{'' if masks else '_list'}", text.encode() + end)
+                self.write(f"{topology}/physical_package_id", package)
+                self.write(f"{topology}/core_id", core_ids[index] if core_ids else index)
+            self.online.update(group)
+        return self.write(f"{CPU}/online", _list(self.online))
+
+    def bare_cpus(self, cpus: Iterable[int]) -> Machine:
+        """CPUs that are online and of which nothing else is known."""
+        self.online.update(cpus)
+        for cpu in self.online:
+            (self.path / f"{CPU}/cpu{cpu}").mkdir(parents=True, exist_ok=True)
+        return self.write(f"{CPU}/online", _list(self.online))
+
+    def offline(self, *cpus: int) -> Machine:
+        """Switches CPUs off as a current kernel does: the topology folder goes, siblings forget
+        it, ``cpuN/online`` says 0. Only for cores that were written as lists."""
+        self.online.difference_update(cpus)
+        for cpu in cpus:
+            for file in (self.path / f"{CPU}/cpu{cpu}/topology").iterdir():
+                file.unlink()
+            (self.path / f"{CPU}/cpu{cpu}/topology").rmdir()
+            self.write(f"{CPU}/cpu{cpu}/online", 0)
+        for path in (self.path / CPU).glob("cpu*/topology/*_list"):
+            left = [cpu for cpu in _cpus(path.read_text().strip()) if cpu in self.online]
+            path.write_text(_list(left) + "\n")
+        return self.write(f"{CPU}/online", _list(self.online))
+
+    def per_cpu(self, name: str, values: Mapping[int, int | str]) -> Machine:
+        """A file of each CPU's own folder."""
+        for cpu, value in values.items():
+            self.write(f"{CPU}/cpu{cpu}/{name}", value)
+        return self
+
+    def frequencies(self, kilohertz: Mapping[int, int]) -> Machine:
+        return self.per_cpu("cpufreq/cpuinfo_max_freq", kilohertz)
+
+    def capacities(self, values: Mapping[int, int]) -> Machine:
+        return self.per_cpu("cpu_capacity", values)
+
+    def governors(self, names: Mapping[int, str]) -> Machine:
+        return self.per_cpu("cpufreq/scaling_governor", names)
+
+    def intel_kinds(self, core: str, atom: str, low_power: str | None = None) -> Machine:
+        """The kernel's own lists of performance and efficiency CPUs."""
+        self.write("sys/devices/cpu_core/cpus", core)
+        self.write("sys/devices/cpu_atom/cpus", atom)
+        return self if low_power is None else self.write("sys/devices/cpu_lowpower/cpus", low_power)
+
+    def hybrid(self, performance: int, efficiency: int, threads: int = 2) -> Machine:
+        """An Intel hybrid: performance cores with ``threads`` each on the first CPUs, then
+        efficiency cores with one each, told apart by the kernel's lists."""
+        fast = [list(range(core * threads, (core + 1) * threads)) for core in range(performance)]
+        first = performance * threads
+        slow = [[first + core] for core in range(efficiency)]
+        return self.cores(fast + slow).intel_kinds(
+            _list(range(first)), _list(range(first, first + efficiency))
+        )
+
+    # Nodes and memory
+
+    def node(self, number: int, cpus: Iterable[int] = (), *, mask: bool = False) -> Machine:
+        """A NUMA node; one without CPUs holds memory only."""
+        cpus = list(cpus)
+        name = "cpumap" if mask else "cpulist"
+        return self.write(f"{NODE}/node{number}/{name}", _mask(cpus) if mask else _list(cpus))
+
+    def meminfo(self, total: int, available: int | None = None) -> Machine:
+        """Bytes, rounded down to the kernel's kB."""
+        self.write("proc/meminfo", f"MemTotal:       {total // 1024} kB".encode() + b"\n")
+        if available is not None:
+            self.append("proc/meminfo", f"MemAvailable:   {available // 1024} kB")
+        return self
+
+    # Limits
+
+    def affinity(self, cpus: str) -> Machine:
+        """``proc/self/status`` with this list of allowed CPUs."""
+        text = f"Name:\tpython3\nCpus_allowed_list:\t{cpus}\nMems_allowed_list:\t0\n"
+        return self.write("proc/self/status", text.encode())
+
+    def cgroup2(
+        self,
+        path: str = "/",
+        files: Mapping[str, object] | None = None,
+        *,
+        mount: str = f"/{CGROUP}",
+        origin: str = "/",
+    ) -> Machine:
+        """This process in group ``path`` of a version 2 hierarchy.
+
+        ``files`` are named from the mount point on: ``{"a/b/cpu.max": "50000 100000"}``.
+        """
+        self.append("proc/self/cgroup", f"0::{path}")
+        self._mounted(mount, origin, "cgroup2", "rw,nsdelegate")
+        return self._group_files(mount, files or {})
+
+    def cgroup1(
+        self,
+        controllers: str,
+        path: str = "/",
+        files: Mapping[str, object] | None = None,
+        *,
+        mount: str | None = None,
+        origin: str = "/",
+    ) -> Machine:
+        """This process in group ``path`` of a version 1 hierarchy, such as ``cpu,cpuacct``."""
+        point = mount or f"/{CGROUP}/{controllers}"
+        number = 2 + self._lines("proc/self/cgroup")
+        self.append("proc/self/cgroup", f"{number}:{controllers}:{path}")
+        self._mounted(point, origin, "cgroup", f"rw,{controllers}")
+        return self._group_files(point, files or {})
+
+    def _mounted(self, point: str, origin: str, kind: str, options: str) -> None:
+        number = 30 + self._lines("proc/self/mountinfo")
+        escaped = point.replace(" ", "\\040")
+        self.append(
+            "proc/self/mountinfo",
+            f"{number} 25 0:{number} {origin} {escaped} rw,nosuid shared:9 - {kind} none {options}",
+        )
+
+    def _group_files(self, mount: str, files: Mapping[str, object]) -> Machine:
+        (self.path / mount.lstrip("/")).mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            self.write(f"{mount}/{name}", str(content))
+        return self
+
+    def _lines(self, name: str) -> int:
+        path = self.path / name
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    # What the kernel says of itself and the processor
+
+    def kernel(self, release: str, version: str | None = None) -> Machine:
+        """``osrelease`` and ``proc/version``, which also names who built the kernel."""
+        self.write("proc/sys/kernel/osrelease", release)
+        builder = "(build@host) (gcc 12.2.0) #1 SMP"
+        return self.write("proc/version", version or f"Linux version {release} {builder}")
+
+    def cpuinfo(self, entries: Iterable[str]) -> Machine:
+        """``proc/cpuinfo`` from one block of lines per processor."""
+        return self.write("proc/cpuinfo", "\n\n".join(entries))
+
+
+def x86_entries(
+    count: int, flags: str = "fpu sse4_2 avx2 fma", vendor: str = "GenuineIntel"
+) -> list[str]:
+    """``count`` entries of an x86 ``proc/cpuinfo``."""
+    return [
+        f"processor\t: {cpu}\nvendor_id\t: {vendor}\nmodel name\t: Some CPU\nflags\t\t: {flags}"
+        for cpu in range(count)
+    ]
+
+
+def _list(cpus: Iterable[int]) -> str:
+    """Every id by itself, unlike the package's own format_list: ``0,1,2``."""
+    return ",".join(str(cpu) for cpu in sorted(set(cpus)))
+
+
+def _mask(cpus: Iterable[int]) -> str:
+    """Words of 32 bits, highest first, as in ``00000001,00000003``."""
+    value = sum(1 << cpu for cpu in set(cpus))
+    words = [value >> shift & 0xFFFFFFFF for shift in range(0, max(1, value.bit_length()), 32)]
+    return ",".join(f"{word:08x}" for word in reversed(words))
+
+
+def _cpus(text: str) -> list[int]:
+    return [int(part) for part in text.split(",") if part]

@@ -1,0 +1,202 @@
+"""The argument lists that engines of every generation get."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from bitnet_tuning.command import build_command
+from bitnet_tuning.engine import Engine, Location
+from bitnet_tuning.plan import Plan
+from bitnet_tuning.request import Request
+
+COMMON = {"-m", "-p", "-f", "-n", "-t", "-tb", "-c", "--temp", "-b", "-ub", "--mlock"}
+FIRST_FLAGS = frozenset(COMMON | {"-cnv", "--no-escape", "--simple-io"})
+"""What bitnet.cpp's first llama-cli lists, cut down to what matters here."""
+COMPLETION_FLAGS = FIRST_FLAGS | {"-no-cnv", "-sys", "-sysf", "-st"}
+CHAT_FLAGS = frozenset(COMMON | {"--no-escape", "--simple-io", "-sys", "-sysf", "-st"})
+"""llama-cli beside llama-completion: it cannot but chat, and has no -cnv."""
+
+FIRST = Engine(
+    location=Location("/build/bin/llama-cli", "found"),
+    version="",
+    flags=FIRST_FLAGS,
+    chat_flags=FIRST_FLAGS,
+    openmp="libomp",
+    blas=(),
+    isa=frozenset(),
+    i2_s=True,
+    architectures={},
+    files=(),
+    completion=None,
+    bench=None,
+    server=None,
+)
+MAINLINE = FIRST._replace(
+    flags=COMPLETION_FLAGS, chat_flags=CHAT_FLAGS, completion="/build/bin/llama-completion"
+)
+EMBEDDED = FIRST._replace(
+    location=Location("/package/embedded.py", "none was found", embedded=True),
+    flags=FIRST_FLAGS | {"-no-cnv", "-sys"},
+    chat_flags=FIRST_FLAGS | {"-no-cnv", "-sys"},
+)
+
+PLAN = Plan(
+    command=(),
+    env={},
+    cpus=None,
+    threads=4,
+    threads_batch=6,
+    batch=None,
+    ubatch=None,
+    engine="/build/bin/llama-cli",
+    model="/models/m.gguf",
+    reasons={},
+)
+HELLO = Request(prompt="hello")
+
+
+def command(
+    request: Request, engine: Engine = FIRST, plan: Plan = PLAN, feeds_stdin: bool = False
+) -> list[str]:
+    return list(build_command(plan, request, engine, feeds_stdin))
+
+
+def after(arguments: list[str], flag: str) -> str:
+    """The value of a flag that stands there once."""
+    assert arguments.count(flag) == 1, arguments
+    return arguments[arguments.index(flag) + 1]
+
+
+def test_the_whole_command_for_a_prompt_on_the_first_generation() -> None:
+    assert " ".join(command(HELLO)) == (
+        "/build/bin/llama-cli -m /models/m.gguf -n 128 -t 4 -p hello -ngl 0 -c 2048 "
+        "--temp 0.8 -tb 6 --no-escape"
+    )
+
+
+@pytest.mark.parametrize(
+    ("engine", "chat", "program"),
+    [
+        (FIRST, False, ["/build/bin/llama-cli"]),
+        (FIRST, True, ["/build/bin/llama-cli"]),
+        (MAINLINE, False, ["/build/bin/llama-completion"]),
+        (MAINLINE, True, ["/build/bin/llama-cli"]),
+        (EMBEDDED, False, [sys.executable, "/package/embedded.py"]),
+        (EMBEDDED, True, [sys.executable, "/package/embedded.py"]),
+    ],
+)
+def test_the_program_that_is_started(engine: Engine, chat: bool, program: list[str]) -> None:
+    arguments = command(HELLO._replace(chat=chat), engine)
+    assert arguments[: len(program) + 1] == [*program, "-m"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "chat", "modes"),
+    [
+        (FIRST, False, []),  # it completes and exits, and does not know -no-cnv
+        (FIRST, True, ["-cnv"]),
+        (MAINLINE, False, ["-no-cnv"]),
+        (MAINLINE, True, []),  # llama-cli refuses -cnv there
+        (EMBEDDED, False, ["-no-cnv"]),
+        (EMBEDDED, True, ["-cnv"]),
+    ],
+)
+def test_chat_or_not_is_said_in_the_engines_words(
+    engine: Engine, chat: bool, modes: list[str]
+) -> None:
+    arguments = command(HELLO._replace(chat=chat), engine)
+    assert [word for word in arguments if word in ("-cnv", "-no-cnv")] == modes
+
+
+@pytest.mark.parametrize(
+    ("engine", "chat", "flags"),
+    [
+        (FIRST, False, ("-p", "-f")),
+        (FIRST, True, ("-p", "-f")),
+        (MAINLINE, False, ("-p", "-f")),
+        (MAINLINE, True, ("-sys", "-sysf")),  # -p would be the user's first message
+        (EMBEDDED, True, ("-sys", "-f")),
+    ],
+)
+def test_a_chats_prompt_is_its_system_prompt(
+    engine: Engine, chat: bool, flags: tuple[str, str]
+) -> None:
+    text, file = flags
+    assert after(command(HELLO._replace(chat=chat), engine), text) == "hello"
+    from_file = command(Request(prompt_file="some.txt", chat=chat), engine)
+    assert after(from_file, file) == "some.txt"
+    assert "-p" not in from_file
+
+
+def test_a_chat_may_have_no_prompt() -> None:
+    assert not {"-p", "-f", "-sys"} & set(command(Request(chat=True), MAINLINE))
+
+
+def test_a_fed_chat_is_asked_for_simple_input() -> None:
+    chat = HELLO._replace(chat=True)
+    assert "--simple-io" in command(chat, feeds_stdin=True)
+    assert "--simple-io" not in command(chat)
+    without = FIRST._replace(chat_flags=FIRST_FLAGS - {"--simple-io"})
+    assert "--simple-io" not in command(chat, without, feeds_stdin=True)
+
+
+@pytest.mark.parametrize("flag", ["-tb", "--no-escape"])
+def test_a_flag_that_the_engine_does_not_list_is_left_out(flag: str) -> None:
+    assert flag in command(HELLO)
+    assert flag not in command(HELLO, FIRST._replace(flags=FIRST_FLAGS - {flag}))
+
+
+def test_an_engine_of_which_nothing_is_known_gets_upstreams_flags() -> None:
+    unknown = FIRST._replace(flags=frozenset(), chat_flags=frozenset())
+    assert after(command(HELLO, unknown), "-tb") == "6"
+    chat = command(HELLO._replace(chat=True), unknown)
+    assert "-cnv" in chat
+    assert not {"-no-cnv", "--no-escape"} & set(chat)
+
+
+def test_sampling_and_sizes_are_passed_where_they_were_said() -> None:
+    request = HELLO._replace(
+        n_predict=-1,
+        ctx_size=0,
+        temperature=0.0,
+        top_k=0,
+        top_p=0.5,
+        min_p=0.0,
+        repeat_penalty=1.5,
+        seed=-1,
+    )
+    arguments = command(request, plan=PLAN._replace(batch=256, ubatch=64, mlock=True))
+    values = {
+        "-n": "-1",
+        "-c": "0",
+        "--temp": "0.0",
+        "--top-k": "0",
+        "--top-p": "0.5",
+        "--min-p": "0.0",
+        "--repeat-penalty": "1.5",
+        "-s": "-1",
+        "-b": "256",
+        "-ub": "64",
+    }
+    assert {flag: after(arguments, flag) for flag in values} == values
+    assert "--mlock" in arguments
+
+
+def test_what_was_not_said_is_left_to_the_engine() -> None:
+    unsaid = {"--top-k", "--top-p", "--min-p", "--repeat-penalty", "-s", "-b", "-ub", "--mlock"}
+    assert not unsaid & set(command(HELLO))
+
+
+@pytest.mark.parametrize("engine", [FIRST, MAINLINE, EMBEDDED])
+@pytest.mark.parametrize("chat", [False, True])
+def test_extra_arguments_come_last_and_untouched(engine: Engine, chat: bool) -> None:
+    extra = ("--unheard-of", "", "two words", "--", "-p", "\udcff")
+    request = HELLO._replace(extra=extra, chat=chat)
+    assert command(request, engine, feeds_stdin=chat)[-len(extra) :] == list(extra)
+
+
+@pytest.mark.parametrize("text", ["-x", "--", 'it\'s "q"\n$(x)', "a\\nb", " ", "\udcff", "🐍"])
+def test_a_prompt_is_one_argument_whatever_it_holds(text: str) -> None:
+    assert after(command(Request(prompt=text)), "-p") == text

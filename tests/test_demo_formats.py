@@ -1,0 +1,164 @@
+"""The demo model's files: the ternary formats they use, and what expected.json promises."""
+
+import json
+import os
+from typing import Any
+
+import pytest
+
+from bitnet_tuning import demo
+
+np = pytest.importorskip("numpy")
+
+from tools import ternary  # noqa: E402
+from tools.demo_model import stored  # noqa: E402
+
+SHAPES = [(1, 256), (3, 256), (256, 768), (8, 1024)]
+FORMATS = {
+    "tq2_0": (ternary.pack_tq2_0, ternary.unpack_tq2_0),
+    "i2_s": (ternary.pack_i2_s, ternary.unpack_i2_s),
+}
+MEGABYTE = 1000**2
+
+
+def random_weights(shape: tuple[int, int], seed: int) -> ternary.Ternary:
+    weights: ternary.Ternary = np.random.default_rng(seed).integers(-1, 2, shape, np.int8)
+    return weights
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", FORMATS)
+def test_unpacking_undoes_packing(name: str, shape: tuple[int, int], seed: int) -> None:
+    pack, unpack = FORMATS[name]
+    weights = random_weights(shape, seed)
+    unpacked, scale = unpack(pack(weights, 0.015625))
+    assert np.array_equal(unpacked.reshape(shape), weights)
+    assert scale == 0.015625
+
+
+def test_i2_s_known_answer() -> None:
+    """One block by hand: all zero (digit 1: 0b01010101) but for five weights."""
+    weights = np.zeros(128, np.int8)
+    weights[[0, 32, 64, 96]] = 1, -1, 1, -1  # byte 0, from the highest bits down: 2, 0, 2, 0
+    weights[127] = 1  # byte 31, lowest bits: 2
+    data = ternary.pack_i2_s(weights, 1.5).tobytes()
+    assert data[:32] == bytes([0b10001000] + [0b01010101] * 30 + [0b01010110])
+    assert data[32:] == b"\x00\x00\xc0\x3f" + bytes(28)  # 1.5 as a little-endian float32
+    assert np.array_equal(ternary.unpack_i2_s(np.frombuffer(data, np.uint8))[0], weights)
+
+
+def test_i2_s_blocks_follow_each_other() -> None:
+    weights = np.zeros(256, np.int8)
+    weights[128 + 1] = -1  # second block, byte 1, highest bits: 0
+    data = ternary.pack_i2_s(weights, 1.0).tobytes()
+    assert data[:64] == bytes([0b01010101] * 33 + [0b00010101] + [0b01010101] * 30)
+
+
+def test_tq2_0_known_answer() -> None:
+    """One block by hand: two halves of 128 weights, each in 32 bytes, lowest bits first."""
+    weights = np.zeros(256, np.int8)
+    weights[[0, 32, 64, 96]] = 1, -1, 1, -1  # byte 0, from the lowest bits up: 2, 0, 2, 0
+    weights[128] = -1  # byte 32, lowest bits: 0
+    weights[255] = 1  # byte 63, highest bits: 2
+    data = ternary.pack_tq2_0(weights, 1.5).tobytes()
+    first, second = bytes([0b00100010] + [0x55] * 31), bytes([0b01010100] + [0x55] * 30)
+    assert data == first + second + bytes([0b10010101]) + b"\x00\x3e"  # 1.5 in float16
+    assert np.array_equal(ternary.unpack_tq2_0(np.frombuffer(data, np.uint8))[0], weights)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_tq2_0_agrees_with_the_gguf_library(seed: int) -> None:
+    gguf = pytest.importorskip("gguf")
+    weights = random_weights((4, 512), seed)
+    floats = weights.astype(np.float32) * np.float32(0.25)
+    packed = ternary.pack_tq2_0(weights, 0.25)
+    kind = gguf.GGMLQuantizationType.TQ2_0
+    assert np.array_equal(gguf.quants.quantize(floats, kind).reshape(-1), packed)
+    assert np.array_equal(gguf.quants.dequantize(packed.reshape(4, -1), kind), floats)
+
+
+@pytest.mark.parametrize("pack", [ternary.pack_tq2_0, ternary.pack_i2_s])
+@pytest.mark.parametrize("bad", [np.zeros(100, np.int8), np.full(256, 2, np.int8)])
+def test_refuses_what_it_cannot_hold(pack: Any, bad: ternary.Ternary) -> None:
+    with pytest.raises(ValueError, match=r"whole blocks|ternary weight"):
+        pack(bad, 1.0)
+
+
+def test_tq2_0_refuses_scales_that_float16_would_change() -> None:
+    with pytest.raises(ValueError, match="float16"):
+        ternary.pack_tq2_0(np.zeros(256, np.int8), 0.1)
+
+
+def test_tq2_0_refuses_to_unpack_differing_scales() -> None:
+    blocks = [ternary.pack_tq2_0(np.zeros(256, np.int8), scale) for scale in (1.0, 0.5)]
+    with pytest.raises(ValueError, match="different scales"):
+        ternary.unpack_tq2_0(np.concatenate(blocks))
+
+
+def test_both_files_hold_the_same_tensors() -> None:
+    gguf = pytest.importorskip("gguf")
+    i2_s = stored.read_tensors(demo.I2_S)
+    tensors = gguf.GGUFReader(demo.TQ2_0).tensors
+    assert [tensor.name for tensor in tensors] == list(i2_s)
+    for tensor in tensors:
+        floats = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        assert np.array_equal(np.asarray(floats, np.float32), i2_s[tensor.name]), tensor.name
+
+
+def test_matrices_are_ternary() -> None:
+    for name, values in stored.read_tensors(demo.I2_S).items():
+        if name.startswith("blk.") and "norm" not in name:
+            assert values.shape[1] % ternary.TQ2_0_BLOCK == 0
+            assert len(np.unique(values)) == 3, name
+
+
+@pytest.mark.parametrize("path", [demo.TQ2_0, demo.I2_S])
+def test_files_are_small_enough_to_ship(path: str) -> None:
+    assert os.path.getsize(path) < 2 * MEGABYTE
+
+
+def read_guide() -> str:
+    with open(demo.GUIDE, encoding="ascii") as file:
+        return file.read()
+
+
+def read_expected() -> dict[str, Any]:
+    with open(demo.EXPECTED, encoding="ascii") as file:
+        expected: dict[str, Any] = json.load(file)
+    return expected
+
+
+def test_expected_is_well_formed() -> None:
+    expected = read_expected()
+    assert expected["schema"] == 1
+    assert expected["model"] == "bitnet-tuning-demo"
+    assert 5 <= len(expected["cases"]) <= 8
+    types = {"prompt": str, "text": str, "tokens": int, "margin": float, "prompt_tokens": int}
+    for case in expected["cases"]:
+        assert {key: type(value) for key, value in case.items()} == types
+        assert case["text"]
+
+
+def test_expected_texts_come_from_the_guide() -> None:
+    guide = read_guide()
+    for case in read_expected()["cases"]:
+        assert case["prompt"] + case["text"] in guide
+
+
+def test_expected_margins_leave_room_for_rounding() -> None:
+    """Engines round differently, which moves the demo model's logits by well under 1."""
+    assert min(case["margin"] for case in read_expected()["cases"]) > 3
+
+
+def test_expected_covers_prompts_of_several_batches() -> None:
+    lengths = [case["prompt_tokens"] for case in read_expected()["cases"]]
+    assert any(64 < length <= 128 for length in lengths)
+    assert any(length > 128 for length in lengths)
+
+
+def test_guide_reads_well_in_a_terminal() -> None:
+    guide = read_guide()
+    assert guide.endswith("\n")
+    assert not guide.endswith("\n\n")
+    assert max(map(len, guide.splitlines())) <= 76

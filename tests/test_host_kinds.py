@@ -1,0 +1,163 @@
+"""Performance and efficiency cores, and what must not pass for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from bitnet_tuning.host import Host
+from tests.machines import Machine, x86_entries
+
+GHZ = 1_000_000
+INTEL = x86_entries(1)
+AMD = x86_entries(1, vendor="AuthenticAMD")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def counts(host: Host) -> tuple[int, int] | None:
+    return host.hybrid and (host.hybrid.performance_cores, host.hybrid.efficiency_cores)
+
+
+def speed_of(host: Host, cpu: int) -> float:
+    return next(core.speed for core in host.cores if cpu in core.cpus)
+
+
+def one_thread_each(machine: Machine, values: Sequence[int]) -> dict[int, int]:
+    machine.cores([[cpu] for cpu in range(len(values))])
+    return dict(enumerate(values))
+
+
+def test_the_kernels_own_lists(machine: Machine) -> None:
+    host = machine.hybrid(performance=6, efficiency=8).host()
+    assert counts(host) == (6, 8)
+    assert host.hybrid is not None
+    assert host.hybrid.performance_cpus == frozenset(range(12))
+    assert host.hybrid.efficiency_cpus == frozenset(range(12, 20))
+    assert host.threads_per_core == 2
+    assert speed_of(host, 0) == 1.0
+    assert 0.3 < speed_of(host, 12) < 0.5
+
+
+def test_frequencies_refine_the_lists(machine: Machine) -> None:
+    """An efficiency core does half the work per clock, at 4.0 against 5.0 GHz."""
+    machine.hybrid(2, 4).frequencies(dict.fromkeys(range(4), 5 * GHZ))
+    host = machine.frequencies(dict.fromkeys(range(4, 8), 4 * GHZ)).host()
+    assert speed_of(host, 4) == pytest.approx(0.4)
+    assert counts(host) == (2, 4)
+
+
+def test_low_power_cores_are_efficiency_cores(machine: Machine) -> None:
+    machine.cores([[0, 1], [2], [3], [4], [5]])
+    host = machine.intel_kinds("0-1", "2-3", low_power="4-5").host()
+    assert counts(host) == (1, 4)
+
+
+def test_slowest_cores_are_rated_lower(machine: Machine) -> None:
+    machine.cores([[cpu] for cpu in range(6)]).intel_kinds("0-1", "2-5")
+    rates = {0: 5 * GHZ, 1: 5 * GHZ, 2: 4 * GHZ, 3: 4 * GHZ, 4: 2 * GHZ, 5: 2 * GHZ}
+    host = machine.frequencies(rates).host()
+    assert speed_of(host, 2) == pytest.approx(0.4)
+    assert speed_of(host, 5) == pytest.approx(0.2)
+
+
+def test_offline_cpus_belong_to_no_kind(machine: Machine) -> None:
+    host = machine.hybrid(2, 2).offline(0, 1, 5).host()
+    assert host.hybrid is not None
+    assert counts(host) == (1, 1)
+    assert host.hybrid.performance_cpus == {2, 3}
+    assert host.hybrid.efficiency_cpus == {4}
+
+
+@pytest.mark.parametrize("gone", [(0, 1, 2, 3), (4, 5)])
+def test_one_kind_wholly_offline_is_no_hybrid(machine: Machine, gone: tuple[int, ...]) -> None:
+    host = machine.hybrid(2, 2).offline(*gone).host()
+    assert host.hybrid is None
+    assert {core.speed for core in host.cores} == {1.0}
+
+
+@pytest.mark.parametrize(("core", "atom"), [("0-3", ""), ("", "0-3"), ("0-3", "0-3"), ("?", "2-3")])
+def test_lists_that_split_nothing(machine: Machine, core: str, atom: str) -> None:
+    assert machine.regular(cores=4).intel_kinds(core, atom).host().hybrid is None
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        pytest.param([1024] * 4 + [446] * 4, (4, 4), id="big.LITTLE"),
+        pytest.param([446] * 4 + [1024] * 4, (4, 4), id="LITTLE first"),
+        pytest.param([1024, 871, 871, 871, 253, 253, 253, 253], (4, 4), id="prime core"),
+        pytest.param([718, 731, 731, 997, 1017, 1024], (3, 3), id="a value per CPU, two kinds"),
+        pytest.param([1024, 1017, 1010, 1003, 997, 990], None, id="a value per CPU, one kind"),
+        pytest.param([1024, 900, 800, 700], None, id="steps without a gap"),
+        pytest.param([1024] * 4, None, id="all the same"),
+        pytest.param([1024, 0, 1024, 1024], None, id="a zero is no kind"),
+    ],
+)
+def test_capacities(machine: Machine, values: list[int], expected: tuple[int, int] | None) -> None:
+    assert counts(machine.capacities(one_thread_each(machine, values)).host()) == expected
+
+
+def test_capacities_are_speeds(machine: Machine) -> None:
+    host = machine.capacities(one_thread_each(machine, [1024, 1000, 512, 500])).host()
+    assert [core.speed for core in host.cores] == [1.0, 1.0, 0.5, 500 / 1024]
+
+
+def test_a_missing_capacity_is_no_kind(machine: Machine) -> None:
+    machine.cores([[0], [1], [2]]).capacities({0: 1024, 2: 1024})
+    assert machine.host().hybrid is None
+
+
+@pytest.mark.parametrize(
+    ("ghz", "expected"),
+    [
+        pytest.param([4.5, 4.5, 4.3, 4.3, 4.3, 4.3], None, id="favoured cores"),
+        pytest.param([5.7, 5.7, 5.25, 5.25], None, id="two dies"),
+        pytest.param([5.2, 5.0, 3.9, 3.9], (2, 2), id="favoured cores of a hybrid"),
+        pytest.param([4.8, 3.8, 3.8], (1, 2), id="close kinds"),
+        pytest.param([3.9, 3.9, 5.1], (1, 2), id="slow first"),
+        pytest.param([2.1, 2.1, 2.1], None, id="all the same"),
+    ],
+)
+def test_frequencies(machine: Machine, ghz: list[float], expected: tuple[int, int] | None) -> None:
+    rates = one_thread_each(machine, [round(value * GHZ) for value in ghz])
+    assert counts(machine.frequencies(rates).host()) == expected
+
+
+def test_missing_frequencies_are_no_kind(machine: Machine) -> None:
+    machine.regular(cores=4, threads=2).frequencies(dict.fromkeys(range(3), 4 * GHZ))
+    assert machine.host().hybrid is None
+
+
+def test_a_core_without_a_frequency_leaves_the_others_kinds_unknown(machine: Machine) -> None:
+    machine.cores([[0], [1], [2]]).frequencies({0: 5 * GHZ, 2: 3 * GHZ})
+    assert machine.host().hybrid is None
+
+
+def test_one_thread_of_each_core_with_a_frequency_is_enough(machine: Machine) -> None:
+    machine.cores([[0, 1], [2, 3], [4]]).frequencies({1: 5 * GHZ, 2: 5 * GHZ, 4: 3 * GHZ})
+    assert counts(machine.host()) == (2, 1)
+
+
+def test_equal_capacities_do_not_hide_frequencies(machine: Machine) -> None:
+    machine.capacities(one_thread_each(machine, [1024] * 4))
+    machine.frequencies({0: 3 * GHZ, 1: 3 * GHZ, 2: 2 * GHZ, 3: 2 * GHZ})
+    assert counts(machine.host()) == (2, 2)
+
+
+@pytest.mark.parametrize(("cpuinfo", "share"), [(INTEL, 0.5), (AMD, 1.0), ([], 1.0)])
+def test_work_per_clock_is_intels_alone(machine: Machine, cpuinfo: list[str], share: float) -> None:
+    """Smaller cores of other vendors have the same vector units."""
+    rates = one_thread_each(machine, [5 * GHZ, 5 * GHZ, 4 * GHZ])
+    host = machine.cpuinfo(cpuinfo).frequencies(rates).host()
+    assert speed_of(host, 2) == pytest.approx(0.8 * share)
+
+
+def test_speeds_stay_in_range_whatever_the_frequencies(machine: Machine) -> None:
+    machine.cores([[0], [1]]).intel_kinds("0", "1").frequencies({0: 1 * GHZ, 1: 9 * GHZ})
+    assert all(0 < core.speed <= 1 for core in machine.host().cores)

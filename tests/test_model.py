@@ -1,0 +1,248 @@
+"""Which model is run, and that its header is remembered."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bitnet_tuning import demo, gguf
+from bitnet_tuning.errors import MissingError
+from bitnet_tuning.ggml_types import ModelFile
+from bitnet_tuning.model import DEFAULT, Choice, choose_model, know
+from bitnet_tuning.state import State
+from tests.gguf_files import write_bitnet
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder that holds ``models/``."""
+    (tmp_path / "checkout" / "models").mkdir(parents=True)
+    return tmp_path / "checkout"
+
+
+@pytest.fixture
+def state(own_state: Path) -> State:
+    return State(str(own_state))
+
+
+def add(folder: Path, name: str, kind: str = "i2_s") -> str:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return str(write_bitnet(path, kind))
+
+
+def choose(
+    state: State,
+    *folders: Path,
+    named: str | None = None,
+    environ: dict[str, str] | None = None,
+    embedded: bool = False,
+) -> Choice:
+    return choose_model(named, environ or {}, tuple(map(str, folders)), embedded, state)
+
+
+def refusal(state: State, *folders: Path, named: str | None = None) -> MissingError:
+    with pytest.raises(MissingError) as caught:
+        choose(state, *folders, named=named)
+    return caught.value
+
+
+# The order
+
+
+def test_the_flag_comes_first(checkout: Path, state: State) -> None:
+    add(checkout, DEFAULT)
+    mine, other = add(checkout, "mine.gguf"), add(checkout, "other.gguf")
+    choice = choose(state, checkout, named=mine, environ={"BITNET_MODEL": other})
+    assert (choice.model.path, choice.reason) == (mine, "named with -m")
+
+
+def test_the_variable_comes_next(checkout: Path, state: State) -> None:
+    add(checkout, DEFAULT)
+    other = add(checkout, "other.gguf", "tq2_0")
+    choice = choose(state, checkout, environ={"BITNET_MODEL": other})
+    assert (choice.model.path, choice.reason) == (other, "named with BITNET_MODEL")
+
+
+def test_the_default_path_comes_before_others(checkout: Path, state: State) -> None:
+    default = add(checkout, DEFAULT)
+    add(checkout, "models/other/model.gguf")
+    choice = choose(state, checkout, environ={"BITNET_MODEL": ""})
+    assert (choice.model.path, choice.reason, choice.note) == (default, "the default path", None)
+
+
+def test_folders_are_looked_at_in_order(tmp_path: Path, state: State) -> None:
+    first, second = (add(tmp_path / name, DEFAULT) for name in "ab")
+    assert choose(state, tmp_path / "a", tmp_path / "b").model.path == first
+    assert choose(state, tmp_path / "b", tmp_path / "a").model.path == second
+
+
+def test_a_named_model_must_be_there(checkout: Path, state: State) -> None:
+    add(checkout, DEFAULT)
+    assert "no such model file" in refusal(state, checkout, named="missing.gguf").cause
+
+
+def test_a_damaged_default_is_not_passed_over(checkout: Path, state: State) -> None:
+    path = add(checkout, DEFAULT)
+    os.truncate(path, 1000)
+    add(checkout, "models/other/model.gguf")
+    assert path in refusal(state, checkout).cause
+
+
+# Looking below models/
+
+
+def test_the_only_i2_s_file(checkout: Path, state: State) -> None:
+    path = add(checkout, "models/some/model.gguf")
+    add(checkout, "models/some/other.gguf", "tq2_0")
+    (checkout / "models/some/notes.txt").write_text("x")
+    choice = choose(state, checkout)
+    assert (choice.model.path, choice.model.quantization) == (path, "i2_s")
+    assert "only i2_s file" in choice.reason
+
+
+def test_several_are_named_not_guessed(checkout: Path, state: State) -> None:
+    paths = [add(checkout, f"models/{name}/model.gguf") for name in "ab"]
+    error = refusal(state, checkout)
+    assert all(path in error.cause for path in paths)
+    assert "-m" in error.remedy
+
+
+def test_two_names_of_one_file_are_one_model(checkout: Path, state: State) -> None:
+    add(checkout, "models/a/model.gguf")
+    (checkout / "models/link.gguf").symlink_to("a/model.gguf")
+    (checkout / "models/b").symlink_to("a")
+    assert choose(state, checkout, checkout).model.quantization == "i2_s"
+
+
+def test_files_that_are_no_models_are_passed_over(checkout: Path, state: State) -> None:
+    path = add(checkout, "models/good.gguf")
+    models = checkout / "models"
+    (models / "empty.gguf").touch()
+    (models / "junk.gguf").write_bytes(b"junk" * 100)
+    (models / "folder.gguf").mkdir()
+    (models / "dangling.gguf").symlink_to("nowhere")
+    (models / "circle.gguf").symlink_to("circle.gguf")
+    (models / "circle").symlink_to("circle")
+    (models / "up").symlink_to("..")
+    os.mkfifo(models / "pipe.gguf")
+    assert choose(state, checkout).model.path == path
+
+
+def test_a_model_within_a_folder_with_a_models_name(checkout: Path, state: State) -> None:
+    path = add(checkout, "models/x.gguf/model.gguf")
+    assert choose(state, checkout).model.path == path
+
+
+def test_models_far_below_are_not_found(checkout: Path, state: State) -> None:
+    add(checkout, "models/1/2/3/4/model.gguf")
+    assert "no model" in refusal(state, checkout).cause
+
+
+def test_no_model_says_where_it_looked(tmp_path: Path, state: State) -> None:
+    error = refusal(state, tmp_path / "a", tmp_path / "b")
+    assert str(tmp_path / "a") in error.cause
+    assert str(tmp_path / "b") in error.cause
+    assert "BITNET_MODEL" in error.remedy
+    assert error.exit_code == 3
+
+
+# The demo model
+
+
+def test_the_demo_model_serves_the_embedded_engine(
+    checkout: Path, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = add(checkout, "demo.gguf", "tq2_0")
+    monkeypatch.setattr(demo, "TQ2_0", path)
+    choice = choose(state, checkout, embedded=True)
+    assert choice.model.path == path
+    assert choice.note is not None
+    assert "demo" in choice.note
+    assert "no model" in refusal(state, checkout).cause
+
+
+def test_without_the_demo_model(
+    checkout: Path, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "TQ2_0", str(checkout / "missing.gguf"))
+    with pytest.raises(MissingError, match="no model"):
+        choose(state, checkout, embedded=True)
+
+
+# Remembering
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths whose header was read."""
+    paths: list[str] = []
+    read = gguf.read_model
+
+    def noted(path: str) -> ModelFile:
+        paths.append(path)
+        return read(path)
+
+    monkeypatch.setattr(gguf, "read_model", noted)
+    return paths
+
+
+def test_a_header_is_read_once(tmp_path: Path, state: State, reads: list[str]) -> None:
+    path = add(tmp_path, "model.gguf")
+    first = know(path, state)
+    assert know(path, State(state.folder)) == first
+    assert reads == [path]
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path, state: State, reads: list[str]) -> None:
+    path = add(tmp_path, "model.gguf")
+    know(path, state)
+    add(tmp_path, "model.gguf", "tq2_0")
+    assert know(path, state).quantization == "tq2_0"
+    os.utime(path, ns=(1, 1))
+    know(path, state)
+    assert len(reads) == 3
+
+
+def test_a_remembered_model_has_the_path_that_was_asked_for(
+    tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch, reads: list[str]
+) -> None:
+    know(add(tmp_path, "model.gguf"), state)
+    monkeypatch.chdir(tmp_path)
+    assert know("model.gguf", state).path == "model.gguf"
+    assert len(reads) == 1
+
+
+@pytest.mark.parametrize(
+    "change", [{"types": None}, {"types": [1]}, {"types": [["a"]]}, {"types": [["a", 1, 2, 3]]}]
+)
+def test_a_record_of_another_form_is_not_used(
+    tmp_path: Path, state: State, reads: list[str], change: dict[str, object]
+) -> None:
+    path = add(tmp_path, "model.gguf")
+    first = know(path, state)
+    key = f"{path}:{os.stat(path).st_size}:{os.stat(path).st_mtime_ns}"
+    record = state.load("model", key)
+    assert record is not None
+    state.store("model", key, {**record, **change})
+    assert know(path, state) == first
+    state.store("model", key, {"name": "x"})
+    assert know(path, state) == first
+    assert len(reads) == 3
+
+
+def test_nothing_can_be_kept(tmp_path: Path, reads: list[str]) -> None:
+    (tmp_path / "file").touch()
+    state = State(str(tmp_path / "file" / "state"))
+    path = add(tmp_path, "model.gguf")
+    assert know(path, state) == know(path, state)
+    assert len(reads) == 2
+    assert state.warning is not None
+
+
+@pytest.mark.parametrize("path", ["a\0b", "missing", "\ud800", ""])
+def test_impossible_paths(state: State, path: str) -> None:
+    with pytest.raises(MissingError):
+        know(path, state)

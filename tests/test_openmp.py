@@ -1,0 +1,169 @@
+"""Which variables are set for which OpenMP runtime, and whose are kept."""
+
+from __future__ import annotations
+
+import pytest
+
+from bitnet_tuning.openmp import (
+    BINDING,
+    BLOCKTIME_MS,
+    GOMP,
+    LLVM,
+    MSVC,
+    NONE,
+    THREAD_COUNTS,
+    OpenMP,
+    binds_itself,
+    choose_variables,
+    exported,
+    user_set,
+    user_threads,
+)
+
+COUNTS = dict.fromkeys(THREAD_COUNTS, "4")
+SOURCED = {**dict.fromkeys(THREAD_COUNTS, "6"), **BINDING}
+"""What bitnet-env.sh leaves in an environment."""
+
+
+def choose(
+    runtime: str | None,
+    environ: dict[str, str] | None = None,
+    *,
+    quota_binds: bool = False,
+    blas: tuple[str, ...] = (),
+) -> OpenMP:
+    return choose_variables(runtime, blas, 4, quota_binds, environ or {})
+
+
+@pytest.mark.parametrize(
+    ("runtime", "expected"),
+    [
+        (GOMP, {**COUNTS, **BINDING}),
+        (LLVM, {**COUNTS, **BINDING, "KMP_BLOCKTIME": BLOCKTIME_MS}),
+        (MSVC, COUNTS),
+        (None, {**COUNTS, **BINDING}),
+        (NONE, {}),
+    ],
+)
+def test_each_runtime(runtime: str | None, expected: dict[str, str]) -> None:
+    assert choose(runtime).variables == expected
+
+
+@pytest.mark.parametrize("runtime", [GOMP, LLVM, MSVC, NONE, None])
+def test_a_quota_forbids_spinning(runtime: str | None) -> None:
+    """Spinning threads use up the quota that working ones need."""
+    assert "KMP_BLOCKTIME" not in choose(runtime, quota_binds=True).variables
+
+
+def test_what_a_binding_quota_means_is_said() -> None:
+    assert "left alone" in choose(LLVM, quota_binds=True).reason
+    assert "awake" in choose(LLVM).reason
+
+
+@pytest.mark.parametrize(
+    ("blas", "names"),
+    [
+        ((), set()),
+        (("mkl",), {"MKL_NUM_THREADS"}),
+        (("openblas",), {"OPENBLAS_NUM_THREADS"}),
+        (("mkl", "openblas"), {"MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"}),
+        (("blis",), set()),
+    ],
+)
+def test_without_openmp_only_a_library_is_told(blas: tuple[str, ...], names: set[str]) -> None:
+    chosen = choose(NONE, blas=blas).variables
+    assert chosen == dict.fromkeys(names, "4")
+    assert not any(name.startswith(("OMP_", "KMP_", "GOMP_")) for name in chosen)
+
+
+@pytest.mark.parametrize("runtime", [GOMP, LLVM, MSVC, NONE, None])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *THREAD_COUNTS,
+        *BINDING,
+        "KMP_BLOCKTIME",
+        "KMP_AFFINITY",
+        "GOMP_CPU_AFFINITY",
+        "GOMP_SPINCOUNT",
+    ],
+)
+def test_what_the_user_set_is_never_set_again(runtime: str | None, name: str) -> None:
+    chosen = choose(runtime, {name: "7"}, blas=("mkl", "openblas"))
+    assert name not in chosen.variables
+    if name in choose(runtime, blas=("mkl", "openblas")).variables:
+        others = set(choose(runtime, blas=("mkl", "openblas")).variables) - {name}
+        if name not in BINDING:
+            assert set(chosen.variables) == others
+            assert f"{name} as you set it" in chosen.reason
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "KMP_HW_SUBSET"],
+)
+@pytest.mark.parametrize("runtime", [GOMP, LLVM])
+def test_a_binding_by_the_user_is_the_whole_binding(runtime: str, name: str) -> None:
+    chosen = choose(runtime, {name: "0-3"}).variables
+    assert not set(BINDING) & set(chosen)
+    assert chosen["OMP_NUM_THREADS"] == "4"
+    assert binds_itself({name: "0-3"})
+
+
+def test_a_value_equal_to_ours_needs_no_mention() -> None:
+    chosen = choose(LLVM, {"KMP_BLOCKTIME": BLOCKTIME_MS})
+    assert "KMP_BLOCKTIME" not in chosen.variables
+    assert "as you set it" not in chosen.reason
+
+
+# bitnet-env.sh
+
+
+def test_what_was_sourced_is_not_the_users() -> None:
+    assert exported(SOURCED)
+    assert not any(user_set(SOURCED, name) for name in SOURCED)
+    assert user_threads(SOURCED) is None
+    assert not binds_itself(SOURCED)
+    assert choose(GOMP, SOURCED).variables == {**COUNTS, **BINDING}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"OMP_NUM_THREADS": "3"},
+        {"MKL_NUM_THREADS": "3"},
+        {"OMP_PROC_BIND": "close"},
+        {"OMP_PLACES": "threads"},
+        *({name: None} for name in SOURCED),
+    ],
+)
+def test_whoever_changes_a_part_of_it_owns_it(change: dict[str, str | None]) -> None:
+    environ = {**SOURCED, **change}
+    left = {name: value for name, value in environ.items() if value is not None}
+    assert not exported(left)
+    assert all(user_set(left, name) for name in left)
+    assert not set(choose(GOMP, left).variables) & set(left)
+
+
+def test_other_variables_beside_what_was_sourced_are_the_users() -> None:
+    environ = {**SOURCED, "KMP_BLOCKTIME": "0", "GOMP_CPU_AFFINITY": "0-3"}
+    assert user_set(environ, "KMP_BLOCKTIME")
+    assert binds_itself(environ)
+    chosen = choose(LLVM, environ).variables
+    assert "KMP_BLOCKTIME" not in chosen
+    assert chosen["OMP_NUM_THREADS"] == "4"
+
+
+# OMP_NUM_THREADS
+
+
+@pytest.mark.parametrize(
+    ("text", "threads"),
+    [("6", 6), (" 6 ", 6), ("6,2", 6), ("0", None), ("-1", None), ("", None), ("many", None)],
+)
+def test_the_users_threads(text: str, threads: int | None) -> None:
+    assert user_threads({"OMP_NUM_THREADS": text}) == threads
+
+
+def test_no_threads_of_the_users() -> None:
+    assert user_threads({}) is None

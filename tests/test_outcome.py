@@ -1,0 +1,127 @@
+"""What an engine's log and exit code tell."""
+
+from __future__ import annotations
+
+import pytest
+
+from bitnet_tuning.outcome import Speed, Timings, explain, parse_timings
+
+GIBIBYTE = 1 << 30
+
+LLAMA_PRINT = """\
+llama_print_timings:        load time =     386.24 ms
+llama_print_timings:      sample time =      10.09 ms /    64 runs   (    0.16 ms per token)
+llama_print_timings: prompt eval time =     125.50 ms /    11 tokens (   11.41 ms per token)
+llama_print_timings:        eval time =    2520.00 ms /    63 runs   (   40.00 ms per token)
+llama_print_timings:       total time =    2700.12 ms /    74 tokens
+"""
+
+LLAMA_PERF = """\
+llama_perf_sampler_print:    sampling time =       6.71 ms /    70 runs   (    0.10 ms per token)
+llama_perf_context_print:        load time =     386.24 ms
+llama_perf_context_print: prompt eval time =     125.50 ms /    11 tokens (   11.41 ms per token)
+llama_perf_context_print:        eval time =    2520.00 ms /    63 runs   (   40.00 ms per token)
+llama_perf_context_print:       total time =    2700.12 ms /    74 tokens
+"""
+
+COMMON_PERF = """\
+common_perf_print:    sampling time =       8.97 ms
+common_perf_print:    samplers time =       4.21 ms /    75 tokens
+common_perf_print:        load time =     386.24 ms
+common_perf_print: prompt eval time =     125.50 ms /    11 tokens (   11.41 ms per token)
+common_perf_print:        eval time =    2520.00 ms /    63 runs   (   40.00 ms per token)
+common_perf_print:       total time =    2700.12 ms /    74 tokens
+common_perf_print: unaccounted time =      40.00 ms /   1.5 %      (total - sampling - eval)
+common_perf_print:    graphs reused =         62
+"""
+
+
+@pytest.mark.parametrize("log", [LLAMA_PRINT, LLAMA_PERF, COMMON_PERF])
+def test_timings_are_read_in_every_generations_spelling(log: str) -> None:
+    assert parse_timings(log) == Timings(386.24, Speed(11, 125.5), Speed(63, 2520.0))
+
+
+def test_rates_are_tokens_per_second() -> None:
+    timings = parse_timings(LLAMA_PERF)
+    assert timings.prompt is not None and timings.generation is not None
+    assert timings.prompt.rate == pytest.approx(87.65, abs=0.01)
+    assert timings.generation.rate == pytest.approx(25.0)
+
+
+def test_timings_are_found_in_the_middle_of_a_log() -> None:
+    log = f"llama_model_loader: loaded meta data\n\n{COMMON_PERF}llama_memory_breakdown_print: |\n"
+    assert parse_timings(log) == parse_timings(COMMON_PERF)
+
+
+@pytest.mark.parametrize("log", ["", "error: failed to load model", "total time = 3 ms"])
+def test_what_a_log_does_not_say_is_none(log: str) -> None:
+    assert parse_timings(log) == Timings(None, None, None)
+
+
+def test_one_phase_alone_is_not_taken_for_the_other() -> None:
+    (prompt,) = (line for line in LLAMA_PERF.splitlines() if "prompt eval" in line)
+    (generation,) = (line for line in LLAMA_PERF.splitlines() if "   eval time" in line)
+    assert parse_timings(prompt) == Timings(None, Speed(11, 125.5), None)
+    assert parse_timings(generation) == Timings(None, None, Speed(63, 2520.0))
+
+
+def test_a_phase_without_duration_has_no_rate() -> None:
+    """``-n 1``: the only token comes out of the prompt's own pass."""
+    timings = parse_timings("eval time =       0.00 ms /     1 runs   (    0.00 ms per token, inf)")
+    assert timings.generation == Speed(1, 0.0)
+    assert timings.generation.rate is None
+
+
+@pytest.mark.parametrize(
+    ("signal", "words"),
+    [
+        (4, ("SIGILL", "instructions", "GGML_NATIVE")),
+        (6, ("SIGABRT", "NaN", "AVX2", "selftest")),
+        (7, ("SIGBUS", "model file")),
+        (8, ("SIGFPE", "selftest")),
+        (11, ("SIGSEGV", "selftest")),
+    ],
+)
+def test_a_deadly_signal_is_named_with_a_remedy(signal: int, words: tuple[str, ...]) -> None:
+    line = explain(128 + signal, None, None)
+    assert line is not None and "\n" not in line
+    assert [word for word in words if word not in line] == []
+
+
+def test_a_kill_is_explained_with_the_models_size_and_the_free_memory() -> None:
+    line = explain(128 + 9, 3 * GIBIBYTE, GIBIBYTE)
+    assert line is not None and "\n" not in line
+    for part in ("SIGKILL", "memory", "3072 MiB", "1024 MiB"):
+        assert part in line
+    assert "unknown" in (explain(128 + 9, None, None) or "")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        *(0, 1, 2, 3, 127),  # an exit, not a death
+        *(128 + signal for signal in (1, 2, 3, 13, 15)),  # somebody wanted it to end
+        *(128, 128 + 64, 255, 300),
+        0xC000013A,  # Ctrl-C on Windows
+    ],
+)
+def test_an_exit_that_somebody_wanted_is_not_explained(code: int) -> None:
+    assert explain(code, 1, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (0xC000001D, ("0xC000001D", "illegal instruction", "GGML_NATIVE")),
+        (0xC0000005, ("0xC0000005", "access violation")),
+        (0xC0000135, ("0xC0000135", "DLL")),
+        (0xC0000409, ("0xC0000409", "AVX2")),
+        (0xC0000017, ("0xC0000017", "memory")),
+        (0xC0000ABC, ("0xC0000ABC", "exception")),
+        (0xC000001D - (1 << 32), ("0xC000001D", "illegal instruction")),
+    ],
+)
+def test_windows_codes_are_named_signed_or_not(code: int, words: tuple[str, ...]) -> None:
+    line = explain(code, None, None)
+    assert line is not None and "\n" not in line
+    assert [word for word in words if word not in line] == []

@@ -1,0 +1,382 @@
+"""What an engine says of itself, and that it is asked only once."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from bitnet_tuning import demo, launch, probe
+from bitnet_tuning.engine import Engine, Location, know
+from bitnet_tuning.probe import parse_flags, parse_system_info, parse_version
+from bitnet_tuning.state import State
+from tests.engines import FakeEngine
+
+REPO = Path(__file__).resolve().parents[1]
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="fake engines are scripts")
+
+HELP_OF_2024 = """\
+----- common params -----
+
+-h,    --help, --usage                  print usage and exit
+-t,    --threads N                      number of threads to use during generation (default: -1)
+                                        (env: LLAMA_ARG_THREADS)
+-Cr,   --cpu-range lo-hi                range of CPUs for affinity. Complements --cpu-mask
+--cpu-strict <0|1>                      use strict CPU placement (default: 0)
+-n,    --predict, --n-predict N         number of tokens to predict (default: -1, -2 = until
+                                        context filled)
+-e,    --escape                         process escapes sequences (\\n, \\r, \\', \\")
+--no-escape                             do not process escape sequences
+--rope-scaling {none,linear,yarn}       RoPE frequency scaling method, defaults to linear unless
+                                        specified by the model
+-sm,   --split-mode {none,layer,row}    how to split the model across multiple GPUs, one of:
+                                        - none: use one GPU only
+                                        - layer (default): split layers and KV across GPUs
+-mg,   --main-gpu INDEX                 the GPU to use for the model (with split-mode = none), see
+                                        --tensor-split, and --imagined
+-l,    --logit-bias TOKEN_ID(+/-)BIAS   modifies the likelihood of token appearing,
+                                        i.e. `--logit-bias 15043+1` to increase likelihood
+-cnv,  --conversation                   run in conversation mode:
+                                        - does not print special tokens and suffix/prefix
+
+example usage:
+
+  text generation:     /build/bin/llama-cli -m your_model.gguf -p "I believe" -n 128
+"""
+
+HELP_OF_2026 = """\
+----- common params -----
+
+-h,    --help, --usage                  print usage and exit
+--license                               show source code license and dependencies
+-cl,   --cache-list                     show list of models in cache
+-C,    --cpu-mask M                     CPU affinity mask: arbitrarily long hex.
+-fa,   --flash-attn [on|off|auto]       set Flash Attention use ('on', 'off', or 'auto')
+--no-perf                               whether to enable internal libllama performance timings
+-hf,   -hfr, --hf-repo <user>/<model>[:quant]
+                                        Hugging Face model repository; quant is optional
+-cnv,  --conversation, -no-cnv, --no-conversation
+                                        whether to run in conversation mode:
+                                        - interactive mode is also enabled
+"""
+
+HELP_OF_2023 = """\
+usage: ./main [options]
+
+options:
+  -h, --help            show this help message and exit
+  -t N, --threads N     number of threads to use during generation (default: 4)
+  --temp N              temperature (default: 0.8)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        (
+            HELP_OF_2024,
+            "-h --help --usage -t --threads -Cr --cpu-range --cpu-strict -n --predict --n-predict "
+            "-e --escape --no-escape --rope-scaling -sm --split-mode -mg --main-gpu "
+            "-l --logit-bias -cnv --conversation",
+        ),
+        (
+            HELP_OF_2026,
+            "-h --help --usage --license -cl --cache-list -C --cpu-mask -fa --flash-attn "
+            "--no-perf -hf -hfr --hf-repo -cnv --conversation -no-cnv --no-conversation",
+        ),
+        (HELP_OF_2023, "-h --help -t --threads --temp"),
+        ("error: unknown argument: --help\n", ""),
+        ("", ""),
+    ],
+)
+def test_flags_are_those_that_a_help_text_defines(text: str, flags: str) -> None:
+    assert parse_flags(text) == set(flags.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("version: 3957 (5eb47b72)\nbuilt with clang 18\n", "3957 (5eb47b72)"),
+        ("ggml_init: something\nversion: 0 (unknown)\n", "0 (unknown)"),
+        ("error: invalid argument: --version", ""),
+        ("", ""),
+    ],
+)
+def test_the_version_is_found_in_its_line(text: str, version: str) -> None:
+    assert parse_version(text) == version
+
+
+@pytest.mark.parametrize(
+    ("log", "names"),
+    [
+        (
+            "main: llama threadpool init\n\nsystem_info: n_threads = 1 (n_threads_batch = 1) / 2 | "
+            "AVX = 1 | AVX_VNNI = 0 | AVX2 = 1 | AVX512 = 0 | FMA = 1 | SSE3 = 1 | \n\nhello",
+            {"AVX", "AVX2", "FMA", "SSE3"},
+        ),
+        (
+            "system_info: n_threads = 4 (n_threads_batch = 4) / 8 | CPU : NEON = 1 | "
+            "ARM_FMA = 1 | MATMUL_INT8 = 0 | SVE_CNT = 16 | REPACK = 1 | \n",
+            {"NEON", "ARM_FMA", "SVE_CNT", "REPACK"},
+        ),
+        ("AVX2 = 1 | but in no such line", set()),
+        ("", set()),
+    ],
+)
+def test_instruction_sets_are_those_with_a_value(log: str, names: set[str]) -> None:
+    assert parse_system_info(log) == names
+
+
+# What is remembered
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> FakeEngine:
+    return FakeEngine(tmp_path / "checkout")
+
+
+def ask(fake: FakeEngine, folder: Path) -> tuple[Engine, State]:
+    state = State(str(folder))
+    return know(Location(str(fake.cli), "found"), state), state
+
+
+def newer(path: Path) -> None:
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 1_000_000))
+
+
+def grown(path: Path) -> None:
+    """Another size with the same time."""
+    before = path.stat()
+    path.write_text(path.read_text() + "\n")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def completion_added(cli: Path) -> None:
+    completion = cli.with_name("llama-completion")
+    completion.write_text(cli.read_text())
+    completion.chmod(0o755)
+
+
+def library_newer(cli: Path) -> None:
+    newer(cli.with_name("libggml.so"))
+
+
+def test_an_engine_is_asked_once(fake: FakeEngine, own_state: Path) -> None:
+    first, _ = ask(fake, own_state)
+    asked = len(fake.runs())
+    second, state = ask(fake, own_state)
+    assert first == second
+    assert 0 < asked == len(fake.runs())
+    assert state.warning is None
+
+
+@pytest.mark.parametrize("change", [newer, grown, completion_added, library_newer])
+def test_a_changed_engine_is_asked_again(
+    fake: FakeEngine, own_state: Path, change: Callable[[Path], None]
+) -> None:
+    (fake.bin / "libggml.so").write_bytes(b"\x7fELF")
+    first, _ = ask(fake, own_state)
+    asked = len(fake.runs())
+    change(fake.cli)
+    again, _ = ask(fake, own_state)
+    assert len(fake.runs()) > asked
+    assert (again.completion != first.completion) == (change is completion_added)
+    asked = len(fake.runs())
+    assert ask(fake, own_state)[0] == again
+    assert len(fake.runs()) == asked
+
+
+def test_a_link_that_leads_elsewhere_is_another_engine(tmp_path: Path, own_state: Path) -> None:
+    (tmp_path / "generation").write_text("bitnet")  # what a fake engine reads beside itself
+    link = tmp_path / "llama-cli"
+    for fake in [FakeEngine(tmp_path / name) for name in ("one", "two")]:
+        link.unlink(missing_ok=True)
+        link.symlink_to(fake.cli)
+        for _ in range(2):
+            engine = know(Location(str(link), "found"), State(str(own_state)))
+            assert engine.files == (str(fake.cli),)
+            assert "-tb" in engine.flags
+    assert len(list(own_state.glob("engine-*"))) == 1
+
+
+def test_an_engine_that_hangs_on_help_is_used_but_not_remembered(
+    fake: FakeEngine, own_state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def impatient(
+        argv: tuple[str, ...], variables: Mapping[str, str] | None = None
+    ) -> launch.Captured:
+        return launch.capture(argv, variables, seconds=0.5)
+
+    monkeypatch.setenv("FAKE_HANG", "help")
+    monkeypatch.setattr(probe, "capture", impatient)
+    engine, _ = ask(fake, own_state)
+    assert engine.flags == frozenset()
+    assert list(own_state.glob("engine-*")) == []
+    monkeypatch.undo()
+    assert "-tb" in ask(fake, own_state)[0].flags
+
+
+@pytest.mark.parametrize("text", ["#!/bin/sh\nexit 1\n", "#!/nowhere/sh\n", ""])
+def test_an_engine_whose_help_fails_is_used_but_not_remembered(
+    fake: FakeEngine, own_state: Path, text: str
+) -> None:
+    whole = fake.cli.read_text()
+    fake.cli.write_text(text)
+    engine, _ = ask(fake, own_state)
+    assert (engine.flags, engine.version) == (frozenset(), "")
+    assert list(own_state.glob("engine-*")) == []
+    fake.cli.write_text(whole)
+    assert "-tb" in ask(fake, own_state)[0].flags
+
+
+# Trouble with what is remembered: the run goes on, with one line of warning
+
+
+def run(fake: FakeEngine, home: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPO / "run_inference.py"), "-m", demo.I2_S, "-p", "hello"]
+    return subprocess.run(
+        [*command, "--engine", str(fake.cli)],
+        env={**os.environ, "BITNET_TUNING_HOME": str(home)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def warnings(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line for line in done.stderr.splitlines() if "warning" in line]
+
+
+def read_only(home: Path) -> None:
+    home.mkdir()
+    home.chmod(stat.S_IRUSR | stat.S_IXUSR)
+
+
+def a_file(home: Path) -> None:
+    home.write_text("not a folder")
+
+
+def below_a_device(home: Path) -> None:
+    home.symlink_to("/dev/null/state")
+
+
+@pytest.mark.parametrize("trouble", [read_only, a_file, below_a_device])
+def test_a_state_folder_that_cannot_be_used_is_one_warning(
+    fake: FakeEngine, tmp_path: Path, trouble: Callable[[Path], None]
+) -> None:
+    if trouble is read_only and os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    home = tmp_path / "home"
+    trouble(home)
+    done = run(fake, home)
+    assert (done.returncode, done.stdout) == (0, "hello and more text\n")
+    assert len(warnings(done)) == 1
+    assert str(home) in warnings(done)[0]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
+def test_a_full_or_read_only_disk_is_one_warning(
+    fake: FakeEngine, own_state: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("bitnet_tuning.state.write_atomically", refuse)
+    engine, state = ask(fake, own_state)
+    assert "-tb" in engine.flags
+    assert state.warning is not None and os.strerror(number) in state.warning
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe\0", b"[1, 2]", b"null", b"[" * 100_000, b"9" * 5000]
+)
+def test_damaged_records_are_set_aside_with_one_warning(
+    fake: FakeEngine, own_state: Path, content: bytes
+) -> None:
+    first, _ = ask(fake, own_state)
+    (record,) = own_state.glob("engine-*.json")
+    whole = record.read_bytes()
+    record.write_bytes(content)
+    again, state = ask(fake, own_state)
+    assert again == first
+    assert state.warning is not None and record.name in state.warning
+    assert record.read_bytes() == whole
+    assert record.with_name(record.name + ".broken").read_bytes() == content
+    assert ask(fake, own_state)[1].warning is None
+
+
+def test_every_record_damaged_is_one_line_for_the_user(fake: FakeEngine, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    assert warnings(run(fake, home)) == []
+    for record in home.iterdir():
+        record.write_text("}")
+    done = run(fake, home)
+    assert (done.returncode, done.stdout) == (0, "hello and more text\n")
+    assert len(warnings(done)) == 1
+    assert warnings(run(fake, home)) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"flags": None},
+        {"blas": 3},
+        {"identities": []},
+        {"identities": "text"},
+        {"identities": [["/nowhere", 1, 1]]},
+        {"identities": [[1]]},
+        {"schema": 999},
+        {"key": "another engine of the same checksum"},
+    ],
+)
+def test_records_that_do_not_fit_are_made_anew(
+    fake: FakeEngine, own_state: Path, change: dict[str, object]
+) -> None:
+    first, _ = ask(fake, own_state)
+    (record,) = own_state.glob("engine-*.json")
+    record.write_text(json.dumps({**json.loads(record.read_text()), **change}))
+    again, state = ask(fake, own_state)
+    assert again == first
+    assert state.warning is None
+
+
+@pytest.mark.parametrize("field", ["flags", "chat_flags", "openmp", "i2_s", "completion"])
+def test_records_of_another_version_are_made_anew(
+    fake: FakeEngine, own_state: Path, field: str
+) -> None:
+    first, _ = ask(fake, own_state)
+    (record,) = own_state.glob("engine-*.json")
+    facts = json.loads(record.read_text())
+    del facts[field]
+    record.write_text(json.dumps(facts))
+    assert ask(fake, own_state)[0] == first
+
+
+def test_many_runs_may_share_a_state_folder(tmp_path: Path) -> None:
+    """They all ask at once, and the record that stays is whole."""
+    fake, home = FakeEngine(tmp_path / "checkout"), tmp_path / "home"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from bitnet_tuning.engine import Location, know\n"
+        "from bitnet_tuning.state import State\n"
+        "state = State(sys.argv[3])\n"
+        "engine = know(Location(sys.argv[2], 'found'), state)\n"
+        "print(len(engine.flags), state.warning)\n"
+    )
+    command = [sys.executable, "-c", code, str(REPO), str(fake.cli), str(home)]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    answers = {process.communicate(timeout=60)[0] for process in runs}
+    assert len(answers) == 1
+    assert answers.pop().endswith(" None\n")
+    assert [path.suffix for path in home.iterdir()] == [".json"]

@@ -1,0 +1,193 @@
+"""What modules may touch: the decisions are pure, the run path is light."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bitnet_tuning import demo
+from tests.engines import FakeEngine
+
+REPO = Path(__file__).resolve().parents[1]
+PACKAGE = REPO / "bitnet_tuning"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+PURE = (
+    "plan",
+    "command",
+    "openmp",
+    "threads",
+    "outcome",
+    "cpulist",
+    "ggml_types",
+    "request",
+    "errors",
+    "records",
+)
+IMPURE_LIBRARY = {"os", "io", "pathlib", "shutil", "subprocess", "time", "socket", "random", "sys"}
+
+STARTERS = {"fork", "forkpty", "system", "popen", "startfile"}
+STARTER_PREFIXES = ("exec", "spawn", "posix_spawn")
+MAY_START = {
+    "launch.py": {"subprocess", "fork"},
+    "child.py": {"fork", "execvpe"},  # launch's other side of the fork
+    "host/foreign.py": {"subprocess"},  # sysctl on macOS
+}
+
+SLOW = {
+    "dataclasses",
+    "pathlib",
+    "subprocess",
+    "psutil",
+    "cpuinfo",
+    "rich",
+    "typing_extensions",
+    "inspect",
+    "asyncio",
+    "traceback",
+    "typing",
+    "ctypes",
+    "xllamacpp",
+    "numpy",
+    "gguf",
+}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def at_run_time(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those that only a type checker sees."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            for other in child.orelse:
+                yield other
+                yield from at_run_time(other)
+        else:
+            yield child
+            yield from at_run_time(child)
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of the modules that a module imports at run time."""
+    found: set[str] = set()
+    for node in at_run_time(parsed(path)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            if node.module == "bitnet_tuning":
+                found.update(f"bitnet_tuning.{alias.name}" for alias in node.names)
+    return found
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_a_pure_module_touches_neither_system_nor_clock(module: str) -> None:
+    path = PACKAGE / f"{module}.py"
+    seen = imports(path)
+    assert not {name.partition(".")[0] for name in seen} & IMPURE_LIBRARY
+    ours = {name.partition(".")[2] for name in seen if name.startswith("bitnet_tuning.")}
+    assert ours <= set(PURE), "a pure module rests on pure ones only"
+    calls = {
+        node.func.id
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert not calls & {"open", "print", "input", "exec", "eval", "__import__"}
+
+
+def texts(path: Path) -> Iterator[str]:
+    """String literals, documentation left out."""
+    tree = parsed(path)
+    documentation = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and id(node) not in documentation:
+            yield from (node.value,) if isinstance(node.value, str) else ()
+
+
+def test_only_the_host_package_reads_the_kernels_folders() -> None:
+    folders = ("/proc", "/sys/", "proc/", "sys/devices", "sys/fs")
+    found = {
+        (name_of(path), text)
+        for path in MODULES
+        if not name_of(path).startswith("host/")
+        for text in texts(path)
+        if text.startswith(folders)
+    }
+    assert found == set()
+
+
+def starts(path: Path) -> set[str]:
+    """Ways to start a process that a module uses."""
+    tree = parsed(path)
+    found = imports(path) & {"subprocess", "multiprocessing", "pty", "concurrent.futures"}
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "os"
+            and (node.attr in STARTERS or node.attr.startswith(STARTER_PREFIXES))
+        ):
+            found.add(node.attr)
+    return found
+
+
+def test_processes_are_started_in_one_place() -> None:
+    found = {name_of(path): ways for path in MODULES if (ways := starts(path))}
+    assert found == MAY_START
+
+
+def test_no_shell_is_asked_for() -> None:
+    for path in MODULES:
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.keyword):
+                assert node.arg != "shell", path
+
+
+REPORT = """\
+import json, os, sys
+sys.path.insert(0, {repo!r})
+from bitnet_tuning.cli.run import main
+code = main(sys.argv[1:])
+with open({report!r}, "w") as file:
+    json.dump(sorted(sys.modules), file)
+sys.exit(code)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere it may need more")
+def test_a_run_with_a_warm_cache_loads_no_slow_module(tmp_path: Path) -> None:
+    """A whole run, without site-packages and without what Python itself starts with."""
+    fake, report = FakeEngine(tmp_path / "checkout"), tmp_path / "modules.json"
+    code = REPORT.format(repo=str(REPO), report=str(report))
+    flags = ["--engine", str(fake.cli), "-m", demo.I2_S, "-p", "hello"]
+    for _ in range(2):  # the first one asks the engine, which takes a subprocess
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", code, *flags],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (0, "hello and more text\n"), done.stderr
+    loaded = set(json.loads(report.read_text()))
+    assert not loaded & SLOW
+    ours = {name.removeprefix("bitnet_tuning.") for name in loaded if "bitnet_tuning." in name}
+    assert "launch" in ours
+    assert not ours & {"probe", "binary", "selftest", "relay", "embedded", "_embedded"}
+    assert not ours & {"cli.show", "cli.run_optimized", "host.foreign"}

@@ -1,0 +1,119 @@
+"""Compiled engines, where BITNET_TEST_ENGINES names folders that hold a llama-cli."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitnet_tuning import demo
+from tests.test_selftest import flip_one_tensor
+
+REPO = Path(__file__).resolve().parent.parent
+SECONDS = 60.0
+FOLDERS = [name for name in os.environ.get("BITNET_TEST_ENGINES", "").split(os.pathsep) if name]
+
+pytestmark = pytest.mark.skipif(not FOLDERS, reason="BITNET_TEST_ENGINES names no engine")
+
+
+def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=REPO,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def plan(folder: str) -> dict[str, Any]:
+    done = run("-m", "bitnet_tuning", "plan", "--engine", folder, "-m", demo.TQ2_0, "--json")
+    facts: dict[str, Any] = json.loads(done.stdout)
+    return facts
+
+
+def model_for(folder: str) -> str:
+    """i2_s where the engine has it: a mainline build refuses the pair."""
+    done = run("-m", "bitnet_tuning", "plan", "--engine", folder, "-m", demo.I2_S)
+    return demo.TQ2_0 if done.returncode == 4 else demo.I2_S
+
+
+def computes_right(folder: str) -> bool:
+    return run("-m", "bitnet_tuning", "selftest", "--engine", folder).returncode == 0
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_prompt_is_completed_and_the_engine_ends(folder: str) -> None:
+    flags = ["--engine", folder, "-m", model_for(folder), "-temp", "0", "-n", "24"]
+    done = run("run_inference.py", *flags, "-p", "How many threads")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.lstrip().startswith("How many threads")
+    if computes_right(folder):
+        assert "one thread per physical core" in done.stdout
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_engine_says_the_planned_threads(folder: str) -> None:
+    flags = ["--engine", folder, "-m", model_for(folder), "-n", "2", "-t", "1", "-p", "a"]
+    done = run("run_inference.py", *flags)
+    assert "n_threads = 1 (n_threads_batch = 1)" in done.stderr
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_chat_ends_with_its_input(folder: str) -> None:
+    flags = ["--engine", folder, "-m", model_for(folder), "-temp", "0", "-n", "64"]
+    done = run("run_inference.py", *flags, "-p", "Be brief.", "-cnv", stdin="What is SMT?\n")
+    assert done.returncode == 0, done.stderr
+    if computes_right(folder):
+        assert "multithreading" in done.stdout
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_an_interrupt_ends_with_130(folder: str) -> None:
+    flags = ["--engine", folder, "-m", model_for(folder), "-c", "2048", "-n", "-1", "-p", "a"]
+    command = [sys.executable, "run_inference.py", *flags, "--", "--ignore-eos"]
+    with subprocess.Popen(
+        command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.read(20)
+        time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=SECONDS)
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_self_test_tells_a_flipped_tensor(folder: str, tmp_path: Path) -> None:
+    if not computes_right(folder):
+        pytest.skip("this build computes garbage anyway")
+    model = tmp_path / "flipped.gguf"
+    flip_one_tensor(model_for(folder), model)
+    done = run("-m", "bitnet_tuning", "selftest", "--engine", folder, "--model", str(model))
+    assert done.returncode == 1
+    assert "PASS" not in done.stdout
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_backslashes_and_newlines_reach_the_model(folder: str) -> None:
+    prompt = 'C:\\new "quoted"\nsecond line \N{SLIGHTLY SMILING FACE}'
+    flags = ["--engine", folder, "-m", model_for(folder), "-n", "1", "-temp", "0"]
+    done = run("run_inference.py", *flags, "-p", prompt)
+    assert done.stdout.lstrip().startswith(prompt)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_what_is_set_suits_the_runtime(folder: str) -> None:
+    facts = plan(folder)
+    runtime = facts["reasons"]["env"]
+    assert ("KMP_BLOCKTIME" in facts["env"]) <= ("libomp" in runtime)
+    assert ("OMP_PLACES" in facts["env"]) == ("without OpenMP" not in runtime)

@@ -1,0 +1,190 @@
+"""The self-test: what passes, what fails, and what it names as the cause."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bitnet_tuning import demo, selftest
+from bitnet_tuning.engine import EMBEDDED, Engine, Location, know, locate
+from bitnet_tuning.gguf import read_tensors
+from bitnet_tuning.host import read_host
+from bitnet_tuning.selftest import Case, Report, Result, Variant
+from bitnet_tuning.state import State
+from tests.engines import FakeEngine
+from tests.machines import Machine
+
+REPO = Path(__file__).resolve().parent.parent
+CASE = Case("a prompt", " and its text", 4)
+TWO, ONE, BATCHED = Variant(2), Variant(1), Variant(2, 32, 32)
+
+
+def an_engine(**facts: object) -> Engine:
+    plain = Engine(
+        location=Location("/build/bin/llama-cli", "named"),
+        version="",
+        flags=frozenset(("-tb",)),
+        chat_flags=frozenset(),
+        openmp="libomp",
+        blas=(),
+        isa=frozenset(("AVX", "AVX2")),
+        i2_s=True,
+        architectures={"llama": True},
+        files=(),
+        completion=None,
+        bench=None,
+        server=None,
+    )
+    return plain._replace(**facts)  # type: ignore[arg-type]
+
+
+def a_report(*results: tuple[Variant, bool], problem: str | None = None) -> Report:
+    runs = (
+        Result(CASE, variant, passed, "", None if passed else problem)
+        for variant, passed in results
+    )
+    return Report("/build/bin/llama-cli", demo.I2_S, tuple(runs))
+
+
+@pytest.mark.parametrize(
+    ("engine", "flags", "report", "control", "words"),
+    [
+        ({"isa": frozenset(("AVX",))}, "sse2 avx avx2", a_report((TWO, False)), None, "lacks AVX2"),
+        ({}, "sse2 avx", a_report((TWO, False)), None, "CPU has no AVX2"),
+        (
+            {"isa": frozenset()},
+            "avx2",
+            a_report((TWO, False), problem="x: invalid ggml type 36"),
+            None,
+            "mainline",
+        ),
+        ({}, "avx2", a_report((TWO, False), problem="killed by SIGILL"), None, "this CPU lacks"),
+        ({}, "avx2", a_report((TWO, True), (BATCHED, False)), True, "batches"),
+        ({}, "avx2", a_report((ONE, True), (TWO, False)), True, "several threads"),
+        ({}, "avx2", a_report((ONE, False), (TWO, False)), True, "i2_s kernels"),
+        ({}, "avx2", a_report((ONE, False), (TWO, False)), False, "not known"),
+    ],
+)
+def test_the_likeliest_cause_is_named(
+    tmp_path: Path,
+    engine: dict[str, object],
+    flags: str,
+    report: Report,
+    control: bool | None,
+    words: str,
+) -> None:
+    host = read_host(str(tmp_path))._replace(isa=tuple(flags.split()))
+    assert words in selftest.diagnose(report, an_engine(**engine), host, control)
+
+
+@pytest.mark.parametrize(
+    ("stdout", "text"),
+    [
+        ("a prompt and its text\n", " and its text"),
+        (" a prompt and its text\n\n", " and its text"),
+        ("<s>a prompt and its text [end of text]\n", " and its text"),
+        ("no echo", "no echo"),
+    ],
+)
+def test_what_the_engine_added_is_found(stdout: str, text: str) -> None:
+    assert selftest.continuation(stdout, "a prompt") == text
+
+
+def test_every_prompt_is_run_with_several_threads_and_batches() -> None:
+    cases = selftest.load_cases()
+    runs = list(selftest.variants(cases, usable=6))
+    assert {case for case, _ in runs} == set(cases)
+    assert {variant.threads for _, variant in runs} >= {1, 3, 6}
+    assert len({variant.batch for _, variant in runs}) >= 3
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bitnet_tuning", "selftest", *arguments],
+        cwd=REPO,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_wrong_words_fail_with_both_texts(tmp_path: Path) -> None:
+    engine = FakeEngine(tmp_path / "checkout")
+    done = run("--engine", str(engine.cli), FAKE_OUTPUT=" GGGGGGGG")
+    assert done.returncode == 1
+    assert "PASS" not in done.stdout
+    assert "'GGGGGGGG'" in done.stdout
+    assert "expected" in done.stdout
+    assert "likely cause:" in done.stdout
+
+
+def test_a_dying_engine_fails_with_its_reason(tmp_path: Path) -> None:
+    engine = FakeEngine(tmp_path / "checkout")
+    done = run("--engine", str(engine.cli), "--json", FAKE_KILL="4")
+    report = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert report["passed"] is False
+    assert "SIGILL" in report["cases"][0]["problem"]
+    assert "CPU" in report["cause"]
+
+
+def test_an_engine_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeEngine(tmp_path / "checkout")
+    engine = know(locate(str(fake.cli), {}, ()), State(str(tmp_path / "state")))
+    monkeypatch.setenv("FAKE_SLEEP", "60")
+    monkeypatch.setattr(selftest, "RUN_SECONDS", 0.5)
+    report = selftest.run_selftest(engine, Machine(tmp_path / "host").host(), demo.TQ2_0)
+    (only,) = report.results
+    assert not report.passed
+    assert "no end" in str(only.problem)
+
+
+def test_a_missing_engine_is_3(tmp_path: Path) -> None:
+    done = run("--engine", str(tmp_path / "nowhere"))
+    assert done.returncode == 3
+    assert "nowhere" in done.stderr
+
+
+def flip_one_tensor(source: str, target: Path) -> None:
+    """The same file with the signs of one matrix changed: 0, 1, 2 become 2, 1, 0."""
+    data = bytearray(Path(source).read_bytes())
+    (matrix,) = [info for info in read_tensors(source) if info.name == "blk.0.ffn_down.weight"]
+    ranges = (
+        [(matrix.offset, matrix.weights // 4)]
+        if matrix.kind == 36
+        else [(matrix.offset + 66 * block, 64) for block in range(matrix.weights // 256)]
+    )
+    for start, length in ranges:
+        for at in range(start, start + length):
+            data[at] = 0xAA - data[at]
+    target.write_bytes(data)
+
+
+def test_the_embedded_engine_reproduces_every_text() -> None:
+    pytest.importorskip("xllamacpp")
+    done = run("--engine", EMBEDDED, "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 0, done.stdout
+    assert {case["prompt"] for case in report["cases"]} == {
+        case.prompt for case in selftest.load_cases()
+    }
+    for case in report["cases"]:
+        assert case["passed"], case
+        assert case["got"].strip().startswith(case["expected"].strip())
+
+
+def test_one_flipped_tensor_fails(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    model = tmp_path / "flipped.gguf"
+    flip_one_tensor(demo.TQ2_0, model)
+    done = run("--engine", EMBEDDED, "--model", str(model), "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert not any(case["passed"] for case in report["cases"])

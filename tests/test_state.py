@@ -1,0 +1,289 @@
+"""Records kept between runs, and what may go wrong with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+from bitnet_tuning.state import SCHEMA, State, default_folder, write_atomically
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def state(folder: Path) -> State:
+    return State(str(folder))
+
+
+def only_file(folder: Path) -> Path:
+    (path,) = folder.iterdir()
+    return path
+
+
+def colliding_keys() -> tuple[str, str]:
+    """Two keys of the same CRC: it is linear, so a pair is found among 2**17 or so."""
+    seen: dict[int, str] = {}
+    for number in range(1 << 20):
+        key = f"key {number * 2654435761 % (1 << 32)}"
+        other = seen.setdefault(zlib.crc32(key.encode()), key)
+        if other != key:
+            return other, key
+    raise AssertionError("no two keys collide")
+
+
+def test_nothing_is_there_at_first(state: State, folder: Path) -> None:
+    assert state.load("model", "k") is None
+    assert state.warning is None
+    assert not folder.exists()
+
+
+def test_a_record_comes_back(state: State) -> None:
+    state.store("model", "k", {"a": [1, None, "\u00e4"], "b": {"c": 1.5}})
+    record = state.load("model", "k")
+    assert record is not None
+    assert (record["a"], record["b"]) == ([1, None, "\u00e4"], {"c": 1.5})
+    assert State(state.folder).load("model", "k") == record
+    assert state.warning is None
+
+
+def test_kinds_and_keys_are_apart(state: State) -> None:
+    state.store("model", "k", {"n": 1})
+    state.store("engine", "k", {"n": 2})
+    state.store("model", "l", {"n": 3})
+    found = [state.load(*where) for where in (("model", "k"), ("engine", "k"), ("model", "l"))]
+    assert [record and record["n"] for record in found] == [1, 2, 3]
+
+
+def test_storing_again_replaces(state: State, folder: Path) -> None:
+    for number in range(3):
+        state.store("model", "k", {"n": number})
+    record = state.load("model", "k")
+    assert record is not None
+    assert record["n"] == 2
+    assert only_file(folder).suffix == ".json"
+
+
+def test_keys_with_the_same_file_are_not_confused(state: State, folder: Path) -> None:
+    first, second = colliding_keys()
+    state.store("model", first, {"n": 1})
+    assert state.load("model", second) is None
+    state.store("model", second, {"n": 2})
+    assert state.load("model", first) is None
+    record = state.load("model", second)
+    assert record is not None
+    assert record["n"] == 2
+    assert only_file(folder)
+
+
+def test_a_key_that_is_not_text(state: State) -> None:
+    key = os.fsdecode(b"/models/\xff.gguf")
+    state.store("model", key, {"path": key})
+    record = state.load("model", key)
+    assert record is not None
+    assert record["path"] == key
+
+
+def test_another_schema_is_not_read(state: State, folder: Path) -> None:
+    state.store("model", "k", {"n": 1})
+    path = only_file(folder)
+    path.write_text(path.read_text().replace(f'"schema": {SCHEMA}', '"schema": 99'))
+    assert state.load("model", "k") is None
+    assert state.warning is None
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b'{"schema": 1, "key": "k", ',
+        b"[1, 2]",
+        b"null",
+        b'"text"',
+        b"\xff\xfe\x00",
+        b"\0" * 100,
+        b"[" * 100_000,
+        b"[" + b"9" * 5000 + b"]",
+        b" " * (5 << 20),
+    ],
+    ids=lambda content: repr(content[:8]),
+)
+def test_a_damaged_record_is_set_aside(state: State, folder: Path, content: bytes) -> None:
+    state.store("model", "k", {"n": 1})
+    path = only_file(folder)
+    path.write_bytes(content)
+    assert state.load("model", "k") is None
+    assert state.warning is not None
+    assert str(path) in state.warning
+    assert only_file(folder).read_bytes() == content
+    assert only_file(folder).name == f"{path.name}.broken"
+    state.store("model", "k", {"n": 2})
+    again = State(state.folder)
+    assert again.load("model", "k") is not None
+    assert again.warning is None
+
+
+def test_one_warning_only(state: State, folder: Path) -> None:
+    for key in "ab":
+        state.store("model", key, {})
+    for path in folder.iterdir():
+        path.write_text("?")
+    assert state.load("model", "a") is None
+    first = state.warning
+    assert state.load("model", "b") is None
+    assert state.warning == first
+
+
+def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    """Below a regular file; permissions would not keep root out."""
+    (tmp_path / "file").touch()
+    state = State(str(tmp_path / "file" / "state"))
+    state.store("model", "k", {"n": 1})
+    assert state.warning is not None
+    assert "cannot keep" in state.warning
+    assert state.load("model", "k") is None
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    state = State(str(tmp_path / "file" / "state"))
+    assert state.load("model", "k") is None
+    assert state.warning is not None
+    assert "cannot read" in state.warning
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes all")
+def test_a_read_only_folder(state: State, folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o500)
+    state.store("model", "k", {"n": 1})
+    assert state.warning is not None
+    assert list(folder.iterdir()) == []
+
+
+def test_a_folder_in_place_of_a_record(state: State, folder: Path) -> None:
+    state.store("model", "k", {"n": 1})
+    path = only_file(folder)
+    path.unlink()
+    (path / "in the way").mkdir(parents=True)
+    assert state.load("model", "k") is None
+    state.store("model", "k", {"n": 2})
+    assert state.warning is not None
+    assert only_file(folder) == path
+
+
+def test_a_full_disk_leaves_no_draft(
+    state: State, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state.store("model", "k", {"n": 1})
+    path = only_file(folder)
+    before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    state.store("model", "k", {"n": 2})
+    assert state.warning is not None
+    assert "No space left" in state.warning
+    assert only_file(folder).read_bytes() == before
+
+
+def test_an_interrupt_leaves_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(str(tmp_path / "x"), b"data")
+    assert list(tmp_path.glob("x*")) == []
+
+
+def test_drafts_of_equal_process_ids_do_not_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers that share a folder may all be process 1."""
+    drafts: list[str] = []
+    replace = os.replace
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+
+    def noted(draft: str, path: str) -> None:
+        drafts.append(draft)
+        replace(draft, path)
+
+    monkeypatch.setattr(os, "replace", noted)
+    for _ in range(5):
+        write_atomically(str(tmp_path / "x"), b"data")
+    assert len(set(drafts)) == 5
+    assert {os.path.dirname(draft) for draft in drafts} == {str(tmp_path)}
+
+
+def test_a_mask_for_new_files_is_respected(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        write_atomically(str(tmp_path / "x"), b"data")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o600
+
+
+WRITER = """
+import sys
+from bitnet_tuning.state import State
+state = State(sys.argv[1])
+for number in range(60):
+    state.store("model", "k", {"writer": sys.argv[2], "text": sys.argv[2] * (2000 + 90 * number)})
+    record = state.load("model", "k")
+    assert record and set(record["text"]) == {record["writer"]}, record
+assert state.warning is None, state.warning
+"""
+
+
+def test_many_writers_leave_whole_records(folder: Path, repository: Path) -> None:
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(folder), str(writer)],
+            cwd=repository,
+            stderr=subprocess.PIPE,
+        )
+        for writer in range(6)
+    ]
+    for writer in writers:
+        _, errors = writer.communicate(timeout=60)
+        assert writer.returncode == 0, errors.decode()
+    record = json.loads(only_file(folder).read_text())
+    assert set(record["text"]) == {record["writer"]}
+
+
+# Where they are kept
+
+
+def test_the_named_folder(tmp_path: Path) -> None:
+    environ = {"BITNET_TUNING_HOME": str(tmp_path), "XDG_CACHE_HOME": "/cache", "HOME": "/home/x"}
+    assert default_folder(environ) == str(tmp_path)
+
+
+def test_a_relative_name_is_made_absolute() -> None:
+    assert default_folder({"BITNET_TUNING_HOME": "here"}) == os.path.join(os.getcwd(), "here")
+
+
+def test_the_users_cache() -> None:
+    assert default_folder({"XDG_CACHE_HOME": "/cache"}) == os.path.join("/cache", "bitnet-tuning")
+
+
+@pytest.mark.parametrize("cache", [None, "", "relative/cache"])
+def test_the_customary_cache(monkeypatch: pytest.MonkeyPatch, cache: str | None) -> None:
+    """A relative XDG_CACHE_HOME is to be ignored (XDG base directory specification)."""
+    monkeypatch.setenv("HOME", "/home/x")
+    environ = {} if cache is None else {"XDG_CACHE_HOME": cache, "BITNET_TUNING_HOME": ""}
+    assert default_folder(environ) == "/home/x/.cache/bitnet-tuning"

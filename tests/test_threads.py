@@ -1,0 +1,296 @@
+"""How many threads, and where: from the shape of a host to the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bitnet_tuning.errors import UsageError
+from bitnet_tuning.host import Host
+from bitnet_tuning.openmp import BINDING, THREAD_COUNTS
+from bitnet_tuning.threads import MOST_THREADS, Threads, best_count, choose_threads
+from tests.machines import Machine
+
+SOURCED = {**dict.fromkeys(THREAD_COUNTS, "3"), **BINDING}
+
+Build = Callable[[Machine], Machine]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def choose(
+    host: Host,
+    environ: dict[str, str] | None = None,
+    *,
+    threads: int | None = None,
+    batch: int | None = None,
+    most: int | None = None,
+) -> Threads:
+    return choose_threads(host, environ or {}, threads, batch, most)
+
+
+def quota(machine: Machine, cpus: float) -> Machine:
+    return machine.cgroup2("/", {"cpu.max": f"{round(cpus * 100000)} 100000"})
+
+
+# Hosts of one kind of core
+
+
+@pytest.mark.parametrize(
+    ("build", "generation", "prompt"),
+    [
+        pytest.param(lambda m: m, 1, 1, id="nothing known"),
+        pytest.param(lambda m: m.regular(4), 4, 4, id="4 cores"),
+        pytest.param(lambda m: m.regular(4, threads=2), 4, 4, id="SMT2"),
+        pytest.param(lambda m: m.regular(4, threads=8), 4, 4, id="SMT8"),
+        pytest.param(lambda m: m.regular(8, packages=2), 12, 16, id="more than are useful"),
+        pytest.param(lambda m: m.regular(64, threads=2), 12, 64, id="64 cores"),
+        pytest.param(lambda m: m.bare_cpus(range(6)), 6, 6, id="siblings unknown"),
+        pytest.param(lambda m: quota(m.regular(8), 4), 4, 4, id="quota"),
+        pytest.param(lambda m: quota(m.regular(8), 1.5), 1, 1, id="quota of 1.5"),
+        pytest.param(lambda m: quota(m.regular(8), 0.5), 1, 1, id="quota of 0.5"),
+        pytest.param(lambda m: quota(m.regular(4), 16), 4, 4, id="wide quota"),
+        pytest.param(lambda m: quota(m.regular(4, threads=2), 6), 4, 4, id="quota of threads"),
+        pytest.param(lambda m: m.regular(8).affinity("2-4"), 3, 3, id="affinity"),
+        pytest.param(lambda m: m.regular(4, threads=2).affinity("1,5"), 1, 1, id="one core's"),
+        pytest.param(lambda m: quota(m.regular(8).affinity("0-5"), 3), 3, 3, id="both"),
+    ],
+)
+def test_one_kind(machine: Machine, build: Build, generation: int, prompt: int) -> None:
+    chosen = choose(build(machine).host())
+    assert (chosen.generation, chosen.prompt, chosen.cpus) == (generation, prompt, None)
+    assert chosen.reason.startswith(f"{generation}: ")
+    assert chosen.warnings == ()
+
+
+def test_reasons_name_what_decided(machine: Machine) -> None:
+    quota(machine.regular(8, threads=2).affinity("0-5"), 2.5)
+    reason = choose(machine.host()).reason
+    assert "6 of 8 physical cores may be used" in reason
+    assert "a second thread on a core gains nothing" in reason
+    assert "a quota of 2.5 CPUs binds" in reason
+
+
+def test_unknown_siblings_are_named(machine: Machine) -> None:
+    assert "is not known" in choose(machine.bare_cpus(range(4)).host()).reason
+
+
+# The bound
+
+
+@pytest.mark.parametrize(
+    ("most", "generation"), [(None, MOST_THREADS), (3, 3), (20, 20), (100, 24), (1, 1)]
+)
+def test_max_threads(machine: Machine, most: int | None, generation: int) -> None:
+    chosen = choose(machine.regular(24).host(), most=most)
+    assert (chosen.generation, chosen.prompt) == (generation, 24)
+    assert ("--max-threads" in chosen.reason) == (generation < 24)
+
+
+# Hybrids
+
+
+@pytest.mark.parametrize(
+    ("fast", "slow", "generation", "bound"),
+    [
+        pytest.param(6, 8, 6, True, id="6P+8E"),
+        pytest.param(8, 16, 8, True, id="8P+16E"),
+        pytest.param(4, 4, 4, True, id="4P+4E"),
+        pytest.param(2, 8, 10, False, id="2P+8E"),
+        pytest.param(1, 4, 5, False, id="1P+4E"),
+        pytest.param(4, 8, 12, False, id="4P+8E"),
+        pytest.param(2, 4, 6, False, id="2P+4E"),
+        pytest.param(2, 3, 2, True, id="2P+3E"),
+    ],
+)
+def test_intel_hybrids(
+    machine: Machine, fast: int, slow: int, generation: int, bound: bool
+) -> None:
+    """An efficiency core counts 0.4 of a performance core where nothing better is known."""
+    host = machine.hybrid(fast, slow).host()
+    chosen = choose(host)
+    assert host.hybrid is not None
+    assert chosen.generation == generation
+    assert chosen.cpus == (host.hybrid.performance_cpus if bound else None)
+    assert chosen.prompt == (fast if bound else fast + slow)
+
+
+@pytest.mark.parametrize(
+    ("capacities", "generation", "cpus"),
+    [
+        pytest.param([1024] * 4 + [430] * 4, 4, {0, 1, 2, 3}, id="4+4"),
+        pytest.param([430] * 4 + [1024] * 4, 4, {4, 5, 6, 7}, id="little ones first"),
+        pytest.param([1024] * 2 + [500] * 6, 8, None, id="2+6"),
+        pytest.param([1024] * 5 + [718] * 5, 10, None, id="close"),
+        pytest.param([1024, 800, 800, 800, 300, 300, 300, 300], 4, {0, 1, 2, 3}, id="1+3+4"),
+        pytest.param([1024] * 10 + [718] * 10, 10, set(range(10)), id="10+10, at most 12"),
+    ],
+)
+def test_arm_hybrids(
+    machine: Machine, capacities: list[int], generation: int, cpus: set[int] | None
+) -> None:
+    machine.cores([[cpu] for cpu in range(len(capacities))])
+    chosen = choose(machine.capacities(dict(enumerate(capacities))).host())
+    assert (chosen.generation, chosen.cpus) == (generation, cpus)
+
+
+def test_a_hybrid_with_an_affinity_of_one_kind(machine: Machine) -> None:
+    machine.hybrid(2, 8)
+    for cpus, generation in (("0-3", 2), ("4-9", 6)):
+        chosen = choose(machine.affinity(cpus).host())
+        assert (chosen.generation, chosen.prompt, chosen.cpus) == (generation, generation, None)
+
+
+def test_bound_cpus_are_allowed_ones(machine: Machine) -> None:
+    chosen = choose(machine.hybrid(6, 8).affinity("1-7,12-15").host())
+    assert (chosen.generation, chosen.cpus) == (4, frozenset(range(1, 8)))
+
+
+def test_a_hybrid_with_a_quota(machine: Machine) -> None:
+    chosen = choose(quota(machine.hybrid(6, 8), 4).host())
+    assert (chosen.generation, chosen.prompt) == (4, 4)
+    assert chosen.cpus == frozenset(range(12))
+
+
+def test_a_quota_that_makes_slow_cores_worthless(machine: Machine) -> None:
+    """Four of ten cores' time: two fast ones with two slow ones do less than two fast ones."""
+    chosen = choose(quota(machine.hybrid(2, 8), 4).host())
+    assert (chosen.generation, chosen.cpus) == (2, frozenset(range(4)))
+
+
+def test_max_threads_on_a_hybrid(machine: Machine) -> None:
+    machine.hybrid(8, 16)
+    assert choose(machine.host(), most=4).generation == 4
+    assert choose(machine.host(), most=24).generation == 24
+
+
+@pytest.mark.parametrize(
+    "name", ["OMP_PLACES", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"]
+)
+def test_places_that_the_user_chose_are_left_to_them(machine: Machine, name: str) -> None:
+    chosen = choose(machine.hybrid(6, 8).host(), {name: "0-3"})
+    assert (chosen.generation, chosen.cpus) == (6, None)
+    assert "you chose" in chosen.cpus_reason
+
+
+def test_what_was_sourced_does_not_keep_from_binding(machine: Machine) -> None:
+    assert choose(machine.hybrid(6, 8).host(), SOURCED).cpus is not None
+
+
+# What somebody asked for
+
+
+@pytest.mark.parametrize(
+    ("flag", "environ", "count", "by"),
+    [
+        (5, {"BITNET_THREADS": "4", "OMP_NUM_THREADS": "3"}, 5, "-t"),
+        (None, {"BITNET_THREADS": "4", "OMP_NUM_THREADS": "3"}, 4, "BITNET_THREADS"),
+        (None, {"OMP_NUM_THREADS": "3"}, 3, "your OMP_NUM_THREADS"),
+        (None, {"OMP_NUM_THREADS": "3,2"}, 3, "your OMP_NUM_THREADS"),
+        (None, {"BITNET_THREADS": " 2 "}, 2, "BITNET_THREADS"),
+        (None, {**SOURCED, "BITNET_THREADS": "2"}, 2, "BITNET_THREADS"),
+        (1, SOURCED, 1, "-t"),
+    ],
+)
+def test_precedence(
+    machine: Machine, flag: int | None, environ: dict[str, str], count: int, by: str
+) -> None:
+    chosen = choose(machine.regular(8).host(), environ, threads=flag)
+    assert (chosen.generation, chosen.prompt, chosen.cpus) == (count, count, None)
+    assert chosen.reason == f"{count}, as {by} says"
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"BITNET_THREADS": ""},
+        {"BITNET_THREADS": "0"},
+        {"OMP_NUM_THREADS": "0"},
+        {"OMP_NUM_THREADS": "junk"},
+        SOURCED,
+    ],
+)
+def test_nobody_asked(machine: Machine, environ: dict[str, str]) -> None:
+    assert choose(machine.regular(8).host(), environ).generation == 8
+
+
+@pytest.mark.parametrize("text", ["four", "-1", "2.5", "4 2", "0x4"])
+def test_a_senseless_variable_is_refused(machine: Machine, text: str) -> None:
+    with pytest.raises(UsageError, match="BITNET_THREADS"):
+        choose(machine.regular(8).host(), {"BITNET_THREADS": text})
+    assert choose(machine.host(), {"BITNET_THREADS": text}, threads=2).generation == 2
+
+
+@pytest.mark.parametrize(
+    ("count", "limit"),
+    [(4, None), (5, "4 physical cores"), (8, "4 physical cores"), (9, "8 CPUs"), (500, "8 CPUs")],
+)
+@pytest.mark.parametrize("by", ["flag", "BITNET_THREADS", "OMP_NUM_THREADS"])
+def test_too_many_are_obeyed_with_a_warning(
+    machine: Machine, count: int, limit: str | None, by: str
+) -> None:
+    host = machine.regular(4, threads=2).host()
+    environ = {} if by == "flag" else {by: str(count)}
+    chosen = choose(host, environ, threads=count if by == "flag" else None, most=2)
+    assert (chosen.generation, chosen.prompt) == (count, count)
+    assert len(chosen.warnings) == (limit is not None)
+    assert all(f"{count} threads, more than" in warning for warning in chosen.warnings)
+    assert all(limit is not None and limit in warning for warning in chosen.warnings)
+
+
+def test_more_than_the_quota_is_warned_of(machine: Machine) -> None:
+    chosen = choose(quota(machine.regular(8), 1.5).host(), threads=2)
+    assert chosen.generation == 2
+    assert "the quota of 1.5 CPUs" in chosen.warnings[0]
+
+
+def test_a_flag_for_prompts_alone(machine: Machine) -> None:
+    chosen = choose(machine.regular(8).host(), batch=2)
+    assert (chosen.generation, chosen.prompt, chosen.warnings) == (8, 2, ())
+    assert "--threads-batch" in chosen.prompt_reason
+
+
+def test_both_flags(machine: Machine) -> None:
+    chosen = choose(machine.regular(4).host(), threads=2, batch=9)
+    assert (chosen.generation, chosen.prompt) == (2, 9)
+    assert len(chosen.warnings) == 1
+    assert chosen.warnings[0].startswith("--threads-batch")
+
+
+# The rule by itself
+
+
+@pytest.mark.parametrize(
+    ("speeds", "most", "count"),
+    [
+        ([1.0], 12, 1),
+        ([1.0] * 6, 12, 6),
+        ([1.0] * 6, 4, 4),
+        ([1.0, 1.0, 0.7], 12, 2),  # 2.1 against 2: not worth it
+        ([1.0, 1.0, 0.75], 12, 3),  # 2.25 against 2
+        ([1.0, 0.5], 12, 1),
+        ([1.0, 0.9, 0.9, 0.3, 0.3], 12, 3),
+        ([0.4] * 5, 12, 5),
+        ([1.0] * 2 + [0.4] * 8, 5, 2),
+        ([1.0] * 2 + [0.4] * 8, 6, 6),
+    ],
+)
+def test_best_count(speeds: list[float], most: int, count: int) -> None:
+    assert best_count(speeds, most) == count
+
+
+def test_more_cores_of_one_kind_never_do_less() -> None:
+    for fast in range(1, 10):
+        for slow in range(10):
+            for rate in (0.2, 0.4, 0.6, 0.8):
+                speeds = [1.0] * fast + [rate] * slow
+                count = best_count(speeds, 64)
+                done = count * speeds[count - 1]
+                assert done >= fast
+                assert 1.1 * done >= max((n + 1) * speeds[n] for n in range(len(speeds)))
