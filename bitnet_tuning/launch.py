@@ -1,8 +1,4 @@
-"""The one place that starts engines.
-
-On POSIX the engine is forked by hand: that is quicker than ``subprocess``, and the
-child can be bound to CPUs and tied to its parent's life before it becomes the engine.
-"""
+"""The one place that starts engines."""
 
 from __future__ import annotations
 
@@ -11,12 +7,8 @@ import signal
 import sys
 from collections.abc import Mapping
 
-from bitnet_tuning.child import FORWARDED, Ties, become_engine, signals
 from bitnet_tuning.errors import UnsupportedError
-from bitnet_tuning.records import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from types import FrameType
+from bitnet_tuning.records import NamedTuple
 
 NO_INPUT, INHERIT, FEED = "none", "inherit", "feed"
 """What becomes of standard input: /dev/null, the program's own, or relayed line by
@@ -80,7 +72,11 @@ def run(launch: Launch) -> Outcome:
     Signals reach it exactly once, also when the whole process group gets them; it
     does not outlive this process. Raises UnsupportedError where it cannot be started.
     """
-    return _run_windows(launch) if os.name == "nt" else _run_posix(launch)
+    if os.name == "nt":
+        return _run_windows(launch)
+    from bitnet_tuning.posix import run_posix  # noqa: PLC0415
+
+    return run_posix(launch)
 
 
 def capture(
@@ -115,177 +111,6 @@ def cannot_start(argv: tuple[str, ...], error: OSError) -> UnsupportedError:
     if isinstance(error, PermissionError):
         remedy = f"make it executable: chmod +x {argv[0]}"
     return UnsupportedError(f"cannot start {argv[0]}: {error.strerror or error}", remedy)
-
-
-class Pipes(NamedTuple):
-    """The parent's ends of the pipes to an engine; None where there is none."""
-
-    stdin: int | None
-    stdin_far: int | None
-    """The engine's own end, kept open to see how much it has not read yet."""
-    stdout: int | None
-    stderr: int | None
-
-
-def _run_posix(launch: Launch) -> Outcome:
-    shares_terminal = launch.stdin == INHERIT and os.isatty(0)
-    with _SignalsHeld() as held:
-        child, pipes, lifeline = _fork(launch, own_group=not shares_terminal)
-        forward = _Forwarder(child, own_group=not shares_terminal, ends=not launch.interactive)
-        forward.install()
-        held.release()
-        try:
-            outcome = _wait(child, pipes, launch)
-            return outcome._replace(code=130, gave_up=True) if forward.gave_up else outcome
-        finally:
-            forward.remove()
-            os.close(lifeline)
-
-
-def _wait(child: int, pipes: Pipes, launch: Launch) -> Outcome:
-    if not launch.relays:
-        return Outcome(_shell_code(os.waitpid(child, 0)[1]))
-    from bitnet_tuning.relay import relay  # noqa: PLC0415
-
-    return relay(child, pipes, launch, lambda: _shell_code(os.waitpid(child, 0)[1]))
-
-
-def _shell_code(status: int) -> int:
-    code = os.waitstatus_to_exitcode(status)
-    return 128 - code if code < 0 else code
-
-
-class _SignalsHeld:
-    """Blocks the signals that are passed on until it is known to whom."""
-
-    def __enter__(self) -> _SignalsHeld:
-        self.before = signal.pthread_sigmask(signal.SIG_BLOCK, signals(FORWARDED))
-        return self
-
-    def release(self) -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, self.before)
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
-class _Forwarder:
-    """Passes signals on to the engine.
-
-    An engine in a group of its own gets none from the terminal or from a kill of
-    our group, so each is passed on. One that shares the terminal for a chat has
-    had Ctrl-C and Ctrl-\\ already.
-
-    llama-cli prints its timings from inside its handler of SIGINT, under a lock that
-    the interrupted thread may hold: now and then it hangs there for ever. An engine
-    that is to end at an interrupt and has not after a grace is therefore killed.
-    """
-
-    def __init__(self, child: int, own_group: bool, ends: bool) -> None:
-        self.child = child
-        self.own_group = own_group
-        self.ends = ends
-        self.gave_up = False
-        self.before: dict[signal.Signals, object] = {}
-
-    def install(self) -> None:
-        for number in signals(FORWARDED):
-            # Ignored from the start (nohup): leave it so. But for SIGINT: a script's
-            # background job starts with it ignored, and engines catch it all the same.
-            if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
-                self.before[number] = signal.signal(number, self._pass_on)
-        if self.own_group:
-            self.before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._pause)
-            self.before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._give_up)
-
-    def remove(self) -> None:
-        signal.alarm(0)
-        for number, handler in self.before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
-        if self.own_group or number not in (signal.SIGINT, signal.SIGQUIT):
-            self._send(number)
-        if number == signal.SIGINT and self.own_group and self.ends:
-            signal.alarm(INTERRUPT_GRACE)
-
-    def _give_up(self, _number: int, _frame: FrameType | None) -> None:
-        self.gave_up = True
-        self._send(signal.SIGKILL)
-
-    def _pause(self, _number: int, _frame: FrameType | None) -> None:
-        """Ctrl-Z: the engine's group is not the terminal's, so it is stopped from here."""
-        self._send(signal.SIGSTOP)
-        os.kill(os.getpid(), signal.SIGSTOP)
-        self._send(signal.SIGCONT)
-
-    def _send(self, number: int) -> None:
-        try:
-            if self.own_group:
-                os.killpg(self.child, number)
-            else:
-                os.kill(self.child, number)
-        except ProcessLookupError:
-            pass
-
-
-def _fork(launch: Launch, own_group: bool) -> tuple[int, Pipes, int]:
-    """Starts the engine: its process id, our ends of its pipes, and the end of the pipe
-    that keeps it alive. Raises UnsupportedError where ``exec`` fails."""
-    environment = {**os.environ, **launch.variables}
-    _fill_standard_handles()
-    pipes, far = _open_pipes(launch)
-    report, report_far = os.pipe()
-    lifeline_far, lifeline = os.pipe()
-    parent = os.getpid()
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
-    child = os.fork()
-    if child == 0:
-        become_engine(launch, environment, far, Ties(parent, report_far, lifeline_far, own_group))
-    os.close(report_far)
-    _close(lifeline_far, *far)
-    failure = os.read(report, 16)  # ends when exec succeeds: the pipe is close-on-exec
-    os.close(report)
-    if failure:
-        os.waitpid(child, 0)
-        os.close(lifeline)
-        raise cannot_start(launch.argv, OSError(int(failure), os.strerror(int(failure))))
-    return child, pipes, lifeline
-
-
-def _fill_standard_handles() -> None:
-    """Started with a standard stream closed, its handle would go to the next pipe."""
-    for handle in (0, 1, 2):
-        try:
-            os.fstat(handle)
-        except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free
-            os.set_inheritable(opened, True)
-
-
-def _open_pipes(launch: Launch) -> tuple[Pipes, tuple[int, int | None, int | None]]:
-    """Our ends, and the engine's stdin, stdout and stderr (None: ours)."""
-    stdin_near = stdin_kept = stdout = stdout_far = stderr = stderr_far = None
-    if launch.stdin == FEED:
-        stdin_far, stdin_near = os.pipe()
-        stdin_kept = os.dup(stdin_far)
-    elif launch.stdin == INHERIT:
-        stdin_far = os.dup(0)
-    else:
-        stdin_far = os.open(os.devnull, os.O_RDONLY)
-    if launch.echo is not None:
-        stdout, stdout_far = os.pipe()
-    if launch.keep_log:
-        stderr, stderr_far = os.pipe()
-    return Pipes(stdin_near, stdin_kept, stdout, stderr), (stdin_far, stdout_far, stderr_far)
-
-
-def _close(*handles: int | None) -> None:
-    for handle in handles:
-        if handle is not None:
-            os.close(handle)
 
 
 def _run_windows(launch: Launch) -> Outcome:

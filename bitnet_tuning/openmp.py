@@ -53,7 +53,8 @@ def choose_variables(
         wanted |= _binding(environ)
     if runtime == LLVM and not quota_binds:
         wanted["KMP_BLOCKTIME"] = BLOCKTIME_MS
-        reasons.append("KMP_BLOCKTIME keeps its threads awake between tokens")
+        if not user_set(environ, "KMP_BLOCKTIME"):
+            reasons.append("KMP_BLOCKTIME keeps its threads awake between tokens")
     elif runtime == LLVM:
         reasons.append("KMP_BLOCKTIME is left alone: spinning would use up the CPU quota")
     kept = sorted(
@@ -94,7 +95,9 @@ def binds_itself(environ: Mapping[str, str]) -> bool:
 
 def user_set(environ: Mapping[str, str], name: str) -> bool:
     """Whether ``name`` is set, by somebody other than bitnet-env.sh."""
-    return name in environ and not (name in (*THREAD_COUNTS, *BINDING) and exported(environ))
+    return bool(environ.get(name)) and not (
+        name in (*THREAD_COUNTS, *BINDING) and exported(environ)
+    )
 
 
 def exported(environ: Mapping[str, str]) -> bool:
@@ -113,4 +116,5 @@ def user_threads(environ: Mapping[str, str]) -> int | None:
     if not user_set(environ, "OMP_NUM_THREADS"):
         return None
     first = environ["OMP_NUM_THREADS"].split(",")[0].strip()
-    return int(first) if first.isdecimal() and int(first) > 0 else None
+    is_count = first.isdecimal() and len(first) <= 9 and int(first) > 0
+    return int(first) if is_count else None

@@ -78,8 +78,8 @@ def asked_threads(threads: int | None, environ: Mapping[str, str]) -> Asked | No
     if threads:
         return Asked(threads, "-t")
     text = environ.get("BITNET_THREADS", "").strip()
-    if text not in ("", "0"):
-        if not text.isdecimal() or int(text) > MOST_THREADS_ENGINE:
+    if text.strip("0"):
+        if not text.isdecimal() or len(text) > 9 or int(text) > MOST_THREADS_ENGINE:
             raise UsageError(
                 f"BITNET_THREADS is {text!r}, no number from 1 to {MOST_THREADS_ENGINE}",
                 "correct or unset it",
@@ -163,6 +163,8 @@ def _why(host: Host, count: int, most: int) -> str:
 def _why_hybrid(host: Host, count: int) -> str:
     fast = sum(1 for core in host.allowed_cores if core.speed == 1.0)
     slow = len(host.allowed_cores) - fast
+    if not fast or not slow:
+        return "all of them are of one kind"
     kinds = f"{fast} performance and {slow} efficiency cores"
     if count <= fast:
         return f"of {kinds} only fast ones: every step waits for the slowest thread"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning import demo, launch
+from bitnet_tuning import demo, launch, ties
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch import Launch
 from tests.engines import FakeEngine
@@ -195,28 +195,42 @@ def test_no_engine_outlives_a_killed_launcher(
     until(lambda: not alive(child))
 
 
-def test_the_watcher_kills_where_there_is_no_parent_death_signal(tmp_path: Path) -> None:
-    """The fall-back for other systems: launcher -> engine -> watcher, the launcher dies."""
+def test_the_watcher_kills_where_the_kernel_does_not(tmp_path: Path) -> None:
+    """The fall-back for other systems: the launcher dies, its watcher kills the engine."""
     note = tmp_path / "engine"
     code = f"""
-import os, sys, time
+import sys, time
 sys.path.insert(0, {str(REPO)!r})
-from bitnet_tuning import child
-parent = os.getpid()
-if os.fork() == 0:
-    child.watch(parent, os.getpid())
-    open({str(note)!r}, "w").write(str(os.getpid()))
-    time.sleep(60)
-    os._exit(0)
-time.sleep(60)
+from bitnet_tuning import launch, ties
+ties.Lifeline._arm = lambda self: False
+engine = "import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+launch.run(launch.Launch((sys.executable, "-c", engine), {{}}))
 """
     launcher = subprocess.Popen([sys.executable, "-c", code])
     until(lambda: note.exists() and note.read_text() != "")
     process = int(note.read_text())
+    time.sleep(0.2)  # the watcher is there soon after the engine
     assert alive(process)
     launcher.kill()
     launcher.wait()
     until(lambda: not alive(process))
+
+
+def test_a_watcher_ends_with_its_engine(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ties.Lifeline, "_arm", lambda self: False)
+    assert launch.run(Launch((str(engine.cli), "-m", "x", "-p", "a"), {})).code == 0
+    with pytest.raises(ChildProcessError):  # nobody is left to wait for
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_the_launcher_keeps_its_own_affinity_and_niceness(engine: FakeEngine) -> None:
+    before = os.sched_getaffinity(0), os.nice(0)
+    launch.run(
+        Launch((str(engine.cli), "-m", "x", "-p", "a"), {}, cpus=frozenset((min(before[0]),)))
+    )
+    assert (os.sched_getaffinity(0), os.nice(0)) == before
 
 
 def test_stop_and_continue_are_passed_on(

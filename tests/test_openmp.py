@@ -167,3 +167,8 @@ def test_the_users_threads(text: str, threads: int | None) -> None:
 
 def test_no_threads_of_the_users() -> None:
     assert user_threads({}) is None
+
+
+@pytest.mark.parametrize("text", ["", "0", "-4", "many", "9" * 5000])
+def test_a_senseless_thread_count_of_the_user_is_none(text: str) -> None:
+    assert user_threads({"OMP_NUM_THREADS": text}) is None

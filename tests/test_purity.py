@@ -35,8 +35,9 @@ IMPURE_LIBRARY = {"os", "io", "pathlib", "shutil", "subprocess", "time", "socket
 STARTERS = {"fork", "forkpty", "system", "popen", "startfile"}
 STARTER_PREFIXES = ("exec", "spawn", "posix_spawn")
 MAY_START = {
-    "launch.py": {"subprocess", "fork"},
-    "child.py": {"fork", "execvpe"},  # launch's other side of the fork
+    "launch.py": {"subprocess"},
+    "posix.py": {"posix_spawnp"},  # launch's own part for these systems
+    "ties.py": {"fork"},  # a watcher for systems without a parent-death signal
     "host/foreign.py": {"subprocess"},  # sysctl on macOS
 }
 

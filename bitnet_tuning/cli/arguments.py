@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable
 
 from bitnet_tuning.errors import UsageError
@@ -18,6 +17,7 @@ LARGEST_CONTEXT = 1 << 24
 """Tokens; the longest context of any published model is 10 million."""
 
 _INT32 = (1 << 31) - 1
+_INFINITE = float("inf")
 _MARK = "\0"
 """Stands before a prompt on its way through argparse; no command line can hold it."""
 
@@ -65,7 +65,7 @@ def integer(low: int, high: int = _INT32) -> Callable[[str], int]:
     return parse
 
 
-def number(low: float, high: float = math.inf) -> Callable[[str], float]:
+def number(low: float, high: float = _INFINITE) -> Callable[[str], float]:
     """An argparse type: a finite number from ``low`` to ``high``."""
 
     def parse(text: str) -> float:
@@ -73,7 +73,7 @@ def number(low: float, high: float = math.inf) -> Callable[[str], float]:
             value = float(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not (low <= value <= high and math.isfinite(value)):
+        if not low <= value <= high or value == _INFINITE:  # NaN is not between either
             raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
         return value
 
