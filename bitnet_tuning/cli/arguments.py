@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 
 from bitnet_tuning.errors import UsageError
@@ -25,8 +26,24 @@ _MARK = "\0"
 class Parser(argparse.ArgumentParser):
     """Errors in one line that names the flag, by the one error boundary."""
 
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        """argparse makes one for every flag added; left to find the width by itself, it
+        imports shutil and with it three compression libraries, a tenth of the start."""
+        return argparse.HelpFormatter(prog=self.prog, width=_columns() - 2)
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, f"{self.prog} --help lists the flags")
+
+
+def _columns() -> int:
+    """As shutil.get_terminal_size has it: COLUMNS, the terminal, 80."""
+    stated = os.environ.get("COLUMNS", "")
+    if stated.isdecimal() and 0 < len(stated) < 6 and int(stated) > 0:
+        return int(stated)
+    try:
+        return os.get_terminal_size(1).columns or 80
+    except (OSError, ValueError):
+        return 80
 
 
 def split_extra(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
