@@ -1,13 +1,30 @@
-"""The engine's argument list; pure. No shell ever sees it."""
+"""What a plan holds, and the argument list that comes of it; pure. No shell sees it."""
 
 from __future__ import annotations
 
-from bitnet_tuning.records import TYPE_CHECKING
+from bitnet_tuning.records import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from bitnet_tuning.engine import Engine
-    from bitnet_tuning.plan import Plan
     from bitnet_tuning.request import Request
+
+
+class Plan(NamedTuple):
+    """A whole run, decided. ``batch`` and ``ubatch`` are None where the engine's own stay."""
+
+    command: tuple[str, ...]
+    env: dict[str, str]
+    cpus: frozenset[int] | None
+    threads: int
+    threads_batch: int
+    batch: int | None
+    ubatch: int | None
+    engine: str
+    model: str
+    reasons: dict[str, str]
+    warnings: tuple[str, ...] = ()
+    mlock: bool = False
+    nice: int = 0
 
 
 def build_command(

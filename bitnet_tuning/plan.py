@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bitnet_tuning.command import build_command
+from bitnet_tuning.command import Plan, build_command
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.ggml_types import I2_S
 from bitnet_tuning.openmp import choose_variables
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from bitnet_tuning.host import Host, Privileges
     from bitnet_tuning.request import Request
 
+__all__ = ["Facts", "Plan", "make_plan"]
+
 GIBIBYTE = 1 << 30
 MEBIBYTE = 1 << 20
 
@@ -25,24 +27,6 @@ PERFORMANCE_NICE = -5
 
 MLOCK_SHARE = 0.8
 """Of the available memory a locked model may take at most this much."""
-
-
-class Plan(NamedTuple):
-    """A whole run, decided. ``batch`` and ``ubatch`` are None where the engine's own stay."""
-
-    command: tuple[str, ...]
-    env: dict[str, str]
-    cpus: frozenset[int] | None
-    threads: int
-    threads_batch: int
-    batch: int | None
-    ubatch: int | None
-    engine: str
-    model: str
-    reasons: dict[str, str]
-    warnings: tuple[str, ...] = ()
-    mlock: bool = False
-    nice: int = 0
 
 
 class Facts(NamedTuple):

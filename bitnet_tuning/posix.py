@@ -10,8 +10,16 @@ from __future__ import annotations
 import os
 import signal
 
-from bitnet_tuning.launch import FEED, INHERIT, INTERRUPT_GRACE, Launch, Outcome, cannot_start
-from bitnet_tuning.records import TYPE_CHECKING, NamedTuple
+from bitnet_tuning.process import (
+    FEED,
+    INHERIT,
+    INTERRUPT_GRACE,
+    Launch,
+    Outcome,
+    Pipes,
+    cannot_start,
+)
+from bitnet_tuning.records import TYPE_CHECKING
 from bitnet_tuning.ties import Lifeline
 
 if TYPE_CHECKING:
@@ -23,16 +31,6 @@ FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 _BACK_TO_DEFAULT = ("SIGPIPE", "SIGXFSZ", "SIGINT")
 """Python ignores the first two; a script's background job inherits the last one ignored,
 but it is passed on only when somebody means this run."""
-
-
-class Pipes(NamedTuple):
-    """The parent's ends of the pipes to an engine; None where there is none."""
-
-    stdin: int | None
-    stdin_far: int | None
-    """The engine's own end, kept open to see how much it has not read yet."""
-    stdout: int | None
-    stderr: int | None
 
 
 def run_posix(launch: Launch) -> Outcome:

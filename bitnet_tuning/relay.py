@@ -11,12 +11,7 @@ import termios
 import time
 from collections.abc import Callable
 
-from bitnet_tuning.launch import Outcome
-from bitnet_tuning.records import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from bitnet_tuning.launch import Launch
-    from bitnet_tuning.posix import Pipes
+from bitnet_tuning.process import Launch, Outcome, Pipes
 
 LOG_KEPT = 1 << 20
 """Bytes of an engine's log that are kept, its end: timings come last."""

@@ -93,7 +93,7 @@ def _oversubscribed(count: int, host: Host, by: str) -> tuple[str, ...]:
     """A warning where ``count`` threads cannot all run at once, or share cores."""
     cpus = len(host.allowed)
     if host.quota is not None and count > host.quota:
-        limit = f"the quota of {host.quota:g} CPUs"
+        limit = f"the quota of {_cpus(host.quota)}"
     elif count > cpus:
         limit = f"the {cpus} CPUs that this process may use"
     elif count > host.usable_cores:
@@ -152,7 +152,7 @@ def _why(host: Host, count: int, most: int) -> str:
     elif host.threads_per_core > 1:
         parts.append("a second thread on a core gains nothing")
     if host.quota is not None and int(host.quota) < cores:
-        parts.append(f"a quota of {host.quota:g} CPUs binds")
+        parts.append(f"a quota of {_cpus(host.quota)} binds")
     if host.usable_cores > most:
         parts.append(f"at most {most} (--max-threads)")
     if host.hybrid is not None:
@@ -171,5 +171,10 @@ def _why_hybrid(host: Host, count: int) -> str:
     return f"of {kinds} both: so few fast ones are beaten by all together"
 
 
+def _cpus(count: float) -> str:
+    return f"{count:g} CPU{'' if count == 1 else 's'}"
+
+
 def _why_prompt(usable: int) -> str:
-    return f"all {usable} usable cores: a prompt is bound by arithmetic, not by memory"
+    which = f"all {usable} usable cores" if usable > 1 else "the only usable core"
+    return f"{which}: a prompt is bound by arithmetic, not by memory"

@@ -10,8 +10,9 @@ import pytest
 
 from bitnet_tuning import demo
 from bitnet_tuning import engine as engines
-from bitnet_tuning.engine import Location, know, locate, with_architecture
+from bitnet_tuning.engine import Location, locate
 from bitnet_tuning.errors import MissingError
+from bitnet_tuning.knowledge import know, with_architecture
 from bitnet_tuning.model import choose_model
 from bitnet_tuning.state import State
 from tests.engines import FakeEngine

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from bitnet_tuning import demo, launch, probe
-from bitnet_tuning.engine import Engine, Location, know
+from bitnet_tuning.engine import Engine, Location
+from bitnet_tuning.knowledge import know
 from bitnet_tuning.probe import parse_flags, parse_system_info, parse_version
 from bitnet_tuning.state import State
 from tests.engines import FakeEngine
@@ -368,7 +369,8 @@ def test_many_runs_may_share_a_state_folder(tmp_path: Path) -> None:
     fake, home = FakeEngine(tmp_path / "checkout"), tmp_path / "home"
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from bitnet_tuning.engine import Location, know\n"
+        "from bitnet_tuning.engine import Location\n"
+        "from bitnet_tuning.knowledge import know\n"
         "from bitnet_tuning.state import State\n"
         "state = State(sys.argv[3])\n"
         "engine = know(Location(sys.argv[2], 'found'), state)\n"

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from bitnet_tuning import demo, selftest
-from bitnet_tuning.engine import EMBEDDED, Engine, Location, know, locate
+from bitnet_tuning.engine import EMBEDDED, Engine, Location, locate
 from bitnet_tuning.gguf import read_tensors
 from bitnet_tuning.host import read_host
+from bitnet_tuning.knowledge import know
 from bitnet_tuning.selftest import Case, Report, Result, Variant
 from bitnet_tuning.state import State
 from tests.engines import FakeEngine

@@ -7,9 +7,10 @@ import sys
 
 from bitnet_tuning import launch
 from bitnet_tuning.cli import say
-from bitnet_tuning.engine import EMBEDDED, Engine, know, locate, with_architecture
+from bitnet_tuning.engine import EMBEDDED, Engine, locate
 from bitnet_tuning.errors import MissingError, UsageError
 from bitnet_tuning.host import Host, read_host, read_privileges
+from bitnet_tuning.knowledge import know, with_architecture
 from bitnet_tuning.launch import Outcome
 from bitnet_tuning.model import Choice, choose_model
 from bitnet_tuning.plan import Facts, Plan, make_plan

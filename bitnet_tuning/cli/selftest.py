@@ -9,8 +9,9 @@ from typing import Any
 from bitnet_tuning.cli import say
 from bitnet_tuning.cli.arguments import Parser
 from bitnet_tuning.cli.inference import engine_folders
-from bitnet_tuning.engine import know, locate
+from bitnet_tuning.engine import locate
 from bitnet_tuning.host import read_host
+from bitnet_tuning.knowledge import know
 from bitnet_tuning.selftest import Report, Result, run_selftest
 from bitnet_tuning.state import State, default_folder
 

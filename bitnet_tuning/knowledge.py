@@ -1,0 +1,71 @@
+"""What an engine can do: remembered from its last probe, or asked anew."""
+
+from __future__ import annotations
+
+import os
+
+from bitnet_tuning.engine import Engine, Location, beside, identity
+from bitnet_tuning.records import TYPE_CHECKING
+from bitnet_tuning.state import State
+
+if TYPE_CHECKING:
+    from bitnet_tuning.state import Record
+
+
+def know(location: Location, state: State) -> Engine:
+    """What is known of the engine: from the last probe as long as its files are the same,
+    else from a new one, which is remembered."""
+    record = state.load("engine", location.cli)
+    if record is not None and _is_current(record, location):
+        try:
+            return _engine(location, record)
+        except (KeyError, TypeError):
+            pass  # another version's record
+    from bitnet_tuning.probe import probe  # noqa: PLC0415
+
+    record = probe(location)
+    if record["complete"]:
+        state.store("engine", location.cli, record)
+    return _engine(location, record)
+
+
+def with_architecture(engine: Engine, name: str) -> Engine:
+    """The engine, with an answer to whether it knows this architecture as well."""
+    if name in engine.architectures or engine.i2_s is None:
+        return engine
+    from bitnet_tuning.binary import knows_name  # noqa: PLC0415
+
+    found = knows_name(engine.files, name)
+    known = {} if found is None else {name: found}
+    return engine._replace(architectures={**engine.architectures, **known})
+
+
+def _is_current(record: Record, location: Location) -> bool:
+    try:
+        program = location.cli if location.embedded else os.path.realpath(location.cli)
+        same = record["identities"][0][0] == program and all(
+            identity(path) == [path, *rest] for path, *rest in record["identities"]
+        )
+        completion = None if location.embedded else beside(location.cli, "llama-completion")
+        return bool(same and record["completion"] == completion)
+    except (OSError, LookupError, TypeError, ValueError):
+        return False
+
+
+def _engine(location: Location, record: Record) -> Engine:
+    compiled = not location.embedded
+    return Engine(
+        location=location,
+        version=record["version"],
+        flags=frozenset(record["flags"]),
+        chat_flags=frozenset(record["chat_flags"]),
+        openmp=record["openmp"],
+        blas=tuple(record["blas"]),
+        isa=frozenset(record["isa"]),
+        i2_s=record["i2_s"],
+        architectures=record["architectures"],
+        files=tuple(identity[0] for identity in record["identities"]),
+        completion=record["completion"],
+        bench=beside(location.cli, "llama-bench") if compiled else None,
+        server=beside(location.cli, "llama-server") if compiled else None,
+    )
