@@ -6,21 +6,35 @@ import os
 
 from bitnet_tuning.engine import Engine, Location, beside, identity
 from bitnet_tuning.records import TYPE_CHECKING
-from bitnet_tuning.state import State
+from bitnet_tuning.state import ABSENT, State
 
 if TYPE_CHECKING:
-    from bitnet_tuning.state import Record
+    from bitnet_tuning.state import Record, Shape
+
+
+_SHAPE: Shape = {
+    "identities": list,
+    "version": str,
+    "flags": list,
+    "chat_flags": list,
+    "openmp": (str, ABSENT),
+    "blas": list,
+    "isa": list,
+    "i2_s": (bool, ABSENT),
+    "architectures": dict,
+    "completion": (str, ABSENT),
+}
 
 
 def know(location: Location, state: State) -> Engine:
     """What is known of the engine: from the last probe as long as its files are the same,
     else from a new one, which is remembered."""
-    record = state.load("engine", location.cli)
+    record = state.load("engine", location.cli, _SHAPE)
     if record is not None and _is_current(record, location):
         try:
             return _engine(location, record)
-        except (KeyError, TypeError):
-            pass  # another version's record
+        except TypeError:
+            pass  # lists of something else
     from bitnet_tuning.probe import probe  # noqa: PLC0415
 
     record = probe(location)

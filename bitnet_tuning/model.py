@@ -10,13 +10,25 @@ from bitnet_tuning.engine import identity
 from bitnet_tuning.errors import MissingError, TuningError
 from bitnet_tuning.ggml_types import I2_S, ModelFile, TypeShare
 from bitnet_tuning.records import TYPE_CHECKING, NamedTuple
-from bitnet_tuning.state import State
+from bitnet_tuning.state import ABSENT, State
 
 if TYPE_CHECKING:
-    from bitnet_tuning.state import Record
+    from bitnet_tuning.state import Record, Shape
 
 DEFAULT = os.path.join("models", "BitNet-b1.58-2B-4T", "ggml-model-i2_s.gguf")
 _DEPTH = 3
+_SHAPE: Shape = {
+    "size": int,
+    "architecture": str,
+    "name": str,
+    "quantization": str,
+    "types": list,
+    "context_length": (int, ABSENT),
+    "layers": (int, ABSENT),
+    "embedding_length": (int, ABSENT),
+    "vocabulary": (int, ABSENT),
+    "chat_template": bool,
+}
 
 
 class Choice(NamedTuple):
@@ -71,7 +83,7 @@ def know(path: str, state: State) -> ModelFile:
         key = ":".join(str(part) for part in identity(os.path.abspath(path)))
     except (OSError, ValueError):
         return _header(path)
-    record = state.load("model", key)
+    record = state.load("model", key, _SHAPE)
     try:
         return _from_record(path, record) if record else _read(path, key, state)
     except (KeyError, TypeError):

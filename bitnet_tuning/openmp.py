@@ -20,13 +20,16 @@ BLOCKTIME_MS = "200"
 """Milliseconds that LLVM's threads spin before they sleep: its documented default, which
 it is reported to lower to 0 on hybrid CPUs. 0 was measured at 8.8 tokens/s against 24.7."""
 
-_AFFINITY_BY_USER = (
+_BINDING_BY_USER = (
     "OMP_PROC_BIND",
     "OMP_PLACES",
     "GOMP_CPU_AFFINITY",
     "KMP_AFFINITY",
     "KMP_HW_SUBSET",
 )
+
+
+_WAITING_BY_USER = ("KMP_BLOCKTIME", "OMP_WAIT_POLICY", "KMP_LIBRARY")
 
 
 class OpenMP(NamedTuple):
@@ -51,21 +54,35 @@ def choose_variables(
     reasons = [_runtime_sentence(runtime)]
     if runtime not in (NONE, MSVC):
         wanted |= _binding(environ)
-    if runtime == LLVM and not quota_binds:
-        wanted["KMP_BLOCKTIME"] = BLOCKTIME_MS
-        if not user_set(environ, "KMP_BLOCKTIME"):
-            reasons.append("KMP_BLOCKTIME keeps its threads awake between tokens")
-    elif runtime == LLVM:
-        reasons.append("KMP_BLOCKTIME is left alone: spinning would use up the CPU quota")
-    kept = sorted(
-        name for name in wanted if user_set(environ, name) and environ[name] != wanted[name]
-    )
+        reasons += [
+            f"threads not bound: you set {name}" for name in _set(environ, _BINDING_BY_USER)
+        ]
+    if runtime == LLVM:
+        waiting = _waiting(quota_binds, environ)
+        wanted |= waiting.variables
+        reasons.append(waiting.reason)
+    kept = _set(environ, tuple(name for name in wanted if environ.get(name) != wanted[name]))
     if kept:
         reasons.append(f"{', '.join(kept)} as you set it")
     return OpenMP(
         {name: value for name, value in wanted.items() if not user_set(environ, name)},
         "; ".join(reasons),
     )
+
+
+def _waiting(quota_binds: bool, environ: Mapping[str, str]) -> OpenMP:
+    """How long LLVM's threads spin. KMP_BLOCKTIME outranks the other ways to say it."""
+    chosen = _set(environ, _WAITING_BY_USER)
+    if chosen:
+        return OpenMP({}, f"how threads wait is yours: you set {', '.join(chosen)}")
+    if quota_binds:
+        return OpenMP({}, "KMP_BLOCKTIME is left alone: spinning would use up the CPU quota")
+    reason = "KMP_BLOCKTIME keeps its threads awake between tokens"
+    return OpenMP({"KMP_BLOCKTIME": BLOCKTIME_MS}, reason)
+
+
+def _set(environ: Mapping[str, str], names: tuple[str, ...]) -> list[str]:
+    return [name for name in names if user_set(environ, name)]
 
 
 def _thread_counts(runtime: str | None, blas: tuple[str, ...], threads: int) -> dict[str, str]:
@@ -90,7 +107,7 @@ def _runtime_sentence(runtime: str | None) -> str:
 
 def binds_itself(environ: Mapping[str, str]) -> bool:
     """Whether the user chose thread places (a sourced bitnet-env.sh is not the user)."""
-    return any(user_set(environ, name) for name in _AFFINITY_BY_USER)
+    return any(user_set(environ, name) for name in _BINDING_BY_USER)
 
 
 def user_set(environ: Mapping[str, str], name: str) -> bool:

@@ -66,6 +66,10 @@ _OTHER_CPU = (
     "it is built for instructions that this CPU lacks; build it on this machine, "
     "or without GGML_NATIVE"
 )
+_ASSERTION = (
+    "an assertion in the engine failed, its last lines say which; if it is about NaN, its "
+    "kernels are broken (AVX2, NEON): run `python3 -m bitnet_tuning selftest`"
+)
 _NO_KERNEL = (
     "most often NaN from a build without AVX2 or NEON kernels; "
     "run `python3 -m bitnet_tuning selftest`"
@@ -86,10 +90,16 @@ WINDOWS_CODES = {
 """NTSTATUS values that Windows gives as exit codes (MS-ERREF 2.3)."""
 
 
-def explain(code: int, model_bytes: int | None, available_bytes: int | None) -> str | None:
+def explain(
+    code: int,
+    model_bytes: int | None,
+    available_bytes: int | None,
+    has_kernels: bool = False,
+) -> str | None:
     """One line on why an engine died, or None where its exit says enough.
 
-    ``available_bytes`` is the memory that was free before the start.
+    ``available_bytes`` is the memory that was free before the start; ``has_kernels`` says
+    that the engine is known to be built for AVX2 or NEON.
     """
     if code & 0xC0000000 == 0xC0000000:
         if code & 0xFFFFFFFF == _CTRL_C:
@@ -100,6 +110,8 @@ def explain(code: int, model_bytes: int | None, available_bytes: int | None) -> 
     signal = code - 128
     if signal not in SIGNALS or signal in _BY_USER:
         return None
+    if signal == 6 and has_kernels:
+        return f"the engine was killed by SIGABRT: {_ASSERTION}"
     remedy = _remedy(signal, model_bytes, available_bytes)
     return f"the engine was killed by {SIGNALS[signal]}: {remedy}"
 

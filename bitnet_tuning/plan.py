@@ -9,7 +9,7 @@ from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.ggml_types import I2_S
 from bitnet_tuning.openmp import choose_variables
 from bitnet_tuning.records import TYPE_CHECKING, NamedTuple
-from bitnet_tuning.threads import choose_threads
+from bitnet_tuning.threads import Threads, choose_threads
 
 if TYPE_CHECKING:
     from bitnet_tuning.engine import Engine
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bitnet_tuning.host import Host, Privileges
     from bitnet_tuning.request import Request
 
-__all__ = ["Facts", "Plan", "make_plan"]
+__all__ = ["KERNEL_ISA", "Facts", "Plan", "make_plan"]
 
 GIBIBYTE = 1 << 30
 MEBIBYTE = 1 << 20
@@ -27,6 +27,10 @@ PERFORMANCE_NICE = -5
 
 MLOCK_SHARE = 0.8
 """Of the available memory a locked model may take at most this much."""
+
+
+KERNEL_ISA = frozenset(("AVX2", "NEON", "ARM_FMA"))
+"""As ``system_info`` names them: i2_s has kernels for these only."""
 
 
 class Facts(NamedTuple):
@@ -51,8 +55,9 @@ def make_plan(request: Request, facts: Facts) -> Plan:
     threads = choose_threads(
         host, environ, request.threads, request.threads_batch, request.max_threads
     )
-    quota_binds = host.quota is not None and host.quota < len(host.allowed)
-    openmp = choose_variables(engine.openmp, engine.blas, threads.generation, quota_binds, environ)
+    openmp = choose_variables(
+        engine.openmp, engine.blas, threads.generation, host.quota_binds, environ
+    )
     boost = _boost(facts, request.chat) if request.performance else NO_BOOST
     draft = Plan(
         command=(),
@@ -74,22 +79,28 @@ def make_plan(request: Request, facts: Facts) -> Plan:
         mlock=boost.mlock,
         nice=boost.nice,
     )
-    reasons = {
-        "command": _why_command(engine, request),
-        "env": openmp.reason,
-        "cpus": threads.cpus_reason,
-        "threads": threads.reason,
-        "threads_batch": threads.prompt_reason,
-        "batch": _why_batch(request.batch, "--batch-size"),
-        "ubatch": _why_batch(request.ubatch, "--ubatch-size"),
-        "engine": engine.location.source,
-        "model": f"{facts.model_reason}: {model.architecture}, {model.quantization}",
-    }
+    reasons = _reasons(request, facts, threads, openmp.reason)
     if request.performance:
         reasons["performance"] = boost.reason
     return draft._replace(
         command=build_command(draft, request, engine, facts.feeds_stdin), reasons=reasons
     )
+
+
+def _reasons(request: Request, facts: Facts, threads: Threads, env_reason: str) -> dict[str, str]:
+    """A sentence for every field of a plan."""
+    model = facts.model
+    return {
+        "command": _why_command(facts.engine, request),
+        "env": env_reason,
+        "cpus": threads.cpus_reason,
+        "threads": threads.reason,
+        "threads_batch": threads.prompt_reason,
+        "batch": _why_batch(request.batch, "--batch-size"),
+        "ubatch": _why_batch(request.ubatch, "--ubatch-size"),
+        "engine": facts.engine.location.source,
+        "model": f"{facts.model_reason}: {model.architecture}, {model.quantization}",
+    }
 
 
 def check_pair(engine: Engine, model: ModelFile) -> None:
@@ -170,7 +181,7 @@ def _no_lock(facts: Facts, flags: frozenset[str]) -> str | None:
 
 def _kernel_warnings(engine: Engine, model: ModelFile) -> tuple[str, ...]:
     """i2_s has kernels for AVX2 and NEON only; others compute garbage without a word."""
-    has_kernel = engine.isa & {"AVX2", "NEON", "ARM_FMA"}
+    has_kernel = engine.isa & KERNEL_ISA
     if model.quantization != I2_S or not engine.isa or has_kernel:
         return ()
     return (

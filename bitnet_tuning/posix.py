@@ -168,7 +168,7 @@ def _start(
         raise cannot_start(launch.argv, error) from error
     finally:
         _close(*far)
-    lifeline.tie(child)
+    lifeline.tie(child, own_group)
     return child, pipes
 
 

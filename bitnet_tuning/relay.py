@@ -19,6 +19,8 @@ LOG_KEPT = 1 << 20
 _CHUNK = 1 << 16
 _POLL_SECONDS = 0.02
 _GRACE_SECONDS = 3.0
+_ENDED_AS_ASKED = (130, 137)
+"""What llama-cli answers to an interrupt at its prompt, and to being killed because it hung."""
 
 
 def relay(child: int, pipes: Pipes, launch: Launch, wait: Callable[[], int]) -> Outcome:
@@ -48,7 +50,7 @@ def relay(child: int, pipes: Pipes, launch: Launch, wait: Callable[[], int]) -> 
         if feeder:
             feeder.step(0 in ready)
     code = wait()
-    ended_by_us = feeder is not None and feeder.asked_to_end
+    ended_by_us = feeder is not None and feeder.asked_to_end and code in _ENDED_AS_ASKED
     return Outcome(0 if ended_by_us else code, bytes(log), clock.seconds if clock else None)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     Record = dict[str, Any]
+    Shape = Mapping[str, type | tuple[type, ...]]
 
 SCHEMA = 1
 _LARGEST = 1 << 22
@@ -34,6 +35,10 @@ def default_folder(environ: Mapping[str, str]) -> str:
     return os.path.join(cache, "bitnet-tuning")
 
 
+ABSENT = type(None)
+"""In a shape: what null becomes."""
+
+
 class State:
     """Records by kind and key. ``warning`` is set, once, when something could not be kept."""
 
@@ -41,12 +46,13 @@ class State:
         self.folder = folder
         self.warning: str | None = None
 
-    def load(self, kind: str, key: str) -> Record | None:
-        """The record stored under ``key``, or None."""
+    def load(self, kind: str, key: str, shape: Shape | None = None) -> Record | None:
+        """The record stored under ``key``, or None. One without the fields of ``shape``, or
+        with others' types in them, is set aside."""
         path = self._path(kind, key)
         try:
             with open(path, "rb") as file:
-                record = json.loads(file.read(_LARGEST))
+                record: Record = json.loads(file.read(_LARGEST))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -55,10 +61,12 @@ class State:
         except (ValueError, RecursionError):
             self._set_aside(path)
             return None
-        if not isinstance(record, dict):
+        if isinstance(record, dict) and (record.get("schema"), record.get("key")) != (SCHEMA, key):
+            return None
+        if not _fits(record, shape or {}):
             self._set_aside(path)
             return None
-        return record if (record.get("schema"), record.get("key")) == (SCHEMA, key) else None
+        return record
 
     def store(self, kind: str, key: str, record: Mapping[str, Any]) -> None:
         path = self._path(kind, key)
@@ -81,6 +89,12 @@ class State:
 
     def _warn(self, text: str) -> None:
         self.warning = self.warning or text
+
+
+def _fits(record: object, shape: Shape) -> bool:
+    return isinstance(record, dict) and all(
+        name in record and isinstance(record[name], kinds) for name, kinds in shape.items()
+    )
 
 
 def write_atomically(path: str, data: bytes) -> None:

@@ -9,6 +9,8 @@ from bitnet_tuning.openmp import binds_itself, user_threads
 from bitnet_tuning.records import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from bitnet_tuning.host import Host
 
 MOST_THREADS = 12
@@ -68,10 +70,18 @@ def choose_threads(
     if threads_batch:
         computed = computed._replace(
             prompt=threads_batch,
+            **_unbound(computed, threads_batch),
             prompt_reason=f"{threads_batch}, as --threads-batch says",
             warnings=computed.warnings + _oversubscribed(threads_batch, host, "--threads-batch"),
         )
     return computed
+
+
+def _unbound(threads: Threads, count: int) -> dict[str, Any]:
+    """Not to be bound to fewer cores than there are threads."""
+    if threads.cpus is None or threads.prompt >= count:
+        return {}
+    return {"cpus": None, "cpus_reason": "not bound: --threads-batch asks for more cores"}
 
 
 def asked_threads(threads: int | None, environ: Mapping[str, str]) -> Asked | None:
@@ -81,7 +91,7 @@ def asked_threads(threads: int | None, environ: Mapping[str, str]) -> Asked | No
     if text.strip("0"):
         if not text.isdecimal() or len(text) > 9 or int(text) > MOST_THREADS_ENGINE:
             raise UsageError(
-                f"BITNET_THREADS is {text!r}, no number from 1 to {MOST_THREADS_ENGINE}",
+                f"BITNET_THREADS is {text!r}, no number from 0 to {MOST_THREADS_ENGINE}",
                 "correct or unset it",
             )
         return Asked(int(text), "BITNET_THREADS")
@@ -113,7 +123,8 @@ def _computed(host: Host, environ: Mapping[str, str], most: int) -> Threads:
     base = Threads(count, usable, None, _why(host, count, most), _why_prompt(usable), "not bound")
     if host.hybrid is None or len(set(speeds)) == 1:
         return base._replace(cpus_reason="not bound to CPUs here: all cores are of one kind")
-    # The prompt's threads wait for the slowest as well: no core of a slower kind joins.
+    # One mask binds the whole process, so the prompt's threads stay with those that generate:
+    # on a few chips a prompt would gain from the other cores, but an answer lasts longer.
     chosen = [core for core in host.allowed_cores if core.speed >= speeds[count - 1]]
     prompt = min(usable, len(chosen))
     base = base._replace(
@@ -151,9 +162,9 @@ def _why(host: Host, count: int, most: int) -> str:
         parts = [f"{cores} CPUs may be used; which of them share a core is not known"]
     elif host.threads_per_core > 1:
         parts.append("a second thread on a core gains nothing")
-    if host.quota is not None and int(host.quota) < cores:
+    if host.quota is not None and host.quota_binds:
         parts.append(f"a quota of {_cpus(host.quota)} binds")
-    if host.usable_cores > most:
+    if count == most < host.usable_cores:
         parts.append(f"at most {most} (--max-threads)")
     if host.hybrid is not None:
         parts.append(_why_hybrid(host, count))

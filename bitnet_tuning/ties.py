@@ -31,14 +31,15 @@ class Lifeline:
         os.set_inheritable(self.far, True)
         return True
 
-    def tie(self, engine: int) -> None:
-        """To be called as soon as the engine's process id is known."""
+    def tie(self, engine: int, own_group: bool) -> None:
+        """To be called as soon as the engine's process id is known. An engine with a group
+        of its own may be a script around the real one: the whole group is tied."""
         if self.by_kernel:
             import fcntl  # noqa: PLC0415
 
-            fcntl.fcntl(self.far, fcntl.F_SETOWN, engine)
+            fcntl.fcntl(self.far, fcntl.F_SETOWN, -engine if own_group else engine)
         else:
-            self.watcher = watch(self.far, self.near, engine)
+            self.watcher = watch(self.far, self.near, -engine if own_group else engine)
         os.close(self.far)
 
     def drop(self) -> None:
@@ -55,8 +56,8 @@ class Lifeline:
 
 
 def watch(far: int, near: int, engine: int) -> int:
-    """Forks a process that kills ``engine`` once every ``near`` but its own is closed;
-    answers its process id."""
+    """Forks a process that kills ``engine`` (negative: a group) once every ``near`` but its
+    own is closed; answers its process id."""
     watcher = os.fork()
     if watcher:
         return watcher

@@ -195,6 +195,27 @@ def test_no_engine_outlives_a_killed_launcher(
     until(lambda: not alive(child))
 
 
+def test_no_real_engine_outlives_a_killed_launcher_behind_a_script(tmp_path: Path) -> None:
+    """llama-cli may be a script around the real one."""
+    note = tmp_path / "engine"
+    wrapper = tmp_path / "llama-cli"
+    wrapper.write_text(f"#!/bin/sh\nsh -c 'echo $$ > {note}; sleep 60'\ntrue\n")
+    wrapper.chmod(0o755)
+    code = f"""
+import sys
+sys.path.insert(0, {str(REPO)!r})
+from bitnet_tuning import launch
+launch.run(launch.Launch(({str(wrapper)!r},), {{}}))
+"""
+    launcher = subprocess.Popen([sys.executable, "-c", code])
+    until(lambda: note.exists() and note.read_text().strip() != "")
+    process = int(note.read_text())
+    assert alive(process)
+    launcher.kill()
+    launcher.wait()
+    until(lambda: not alive(process))
+
+
 def test_the_watcher_kills_where_the_kernel_does_not(tmp_path: Path) -> None:
     """The fall-back for other systems: the launcher dies, its watcher kills the engine."""
     note = tmp_path / "engine"
@@ -287,6 +308,32 @@ def test_a_chat_gets_lines_longer_than_a_pipe_holds(engine: FakeEngine) -> None:
     output, _ = process.communicate(line + b"\nshort\n", SECONDS)
     assert b"[" + line + b"]" in output
     assert b"[short]" in output
+
+
+def test_a_crash_at_the_end_of_a_chat_is_no_success(tmp_path: Path) -> None:
+    engine = FakeEngine(tmp_path / "checkout")
+    text = engine.cli.read_text().replace("os._exit(130)", "os._exit(7)")
+    engine.cli.write_text(text)
+    process = start(engine, "-p", "system", "-cnv", stdin=subprocess.PIPE)
+    process.communicate(b"one\n", SECONDS)
+    assert process.returncode == 7
+
+
+def test_a_chat_at_a_terminal_ends_at_its_end(engine: FakeEngine) -> None:
+    """Ctrl-D on an empty line; the terminal's own line editing serves."""
+    near, far = os.openpty()
+    process = start(engine, "-p", "system", "-cnv", stdin=far)
+    os.close(far)
+    os.write(near, b"one\n")
+    assert process.stdout is not None
+    shown = b""
+    while b"[one]" not in shown:
+        shown += os.read(process.stdout.fileno(), 100)
+    os.write(near, b"\x04")
+    rest, _ = process.communicate(timeout=SECONDS)
+    os.close(near)
+    assert process.returncode == 0
+    assert b"[]" not in rest
 
 
 def test_an_interrupted_chat_ends_with_130(engine: FakeEngine) -> None:

@@ -216,7 +216,14 @@ def test_a_remembered_model_has_the_path_that_was_asked_for(
 
 
 @pytest.mark.parametrize(
-    "change", [{"types": None}, {"types": [1]}, {"types": [["a"]]}, {"types": [["a", 1, 2, 3]]}]
+    "change",
+    [
+        {"types": None},
+        {"types": [1]},
+        {"types": [["a"]]},
+        {"types": [["a", 1, 2, 3]]},
+        {"size": "a"},
+    ],
 )
 def test_a_record_of_another_form_is_not_used(
     tmp_path: Path, state: State, reads: list[str], change: dict[str, object]

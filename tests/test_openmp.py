@@ -95,7 +95,7 @@ def test_what_the_user_set_is_never_set_again(runtime: str | None, name: str) ->
         others = set(choose(runtime, blas=("mkl", "openblas")).variables) - {name}
         if name not in BINDING:
             assert set(chosen.variables) == others
-            assert f"{name} as you set it" in chosen.reason
+            assert name in chosen.reason and "you set" in chosen.reason
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,19 @@ def test_a_binding_by_the_user_is_the_whole_binding(runtime: str, name: str) -> 
     assert not set(BINDING) & set(chosen)
     assert chosen["OMP_NUM_THREADS"] == "4"
     assert binds_itself({name: "0-3"})
+
+
+@pytest.mark.parametrize("name", ["OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "OMP_PLACES"])
+def test_a_binding_that_is_left_out_is_said(name: str) -> None:
+    assert f"threads not bound: you set {name}" in choose(GOMP, {name: "false"}).reason
+
+
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "KMP_LIBRARY"])
+def test_the_users_way_to_wait_is_not_outranked(name: str) -> None:
+    """KMP_BLOCKTIME would be."""
+    chosen = choose(LLVM, {name: "passive"})
+    assert "KMP_BLOCKTIME" not in chosen.variables
+    assert f"you set {name}" in chosen.reason
 
 
 def test_a_value_equal_to_ours_needs_no_mention() -> None:

@@ -333,6 +333,7 @@ def test_every_record_damaged_is_one_line_for_the_user(fake: FakeEngine, tmp_pat
     [
         {"flags": None},
         {"blas": 3},
+        {"flags": [[]]},
         {"identities": []},
         {"identities": "text"},
         {"identities": [["/nowhere", 1, 1]]},
@@ -349,7 +350,9 @@ def test_records_that_do_not_fit_are_made_anew(
     record.write_text(json.dumps({**json.loads(record.read_text()), **change}))
     again, state = ask(fake, own_state)
     assert again == first
-    assert state.warning is None
+    (field, value), *_ = change.items()
+    is_damaged = value in (None, 3, "text")
+    assert ("damaged" in (state.warning or "")) == is_damaged
 
 
 @pytest.mark.parametrize("field", ["flags", "chat_flags", "openmp", "i2_s", "completion"])

@@ -262,8 +262,55 @@ def test_a_plans_line_does_in_a_shell_what_the_program_does(bench: Bench, prompt
 def test_a_plan_gives_a_reason_for_every_field_on_stderr(bench: Bench) -> None:
     done = bench.start(PLAIN, "--dry-run", "-p", "hello")
     assert done.out.count(b"\n") == 1
-    shown = {line.split()[0] for line in done.err.splitlines() if line.startswith("  ")}
+    fields = (line for line in done.err.splitlines() if line[:2] == "  " and line[2:3] != " ")
+    shown = {line.split()[0] for line in fields}
     assert shown == set(planned(bench, "-p", "hello")["reasons"])
+
+
+def test_a_chat_cannot_read_its_prompt_from_its_own_input(bench: Bench) -> None:
+    flags = ("--engine", str(bench.fake.cli), "-m", demo.I2_S, "-f", "/dev/stdin", "-cnv")
+    done = subprocess.run(
+        [sys.executable, str(REPO / "run_inference_optimized.py"), *flags],
+        input="a question\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "--file" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code"),
+    [(">&-", 0), ("2>&-", 0), ("2>/dev/full", 0), (">/dev/full", 1), (">&- 2>&-", 0)],
+)
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux")
+def test_a_plan_for_streams_that_take_nothing(bench: Bench, redirection: str, code: int) -> None:
+    script = f"{sys.executable} {REPO / 'run_inference.py'} -m {demo.I2_S}"
+    done = subprocess.run(
+        ["sh", "-c", f"{script} --engine {bench.fake.cli} -p a --dry-run {redirection}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code
+    assert "fault of bitnet-tuning" not in done.stderr
+
+
+def test_help_can_be_shown_in_any_encoding(bench: Bench) -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for script in ("run_inference.py", "run_inference_optimized.py"):
+        done = subprocess.run(
+            [sys.executable, str(REPO / script), "--help"],
+            env={**os.environ, **plain},
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0
+        assert done.stdout.isascii()
 
 
 @pytest.mark.parametrize("taken", ["OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES"])

@@ -169,6 +169,19 @@ def test_max_threads_on_a_hybrid(machine: Machine) -> None:
     assert choose(machine.host(), most=24).generation == 24
 
 
+def test_more_prompt_threads_than_bound_cores_are_not_bound(machine: Machine) -> None:
+    host = machine.hybrid(6, 8).host()
+    assert choose(host, batch=6).cpus is not None
+    chosen = choose(host, batch=14)
+    assert (chosen.generation, chosen.prompt, chosen.cpus) == (6, 14, None)
+    assert "--threads-batch" in chosen.cpus_reason
+
+
+def test_a_limit_that_did_not_decide_is_not_named(machine: Machine) -> None:
+    assert "--max-threads" not in choose(machine.hybrid(6, 8).host()).reason
+    assert "--max-threads" in choose(machine.hybrid(6, 8).host(), most=4).reason
+
+
 @pytest.mark.parametrize(
     "name", ["OMP_PLACES", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"]
 )

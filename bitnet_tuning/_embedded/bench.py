@@ -8,12 +8,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ..errors import TuningError
-from ..gguf import read_model
-from . import bench_options
-from .bench_options import BenchOptions, Config, Test
-from .errors import EngineError
-from .timings import Timings
+from bitnet_tuning._embedded import bench_options
+from bitnet_tuning._embedded.bench_options import BenchOptions, Config, Test
+from bitnet_tuning._embedded.errors import EngineError
+from bitnet_tuning._embedded.timings import Timings
+from bitnet_tuning.errors import TuningError
+from bitnet_tuning.gguf import read_model
 
 NS_PER_MS = 1e6
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if options.repetitions < 1:
         raise EngineError('error while handling argument "-r": must be at least 1')
-    from .bench_report import PRINTERS  # noqa: PLC0415 (not for help's sake)
+    from bitnet_tuning._embedded.bench_report import PRINTERS  # noqa: PLC0415 (not for help's sake)
 
     _check_fit(options.model, bench_options.tests(options))
     printer = PRINTERS[options.output](options)
@@ -48,8 +48,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _rows(options: BenchOptions) -> Iterator[dict[str, Any]]:
-    from .bench_report import describe, record  # noqa: PLC0415
-    from .engine import Engine  # noqa: PLC0415
+    from bitnet_tuning._embedded.bench_report import describe, record  # noqa: PLC0415
+    from bitnet_tuning._embedded.engine import Engine  # noqa: PLC0415
 
     tests = bench_options.tests(options)
     for config in bench_options.configs(options):
@@ -68,7 +68,7 @@ def _rows(options: BenchOptions) -> Iterator[dict[str, Any]]:
 
 def _check_fit(model: str, tests: list[Test]) -> None:
     """Refuse at once what the engine would refuse after having loaded the model."""
-    from .engine import check_readable  # noqa: PLC0415
+    from bitnet_tuning._embedded.engine import check_readable  # noqa: PLC0415
 
     check_readable(model)
     try:
@@ -83,7 +83,7 @@ def _check_fit(model: str, tests: list[Test]) -> None:
 
 
 def _setup(options: BenchOptions, config: Config, tests: list[Test]) -> Any:
-    from .binding import Setup  # noqa: PLC0415
+    from bitnet_tuning._embedded.binding import Setup  # noqa: PLC0415
 
     return Setup(
         model=options.model,

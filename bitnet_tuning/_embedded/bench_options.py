@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
-from . import flags
-from .flags import Flag, one_of, real, whole
-from .options import allowed_cpus
+from bitnet_tuning._embedded import flags
+from bitnet_tuning._embedded.flags import Flag, one_of, real, whole
+from bitnet_tuning._embedded.options import allowed_cpus
 
 TITLE = "embedded bench: a llama-bench over xllamacpp (mainline llama.cpp on CPUs)"
 SEVERAL = "several values: 1,2 or 1-4 or 2-8+2 or 1-8*2, or the flag again"

@@ -7,9 +7,9 @@ import statistics
 import time
 from typing import Any, NamedTuple
 
-from ..gguf import read_model
-from .bench_options import BenchOptions, Config, Test
-from .binding import build_info
+from bitnet_tuning._embedded.bench_options import BenchOptions, Config, Test
+from bitnet_tuning._embedded.binding import build_info
+from bitnet_tuning.gguf import read_model
 
 # Speaks for any model whose header does not state its vocabulary.
 SMALLEST_VOCABULARY = 256

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, NamedTuple
 
-from ..errors import MissingError
+from bitnet_tuning.errors import MissingError
 
 VERBOSITY_ERRORS = 1
 VERBOSITY_ALL = 10

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import TuningError
-from ..gguf import read_model
-from . import output, sampling, text
-from .engine import Engine, Piece
-from .errors import ContextFullError
-from .options import Options
-from .timings import Timings
+from bitnet_tuning._embedded import output, sampling, text
+from bitnet_tuning._embedded.engine import Engine, Piece
+from bitnet_tuning._embedded.errors import ContextFullError
+from bitnet_tuning._embedded.options import Options
+from bitnet_tuning._embedded.timings import Timings
+from bitnet_tuning.errors import TuningError
+from bitnet_tuning.gguf import read_model
 
 MARKER = b"\n> "
 # For a model that brings no template of its own.

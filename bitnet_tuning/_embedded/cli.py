@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from . import options as cli_options
-from .options import Options
+from bitnet_tuning._embedded import options as cli_options
+from bitnet_tuning._embedded.options import Options
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.write(cli_options.help_text())
         return 0
     if options.version:
-        from .binding import version_line  # noqa: PLC0415 (help must be quick)
+        from bitnet_tuning._embedded.binding import version_line  # noqa: PLC0415 (help must be quick)
 
         print(version_line())
         return 0
@@ -29,9 +29,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(options: Options) -> int:
     # Loading takes threads, sockets and temporary files: not for help's sake.
-    from . import chat, oneshot, output  # noqa: PLC0415
-    from .binding import Setup  # noqa: PLC0415
-    from .engine import Engine  # noqa: PLC0415
+    from bitnet_tuning._embedded import chat, oneshot, output  # noqa: PLC0415
+    from bitnet_tuning._embedded.binding import Setup  # noqa: PLC0415
+    from bitnet_tuning._embedded.engine import Engine  # noqa: PLC0415
 
     chosen = options._asdict()
     setup = Setup(**{name: chosen[name] for name in Setup._fields if name in chosen})

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from ..errors import TuningError
-from ..gguf import read_model
-from . import timings
-from .binding import Setup, fill, load_binding
-from .errors import ContextFullError, EngineError
-from .listener import guarded
-from .timings import Timings
+from bitnet_tuning._embedded import timings
+from bitnet_tuning._embedded.binding import Setup, fill, load_binding
+from bitnet_tuning._embedded.errors import ContextFullError, EngineError
+from bitnet_tuning._embedded.listener import guarded
+from bitnet_tuning._embedded.timings import Timings
+from bitnet_tuning.errors import TuningError
+from bitnet_tuning.gguf import read_model
 
 # How long a wait for the next piece may go on before Python looks for signals.
 # Only Windows needs it: elsewhere a signal ends the wait.

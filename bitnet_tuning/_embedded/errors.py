@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import TuningError
+from bitnet_tuning.errors import TuningError
 
 
 class EngineError(TuningError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from .errors import EngineError
+from bitnet_tuning._embedded.errors import EngineError
 
 FLAG_COLUMN = 40
 

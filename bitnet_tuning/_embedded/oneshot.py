@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import output, sampling, text
-from .engine import Engine
-from .options import Options
-from .timings import Timings
+from bitnet_tuning._embedded import output, sampling, text
+from bitnet_tuning._embedded.engine import Engine
+from bitnet_tuning._embedded.options import Options
+from bitnet_tuning._embedded.timings import Timings
 
 
 def run(options: Options, engine: Engine) -> int:

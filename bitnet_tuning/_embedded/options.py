@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from . import flags, text
-from .flags import Flag, one_of, real, whole
+from bitnet_tuning._embedded import flags, text
+from bitnet_tuning._embedded.flags import Flag, one_of, real, whole
 
 TITLE = "embedded: a llama-cli over xllamacpp (mainline llama.cpp on CPUs)"
 ON_OFF = ("on", "off", "auto", "1", "0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 
-from .engine import Piece
+from bitnet_tuning._embedded.engine import Piece
 
 
 def write(content: bytes | str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .options import Options
+from bitnet_tuning._embedded.options import Options
 
 # What the options are called in a request to llama.cpp's server.
 _NAMES = {

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from .errors import EngineError
+from bitnet_tuning._embedded.errors import EngineError
 
 _ESCAPE = re.compile(rb"\\(x[0-9A-Fa-f]{2}|.)", re.DOTALL)
 _MEANING = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\": b"\\"}

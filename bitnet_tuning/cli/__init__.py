@@ -27,6 +27,8 @@ def guarded(body: Body, arguments: Sequence[str] | None = None) -> int:
     """Runs ``body`` and answers the exit code: no traceback reaches a user, unless
     BITNET_TUNING_DEBUG is set."""
     try:
+        if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be shown
         return body(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         return 130
@@ -38,6 +40,10 @@ def guarded(body: Body, arguments: Sequence[str] | None = None) -> int:
         _show_trace()
         say(f"error: {error}")
         return error.exit_code
+    except OSError as error:
+        _show_trace()
+        say(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        return 1
     except Exception as error:
         _show_trace()
         say(f"error: {type(error).__name__}: {error}")

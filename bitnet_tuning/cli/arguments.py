@@ -71,10 +71,9 @@ def integer(low: int, high: int = _INT32) -> Callable[[str], int]:
     """An argparse type: a whole number from ``low`` to ``high``."""
 
     def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if not (text.isascii() and text.removeprefix("-").isdecimal() and len(text) < 20):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+        value = int(text)
         if not low <= value <= high:
             raise argparse.ArgumentTypeError(f"{value} is not between {low} and {high}")
         return value
@@ -91,7 +90,8 @@ def number(low: float, high: float = _INFINITE) -> Callable[[str], float]:
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
         if not low <= value <= high or value == _INFINITE:  # NaN is not between either
-            raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
+            limits = f"{low:g} or more" if high == _INFINITE else f"between {low:g} and {high:g}"
+            raise argparse.ArgumentTypeError(f"{text} is not a finite number, {limits}")
         return value
 
     return parse
@@ -147,8 +147,18 @@ def add_optimized(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-f", "--file", metavar="FILE", help="read the prompt from a file")
     add("--top-k", type=integer(0), metavar="K", help="sample from the K likeliest tokens; 0: all")
-    add("--top-p", type=number(0, 1), metavar="P", help="… from those that make up probability P")
-    add("--min-p", type=number(0, 1), metavar="P", help="… at least P times as likely as the best")
+    add(
+        "--top-p",
+        type=number(0, 1),
+        metavar="P",
+        help="sample from those that make up probability P",
+    )
+    add(
+        "--min-p",
+        type=number(0, 1),
+        metavar="P",
+        help="sample from those at least P times as likely as the best",
+    )
     add("--repeat-penalty", type=number(0), metavar="X", help="penalty for repeating; 1 is none")
     add("--seed", type=integer(-1, (1 << 32) - 1), metavar="N", help="random seed; -1 for any")
     threads = integer(1, MOST_THREADS_ENGINE)
@@ -162,7 +172,9 @@ def add_optimized(parser: argparse.ArgumentParser) -> None:
 
 
 def to_request(options: argparse.Namespace, extra: tuple[str, ...]) -> Request:
-    """The checked command line of either program."""
+    """The checked command line of either program; raises UsageError."""
+    if options.json and not options.dry_run and not vars(options).get("root"):
+        raise UsageError("--json shows the plan and goes with --dry-run", "add --dry-run")
     extended = vars(options).get
     return Request(
         prompt=options.prompt,

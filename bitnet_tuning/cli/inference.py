@@ -13,10 +13,13 @@ from bitnet_tuning.host import Host, read_host, read_privileges
 from bitnet_tuning.knowledge import know, with_architecture
 from bitnet_tuning.launch import Outcome
 from bitnet_tuning.model import Choice, choose_model
-from bitnet_tuning.plan import Facts, Plan, make_plan
-from bitnet_tuning.records import NamedTuple
+from bitnet_tuning.plan import KERNEL_ISA, Facts, Plan, make_plan
+from bitnet_tuning.records import TYPE_CHECKING, NamedTuple
 from bitnet_tuning.request import Request
 from bitnet_tuning.state import State, default_folder
+
+if TYPE_CHECKING:
+    import argparse
 
 _LONGEST_ECHO = 1 << 20
 """Bytes of a prompt file that are looked for in the output."""
@@ -37,7 +40,7 @@ def prepare(request: Request, root: str = "/") -> Prepared:
     """Reads the facts and decides. Says on stderr what the user should know; raises
     TuningError."""
     if request.prompt_file is not None:
-        _check_prompt_file(request.prompt_file)
+        _check_prompt_file(request.prompt_file, request.chat)
     state = State(default_folder(os.environ))
     folders = engine_folders()
     location = locate(request.engine, os.environ, folders)
@@ -62,6 +65,16 @@ def prepare(request: Request, root: str = "/") -> Prepared:
         say("no compiled engine found: using the embedded one")
     _say_all(choice.note, *plan.warnings, state.warning and f"warning: {state.warning}")
     return Prepared(request, host, engine, choice, plan, stdin)
+
+
+def shown(plan: Plan, options: argparse.Namespace) -> bool:
+    """Whether only the plan was asked for; it is printed then."""
+    if not options.dry_run:
+        return False
+    from bitnet_tuning.cli.show import show_plan  # noqa: PLC0415
+
+    show_plan(plan, options.json)
+    return True
 
 
 def execute(prepared: Prepared, quiet: bool = False, keep_log: bool = False) -> Outcome:
@@ -93,7 +106,9 @@ def execute(prepared: Prepared, quiet: bool = False, keep_log: bool = False) -> 
 def _explain(code: int, prepared: Prepared) -> None:
     from bitnet_tuning.outcome import explain  # noqa: PLC0415
 
-    _say_all(explain(code, prepared.choice.model.size, prepared.host.memory.available))
+    has_kernels = bool(prepared.engine.isa & KERNEL_ISA)
+    size, available = prepared.choice.model.size, prepared.host.memory.available
+    _say_all(explain(code, size, available, has_kernels))
 
 
 def _say_all(*lines: str | None) -> None:
@@ -115,8 +130,10 @@ def _echo(request: Request) -> bytes | None:
         return file.read()
 
 
-def _check_prompt_file(path: str) -> None:
+def _check_prompt_file(path: str, chat: bool) -> None:
     """Of a pipe, as in ``-f <(command)``, nothing is read: what it holds comes only once."""
+    if chat and _is_stdin(path):
+        raise UsageError("argument -f/--file: a chat cannot read its prompt from its own input")
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         return
     try:
@@ -140,13 +157,11 @@ def engine_folders() -> tuple[str, ...]:
 
 def _stdin(request: Request, engine: Engine) -> str:
     """An engine gets input only for a chat, or as ``-f /dev/stdin``. One that would not
-    notice the end of its input is fed; a terminal has no end."""
+    notice the end of its input is fed (not on Windows: there only Ctrl-C ends its chats)."""
     if not request.chat:
         return launch.INHERIT if _is_stdin(request.prompt_file) else launch.NO_INPUT
     notices_end = engine.embedded or engine.completion is not None
-    if notices_end or os.name == "nt" or (sys.stdin is not None and sys.stdin.isatty()):
-        return launch.INHERIT
-    return launch.FEED
+    return launch.INHERIT if notices_end or os.name == "nt" else launch.FEED
 
 
 def _is_stdin(path: str | None) -> bool:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from bitnet_tuning.cli import guarded
 from bitnet_tuning.cli.arguments import Parser, add_ours, add_upstream, split_extra, to_request
-from bitnet_tuning.cli.inference import execute, prepare
-from bitnet_tuning.errors import UsageError
+from bitnet_tuning.cli.inference import execute, prepare, shown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,12 +19,5 @@ def _run(arguments: list[str]) -> int:
     add_ours(parser)
     ours, extra = split_extra(arguments)
     options = parser.parse_args(ours)
-    if options.json and not options.dry_run:
-        raise UsageError("--json shows the plan and goes with --dry-run", "add --dry-run")
     prepared = prepare(to_request(options, extra))
-    if options.dry_run:
-        from bitnet_tuning.cli.show import show_plan  # noqa: PLC0415
-
-        show_plan(prepared.plan, options.json)
-        return 0
-    return execute(prepared).code
+    return 0 if shown(prepared.plan, options) else execute(prepared).code

@@ -14,7 +14,7 @@ from bitnet_tuning.cli.arguments import (
     split_extra,
     to_request,
 )
-from bitnet_tuning.cli.inference import execute, prepare
+from bitnet_tuning.cli.inference import execute, prepare, shown
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.host import Host
 from bitnet_tuning.launch import Outcome
@@ -48,20 +48,15 @@ def optimized_request(
 def _run(arguments: list[str]) -> int:
     parser = Parser(description="Run a prompt with bitnet.cpp, with every knob within reach.")
     request, options = optimized_request(parser, arguments)
-    if options.json and not options.dry_run:
-        raise UsageError("--json shows the plan and goes with --dry-run", "add --dry-run")
     prepared = prepare(request)
-    if options.dry_run:
-        from bitnet_tuning.cli.show import show_plan  # noqa: PLC0415
-
-        show_plan(prepared.plan, options.json)
+    if shown(prepared.plan, options):
         return 0
     if not options.quiet:
         say(f"threads {prepared.plan.reasons['threads']}")
         say(governor_line(prepared.host))
     outcome = execute(prepared, quiet=options.quiet, keep_log=options.stats)
     if options.stats:
-        say(stats_line(outcome))
+        say(stats_line(outcome, request))
     return outcome.code
 
 
@@ -79,15 +74,15 @@ def governor_line(host: Host) -> str:
     return "governor not visible here (a virtual machine, or no frequency control)"
 
 
-def stats_line(outcome: Outcome) -> str:
+def stats_line(outcome: Outcome, request: Request) -> str:
     """The engine's own figures, and our clock's for the first token."""
     timings = parse_timings(outcome.log.decode("utf-8", "replace"))
     if timings.prompt is None and timings.generation is None:
-        return f"the engine printed no timings; {_first_token(outcome.first_token)}"
+        return f"the engine printed no timings; {_first_token(outcome.first_token, request)}"
     parts = [
         _speed("prompt", timings.prompt),
         _speed("generation", timings.generation),
-        _first_token(outcome.first_token),
+        _first_token(outcome.first_token, request),
     ]
     return "; ".join(parts)
 
@@ -98,5 +93,9 @@ def _speed(phase: str, speed: Speed | None) -> str:
     return f"{phase} {speed.rate:.1f} tokens/s ({speed.tokens} tokens)"
 
 
-def _first_token(seconds: float | None) -> str:
-    return "first token not seen" if seconds is None else f"first token after {seconds:.2f} s"
+def _first_token(seconds: float | None, request: Request) -> str:
+    if seconds is not None:
+        return f"first token after {seconds:.2f} s"
+    if request.chat:
+        return "first token not measured in a chat"
+    return "first token not seen" if request.prompt_file is None else "first token not measured"

@@ -89,4 +89,4 @@ def _first_difference(expected: str, got: str) -> int:
 
 
 def _shorten(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return text if len(text) <= most else text[: most - 3] + "..."

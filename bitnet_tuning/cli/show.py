@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
+import shutil
 import sys
+import textwrap
 from typing import Any
 
 from bitnet_tuning.cpulist import format_list
@@ -30,15 +33,33 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
 
 def show_plan(plan: Plan, as_json: bool) -> None:
     """JSON, or a line for a shell on stdout with the reasons on stderr."""
+    if sys.stdout is None:  # closed: nobody wants to see it
+        return
     if as_json:
-        print(json.dumps(plan_facts(plan), indent=2))
+        print(json.dumps(plan_facts(plan), indent=2), flush=True)
         return
     # A prompt may hold bytes that no encoding has; they go out as they came in.
     sys.stdout.buffer.write(os.fsencode(shell_line(plan)) + b"\n")
     sys.stdout.flush()
-    width = max(len(field) for field in plan.reasons)
-    for field, reason in plan.reasons.items():
-        print(f"  {field:{width}}  {reason}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(reasons_text(plan.reasons), file=sys.stderr, flush=True)
+
+
+def reasons_text(reasons: dict[str, str]) -> str:
+    """A paragraph per field, as wide as the terminal."""
+    width = max(len(field) for field in reasons) + 2
+    columns = max(40 + width, min(100, shutil.get_terminal_size().columns))
+    return "\n".join(
+        textwrap.fill(
+            reason,
+            columns,
+            initial_indent=f"  {field:{width}}",
+            subsequent_indent=" " * (width + 2),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for field, reason in reasons.items()
+    )
 
 
 def shell_line(plan: Plan) -> str:

@@ -65,6 +65,11 @@ class Host(NamedTuple):
         return tuple(core for core in self.cores if core.cpus & self.allowed)
 
     @property
+    def quota_binds(self) -> bool:
+        """Whether the quota leaves less than the allowed cores."""
+        return self.quota is not None and self.quota < len(self.allowed_cores)
+
+    @property
     def usable_cores(self) -> int:
         """Allowed cores, cut down to the quota (1.5 -> 1, 0.5 -> 1)."""
         cores = len(self.allowed_cores)
