@@ -33,8 +33,6 @@ def guarded(body: Body, arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of our stdout has gone; keep the interpreter from flushing into it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     except TuningError as error:
         _show_trace()
@@ -49,6 +47,19 @@ def guarded(body: Body, arguments: Sequence[str] | None = None) -> int:
         say(f"error: {type(error).__name__}: {error}")
         say("this is a fault of bitnet-tuning; BITNET_TUNING_DEBUG=1 shows where")
         return 1
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """What a stream does not take is dropped here; the interpreter, which tries once more
+    at its end, would complain and change the exit code."""
+    for handle, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), handle)
 
 
 def _show_trace() -> None:
