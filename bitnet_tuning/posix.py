@@ -20,7 +20,7 @@ from bitnet_tuning.process import (
     cannot_start,
 )
 from bitnet_tuning.records import TYPE_CHECKING
-from bitnet_tuning.ties import Lifeline
+from bitnet_tuning.ties import Lifeline, send
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -39,7 +39,10 @@ def run_posix(launch: Launch) -> Outcome:
     lifeline = Lifeline()
     with _SignalsHeld() as held:
         child, pipes = _start(launch, own_group, held.before, lifeline)
-        forward = _Forwarder(child, own_group, ends=not launch.interactive)
+        # A group of its own may hold a script around the real engine: all of it is meant.
+        engine = -child if own_group else child
+        lifeline.tie(engine)
+        forward = _Forwarder(engine, own_group, ends=not launch.interactive)
         forward.install()
         held.release()
         try:
@@ -94,8 +97,8 @@ class _Forwarder:
     that is to end at an interrupt and has not after a grace is therefore killed.
     """
 
-    def __init__(self, child: int, own_group: bool, ends: bool) -> None:
-        self.child = child
+    def __init__(self, engine: int, own_group: bool, ends: bool) -> None:
+        self.engine = engine
         self.own_group = own_group
         self.ends = ends
         self.gave_up = False
@@ -118,28 +121,19 @@ class _Forwarder:
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
         if self.own_group or number not in (signal.SIGINT, signal.SIGQUIT):
-            self._send(number)
+            send(self.engine, number)
         if number == signal.SIGINT and self.own_group and self.ends:
             signal.alarm(INTERRUPT_GRACE)
 
     def _give_up(self, _number: int, _frame: FrameType | None) -> None:
         self.gave_up = True
-        self._send(signal.SIGKILL)
+        send(self.engine, signal.SIGKILL)
 
     def _pause(self, _number: int, _frame: FrameType | None) -> None:
         """Ctrl-Z: the engine's group is not the terminal's, so it is stopped from here."""
-        self._send(signal.SIGSTOP)
+        send(self.engine, signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGSTOP)
-        self._send(signal.SIGCONT)
-
-    def _send(self, number: int) -> None:
-        try:
-            if self.own_group:
-                os.killpg(self.child, number)
-            else:
-                os.kill(self.child, number)
-        except ProcessLookupError:
-            pass
+        send(self.engine, signal.SIGCONT)
 
 
 def _start(
@@ -168,7 +162,6 @@ def _start(
         raise cannot_start(launch.argv, error) from error
     finally:
         _close(*far)
-    lifeline.tie(child, own_group)
     return child, pipes
 
 

@@ -1,4 +1,4 @@
-"""What the start of an engine takes and gives: records only."""
+"""What the start of an engine takes and gives: records, and the error where it fails."""
 
 from __future__ import annotations
 

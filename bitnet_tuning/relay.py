@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from bitnet_tuning.process import Launch, Outcome, Pipes
+from bitnet_tuning.ties import send
 
 LOG_KEPT = 1 << 20
 """Bytes of an engine's log that are kept, its end: timings come last."""
@@ -27,7 +28,8 @@ def relay(child: int, pipes: Pipes, launch: Launch, wait: Callable[[], int]) -> 
     """Passes the streams on until the engine has ended and its output is all here."""
     log = bytearray()
     clock = FirstToken(launch.echo) if launch.echo is not None else None
-    feeder = Feeder(child, pipes) if pipes.stdin is not None else None
+    # A fed engine does not share the terminal, so it has a group of its own.
+    feeder = Feeder(-child, pipes) if pipes.stdin is not None else None
     exited = _exit_handle(child)
     sources = {handle for handle in (pipes.stdout, pipes.stderr) if handle is not None}
     while sources or not _has_exited(exited, child):
@@ -123,9 +125,9 @@ class Feeder:
 
     BLANK = b" "
 
-    def __init__(self, child: int, pipes: Pipes) -> None:
+    def __init__(self, engine: int, pipes: Pipes) -> None:
         assert pipes.stdin is not None and pipes.stdin_far is not None
-        self.child = child
+        self.engine = engine
         self.near, self.far = pipes.stdin, pipes.stdin_far
         os.set_blocking(self.near, False)
         self.pending = bytearray()
@@ -168,7 +170,7 @@ class Feeder:
         elif self.ending:
             self.asked_to_end = True
             self.deadline = time.monotonic() + _GRACE_SECONDS
-            self._kill(signal.SIGINT)
+            send(self.engine, signal.SIGINT)
         elif self.at_end:
             self.ending = True
             self._write(self.BLANK)
@@ -181,10 +183,4 @@ class Feeder:
 
     def _insist(self) -> None:
         if time.monotonic() > self.deadline:
-            self._kill(signal.SIGKILL)
-
-    def _kill(self, number: int) -> None:
-        try:
-            os.kill(self.child, number)
-        except ProcessLookupError:
-            pass
+            send(self.engine, signal.SIGKILL)

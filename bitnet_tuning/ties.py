@@ -6,6 +6,15 @@ import os
 import signal
 
 
+def send(engine: int, number: int) -> None:
+    """Sends a signal to an engine: its process id, or the negative of its group's, as
+    kill(2) has it. One that has ended gets none."""
+    try:
+        os.kill(engine, number)
+    except ProcessLookupError:
+        pass
+
+
 class Lifeline:
     """A pipe of which the launcher alone holds the writing end, until it is gone.
 
@@ -31,15 +40,14 @@ class Lifeline:
         os.set_inheritable(self.far, True)
         return True
 
-    def tie(self, engine: int, own_group: bool) -> None:
-        """To be called as soon as the engine's process id is known. An engine with a group
-        of its own may be a script around the real one: the whole group is tied."""
+    def tie(self, engine: int) -> None:
+        """To be called as soon as the engine's process id, or group as in ``send``, is known."""
         if self.by_kernel:
             import fcntl  # noqa: PLC0415
 
-            fcntl.fcntl(self.far, fcntl.F_SETOWN, -engine if own_group else engine)
+            fcntl.fcntl(self.far, fcntl.F_SETOWN, engine)
         else:
-            self.watcher = watch(self.far, self.near, -engine if own_group else engine)
+            self.watcher = watch(self.far, self.near, engine)
         os.close(self.far)
 
     def drop(self) -> None:
@@ -56,7 +64,7 @@ class Lifeline:
 
 
 def watch(far: int, near: int, engine: int) -> int:
-    """Forks a process that kills ``engine`` (negative: a group) once every ``near`` but its
+    """Forks a process that kills ``engine``, as in ``send``, once every ``near`` but its
     own is closed; answers its process id."""
     watcher = os.fork()
     if watcher:
@@ -66,6 +74,6 @@ def watch(far: int, near: int, engine: int) -> int:
         for handle in (0, 1, 2):
             os.close(handle)  # an open end of a pipe here would keep its reader waiting
         os.read(far, 1)
-        os.kill(engine, signal.SIGKILL)
+        send(engine, signal.SIGKILL)
     finally:
         os._exit(0)

@@ -310,6 +310,20 @@ def test_a_chat_gets_lines_longer_than_a_pipe_holds(engine: FakeEngine) -> None:
     assert b"[short]" in output
 
 
+def test_the_end_of_a_chat_reaches_an_engine_behind_a_script(tmp_path: Path) -> None:
+    engine = FakeEngine(tmp_path / "checkout")
+    noted = "(open(os.path.join(HERE, 'interrupted'), 'w').close(), os._exit(130))"
+    engine.cli.write_text(engine.cli.read_text().replace("os._exit(130)", noted))
+    real = engine.cli.rename(engine.bin / "real")
+    engine.cli.write_text(f'#!/bin/sh\n{real} "$@"\n')
+    engine.cli.chmod(0o755)
+    process = start(engine, "-p", "system", "-cnv", stdin=subprocess.PIPE)
+    output, _ = process.communicate(b"one\n", SECONDS)
+    assert b"[one]" in output
+    assert process.returncode == 0
+    assert (engine.bin / "interrupted").exists()
+
+
 def test_a_crash_at_the_end_of_a_chat_is_no_success(tmp_path: Path) -> None:
     engine = FakeEngine(tmp_path / "checkout")
     text = engine.cli.read_text().replace("os._exit(130)", "os._exit(7)")
