@@ -1,4 +1,4 @@
-"""Find an engine and know what it can do."""
+"""Find an engine; what is known of one."""
 
 from __future__ import annotations
 
@@ -58,8 +58,16 @@ class Engine(NamedTuple):
     """The program and its own libraries."""
     completion: str | None
     """llama-completion beside llama-cli: there, llama-cli is a chat program."""
-    bench: str | None
-    server: str | None
+
+    @property
+    def bench(self) -> str | None:
+        """llama-bench beside llama-cli."""
+        return None if self.embedded else beside(self.path, "llama-bench")
+
+    @property
+    def server(self) -> str | None:
+        """llama-server beside llama-cli."""
+        return None if self.embedded else beside(self.path, "llama-server")
 
     @property
     def embedded(self) -> bool:

@@ -67,7 +67,6 @@ def _is_current(record: Record, location: Location) -> bool:
 
 
 def _engine(location: Location, record: Record) -> Engine:
-    compiled = not location.embedded
     return Engine(
         location=location,
         version=record["version"],
@@ -80,6 +79,4 @@ def _engine(location: Location, record: Record) -> Engine:
         architectures=record["architectures"],
         files=tuple(identity[0] for identity in record["identities"]),
         completion=record["completion"],
-        bench=beside(location.cli, "llama-bench") if compiled else None,
-        server=beside(location.cli, "llama-server") if compiled else None,
     )

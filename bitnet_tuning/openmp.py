@@ -86,7 +86,7 @@ def _set(environ: Mapping[str, str], names: tuple[str, ...]) -> list[str]:
 
 
 def _thread_counts(runtime: str | None, blas: tuple[str, ...], threads: int) -> dict[str, str]:
-    names = {"OMP_NUM_THREADS", *THREAD_COUNTS} if runtime != NONE else set()
+    names = set(THREAD_COUNTS) if runtime != NONE else set()
     names |= {"MKL_NUM_THREADS"} if "mkl" in blas else set()
     names |= {"OPENBLAS_NUM_THREADS"} if "openblas" in blas else set()
     return {name: str(threads) for name in THREAD_COUNTS if name in names}

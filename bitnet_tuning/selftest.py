@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from bitnet_tuning import demo
 from bitnet_tuning.errors import MissingError
+from bitnet_tuning.gguf import ModelFile, read_model
 from bitnet_tuning.launch import capture
 from bitnet_tuning.outcome import explain
 from bitnet_tuning.plan import Facts, make_plan
@@ -111,31 +112,29 @@ def variants(cases: Sequence[Case], usable: int) -> Iterator[tuple[Case, Variant
 def run_selftest(engine: Engine, host: Host, model_path: str | None = None) -> Report:
     """Runs every case; stops at the first run that hangs. Raises MissingError where the
     model file is not there, UnsupportedError where the engine cannot load it."""
-    path = model_path or right_model(engine)
+    model = read_model(model_path or right_model(engine))
     results: list[Result] = []
     for case, variant in variants(load_cases(), host.usable_cores):
-        result = run_case(engine, host, path, case, variant)
+        result = run_case(engine, host, model, case, variant)
         results.append(result)
         if result.problem and "seconds" in result.problem:
             break
-    report = Report(engine.path, path, tuple(results))
+    report = Report(engine.path, model.path, tuple(results))
     if report.passed:
         return report
     return report._replace(cause=diagnose(report, engine, host, _control(report, engine, host)))
 
 
-def run_case(engine: Engine, host: Host, path: str, case: Case, variant: Variant) -> Result:
+def run_case(engine: Engine, host: Host, model: ModelFile, case: Case, variant: Variant) -> Result:
     """One run; a second one where the first ended early but for that was right."""
-    result = _run_once(engine, host, path, case, variant)
+    result = _run_once(engine, host, model, case, variant)
     cut_short = not result.problem and case.text.strip().startswith(result.got.strip())
     if result.passed or not cut_short:
         return result
-    return _run_once(engine, host, path, case, variant)
+    return _run_once(engine, host, model, case, variant)
 
 
-def _run_once(engine: Engine, host: Host, path: str, case: Case, variant: Variant) -> Result:
-    from bitnet_tuning.gguf import read_model  # noqa: PLC0415
-
+def _run_once(engine: Engine, host: Host, model: ModelFile, case: Case, variant: Variant) -> Result:
     request = Request(
         prompt=case.prompt,
         n_predict=case.tokens + BEYOND,
@@ -145,7 +144,7 @@ def _run_once(engine: Engine, host: Host, path: str, case: Case, variant: Varian
         batch=variant.batch,
         ubatch=variant.ubatch,
     )
-    plan = make_plan(request, Facts(host, engine, read_model(path), "the demo model", os.environ))
+    plan = make_plan(request, Facts(host, engine, model, "the demo model", os.environ))
     done = capture(plan.command, plan.env, RUN_SECONDS)
     if done.code is None:
         return Result(case, variant, False, "", f"no end after {RUN_SECONDS:.0f} seconds")
@@ -181,7 +180,7 @@ def _control(report: Report, engine: Engine, host: Host) -> bool | None:
     if report.model != demo.I2_S or engine.i2_s is False:
         return None
     first = report.results[0]
-    return run_case(engine, host, demo.TQ2_0, first.case, Variant(1)).passed
+    return run_case(engine, host, read_model(demo.TQ2_0), first.case, Variant(1)).passed
 
 
 def diagnose(report: Report, engine: Engine, host: Host, control: bool | None) -> str:

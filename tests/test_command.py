@@ -30,8 +30,6 @@ FIRST = Engine(
     architectures={},
     files=(),
     completion=None,
-    bench=None,
-    server=None,
 )
 MAINLINE = FIRST._replace(
     flags=COMPLETION_FLAGS, chat_flags=CHAT_FLAGS, completion="/build/bin/llama-completion"

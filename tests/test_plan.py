@@ -40,8 +40,6 @@ ENGINE = Engine(
     architectures={"bitnet-b1.58": True, "llama": True, "bitnet-25": False},
     files=(),
     completion=None,
-    bench=None,
-    server=None,
 )
 MAINLINE = ENGINE._replace(i2_s=False, completion="/build/bin/llama-completion")
 EMBEDDED = MAINLINE._replace(

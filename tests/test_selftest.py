@@ -38,8 +38,6 @@ def an_engine(**facts: object) -> Engine:
         architectures={"llama": True},
         files=(),
         completion=None,
-        bench=None,
-        server=None,
     )
     return plain._replace(**facts)  # type: ignore[arg-type]
 

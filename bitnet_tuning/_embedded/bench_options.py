@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from bitnet_tuning._embedded import flags
 from bitnet_tuning._embedded.flags import Flag, one_of, real, whole
-from bitnet_tuning._embedded.options import allowed_cpus
+from bitnet_tuning._embedded.options import NUMA, allowed_cpus
 
 TITLE = "embedded bench: a llama-bench over xllamacpp (mainline llama.cpp on CPUs)"
 SEVERAL = "several values: 1,2 or 1-4 or 2-8+2 or 1-8*2, or the flag again"
@@ -204,13 +204,7 @@ FLAGS: tuple[Flag, ...] = (
         _switches,
         append=True,
     ),
-    Flag(
-        ("--numa",),
-        "numa",
-        "NUMA strategy: distribute, isolate or numactl",
-        "TYPE",
-        one_of("distribute", "isolate", "numactl"),
-    ),
+    NUMA,
     Flag(("-r", "--repetitions"), "repetitions", "runs of each test (default: 5)", "N", whole),
     Flag(
         ("-o", "--output"),

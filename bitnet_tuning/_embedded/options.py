@@ -91,6 +91,14 @@ def _one(value: str) -> tuple[bytes, ...]:
 
 _IDLE = "accepted for llama-cli's sake; no effect in a build with OpenMP"
 
+NUMA = Flag(
+    ("--numa",),
+    "numa",
+    "NUMA strategy: distribute, isolate or numactl",
+    "TYPE",
+    one_of("distribute", "isolate", "numactl"),
+)
+
 FLAGS: tuple[Flag, ...] = (
     Flag(("-h", "--help", "--usage"), "help", "print this text and exit"),
     Flag(("--version",), "version", "print the versions and exit"),
@@ -181,13 +189,7 @@ FLAGS: tuple[Flag, ...] = (
         constant="on",
         optional=ON_OFF,
     ),
-    Flag(
-        ("--numa",),
-        "numa",
-        "NUMA strategy: distribute, isolate or numactl",
-        "TYPE",
-        one_of("distribute", "isolate", "numactl"),
-    ),
+    NUMA,
     Flag(("--prio",), "priority", _IDLE, "N", whole),
     Flag(("--poll",), "poll", _IDLE, "N", whole),
     Flag(("-ngl", "--gpu-layers", "--n-gpu-layers"), "", "accepted; everything is on the CPU", "N"),

@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Callable
 
-from bitnet_tuning.errors import UsageError
+from bitnet_tuning.errors import MissingError, UsageError
 from bitnet_tuning.records import TYPE_CHECKING
 from bitnet_tuning.request import Request
 from bitnet_tuning.threads import MOST_THREADS_ENGINE
@@ -29,14 +29,14 @@ class Parser(argparse.ArgumentParser):
     def _get_formatter(self) -> argparse.HelpFormatter:
         """argparse makes one for every flag added; left to find the width by itself, it
         imports shutil and with it three compression libraries, a tenth of the start."""
-        return argparse.HelpFormatter(prog=self.prog, width=_columns() - 2)
+        return argparse.HelpFormatter(prog=self.prog, width=columns() - 2)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, f"{self.prog} --help lists the flags")
 
 
-def _columns() -> int:
-    """As shutil.get_terminal_size has it: COLUMNS, the terminal, 80."""
+def columns() -> int:
+    """Of the terminal, as shutil.get_terminal_size has it: COLUMNS, its own word, 80."""
     stated = os.environ.get("COLUMNS", "")
     if stated.isdecimal() and 0 < len(stated) < 6 and int(stated) > 0:
         return int(stated)
@@ -135,6 +135,17 @@ def add_upstream(parser: argparse.ArgumentParser, prompt_required: bool) -> None
     add("-cnv", "--conversation", action="store_true", help="chat; the prompt is the system prompt")
 
 
+def root_folder(text: str) -> str:
+    """An argparse type; raises MissingError for what is no folder."""
+    if not os.path.isdir(text):
+        raise MissingError(f"no such folder: {text}", "name one that holds sys and proc")
+    return text
+
+
+def add_root(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--root", type=root_folder, default="/", metavar="DIR", help=what)
+
+
 def add_ours(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--engine", metavar="PATH", help="llama-cli, a folder that holds it, or `embedded`")
@@ -173,7 +184,7 @@ def add_optimized(parser: argparse.ArgumentParser) -> None:
 
 def to_request(options: argparse.Namespace, extra: tuple[str, ...]) -> Request:
     """The checked command line of either program; raises UsageError."""
-    if options.json and not options.dry_run and not vars(options).get("root"):
+    if options.json and not options.dry_run:
         raise UsageError("--json shows the plan and goes with --dry-run", "add --dry-run")
     extended = vars(options).get
     return Request(

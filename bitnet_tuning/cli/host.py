@@ -5,25 +5,18 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from bitnet_tuning.cli.arguments import Parser
+from bitnet_tuning.cli.arguments import Parser, add_root
 from bitnet_tuning.cpulist import format_list
-from bitnet_tuning.errors import MissingError
 from bitnet_tuning.host import Host, read_host
 
 GIBIBYTE = 1 << 30
 
 
 def run(arguments: list[str]) -> int:
-    import os  # noqa: PLC0415
-
     parser = Parser(prog="bitnet_tuning host", description="Show what is known of this machine.")
-    parser.add_argument(
-        "--root", default="/", metavar="DIR", help="read this folder's sys and proc"
-    )
+    add_root(parser, "read this folder's sys and proc")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
-    if not os.path.isdir(options.root):
-        raise MissingError(f"no such folder: {options.root}", "name one that holds sys and proc")
     facts = host_facts(_with_flags(read_host(options.root), options.root))
     print(json.dumps(facts, indent=2) if options.json else as_text(facts))
     return 0

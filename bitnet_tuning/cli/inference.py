@@ -43,11 +43,10 @@ def prepare(request: Request, root: str = "/") -> Prepared:
         _check_prompt_file(request.prompt_file, request.chat)
     state = State(default_folder(os.environ))
     folders = engine_folders()
-    location = locate(request.engine, os.environ, folders)
-    engine = know(location, state)
+    engine = find_engine(request.engine, state)
     if engine.checkout and engine.checkout not in folders:
         folders = (*folders, engine.checkout)
-    choice = choose_model(request.model, os.environ, folders, location.embedded, state)
+    choice = choose_model(request.model, os.environ, folders, engine.embedded, state)
     engine = with_architecture(engine, choice.model.architecture)
     host = read_host(root)
     stdin = _stdin(request, engine)
@@ -61,10 +60,15 @@ def prepare(request: Request, root: str = "/") -> Prepared:
         privileges=read_privileges() if request.performance else None,
     )
     plan = make_plan(request, facts)
-    if location.embedded and EMBEDDED not in (request.engine, os.environ.get("BITNET_ENGINE")):
+    if engine.embedded and EMBEDDED not in (request.engine, os.environ.get("BITNET_ENGINE")):
         say("no compiled engine found: using the embedded one")
     _say_all(choice.note, *plan.warnings, state.warning and f"warning: {state.warning}")
     return Prepared(request, host, engine, choice, plan, stdin)
+
+
+def find_engine(named: str | None, state: State) -> Engine:
+    """The engine to use and what is known of it; raises MissingError."""
+    return know(locate(named, os.environ, engine_folders()), state)
 
 
 def shown(plan: Plan, options: argparse.Namespace) -> bool:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-
-from bitnet_tuning.cli.arguments import Parser
-from bitnet_tuning.cli.inference import prepare
+from bitnet_tuning.cli.arguments import Parser, add_root
+from bitnet_tuning.cli.inference import prepare, shown
 from bitnet_tuning.cli.run_optimized import optimized_request
-from bitnet_tuning.cli.show import show_plan
-from bitnet_tuning.errors import MissingError
 
 
 def run(arguments: list[str]) -> int:
     parser = Parser(prog="bitnet_tuning plan", description="Show the plan for a run; run nothing.")
-    parser.add_argument("--root", default="/", metavar="DIR", help="plan for this folder's machine")
+    parser.set_defaults(dry_run=True)
+    add_root(parser, "plan for this folder's machine")
     request, options = optimized_request(parser, arguments, stand_in="PROMPT")
-    if not os.path.isdir(options.root):
-        raise MissingError(f"no such folder: {options.root}", "name one that holds sys and proc")
-    show_plan(prepare(request, options.root).plan, options.json)
+    shown(prepare(request, options.root).plan, options)
     return 0

@@ -8,10 +8,8 @@ from typing import Any
 
 from bitnet_tuning.cli import say
 from bitnet_tuning.cli.arguments import Parser
-from bitnet_tuning.cli.inference import engine_folders
-from bitnet_tuning.engine import locate
+from bitnet_tuning.cli.inference import find_engine
 from bitnet_tuning.host import read_host
-from bitnet_tuning.knowledge import know
 from bitnet_tuning.selftest import Report, Result, run_selftest
 from bitnet_tuning.state import State, default_folder
 
@@ -28,7 +26,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     state = State(default_folder(os.environ))
-    engine = know(locate(options.engine, os.environ, engine_folders()), state)
+    engine = find_engine(options.engine, state)
     if state.warning:
         say(f"warning: {state.warning}")
     report = run_selftest(engine, read_host(), options.model)

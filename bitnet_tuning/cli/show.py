@@ -6,11 +6,11 @@ import contextlib
 import json
 import os
 import shlex
-import shutil
 import sys
 import textwrap
 from typing import Any
 
+from bitnet_tuning.cli.arguments import columns
 from bitnet_tuning.cpulist import format_list
 from bitnet_tuning.plan import Plan
 
@@ -48,11 +48,11 @@ def show_plan(plan: Plan, as_json: bool) -> None:
 def reasons_text(reasons: dict[str, str]) -> str:
     """A paragraph per field, as wide as the terminal."""
     width = max(len(field) for field in reasons) + 2
-    columns = max(40 + width, min(100, shutil.get_terminal_size().columns))
+    line = max(40 + width, min(100, columns()))
     return "\n".join(
         textwrap.fill(
             reason,
-            columns,
+            line,
             initial_indent=f"  {field:{width}}",
             subsequent_indent=" " * (width + 2),
             break_long_words=False,

@@ -22,10 +22,8 @@ cores alone are taken unless there are very few of them."""
 _SYSCTL = (
     "hw.logicalcpu",
     "hw.physicalcpu",
-    "hw.packages",
     "hw.memsize",
     "hw.perflevel0.physicalcpu",
-    "hw.perflevel0.logicalcpu",
     "hw.perflevel1.physicalcpu",
     "hw.optional.AdvSIMD",
     "hw.optional.arm.FEAT_DotProd",
