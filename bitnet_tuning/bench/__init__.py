@@ -1,0 +1,1 @@
+"""Measuring: what a setting is worth on this machine, and how sure that is."""
