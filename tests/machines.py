@@ -215,6 +215,41 @@ class Machine:
         path = self.path / name
         return len(path.read_text().splitlines()) if path.exists() else 0
 
+    # The state around a measurement
+
+    def cpu_times(self, *ticks: int) -> Machine:
+        """``proc/stat``: user, nice, system, idle, iowait, irq, softirq, steal, …"""
+        words = " ".join(str(count) for count in ticks)
+        return self.write("proc/stat", f"cpu  {words}\ncpu0 {words}\nctxt 1\nprocs_running 1")
+
+    def cache(self, cpus: Iterable[int], level: int, size: str, kind: str = "Unified") -> Machine:
+        """A cache that these CPUs share; its index is its level."""
+        cpus = list(cpus)
+        files: dict[str, int | str] = {
+            "level": level,
+            "size": size,
+            "type": kind,
+            "shared_cpu_list": _list(cpus),
+        }
+        for name, content in files.items():
+            self.per_cpu(f"cache/index{level}/{name}", dict.fromkeys(cpus, content))
+        return self
+
+    def rapl(
+        self, name: str, microjoules: int | str, span: int | None = None, label: str = "package-0"
+    ) -> Machine:
+        """An energy counter such as ``intel-rapl:0``."""
+        folder = f"sys/class/powercap/{name}"
+        if span is not None:
+            self.write(f"{folder}/max_energy_range_uj", span)
+        return self.write(f"{folder}/name", label).write(f"{folder}/energy_uj", microjoules)
+
+    def supply(self, name: str, kind: str, **files: str) -> Machine:
+        """A mains adapter or battery."""
+        for file, content in {"type": kind, **files}.items():
+            self.write(f"sys/class/power_supply/{name}/{file}", content)
+        return self
+
     # What the kernel says of itself and the processor
 
     def kernel(self, release: str, version: str | None = None) -> Machine:
@@ -229,11 +264,14 @@ class Machine:
 
 
 def x86_entries(
-    count: int, flags: str = "fpu sse4_2 avx2 fma", vendor: str = "GenuineIntel"
+    count: int,
+    flags: str = "fpu sse4_2 avx2 fma",
+    vendor: str = "GenuineIntel",
+    brand: str = "Some CPU",
 ) -> list[str]:
     """``count`` entries of an x86 ``proc/cpuinfo``."""
     return [
-        f"processor\t: {cpu}\nvendor_id\t: {vendor}\nmodel name\t: Some CPU\nflags\t\t: {flags}"
+        f"processor\t: {cpu}\nvendor_id\t: {vendor}\nmodel name\t: {brand}\nflags\t\t: {flags}"
         for cpu in range(count)
     ]
 

@@ -56,6 +56,7 @@ def test_json(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
         "memory_available": 6 * GIBIBYTE,
         "isa": ["avx2", "avx_vnni", "fma", "fpu"],
         "vendor": "GenuineIntel",
+        "brand": "Some CPU",
         "topology_known": True,
     }
     assert facts(machine, capsys) == expected
@@ -78,6 +79,7 @@ def test_json_of_an_empty_root(tmp_path: Path, capsys: pytest.CaptureFixture[str
         "memory_available": None,
         "isa": [],
         "vendor": None,
+        "brand": None,
         "topology_known": False,
     }
     assert facts(Machine(tmp_path), capsys) == expected

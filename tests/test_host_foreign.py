@@ -163,6 +163,7 @@ def test_without_psutil(monkeypatch: pytest.MonkeyPatch, logical: int | None) ->
 
 def test_macos_through_sysctl(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [f"{key}: {value}" for key, value in M1_PRO.items()] + ["hw.model: Mac14", "junk"]
+    lines.append("machdep.cpu.brand_string: Apple M1 Pro")
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setitem(sys.modules, "psutil", FakePsutil(None, None))
     monkeypatch.setattr(
@@ -171,6 +172,14 @@ def test_macos_through_sysctl(monkeypatch: pytest.MonkeyPatch) -> None:
     host = read_host()
     assert host.hybrid is not None
     assert host.memory == Memory(16 * GIBIBYTE, 3 * GIBIBYTE)
+    assert host.brand == "Apple M1 Pro"
+
+
+def test_windows_names_the_processor_in_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROCESSOR_IDENTIFIER", "Some Family 6")
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert read_host().brand == "Some Family 6"
 
 
 def test_macos_without_sysctl(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,16 @@ def test_a_governor_that_is_none(machine: Machine, text: str) -> None:
 ARM = """processor\t: 0
 BogoMIPS\t: 50.00
 Features\t: fp asimd evtstrm aes asimddp sve i8mm
-CPU implementer\t: 0x41"""
+CPU implementer\t: 0x41
+CPU part\t: 0xd40"""
+
+ARM_32 = """processor\t: 0
+Features\t: half thumb neon
+CPU implementer\t: 0x41
+CPU part\t: 0xd03
+
+Hardware\t: BCM2835
+Model\t\t: Some Board"""
 
 RISC_V = """processor\t: 0
 hart\t\t: 0
@@ -116,20 +125,29 @@ clock\t\t: 3800.000000MHz"""
 def test_x86(machine: Machine) -> None:
     host = machine.cpuinfo(x86_entries(4, "sse4_2 avx2 fma", "AuthenticAMD")).host()
     assert (host.vendor, host.isa) == ("AuthenticAMD", ("avx2", "fma", "sse4_2"))
+    assert host.brand == "Some CPU"
+
+
+def test_a_brand_is_one_line_with_single_spaces(machine: Machine) -> None:
+    text = "processor\t: 0\nmodel name\t:  A(R)   CPU\t@ 2.00GHz \n"
+    assert machine.write("proc/cpuinfo", text).host().brand == "A(R) CPU @ 2.00GHz"
 
 
 @pytest.mark.parametrize(
-    ("text", "vendor", "some"),
+    ("text", "vendor", "brand", "some"),
     [
-        (ARM, None, {"asimd", "asimddp", "sve", "i8mm"}),
-        (RISC_V, None, {"rv64imafdcv", "zvbb", "zicsr"}),
-        (S390, "IBM/S390", {"vx", "vxd"}),
-        (POWER, None, set()),
+        (ARM, None, "ARM implementer 0x41, part 0xd40", {"asimd", "asimddp", "sve", "i8mm"}),
+        (ARM_32, None, "BCM2835", {"neon"}),
+        (RISC_V, None, None, {"rv64imafdcv", "zvbb", "zicsr"}),
+        (S390, "IBM/S390", None, {"vx", "vxd"}),
+        (POWER, None, "POWER9, altivec supported", set()),
     ],
 )
-def test_other_processors(machine: Machine, text: str, vendor: str | None, some: set[str]) -> None:
+def test_other_processors(
+    machine: Machine, text: str, vendor: str | None, brand: str | None, some: set[str]
+) -> None:
     host = machine.cpuinfo([text, text.replace(": 0", ": 1")]).host()
-    assert host.vendor == vendor
+    assert (host.vendor, host.brand) == (vendor, brand)
     assert some <= set(host.isa)
 
 
@@ -143,7 +161,7 @@ def test_a_long_file_is_not_read_for_its_first_entry(machine: Machine) -> None:
 @pytest.mark.parametrize("text", ["", "flags", "flags\t:", "vendor_id:\nFlags:", "\0\0"])
 def test_no_flags(machine: Machine, text: str) -> None:
     host = machine.write("proc/cpuinfo", text).host()
-    assert (host.vendor, host.isa) == (None, ())
+    assert (host.vendor, host.isa, host.brand) == (None, (), None)
 
 
 def test_a_dangling_link_is_a_missing_file(machine: Machine) -> None:

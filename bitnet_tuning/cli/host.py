@@ -49,6 +49,7 @@ def host_facts(host: Host) -> dict[str, Any]:
         "memory_available": host.memory.available,
         "isa": list(host.isa),
         "vendor": host.vendor,
+        "brand": host.brand,
         "topology_known": host.topology_known,
     }
 

@@ -50,6 +50,8 @@ class Host(NamedTuple):
     isa: tuple[str, ...]
     topology_known: bool = True
     """False where the kernel did not say which CPUs share a core."""
+    brand: str | None = None
+    """What the processor is called."""
 
     @property
     def packages(self) -> int:
@@ -107,4 +109,5 @@ def _read_linux(root: Root) -> Host:
         vendor=isa.vendor,
         isa=isa.flags,
         topology_known=topology.complete,
+        brand=isa.brand,
     )

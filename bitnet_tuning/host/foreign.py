@@ -19,7 +19,9 @@ APPLE_EFFICIENCY_SPEED = 0.35
 about a third in public M1 and M2 core comparisons. Low enough that performance
 cores alone are taken unless there are very few of them."""
 
+_BRAND = "machdep.cpu.brand_string"
 _SYSCTL = (
+    _BRAND,
     "hw.logicalcpu",
     "hw.physicalcpu",
     "hw.memsize",
@@ -44,8 +46,10 @@ _SYSCTL_FLAGS = {
 def read_foreign_host() -> Host:
     """macOS through sysctl, anything else through psutil where it is installed."""
     if sys.platform == "darwin":
-        return macos_host(_sysctl(), _virtual_memory())
-    return _psutil_host()
+        values = _sysctl()
+        integers = {key: int(value) for key, value in values.items() if value.isdecimal()}
+        return macos_host(integers, _virtual_memory())._replace(brand=values.get(_BRAND))
+    return _psutil_host()._replace(brand=os.environ.get("PROCESSOR_IDENTIFIER"))
 
 
 def macos_host(values: dict[str, int], memory: Memory) -> Host:
@@ -108,11 +112,11 @@ def _host(
     )
 
 
-def _sysctl() -> dict[str, int]:
-    """Integers by name; names that this machine does not have are left out."""
+def _sysctl() -> dict[str, str]:
+    """Values by name; names that this machine does not have are left out."""
     import subprocess  # noqa: PLC0415
 
-    values: dict[str, int] = {}
+    values: dict[str, str] = {}
     try:
         done = subprocess.run(
             ["/usr/sbin/sysctl", *_SYSCTL], capture_output=True, text=True, check=False, timeout=5
@@ -121,8 +125,8 @@ def _sysctl() -> dict[str, int]:
         return values
     for line in done.stdout.splitlines():
         key, _, value = line.partition(":")
-        if value.strip().isdecimal():
-            values[key] = int(value)
+        if value.strip():
+            values[key] = value.strip()
     return values
 
 

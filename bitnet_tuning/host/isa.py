@@ -1,4 +1,4 @@
-"""Instruction set flags and the vendor, from /proc/cpuinfo."""
+"""Instruction set flags, the vendor and the brand, from /proc/cpuinfo."""
 
 from __future__ import annotations
 
@@ -11,22 +11,36 @@ _FIRST_PROCESSORS = 1 << 14
 _FLAG_KEYS = ("flags", "features", "isa")
 """As x86, ARM and s390, and RISC-V name the line."""
 
+_BRAND_KEYS = ("model name", "cpu model", "processor", "hardware", "uarch", "cpu")
+"""As x86 and LoongArch, MIPS, 32-bit ARM (two), RISC-V, and POWER name the line."""
+
 
 class Isa(NamedTuple):
     vendor: str | None
     flags: tuple[str, ...]
+    brand: str | None
+    """What the processor is called."""
 
 
 def read_isa(root: Root) -> Isa:
-    vendor: str | None = None
-    flags: tuple[str, ...] = ()
+    stated: dict[str, str] = {}
     for line in (root.read("proc/cpuinfo", _FIRST_PROCESSORS) or "").splitlines():
         key, _, value = line.partition(":")
-        key = key.strip().lower()
-        if key == "vendor_id" and vendor is None:
-            vendor = value.strip() or None
-        elif key in _FLAG_KEYS and not flags:
-            flags = tuple(
-                sorted(set(value.replace("_", " ").split() if key == "isa" else value.split()))
-            )
-    return Isa(vendor, flags)
+        value = value.strip()
+        if value and not (value.isdecimal() and key.startswith("processor")):
+            stated.setdefault(key.strip().lower(), value)
+    return Isa(stated.get("vendor_id"), _flags(stated), _brand(stated))
+
+
+def _flags(stated: dict[str, str]) -> tuple[str, ...]:
+    key = next((key for key in _FLAG_KEYS if key in stated), "")
+    text = stated.get(key, "")
+    return tuple(sorted(set((text.replace("_", " ") if key == "isa" else text).split())))
+
+
+def _brand(stated: dict[str, str]) -> str | None:
+    """64-bit ARM has no name there, but numbers that stand for one."""
+    named = next((stated[key] for key in _BRAND_KEYS if key in stated), None)
+    if named is None and "cpu part" in stated:
+        return f"ARM implementer {stated.get('cpu implementer', '?')}, part {stated['cpu part']}"
+    return named and " ".join(named.split())

@@ -1,0 +1,271 @@
+"""Reading memory: sizes and places on fake machines, the reading itself on this one."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import os
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from bitnet_tuning.bench import bandwidth, readers, team
+from bitnet_tuning.bench.absent import Absent
+from bitnet_tuning.bench.bandwidth import (
+    LEAST_BUFFER,
+    Bandwidth,
+    as_json,
+    buffer_size,
+    measure_bandwidth,
+    places,
+    pooled,
+    spread,
+    summary,
+)
+from bitnet_tuning.bench.readers import Reader, ReadError, fastest_reader
+from bitnet_tuning.bench.team import Team
+from bitnet_tuning.host import Memory, read_host
+from bitnet_tuning.host.root import Root
+from tests.machines import GIBIBYTE, Machine
+
+MEBIBYTE = 1 << 20
+ANYWHERE = frozenset[int]()
+"""No CPU can be bound to: the thread stays where it is."""
+
+
+def do_nothing(_: int, __: int) -> None:
+    pass
+
+
+def reader(from_cache: float) -> Reader:
+    return Reader("memchr", do_nothing, from_cache)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path).regular(cores=4, threads=2)
+
+
+def size_of(
+    machine: Machine, threads: int, cpus: frozenset[int] = frozenset(range(8))
+) -> int | None:
+    return buffer_size(threads, machine.host(), cpus, Root(str(machine.path)))
+
+
+# How much is read
+
+
+def test_at_least_so_much(machine: Machine) -> None:
+    assert size_of(machine, 4) == LEAST_BUFFER
+    assert size_of(machine.cache(range(8), 3, "8M"), 4) == LEAST_BUFFER
+
+
+def test_four_times_the_caches_that_the_threads_fill(machine: Machine) -> None:
+    machine.cache((0, 4, 1, 5), 3, "96M").cache((2, 6, 3, 7), 3, "128M")
+    assert size_of(machine, 1) == 512 * MEBIBYTE
+    assert size_of(machine, 2) == size_of(machine, 8) == 896 * MEBIBYTE
+    assert size_of(machine, 8, frozenset((0, 1))) == 384 * MEBIBYTE
+
+
+def test_a_quarter_of_the_free_memory_at_most(machine: Machine) -> None:
+    machine.cache(range(8), 3, "192M").meminfo(4 * GIBIBYTE, 2 * GIBIBYTE)
+    assert size_of(machine, 1) == GIBIBYTE // 2
+
+
+def test_not_so_little_that_caches_hold_it(machine: Machine) -> None:
+    machine.cache(range(8), 3, "257M").meminfo(4 * GIBIBYTE, 2 * GIBIBYTE)
+    assert size_of(machine, 1) is None
+
+
+def test_every_thread_has_a_slice_larger_than_its_own_cache(machine: Machine) -> None:
+    assert size_of(machine, 100) == 1600 * MEBIBYTE
+
+
+def test_too_little_memory(machine: Machine) -> None:
+    host = machine.host()._replace(memory=Memory(None, 127 * MEBIBYTE))
+    absent = measure_bandwidth(2, host, root=Root(str(machine.path)))
+    assert isinstance(absent, Absent)
+    assert "too little free memory" in absent.reason
+
+
+# Where
+
+
+def test_cores_first_then_their_second_threads(machine: Machine) -> None:
+    host = machine.host()
+    assert spread(host, host.allowed) == (0, 1, 2, 3, 4, 5, 6, 7)
+    assert spread(host, frozenset((0, 4, 2))) == (0, 2, 4)
+    assert spread(host, frozenset((99,))) == ()
+
+
+def test_fast_cores_first(tmp_path: Path) -> None:
+    host = Machine(tmp_path).hybrid(performance=2, efficiency=2).host()
+    assert spread(host, host.allowed) == (0, 2, 4, 5, 1, 3)
+
+
+def test_places(machine: Machine) -> None:
+    host, some = machine.host(), frozenset((1, 5, 2))
+    assert places(host, some, 2, bind=True) == (frozenset((1,)), frozenset((2,)))
+    assert places(host, some, 2, bind=False) == (some, some)
+    assert places(host, some, 4, bind=True) == (some,) * 4
+
+
+# Figures
+
+
+def test_summary() -> None:
+    seen = summary([3e9, 1e9, 2e9], 2, 512, reader(1.6e9))
+    assert seen == Bandwidth(2e9, 1e9, 3e9, 2, (3e9, 1e9, 2e9), 512, "memchr", False)
+    assert json.loads(json.dumps(as_json(seen)))["samples"] == [3e9, 1e9, 2e9]
+
+
+def test_a_reader_that_is_no_faster_from_the_cache() -> None:
+    assert summary([2e9], 2, 512, reader(1.4e9)).reader_limits
+
+
+def test_pooled() -> None:
+    first = summary([3e9, 1e9], 2, 512, reader(9e9))
+    both = pooled(first, summary([5e9], 2, 512, reader(1e9)))
+    assert (both.median, both.low, both.high) == (3e9, 1e9, 5e9)
+    assert both.samples == (3e9, 1e9, 5e9)
+    assert both.reader_limits
+
+
+# Reading
+
+
+def test_no_more_threads_than_cpus(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU of several, each would read its slice from the cache again and again."""
+    sizes: list[tuple[int, int]] = []
+
+    class Recorder:
+        def __init__(self, team: tuple[frozenset[int], ...], each: int, _: object) -> None:
+            sizes.append((len(team), each))
+
+        def run(self) -> list[float]:
+            return [5e9]
+
+    monkeypatch.setattr(bandwidth, "Team", Recorder)
+    monkeypatch.setattr(bandwidth, "fastest_reader", lambda: reader(3e9))
+    seen = measure_bandwidth(64, machine.host(), frozenset((1, 2)), Root(str(machine.path)))
+    assert isinstance(seen, Bandwidth)
+    assert (seen.threads, seen.buffer, seen.samples) == (64, LEAST_BUFFER, (5e9,))
+    assert sizes == [(2, LEAST_BUFFER // 2)]
+    assert seen.reader_limits
+
+
+def test_both_readers_see_every_byte() -> None:
+    """What ends a search early would make memory look fast."""
+    functions = readers._readers(readers._library())
+    if not functions:
+        pytest.skip("no C library here")
+    assert set(functions) == {"memchr", "memcmp"}
+    for read in functions.values():
+        data = bytearray([readers.FILL]) * 4096
+        buffer = (ctypes.c_char * 4096).from_buffer(data)
+        read(ctypes.addressof(buffer), 4096)
+        data[4095] = 2
+        with pytest.raises(ReadError):
+            read(ctypes.addressof(buffer), 4096)
+
+
+def test_no_library(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert fastest_reader() is None
+    absent = measure_bandwidth(1, machine.host(), root=Root(str(machine.path)))
+    assert isinstance(absent, Absent)
+    assert "no C library" in absent.reason
+
+
+class Counted:
+    """Reads nothing, but counts, and fails at the ``fails``-th call."""
+
+    def __init__(self, fails: float = math.inf) -> None:
+        self.lock = threading.Lock()
+        self.calls = 0
+        self.fails = fails
+        self.contents: set[bytes] = set()
+
+    def read(self, address: int, size: int) -> None:
+        with self.lock:
+            self.calls += 1
+            if self.calls >= self.fails:
+                raise ReadError("it broke")
+            self.contents.add(ctypes.string_at(address, size))
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No repeats within a pass, and no passes beyond the fewest."""
+    monkeypatch.setattr(team, "_PASS_SECONDS", 0.0)
+    monkeypatch.setattr(team, "_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("short")
+def test_every_thread_writes_its_slice_and_reads_it_in_each_pass() -> None:
+    counted = Counted()
+    rates = Team((ANYWHERE,) * 3, 4096, counted.read).run()
+    assert len(rates) == 3
+    assert min(rates) > 0
+    assert counted.calls == 3 * (1 + 3)
+    assert counted.contents == {bytes([readers.FILL]) * 4096}
+
+
+@pytest.mark.parametrize("call", [1, 2, 4, 7])
+@pytest.mark.usefixtures("short")
+def test_a_thread_that_fails_stops_all(call: int) -> None:
+    with pytest.raises(ReadError, match="it broke"):
+        Team((ANYWHERE,) * 2, 4096, Counted(fails=call).read).run()
+
+
+@pytest.mark.usefixtures("short")
+def test_memory_that_is_not_to_be_had() -> None:
+    with pytest.raises(ReadError):
+        Team((ANYWHERE,) * 2, 1 << 62, do_nothing).run()
+
+
+def test_a_thread_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = threading.Thread.start
+    started: list[threading.Thread] = []
+
+    def start(thread: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(ReadError, match="did not start"):
+        Team((ANYWHERE,) * 2, 4096, do_nothing).run()
+    started[0].join(10)
+    assert not started[0].is_alive()
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
+def test_threads_are_bound_and_this_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    bound: list[tuple[int, frozenset[int]]] = []
+    fake = SimpleNamespace(sched_setaffinity=lambda pid, cpus: bound.append((pid, cpus)))
+    monkeypatch.setattr(team, "os", fake)
+    Team((frozenset((3,)), frozenset((5,))), 4096, do_nothing).run()
+    assert sorted(bound, key=str) == [(0, frozenset((3,))), (0, frozenset((5,)))]
+
+
+def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only that it is plausible: more than 0.1 GB/s."""
+    monkeypatch.setattr(bandwidth, "LEAST_BUFFER", 32 * MEBIBYTE)
+    monkeypatch.setattr(bandwidth, "CACHE_FACTOR", 0)
+    monkeypatch.setattr(team, "_SECONDS", 0.1)
+    seen = measure_bandwidth(2, read_host())
+    if isinstance(seen, Absent):
+        pytest.skip(seen.reason)
+    assert seen.median > 0.1e9
+    assert min(seen.samples) > 0
+    assert seen.low <= seen.median <= seen.high
+    assert (seen.threads, seen.reader in ("memchr", "memcmp")) == (2, True)

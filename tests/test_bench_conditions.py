@@ -1,0 +1,451 @@
+"""The machine's state around a measurement, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bitnet_tuning.bench import snapshot
+from bitnet_tuning.bench.conditions import (
+    Busy,
+    Conditions,
+    Meanwhile,
+    as_json,
+    between,
+    busiest,
+    load,
+    meanwhile_as_json,
+)
+from bitnet_tuning.bench.snapshot import take
+from bitnet_tuning.bench.spoilers import warnings_after, warnings_before
+from bitnet_tuning.host import Host, Memory, activity, read_host
+from bitnet_tuning.host.activity import CpuTimes, Process
+from bitnet_tuning.host.clock import Clock
+from bitnet_tuning.host.root import Root
+from bitnet_tuning.host.swap import Swap
+from bitnet_tuning.host.thermal import Temperature
+from bitnet_tuning.host.throttling import Throttling
+from tests.machines import CGROUP, GIBIBYTE, Machine
+
+QUIET = Conditions(
+    time=1000.0,
+    online_cpus=8,
+    other_load=0.1,
+    busiest=(),
+    times=CpuTimes(500.0, 5.0),
+    own_seconds=2.0,
+    clock=Clock(3000.0, 2500.0, 3500.0, 3600.0, 3600.0),
+    governor="performance",
+    driver="intel_pstate",
+    temperature=Temperature(50.0, "coretemp", 100.0),
+    throttle_events=7,
+    throttling=(Throttling("a", 100, 10, 1.0),),
+    memory=Memory(16 * GIBIBYTE, 8 * GIBIBYTE),
+    swap=Swap(0, 0),
+    on_battery=False,
+)
+UNKNOWN = Conditions(
+    time=1000.0,
+    online_cpus=1,
+    other_load=None,
+    busiest=(),
+    times=None,
+    own_seconds=0.0,
+    clock=None,
+    governor=None,
+    driver=None,
+    temperature=None,
+    throttle_events=None,
+    throttling=(),
+    memory=Memory(None, None),
+    swap=None,
+    on_battery=None,
+)
+LATER = QUIET._replace(time=1100.0, times=CpuTimes(700.0, 6.0), own_seconds=200.0)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path).regular(cores=8)
+
+
+@pytest.fixture
+def host(machine: Machine) -> Host:
+    return machine.host()
+
+
+# Differences
+
+
+def test_load_is_what_we_did_not_use() -> None:
+    before, after = CpuTimes(100.0, 0.0), CpuTimes(130.0, 0.0)
+    assert load(before, after, 20.0, 10.0) == pytest.approx(1.0)
+    assert load(before, after, 31.0, 10.0) == 0.0
+
+
+@pytest.mark.parametrize(("own", "seconds"), [(1.0, 0.0), (1.0, -5.0), (-1.0, 5.0)])
+def test_load_of_counters_that_went_back(own: float, seconds: float) -> None:
+    before, after = CpuTimes(100.0, 0.0), CpuTimes(130.0, 0.0)
+    assert load(before, after, own, seconds) is None
+    assert load(after, before, 1.0, 10.0) is None
+
+
+def test_programs_are_summed_by_name_and_the_top_three_named() -> None:
+    before = {1: Process("a", 5.0), 2: Process("a", 1.0), 3: Process("b", 0.0)}
+    after = {
+        1: Process("a", 6.0),
+        2: Process("a", 2.0),
+        3: Process("b", 3.0),
+        4: Process("new", 0.5),
+        5: Process("rest", 0.2),
+        6: Process("idle", 0.001),
+    }
+    assert busiest(before, after, 2.0) == (Busy("b", 1.5), Busy("a", 1.0), Busy("new", 0.25))
+
+
+def test_a_process_that_got_the_number_of_another() -> None:
+    before = {1: Process("old", 50.0), 2: Process("renamed", 9.0)}
+    after = {1: Process("young", 0.5), 2: Process("other", 9.25)}
+    assert busiest(before, after, 1.0) == (Busy("young", 0.5), Busy("other", 0.25))
+    assert busiest(before, after, 0.0) == ()
+
+
+def test_between() -> None:
+    after = LATER._replace(
+        throttle_events=9, throttling=(Throttling("a", 300, 50, 6.0),), swap=Swap(0, 5000)
+    )
+    seen = between(QUIET, after)
+    assert seen[:3] == pytest.approx((100.0, 0.02, 1 / 201))
+    assert seen[3:] == (200, 40, 5.0, 2, 5000)
+
+
+def test_the_level_that_was_throttled_most_counts() -> None:
+    levels = (Throttling("b", 5, 0, 0.0), Throttling("a", 110, 15, 2.0), Throttling("new", 9, 9, 9))
+    seen = between(
+        QUIET._replace(throttling=(*QUIET.throttling, levels[0])), LATER._replace(throttling=levels)
+    )
+    assert (seen.periods, seen.throttled, seen.throttled_seconds) == (10, 5, 1.0)
+
+
+def test_between_unknowns() -> None:
+    nothing = Meanwhile(0.0, None, None, 0, 0, 0.0, None, None)
+    assert between(UNKNOWN, UNKNOWN) == nothing
+    assert between(UNKNOWN, LATER)._replace(seconds=0.0) == nothing
+    assert between(QUIET, UNKNOWN) == nothing
+
+
+def test_counters_that_started_anew_show_nothing() -> None:
+    after = LATER._replace(throttle_events=0, throttling=(Throttling("a", 1, 1, 0.1),))
+    seen = between(QUIET, after._replace(times=CpuTimes(1.0, 0.0)))
+    assert seen == Meanwhile(100.0, None, None, 0, 0, 0.0, 0, 0)
+
+
+# JSON
+
+
+@pytest.mark.parametrize("conditions", [QUIET, UNKNOWN])
+def test_json_has_every_field_always(conditions: Conditions) -> None:
+    facts = as_json(conditions._replace(busiest=(Busy("x", 0.5),)))
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+    assert set(facts) == set(as_json(QUIET))
+    assert facts["busiest"] == [{"name": "x", "cpus": 0.5}]
+    assert facts["time"] == "1970-01-01T00:16:40+00:00"
+
+
+def test_json_of_what_is_known_and_not() -> None:
+    known, unknown = as_json(QUIET), as_json(UNKNOWN)
+    assert known["clock"]["max_mhz"] == 3500.0
+    assert known["temperature"] == {"celsius": 50.0, "sensor": "coretemp", "critical": 100.0}
+    assert known["quota_throttling"] == [
+        {"level": "a", "periods": 100, "throttled": 10, "seconds": 1.0}
+    ]
+    assert (known["busy_cpu_seconds"], known["memory_total"]) == (500.0, 16 * GIBIBYTE)
+    absent = {key for key, value in unknown.items() if value is None}
+    assert absent >= {"other_load_cpus", "clock", "temperature", "swap_used", "on_battery"}
+
+
+def test_json_of_what_happened_meanwhile() -> None:
+    facts = meanwhile_as_json(between(QUIET, LATER))
+    assert facts["seconds"] == 100.0
+    assert facts["other_load_cpus"] == pytest.approx(0.02)
+    assert len(facts) == len(Meanwhile._fields)
+
+
+# Taking one
+
+
+def test_a_snapshot_of_a_dump(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activity, "_hertz", lambda: 100)
+    machine.meminfo(16 * GIBIBYTE, 8 * GIBIBYTE).cpu_times(100, 0, 100, 900, 0, 0, 0, 50)
+    machine.governors(dict.fromkeys(range(8), "schedutil"))
+    machine.per_cpu("cpufreq/scaling_driver", {0: "acpi-cpufreq"})
+    machine.per_cpu("cpufreq/scaling_cur_freq", dict.fromkeys(range(8), 2_000_000))
+    machine.cgroup2("/", {"cpu.stat": "nr_periods 4\nnr_throttled 1\nthrottled_usec 10"})
+    machine.supply("AC", "Mains", online="1")
+
+    def others_work(seconds: float) -> None:
+        assert seconds == 0.25
+        machine.cpu_times(100_000, 0, 100, 900, 0, 0, 0, 50)
+
+    seen = take(machine.host(), Root(str(machine.path)), 0.25, others_work)
+    assert (seen.online_cpus, seen.times) == (8, CpuTimes(1001.0, 0.5))
+    assert seen.other_load is not None and seen.other_load > 1
+    assert seen.busiest == ()
+    assert seen.clock == Clock(2000, 2000, 2000)
+    assert (seen.governor, seen.driver) == ("schedutil", "acpi-cpufreq")
+    assert seen.throttling == (Throttling(CGROUP, 4, 1, 1e-5),)
+    assert seen.memory == Memory(16 * GIBIBYTE, 8 * GIBIBYTE)
+    assert seen.on_battery is False
+    assert (seen.temperature, seen.swap, seen.throttle_events) == (None, None, None)
+
+
+def test_a_snapshot_of_nothing(machine: Machine) -> None:
+    seen = take(machine.host(), Root(str(machine.path)), 0.0)
+    assert seen._replace(time=1000.0, online_cpus=1, own_seconds=0.0) == UNKNOWN
+    assert warnings_before(seen, machine.host(), 5 * GIBIBYTE) == ()
+    assert warnings_after(seen, seen) == ()
+
+
+GARBAGE = (b"", b"\0\0", b"\xff\xfe\x80", b"-1", b"9" * 40, b"cpu " + b"9" * 200, b"a: b\nc d\n")
+
+
+@pytest.mark.parametrize("content", GARBAGE)
+def test_a_snapshot_of_garbage(machine: Machine, content: bytes) -> None:
+    machine.cgroup2("/", {"cpu.stat": "x"}).cpu_times(0).meminfo(0).cpuinfo([])
+    machine.write("proc/vmstat", 0).supply("AC", "Mains", online="x").rapl("intel-rapl:0", 0)
+    machine.frequencies({0: 0}).governors({0: "x"}).cache((0,), 3, "1M")
+    for path in machine.path.rglob("*"):
+        if path.is_file() and "topology" not in path.parts:
+            path.write_bytes(content)
+    root, host = Root(str(machine.path)), read_host(str(machine.path))
+    seen = take(host, root, 0.0)
+    assert json.loads(json.dumps(as_json(seen), allow_nan=False)) == as_json(seen)
+    assert (seen.clock, seen.temperature, seen.throttling, seen.on_battery) == (
+        None,
+        None,
+        (),
+        None,
+    )
+    assert warnings_after(seen, seen) == ()
+
+
+class FakePsutil(ModuleType):
+    """Another system on which a browser uses 0.9 CPUs."""
+
+    class Error(Exception):
+        pass
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__("psutil")
+        self.clock = clock
+
+    def cpu_count(self, logical: bool = True) -> int:
+        return 4
+
+    def cpu_times(self) -> Any:
+        return SimpleNamespace(_asdict=lambda: {"user": 100 + self.clock(), "system": 5.0})
+
+    def process_iter(self, _: list[str]) -> Any:
+        times = SimpleNamespace(user=0.9 * self.clock(), system=0.0)
+        yield SimpleNamespace(pid=7, info={"name": "browser", "cpu_times": times})
+
+    def Process(self) -> Any:  # noqa: N802
+        return SimpleNamespace(pid=1, children=lambda recursive: [])
+
+    def cpu_freq(self) -> Any:
+        return SimpleNamespace(current=3200.0, max=0.0)
+
+    def virtual_memory(self) -> Any:
+        return SimpleNamespace(total=8 * GIBIBYTE, available=3 * GIBIBYTE)
+
+    def swap_memory(self) -> Any:
+        return SimpleNamespace(used=0, sin=0)
+
+    def sensors_battery(self) -> None:
+        return None
+
+
+def test_a_snapshot_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    clock = SimpleNamespace(
+        time=lambda: 5.0, monotonic=lambda: now[0], perf_counter=time.perf_counter
+    )
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(snapshot, "time", clock)
+    monkeypatch.setattr(snapshot, "own_cpu_seconds", lambda: 0.0)
+    monkeypatch.setitem(sys.modules, "psutil", FakePsutil(lambda: now[0]))
+    seen = take(read_host(), Root(), 0.5, sleep)
+    assert (seen.time, seen.times) == (5.0, CpuTimes(105.5, 0.0))
+    assert seen.other_load == pytest.approx(1.0)
+    ((name, cpus),) = seen.busiest
+    assert name == "browser"
+    assert cpus == pytest.approx(0.9)
+    assert seen.clock == Clock(3200, 3200, 3200)
+    assert seen.memory == Memory(8 * GIBIBYTE, 3 * GIBIBYTE)
+    assert (seen.governor, seen.on_battery) == (None, None)
+
+
+# What is said before
+
+
+def before(host: Host, model_size: int | None = None, **changed: Any) -> tuple[str, ...]:
+    return warnings_before(QUIET._replace(**changed), host, model_size)
+
+
+def test_a_quiet_machine(host: Host) -> None:
+    assert before(host, 5 * GIBIBYTE) == ()
+    assert warnings_after(QUIET, LATER) == ()
+
+
+def test_busy_neighbours_are_named(host: Host) -> None:
+    programs = (Busy("chrome", 0.9), Busy("make", 0.4), Busy("sh", 0.02))
+    assert before(host, other_load=1.31, busiest=programs) == (
+        "other processes use 1.3 of 8 CPUs (chrome 0.9, make 0.4): close them or wait",
+    )
+
+
+def test_neighbours_that_cannot_be_seen(host: Host) -> None:
+    (line,) = before(host, other_load=1.0)
+    assert line == "other processes use 1.0 of 8 CPUs: close them or wait"
+
+
+@pytest.mark.parametrize(
+    ("cpus", "others", "said"),
+    [(1, 0.1, 0), (1, 0.11, 1), (8, 0.4, 0), (8, 0.41, 1), (96, 0.5, 0), (96, 0.51, 1)],
+)
+def test_how_much_load_is_worth_a_word(host: Host, cpus: int, others: float, said: int) -> None:
+    assert len(before(host, other_load=others, online_cpus=cpus)) == said
+
+
+@pytest.mark.parametrize(
+    ("governor", "driver", "words"),
+    [
+        ("powersave", "acpi-cpufreq", "powersave keeps the lowest clock"),
+        ("powersave", "intel_pstate", "powersave of intel_pstate may hold the clock back"),
+        ("powersave", "amd-pstate-epp", "powersave of amd-pstate-epp"),
+        ("schedutil", "amd-pstate", "schedutil raises the clock only after load begins"),
+        ("performance,ondemand", None, "ondemand raises the clock"),
+    ],
+)
+def test_governors(host: Host, governor: str, driver: str | None, words: str) -> None:
+    (line,) = before(host, governor=governor, driver=driver)
+    assert words in line
+    assert line.endswith(": sudo cpupower frequency-set -g performance")
+
+
+@pytest.mark.parametrize("governor", ["performance", None, "userspace"])
+def test_governors_of_which_nothing_is_said(host: Host, governor: str | None) -> None:
+    assert before(host, governor=governor) == ()
+
+
+def test_a_limited_clock(host: Host) -> None:
+    clock = Clock(2000.0, 2000.0, 2000.0, 2400.0, 4800.0)
+    assert before(host, clock=clock) == (
+        "the clock is limited to 2400 of 4800 MHz: sudo cpupower frequency-set -u 4800MHz",
+    )
+    assert before(host, clock=clock._replace(limit=4700.0)) == ()
+
+
+@pytest.mark.parametrize(
+    ("celsius", "critical", "said"),
+    [(89.9, None, 0), (90.0, None, 1), (89.9, 100.0, 0), (92.0, 105.0, 0), (95.0, 105.0, 1)],
+)
+def test_heat(host: Host, celsius: float, critical: float | None, said: int) -> None:
+    lines = before(host, temperature=Temperature(celsius, "k10temp", critical))
+    assert len(lines) == said
+    assert all(f"hot, {celsius:.0f} °C (k10temp)" in line for line in lines)
+
+
+def test_a_model_larger_than_the_free_memory(host: Host) -> None:
+    (line,) = before(host, 10**10, memory=Memory(None, 11 * 10**9))
+    assert line.startswith("11.0 GB of memory are free and the model needs about 11.5 GB: ")
+    assert before(host, 10**10, memory=Memory(None, 12 * 10**9)) == ()
+
+
+def test_a_battery(host: Host) -> None:
+    (line,) = before(host, on_battery=True)
+    assert "battery" in line and "plug it in" in line
+
+
+def test_a_quota(machine: Machine) -> None:
+    host = machine.cgroup2("/", {"cpu.max": "150000 100000"}).host()
+    (line,) = before(host)
+    assert line.startswith("a quota allows 1.5 of 8 CPUs")
+
+
+# What is said after
+
+
+def after(**changed: Any) -> tuple[str, ...]:
+    return warnings_after(QUIET, LATER._replace(**changed))
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        (
+            {"times": CpuTimes(800.0, 5.0)},
+            "other processes used on average 1.0 of 8 CPUs: close them or wait",
+        ),
+        (
+            {"times": CpuTimes(600.0, 30.0)},
+            "the hypervisor gave 20 % of the CPU time to others (steal): "
+            "measure again at a quieter time",
+        ),
+        (
+            {"throttling": (Throttling("a", 300, 50, 6.0),)},
+            "throttled in 40 of 200 periods by quota, 5.0 s in all: settings with more threads "
+            "than the quota has CPUs suffer most; raise it to compare",
+        ),
+        (
+            {"clock": Clock(2000.0, 1500.0, 3100.0)},
+            "the clock fell from 3500 to 3100 MHz: let the machine cool and measure again",
+        ),
+        (
+            {"throttle_events": 8},
+            "the processor lowered its clock because of heat: "
+            "later figures are too low, let it cool and measure again",
+        ),
+        (
+            {"temperature": Temperature(97.0, "coretemp", 100.0)},
+            "the processor is hot, 97 °C (coretemp): let it cool, clear its air vents",
+        ),
+        (
+            {"swap": Swap(0, 20_000_000)},
+            "20 MB came back from swap: close programs that need memory",
+        ),
+        (
+            {"on_battery": True},
+            "the machine went over to its battery: plug it in and measure again",
+        ),
+        (
+            {"governor": None},
+            "the governor changed from performance to none: measure again",
+        ),
+    ],
+)
+def test_what_happened(changed: dict[str, Any], line: str) -> None:
+    assert after(**changed) == (line,)
+
+
+def test_little_things_are_not_worth_a_word() -> None:
+    assert (
+        after(
+            times=CpuTimes(702.0, 12.0),
+            throttling=(Throttling("a", 300, 20, 1.5),),
+            clock=Clock(2000.0, 800.0, 3200.0),
+            swap=Swap(10**9, 1 << 20),
+        )
+        == ()
+    )

@@ -1,0 +1,164 @@
+"""Tokens per joule, from fake energy counters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bitnet_tuning.bench.absent import Absent
+from bitnet_tuning.bench.energy import (
+    LONG,
+    SHORT,
+    Energy,
+    EnergyMeter,
+    as_json,
+    find_domains,
+    tokens_per_joule,
+)
+from bitnet_tuning.errors import TuningError
+from bitnet_tuning.host.energy import Domain, read_domains
+from bitnet_tuning.host.root import Root
+from tests.machines import Machine
+
+SPAN = 262_143_328_850
+COUNTER = "sys/class/powercap/intel-rapl:0/energy_uj"
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+@pytest.fixture
+def root(machine: Machine) -> Root:
+    return Root(str(machine.path))
+
+
+def test_only_whole_packages_count(machine: Machine, root: Root) -> None:
+    machine.rapl("intel-rapl:0", 5, SPAN).rapl("intel-rapl:1", 6, None, "package-1")
+    machine.rapl("intel-rapl:2", 7, SPAN, "psys").rapl("intel-rapl:0:0", 8, SPAN, "core")
+    machine.rapl("intel-rapl-mmio:0", 9, SPAN)
+    folder = "sys/class/powercap/intel-rapl"
+    assert read_domains(root) == (Domain(f"{folder}:0", SPAN), Domain(f"{folder}:1", None))
+
+
+def domains(root: Root) -> tuple[Domain, ...]:
+    found = find_domains(root)
+    assert not isinstance(found, Absent)
+    return found
+
+
+def test_two_packages_are_added(machine: Machine, root: Root) -> None:
+    machine.rapl("intel-rapl:0", 1_000_000, SPAN).rapl("intel-rapl:1", 0, SPAN, "package-1")
+    meter = EnergyMeter(root, domains(root))
+    machine.rapl("intel-rapl:0", 3_500_000, SPAN).rapl("intel-rapl:1", 500_000, SPAN, "package-1")
+    assert meter.joules() == pytest.approx(3.0)
+
+
+def test_a_counter_that_starts_again(machine: Machine, root: Root) -> None:
+    machine.rapl("intel-rapl:0", SPAN - 1_000_000, SPAN)
+    meter = EnergyMeter(root, domains(root))
+    machine.rapl("intel-rapl:0", 2_000_000, SPAN)
+    assert meter.joules() == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("span", [None, 5])
+def test_a_counter_that_starts_again_at_an_unknown_place(
+    machine: Machine, root: Root, span: int | None
+) -> None:
+    machine.rapl("intel-rapl:0", 1_000_000, span)
+    meter = EnergyMeter(root, domains(root))
+    machine.rapl("intel-rapl:0", 2, span)
+    assert meter.joules() is None
+
+
+@pytest.mark.parametrize("content", ["", "x", "-5"])
+def test_a_counter_that_goes_dark(machine: Machine, root: Root, content: str) -> None:
+    machine.rapl("intel-rapl:0", 1)
+    meter = EnergyMeter(root, domains(root))
+    machine.rapl("intel-rapl:0", content)
+    assert meter.joules() is None
+
+
+def no_run(_: int) -> None:
+    raise AssertionError("nothing is to be run without counters")
+
+
+def test_no_counters(root: Root) -> None:
+    """As in virtual machines, WSL and on most ARM boards."""
+    absent = tokens_per_joule(no_run, root)
+    assert absent == Absent("this machine shows no energy counters (RAPL)")
+
+
+def test_counters_for_root_alone(
+    machine: Machine, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.rapl("intel-rapl:0", 1, SPAN).rapl("intel-rapl:1", 1, SPAN, "package-1")
+    read = Root.read
+
+    def denied(self: Root, name: str, limit: int = 1 << 16) -> str | None:
+        return None if name == COUNTER else read(self, name, limit)
+
+    monkeypatch.setattr(Root, "read", denied)
+    absent = tokens_per_joule(no_run, root)
+    assert isinstance(absent, Absent)
+    assert absent.reason == (f"only root may read the energy counters: sudo chmod a+r /{COUNTER}")
+
+
+class Engine:
+    """Each run takes 20 J for loading and so many per token, read off one after the other."""
+
+    def __init__(self, machine: Machine, *per_token: float) -> None:
+        self.machine = machine
+        self.per_token = list(per_token)
+        self.asked: list[int] = []
+        self.total = SPAN - 50_000_000
+        self._show()
+
+    def _show(self) -> None:
+        self.machine.rapl("intel-rapl:0", self.total % SPAN, SPAN)
+
+    def run(self, tokens: int) -> None:
+        self.asked.append(tokens)
+        self.total += round(1e6 * (20 + tokens * self.per_token[(len(self.asked) - 1) // 2]))
+        self._show()
+
+
+def test_loading_cancels_out(machine: Machine, root: Root) -> None:
+    engine = Engine(machine, 0.5, 0.25, 1.0)
+    energy = tokens_per_joule(engine.run, root)
+    assert isinstance(energy, Energy)
+    assert engine.asked == [SHORT, LONG] * 3
+    assert energy.samples == pytest.approx((2.0, 4.0, 1.0))
+    assert (energy.median, energy.low, energy.high) == pytest.approx((2.0, 1.0, 4.0))
+    assert energy.tokens == LONG - SHORT
+    assert json.loads(json.dumps(as_json(energy)))["samples"] == pytest.approx([2.0, 4.0, 1.0])
+
+
+def test_noise_that_hides_the_tokens(machine: Machine, root: Root) -> None:
+    absent = tokens_per_joule(Engine(machine, 0.5, -0.25, 1.0).run, root)
+    assert isinstance(absent, Absent)
+    assert "no more energy" in absent.reason
+
+
+def test_a_run_that_fails(machine: Machine, root: Root) -> None:
+    machine.rapl("intel-rapl:0", 1, SPAN)
+
+    def fails(_: int) -> None:
+        raise TuningError("the engine crashed", "rebuild it")
+
+    assert tokens_per_joule(fails, root) == Absent(
+        "the run for the energy failed: the engine crashed"
+    )
+
+
+def test_counters_that_vanish_on_the_way(machine: Machine, root: Root) -> None:
+    machine.rapl("intel-rapl:0", 1, SPAN)
+
+    def vanish(_: int) -> None:
+        machine.write(COUNTER, "")
+
+    absent = tokens_per_joule(vanish, root)
+    assert absent == Absent("the energy counters stopped being readable")

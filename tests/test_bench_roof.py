@@ -1,0 +1,101 @@
+"""Bytes of weights per token, and how near a speed is to what memory allows."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bitnet_tuning import demo
+from bitnet_tuning.bench.absent import Absent
+from bitnet_tuning.bench.roof import Roof, as_json, bytes_per_token, words
+from bitnet_tuning.gguf import TensorInfo, read_tensors
+
+F32, F16, Q8_0, I2_S, UNKNOWN = 0, 1, 8, 36, 38
+
+
+def tensor(name: str, kind: int, *shape: int) -> TensorInfo:
+    return TensorInfo(name, kind, shape, 0)
+
+
+EMBEDDING = tensor("token_embd.weight", F16, 64, 1000)
+LAYER = (
+    tensor("blk.0.attn_norm.weight", F32, 64),
+    tensor("blk.0.ffn_up.weight", I2_S, 64, 256),
+)
+LAYER_BYTES = 64 * 4 + 64 * 256 // 4 + 32
+
+
+def test_one_row_of_the_token_table() -> None:
+    output = tensor("output.weight", Q8_0, 64, 1000)
+    expected = 64 * 2 + LAYER_BYTES + 1000 * 64 // 32 * 34
+    assert bytes_per_token((EMBEDDING, *LAYER, output)) == expected
+
+
+def test_a_tied_token_table_is_the_output_matrix() -> None:
+    assert bytes_per_token((EMBEDDING, *LAYER)) == 1000 * 64 * 2 + LAYER_BYTES
+
+
+def test_other_tables_are_looked_up_even_in_a_tied_model() -> None:
+    position = tensor("position_embd.weight", F32, 64, 512)
+    norm = tensor("token_embd_norm.weight", F32, 64)
+    more = bytes_per_token((EMBEDDING, *LAYER, position, norm))
+    assert more == 1000 * 64 * 2 + LAYER_BYTES + 64 * 4 + 64 * 4
+
+
+def test_experts() -> None:
+    experts = tensor("blk.0.ffn_up_exps.weight", F16, 64, 128, 8)
+    absent = bytes_per_token((EMBEDDING, *LAYER, experts))
+    assert isinstance(absent, Absent)
+    assert "ffn_up_exps" in absent.reason
+    quarter = 64 * 128 * 8 * 2 // 4
+    assert bytes_per_token((EMBEDDING, *LAYER, experts), (2, 8)) == (
+        1000 * 64 * 2 + LAYER_BYTES + quarter
+    )
+
+
+def test_a_type_of_unknown_size() -> None:
+    absent = bytes_per_token((EMBEDDING, tensor("blk.0.ffn_up.weight", UNKNOWN, 64, 64)))
+    assert absent == Absent("the size of tensor type 38 (blk.0.ffn_up.weight) is not known here")
+
+
+def test_no_tensors() -> None:
+    assert isinstance(bytes_per_token(()), Absent)
+
+
+def test_a_real_file() -> None:
+    """The demo model is tied: but for the header, all of it is read."""
+    tensors = read_tensors(demo.I2_S)
+    end = max(info.offset for info in tensors)
+    size = bytes_per_token(tensors)
+    assert isinstance(size, int)
+    assert 0.9 * (end - tensors[0].offset) < size < 1.1 * end
+
+
+def test_figures() -> None:
+    roof = Roof(34e9, 10**9, 27.0)
+    assert (roof.achieved, roof.limit) == (27e9, 34.0)
+    assert roof.share == pytest.approx(27 / 34)
+    facts = as_json(roof)
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["limit_tokens_per_second"] == 34.0
+
+
+@pytest.mark.parametrize(
+    ("bandwidth", "speed", "at_least", "sentence"),
+    [
+        (34e9, 27.0, False, "27 GB/s of 34 GB/s: 79 % of what memory allows"),
+        (34e9, 27.0, True, "27 GB/s of at least 34 GB/s: 79 % of what memory allows, or less"),
+        (123.4e9, 0.5, False, "0.5 GB/s of 123 GB/s: less than 1 % of what memory allows"),
+        (27e9, 27.0, False, "27 GB/s of 27 GB/s: 100 % of what memory allows"),
+    ],
+)
+def test_sentences(bandwidth: float, speed: float, at_least: bool, sentence: str) -> None:
+    assert words(Roof(bandwidth, 10**9, speed), at_least) == sentence
+
+
+@pytest.mark.parametrize(("at_least", "why"), [(False, "slower while"), (True, "gives more than")])
+def test_faster_than_memory(at_least: bool, why: str) -> None:
+    sentence = words(Roof(34e9, 10**9, 41.0), at_least)
+    assert sentence.startswith("41 GB/s, more than the 34 GB/s measured of memory: caches hold")
+    assert why in sentence

@@ -1,0 +1,188 @@
+"""What the processors do, and how fast they run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bitnet_tuning.host import activity
+from bitnet_tuning.host.activity import CpuTimes, own_cpu_seconds, read_cpu_times, read_processes
+from bitnet_tuning.host.clock import Clock, read_clock, read_driver
+from bitnet_tuning.host.root import Root
+from tests.machines import Machine
+
+CPUS = frozenset(range(4))
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path).regular(cores=4)
+
+
+@pytest.fixture
+def root(machine: Machine) -> Root:
+    return Root(str(machine.path))
+
+
+@pytest.fixture
+def hertz(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activity, "_hertz", lambda: 100)
+
+
+# CPU times
+
+
+@pytest.mark.usefixtures("hertz")
+def test_work_is_neither_idle_nor_steal_nor_guests_twice(machine: Machine, root: Root) -> None:
+    machine.cpu_times(1000, 200, 300, 99_999, 88_888, 40, 60, 250, 700, 0)
+    assert read_cpu_times(root) == CpuTimes(busy=16.0, steal=2.5)
+
+
+@pytest.mark.usefixtures("hertz")
+def test_old_kernels_count_no_steal(machine: Machine, root: Root) -> None:
+    machine.cpu_times(1000, 0, 100, 5000)
+    assert read_cpu_times(root) == CpuTimes(11.0, 0.0)
+
+
+@pytest.mark.parametrize("text", [None, "", "cpu", "cpu 1 2", "intr 1 2 3 4 5 6", b"\xff\0\xff"])
+def test_no_cpu_times(machine: Machine, root: Root, text: str | bytes | None) -> None:
+    if text is not None:
+        machine.write("proc/stat", text)
+    assert read_cpu_times(root) is None
+
+
+@pytest.mark.usefixtures("hertz")
+def test_a_column_that_is_no_number_counts_as_nothing(machine: Machine, root: Root) -> None:
+    machine.write("proc/stat", "cpu  100 x 200 5000 1 1 1 1")
+    assert read_cpu_times(root) == CpuTimes(3.02, 0.01)
+
+
+def test_systems_without_sysconf(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: str) -> int:
+        raise ValueError
+
+    monkeypatch.setattr(os, "sysconf", unknown, raising=False)
+    assert activity._hertz() == 100
+
+
+def test_own_time_grows_with_finished_children() -> None:
+    before = own_cpu_seconds()
+    code = "import time\nwhile time.process_time() < 0.3: pass"
+    subprocess.run([sys.executable, "-S", "-c", code], check=True)
+    assert own_cpu_seconds() - before > 0.2
+
+
+# Processes
+
+
+class FakePsutil(ModuleType):
+    """Processes by id: (name, user, system), or None where access is denied."""
+
+    class Error(Exception):
+        pass
+
+    def __init__(self, processes: dict[int, Any], children: tuple[int, ...] | None = ()) -> None:
+        super().__init__("psutil")
+        self.processes = processes
+        self.children = children
+
+    def process_iter(self, fields: list[str]) -> Iterator[Any]:
+        assert fields == ["name", "cpu_times"]
+        for pid, known in self.processes.items():
+            name, user, system = known or (None, 0.0, 0.0)
+            times = SimpleNamespace(user=user, system=system) if known else None
+            yield SimpleNamespace(pid=pid, info={"name": name, "cpu_times": times})
+
+    def Process(self) -> Any:  # noqa: N802
+        def children(recursive: bool) -> list[Any]:
+            assert recursive
+            if self.children is None:
+                raise self.Error("gone")
+            return [SimpleNamespace(pid=pid) for pid in self.children]
+
+        return SimpleNamespace(pid=1000, children=children)
+
+
+def listed(monkeypatch: pytest.MonkeyPatch, psutil: ModuleType | None) -> dict[int, Any]:
+    monkeypatch.setitem(sys.modules, "psutil", psutil)
+    return {pid: tuple(process) for pid, process in read_processes().items()}
+
+
+def test_ourselves_and_our_children_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    everyone = {pid: (f"p{pid}", 1.0, 0.5) for pid in (1, 1000, 1001, 1002)}
+    assert listed(monkeypatch, FakePsutil(everyone, (1001, 1002))) == {1: ("p1", 1.5)}
+    assert 1001 in listed(monkeypatch, FakePsutil(everyone, None))
+
+
+def test_processes_that_do_not_show_their_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = listed(monkeypatch, FakePsutil({1: None, 2: ("b", 1.0, 0.0)}))
+    assert seen == {2: ("b", 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("evil\x1b[2J", "evil?[2J"),
+        ("", "?"),
+        ("x" * 99, "x" * 40),
+        ("kworker/0:1-events", "kworker"),
+        ("Größe", "Größe"),
+    ],
+)
+def test_names(monkeypatch: pytest.MonkeyPatch, name: str, shown: str) -> None:
+    assert listed(monkeypatch, FakePsutil({7: (name, 1.0, 0.0)}))[7][0] == shown
+
+
+def test_no_names_without_psutil(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert listed(monkeypatch, None) == {}
+
+
+# Clock
+
+
+def test_the_clock_of_the_allowed_cpus(machine: Machine, root: Root) -> None:
+    machine.per_cpu(
+        "cpufreq/scaling_cur_freq", {0: 800_000, 1: 2_000_000, 2: 3_200_000, 3: 9_000_000}
+    )
+    machine.per_cpu("cpufreq/scaling_max_freq", {0: 2_000_000, 1: 3_600_000})
+    machine.frequencies(dict.fromkeys(range(4), 4_800_000))
+    assert read_clock(root, frozenset((0, 1, 2))) == Clock(2000, 800, 3200, 3600, 4800)
+
+
+def test_what_is_no_clock_is_left_out(machine: Machine, root: Root) -> None:
+    machine.per_cpu("cpufreq/scaling_cur_freq", {0: "<unknown>", 1: 0, 2: -5, 3: 4_294_967_295})
+    assert read_clock(root, CPUS) is None
+    machine.per_cpu("cpufreq/scaling_cur_freq", {1: 1_000_000})
+    assert read_clock(root, CPUS) == Clock(1000, 1000, 1000)
+
+
+def test_the_clock_in_cpuinfo(machine: Machine, root: Root) -> None:
+    machine.cpuinfo(
+        f"processor\t: {cpu}\ncpu MHz\t\t: {speed}"
+        for cpu, speed in ((0, "1000.500"), (1, "2000.500"), (2, "0.000"), (3, "nan"), (9, "5000"))
+    )
+    assert read_clock(root, CPUS) == Clock(1500.5, 1000.5, 2000.5)
+
+
+def test_the_clock_of_power(machine: Machine, root: Root) -> None:
+    machine.cpuinfo(["processor\t: 0\ncpu\t\t: POWER9\nclock\t\t: 3800.000000MHz"])
+    assert read_clock(root, CPUS) == Clock(3800, 3800, 3800)
+
+
+def test_no_clock(machine: Machine, root: Root) -> None:
+    assert read_clock(root, CPUS) is None
+    machine.cpuinfo(["cpu MHz : 1000", "processor : x\ncpu MHz : 1000"])
+    assert read_clock(root, CPUS) is None
+
+
+def test_the_driver_of_the_first_cpu_that_has_one(machine: Machine, root: Root) -> None:
+    assert read_driver(root, CPUS) is None
+    machine.per_cpu("cpufreq/scaling_driver", {0: "bad\x07name", 2: "intel_pstate"})
+    assert read_driver(root, CPUS) == "intel_pstate"
