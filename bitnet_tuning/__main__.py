@@ -13,6 +13,7 @@ COMMANDS = {
     "host": "what is known of this machine",
     "plan": "what would be run, and why",
     "selftest": "whether an engine computes the right tokens",
+    "profile": "measured winners: list, show, remove, export, import",
 }
 
 _USAGE = "usage: python3 -m bitnet_tuning COMMAND [--help]"

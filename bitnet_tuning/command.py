@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 
 class Plan(NamedTuple):
-    """A whole run, decided. ``batch`` and ``ubatch`` are None where the engine's own stay."""
+    """A whole run, decided. None stands for "as the engine has it" in ``batch``, ``ubatch``
+    and from ``mmap`` on."""
 
     command: tuple[str, ...]
     env: dict[str, str]
@@ -25,6 +26,13 @@ class Plan(NamedTuple):
     warnings: tuple[str, ...] = ()
     mlock: bool = False
     nice: int = 0
+    mmap: bool | None = None
+    flash: bool | None = None
+    """Flash attention."""
+    poll: int | None = None
+    """How eagerly threads wait, 0 to 100."""
+    numa: str | None = None
+    """``distribute``, ``isolate`` or ``numactl``."""
 
 
 def build_command(
@@ -48,7 +56,10 @@ def build_command(
         *_sampling(request),
         *_pair("-b", plan.batch),
         *_pair("-ub", plan.ubatch),
-        *_lock(plan, flags),
+        *_loading(plan, flags),
+        *_flash(plan.flash, flags, flash_takes_value(engine)),
+        *_listed("--poll", plan.poll, flags),
+        *_listed("--numa", plan.numa, flags),
         *_mode(request, flags, feeds_stdin),
         *request.extra,
     ]
@@ -74,11 +85,32 @@ def _threads_batch(plan: Plan, flags: frozenset[str]) -> tuple[str, ...]:
     return ("-tb", str(plan.threads_batch)) if known else ()
 
 
-def _lock(plan: Plan, flags: frozenset[str]) -> tuple[str, ...]:
-    """Mainline replaced --mlock by a mode of loading in 2026."""
-    if not plan.mlock:
+def _loading(plan: Plan, flags: frozenset[str]) -> tuple[str, ...]:
+    """Mapped or read, locked or not. Mainline replaced the switches by one mode in 2026."""
+    copied = plan.mmap is False
+    if "--load-mode" in flags and (copied or plan.mlock):
+        lock = "mlock" if copied else "mmap+mlock"
+        return ("--load-mode", lock if plan.mlock else "none")
+    wanted = (("--no-mmap", copied), ("--mlock", plan.mlock))
+    return tuple(flag for flag, is_wanted in wanted if is_wanted and flag in flags)
+
+
+def flash_takes_value(engine: Engine) -> bool:
+    """Whether ``-fa`` is followed by on or off: in bitnet.cpp's first generation it is a
+    switch."""
+    return engine.embedded or engine.completion is not None
+
+
+def _flash(wanted: bool | None, flags: frozenset[str], takes_value: bool) -> tuple[str, ...]:
+    if wanted is None or "-fa" not in flags:
         return ()
-    return ("--mlock",) if "--mlock" in flags else ("--load-mode", "mmap+mlock")
+    if takes_value:
+        return ("-fa", "on" if wanted else "off")
+    return ("-fa",) if wanted else ()
+
+
+def _listed(flag: str, value: int | str | None, flags: frozenset[str]) -> tuple[str, ...]:
+    return () if value is None or flag not in flags else (flag, str(value))
 
 
 def _sampling(request: Request) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ BLOCKTIME_MS = "200"
 """Milliseconds that LLVM's threads spin before they sleep: its documented default, which
 it is reported to lower to 0 on hybrid CPUs. 0 was measured at 8.8 tokens/s against 24.7."""
 
-_BINDING_BY_USER = (
+BINDING_BY_USER = (
     "OMP_PROC_BIND",
     "OMP_PLACES",
     "GOMP_CPU_AFFINITY",
@@ -28,8 +28,10 @@ _BINDING_BY_USER = (
     "KMP_HW_SUBSET",
 )
 
+WAITING_BY_USER = ("KMP_BLOCKTIME", "OMP_WAIT_POLICY", "KMP_LIBRARY")
 
-_WAITING_BY_USER = ("KMP_BLOCKTIME", "OMP_WAIT_POLICY", "KMP_LIBRARY")
+TUNABLE = frozenset((*THREAD_COUNTS, *BINDING, *WAITING_BY_USER, "GOMP_SPINCOUNT"))
+"""All that a measured setting may bring into an engine's environment."""
 
 
 class OpenMP(NamedTuple):
@@ -55,7 +57,7 @@ def choose_variables(
     if runtime not in (NONE, MSVC):
         wanted |= _binding(environ)
         reasons += [
-            f"threads not bound: you set {name}" for name in _set(environ, _BINDING_BY_USER)
+            f"threads not bound: you set {name}" for name in _set(environ, BINDING_BY_USER)
         ]
     if runtime == LLVM:
         waiting = _waiting(quota_binds, environ)
@@ -72,7 +74,7 @@ def choose_variables(
 
 def _waiting(quota_binds: bool, environ: Mapping[str, str]) -> OpenMP:
     """How long LLVM's threads spin. KMP_BLOCKTIME outranks the other ways to say it."""
-    chosen = _set(environ, _WAITING_BY_USER)
+    chosen = _set(environ, WAITING_BY_USER)
     if chosen:
         return OpenMP({}, f"how threads wait is yours: you set {', '.join(chosen)}")
     if quota_binds:
@@ -107,7 +109,7 @@ def _runtime_sentence(runtime: str | None) -> str:
 
 def binds_itself(environ: Mapping[str, str]) -> bool:
     """Whether the user chose thread places (a sourced bitnet-env.sh is not the user)."""
-    return any(user_set(environ, name) for name in _BINDING_BY_USER)
+    return any(user_set(environ, name) for name in BINDING_BY_USER)
 
 
 def user_set(environ: Mapping[str, str], name: str) -> bool:

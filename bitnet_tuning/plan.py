@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from bitnet_tuning.engine import Engine
     from bitnet_tuning.gguf import ModelFile
     from bitnet_tuning.host import Host, Privileges
+    from bitnet_tuning.profile_record import Profile
     from bitnet_tuning.request import Request
+    from bitnet_tuning.setting import Setting
 
-__all__ = ["KERNEL_ISA", "Facts", "Plan", "make_plan"]
+__all__ = ["KERNEL_ISA", "Facts", "Plan", "apply_setting", "make_plan"]
 
 GIBIBYTE = 1 << 30
 MEBIBYTE = 1 << 20
@@ -45,11 +47,23 @@ class Facts(NamedTuple):
     """Whether the engine's input will be a pipe that this program fills."""
     privileges: Privileges | None = None
     """What performance mode may use; None where it is not asked for."""
+    profile: Profile | None = None
+    """What was measured for this host, engine and model."""
 
 
 def make_plan(request: Request, facts: Facts) -> Plan:
     """Decides everything. Raises UnsupportedError where engine and model cannot work
     together, UsageError for a senseless variable."""
+    computed = _computed(request, facts)
+    if facts.profile is None:
+        return computed
+    from bitnet_tuning.tuned import with_profile  # noqa: PLC0415
+
+    return with_profile(computed, facts.profile, request, facts)
+
+
+def _computed(request: Request, facts: Facts) -> Plan:
+    """From the facts alone."""
     host, engine, model, environ = facts.host, facts.engine, facts.model, facts.environ
     check_pair(engine, model)
     threads = choose_threads(
@@ -85,6 +99,13 @@ def make_plan(request: Request, facts: Facts) -> Plan:
     return draft._replace(
         command=build_command(draft, request, engine, facts.feeds_stdin), reasons=reasons
     )
+
+
+def apply_setting(plan: Plan, setting: Setting, request: Request, facts: Facts) -> Plan:
+    """The plan with all that can be tuned as ``setting`` has it, its command built anew."""
+    tuned = plan._replace(**{**setting._asdict(), "env": dict(setting.env)})
+    command = build_command(tuned, request, facts.engine, facts.feeds_stdin)
+    return tuned._replace(command=command)
 
 
 def _reasons(request: Request, facts: Facts, threads: Threads, env_reason: str) -> dict[str, str]:

@@ -29,5 +29,7 @@ class Request(NamedTuple):
     seed: int | None = None
     chat: bool = False
     performance: bool = False
+    profile: bool = True
+    """Whether a measured profile may decide."""
     extra: tuple[str, ...] = ()
     """Passed to the engine untouched, last."""

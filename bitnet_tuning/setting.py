@@ -77,7 +77,11 @@ def of_plan(plan: Plan) -> Setting:
         threads_batch=plan.threads_batch,
         env=tuple(sorted(plan.env.items())),
         cpus=plan.cpus,
+        mmap=plan.mmap,
+        flash=plan.flash,
         ubatch=plan.ubatch,
+        poll=plan.poll,
+        numa=plan.numa,
         mlock=plan.mlock,
         nice=plan.nice,
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Mapping
 
 from bitnet_tuning.records import TYPE_CHECKING
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 _LARGEST = 1 << 22
+_MODULUS = (1 << 64) - 59
+"""The largest prime of 64 bits."""
 
 
 def default_folder(environ: Mapping[str, str]) -> str:
@@ -49,46 +50,73 @@ class State:
     def load(self, kind: str, key: str, shape: Shape | None = None) -> Record | None:
         """The record stored under ``key``, or None. One without the fields of ``shape``, or
         with others' types in them, is set aside."""
-        path = self._path(kind, key)
+        record = self._read(self.path(kind, digest(key)), shape or {})
+        return record if record is not None and record["key"] == key else None
+
+    def load_all(self, kind: str, shape: Shape) -> dict[str, Record]:
+        """Every record of a kind by the digest of its key, read as ``load`` does."""
+        try:
+            names = sorted(os.listdir(self.folder))
+        except OSError:
+            return {}
+        marks = [
+            name[len(kind) + 1 : -5]
+            for name in names
+            if name.startswith(f"{kind}-") and name.endswith(".json")
+        ]
+        found = {mark: self._read(self.path(kind, mark), shape) for mark in marks}
+        return {mark: record for mark, record in found.items() if record is not None}
+
+    def _read(self, path: str, shape: Shape) -> Record | None:
         try:
             with open(path, "rb") as file:
                 record: Record = json.loads(file.read(_LARGEST))
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._warn(f"cannot read {path}: {error.strerror}")
+            self.warn(f"cannot read {path}: {error.strerror}")
             return None
         except (ValueError, RecursionError):
-            self._set_aside(path)
+            self.set_aside(path)
             return None
-        if isinstance(record, dict) and (record.get("schema"), record.get("key")) != (SCHEMA, key):
+        if isinstance(record, dict) and record.get("schema") != SCHEMA:
             return None
-        if not _fits(record, shape or {}):
-            self._set_aside(path)
+        if not _fits(record, {"key": str, **shape}):
+            self.set_aside(path)
             return None
         return record
 
-    def store(self, kind: str, key: str, record: Mapping[str, Any]) -> None:
-        path = self._path(kind, key)
+    def store(self, kind: str, key: str, record: Mapping[str, Any]) -> bool:
+        """Whether it could be kept; replaces what is stored under ``key``."""
+        path = self.path(kind, digest(key))
         text = json.dumps({"schema": SCHEMA, "key": key, **record}, indent=1)
         try:
             os.makedirs(self.folder, exist_ok=True)
             write_atomically(path, text.encode())
         except OSError as error:
-            self._warn(f"cannot keep what was found in {self.folder}: {error.strerror}")
+            self.warn(f"cannot keep what was found in {self.folder}: {error.strerror}")
+            return False
+        return True
 
-    def _path(self, kind: str, key: str) -> str:
-        return os.path.join(self.folder, f"{kind}-{zlib.crc32(os.fsencode(key)):08x}.json")
+    def path(self, kind: str, mark: str) -> str:
+        """The file of the record whose key has this digest."""
+        return os.path.join(self.folder, f"{kind}-{mark}.json")
 
-    def _set_aside(self, path: str) -> None:
-        self._warn(f"{path} was damaged and is set aside as {os.path.basename(path)}.broken")
+    def set_aside(self, path: str) -> None:
+        self.warn(f"{path} was damaged and is set aside as {os.path.basename(path)}.broken")
         try:
             os.replace(path, path + ".broken")
         except OSError:
             pass
 
-    def _warn(self, text: str) -> None:
+    def warn(self, text: str) -> None:
         self.warning = self.warning or text
+
+
+def digest(key: str) -> str:
+    """16 hexadecimal digits; unlike hashlib's, at no cost for an import. Two keys that were
+    not made for it meet once in 2**64."""
+    return f"{int.from_bytes(os.fsencode(key), 'big') % _MODULUS:016x}"
 
 
 def _fits(record: object, shape: Shape) -> bool:

@@ -198,3 +198,57 @@ def test_extra_arguments_come_last_and_untouched(engine: Engine, chat: bool) -> 
 @pytest.mark.parametrize("text", ["-x", "--", 'it\'s "q"\n$(x)', "a\\nb", " ", "\udcff", "🐍"])
 def test_a_prompt_is_one_argument_whatever_it_holds(text: str) -> None:
     assert after(command(Request(prompt=text)), "-p") == text
+
+
+KNOBS = frozenset({"--no-mmap", "-fa", "--poll", "--numa"})
+MODES = (MAINLINE.flags | {"-fa", "--poll", "--numa", "--load-mode"}) - {"--mlock"}
+TUNABLE = FIRST._replace(flags=FIRST_FLAGS | KNOBS, chat_flags=FIRST_FLAGS | KNOBS)
+TUNABLE_MAINLINE = MAINLINE._replace(flags=MODES)
+TUNABLE_EMBEDDED = EMBEDDED._replace(flags=EMBEDDED.flags | KNOBS)
+
+
+def added(engine: Engine, **fields: object) -> list[str]:
+    """The words that these fields of a plan add to a command."""
+    plain = command(HELLO, engine)
+    words = command(HELLO, engine, PLAN._replace(**fields))  # type: ignore[arg-type]
+    return [word for word in words if word not in plain]
+
+
+@pytest.mark.parametrize(
+    ("mmap", "mlock", "switches", "mode"),
+    [
+        (None, False, [], []),
+        (True, False, [], []),
+        (False, False, ["--no-mmap"], ["--load-mode", "none"]),
+        (None, True, ["--mlock"], ["--load-mode", "mmap+mlock"]),
+        (True, True, ["--mlock"], ["--load-mode", "mmap+mlock"]),
+        (False, True, ["--no-mmap", "--mlock"], ["--load-mode", "mlock"]),
+    ],
+)
+def test_how_the_model_is_loaded_is_said_in_the_engines_words(
+    mmap: bool | None, mlock: bool, switches: list[str], mode: list[str]
+) -> None:
+    assert added(TUNABLE, mmap=mmap, mlock=mlock) == switches
+    assert added(TUNABLE_EMBEDDED, mmap=mmap, mlock=mlock) == switches
+    assert added(TUNABLE_MAINLINE, mmap=mmap, mlock=mlock) == mode
+
+
+@pytest.mark.parametrize(
+    ("flash", "switch", "value"),
+    [(None, [], []), (True, ["-fa"], ["-fa", "on"]), (False, [], ["-fa", "off"])],
+)
+def test_flash_attention_is_a_switch_or_takes_a_value(
+    flash: bool | None, switch: list[str], value: list[str]
+) -> None:
+    assert added(TUNABLE, flash=flash) == switch
+    assert added(TUNABLE_MAINLINE, flash=flash) == value
+    assert added(TUNABLE_EMBEDDED, flash=flash) == value
+
+
+def test_waiting_and_nodes_are_passed() -> None:
+    assert added(TUNABLE, poll=99, numa="isolate") == ["--poll", "99", "--numa", "isolate"]
+
+
+@pytest.mark.parametrize("engine", [FIRST, FIRST._replace(flags=frozenset())])
+def test_no_knob_reaches_an_engine_that_does_not_list_it(engine: Engine) -> None:
+    assert added(engine, mmap=False, flash=True, poll=100, numa="isolate") == []

@@ -27,6 +27,9 @@ PURE = (
     "cpulist",
     "ggml_types",
     "request",
+    "setting",
+    "profile_record",
+    "tuned",
     "errors",
     "records",
 )
@@ -191,4 +194,5 @@ def test_a_run_with_a_warm_cache_loads_no_slow_module(tmp_path: Path) -> None:
     ours = {name.removeprefix("bitnet_tuning.") for name in loaded if "bitnet_tuning." in name}
     assert "launch" in ours
     assert not ours & {"probe", "binary", "selftest", "relay", "embedded", "_embedded"}
+    assert not ours & {"setting", "profile_record", "profiles", "tuned", "cli.profile"}
     assert not ours & {"cli.show", "cli.run_optimized", "host.foreign"}

@@ -6,12 +6,11 @@ import json
 import os
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import pytest
 
-from bitnet_tuning.state import SCHEMA, State, default_folder, write_atomically
+from bitnet_tuning.state import SCHEMA, State, default_folder, digest, write_atomically
 
 
 @pytest.fixture
@@ -30,14 +29,12 @@ def only_file(folder: Path) -> Path:
 
 
 def colliding_keys() -> tuple[str, str]:
-    """Two keys of the same CRC: it is linear, so a pair is found among 2**17 or so."""
-    seen: dict[int, str] = {}
-    for number in range(1 << 20):
-        key = f"key {number * 2654435761 % (1 << 32)}"
-        other = seen.setdefault(zlib.crc32(key.encode()), key)
-        if other != key:
-            return other, key
-    raise AssertionError("no two keys collide")
+    """Two keys of the same digest, which is a remainder."""
+    key = "a key of more than 64 bits"
+    number = int.from_bytes(key.encode(), "big") + (1 << 64) - 59
+    other = os.fsdecode(number.to_bytes(len(key), "big"))
+    assert key != other and digest(key) == digest(other)
+    return key, other
 
 
 def test_nothing_is_there_at_first(state: State, folder: Path) -> None:
@@ -82,6 +79,29 @@ def test_keys_with_the_same_file_are_not_confused(state: State, folder: Path) ->
     assert record is not None
     assert record["n"] == 2
     assert only_file(folder)
+
+
+def test_keys_that_differ_little_have_other_digests() -> None:
+    paths = [f"/models/{number:04}/{end}" for number in range(500) for end in ("a.gguf", "b.gguf")]
+    swapped = ["ab" + "." * 62 + "cd", "cd" + "." * 62 + "ab", "ba" + "." * 62 + "dc"]
+    assert len({digest(key) for key in paths + swapped}) == len(paths) + len(swapped)
+
+
+def test_all_records_of_a_kind(state: State, folder: Path) -> None:
+    assert state.load_all("model", {}) == {}
+    for key in ("a", "b", "c", "d"):
+        assert state.store("model", key, {"n": key})
+    state.store("engine", "a", {"n": "other"})
+    (folder / f"model-{digest('b')}.json").write_text("{")
+    (folder / f"model-{digest('c')}.json").write_text('{"schema": 99}')
+    (folder / f"model-{digest('d')}.json.123.tmp").write_text("half")
+    found = state.load_all("model", {"n": str})
+    assert {mark: record["n"] for mark, record in found.items()} == {
+        digest("a"): "a",
+        digest("d"): "d",
+    }
+    assert (folder / f"model-{digest('b')}.json.broken").exists()
+    assert (folder / f"model-{digest('c')}.json").exists()
 
 
 def test_a_key_that_is_not_text(state: State) -> None:

@@ -149,6 +149,7 @@ def add_root(parser: argparse.ArgumentParser, what: str) -> None:
 def add_ours(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--engine", metavar="PATH", help="llama-cli, a folder that holds it, or `embedded`")
+    add("--no-profile", action="store_true", help="do as if nothing had been measured here")
     add("--dry-run", action="store_true", help="print the command and the reasons; run nothing")
     add("--json", action="store_true", help="with --dry-run: print the plan as JSON")
 
@@ -207,5 +208,6 @@ def to_request(options: argparse.Namespace, extra: tuple[str, ...]) -> Request:
         seed=extended("seed"),
         chat=options.conversation,
         performance=bool(extended("performance_mode")),
+        profile=not options.no_profile,
         extra=extra,
     )

@@ -14,6 +14,7 @@ from bitnet_tuning.knowledge import know, with_architecture
 from bitnet_tuning.launch import Outcome
 from bitnet_tuning.model import Choice, choose_model
 from bitnet_tuning.plan import KERNEL_ISA, Facts, Plan, make_plan
+from bitnet_tuning.profile import load as load_profile
 from bitnet_tuning.records import TYPE_CHECKING, NamedTuple
 from bitnet_tuning.request import Request
 from bitnet_tuning.state import State, default_folder
@@ -42,12 +43,7 @@ def prepare(request: Request, root: str = "/") -> Prepared:
     if request.prompt_file is not None:
         _check_prompt_file(request.prompt_file, request.chat)
     state = State(default_folder(os.environ))
-    folders = engine_folders()
-    engine = find_engine(request.engine, state)
-    if engine.checkout and engine.checkout not in folders:
-        folders = (*folders, engine.checkout)
-    choice = choose_model(request.model, os.environ, folders, engine.embedded, state)
-    engine = with_architecture(engine, choice.model.architecture)
+    engine, choice = find_pair(request.engine, request.model, state)
     host = read_host(root)
     stdin = _stdin(request, engine)
     facts = Facts(
@@ -58,6 +54,7 @@ def prepare(request: Request, root: str = "/") -> Prepared:
         os.environ,
         feeds_stdin=stdin == launch.FEED,
         privileges=read_privileges() if request.performance else None,
+        profile=load_profile(state, host, engine, choice.model) if request.profile else None,
     )
     plan = make_plan(request, facts)
     if engine.embedded and EMBEDDED not in (request.engine, os.environ.get("BITNET_ENGINE")):
@@ -69,6 +66,18 @@ def prepare(request: Request, root: str = "/") -> Prepared:
 def find_engine(named: str | None, state: State) -> Engine:
     """The engine to use and what is known of it; raises MissingError."""
     return know(locate(named, os.environ, engine_folders()), state)
+
+
+def find_pair(
+    engine_named: str | None, model_named: str | None, state: State
+) -> tuple[Engine, Choice]:
+    """The engine and the model to use; raises MissingError."""
+    folders = engine_folders()
+    engine = find_engine(engine_named, state)
+    if engine.checkout and engine.checkout not in folders:
+        folders = (*folders, engine.checkout)
+    choice = choose_model(model_named, os.environ, folders, engine.embedded, state)
+    return with_architecture(engine, choice.model.architecture), choice
 
 
 def shown(plan: Plan, options: argparse.Namespace) -> bool:

@@ -1,0 +1,169 @@
+"""``python3 -m bitnet_tuning profile``: what tunings found, and where it is used."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from bitnet_tuning.cli import say
+from bitnet_tuning.cli.arguments import Parser, add_root
+from bitnet_tuning.cli.inference import find_engine, find_pair
+from bitnet_tuning.cli.profile_text import details, row, table
+from bitnet_tuning.errors import MissingError, TuningError, UsageError
+from bitnet_tuning.host import read_host
+from bitnet_tuning.profile import load
+from bitnet_tuning.profile_import import bound_to, read_profile
+from bitnet_tuning.profiles import (
+    Stored,
+    engine_key,
+    find_stale,
+    id_of,
+    remove,
+    store,
+    stored_profiles,
+    to_document,
+    what_changed,
+)
+from bitnet_tuning.state import State, default_folder, write_atomically
+
+_TUNE = "python3 benchmark_optimized.py makes one"
+
+
+def run(arguments: list[str]) -> int:
+    options = _parser().parse_args(arguments)
+    state = State(default_folder(os.environ))
+    try:
+        code: int = options.action(options, state)
+    finally:
+        if state.warning:
+            say(f"warning: {state.warning}")
+    return code
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="bitnet_tuning profile", description="Measured winners, remembered.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, action: Any, what: str) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what)
+        added.set_defaults(action=action)
+        return added
+
+    listing = command("list", _list, "All profiles, and whether they are used here.")
+    _add_facts(listing)
+    showing = command("show", _show, "Everything that is known of one.")
+    showing.add_argument("id", metavar="ID", help="its id or the start of it, or `current`")
+    _add_facts(showing)
+    _add_engine(showing)
+    showing.add_argument("-m", "--model", metavar="FILE", help="of `current`")
+    removal = command("remove", _remove, "Forget one, or all.")
+    removal.add_argument("id", metavar="ID", nargs="?", help="its id or the start of it")
+    removal.add_argument("--all", action="store_true", help="every one")
+    export = command("export", _export, "Write one as JSON, for another machine of this kind.")
+    export.add_argument("id", metavar="ID", help="its id or the start of it")
+    export.add_argument("-o", "--output", metavar="FILE", help="instead of standard output")
+    adoption = command("import", _import, "Use one from another machine of this kind.")
+    adoption.add_argument("file", metavar="FILE", help="what export wrote")
+    _add_engine(adoption)
+    add_root(adoption, "take this folder's machine for the host")
+    return parser
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", metavar="PATH", help="llama-cli, its folder, or `embedded`")
+
+
+def _add_facts(parser: argparse.ArgumentParser) -> None:
+    add_root(parser, "compare with this folder's machine")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _list(options: argparse.Namespace, state: State) -> int:
+    host = read_host(options.root)
+    found = [(stored, what_changed(stored.profile, host)) for stored in stored_profiles(state)]
+    if options.json:
+        print(json.dumps([_facts(stored, changes) for stored, changes in found], indent=2))
+    elif found:
+        print(table([row(stored, changes) for stored, changes in found]))
+    else:
+        say(f"no profile in {state.folder}; {_TUNE}")
+    return 0
+
+
+def _facts(stored: Stored, changes: Sequence[str]) -> dict[str, Any]:
+    document = to_document(stored.profile)
+    return {"id": stored.id, "valid": not changes, "changed": list(changes), **document}
+
+
+def _show(options: argparse.Namespace, state: State) -> int:
+    is_current = options.id == "current"
+    stored = _current(options, state) if is_current else _named(options.id, state)
+    changes = what_changed(stored.profile, read_host(options.root))
+    if options.json:
+        print(json.dumps(_facts(stored, changes), indent=2))
+    else:
+        print(details(stored, changes))
+    return 0
+
+
+def _current(options: argparse.Namespace, state: State) -> Stored:
+    """The one that a run would use; raises MissingError that says why there is none."""
+    engine, choice = find_pair(options.engine, options.model, state)
+    host = read_host(options.root)
+    profile = load(state, host, engine, choice.model)
+    if profile is not None:
+        return Stored(id_of(profile), profile)
+    stale = find_stale(state, host, engine, choice.model)
+    reasons = [f"{item.stored.id} is out of date: {'; '.join(item.changes)}" for item in stale]
+    what = f"no profile for {engine.path} with {choice.model.path} here"
+    raise MissingError(". ".join([what, *reasons]), _TUNE)
+
+
+def _named(start: str, state: State) -> Stored:
+    """By its id or the start of it; raises MissingError, or UsageError for several."""
+    stored = stored_profiles(state)
+    found = [item for item in stored if start and item.id.startswith(start)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        ids = ", ".join(item.id for item in found)
+        raise UsageError(f"{start!r} is the start of several ids: {ids}", "give more of it")
+    ids = ", ".join(item.id for item in stored)
+    raise MissingError(f"no profile {start!r}", f"there are: {ids}" if ids else f"none; {_TUNE}")
+
+
+def _remove(options: argparse.Namespace, state: State) -> int:
+    if options.all == (options.id is not None):
+        raise UsageError("either an ID or --all", "`profile list` shows the ids")
+    chosen = stored_profiles(state) if options.all else [_named(options.id, state)]
+    gone = remove(state, [stored.id for stored in chosen])
+    for stored in chosen:
+        if stored.id in gone:
+            print(f"removed {' '.join(row(stored, ())[:-1])}")
+    if not chosen:
+        say("there is no profile to remove")
+    return 0
+
+
+def _export(options: argparse.Namespace, state: State) -> int:
+    text = json.dumps(to_document(_named(options.id, state).profile), indent=2)
+    if options.output is None:
+        print(text)
+        return 0
+    write_atomically(os.path.abspath(options.output), f"{text}\n".encode())
+    say(f"written to {options.output}")
+    return 0
+
+
+def _import(options: argparse.Namespace, state: State) -> int:
+    profile = read_profile(options.file)
+    engine = find_engine(options.engine, state)
+    bound = bound_to(profile, read_host(options.root), engine_key(engine))
+    mark = store(state, bound)
+    if mark is None:
+        raise TuningError("the profile could not be kept", state.warning or "")
+    print(f"imported {' '.join(row(Stored(mark, bound), ())[:-1])}")
+    return 0

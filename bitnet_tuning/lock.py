@@ -1,0 +1,55 @@
+"""A lock between processes, on a folder. It ends with its holder, however that ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+
+_NAP = 0.02
+"""Seconds between two tries."""
+
+
+@contextlib.contextmanager
+def locked(path: str, patience: float = 5.0) -> Iterator[bool]:
+    """Whether the lock on the file ``path`` was had within ``patience`` seconds; it is held
+    until the end of the block. The file stays."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError:
+        yield False
+        return
+    try:
+        yield _patiently(handle, patience)
+    finally:
+        os.close(handle)
+
+
+def _patiently(handle: int, patience: float) -> bool:
+    until = time.monotonic() + patience
+    while True:
+        try:
+            _take(handle)
+        except (BlockingIOError, PermissionError):
+            if time.monotonic() > until:
+                return False
+            time.sleep(_NAP)
+        except OSError:  # a file system without locks
+            return False
+        else:
+            return True
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _take(handle: int) -> None:
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+
+else:
+    import fcntl
+
+    def _take(handle: int) -> None:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,461 @@
+"""What is remembered, when it is used, and what may go wrong with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitnet_tuning.engine import Engine
+from bitnet_tuning.lock import locked
+from bitnet_tuning.profile import fingerprint, load
+from bitnet_tuning.profile_record import Profile, as_record, claim, from_record
+from bitnet_tuning.profiles import (
+    Stored,
+    find_stale,
+    id_of,
+    new_profile,
+    remove,
+    store,
+    stored_profiles,
+    what_changed,
+)
+from bitnet_tuning.state import State
+from tests import profile_samples as samples
+from tests.machines import Machine, x86_entries
+from tests.profile_samples import EVIDENCE, GIBIBYTE, MODEL, SETTING
+
+
+class Bench:
+    """A machine, an engine and a profile of them in a state folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.machine = samples.machine(folder / "root")
+        self.engine = samples.engine_in(folder / "engine")
+        self.state = State(str(folder / "state"))
+        self.profile = samples.profile(self.machine.host(), self.engine)
+        mark = store(self.state, self.profile)
+        assert mark is not None
+        self.path = Path(self.state.path("profile", mark))
+
+    def load(self, engine: Engine | None = None, **model: Any) -> Profile | None:
+        wanted = MODEL._replace(**model)
+        return load(self.state, self.machine.host(), engine or self.engine, wanted)
+
+    def changes(self) -> list[str]:
+        return what_changed(self.profile, self.machine.host(), self.engine)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+# Found again
+
+
+def test_what_was_stored_comes_back_whole(bench: Bench) -> None:
+    assert bench.load() == bench.profile
+    assert stored_profiles(bench.state) == [Stored(id_of(bench.profile), bench.profile)]
+    assert bench.state.warning is None
+
+
+def test_that_the_default_stays_is_remembered_too(bench: Bench) -> None:
+    stays = bench.profile._replace(setting=None)
+    assert store(bench.state, stays) == id_of(bench.profile)
+    assert bench.load() == stays
+
+
+def test_a_profile_made_now_holds_for_what_it_was_made_of(bench: Bench) -> None:
+    made = new_profile(
+        bench.machine.host(), bench.profile.engine, MODEL, SETTING._replace(threads=2), EVIDENCE
+    )
+    assert store(bench.state, made) == id_of(bench.profile)
+    assert bench.load() == made
+
+
+@pytest.mark.parametrize("name", ["", "two\nlines \x1b[31m", "\u202e", "n" * 100_000, "\udcff"])
+def test_whatever_a_model_is_called_it_can_be_remembered(bench: Bench, name: str) -> None:
+    host, model = bench.machine.host(), MODEL._replace(name=name, size=7)
+    assert store(bench.state, new_profile(host, bench.profile.engine, model, SETTING, EVIDENCE))
+    assert bench.load(name=name, size=7) is not None
+
+
+def test_a_path_need_not_be_text(tmp_path: Path) -> None:
+    named = Bench(tmp_path / os.fsdecode(b"\xff"))
+    assert named.load() == named.profile
+
+
+def test_a_models_name_and_folder_do_not_matter(bench: Bench) -> None:
+    assert bench.load(name="Other", path="/elsewhere/m.gguf") == bench.profile
+
+
+def test_what_varies_from_run_to_run_does_not_matter(bench: Bench) -> None:
+    bench.machine.meminfo(8 * GIBIBYTE, GIBIBYTE)
+    bench.machine.governors(dict.fromkeys(range(8), "powersave"))
+    assert bench.load() == bench.profile
+
+
+HOSTS: dict[str, tuple[Callable[[Machine], Machine], str]] = {
+    "a CPU offline": (lambda machine: machine.offline(7), "CPUs online 0-7, now 0-6"),
+    "fewer allowed": (lambda machine: machine.affinity("0-3"), "allowed CPUs 0-7, now 0-3"),
+    "a quota": (
+        lambda machine: machine.cgroup2(files={"cpu.max": "250000 100000"}),
+        "CPU quota none, now 2.5",
+    ),
+    "another CPU": (
+        lambda machine: machine.cpuinfo(x86_entries(8, brand="Newer CPU")),
+        "brand Some CPU, now Newer CPU",
+    ),
+    "two nodes": (
+        lambda machine: machine.node(0, range(4)).node(1, range(4, 8)),
+        "NUMA nodes 0: 0-7, now 0: 0-3; 1: 4-7",
+    ),
+    "no SMT": (
+        lambda machine: machine.cores([[cpu] for cpu in range(8)]),
+        "cores 0,4 1,5 2,6 3,7, now 0 1 2 3 4 5 6 7",
+    ),
+    "two kinds of cores": (
+        lambda machine: machine.intel_kinds("0-1,4-5", "2-3,6-7"),
+        "performance CPUs none, now 0-1,4-5",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", HOSTS)
+def test_another_host_has_no_profile_and_is_told_why(bench: Bench, change: str) -> None:
+    make, words = HOSTS[change]
+    make(bench.machine)
+    assert bench.load() is None
+    assert words in bench.changes()
+
+
+def rebuilt(engine: Engine) -> None:
+    Path(engine.files[0]).write_text("other code of the same program, longer")
+
+
+def patched(engine: Engine) -> None:
+    """Same size, another time: a second later."""
+    path = engine.files[1]
+    later = os.stat(path).st_mtime_ns + 10**9
+    os.utime(path, ns=(later, later))
+
+
+def unlinked(engine: Engine) -> None:
+    os.unlink(engine.files[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(rebuilt, "is another build"), (patched, "is another build"), (unlinked, "is gone")],
+)
+def test_another_build_has_no_profile(
+    bench: Bench, change: Callable[[Engine], None], words: str
+) -> None:
+    change(bench.engine)
+    assert bench.load() is None
+    (found,) = bench.changes()
+    assert found.endswith(words)
+
+
+def test_another_version_or_library_has_no_profile(bench: Bench) -> None:
+    assert bench.load(bench.engine._replace(version="4000 (new)")) is None
+    assert bench.load(bench.engine._replace(files=bench.engine.files[:1])) is None
+    assert bench.load(bench.engine._replace(files=(*bench.engine.files, "/lib/new.so"))) is None
+
+
+@pytest.mark.parametrize("other", [{"architecture": "llama"}, {"quantization": "tq2_0"}])
+def test_another_model_has_no_profile(bench: Bench, other: dict[str, str]) -> None:
+    assert bench.load(**other) is None  # type: ignore[arg-type]
+    engine, host = bench.engine, bench.machine.host()
+    assert find_stale(bench.state, host, engine, MODEL._replace(**other)) == []  # type: ignore[arg-type]
+
+
+def test_a_model_of_another_size_is_told(bench: Bench) -> None:
+    assert bench.load(size=5) is None
+    host, model = bench.machine.host(), MODEL._replace(size=5)
+    (stale,) = find_stale(bench.state, host, bench.engine, model)
+    assert stale.changes == (f"model of {GIBIBYTE} bytes, now 5",)
+
+
+def test_what_is_out_of_date_is_found_and_what_is_not_is_left_out(bench: Bench) -> None:
+    host = bench.machine.host()
+    assert find_stale(bench.state, host, bench.engine, MODEL) == []
+    newer = bench.engine._replace(version="4000 (new)")
+    (stale,) = find_stale(bench.state, host, newer, MODEL)
+    assert stale.stored.profile == bench.profile
+    assert stale.changes == ("engine version '3957 (5eb47b72)', now '4000 (new)'",)
+
+
+def test_hosts_share_a_folder(bench: Bench) -> None:
+    before = bench.load()
+    bench.machine.affinity("0-3")
+    store(bench.state, samples.profile(bench.machine.host(), bench.engine))
+    assert len(stored_profiles(bench.state)) == 2
+    assert bench.load() != before
+    assert remove(bench.state, [id_of(bench.profile), "0" * 16]) == [id_of(bench.profile)]
+    assert bench.load() is not None
+
+
+def test_a_fingerprint_is_the_same_every_time(bench: Bench) -> None:
+    first = fingerprint(bench.machine.host())
+    assert first == fingerprint(bench.machine.host()) == json.loads(json.dumps(first))
+
+
+# Damage
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema": 1}', b"\xff" * 50])
+def test_a_damaged_file_is_set_aside_and_no_more_is_lost(bench: Bench, content: bytes) -> None:
+    bench.path.write_bytes(content)
+    assert bench.load() is None
+    assert bench.state.warning is not None
+    assert Path(f"{bench.path}.broken").read_bytes() == content
+    assert store(bench.state, bench.profile)
+    assert bench.load() == bench.profile
+
+
+def test_half_a_file_is_set_aside(bench: Bench) -> None:
+    text = bench.path.read_bytes()
+    bench.path.write_bytes(text[: len(text) // 2])
+    assert stored_profiles(bench.state) == []
+    assert not bench.path.exists()
+
+
+@pytest.mark.parametrize("field", ["schema", "version"])
+def test_what_another_version_wrote_is_neither_used_nor_lost(bench: Bench, field: str) -> None:
+    record = {**json.loads(bench.path.read_text()), field: 99}
+    bench.path.write_text(json.dumps(record))
+    assert bench.load() is None
+    assert stored_profiles(bench.state) == []
+    assert (bench.path.exists(), bench.state.warning) == (True, None)
+    assert store(bench.state, bench.profile)
+    assert json.loads(Path(f"{bench.path}.other").read_text()) == record
+
+
+def edited(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """A profile's record with one thing in it replaced."""
+    host = {
+        "brand": None,
+        "online": "0-3",
+        "allowed": "0-3",
+        "quota": None,
+        "cores": "0 1 2 3",
+        "speeds": {"1.00": "0-3"},
+        "nodes": {"0": "0-3"},
+        "performance_cpus": None,
+    }
+    record: dict[str, Any] = json.loads(
+        json.dumps(
+            {
+                "created": samples.CREATED,
+                "host": host,
+                "engine": {"path": "/e", "version": "1", "files": [["/e", 1, 2]]},
+                "model": {"architecture": "a", "quantization": "q", "size": 1, "name": "n"},
+                "setting": SETTING._replace(env=dict(SETTING.env))._asdict(),  # type: ignore[arg-type]
+                "evidence": {
+                    **EVIDENCE._asdict(),
+                    "ratio": {"median": 1.2, "low": 1.1, "high": 1.3, "rounds": 9},
+                    "against_upstream": None,
+                },
+            }
+        )
+    )
+    change(record)
+    return record
+
+
+def test_the_record_of_these_tests_is_right() -> None:
+    assert as_record(from_record(edited(lambda record: None))) == edited(lambda record: None)
+
+
+def at(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:
+    """Puts a value into a record."""
+
+    def put(record: Any) -> None:
+        for step in path[:-1]:
+            record = record[step]
+        record[path[-1]] = value
+
+    return put
+
+
+WRONG = {
+    "no moment": at("created", value="2026-11-23"),
+    "a turn of direction": at("model", "name", value="a\u202eb"),
+    "an escape": at("host", "brand", value="\x1b[2J"),
+    "another field": at("host", "hostname", value="x"),
+    "no CPU list": at("host", "online", value="all"),
+    "a quota of 0": at("host", "quota", value=0),
+    "a quota of truth": at("host", "quota", value=True),
+    "nodes as a list": at("host", "nodes", value=["0-3"]),
+    "files that are texts": at("engine", "files", value=["/e"]),
+    "a short file": at("engine", "files", value=[["/e", 1]]),
+    "a negative size": at("model", "size", value=-1),
+    "a fractional size": at("model", "size", value=1.5),
+    "no model": at("model", value=None),
+    "a long name": at("model", "name", value="n" * 100_000),
+    "a setting that is a list": at("setting", value=[1]),
+    "no threads": at("setting", "threads", value=0),
+    "many threads": at("setting", "threads", value=513),
+    "a library to load": at("setting", "env", value={"LD_PRELOAD": "/tmp/x.so"}),
+    "a tool to load": at("setting", "env", value={"OMP_TOOL_LIBRARIES": "/tmp/x.so"}),
+    "a line break": at("setting", "env", value={"OMP_PLACES": "a\nb"}),
+    "a foreign CPU": at("setting", "cpus", value="0-4"),
+    "no CPU": at("setting", "cpus", value=""),
+    "a flag for numa": at("setting", "numa", value="--rpc"),
+    "no micro-batch": at("setting", "ubatch", value=-1),
+    "a wild poll": at("setting", "poll", value=101),
+    "a locked model": at("setting", "mlock", value=True),
+    "a priority": at("setting", "nice", value=-5),
+    "an infinite ratio": at("evidence", "ratio", "median", value=float("inf")),
+    "no ratio": at("evidence", "ratio", "low", value=float("nan")),
+    "a ratio in words": at("evidence", "ratio", "high", value="1.3"),
+    "an unknown objective": at("evidence", "objective", "name", value="fast"),
+    "a missing field": lambda record: record["evidence"].pop("verdict"),
+    "nothing": lambda record: record.clear(),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_record_that_no_tuning_writes_is_refused_in_a_line(what: str) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        from_record(edited(WRONG[what]))
+    assert len(str(caught.value)) < 300
+    assert str(caught.value).isprintable()
+
+
+def test_a_profile_that_was_edited_is_set_aside(bench: Bench) -> None:
+    record = json.loads(bench.path.read_text())
+    record["setting"]["env"]["LD_PRELOAD"] = "/tmp/x.so"
+    bench.path.write_text(json.dumps(record))
+    assert bench.load() is None
+    assert not bench.path.exists()
+
+
+def test_a_profile_that_could_not_be_read_again_is_not_stored(bench: Bench) -> None:
+    wrong = bench.profile._replace(setting=SETTING._replace(nice=-5))
+    assert store(bench.state, wrong) is None
+    assert bench.state.warning is not None
+    assert bench.load() == bench.profile
+
+
+def test_a_folder_that_cannot_be_written(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    state = State(str(tmp_path / "file" / "state"))
+    assert store(state, bench.profile) is None
+    assert state.warning is not None
+    assert stored_profiles(state) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes all")
+def test_a_read_only_folder_is_read(bench: Bench) -> None:
+    bench.path.parent.chmod(0o500)
+    assert bench.load() == bench.profile
+    assert store(bench.state, bench.profile) is None
+    assert bench.state.warning is not None
+    bench.path.parent.chmod(0o700)
+
+
+# The claim
+
+
+@pytest.mark.parametrize(
+    ("objective", "end"),
+    [("tg", "default"), ("pp", "for prompts"), ("request", "for whole requests")],
+)
+def test_the_claim_says_what_is_faster(bench: Bench, objective: str, end: str) -> None:
+    evidence = EVIDENCE._replace(objective={**EVIDENCE.objective, "name": objective})
+    said = claim(bench.profile._replace(evidence=evidence))
+    assert said.startswith(samples.CLAIM)
+    assert said.endswith(end)
+
+
+def test_a_claim_without_a_ratio_has_the_day_alone(bench: Bench) -> None:
+    evidence = EVIDENCE._replace(ratio=None)
+    assert claim(bench.profile._replace(evidence=evidence)) == "measured on 2026-11-23"
+
+
+# Several processes
+
+posix = pytest.mark.skipif(os.name != "posix", reason="signals")
+
+WRITER = """
+import sys
+from pathlib import Path
+from bitnet_tuning.profiles import store
+from bitnet_tuning.state import State
+from tests import profile_samples as samples
+
+folder, writer, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+state = State(str(folder / "state"))
+host = samples.machine(folder / f"root-{writer}").host()
+engine = samples.engine_in(folder / f"engine-{writer}")
+print("ready", flush=True)
+for number in range(count):
+    model = samples.MODEL._replace(size=1 + number % 20)
+    assert store(state, samples.profile(host, engine, model=model)), state.warning
+assert state.warning is None, state.warning
+"""
+
+
+def writer(folder: Path, repository: Path, name: str, count: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(folder), name, str(count)],
+        cwd=repository,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def test_writers_at_the_same_time_lose_nothing(tmp_path: Path, repository: Path) -> None:
+    writers = [writer(tmp_path, repository, str(name), 20) for name in range(4)]
+    for process in writers:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors.decode()
+    assert len(stored_profiles(State(str(tmp_path / "state")))) == 4 * 20
+
+
+@posix
+def test_a_writer_that_is_killed_leaves_whole_files_and_no_lock(
+    tmp_path: Path, repository: Path
+) -> None:
+    chance = random.Random(1)
+    for name in range(5):
+        process = writer(tmp_path, repository, str(name), 1_000_000)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(chance.uniform(0.01, 0.1))
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+    state = State(str(tmp_path / "state"))
+    assert stored_profiles(state)
+    assert not list((tmp_path / "state").glob("*.broken"))
+    host, engine = samples.machine(tmp_path / "root").host(), samples.engine_in(tmp_path / "engine")
+    assert store(state, samples.profile(host, engine))
+    assert state.warning is None
+
+
+@posix
+def test_a_lock_excludes_others_and_ends_with_its_holder(tmp_path: Path) -> None:
+    path = str(tmp_path / "lock")
+    with locked(path) as first:
+        assert first
+        with locked(path, patience=0.05) as second:
+            assert not second
+    with locked(path, patience=0.05) as third:
+        assert third
+
+
+def test_a_lock_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with locked(str(tmp_path / "none" / "lock")) as held:
+        assert not held

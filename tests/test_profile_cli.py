@@ -1,0 +1,377 @@
+"""``python3 -m bitnet_tuning profile``, and the run that uses what is remembered."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitnet_tuning import demo
+from bitnet_tuning.__main__ import main
+from bitnet_tuning.cli.inference import find_pair
+from bitnet_tuning.engine import Engine
+from bitnet_tuning.host import Host, read_host
+from bitnet_tuning.model import Choice
+from bitnet_tuning.profile_record import Profile
+from bitnet_tuning.profiles import engine_key, id_of, store, stored_profiles
+from bitnet_tuning.state import State
+from tests import profile_samples as samples
+from tests.engines import FakeEngine
+from tests.machines import Machine
+from tests.profile_samples import CLAIM, EVIDENCE, SETTING
+
+REPO = Path(__file__).resolve().parents[1]
+
+pytest.importorskip("resource", reason="fake engines are scripts: POSIX")
+
+
+class Bench:
+    """A fake engine, a machine, and profiles of both."""
+
+    def __init__(self, folder: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.machine = samples.machine(folder / "root")
+        self.fake = FakeEngine(folder / "checkout")
+        self.home = home
+        self.capsys = capsys
+
+    @property
+    def state(self) -> State:
+        return State(str(self.home))
+
+    def pair(self) -> tuple[Engine, Choice]:
+        return find_pair(str(self.fake.cli), demo.I2_S, self.state)
+
+    def remember(self, host: Host | None = None, **changes: Any) -> Profile:
+        """Stores a profile, with these fields, for this engine and the demo model."""
+        engine, choice = self.pair()
+        made = samples.profile(
+            host or self.machine.host(), engine_key(engine), model=choice.model
+        )._replace(**changes)
+        assert store(self.state, made)
+        return made
+
+    def call(self, *words: str) -> int:
+        """The command's exit code; those that look at a machine get the fake one."""
+        root = ("--root", str(self.machine.path)) if words[0] in ("list", "show", "import") else ()
+        return main(["profile", *words, *root])
+
+    def out(self) -> str:
+        return self.capsys.readouterr().out
+
+    def err(self) -> str:
+        return self.capsys.readouterr().err
+
+
+@pytest.fixture
+def bench(tmp_path: Path, own_state: Path, capsys: pytest.CaptureFixture[str]) -> Bench:
+    return Bench(tmp_path, own_state, capsys)
+
+
+# Listing and showing
+
+
+def test_a_list_without_profiles_says_how_to_get_one(bench: Bench) -> None:
+    assert bench.call("list") == 0
+    assert "benchmark_optimized.py" in bench.err()
+    assert bench.call("list", "--json") == 0
+    assert json.loads(bench.out()) == []
+
+
+def test_a_list_has_a_line_for_each(bench: Bench) -> None:
+    made = bench.remember()
+    assert bench.call("list") == 0
+    heading, line = bench.out().splitlines()
+    assert heading.split()[:3] == ["ID", "DATE", "ENGINE"]
+    assert line.startswith(f"{id_of(made)}  2026-11-23  {bench.fake.cli}")
+    assert "3 threads, 4 for prompts, no mmap" in line
+    assert CLAIM.partition(": ")[2].partition(" over")[0] in line
+    assert line.endswith("valid")
+
+
+def test_a_list_says_what_changed(bench: Bench) -> None:
+    bench.remember()
+    bench.machine.affinity("0-3")
+    with bench.fake.cli.open("a") as file:
+        file.write("# another build\n")
+    assert bench.call("list") == 0
+    line = bench.out().splitlines()[1]
+    assert "stale: allowed CPUs 0-7, now 0-3; " in line
+    assert line.endswith("is another build")
+    assert bench.call("list", "--json") == 0
+    (facts,) = json.loads(bench.out())
+    assert facts["valid"] is False
+    assert len(facts["changed"]) == 2
+
+
+def test_a_list_as_json_holds_everything(bench: Bench) -> None:
+    made = bench.remember(setting=None)
+    assert bench.call("list", "--json") == 0
+    (facts,) = json.loads(bench.out())
+    assert (facts["id"], facts["valid"], facts["changed"]) == (id_of(made), True, [])
+    assert facts["setting"] is None
+    assert facts["evidence"]["ratio"] == {"median": 1.21, "low": 1.15, "high": 1.27, "rounds": 14}
+    assert (facts["schema"], facts["version"]) == (1, 1)
+
+
+@pytest.mark.parametrize("length", [16, 6])
+def test_one_is_shown_by_its_id_or_its_start(bench: Bench, length: int) -> None:
+    made = bench.remember()
+    assert bench.call("show", id_of(made)[:length]) == 0
+    shown = dict(line.split("  ", 1) for line in bench.out().splitlines())
+    facts = {name: text.strip() for name, text in shown.items()}
+    assert facts["id"] == id_of(made)
+    assert facts["noise floor"] == "1.030"
+    assert facts["over upstream"].endswith("14 rounds")
+    assert facts["speeds"] == "tg 24.7 tokens/s"
+    assert facts["samples"] == "/home/x/results.json"
+    assert facts["host brand"] == "Some CPU"
+
+
+def test_the_current_one_is_what_a_run_would_use(bench: Bench) -> None:
+    made = bench.remember()
+    named = ("--engine", str(bench.fake.cli), "-m", demo.I2_S)
+    assert bench.call("show", "current", "--json", *named) == 0
+    assert json.loads(bench.out())["id"] == id_of(made)
+    bench.machine.affinity("0-3")
+    assert bench.call("show", "current", *named) == 3
+    said = bench.err()
+    assert f"{id_of(made)} is out of date: allowed CPUs 0-7, now 0-3" in said
+    assert bench.call("show", "current", *named[:3], demo.TQ2_0) == 3
+    assert "out of date" not in bench.err()
+
+
+@pytest.mark.parametrize("command", ["show", "remove", "export"])
+def test_an_unknown_id_is_answered_with_those_there_are(bench: Bench, command: str) -> None:
+    assert bench.call(command, "beef") == 3
+    assert "benchmark_optimized.py" in bench.err()
+    made = bench.remember()
+    assert bench.call(command, "xyz") == 3
+    assert f"there are: {id_of(made)}" in bench.err()
+
+
+def test_a_start_that_several_have_is_too_short(bench: Bench) -> None:
+    host = bench.machine.host()
+    quotas = [number / 4 for number in range(1, 18)]  # one more than there are digits
+    firsts = [id_of(bench.remember(host._replace(quota=quota)))[0] for quota in quotas]
+    shared = next(digit for digit in firsts if firsts.count(digit) > 1)
+    assert bench.call("show", shared) == 2
+    assert "several ids" in bench.err()
+
+
+def test_a_damaged_profile_is_one_line_of_warning(bench: Bench) -> None:
+    made = bench.remember()
+    Path(bench.state.path("profile", id_of(made))).write_text("{")
+    assert bench.call("list") == 0
+    assert bench.err().count("set aside") == 1
+
+
+# Removing
+
+
+def test_one_is_removed_and_named(bench: Bench) -> None:
+    made = bench.remember()
+    other = bench.remember(bench.machine.affinity("0-3").host())
+    assert bench.call("remove", id_of(made)[:8]) == 0
+    assert bench.out().startswith(f"removed {id_of(made)} 2026-11-23")
+    assert [stored.profile for stored in stored_profiles(bench.state)] == [other]
+
+
+def test_all_are_removed(bench: Bench) -> None:
+    for last in (3, 5, 7):
+        bench.remember(bench.machine.affinity(f"0-{last}").host())
+    assert bench.call("remove", "--all") == 0
+    assert bench.out().count("removed ") == 3
+    assert stored_profiles(bench.state) == []
+    assert bench.call("remove", "--all") == 0
+    assert "no profile to remove" in bench.err()
+
+
+@pytest.mark.parametrize("words", [("remove",), ("remove", "abc", "--all"), (), ("forget",)])
+def test_senseless_calls(bench: Bench, words: tuple[str, ...]) -> None:
+    assert main(["profile", *words]) == 2
+    assert bench.err().startswith("bitnet-tuning: error: ")
+
+
+# A fleet
+
+
+class Fleet:
+    """Two machines of a kind: the second has the engine elsewhere and of another time."""
+
+    def __init__(self, bench: Bench, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bench = bench
+        self.made = bench.remember()
+        self.file = folder / "profile.json"
+        assert bench.call("export", id_of(self.made), "-o", str(self.file)) == 0
+        self.cli = folder / "elsewhere" / "build" / "bin" / "llama-cli"
+        shutil.copytree(bench.fake.checkout, folder / "elsewhere")
+        os.utime(self.cli, (1, 1))
+        monkeypatch.setenv("BITNET_TUNING_HOME", str(folder / "second home"))
+        self.state = State(str(folder / "second home"))
+
+    def adopt(self) -> int:
+        return self.bench.call("import", str(self.file), "--engine", str(self.cli))
+
+
+@pytest.fixture
+def fleet(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
+    return Fleet(bench, tmp_path, monkeypatch)
+
+
+def test_an_export_on_standard_output_is_the_file(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.bench.out()
+    monkeypatch.setenv("BITNET_TUNING_HOME", str(fleet.bench.home))
+    assert fleet.bench.call("export", id_of(fleet.made)) == 0
+    assert fleet.bench.out() == fleet.file.read_text()
+
+
+def test_a_profile_is_used_on_another_machine_of_the_kind(fleet: Fleet) -> None:
+    assert fleet.adopt() == 0
+    (stored,) = stored_profiles(fleet.state)
+    assert fleet.bench.out().startswith(f"imported {stored.id} ")
+    assert stored.id != id_of(fleet.made)
+    assert stored.profile._replace(engine=fleet.made.engine) == fleet.made
+    assert stored.profile.engine.path == str(fleet.cli)
+    named = ("--engine", str(fleet.cli), "-m", demo.I2_S)
+    assert fleet.bench.call("show", "current", *named) == 0
+
+
+def test_another_kind_of_machine_is_refused(fleet: Fleet) -> None:
+    fleet.bench.machine.affinity("0-3")
+    assert fleet.adopt() == 4
+    assert "allowed CPUs 0-7, now 0-3" in fleet.bench.err()
+    assert stored_profiles(fleet.state) == []
+
+
+def test_another_engine_is_refused(fleet: Fleet) -> None:
+    with fleet.cli.open("a") as file:
+        file.write("#")
+    assert fleet.adopt() == 4
+    said = fleet.bench.err()
+    assert "llama-cli of " in said
+    assert "is not here" in said and "is only here" in said
+    record = json.loads(fleet.file.read_text())
+    record["engine"]["version"] = "1 (other)"
+    fleet.file.write_text(json.dumps(record))
+    assert fleet.adopt() == 4
+    assert "engine version '1 (other)', here '3957 (5eb47b72)'" in fleet.bench.err()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "no JSON"),
+        (b"[" * 100_000, "no JSON"),
+        (b"\xff\xfe", "no JSON"),
+        (b"[]", "no JSON object"),
+        (b"{}", "schema and version"),
+        (b'{"schema": 1, "version": 2}', "(1, 2)"),
+        (b'{"schema": 1, "version": 1}', "lacks 'created'"),
+        (b'{"schema": 1, "version": 1, "created": "\\u001b[2J"}', "lacks 'engine'"),
+    ],
+)
+def test_a_file_that_holds_no_profile_is_one_line(fleet: Fleet, content: bytes, said: str) -> None:
+    fleet.file.write_bytes(content)
+    fleet.bench.err()
+    assert fleet.adopt() == 4
+    cause, remedy = fleet.bench.err().splitlines()
+    assert said in cause
+    assert cause.isprintable()
+    assert "export" in remedy
+    assert stored_profiles(fleet.state) == []
+
+
+def test_a_hostile_variable_is_refused(fleet: Fleet) -> None:
+    record = json.loads(fleet.file.read_text())
+    record["setting"]["env"]["LD_PRELOAD"] = "/tmp/x.so"
+    fleet.file.write_text(json.dumps(record))
+    assert fleet.adopt() == 4
+    assert "'LD_PRELOAD'" in fleet.bench.err()
+
+
+def test_a_file_that_is_not_there(fleet: Fleet) -> None:
+    fleet.file.unlink()
+    assert fleet.adopt() == 3
+    assert "No such file" in fleet.bench.err()
+
+
+def test_a_folder_that_takes_nothing_is_an_error(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("BITNET_TUNING_HOME", str(tmp_path / "file" / "state"))
+    assert fleet.adopt() == 1
+    assert "cannot" in fleet.bench.err()
+
+
+# The run
+
+
+def dry_run(bench: Bench, *flags: str) -> dict[str, Any]:
+    done = started(bench, "--dry-run", "--json", *flags)
+    plan: dict[str, Any] = json.loads(done.stdout)
+    return plan
+
+
+def started(bench: Bench, *flags: str) -> subprocess.CompletedProcess[str]:
+    script = str(REPO / "run_inference.py")
+    named = ("--engine", str(bench.fake.cli), "-m", demo.I2_S, "-p", "hello")
+    done = subprocess.run(
+        [sys.executable, script, *named, *flags],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_a_run_uses_the_profile_of_this_machine(bench: Bench) -> None:
+    free = SETTING._replace(threads=1, threads_batch=1, env=(("OMP_NUM_THREADS", "1"),))
+    bench.remember(read_host(), setting=free)
+    plan = dry_run(bench)
+    assert (plan["threads"], plan["threads_batch"]) == (1, 1)
+    assert plan["env"] == {"OMP_NUM_THREADS": "1"}
+    assert plan["reasons"]["threads"] == f"1: {CLAIM}"
+    done = started(bench)
+    assert (done.stdout, "profile" in done.stderr) == ("hello and more text\n", False)
+    run = bench.fake.prompts()[-1]
+    assert run["argv"][run["argv"].index("-t") + 1] == "1"
+    assert run["env"]["OMP_NUM_THREADS"] == "1"
+    assert "OMP_PROC_BIND" not in run["env"]
+
+
+def test_a_run_can_leave_the_profile_out(bench: Bench) -> None:
+    bench.remember(read_host())
+    assert "measured" not in dry_run(bench, "--no-profile")["reasons"]["threads"]
+    assert "left out" in dry_run(bench, "-t", "1")["reasons"]["threads"]
+
+
+def test_a_run_after_a_rebuild_computes(bench: Bench) -> None:
+    bench.remember(read_host())
+    with bench.fake.cli.open("a") as file:
+        file.write("# another build\n")
+    assert "measured" not in dry_run(bench)["reasons"]["threads"]
+
+
+def test_the_plan_command_uses_profiles_too(bench: Bench) -> None:
+    bench.remember(evidence=EVIDENCE._replace(ratio=None))
+    words = ["plan", "--root", str(bench.machine.path), "--json"]
+    named = ["--engine", str(bench.fake.cli), "-m", demo.I2_S]
+    assert main([*words, *named]) == 0
+    assert json.loads(bench.out())["reasons"]["threads"] == "3: measured on 2026-11-23"
+
+
+def test_what_the_machine_has_is_not_what_a_profile_for_another_says(bench: Bench) -> None:
+    bench.remember(Machine(bench.home / "other root").regular(64).host())
+    assert "measured" not in dry_run(bench)["reasons"]["threads"]

@@ -1,0 +1,131 @@
+"""Settings: changes, words, and their form in files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitnet_tuning.cpulist import format_list
+from bitnet_tuning.setting import (
+    UPSTREAM,
+    Change,
+    Setting,
+    apply,
+    as_json,
+    describe,
+    from_json,
+    with_threads,
+)
+
+COUNTED = (("MKL_NUM_THREADS", "4"), ("OMP_NUM_THREADS", "4"), ("OMP_PLACES", "cores"))
+FOUR = Setting(4, 8, COUNTED)
+
+texts = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=12)
+settings = st.builds(
+    Setting,
+    threads=st.integers(1, 512),
+    threads_batch=st.integers(1, 512),
+    env=st.dictionaries(texts, texts, max_size=4).map(lambda env: tuple(sorted(env.items()))),
+    cpus=st.none() | st.frozensets(st.integers(0, 300), min_size=1, max_size=20),
+    mmap=st.none() | st.booleans(),
+    flash=st.none() | st.booleans(),
+    ubatch=st.none() | st.integers(1, 4096),
+    poll=st.none() | st.integers(0, 100),
+    numa=st.none() | st.sampled_from(("distribute", "isolate", "numactl")),
+    mlock=st.booleans(),
+    nice=st.integers(-20, 0),
+)
+
+
+def test_another_count_of_threads_takes_its_variables_along() -> None:
+    made = apply(with_threads(3), FOUR)
+    assert (made.threads, made.threads_batch) == (3, 3)
+    assert dict(made.env) == {
+        "MKL_NUM_THREADS": "3",
+        "OMP_NUM_THREADS": "3",
+        "OMP_PLACES": "cores",
+    }
+    assert apply(with_threads(3, 7), FOUR).threads_batch == 7
+    assert (with_threads(1).name, with_threads(2).name) == ("1 thread", "2 threads")
+
+
+def test_a_change_sets_and_unsets_variables_and_fields() -> None:
+    change = Change(
+        "x", (("mmap", False),), (("A", "1"), ("OMP_NUM_THREADS", "9")), ("OMP_PLACES",)
+    )
+    made = apply(change, FOUR)
+    assert made.mmap is False
+    assert made.env == (("A", "1"), ("MKL_NUM_THREADS", "4"), ("OMP_NUM_THREADS", "4"))
+    assert made._replace(mmap=None, env=COUNTED) == FOUR
+
+
+def test_a_setting_without_variables_gets_none() -> None:
+    assert apply(with_threads(6), UPSTREAM) == Setting(6, 6)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        (UPSTREAM, "2 threads"),
+        (Setting(1, 1), "1 thread"),
+        (FOUR, "4 threads, 8 for prompts, OMP_PLACES=cores"),
+        (
+            Setting(2, 2, (), frozenset((0, 1, 4)), mmap=False, flash=True, ubatch=64),
+            "2 threads, on CPUs 0-1,4, no mmap, flash attention, micro-batch 64",
+        ),
+        (
+            Setting(2, 2, mmap=True, flash=False, poll=0, numa="isolate", mlock=True, nice=-5),
+            "2 threads, mmap, no flash attention, poll 0, numa isolate, model locked, niceness -5",
+        ),
+    ],
+)
+def test_a_setting_in_words(setting: Setting, words: str) -> None:
+    assert describe(setting) == words
+
+
+@given(settings)
+def test_a_setting_comes_back_from_a_file(setting: Setting) -> None:
+    assert from_json(json.loads(json.dumps(as_json(setting)))) == setting
+
+
+def test_its_form_in_a_file() -> None:
+    facts = as_json(FOUR._replace(cpus=frozenset((0, 1, 2, 8))))
+    assert facts["env"] == dict(COUNTED)
+    assert facts["cpus"] == format_list((0, 1, 2, 8)) == "0-2,8"
+    assert set(facts) == set(Setting._fields)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"threads": 0},
+        {"threads": True},
+        {"threads": "4"},
+        {"threads_batch": 1.5},
+        {"env": [["A", "1"]]},
+        {"env": {"A": 1}},
+        {"cpus": [0, 1]},
+        {"cpus": "0-"},
+        {"mmap": 1},
+        {"flash": "on"},
+        {"ubatch": True},
+        {"numa": 1},
+        {"mlock": None},
+        {"nice": None},
+        {"more": 1},
+    ],
+)
+def test_what_is_never_written_is_not_read(change: Mapping[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        from_json({**as_json(FOUR), **change})
+
+
+@pytest.mark.parametrize("facts", [{}, [], None, {"threads": 2}])
+def test_what_is_no_setting_is_not_read(facts: Any) -> None:
+    with pytest.raises(ValueError, match="other fields"):
+        from_json(facts)

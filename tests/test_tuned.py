@@ -1,0 +1,259 @@
+"""Plans with a measured profile: who outranks it, what it decides, what is said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from bitnet_tuning.command import Plan
+from bitnet_tuning.engine import Engine
+from bitnet_tuning.host import Privileges
+from bitnet_tuning.openmp import BINDING
+from bitnet_tuning.plan import Facts, apply_setting, make_plan
+from bitnet_tuning.profile_record import EngineKey
+from bitnet_tuning.request import Request
+from bitnet_tuning.setting import Setting, of_plan
+from tests import profile_samples as samples
+from tests.machines import Machine
+from tests.profile_samples import BOUND, CLAIM, ENGINE, GIBIBYTE, MODEL, SETTING
+
+HELLO = Request(prompt="hello")
+PARTLY = ", with more than can be used here"
+KEY = EngineKey(ENGINE.path, ENGINE.version, ())
+EXPORTED = {
+    "OMP_NUM_THREADS": "4",
+    "MKL_NUM_THREADS": "4",
+    "OPENBLAS_NUM_THREADS": "4",
+    **BINDING,
+}
+"""What bitnet-env.sh leaves in an environment."""
+
+
+class Bench:
+    """Plans for a machine of four cores."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    def plan(
+        self,
+        request: Request = HELLO,
+        environ: Mapping[str, str] | None = None,
+        setting: Setting | None = SETTING,
+        *,
+        profile: bool = True,
+        engine: Engine = ENGINE,
+        privileges: Privileges | None = None,
+    ) -> Plan:
+        host = self.machine.host()
+        found = samples.profile(host, KEY, setting) if profile else None
+        facts = Facts(
+            *(host, engine, MODEL, "named with -m", environ or {}),
+            privileges=privileges,
+            profile=found,
+        )
+        return make_plan(request, facts)
+
+    def computed(self, request: Request = HELLO, environ: Mapping[str, str] | None = None) -> Plan:
+        return self.plan(request, environ, profile=False)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(samples.machine(tmp_path / "root"))
+
+
+def flag(plan: Plan, name: str) -> str:
+    return plan.command[plan.command.index(name) + 1]
+
+
+def test_a_profile_decides_every_field_and_says_why(bench: Bench) -> None:
+    made = bench.plan()
+    assert of_plan(made) == SETTING
+    assert (flag(made, "-t"), flag(made, "-tb")) == ("3", "4")
+    assert "--no-mmap" in made.command
+    assert made.reasons["threads"] == f"3: {CLAIM}"
+    assert made.reasons["threads_batch"] == f"4: {CLAIM}"
+    assert made.reasons["mmap"] == f"off: {CLAIM}"
+    assert made.reasons["env"] == made.reasons["cpus"] == CLAIM
+    others = bench.computed().reasons
+    untouched = ("command", "batch", "ubatch", "engine", "model")
+    assert {name: made.reasons[name] for name in untouched} == {
+        name: others[name] for name in untouched
+    }
+    assert made.warnings == ()
+
+
+def test_every_knob_of_a_profile_reaches_the_command(bench: Bench) -> None:
+    knobs = Setting(
+        threads=2,
+        threads_batch=2,
+        env=(("OMP_NUM_THREADS", "2"), ("KMP_BLOCKTIME", "infinite")),
+        cpus=frozenset((0, 1, 4, 5)),
+        mmap=False,
+        flash=True,
+        ubatch=128,
+        poll=100,
+        numa="distribute",
+    )
+    made = bench.plan(setting=knobs)
+    assert of_plan(made) == knobs._replace(env=tuple(sorted(knobs.env)))
+    words = {"--no-mmap", "-fa", "--poll", "--numa", "-ub"}
+    assert words <= set(made.command)
+    named = ("ubatch", "mmap", "flash", "poll", "numa")
+    assert [made.reasons[name].partition(":")[0] for name in named] == [
+        "128",
+        "off",
+        "on",
+        "100",
+        "distribute",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "environ", "threads", "said"),
+    [
+        ({"threads": 2}, {}, 2, "-t"),
+        ({"threads": 3}, {}, 3, "-t"),
+        ({"threads_batch": 2}, {}, 4, "4 of 4 physical cores"),
+        ({}, {"BITNET_THREADS": "2"}, 2, "BITNET_THREADS"),
+        ({}, {"OMP_NUM_THREADS": "2"}, 2, "your OMP_NUM_THREADS"),
+        ({"threads": 1}, {"BITNET_THREADS": "2", "OMP_NUM_THREADS": "3"}, 1, "-t"),
+        ({"max_threads": 2}, {}, 2, "--max-threads"),
+    ],
+)
+def test_whoever_chooses_the_threads_gets_nothing_of_the_profile(
+    bench: Bench, change: dict[str, int], environ: dict[str, str], threads: int, said: str
+) -> None:
+    request = HELLO._replace(**change)  # type: ignore[arg-type]
+    made, computed = bench.plan(request, environ), bench.computed(request, environ)
+    assert made.threads == threads
+    assert made._replace(reasons=computed.reasons) == computed
+    assert "a measured profile (3 threads, 4 for prompts, no mmap" in made.reasons["threads"]
+    assert "left out" in made.reasons["threads"]
+    assert said in made.reasons["threads"]
+
+
+@pytest.mark.parametrize(
+    ("change", "environ"),
+    [
+        ({}, {"BITNET_THREADS": "0"}),
+        ({}, EXPORTED),
+        ({"max_threads": 3}, {}),
+        ({"chat": True}, {}),
+        ({"temperature": 0.0}, {"OMP_DISPLAY_ENV": "true"}),
+    ],
+)
+def test_whoever_leaves_the_threads_open_gets_the_profile(
+    bench: Bench, change: dict[str, object], environ: dict[str, str]
+) -> None:
+    made = bench.plan(HELLO._replace(**change), environ)  # type: ignore[arg-type]
+    assert of_plan(made) == SETTING
+    assert made.reasons["threads"] == f"3: {CLAIM}"
+
+
+def test_the_users_micro_batch_replaces_the_profiles(bench: Bench) -> None:
+    setting = SETTING._replace(ubatch=128)
+    assert flag(bench.plan(setting=setting), "-ub") == "128"
+    made = bench.plan(HELLO._replace(ubatch=64, batch=64), setting=setting)
+    assert (flag(made, "-ub"), flag(made, "-b"), made.threads) == ("64", "64", 3)
+    assert made.reasons["ubatch"] == "as --ubatch-size says"
+    assert made.reasons["batch"] == "as --batch-size says"
+
+
+@pytest.mark.parametrize(
+    ("environ", "kept"),
+    [
+        ({"OMP_PLACES": "sockets"}, {"OMP_NUM_THREADS", "KMP_BLOCKTIME"}),
+        ({"KMP_AFFINITY": "compact"}, {"OMP_NUM_THREADS", "KMP_BLOCKTIME"}),
+        ({"KMP_BLOCKTIME": "1"}, {"OMP_NUM_THREADS", *BINDING}),
+        ({"OMP_WAIT_POLICY": "passive"}, {"OMP_NUM_THREADS", *BINDING}),
+        ({"GOMP_SPINCOUNT": "1"}, {"OMP_NUM_THREADS", "KMP_BLOCKTIME", *BINDING}),
+    ],
+)
+def test_what_the_user_set_is_never_overwritten(
+    bench: Bench, environ: dict[str, str], kept: set[str]
+) -> None:
+    setting = SETTING._replace(env=(*BOUND, ("KMP_BLOCKTIME", "infinite")))
+    made = bench.plan(environ=environ, setting=setting)
+    assert set(made.env) == kept
+    assert made.threads == 3
+    dropped = {name for name, _ in setting.env} - kept
+    assert made.reasons["threads"] == f"3: {CLAIM}{PARTLY if dropped else ''}"
+    assert all(name in made.reasons["env"] for name in dropped)
+
+
+def test_places_that_the_user_chose_keep_the_profiles_cpus_out(bench: Bench) -> None:
+    setting = SETTING._replace(cpus=frozenset((0, 1)))
+    assert bench.plan(setting=setting).cpus == setting.cpus
+    made = bench.plan(environ={"GOMP_CPU_AFFINITY": "0-3"}, setting=setting)
+    assert made.cpus is None
+    assert "yourself" in made.reasons["cpus"]
+
+
+def test_a_profile_without_binding_undoes_what_the_shell_exported(bench: Bench) -> None:
+    free = SETTING._replace(env=(("OMP_NUM_THREADS", "3"),))
+    assert "OMP_PROC_BIND" not in bench.plan(setting=free).env
+    made = bench.plan(environ=EXPORTED, setting=free)
+    assert made.env == {"OMP_NUM_THREADS": "3", "OMP_PROC_BIND": "false"}
+
+
+def test_that_the_default_stays_is_added_to_the_reason(bench: Bench) -> None:
+    made, computed = bench.plan(setting=None), bench.computed()
+    note = "a tuning on 2026-11-23 found nothing faster"
+    assert made.reasons["threads"] == f"{computed.reasons['threads']}; {note}"
+    assert made._replace(reasons=computed.reasons) == computed
+    mine = HELLO._replace(threads=2)
+    assert bench.plan(mine, setting=None) == bench.computed(mine)
+
+
+@pytest.mark.parametrize(
+    ("available", "copied"),
+    [(6 * GIBIBYTE, True), (GIBIBYTE * 5 // 4, True), (GIBIBYTE, False), (None, False)],
+)
+def test_a_model_is_read_without_mmap_only_where_it_fits(
+    bench: Bench, available: int | None, copied: bool
+) -> None:
+    bench.machine.meminfo(8 * GIBIBYTE, available)
+    if available is None:
+        bench.machine.remove("proc/meminfo")
+    made = bench.plan()
+    assert ("--no-mmap" in made.command) == copied
+    assert ("mmap" in made.reasons) == copied
+    assert (PARTLY in made.reasons["threads"]) == (not copied)
+    assert made.threads == 3
+    assert [warning for warning in made.warnings if "without mmap" in warning] == (
+        [] if copied else list(made.warnings)
+    )
+    assert bool(made.warnings) == (not copied)
+
+
+def test_performance_mode_adds_to_the_profile(bench: Bench) -> None:
+    everything = Privileges(lowest_nice=-20, lockable=None)
+    made = bench.plan(HELLO._replace(performance=True), privileges=everything)
+    assert of_plan(made) == SETTING._replace(mlock=True, nice=-5)
+    assert {"--no-mmap", "--mlock"} <= set(made.command)
+    assert "locked" in made.reasons["performance"]
+
+
+def test_a_chat_takes_what_its_own_program_knows(bench: Bench) -> None:
+    setting = SETTING._replace(flash=True)
+    chat = bench.plan(HELLO._replace(chat=True), setting=setting)
+    assert "--no-mmap" in chat.command
+    assert "-fa" not in chat.command
+    assert "flash" not in chat.reasons
+    assert "-fa" in bench.plan(setting=setting).command
+
+
+def test_a_setting_replaces_all_that_can_be_tuned(bench: Bench) -> None:
+    """As the benchmark runs one."""
+    facts = Facts(bench.machine.host(), ENGINE, MODEL, "named with -m", {})
+    plan = make_plan(HELLO, facts)
+    other = SETTING._replace(threads=1, threads_batch=2, mmap=False, flash=True)
+    made = apply_setting(plan, other, HELLO, facts)
+    assert of_plan(made) == other
+    assert (flag(made, "-t"), flag(made, "-tb")) == ("1", "2")
+    assert {"--no-mmap", "-fa"} <= set(made.command)
+    assert apply_setting(made, of_plan(plan), HELLO, facts) == plan
