@@ -16,7 +16,12 @@ from bitnet_tuning.process import (
     Outcome,
     cannot_start,
 )
-from bitnet_tuning.records import NamedTuple
+from bitnet_tuning.records import TYPE_CHECKING, NamedTuple
+from bitnet_tuning.ties import Lifeline, send
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from subprocess import Popen
 
 __all__ = [
     "FEED",
@@ -32,9 +37,13 @@ __all__ = [
 
 _NTSTATUS_CONTROL_C = 0xC000013A
 
+_KILL_GRACE = 3
+"""Seconds that a killed program has to be gone."""
+
 
 class Captured(NamedTuple):
-    """A finished probe. ``code`` is None where it ran out of time."""
+    """What a program printed. ``code`` is None where it ran out of time, and negative, the
+    number of the signal, where one ended it."""
 
     code: int | None
     stdout: str
@@ -55,25 +64,91 @@ def run(launch: Launch) -> Outcome:
 
 
 def capture(
-    argv: tuple[str, ...], variables: Mapping[str, str] | None = None, seconds: float = 15
+    argv: tuple[str, ...],
+    variables: Mapping[str, str] | None = None,
+    seconds: float = 15,
+    *,
+    unset: frozenset[str] = frozenset(),
+    cpus: frozenset[int] | None = None,
+    nice: int = 0,
 ) -> Captured:
-    """Runs a short probe without input. Never raises: what fails has code 127."""
+    """Runs a program without input and answers what it printed.
+
+    It has this process's environment but for ``unset`` and with ``variables``, may use
+    ``cpus`` and has ``nice`` added to its niceness where the kernel grants it. What fails
+    to start has code 127. Nothing of it is left when the call ends, also by an exception,
+    or when this process is gone.
+    """
     import subprocess  # noqa: PLC0415
 
+    kept = {name: value for name, value in os.environ.items() if name not in unset}
+    lifeline = None if os.name == "nt" else Lifeline()
     try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env={**os.environ, **(variables or {})},
-            timeout=seconds,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as late:
-        return Captured(None, _text(late.stdout), _text(late.stderr))
+        with _inherited(cpus, nice):
+            child = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**kept, **(variables or {})},
+                pass_fds=(lifeline.far,) if lifeline else (),
+                start_new_session=True,
+            )
     except (OSError, ValueError) as error:
+        if lifeline:
+            lifeline.drop()
         return Captured(127, "", str(error))
-    return Captured(done.returncode, _text(done.stdout), _text(done.stderr))
+    return _captured(child, lifeline, seconds)
+
+
+def _inherited(cpus: frozenset[int] | None, nice: int) -> AbstractContextManager[object]:
+    from contextlib import nullcontext  # noqa: PLC0415
+
+    if os.name == "nt" or not (cpus or nice):
+        return nullcontext()
+    from bitnet_tuning.posix import Inherited  # noqa: PLC0415
+
+    return Inherited(cpus, nice)
+
+
+def _captured(child: Popen[bytes], lifeline: Lifeline | None, seconds: float) -> Captured:
+    from subprocess import TimeoutExpired  # noqa: PLC0415
+
+    if lifeline:
+        lifeline.tie(-child.pid)
+    try:
+        output, log = child.communicate(timeout=seconds)
+        return Captured(child.returncode, _text(output), _text(log))
+    except TimeoutExpired:
+        _kill(child)
+        return _rest(child)
+    except BaseException:
+        _kill(child)
+        _rest(child)
+        raise
+    finally:
+        if lifeline:
+            lifeline.cut()
+
+
+def _kill(child: Popen[bytes]) -> None:
+    """The child and, where it is a script, the engine behind it."""
+    if os.name == "nt":
+        child.kill()
+    else:
+        send(-child.pid, signal.SIGKILL)
+
+
+def _rest(child: Popen[bytes]) -> Captured:
+    """What a killed program had printed. A descendant that left its group may hold its
+    pipes open: it is not waited for."""
+    from subprocess import TimeoutExpired  # noqa: PLC0415
+
+    try:
+        output, log = child.communicate(timeout=_KILL_GRACE)
+    except TimeoutExpired as late:
+        return Captured(None, _text(late.stdout), _text(late.stderr))
+    return Captured(None, _text(output), _text(log))
 
 
 def _text(data: bytes | str | None) -> str:

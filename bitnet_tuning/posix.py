@@ -143,7 +143,7 @@ def _start(
     it starts with blocked. Raises UnsupportedError where it cannot be executed."""
     pipes, far = _open_pipes(launch)
     try:
-        with _Inherited(launch, own_group):
+        with _MayPrint(own_group), Inherited(launch.cpus, launch.nice):
             child = os.posix_spawnp(
                 launch.argv[0],
                 launch.argv,
@@ -165,19 +165,30 @@ def _start(
     return child, pipes
 
 
-class _Inherited:
-    """Gives this process what the engine is to inherit, and takes it back."""
+class _MayPrint:
+    """Lets a group in the background print in spite of `stty tostop`."""
 
-    def __init__(self, launch: Launch, own_group: bool) -> None:
-        self.cpus = launch.cpus
-        self.nice = launch.nice
+    def __init__(self, own_group: bool) -> None:
         self.own_group = own_group
 
     def __enter__(self) -> None:
-        """None of it is worth failing for."""
         if self.own_group:
-            # With `stty tostop` a group in the background may not print otherwise.
-            self.background = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+            self.before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+
+    def __exit__(self, *_: object) -> None:
+        if self.own_group:
+            signal.signal(signal.SIGTTOU, self.before)
+
+
+class Inherited:
+    """Gives this thread what a program that it starts is to inherit, and takes it back."""
+
+    def __init__(self, cpus: frozenset[int] | None, nice: int) -> None:
+        self.cpus = cpus
+        self.nice = nice
+
+    def __enter__(self) -> None:
+        """None of it is worth failing for."""
         try:
             self.before = os.sched_getaffinity(0) if self.cpus else None
             if self.cpus:
@@ -190,8 +201,6 @@ class _Inherited:
             self.raised = None
 
     def __exit__(self, *_: object) -> None:
-        if self.own_group:
-            signal.signal(signal.SIGTTOU, self.background)
         if self.before:
             os.sched_setaffinity(0, self.before)
         if self.raised is not None:

@@ -8,10 +8,10 @@ import os
 from collections.abc import Iterator, Sequence
 
 from bitnet_tuning import demo
+from bitnet_tuning.bench.failure import NO_END, failure
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.gguf import ModelFile, read_model
 from bitnet_tuning.launch import capture
-from bitnet_tuning.outcome import explain
 from bitnet_tuning.plan import Facts, make_plan
 from bitnet_tuning.records import TYPE_CHECKING, NamedTuple
 from bitnet_tuning.request import Request
@@ -117,7 +117,7 @@ def run_selftest(engine: Engine, host: Host, model_path: str | None = None) -> R
     for case, variant in variants(load_cases(), host.usable_cores):
         result = run_case(engine, host, model, case, variant)
         results.append(result)
-        if result.problem and "seconds" in result.problem:
+        if result.problem and result.problem.startswith(NO_END):
             break
     report = Report(engine.path, model.path, tuple(results))
     if report.passed:
@@ -135,26 +135,21 @@ def run_case(engine: Engine, host: Host, model: ModelFile, case: Case, variant: 
 
 
 def _run_once(engine: Engine, host: Host, model: ModelFile, case: Case, variant: Variant) -> Result:
-    request = Request(
-        prompt=case.prompt,
-        n_predict=case.tokens + BEYOND,
-        ctx_size=CONTEXT,
-        temperature=0.0,
-        threads=variant.threads,
-        batch=variant.batch,
-        ubatch=variant.ubatch,
+    request = case_request(case)._replace(
+        threads=variant.threads, batch=variant.batch, ubatch=variant.ubatch
     )
     plan = make_plan(request, Facts(host, engine, model, "the demo model", os.environ))
     done = capture(plan.command, plan.env, RUN_SECONDS)
-    if done.code is None:
-        return Result(case, variant, False, "", f"no end after {RUN_SECONDS:.0f} seconds")
-    got = continuation(done.stdout, case.prompt)
-    if done.code != 0:
-        code = done.code if done.code >= 0 else 128 - done.code
-        why = explain(code, None, None) or f"the engine ended with exit code {code}"
-        problem = f"{why.partition(';')[0]}{_last_error(done.stderr)}"
-        return Result(case, variant, False, got, problem)
-    return Result(case, variant, matches(got, case.text), got)
+    problem = failure(done, RUN_SECONDS)
+    got = "" if done.code is None else continuation(done.stdout, case.prompt)
+    return Result(case, variant, problem is None and matches(got, case.text), got, problem)
+
+
+def case_request(case: Case) -> Request:
+    """What asks an engine for a case's text."""
+    return Request(
+        prompt=case.prompt, n_predict=case.tokens + BEYOND, ctx_size=CONTEXT, temperature=0.0
+    )
 
 
 def continuation(stdout: str, prompt: str) -> str:
@@ -167,11 +162,6 @@ def continuation(stdout: str, prompt: str) -> str:
 def matches(got: str, expected: str) -> bool:
     """White space at the ends does not count: engines differ in it. The text may go on."""
     return got.strip().startswith(expected.strip())
-
-
-def _last_error(log: str) -> str:
-    lines = [line.strip() for line in log.splitlines() if "error" in line.lower()]
-    return f": {lines[-1]}" if lines else ""
 
 
 def _control(report: Report, engine: Engine, host: Host) -> bool | None:

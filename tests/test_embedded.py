@@ -171,7 +171,7 @@ def test_bench_usage_errors(argv: list[str]) -> None:
 def test_bench_record_computes_speeds() -> None:
     from bitnet_tuning._embedded.bench import Sample  # noqa: PLC0415
 
-    config = Config(2048, 512, 2, True, False)
+    config = Config(2048, 512, 2, True, "off")
     samples = [Sample(100, 500_000_000), Sample(100, 1_000_000_000)]
     row = record(Facts({}, 1), config, Test(100, 0), 0.0, samples)
     assert row["samples_ts"] == [200.0, 100.0]

@@ -388,6 +388,87 @@ def test_capture_survives_what_hangs_and_what_is_missing(engine: FakeEngine) -> 
     assert "nowhere" in missing.stderr
 
 
+def test_a_captured_program_gets_variables_affinity_and_niceness(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_PLACES", "cores")
+    monkeypatch.setenv("OMP_PROC_BIND", "true")
+    before = os.sched_getaffinity(0), os.nice(0)
+    launch.capture(
+        (str(engine.cli), "-m", "x", "-p", "a"),
+        {"OMP_NUM_THREADS": "3"},
+        unset=frozenset(("OMP_PLACES", "NEVER_SET")),
+        cpus=frozenset((min(before[0]),)),
+        nice=-1,
+    )
+    (run,) = engine.prompts()
+    assert (run["env"]["OMP_NUM_THREADS"], run["env"]["OMP_PROC_BIND"]) == ("3", "true")
+    assert "OMP_PLACES" not in run["env"]
+    assert run["cpus"] == [min(before[0])]
+    assert run["nice"] in {before[1], before[1] - 1}, "tried, where it takes a privilege"
+    assert run["stdin"] == "/dev/null"
+    assert (os.sched_getaffinity(0), os.nice(0)) == before
+
+
+@pytest.fixture
+def wrapped(tmp_path: Path) -> tuple[Path, Path]:
+    """A script with a program behind it that sleeps, and where that notes its id."""
+    note, script = tmp_path / "noted", tmp_path / "script"
+    script.write_text(f"#!/bin/sh\nsh -c 'echo $$ > {note}; echo out; sleep 60'\ntrue\n")
+    script.chmod(0o755)
+    return script, note
+
+
+def test_what_takes_too_long_is_killed_with_all_behind_it(wrapped: tuple[Path, Path]) -> None:
+    script, note = wrapped
+    started = time.monotonic()
+    done = launch.capture((str(script),), seconds=1)
+    assert (done.code, done.stdout) == (None, "out\n")
+    assert time.monotonic() - started < 3
+    until(lambda: not alive(int(note.read_text())))
+
+
+def test_an_exception_ends_what_is_captured(wrapped: tuple[Path, Path]) -> None:
+    script, note = wrapped
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            launch.capture((str(script),), seconds=30)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    until(lambda: not alive(int(note.read_text())))
+    with pytest.raises(ChildProcessError):  # nobody is left to wait for
+        os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.mark.parametrize("by_kernel", [True, False])
+def test_what_is_captured_does_not_outlive_a_killed_caller(
+    wrapped: tuple[Path, Path], by_kernel: bool
+) -> None:
+    script, note = wrapped
+    code = f"""
+import sys
+sys.path.insert(0, {str(REPO)!r})
+from bitnet_tuning import launch, ties
+if not {by_kernel}:
+    ties.Lifeline._arm = lambda self: False
+launch.capture(({str(script)!r},), seconds=60)
+"""
+    caller = subprocess.Popen([sys.executable, "-c", code])
+    until(lambda: note.exists() and note.read_text().strip() != "")
+    time.sleep(0.2)  # the watcher is there soon after the program
+    process = int(note.read_text())
+    assert alive(process)
+    caller.kill()
+    caller.wait()
+    until(lambda: not alive(process))
+
+
 def test_an_engine_that_hangs_at_an_interrupt_is_killed(engine: FakeEngine) -> None:
     process = start(engine, "-p", "hello", sleep=60, catch=int(signal.SIGINT))
     assert process.stdout is not None

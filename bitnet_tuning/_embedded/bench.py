@@ -93,7 +93,7 @@ def _setup(options: BenchOptions, config: Config, tests: list[Test]) -> Any:
         batch=config.batch,
         ubatch=config.ubatch,
         mmap=config.mmap,
-        flash_attention="on" if config.flash_attention else "off",
+        flash_attention=config.flash_attention,
         numa=options.numa,
         warmup=options.warmup,
         verbose=options.verbose,

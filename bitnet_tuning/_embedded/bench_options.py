@@ -25,7 +25,8 @@ class BenchOptions(NamedTuple):
     ubatch: tuple[int, ...] = (512,)
     threads: tuple[int, ...] = ()
     mmap: tuple[bool, ...] = (True,)
-    flash_attention: tuple[bool, ...] = (False,)
+    flash_attention: tuple[str, ...] = ("auto",)
+    """``on``, ``off`` or ``auto``, which is also what the cli does unless told."""
     numa: str = ""
     repetitions: int = 5
     output: str = "md"
@@ -65,7 +66,7 @@ class Config(NamedTuple):
     ubatch: int
     threads: int
     mmap: bool
-    flash_attention: bool
+    flash_attention: str
 
 
 def parse(argv: Sequence[str]) -> BenchOptions:
@@ -151,6 +152,16 @@ def _switches(text: str) -> tuple[bool, ...]:
         raise ValueError(f"{error.args[0]!r} is neither 0 nor 1") from None
 
 
+_FLASH = {"0": "off", "off": "off", "1": "on", "on": "on", "auto": "auto"}
+
+
+def _flash(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(_FLASH[part] for part in text.split(","))
+    except KeyError as error:
+        raise ValueError(f"{error.args[0]!r} is none of 0, 1 and auto") from None
+
+
 FLAGS: tuple[Flag, ...] = (
     Flag(("-h", "--help"), "help", "print this text and exit"),
     Flag(("-m", "--model"), "model", "model file (GGUF)", "FNAME"),
@@ -199,9 +210,9 @@ FLAGS: tuple[Flag, ...] = (
     Flag(
         ("-fa", "--flash-attn"),
         "flash_attention",
-        "flash attention: 0 or 1",
-        "0|1",
-        _switches,
+        "flash attention: 0, 1 or auto (default)",
+        "0|1|auto",
+        _flash,
         append=True,
     ),
     NUMA,

@@ -11,6 +11,9 @@ from bitnet_tuning._embedded.bench_options import BenchOptions, Config, Test
 from bitnet_tuning._embedded.binding import build_info
 from bitnet_tuning.gguf import read_model
 
+FLASH = {"auto": -1, "off": 0, "on": 1}
+"""As llama-bench writes them."""
+
 # Speaks for any model whose header does not state its vocabulary.
 SMALLEST_VOCABULARY = 256
 
@@ -59,7 +62,7 @@ def record(
         "type_v": "f16",
         "n_gpu_layers": 0,
         "use_mmap": config.mmap,
-        "flash_attn": config.flash_attention,
+        "flash_attn": FLASH[config.flash_attention],
         "n_prompt": test.n_prompt,
         "n_gen": test.n_gen,
         "n_depth": 0,

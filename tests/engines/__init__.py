@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-SOURCE = Path(__file__).with_name("fake_llama_cli.py")
+FOLDER = Path(__file__).parent
 
 
 class FakeEngine:
@@ -17,25 +17,34 @@ class FakeEngine:
 
     ``bitnet``: one program that completes prompts and, in a chat, takes the end of its
     input for an empty line. ``mainline``: llama-completion stands beside llama-cli.
+    With ``bench``, llama-bench does as well.
     """
 
-    def __init__(self, folder: Path, generation: str = "bitnet") -> None:
+    def __init__(self, folder: Path, generation: str = "bitnet", bench: bool = False) -> None:
         self.checkout = folder
         self.bin = folder / "build" / "bin"
         self.bin.mkdir(parents=True)
         names = ["llama-cli"] + (["llama-completion"] if generation == "mainline" else [])
         for name in names:
-            program = self.bin / name
-            shutil.copyfile(SOURCE, program)
-            text = program.read_text().replace(
-                "#!/usr/bin/env python3", f"#!{sys.executable} -IS", 1
-            )
-            program.write_text(text)
-            program.chmod(0o755)
+            self._install(name, "fake_llama_cli.py")
+        if bench:
+            self._install("llama-bench", "fake_llama_bench.py")
+        shutil.copyfile(FOLDER / "curve.py", self.bin / "curve.py")
         (self.bin / "generation").write_text(generation)
         self.cli = self.bin / "llama-cli"
         self.completion = self.bin / "llama-completion"
         self.log = self.bin / "runs.jsonl"
+
+    def _install(self, name: str, source: str) -> None:
+        text = (FOLDER / source).read_text()
+        program = self.bin / name
+        program.write_text(text.replace("#!/usr/bin/env python3", f"#!{sys.executable} -IS", 1))
+        program.chmod(0o755)
+
+    def curve(self, **curve: object) -> FakeEngine:
+        """How fast it is and how it misbehaves from now on: see curve.py."""
+        (self.bin / "curve.json").write_text(json.dumps(curve))
+        return self
 
     def environment(self, **behaviour: object) -> dict[str, str]:
         """Variables that make it behave: see fake_llama_cli.py."""
@@ -51,7 +60,12 @@ class FakeEngine:
         """Starts that got a prompt or a chat from a launcher, probes left out."""
         probes = ("--help", "--version")
         runs = [run for run in self.runs() if not set(probes) & set(run["argv"])]
+        runs = [run for run in runs if run["program"] != "llama-bench"]
         return [run for run in runs if run["argv"][1:5] and not _is_isa_probe(run["argv"])]
+
+    def benches(self) -> list[dict[str, Any]]:
+        """Starts of llama-bench, but for its help."""
+        return [run for run in self.runs() if run["program"] == "llama-bench"]
 
     def events(self, run: dict[str, Any]) -> list[str]:
         """Signals that a run has got, in order."""

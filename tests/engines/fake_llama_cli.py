@@ -10,13 +10,24 @@ FAKE_KILL     signal number by which it kills itself after its output
 FAKE_SLEEP    seconds that it sleeps before its end, in short naps (not for one token)
 FAKE_CATCH    signal numbers (comma-separated) that it writes down instead of dying
 FAKE_HANG     "help" hangs on --help
+FAKE_FA_TEXT  text printed instead where -fa is asked for
+FAKE_LOSES    share of its text and all of its timings that it loses: "0.5" the first time,
+              "0.5 always" each time
+FAKE_LOSES_THREADS  loses only with this many threads
+
+Where a ``curve.json`` stands beside it, its text, its speed and its end are what that says:
+see curve.py.
 """
 
+from __future__ import annotations
+
+import importlib
 import json
 import os
 import signal
 import sys
 import time
+from typing import Any
 
 HERE = os.path.dirname(os.path.abspath(sys.argv[0]))
 
@@ -38,6 +49,15 @@ usage: llama-cli [options]
 -cnv,  --conversation                   run in conversation mode
 --simple-io                             use basic IO
 --mlock                                 force system to keep model in RAM
+--no-mmap                               do not memory-map model
+-fa,   --flash-attn                     enable Flash Attention
+--poll <0...100>                        use polling level to wait for work
+--numa TYPE                             attempt optimizations that help on some NUMA systems
+--ignore-eos                            ignore end of stream token and continue generating
+"""
+MAINLINE = """\
+-no-cnv, --no-conversation              no chat
+-lm,   --load-mode MODE                 model loading mode (default: auto)
 """
 
 # ruff: noqa: E501
@@ -84,6 +104,56 @@ def value(*names: str) -> str:
     return ""
 
 
+def curve_and_facts() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both empty without a curve.json."""
+    if not os.path.exists(os.path.join(HERE, "curve.json")) or value("-n") == "1":
+        return {}, {}
+    sys.path.insert(0, HERE)
+    curves = importlib.import_module("curve")  # copied beside this program
+    curve = curves.load(HERE)
+    facts = curves.seen(sys.argv, value("-t"))
+    curves.misbehave(curve, facts)
+    return curve, facts
+
+
+def text_for(prompt: str, curve: dict[str, Any], facts: dict[str, Any]) -> str:
+    plain = os.environ.get("FAKE_OUTPUT", " and more text")
+    if "-fa" in sys.argv and "FAKE_FA_TEXT" in os.environ:
+        return os.environ["FAKE_FA_TEXT"]
+    if not curve:
+        return plain
+    curves = importlib.import_module("curve")
+    changed = curves.chosen(curve.get("text", {}), facts)
+    return str(curve.get("texts", {}).get(prompt, plain) if changed is None else changed)
+
+
+def lost_share() -> float:
+    """Of its text; the timings are lost with any of it."""
+    share, _, always = os.environ.get("FAKE_LOSES", "0").partition(" ")
+    mark = os.path.join(HERE, "lost")
+    if value("-n") == "1" or (not always and os.path.exists(mark)):
+        return 0.0
+    if os.environ.get("FAKE_LOSES_THREADS", value("-t")) != value("-t"):
+        return 0.0
+    if float(share):
+        open(mark, "w").close()
+    return float(share)
+
+
+def timings(prompt: bytes, curve: dict[str, Any], facts: dict[str, Any]) -> str:
+    if not curve:
+        return TIMINGS
+    curves = importlib.import_module("curve")
+    noise = curves.Noise(curve, HERE)
+    lines = []
+    counts = (("prompt eval", "pp", len(prompt.split())), ("eval", "tg", int(value("-n")) - 1))
+    for name, phase, count in counts:
+        milliseconds = count / noise(curves.speed(curve, facts, phase)) * 1000
+        unit = "tokens" if phase == "pp" else "runs"
+        lines.append(f"perf: {name} time = {milliseconds:10.2f} ms / {count:5d} {unit}")
+    return "\n".join(lines)
+
+
 def chat() -> int:
     """As bitnet.cpp's llama-cli: at the end of its input it goes on for ever; an
     interrupt while it waits for input ends it with 130."""
@@ -104,9 +174,7 @@ def main() -> int:
     if "--help" in sys.argv:
         if os.environ.get("FAKE_HANG") == "help":
             time.sleep(60)
-        print(
-            HELP + ("-no-cnv, --no-conversation   no chat\n" if generation() == "mainline" else "")
-        )
+        print(HELP + (MAINLINE if generation() == "mainline" else ""))
         return 0
     if "--version" in sys.argv:
         print("version: 3957 (5eb47b72)\nbuilt with fake for tests", file=sys.stderr)
@@ -121,13 +189,17 @@ def main() -> int:
     prompt = os.fsencode(value("-p", "--prompt"))
     sys.stdout.buffer.write(prompt)
     sys.stdout.buffer.flush()
-    sys.stdout.buffer.write(os.environ.get("FAKE_OUTPUT", " and more text").encode() + b"\n")
+    curve, facts = curve_and_facts()
+    text, lost = text_for(prompt.decode("utf-8", "replace"), curve, facts), lost_share()
+    text = text[: len(text) - int(len(text) * lost)]
+    sys.stdout.buffer.write(text.encode() + b"\n")
     sys.stdout.buffer.flush()
     is_probe = value("-n") == "1"
     until = time.monotonic() + (0 if is_probe else float(os.environ.get("FAKE_SLEEP", "0")))
     while time.monotonic() < until:
         time.sleep(0.02)
-    print(TIMINGS, file=sys.stderr, flush=True)
+    if not lost:
+        print(timings(prompt, curve, facts), file=sys.stderr, flush=True)
     if "FAKE_KILL" in os.environ:
         os.kill(os.getpid(), int(os.environ["FAKE_KILL"]))
     return int(os.environ.get("FAKE_EXIT", "0"))

@@ -1,0 +1,165 @@
+"""Does an engine write the same words with a setting as with the default?"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from bitnet_tuning import selftest
+from bitnet_tuning.bench.by_cli import TOKENS_PER_WORD, words
+from bitnet_tuning.bench.failure import failure, shorten
+from bitnet_tuning.bench.start import TRIES, Patience, Place, run_cli
+from bitnet_tuning.outcome import parse_timings
+from bitnet_tuning.request import Request
+from bitnet_tuning.setting import Setting
+
+if TYPE_CHECKING:
+    from bitnet_tuning.launch import Captured
+
+QUESTION = "Question: Why does the moon look larger near the horizon?\nAnswer:"
+TOKENS = 24
+"""Generated for a comparison."""
+
+MICRO_BATCH = 512
+"""llama.cpp's own, in tokens."""
+
+WORDS_MARGIN = 1.5
+"""A word of a long prompt may take less tokens than one of the question, its full stops
+included, by this factor; never less than one."""
+
+_SHOWN = 48
+
+
+class _RunError(Exception):
+    """A setting's run gave no text; says why."""
+
+
+class _ReferenceError(Exception):
+    """The default's text is nothing to compare with; says why."""
+
+
+class Words:
+    """What the default writes with greedy decoding, made when first needed, and what other
+    settings write instead. ``note`` says why texts could not be compared."""
+
+    def __init__(self, place: Place, default: Setting, patience: Patience) -> None:
+        self.note: str | None = None
+        self._place = place
+        self._default = default
+        self._patience = patience
+        self._texts: dict[str, list[str]] = {}
+        """What the default wrote, by prompt: every text that was seen."""
+        self._took: dict[str, float] = {}
+        """Seconds that it took, at most."""
+        self._tokens: dict[str, int] = {}
+        """Of each prompt; 0 where the engine did not say."""
+        self._unusable: dict[str, str] = {}
+        """Why the default's text for a prompt is nothing to compare with."""
+
+    def problem(self, setting: Setting) -> str | None:
+        """Why the words are wrong; None where nothing is known against them. Raises
+        UnsupportedError for a knob that the cli does not have."""
+        if setting == self._default:
+            return None
+        try:
+            return self._compared(setting, self._prompt(setting))
+        except _RunError as failed:
+            return str(failed)
+        except _ReferenceError as why:
+            self.note = f"texts are not compared, for the default {why}"
+            return None
+
+    def _compared(self, setting: Setting, prompt: str) -> str | None:
+        """How the texts differ. The shorter of two that begin alike may have lost its end
+        and is made again; a default that differs is asked whether it repeats itself."""
+        theirs = self._reference(prompt)
+        ours = [self._write(setting, prompt)]
+        for _ in range(TRIES):
+            if _longest(theirs).startswith(_longest(ours)):
+                if _longest(ours) == _longest(theirs):
+                    return None
+                ours.append(self._write(setting, prompt))
+            elif _longest(ours).startswith(_longest(theirs)):
+                theirs.append(self._write_default(prompt))
+        if _longest(ours) == _longest(theirs):
+            return None
+        if len(theirs) == 1:
+            theirs.append(self._write_default(prompt))
+        if not all(_longest(theirs).startswith(text) for text in theirs):
+            self._unusable[prompt] = "does not repeat its own"
+            raise _ReferenceError(self._unusable[prompt])
+        return difference(_longest(ours), _longest(theirs), "than the default")
+
+    def _reference(self, prompt: str) -> list[str]:
+        """What the default wrote so far: once at least."""
+        if prompt in self._unusable:
+            raise _ReferenceError(self._unusable[prompt])
+        theirs = self._texts.setdefault(prompt, [])
+        if not theirs:
+            theirs.append(self._write_default(prompt))
+        return theirs
+
+    def _write_default(self, prompt: str) -> str:
+        started = time.monotonic()
+        try:
+            done = self._run(self._default, prompt)
+        except _RunError as failed:
+            self._unusable[prompt] = f"fails: {failed}"
+            raise _ReferenceError(self._unusable[prompt]) from failed
+        self._took[prompt] = max(time.monotonic() - started, self._took.get(prompt, 0.0))
+        timing = parse_timings(done.stderr).prompt
+        self._tokens[prompt] = timing.tokens if timing else self._tokens.get(prompt, 0)
+        return selftest.continuation(done.stdout, prompt).strip()
+
+    def _write(self, setting: Setting, prompt: str) -> str:
+        """What the engine adds to the prompt. Raises _RunError."""
+        done = self._run(setting, prompt)
+        return selftest.continuation(done.stdout, prompt).strip()
+
+    def _run(self, setting: Setting, prompt: str) -> Captured:
+        seconds = self._patience.after(self._took.get(prompt))
+        request = Request(
+            prompt=prompt,
+            n_predict=TOKENS,
+            ctx_size=self._context(prompt),
+            temperature=0.0,
+            seed=1,
+        )
+        done = run_cli(self._place, setting, request, seconds)
+        problem = failure(done, seconds)
+        if problem:
+            raise _RunError(problem)
+        return done
+
+    def _context(self, prompt: str) -> int:
+        wanted = TOKENS_PER_WORD * len(prompt.split()) + 2 * TOKENS
+        return min(wanted, self._place.model.context_length or wanted)
+
+    def _prompt(self, setting: Setting) -> str:
+        """A question; behind more words than a micro-batch holds, where the setting changes
+        how a prompt is computed. It comes last, so that the answer is a sure one."""
+        default = self._default
+        if (setting.ubatch, setting.flash) == (default.ubatch, default.flash):
+            return QUESTION
+        tokens = min(setting.ubatch or MICRO_BATCH, default.ubatch or MICRO_BATCH)
+        self._reference(QUESTION)
+        ratio = max(1.0, self._tokens[QUESTION] / len(QUESTION.split()))
+        count = min(tokens, round(tokens * WORDS_MARGIN / ratio))
+        limit = self._place.model.context_length
+        if limit:
+            room = limit // TOKENS_PER_WORD - len(QUESTION.split()) - TOKENS
+            count = min(count, max(1, room))
+        return f"{words(count)}\n{QUESTION}"
+
+
+def _longest(texts: list[str]) -> str:
+    return max(texts, key=len)
+
+
+def difference(got: str, expected: str, than: str) -> str:
+    """Both texts from shortly before the first character that differs."""
+    pairs = enumerate(zip(got, expected, strict=False))
+    at = next((at for at, (a, b) in pairs if a != b), min(len(got), len(expected)))
+    start = max(0, at - 8)
+    shown = [repr(shorten(text[start:], _SHOWN)) for text in (got, expected)]
+    return f"gives other words {than}: {shown[0]} instead of {shown[1]}"

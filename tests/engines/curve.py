@@ -1,0 +1,126 @@
+"""How fast a fake engine says it is, and how it misbehaves: read from ``curve.json`` beside
+the program.
+
+::
+
+    {
+      "threads": {"1": 10, "2": 18},     tokens/s of generation; linear between, flat beyond
+      "pp": 4.0,                         prompts are so many times as fast
+      "factors": {"mmap=0": 1.1, "flash=1,threads=2": 0.9, "OMP_PROC_BIND=true": 0.7},
+      "noise": 0.02, "seed": 1,          log-normal; every run draws anew, the same each time
+      "outliers": 0.02,                  share of samples that are five times slower
+      "seconds": 0.0,                    that every run takes
+      "crash": {"threads=2": 11},        signal number, or "exit 3"
+      "hang": ["threads=3"],
+      "broken": {"flash=1": "json"},     json, empty, log, nan, zero, negative, text, rows,
+                                         samples, threads
+      "text": {"flash=1": " other words"}
+    }
+
+Conditions are joined by commas. Names are ``threads``, ``phase`` (pp or tg, of factors only),
+``mmap``, ``mlock``, ``flash``, ``ubatch``, ``poll``, ``numa``, ``cpus`` (as 0,1 is written
+0+1) and every environment variable; what was not asked for has the value ``-``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import random
+import sys
+import time
+from typing import Any
+
+
+def load(folder: str) -> dict[str, Any]:
+    try:
+        with open(os.path.join(folder, "curve.json")) as file:
+            curve: dict[str, Any] = json.load(file)
+            return curve
+    except FileNotFoundError:
+        return {}
+
+
+def seen(argv: list[str], threads: str) -> dict[str, Any]:
+    """What a run was started with, by the names of conditions."""
+
+    def value(*names: str) -> str:
+        found = [argv[at + 1] for at, word in enumerate(argv[:-1]) if word in names]
+        return found[-1] if found else "-"
+
+    flash = {"on": "1", "off": "0"}.get(value("-fa"), value("-fa"))
+    mode = value("-lm", "--load-mode")
+    mmap = {"-": value("-mmp")}.get(mode, "1" if "mmap" in mode else "0")
+    return {
+        **os.environ,
+        "threads": threads,
+        "mmap": "0" if "--no-mmap" in argv else mmap,
+        "mlock": "1" if "--mlock" in argv or "mlock" in mode else "-",
+        "flash": flash if flash in {"0", "1", "-"} else "1",  # a bare -fa
+        "ubatch": value("-ub"),
+        "poll": value("--poll"),
+        "numa": value("--numa"),
+        "cpus": "+".join(map(str, sorted(_cpus()))),
+    }
+
+
+def _cpus() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
+
+
+def holds(condition: str, facts: dict[str, Any]) -> bool:
+    pairs = (part.partition("=") for part in condition.split(","))
+    return all(facts.get(name, "-") == value for name, _, value in pairs)
+
+
+def chosen(table: dict[str, Any], facts: dict[str, Any]) -> Any:
+    """The value of the first condition that holds."""
+    return next((value for condition, value in table.items() if holds(condition, facts)), None)
+
+
+def misbehave(curve: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Ends this process, or never lets it end, where the curve says so."""
+    if any(holds(condition, facts) for condition in curve.get("hang", [])):
+        time.sleep(600)
+    crash = chosen(curve.get("crash", {}), facts)
+    if isinstance(crash, str):
+        print("error: the fake engine fails as it was told to", file=sys.stderr, flush=True)
+        sys.exit(int(crash.split()[1]))
+    if crash is not None:
+        os.kill(os.getpid(), crash)
+    time.sleep(curve.get("seconds", 0))
+
+
+def speed(curve: dict[str, Any], facts: dict[str, Any], phase: str) -> float:
+    """True tokens/s, without noise."""
+    points = sorted((int(count), rate) for count, rate in curve.get("threads", {"1": 20}).items())
+    rate: float = _between(points, int(facts["threads"]))
+    if phase == "pp":
+        rate *= curve.get("pp", 4.0)
+    facts = {**facts, "phase": phase}
+    fitting = [by for when, by in curve.get("factors", {}).items() if holds(when, facts)]
+    return float(rate * math.prod(fitting))
+
+
+def _between(points: list[tuple[int, float]], threads: int) -> float:
+    for (low, slow), (high, fast) in itertools.pairwise(points):
+        if low <= threads <= high:
+            return slow + (fast - slow) * (threads - low) / (high - low)
+    return points[0][1] if threads < points[0][0] else points[-1][1]
+
+
+class Noise:
+    """What disturbs the samples of one run."""
+
+    def __init__(self, curve: dict[str, Any], folder: str) -> None:
+        path = os.path.join(folder, "draws")
+        with open(path, "ab") as file:  # its length counts the runs
+            file.write(b".")
+        self.spread, self.outliers = curve.get("noise", 0.0), curve.get("outliers", 0.0)
+        self.random = random.Random(f"{curve.get('seed', 1)}:{os.path.getsize(path)}")
+
+    def __call__(self, rate: float) -> float:
+        slow = 0.2 if self.random.random() < self.outliers else 1.0
+        return rate * slow * math.exp(self.spread * self.random.gauss(0, 1))

@@ -1,0 +1,250 @@
+"""What llama-bench and the cli are asked, and which of their answers count."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitnet_tuning import demo
+from bitnet_tuning.bench import by_cli, measure
+from bitnet_tuning.bench.measure import Bench, Row, bench_commands, parse_bench
+from bitnet_tuning.bench.rounds import PP, TG
+from bitnet_tuning.errors import UnsupportedError
+from bitnet_tuning.gguf import read_model
+from bitnet_tuning.setting import UPSTREAM, Setting
+
+COMMON = frozenset(("-m", "-p", "-n", "-t", "-r", "-o", "-ub", "-fa", "--numa", "--poll", "-ngl"))
+BITNET = Bench(("/build/bin/llama-bench",), COMMON | {"-mmp"})
+MAINLINE = Bench(("/build/bin/llama-bench",), COMMON | {"-lm"})
+BOTH = measure.Tests(64, 16)
+ONE = Setting(1, 1)
+
+
+def flags(setting: Setting, bench: Bench = BITNET) -> dict[str, str]:
+    """Of the only process that the setting takes."""
+    (command,) = bench_commands(setting, bench, "x.gguf", BOTH, 3)
+    assert command.argv[0] == "/build/bin/llama-bench"
+    return dict(zip(command.argv[1::2], command.argv[2::2], strict=True))
+
+
+def test_both_phases_are_one_process() -> None:
+    assert flags(Setting(4, 4)) == {
+        **{"-m": "x.gguf", "-t": "4", "-p": "64", "-n": "16"},
+        **{"-r": "3", "-o": "json", "-ngl": "0"},
+    }
+
+
+def test_threads_of_their_own_for_prompts_take_two_processes() -> None:
+    prompt, generation = bench_commands(Setting(2, 8), BITNET, "x.gguf", BOTH, 1)
+    assert prompt.argv[-6:] == ("-t", "8", "-p", "64", "-n", "0")
+    assert generation.argv[-6:] == ("-t", "2", "-p", "0", "-n", "16")
+    assert [row.phase for row in prompt.rows + generation.rows] == [PP, TG]
+
+
+@pytest.mark.parametrize(
+    ("tests", "words", "phase"),
+    [
+        (measure.Tests(64, None), ("-t", "8", "-p", "64", "-n", "0"), PP),
+        (measure.Tests(None, 16), ("-t", "2", "-p", "0", "-n", "16"), TG),
+    ],
+)
+def test_only_the_phase_asked_for_is_measured(
+    tests: measure.Tests, words: tuple[str, ...], phase: str
+) -> None:
+    (command,) = bench_commands(Setting(2, 8), BITNET, "x.gguf", tests, 1)
+    assert command.argv[-6:] == words
+    assert [row.phase for row in command.rows] == [phase]
+
+
+@pytest.mark.parametrize(
+    ("setting", "bench", "wanted", "said"),
+    [
+        (ONE._replace(mmap=False), BITNET, {"-mmp": "0"}, ("use_mmap", 0)),
+        (ONE._replace(mmap=True), BITNET, {"-mmp": "1"}, ("use_mmap", 1)),
+        (ONE._replace(mmap=False), MAINLINE, {"-lm": "none"}, ("load_mode", "none")),
+        (ONE._replace(mmap=True), MAINLINE, {"-lm": "mmap"}, ("load_mode", "mmap")),
+        (ONE._replace(mlock=True), MAINLINE, {"-lm": "mmap+mlock"}, ("load_mode", "mmap+mlock")),
+        (ONE._replace(mlock=True, mmap=False), MAINLINE, {"-lm": "mlock"}, ("load_mode", "mlock")),
+        (ONE._replace(flash=True), BITNET, {"-fa": "1"}, ("flash_attn", 1)),
+        (ONE._replace(flash=False), MAINLINE, {"-fa": "0"}, ("flash_attn", 0)),
+        (ONE._replace(ubatch=128), BITNET, {"-ub": "128"}, ("n_ubatch", 128)),
+        (ONE._replace(poll=0), BITNET, {"--poll": "0"}, ("poll", 0)),
+    ],
+)
+def test_a_knob_is_asked_for_and_looked_up_in_the_answer(
+    setting: Setting, bench: Bench, wanted: dict[str, str], said: tuple[str, object]
+) -> None:
+    assert wanted.items() <= flags(setting, bench).items()
+    (command,) = bench_commands(setting, bench, "x.gguf", BOTH, 1)
+    assert all(said in row.fields for row in command.rows)
+
+
+def test_numa_is_asked_for_though_no_row_tells_it() -> None:
+    assert flags(ONE._replace(numa="isolate"))["--numa"] == "isolate"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        ONE._replace(mmap=False),
+        ONE._replace(mlock=True),
+        ONE._replace(flash=False),
+        ONE._replace(ubatch=64),
+        ONE._replace(poll=0),
+        ONE._replace(numa="distribute"),
+    ],
+)
+def test_a_knob_without_a_flag_is_refused(setting: Setting) -> None:
+    bare = Bench(("llama-bench",), measure.NEEDED)
+    with pytest.raises(UnsupportedError, match="no flag for"):
+        bench_commands(setting, bare, "x.gguf", BOTH, 1)
+    with pytest.raises(UnsupportedError, match="no flag for"):
+        by_cli.check_cli(setting, frozenset(("-m", "-p")))
+
+
+def test_a_locked_model_is_refused_by_bitnets_llama_bench() -> None:
+    with pytest.raises(UnsupportedError, match="locking"):
+        bench_commands(ONE._replace(mlock=True), BITNET, "x.gguf", BOTH, 1)
+
+
+# Answers
+
+PP_ROW = Row(PP, (64, 0), 2, (("n_threads", 4), ("use_mmap", 0)))
+TG_ROW = Row(TG, (0, 16), 2, (("n_threads", 4), ("use_mmap", 0)))
+PP_SAID = {
+    **{"n_prompt": 64, "n_gen": 0, "n_threads": 4, "use_mmap": False},
+    **{"samples_ts": [101.5, 99.5], "samples_ns": [1, 2]},
+}
+TG_SAID = {**PP_SAID, "n_prompt": 0, "n_gen": 16, "samples_ts": [20.25, 19]}
+
+
+def answered(*rows: dict[str, Any]) -> str:
+    return json.dumps(rows, indent=2)
+
+
+def test_every_sample_is_kept() -> None:
+    speeds = parse_bench(answered(PP_SAID, TG_SAID), (PP_ROW, TG_ROW))
+    assert speeds == ({PP: (101.5, 99.5), TG: (20.25, 19.0)}, None)
+
+
+def test_rows_may_come_in_any_order_and_say_less() -> None:
+    short = {name: value for name, value in PP_SAID.items() if name != "use_mmap"}
+    speeds = parse_bench(answered(TG_SAID, short), (PP_ROW, TG_ROW))
+    assert speeds.problem is None
+    assert speeds.samples[PP] == (101.5, 99.5)
+
+
+def test_a_log_before_and_behind_the_array_does_not_matter() -> None:
+    text = f"[1/2] loading\nload: [ok]\n{answered(PP_SAID)}\n[done]\n"
+    assert parse_bench(text, (PP_ROW,)) == ({PP: (101.5, 99.5)}, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "llama-bench printed no JSON"),
+        ("error: nothing", "llama-bench printed no JSON"),
+        (answered(PP_SAID)[:-20], "llama-bench printed broken JSON"),
+        ("[" * 100_000, "llama-bench printed broken JSON"),
+        ("[1, 2]", "llama-bench printed broken JSON"),
+        ("[]", "llama-bench printed 0 rows instead of 1"),
+        (answered(PP_SAID, TG_SAID), "llama-bench printed 2 rows instead of 1"),
+        (answered(TG_SAID), "llama-bench printed no row for pp64"),
+        (answered({**PP_SAID, "n_threads": 2}), "pp64 ran with n_threads = 2, not 4"),
+        (answered({**PP_SAID, "n_threads": None}), "pp64 ran with n_threads = None, not 4"),
+        (answered({**PP_SAID, "use_mmap": True}), "pp64 ran with use_mmap = True, not 0"),
+        (answered({**PP_SAID, "samples_ts": [1.0]}), "pp64 has 1 samples instead of 2"),
+        (answered({**PP_SAID, "samples_ts": 5}), "pp64 has no samples instead of 2"),
+        (answered({**PP_SAID, "samples_ts": [1.0, 0]}), "pp64 has a speed of 0"),
+        (answered({**PP_SAID, "samples_ts": [1.0, -2.5]}), "pp64 has a speed of -2.5"),
+        (answered({**PP_SAID, "samples_ts": [math.nan, 1.0]}), "pp64 has a speed of nan"),
+        (answered({**PP_SAID, "samples_ts": [math.inf, 1.0]}), "pp64 has a speed of inf"),
+        (answered({**PP_SAID, "samples_ts": [True, 1.0]}), "pp64 has a speed of True"),
+        (answered({**PP_SAID, "samples_ts": ["fast", 1.0]}), "pp64 has a speed of 'fast'"),
+    ],
+)
+def test_nonsense_is_a_reason_and_never_a_number(text: str, reason: str) -> None:
+    assert parse_bench(text, (PP_ROW,)) == ({}, reason)
+
+
+def test_a_row_without_its_threads_does_not_count() -> None:
+    silent = {name: value for name, value in PP_SAID.items() if name != "n_threads"}
+    assert "no value" in str(parse_bench(answered(silent), (PP_ROW,)).problem)
+
+
+def test_a_number_beyond_every_float_is_no_speed() -> None:
+    text = answered(PP_SAID).replace("101.5", "1" + "0" * 400)
+    assert "has a speed of" in str(parse_bench(text, (PP_ROW,)).problem)
+
+
+@given(st.text() | st.recursive(st.none() | st.floats() | st.text(), st.lists).map(json.dumps))
+def test_no_output_makes_it_fail(text: str) -> None:
+    assert parse_bench(text, (PP_ROW,)).samples == {}
+
+
+# The cli
+
+
+def log(prompt: str = "50.00 ms /    70 tokens", generation: str = "800.00 ms / 16 runs") -> str:
+    return (
+        f"llama_perf_context_print: prompt eval time = {prompt} ( ... )\n"
+        f"llama_perf_context_print:        eval time = {generation} ( ... )\n"
+    )
+
+
+def test_the_clis_timings_are_one_sample_each() -> None:
+    assert by_cli.parse_cli(log(), BOTH) == ({PP: (1400.0,), TG: (20.0,)}, None)
+    assert by_cli.parse_cli(log(), measure.Tests(None, 16)).samples == {TG: (20.0,)}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "the engine printed no timing for pp"),
+        (log(prompt="5.00 ms / 3 tokens"), "pp had 3 tokens instead of at least 64"),
+        (log(generation="5.00 ms / 7 runs"), "tg had 7 tokens instead of at least 8"),
+        (log(generation="0.00 ms / 16 runs"), "tg16 has a speed of None"),
+    ],
+)
+def test_timings_that_are_no_measurement_are_a_reason(text: str, reason: str) -> None:
+    assert by_cli.parse_cli(text, BOTH) == ({}, reason)
+
+
+def test_the_clis_prompt_is_long_enough_and_always_the_same() -> None:
+    model = read_model(demo.TQ2_0)._replace(context_length=None)
+    request = by_cli.cli_request(BOTH, model, frozenset(("--ignore-eos",)))
+    again = by_cli.cli_request(BOTH, model, frozenset())
+    assert request.prompt is not None and request.prompt == again.prompt
+    words = request.prompt.split()
+    assert len(words) == 64 and len(set(words)) > 30
+    assert (request.n_predict, request.temperature) == (17, 0.0)
+    assert (request.extra, again.extra) == (("--ignore-eos",), ())
+    assert request.ctx_size >= 2 * 64 + 17
+    small = by_cli.cli_request(BOTH, model._replace(context_length=99), frozenset())
+    assert small.ctx_size == 99
+
+
+# The environment
+
+OURS = {
+    "OMP_NUM_THREADS": "4",
+    "MKL_NUM_THREADS": "4",
+    "OPENBLAS_NUM_THREADS": "4",
+    "OMP_PROC_BIND": "true",
+    "OMP_PLACES": "cores",
+}
+
+
+def test_what_the_sourced_file_exported_does_not_leak_into_a_setting() -> None:
+    assert measure.stale(UPSTREAM, OURS) == set(OURS)
+    kept = UPSTREAM._replace(env=(("OMP_NUM_THREADS", "2"),))
+    assert measure.stale(kept, OURS) == set(OURS) - {"OMP_NUM_THREADS"}
+
+
+def test_the_users_own_variables_stay() -> None:
+    assert measure.stale(UPSTREAM, {"OMP_PROC_BIND": "close", "OMP_NUM_THREADS": "4"}) == set()
