@@ -1,0 +1,9 @@
+#!/usr/bin/env python3
+"""Find the settings with which an engine is fastest here: see README.md."""
+
+import sys
+
+from bitnet_tuning.cli.benchmark import main
+
+if __name__ == "__main__":
+    sys.exit(main())

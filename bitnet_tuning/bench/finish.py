@@ -1,0 +1,162 @@
+"""What a tuning ends with: how near the limit the winner is, what it costs in energy, what
+the machine did meanwhile, and what is remembered."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from bitnet_tuning.bench import bandwidth, energy, roof, snapshot
+from bitnet_tuning.bench.absent import Absent
+from bitnet_tuning.bench.asks import DEFAULT, UPSTREAM, Done
+from bitnet_tuning.bench.bandwidth import Bandwidth, measure_bandwidth
+from bitnet_tuning.bench.conditions import Conditions, as_json, between, meanwhile_as_json
+from bitnet_tuning.bench.document import Decision, Kept, Part, Results, Surroundings
+from bitnet_tuning.bench.rounds import PP, TG
+from bitnet_tuning.bench.spoilers import warnings_after
+from bitnet_tuning.bench.stats import VERDICT_ROUNDS, Estimate
+from bitnet_tuning.bench.summary import against, phase_speeds
+from bitnet_tuning.errors import UnsupportedError
+from bitnet_tuning.gguf import read_tensors
+from bitnet_tuning.openmp import BINDING_BY_USER, TUNABLE, user_set
+from bitnet_tuning.profile_record import EngineKey, Evidence, Ratio
+from bitnet_tuning.profiles import new_profile, store
+
+if TYPE_CHECKING:
+    from bitnet_tuning.bench.runner import Runner
+    from bitnet_tuning.host import Host
+    from bitnet_tuning.plan import Facts
+    from bitnet_tuning.setting import Setting
+    from bitnet_tuning.state import State
+
+
+def decided(done: Done) -> Decision:
+    """For the document."""
+    return Decision(done.winner, done.verdict, done.estimate, done.floor, done.reason)
+
+
+def read_per_token(path: str) -> int | Absent:
+    """Bytes of weights that a token needs; raises MissingError for a damaged model."""
+    return roof.bytes_per_token(read_tensors(path))
+
+
+def after(results: Results, before: Conditions, host: Host) -> Results:
+    """With the machine's state now, and what has become of it since ``before``, which this
+    process took."""
+    now = snapshot.take(host)
+    warnings = tuple(dict.fromkeys((*results.warnings, *warnings_after(before, now))))
+    meanwhile = meanwhile_as_json(between(before, now))
+    seen = Surroundings(results.conditions.before, as_json(now), meanwhile)
+    return results._replace(warnings=warnings, conditions=seen)
+
+
+def near_the_limit(results: Results, host: Host, earlier: Bandwidth | Absent | None) -> Results:
+    """With the memory's bandwidth for the winner's threads, and its share that is used.
+    ``earlier`` was measured before the tuning, for the default's threads."""
+    name = results.decision.winner if results.decision else DEFAULT
+    setting = results.settings[name]
+    found = measure_bandwidth(setting.threads, host, setting.cpus)
+    if isinstance(found, Absent):
+        return results._replace(bandwidth=Part(None, found.reason), roof=Part(None, found.reason))
+    if isinstance(earlier, Bandwidth) and earlier.threads == found.threads:
+        found = bandwidth.pooled(earlier, found)
+    part = Part(bandwidth.as_json(found))
+    return results._replace(bandwidth=part, roof=_roof(results, name, found))
+
+
+def _roof(results: Results, name: str, found: Bandwidth) -> Part:
+    read, speeds = results.model.bytes_per_token, phase_speeds(results, name)[TG]
+    if read is None or not speeds:
+        return Part(None, "how much a token reads is not known" if speeds else "tg not measured")
+    middle = sorted(speeds)[len(speeds) // 2]
+    limit = roof.Roof(found.median, read, middle)
+    facts = {**roof.as_json(limit), "words": roof.words(limit, found.reader_limits)}
+    return Part(facts)
+
+
+def with_energy(results: Results, runner: Runner) -> Results:
+    """With tokens per joule of the winner, where the machine counts joules."""
+    name = results.decision.winner if results.decision else DEFAULT
+    setting, sizes = results.settings[name], runner.sizes
+
+    def run(tokens: int) -> None:
+        runner.sizes = sizes._replace(n_gen=tokens, repetitions=1)
+        try:
+            done = runner.measure(name, setting, (TG,))
+        finally:
+            runner.sizes = sizes
+        if done.problem is not None:
+            raise UnsupportedError(done.problem)
+
+    found = energy.tokens_per_joule(run)
+    if isinstance(found, Absent):
+        return results._replace(energy=Part(None, found.reason))
+    low, high = f"{found.low:.3g}", f"{found.high:.3g}"
+    text = f"{found.median:.3g} tokens per joule ({low}–{high}); {energy.NOTE}"
+    return results._replace(energy=Part({**energy.as_json(found), "words": text}))
+
+
+def remembered(
+    results: Results, facts: Facts, engine: EngineKey, state: State, path: str
+) -> Results:
+    """With the winner stored for later runs, where the search came to a decision.
+    ``engine`` as it was when the tuning began; ``path`` holds the results."""
+    kept = _kept(results, facts, engine, state, path)
+    return results._replace(profile=kept)
+
+
+def _kept(results: Results, facts: Facts, engine: EngineKey, state: State, path: str) -> Kept:
+    decision = results.decision
+    if decision is None:
+        return Kept(False, None, "Nothing is remembered: there is no decision yet.")
+    theirs = taking_part(facts.environ)
+    if theirs:
+        return Kept(False, None, f"Nothing is remembered: your {theirs} took part in it.")
+    stays = decision.winner == DEFAULT
+    if stays and _rounds(results) < VERDICT_ROUNDS:
+        return Kept(False, None, "Nothing is remembered: the rounds were too few.")
+    setting: Setting | None = None if stays else results.settings[decision.winner]
+    profile = new_profile(facts.host, engine, facts.model, setting, evidence(results, path))
+    mark = store(state, profile)
+    if mark is None:
+        return Kept(False, None, f"Nothing is remembered: {state.warning}.")
+    what = "that the default stays" if stays else decision.winner
+    return Kept(True, mark, f"Remembered as {mark}: {what}. run_inference.py uses it by itself.")
+
+
+def taking_part(environ: Mapping[str, str]) -> str:
+    """Variables of the user's that were in force while it was measured: without them, what
+    was found may not hold, and with them no profile is used."""
+    found = [name for name in sorted({*TUNABLE, *BINDING_BY_USER}) if user_set(environ, name)]
+    if environ.get("BITNET_THREADS", "").strip("0 "):
+        found.append("BITNET_THREADS")
+    return ", ".join(found)
+
+
+def _rounds(results: Results) -> int:
+    return sum(1 for each in results.rounds if any(r.setting == DEFAULT for r in each.runs))
+
+
+def evidence(results: Results, path: str) -> Evidence:
+    """What speaks for the decision."""
+    decision = results.decision
+    assert decision is not None
+    speeds = phase_speeds(results, decision.winner)
+    return Evidence(
+        objective=results.options.objective._asdict(),
+        verdict=decision.verdict,
+        ratio=_ratio(decision.estimate),
+        floor=decision.floor,
+        against_upstream=_ratio(against(results, decision.winner, UPSTREAM)),
+        speeds={
+            phase: sorted(speeds[phase])[len(speeds[phase]) // 2] if speeds[phase] else None
+            for phase in (PP, TG)
+        },
+        results=os.path.abspath(path),
+        budget=results.options.budget,
+    )
+
+
+def _ratio(found: Estimate | None) -> Ratio | None:
+    return None if found is None else Ratio(found.median, found.low, found.high, found.count)

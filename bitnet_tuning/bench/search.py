@@ -1,0 +1,283 @@
+"""Which setting to measure next, and when to stop: threads first, then the other knobs one at
+a time from the best so far, then a duel of the best against the default; pure.
+
+A search is a function of what it was told. Told the same rounds and checks again, it asks
+the same, so a stored search goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+
+from bitnet_tuning.bench import stats
+from bitnet_tuning.bench.asks import DEFAULT, UPSTREAM, Check, Done, Knob, Limits, Measure, Space
+from bitnet_tuning.bench.ledger import Ledger
+from bitnet_tuning.bench.rounds import Round
+from bitnet_tuning.bench.stages import ALIKE, HOPE, Duel, Judged, Race, reach
+from bitnet_tuning.bench.stats import Estimate
+from bitnet_tuning.setting import Change, Setting, apply
+
+__all__ = ["Check", "Done", "Knob", "Limits", "Measure", "Search", "Space"]
+
+ADOPT = 1.0
+"""Standard errors by which a setting must be ahead of the base to become the next one. A base
+that is no better costs nothing but simplicity: only the duel decides."""
+
+CLOSE = 1.0
+FINALISTS = 3
+SURE = 2.5
+
+FIRST_KNOBS = 0.6
+"""Of the time for knobs goes to all of them alone, the rest to what is best on top of it."""
+
+Steps = Generator["Measure | Check", None, Done]
+Choice = Generator["Measure | Check", None, str]
+
+
+class Search:
+    """Ask what to measure or check, measure or check it, tell; until ``ask`` says Done."""
+
+    def __init__(self, space: Space, limits: Limits) -> None:
+        self._space = space
+        self._ledger = Ledger(limits)
+        self._settings = {DEFAULT: space.default, **dict(space.fixed)}
+        self._stacks: dict[str, tuple[Change, ...]] = {DEFAULT: ()}
+        self._duels: dict[str, int] = {}
+        self._steps = self._whole()
+        self._pending: Measure | Check | Done
+        self._advance()
+
+    @property
+    def limits(self) -> Limits:
+        return self._ledger.limits
+
+    @property
+    def settings(self) -> Mapping[str, Setting]:
+        """Every setting that was named so far."""
+        return self._settings
+
+    def ask(self) -> Measure | Check | Done:
+        """The same until it is told."""
+        return self._pending
+
+    def tell(self, told: Round) -> None:
+        """What was measured; runs that an interruption left out may lack."""
+        self._ledger.add(told)
+        if isinstance(self._pending, Measure):
+            self._advance()
+
+    def tell_check(self, name: str, problem: str | None) -> None:
+        """What is wrong with a setting's output; None where it is right."""
+        self._ledger.checks[name] = problem
+        if isinstance(self._pending, Check) and self._pending.name == name:
+            self._advance()
+
+    def standing(self, name: str) -> Estimate | None:
+        """Speed over the default's so far: from the duel for who was in one."""
+        ratios = self._ledger.ratios(name, since=self._duels.get(name, 0))
+        return stats.ratio(ratios) if ratios and name != DEFAULT else None
+
+    def verdict(self, name: str) -> str:
+        """Whether that shows a difference."""
+        found = self.standing(name)
+        if found is None:
+            return stats.OPEN
+        return stats.verdict(found, self._ledger.floor(found.count))
+
+    def problem(self, name: str) -> str | None:
+        """Why a setting is out."""
+        return self._ledger.problem(name)
+
+    def noise(self) -> Estimate | None:
+        """The default against itself."""
+        return self._ledger.noise()
+
+    def best(self) -> str:
+        """Who is ahead; nothing that was shown yet."""
+        return next(iter(self._ranked()), DEFAULT)
+
+    def _advance(self) -> None:
+        default = self._ledger.problem(DEFAULT)
+        if default is not None:
+            reason = "The default setting itself cannot be measured."
+            self._pending = Done(DEFAULT, stats.OPEN, None, None, reason, default)
+            return
+        try:
+            self._pending = next(self._steps)
+        except StopIteration as end:
+            self._pending = end.value
+
+    def _whole(self) -> Steps:
+        base = yield from self._threads()
+        yield from self._knobs(base)
+        return (yield from self._final())
+
+    def _threads(self) -> Choice:
+        limits = self._ledger.limits
+        entrants = self._variants(DEFAULT, self._space.threads)
+        share = limits.threads_share + (0.0 if self._space.knobs else limits.knobs_share)
+        race = Race(self._ledger, DEFAULT, entrants)
+        yield from race.run("threads", share, [name for name, _ in self._space.fixed])
+        return (yield from self._adopted(race))
+
+    def _knobs(self, base: str) -> Choice:
+        limits = self._ledger.limits
+        changes = [change for knob in self._space.knobs for change in knob.changes]
+        share = limits.threads_share + FIRST_KNOBS * limits.knobs_share
+        while entrants := self._variants(base, changes):
+            race = Race(self._ledger, base, entrants)
+            if not self._ledger.affords((base, *entrants), share):
+                break
+            yield from race.run("knobs", share)
+            best = yield from self._adopted(race)
+            if best == base:
+                break
+            changes = self._left(race, best)
+            base, share = best, limits.threads_share + limits.knobs_share
+        return base
+
+    def _left(self, race: Race, best: str) -> list[Change]:
+        """Changes that stayed in the race, of other knobs than the one that is now set."""
+        taken = self._stacks[best][-1]
+        owner = next(knob for knob in self._space.knobs if taken in knob.changes)
+        rest = (self._stacks[name][-1] for name in race.rivals if name != best)
+        return [change for change in rest if change not in owner.changes]
+
+    def _variants(self, base: str, changes: Sequence[Change]) -> list[str]:
+        """Names of the base with one change each; without those that change nothing."""
+        found = []
+        for change in changes:
+            setting = apply(change, self._settings[base])
+            name = change.name if base == DEFAULT else f"{base} + {change.name}"
+            if setting not in (self._settings[each] for each in self._stacks):
+                self._settings[name] = setting
+                self._stacks[name] = (*self._stacks[base], change)
+                found.append(name)
+        return found
+
+    def _adopted(self, race: Race) -> Choice:
+        """The simplest of those that lead the race, if its output is right; or the base."""
+        while True:
+            found, base = self._ledger.fit(), race.base
+            rivals = [name for name in self._ledger.good(race.rivals) if name in found.means]
+            ahead = [
+                name for name in rivals if found.gap(name, base) > ADOPT * found.error(name, base)
+            ]
+            if not ahead:
+                return base
+            top = max(ahead, key=found.means.__getitem__)
+            alike = [name for name in ahead if found.gap(top, name) < ALIKE]
+            best = min(alike, key=self._simplicity)
+            yield from self._checked(best)
+            if self.problem(best) is None:
+                return best
+
+    def _checked(self, name: str) -> Generator[Check, None, None]:
+        if name not in self._ledger.checks:
+            yield Check(name)
+
+    def _simplicity(self, name: str) -> tuple[int, int, int]:
+        """Fewer threads, then closer to the default."""
+        setting, default = self._settings[name], self._space.default
+        fields = zip(setting._replace(env=()), default._replace(env=()), strict=True)
+        env = len(set(setting.env) ^ set(default.env))
+        return setting.threads, setting.threads_batch, sum(a != b for a, b in fields) + env
+
+    def _ranked(self) -> list[str]:
+        """Settings that may win, by the lower end of what they seem to be worth."""
+        found = self._ledger.fit()
+        names = [name for name in self._ledger.good(self._stacks) if name in found.means]
+        lows = {
+            name: found.gap(name, DEFAULT) - found.error(name, DEFAULT)
+            for name in names
+            if name != DEFAULT and found.gap(name, DEFAULT) > 0
+        }
+        return sorted(lows, key=lows.__getitem__, reverse=True)
+
+    def _promising(self, name: str) -> bool:
+        """Whether a duel could still show that the setting is better."""
+        found, pair = self._ledger.fit(), self._ledger.cost((DEFAULT, name))
+        left = (self._ledger.limits.budget - self._ledger.spent) / pair if pair else 0.0
+        best = found.gap(name, DEFAULT) + HOPE * found.error(name, DEFAULT)
+        return left >= stats.VERDICT_ROUNDS and best >= reach(self._ledger, left)
+
+    def _again(self) -> Generator[Measure, None, bool]:
+        """Another race of all that were dropped too early to be sure, if there are any."""
+        ledger, found = self._ledger, self._ledger.fit()
+        pair = ledger.cost((DEFAULT, DEFAULT))
+        left = (ledger.limits.budget - ledger.spent) / pair if pair else 0.0
+        least = reach(ledger, left / 2)
+        names = [n for n in ledger.good(self._stacks) if n in found.means and n != DEFAULT]
+        gains = {n: found.gap(n, DEFAULT) + SURE * found.error(n, DEFAULT) for n in names}
+        open_ = [name for name in names if gains[name] >= least]
+        share = (ledger.spent / max(ledger.limits.budget, 1e-9) + 1) / 2
+        race = Race(ledger, DEFAULT, open_, SURE)
+        if (
+            not open_
+            or left < 2 * stats.VERDICT_ROUNDS
+            or not ledger.affords((DEFAULT, *open_), share)
+        ):
+            return False
+        yield from race.run("again", share)
+        return True
+
+    def _final(self) -> Steps:
+        last: Judged | None = None
+        while True:
+            rest = [name for name in self._ranked() if self._promising(name)]
+            if not rest:
+                if not (yield from self._again()):
+                    break
+                continue
+            yield from self._checked(rest[0])
+            if self.problem(rest[0]) is not None:
+                continue
+            duel = yield from self._duel(rest)
+            won = duel.winner()
+            if won is not None:
+                return _won(won)
+            last = last or duel.judge(rest[0])
+        yield from self._show_fixed()
+        return _stays(last)
+
+    def _duel(self, rest: Sequence[str]) -> Generator[Measure | Check, None, Duel]:
+        finalists = [rest[0], *self._rivals(rest)][:FINALISTS]
+        for name in finalists[1:]:
+            yield from self._checked(name)
+        shown = [name for name, _ in self._space.fixed if name == UPSTREAM]
+        good = sorted(self._ledger.good(finalists), key=self._simplicity)
+        duel = Duel(self._ledger, good, shown)
+        self._duels |= dict.fromkeys(finalists, duel.since)
+        yield from duel.run()
+        return duel
+
+    def _rivals(self, rest: Sequence[str]) -> list[str]:
+        """Those that may well be as good as the first: the simpler and alike come before."""
+        found, first = self._ledger.fit(), rest[0]
+        near = [n for n in rest[1:] if found.gap(first, n) < CLOSE * found.error(first, n)]
+        alike = [n for n in rest[1:] if abs(found.gap(first, n)) < ALIKE]
+        simpler = [n for n in alike if self._simplicity(n) < self._simplicity(first)]
+        return list(dict.fromkeys([*sorted(simpler, key=self._simplicity), *near]))
+
+    def _show_fixed(self) -> Generator[Measure, None, None]:
+        """Rounds that the fixed settings still lack."""
+        wanted = self._ledger.limits.paired_rounds
+        while True:
+            names = self._ledger.good(name for name, _ in self._space.fixed)
+            due = [name for name in names if self._ledger.paired(name) < wanted]
+            if not due or not self._ledger.affords((DEFAULT, *due)):
+                return
+            yield Measure("fixed", (DEFAULT, *due))
+
+
+def _won(judged: Judged) -> Done:
+    reason = f"{judged.name} beat the default in a duel of fresh samples."
+    return Done(judged.name, stats.FASTER, judged.estimate, judged.floor, reason)
+
+
+def _stays(judged: Judged | None) -> Done:
+    if judged is None:
+        reason = "No setting promised more than the noise: the default stays."
+        return Done(DEFAULT, stats.OPEN, None, None, reason)
+    reason = f"{judged.name} came nearest, but its duel showed no difference: the default stays."
+    return Done(DEFAULT, stats.OPEN, judged.estimate, judged.floor, reason)

@@ -1,0 +1,206 @@
+"""The two ways of measuring: a race of many settings, and a duel of one or two against the
+default. Both are generators that ask for rounds until they know enough; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from math import exp, log, sqrt
+from operator import itemgetter
+from typing import NamedTuple
+
+from bitnet_tuning.bench import stats
+from bitnet_tuning.bench.asks import DEFAULT, Measure
+from bitnet_tuning.bench.ledger import Ledger
+from bitnet_tuning.bench.stats import Estimate
+
+LOOSE, STRICT = 3.0, 1.8
+"""Standard errors behind the leader at which a setting leaves the race: after two runs, whose
+spread is hardly known, and from the third on."""
+
+HOPE = 1.28
+"""Standard errors by which a setting may be better than it looks: one in ten is."""
+
+CLEAR = 2.5
+"""Standard errors ahead of the base, at which a lone leader needs no more of the race."""
+
+ALIKE = log(1.01)
+"""Settings closer than this are alike."""
+
+INTERIM = 0.99
+"""Level of a duel's interval before its last round: many looks are many chances to err."""
+
+CYCLE = 3
+FUTILE = 0.9
+"""Level of the interval that must leave a duel no chance to be won, for it to stop."""
+
+_MEDIAN = 1.2533
+"""Standard error of a median over that of a mean, for a normal distribution."""
+
+_SHOWN = 1.96 + 0.67
+"""Standard errors that a gain must be large for its interval to clear the noise floor in
+half of all duels: LEVEL's and FLOOR_LEVEL's."""
+
+Rounds = Generator[Measure, None, None]
+
+
+def reach(ledger: Ledger, rounds: float) -> float:
+    """Logarithm of the least gain that a duel of so many rounds is likely to show."""
+    spread = ledger.fit().spread
+    if spread is None or rounds < 1:
+        return 0.0
+    return max(log(stats.FLOOR_LEAST), _SHOWN * _MEDIAN * spread * sqrt(2 / rounds))
+
+
+class Race:
+    """Interleaved rounds of settings against a base; those that fall behind drop out."""
+
+    def __init__(
+        self, ledger: Ledger, base: str, entrants: Sequence[str], hope: float = HOPE
+    ) -> None:
+        self.ledger = ledger
+        self.base = base
+        self.rivals = list(entrants)
+        self.hope = hope
+
+    def run(self, stage: str, share: float, fixed: Sequence[str] = ()) -> Rounds:
+        """Until all is clear or that share of the budget is spent."""
+        number = 0
+        while True:
+            self.rivals = [name for name in self.ledger.good(self.rivals) if self._stays(name)]
+            shown = [name for name in self.ledger.good(fixed) if self._wanted(name)]
+            order = self._order(shown, number)
+            if number and (self._settled() or not self.ledger.affords(order, share)):
+                return
+            yield Measure(stage, order)
+            number += 1
+
+    def _wanted(self, name: str) -> bool:
+        return self.ledger.measured(name) < self.ledger.limits.paired_rounds
+
+    def _order(self, fixed: Sequence[str], number: int) -> tuple[str, ...]:
+        """A B C, C A B ...; the default's second run half a round from its first."""
+        bases = dict.fromkeys((DEFAULT, self.base))
+        names = [*bases, *fixed, *self.rivals]
+        if number < self.ledger.limits.paired_rounds and self.base == DEFAULT:
+            names.insert((len(names) + 1) // 2, DEFAULT)
+        turn = number % len(names)
+        return (*names[len(names) - turn :], *names[: len(names) - turn])
+
+    def _stays(self, name: str) -> bool:
+        runs, found = self.ledger.measured(name), self.ledger.fit()
+        if runs < 2 or self.base not in found.means:
+            return True
+        leader = max((self.base, *self.rivals), key=lambda each: found.means.get(each, -1e9))
+        limit = LOOSE if runs == 2 else STRICT
+        if found.gap(leader, name) > limit * found.error(leader, name):
+            return False
+        best = found.gap(name, self.base) + self.hope * found.error(name, self.base)
+        return best > self._worth()
+
+    def _worth(self) -> float:
+        """Logarithm of the least gain over the base that may still matter in the end."""
+        limits = self.ledger.limits
+        share = 1 - limits.threads_share - limits.knobs_share
+        pair = self.ledger.cost((self.base, DEFAULT))
+        return max(ALIKE, reach(self.ledger, share * limits.budget / pair) / 2) if pair else ALIKE
+
+    def _settled(self) -> bool:
+        """Whether nobody is left, one is clearly ahead, or all the rest are alike."""
+        found = self.ledger.fit()
+        if any(self.ledger.measured(name) < 2 for name in self.rivals):
+            return False
+        if len(self.rivals) < 2:
+            return all(
+                found.gap(name, self.base) > CLEAR * found.error(name, self.base)
+                for name in self.rivals
+            )
+        leader = max(self.rivals, key=found.means.__getitem__)
+        return all(
+            found.gap(leader, name) + 2 * found.error(leader, name) < ALIKE
+            for name in self.rivals
+            if name != leader
+        )
+
+
+class Judged(NamedTuple):
+    """A duel's state for one of its finalists."""
+
+    name: str
+    estimate: Estimate | None
+    floor: float | None
+    verdict: str
+    hopeless: bool = False
+
+    @property
+    def won(self) -> bool:
+        return self.verdict == stats.FASTER
+
+
+class Duel:
+    """Fresh samples of one finalist or more, the simplest first, against the default."""
+
+    def __init__(self, ledger: Ledger, finalists: Sequence[str], shown: Sequence[str]) -> None:
+        self.ledger = ledger
+        self.finalists = list(finalists)
+        self.shown = shown
+        self.since = len(ledger.rounds)
+        self.rounds = 0
+
+    def run(self) -> Rounds:
+        """Until the first finalist has won, none can, or the budget is spent."""
+        while True:
+            order = self._order()
+            if not self.ledger.affords(order):
+                return
+            yield Measure("duel", order)
+            self.rounds += 1
+            self.finalists = [
+                name for name in self.ledger.good(self.finalists) if not self.judge(name).hopeless
+            ]
+            ends = [self.judge(name, INTERIM).verdict for name in self.finalists]
+            if not ends or stats.FASTER in ends:
+                return
+
+    def _order(self) -> tuple[str, ...]:
+        """D F D, F D, D F, again and again: no place in a round is anybody's own."""
+        names = [*self.finalists, *self._due()]
+        turn = self.rounds % CYCLE
+        if turn == 0:
+            return (DEFAULT, *names, DEFAULT)
+        return (*reversed(names), DEFAULT) if turn % 2 else (DEFAULT, *names)
+
+    def _due(self) -> list[str]:
+        wanted = self.ledger.limits.paired_rounds
+        return [name for name in self.ledger.good(self.shown) if self.rounds < wanted]
+
+    def judge(self, name: str, level: float = stats.LEVEL) -> Judged:
+        """From the duel's own rounds only."""
+        ratios = self.ledger.ratios(name, since=self.since)
+        if not ratios:
+            return Judged(name, None, None, stats.OPEN)
+        found, floor = stats.ratio(ratios, level), self.ledger.floor(len(ratios))
+        ahead = stats.verdict(found, floor)
+        return Judged(name, found, floor, ahead, self._hopeless(ratios))
+
+    def _hopeless(self, ratios: Sequence[float]) -> bool:
+        if len(ratios) < stats.VERDICT_ROUNDS:
+            return False
+        possible = len(ratios) + self._rounds_left()
+        return stats.ratio(ratios, FUTILE).high < exp(reach(self.ledger, possible))
+
+    def _rounds_left(self) -> float:
+        pair = self.ledger.cost((DEFAULT, *self.finalists))
+        return (self.ledger.limits.budget - self.ledger.spent) / pair if pair else 0.0
+
+    def winner(self) -> Judged | None:
+        """Of those that beat the default and are not told apart from the best, the simplest."""
+        judged = [self.judge(name) for name in self.ledger.good(self.finalists)]
+        won = [(each.estimate.median, each) for each in judged if each.estimate and each.won]
+        if not won:
+            return None
+        _, best = max(won, key=itemgetter(0))
+        return next(each for _, each in won if each is best or not self._behind(each, best))
+
+    def _behind(self, each: Judged, best: Judged) -> bool:
+        apart = self.ledger.ratios(best.name, each.name, self.since)
+        return stats.verdict(stats.ratio(apart), self.ledger.floor(len(apart))) == stats.FASTER

@@ -1,0 +1,240 @@
+"""What a benchmark showed, setting by setting; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import median
+from typing import NamedTuple
+
+from bitnet_tuning.bench import stats
+from bitnet_tuning.bench.asks import DEFAULT, UPSTREAM
+from bitnet_tuning.bench.document import Results
+from bitnet_tuning.bench.rounds import PP, TG, Round, Run
+from bitnet_tuning.bench.stats import Estimate
+from bitnet_tuning.setting import describe
+
+FIXED = (DEFAULT, UPSTREAM, "performance")
+"""Settings that no search chose: all their rounds are fresh evidence."""
+
+DUEL = "duel"
+
+TIMES, TO = "\u00d7", "\u2013"
+"""The signs of multiplication and of a range."""
+
+TOO_FEW = "not enough rounds"
+FAILED = "failed"
+WRONG = "wrong output"
+
+CLAIM = (2.0, 3.5)
+"""Gain over 2 threads that the guide to these settings claims, seen on a laptop with 12
+threads."""
+
+
+MOST_VALUES = 101
+"""That enter an interval which takes the square of their number to compute: more would
+change little, and take seconds."""
+
+
+class Row(NamedTuple):
+    """One setting. Speeds in tokens/s."""
+
+    name: str
+    words: str
+    """The whole setting, for people."""
+    pp: Estimate | None
+    tg: Estimate | None
+    to_upstream: Estimate | None
+    """Ratio of the objective's values, paired by round; None for itself, or without a
+    round that has both."""
+    to_default: Estimate | None
+    rounds: int
+    """In which it was measured."""
+    verdict: str
+    """Against the default: one of stats' verdicts, ``not enough rounds``, ``failed: …`` or
+    ``wrong output: …``; empty for the default itself."""
+    winner: bool
+    """Whether it is the one to use."""
+
+
+class Claim(NamedTuple):
+    """The guide's claim, next to what this machine shows."""
+
+    name: str
+    """The setting to use here."""
+    ratio: Estimate | None
+    """Its value over that of 2 threads without an environment."""
+    sentence: str
+
+
+def rows(results: Results) -> tuple[Row, ...]:
+    """The winner, the default, upstream's, and the others by their ratio to the default."""
+    found = (_row(name, results) for name in results.settings)
+    shown = [row for row in found if row.rounds or row.verdict != TOO_FEW]
+    return tuple(sorted(shown, key=_rank))
+
+
+def _rank(row: Row) -> tuple[int, float]:
+    places = {DEFAULT: 1, UPSTREAM: 2}
+    place = 0 if row.winner else places.get(row.name, 3)
+    return place, -(row.to_default.median if row.to_default else 0.0)
+
+
+def _row(name: str, results: Results) -> Row:
+    decision = results.decision
+    speeds = phase_speeds(results, name)
+    ratio = against(results, name, DEFAULT)
+    return Row(
+        name=name,
+        words=describe(results.settings[name]),
+        pp=stats.estimate(speeds[PP]) if speeds[PP] else None,
+        tg=stats.estimate(speeds[TG]) if speeds[TG] else None,
+        to_upstream=against(results, name, UPSTREAM),
+        to_default=ratio,
+        rounds=sum(1 for each in results.rounds if any(_ran(run, name) for run in each.runs)),
+        verdict=_verdict(name, results, ratio),
+        winner=decision is not None and decision.winner == name,
+    )
+
+
+def _ran(run: Run, name: str) -> bool:
+    return run.setting == name and run.problem is None
+
+
+def phase_speeds(results: Results, name: str) -> dict[str, list[float]]:
+    """By phase, tokens/s of every run that measured it: the median of its samples. Samples
+    of one process share its luck, so that only runs count as independent."""
+    runs = [run for each in results.rounds for run in each.runs if _ran(run, name)]
+    return {
+        phase: [median(run.samples[phase]) for run in runs if run.samples.get(phase)]
+        for phase in (PP, TG)
+    }
+
+
+def noise_floor(results: Results, count: int | None = None) -> float | None:
+    """How far from 1, as a factor, the default strays from itself over ``count`` rounds; by
+    default the decision's floor, or before there is one that of the rounds so far."""
+    decision = results.decision
+    if count is None and decision is not None and decision.floor is not None:
+        return decision.floor
+    pairs = thinned(stats.itself(results.rounds, DEFAULT, results.options.objective))
+    return stats.floor(pairs, min(count or len(pairs), MOST_VALUES))
+
+
+def thinned(values: list[float]) -> list[float]:
+    """At most MOST_VALUES of them, evenly over the whole time."""
+    step = max(1, -(-len(values) // MOST_VALUES))
+    return values[::step]
+
+
+def against(results: Results, name: str, reference: str) -> Estimate | None:
+    """The ratio of two settings' values, paired by round.
+
+    A setting that came into a duel is judged by duels alone: it was chosen for them because
+    it looked good in earlier rounds.
+    """
+    if name == reference:
+        return None
+    decision = results.decision
+    if decision is not None and (name, reference) == (decision.winner, DEFAULT):
+        return decision.estimate
+    ratios = stats.ratios(_fresh(results, name), name, reference, results.options.objective)
+    return stats.ratio(ratios) if ratios else None
+
+
+def _fresh(results: Results, name: str) -> Sequence[Round]:
+    if name in FIXED:
+        return results.rounds
+    duel = [each for each in results.rounds if each.stage == DUEL]
+    in_duel = any(_ran(run, name) for each in duel for run in each.runs)
+    return duel if in_duel else results.rounds
+
+
+def _verdict(name: str, results: Results, ratio: Estimate | None) -> str:
+    problem = problem_of(results, name)
+    if problem is not None:
+        return problem
+    if name == DEFAULT:
+        return ""
+    decision = results.decision
+    if decision is not None and name == decision.winner:
+        return decision.verdict
+    if ratio is None or ratio.count < stats.VERDICT_ROUNDS:
+        return TOO_FEW
+    return stats.verdict(ratio, noise_floor(results, ratio.count))
+
+
+def problem_of(results: Results, name: str) -> str | None:
+    """Why a setting is out: its output is wrong, or no more of its runs went well than
+    failed. None for one that is in."""
+    for check in reversed(results.checks):
+        if check.setting == name and check.problem is not None:
+            return f"{WRONG}: {check.problem}"
+    runs = [run for each in results.rounds for run in each.runs if run.setting == name]
+    problems = [run.problem for run in runs if run.problem is not None]
+    return f"{FAILED}: {problems[-1]}" if len(problems) * 2 >= len(runs) > 0 else None
+
+
+def failures(results: Results) -> tuple[tuple[str, str, int], ...]:
+    """Settings with what went wrong, in words, and how often; in the order of their
+    appearance."""
+    found: dict[tuple[str, str], int] = {}
+    for name, problem in _problems(results):
+        found[name, problem] = found.get((name, problem), 0) + 1
+    return tuple((name, problem, times) for (name, problem), times in found.items())
+
+
+def _problems(results: Results) -> Iterable[tuple[str, str]]:
+    for each in results.rounds:
+        yield from ((run.setting, run.problem) for run in each.runs if run.problem is not None)
+    for check in results.checks:
+        if check.problem is not None:
+            yield check.setting, f"{WRONG}: {check.problem}"
+
+
+def guide_row(results: Results) -> Claim:
+    """The improvement over 2 threads that this machine shows for the setting to use."""
+    decision = results.decision
+    name = DEFAULT if decision is None else decision.winner
+    ratio = against(results, name, UPSTREAM)
+    claim = (
+        f"The guide claims {CLAIM[0]:.1f} to {CLAIM[1]:.1f} times the speed of 2 threads, "
+        "from a laptop with 12 threads"
+    )
+    return Claim(name, ratio, f"{claim}; {_shown(name, ratio)}.")
+
+
+def _shown(name: str, ratio: Estimate | None) -> str:
+    if ratio is None:
+        return "2 threads could not be compared here"
+    if ratio.count < stats.VERDICT_ROUNDS:
+        return f"{ratio.count} rounds are too few to tell what it is here"
+    return f"here {name} shows {times(ratio)}"
+
+
+def times(ratio: Estimate) -> str:
+    """``x1.21 (1.15-1.27)``, with the signs of print."""
+    return f"{TIMES}{ratio.median:.2f} ({ratio.low:.2f}{TO}{ratio.high:.2f})"
+
+
+def speed(found: Estimate) -> str:
+    """tokens/s with its interval: ``24.7 (23.9-25.2)``, with the sign of print."""
+    return f"{digits(found.median)} ({digits(found.low)}{TO}{digits(found.high)})"
+
+
+def digits(number: float) -> str:
+    """Three that count: 1235, 103, 24.7, 1.31."""
+    decimals = 0 if number >= 99.95 else 1 if number >= 9.995 else 2
+    return f"{number:.{decimals}f}"
+
+
+def answer(results: Results) -> str:
+    """What to use and how sure that is, in a sentence or two."""
+    decision = results.decision
+    if decision is None:
+        return "Not finished: what was measured so far decides nothing."
+    words = describe(results.settings[decision.winner])
+    if decision.winner == DEFAULT:
+        return f"Keep the default ({words}). {decision.reason}"
+    ratio = decision.estimate
+    gain = f": {times(ratio)} the default's speed" if ratio else ""
+    return f"Use {decision.winner} ({words}){gain}."

@@ -1,0 +1,164 @@
+"""benchmark_optimized.py: find the fastest settings, show how sure that is, remember them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Sequence
+
+from bitnet_tuning.cli import guarded
+from bitnet_tuning.cli.arguments import Parser, integer, number
+from bitnet_tuning.errors import MissingError, UsageError
+from bitnet_tuning.threads import MOST_THREADS_ENGINE
+
+OBJECTIVES = ("tg", "pp", "request")
+MODES = ("default", "optimized", "performance")
+
+BUDGETS = {"quick": 60.0, "normal": 300.0, "full": 1200.0}
+"""Seconds, by effort."""
+
+LEAST_BUDGET = 5.0
+_LONGEST = 7 * 24 * 3600.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return guarded(_run, arguments)
+
+
+def _run(arguments: list[str]) -> int:
+    options = read_options(arguments)
+    if options.compare:
+        first, second = options.compare
+        return _compare(first, second, options.json)
+    try:
+        import rich  # noqa: F401, PLC0415
+    except ImportError:
+        raise MissingError(
+            "the benchmark needs the packages rich and psutil", "pip install rich psutil"
+        ) from None
+    from bitnet_tuning.cli.tune import tune  # noqa: PLC0415
+
+    return tune(options)
+
+
+def read_options(arguments: list[str]) -> argparse.Namespace:
+    """The checked command line; raises UsageError."""
+    parser = Parser(
+        description="Find the settings with which this engine, this model and this machine are "
+        "fastest, and remember them for run_inference.py.",
+    )
+    _add_subject(parser)
+    _add_search(parser)
+    _add_output(parser)
+    options = parser.parse_args(arguments)
+    if options.quick and options.full:
+        raise UsageError("argument --full: not together with --quick")
+    options.effort = "quick" if options.quick else "full" if options.full else "normal"
+    if options.resume:
+        _check_resume(options)
+    for path in (options.output, options.csv, options.report):
+        _check_place(path)
+    if options.report:
+        from bitnet_tuning.bench.plots import available  # noqa: PLC0415
+
+        available()
+    return options
+
+
+def _add_subject(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-m", "--model", help="model file (GGUF)")
+    add("--engine", metavar="PATH", help="llama-cli, a folder that holds it, or `embedded`")
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    budget = number(LEAST_BUDGET, _LONGEST)
+    add("--budget", type=budget, metavar="SECONDS", help="time to spend (300; --quick 60)")
+    add("--quick", action="store_true", help="about a minute: threads and mmap only")
+    add("--full", action="store_true", help="every knob and value, 20 minutes")
+    counts = several(integer(1, MOST_THREADS_ENGINE))
+    add("--threads", type=counts, default=(), metavar="N,N", help="only these thread counts")
+    add(
+        "--modes",
+        type=several(_mode),
+        default=(),
+        metavar="MODE,MODE",
+        help="of default (bitnet.cpp's own: 2 threads), optimized (what the launcher computes, "
+        "and what is found from there) and performance; without optimized nothing is searched",
+    )
+    add("--objective", choices=OBJECTIVES, default="tg", help="generation, prompts, or both")
+    add("--n-prompt", type=integer(1, 1 << 20), metavar="N", help="tokens of a prompt")
+    add("--n-gen", type=integer(1, 1 << 20), metavar="N", help="tokens of an answer")
+    add("--no-selftest", action="store_true", help="measure an engine that writes wrong words")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--output", metavar="FILE", help="results as JSON (a dated file by default)")
+    add("--csv", metavar="FILE", help="every sample as CSV")
+    add("--report", metavar="FILE", help="an HTML page with plots")
+    add("--json", action="store_true", help="print the results as JSON")
+    add("--resume", metavar="FILE", help="go on with results that were interrupted")
+    add("--no-remember", action="store_true", help="leave remembered settings alone")
+    add("--compare", nargs=2, metavar=("A", "B"), help="two results, B against A; measure nothing")
+
+
+def several(one: Callable[[str], object]) -> Callable[[str], tuple[object, ...]]:
+    """An argparse type: values with commas between them, each named once."""
+
+    def parse(text: str) -> tuple[object, ...]:
+        return tuple(dict.fromkeys(one(part.strip()) for part in text.split(",")))
+
+    return parse
+
+
+def _mode(text: str) -> str:
+    if text not in MODES:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(MODES)}")
+    return text
+
+
+def _check_resume(options: argparse.Namespace) -> None:
+    """What a saved benchmark was asked stays as it was, but for time and places."""
+    asked = {
+        "--budget": options.budget,
+        "--quick": options.quick,
+        "--full": options.full,
+        "--threads": options.threads,
+        "--modes": options.modes,
+        "--n-prompt": options.n_prompt,
+        "--n-gen": options.n_gen,
+        "--objective": options.objective != "tg",
+    }
+    for flag, given in asked.items():
+        if given:
+            raise UsageError(
+                f"argument {flag}: not together with --resume", "it goes on as it was asked for"
+            )
+
+
+def _check_place(path: str | None) -> None:
+    """A file that cannot be written would be noticed only after minutes of measuring."""
+    if path is None:
+        return
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path):
+        raise UsageError(f"{path} is a folder", "name a file in it")
+    if not os.path.isdir(folder):
+        raise UsageError(f"no such folder: {folder}", "make it, or name another one")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise UsageError(f"{path} cannot be written", "name another file")
+
+
+def _compare(a: str, b: str, as_json: bool) -> int:
+    from bitnet_tuning.bench import compare  # noqa: PLC0415
+    from bitnet_tuning.bench.results import load  # noqa: PLC0415
+
+    found = compare.compare(load(a), load(b))
+    if as_json:
+        print(json.dumps(compare.as_json(found), indent=2))
+    else:
+        print(compare.as_text(found, (a, b)))
+    return 0

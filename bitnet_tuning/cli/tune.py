@@ -1,0 +1,167 @@
+"""A tuning as benchmark_optimized.py runs it: prepare, search, finish, show."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+
+from bitnet_tuning.bench import finish
+from bitnet_tuning.bench.asks import Done, Limits
+from bitnet_tuning.bench.check import Checker
+from bitnet_tuning.bench.export import to_csv
+from bitnet_tuning.bench.results import (
+    FINISHED,
+    INTERRUPTED,
+    Results,
+    default_path,
+    load,
+    save,
+    stamp,
+    to_json,
+)
+from bitnet_tuning.bench.search import Search
+from bitnet_tuning.bench.session import Session, Tools
+from bitnet_tuning.bench.stop import Stop, Stopped
+from bitnet_tuning.cli import say
+from bitnet_tuning.cli.bench_progress import Bar, Lines, watcher
+from bitnet_tuning.cli.bench_table import show
+from bitnet_tuning.cli.benchmark import BUDGETS
+from bitnet_tuning.cli.tune_start import Begun, Subject, begin, find_subject, now, resume
+from bitnet_tuning.errors import UnsupportedError, UsageError
+from bitnet_tuning.state import State, default_folder, write_atomically
+
+TAIL_SECONDS = 3.0
+"""Kept of the budget for what comes after the search: the machine's state and bandwidth."""
+TAIL_SHARE = 0.15
+"""At most this part of the budget."""
+
+
+def tune(options: argparse.Namespace) -> int:
+    """Measures, searches, remembers, shows; answers the exit code. Raises TuningError."""
+    started = time.monotonic()
+    state = State(default_folder(os.environ))
+    earlier = load(options.resume) if options.resume else None
+    subject = find_subject(options, earlier, state)
+    budget = earlier.options.budget if earlier else options.budget or BUDGETS[options.effort]
+    path = options.output or options.resume or default_path(state.folder, now())
+    with Stop() as stop, watcher(budget) as shown:
+        try:
+            begun = (
+                resume(subject, earlier, stop, shown)
+                if earlier
+                else begin(subject, options, stop, shown)
+            )
+        except Stopped as end:
+            say("interrupted before anything was measured")
+            return 128 + end.number
+        spent = earlier.rounds[-1].elapsed if earlier and earlier.rounds else 0.0
+        work = _Work(subject, begun, path, lambda: spent + time.monotonic() - started)
+        code = work.run(stop, shown, not options.no_remember)
+    _write(work.results, options, path)
+    if state.warning:
+        say(f"warning: {state.warning}")
+    return code
+
+
+class _Work:
+    """The part that leaves results behind, however it ends."""
+
+    def __init__(
+        self, subject: Subject, begun: Begun, path: str, clock: Callable[[], float]
+    ) -> None:
+        self.subject = subject
+        self.begun = begun
+        self.path = path
+        self.clock = clock
+        self.results = begun.results
+
+    def keep(self, results: Results) -> None:
+        self.results = results._replace(updated=stamp(now()))
+        save(self.path, self.results)
+
+    def run(self, stop: Stop, shown: Bar | Lines, remember: bool) -> int:
+        """The exit code."""
+        self.keep(self.results)
+        try:
+            done = self._search(stop, shown)
+            self._decide(done)
+            with stop.interruptible():
+                shown.running("finishing", "memory and energy", self.clock())
+                self._measure_limits()
+        except Stopped as end:
+            self._interrupted()
+            return 128 + end.number
+        if remember:
+            facts, engine, state = self.subject.facts, self.subject.engine, self.subject.state
+            self.keep(finish.remembered(self.results, facts, engine, state, self.path))
+        return 0
+
+    def _search(self, stop: Stop, shown: Bar | Lines) -> Done:
+        options, place = self.results.options, self.subject.runner.place
+        checker = Checker(place, self.subject.default)
+        limits = Limits(_for_search(options.budget), options.objective)
+        session = Session(
+            self.results,
+            Search(self.results.space, limits),
+            Tools(self.subject.runner, checker.problem, self.keep, shown, self.clock),
+        )
+        session.replay()
+        try:
+            return session.run(stop)
+        finally:
+            notes = dict.fromkeys((*session.results.notes, *checker.notes))
+            settings = dict(session.search.settings)
+            self.results = session.results._replace(notes=tuple(notes), settings=settings)
+
+    def _decide(self, done: Done) -> None:
+        if done.problem is not None:
+            self.keep(self.results._replace(state=INTERRUPTED))
+            raise UnsupportedError(
+                f"the default setting cannot be measured: {done.problem}",
+                f"what was measured is in {self.path}",
+            )
+        self.keep(self.results._replace(state=FINISHED, decision=finish.decided(done)))
+
+    def _measure_limits(self) -> None:
+        host = self.subject.facts.host
+        results = finish.after(self.results, self.begun.seen.before, host)
+        results = finish.near_the_limit(results, host, self.begun.seen.bandwidth)
+        self.keep(finish.with_energy(results, self.subject.runner))
+
+    def _interrupted(self) -> None:
+        if self.results.decision is None:
+            self.keep(self.results._replace(state=INTERRUPTED))
+            count = len(self.results.rounds)
+            say(f"interrupted: {count} rounds are kept; go on with --resume {self.path}")
+
+
+def _for_search(budget: float) -> float:
+    return budget - min(TAIL_SECONDS, TAIL_SHARE * budget)
+
+
+def _write(results: Results, options: argparse.Namespace, path: str) -> None:
+    """Everything that was asked for; raises UsageError where it cannot be written."""
+    if options.csv:
+        _write_csv(results, options.csv)
+    if options.report:
+        from bitnet_tuning.bench.report import write_report  # noqa: PLC0415
+
+        write_report(results, options.report)
+    if options.json:
+        print(json.dumps(to_json(results), indent=2))
+    else:
+        show(results)
+        print(f"Results: {path}")
+
+
+def _write_csv(results: Results, path: str) -> None:
+    try:
+        write_atomically(os.path.realpath(path), to_csv(results).encode())
+    except OSError as error:
+        raise UsageError(
+            f"cannot write the samples to {path}: {error.strerror or error}",
+            "name another file with --csv",
+        ) from error

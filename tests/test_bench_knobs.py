@@ -1,0 +1,246 @@
+"""Which settings are worth measuring, and which are left out because nothing obeys them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitnet_tuning.bench import knobs
+from bitnet_tuning.bench.knobs import FULL, NORMAL, QUICK, Knobs
+from bitnet_tuning.bench.rounds import Objective
+from bitnet_tuning.openmp import GOMP, LLVM, NONE
+from bitnet_tuning.plan import Facts, make_plan
+from bitnet_tuning.request import Request
+from bitnet_tuning.setting import Setting, apply, of_plan
+from tests.machines import Machine
+from tests.profile_samples import ENGINE, MODEL
+
+BITNET_BENCH = frozenset({"-mmp", "-fa", "-ub", "--poll", "--numa", "-t", "-p", "-n"})
+MAINLINE_BENCH = frozenset({"-lm", "-fa", "-ub", "--poll", "--numa", "-t", "-p", "-n"})
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path / "root").meminfo(16 << 30, 12 << 30)
+
+
+def known(machine: Machine, **changed: Any) -> Knobs:
+    """What the knobs depend on; fields of the engine are changed with ``engine_…``."""
+    of_engine = {k[7:]: changed.pop(k) for k in list(changed) if k.startswith("engine_")}
+    facts = Knobs(
+        host=machine.host(),
+        engine=ENGINE._replace(**of_engine),
+        bench_flags=BITNET_BENCH,
+        model=MODEL,
+        environ={},
+        objective=Objective(),
+        n_prompt=512,
+        effort=NORMAL,
+    )
+    return facts._replace(**changed)
+
+
+def default_of(facts: Knobs) -> Setting:
+    plan = make_plan(
+        Request(), Facts(facts.host, facts.engine, facts.model, "named", facts.environ)
+    )
+    return of_plan(plan)
+
+
+def names(facts: Knobs) -> dict[str, list[str]]:
+    found = knobs.knobs(facts, default_of(facts))
+    return {knob.name: [change.name for change in knob.changes] for knob in found}
+
+
+def counts(facts: Knobs, named: tuple[int, ...] = ()) -> list[int]:
+    default = default_of(facts)
+    changes = knobs.thread_changes(facts, default, named)
+    return [apply(change, default).threads for change in changes]
+
+
+def test_a_small_machine_tries_every_count_but_the_default(machine: Machine) -> None:
+    assert counts(known(machine.regular(4))) == [1, 2, 3]
+
+
+def test_a_large_one_thins_them_out(machine: Machine) -> None:
+    assert counts(known(machine.regular(16))) == [2, 4, 8, 15, 16]
+
+
+def test_quick_tries_few(machine: Machine) -> None:
+    assert counts(known(machine.regular(16), effort=QUICK)) == [8, 16]
+
+
+def test_full_tries_many(machine: Machine) -> None:
+    assert counts(known(machine.regular(16), effort=FULL)) == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        8,
+        10,
+        14,
+        15,
+        16,
+    ]
+
+
+def test_second_threads_of_cores_are_tried_once(machine: Machine) -> None:
+    assert counts(known(machine.regular(4, threads=2))) == [1, 2, 3, 8]
+
+
+def test_named_counts_are_the_only_ones(machine: Machine) -> None:
+    assert counts(known(machine.regular(8)), (1, 8, 64)) == [1, 64]
+
+
+def test_a_quota_bounds_the_counts(machine: Machine) -> None:
+    machine.regular(16).cgroup2("/", {"cpu.max": "400000 100000"})
+    assert counts(known(machine)) == [1, 2, 3]
+
+
+def test_prompt_threads_stay_while_generation_is_tuned(machine: Machine) -> None:
+    facts = known(machine.regular(16))
+    default = default_of(facts)
+    two = apply(knobs.thread_changes(facts, default, (2,))[0], default)
+    assert (two.threads, two.threads_batch) == (2, 16)
+    assert dict(two.env)["OMP_NUM_THREADS"] == "2"
+
+
+def test_for_prompts_only_their_threads_change(machine: Machine) -> None:
+    facts = known(machine.regular(16), objective=Objective("pp"))
+    default = default_of(facts)
+    change = knobs.thread_changes(facts, default, (4,))[0]
+    assert change.name == "4 threads for prompts"
+    assert apply(change, default)[:2] == (12, 4)
+
+
+def test_for_requests_both_change_and_prompts_apart_as_well(machine: Machine) -> None:
+    facts = known(machine.regular(16), objective=Objective("request"))
+    default = default_of(facts)._replace(threads_batch=12)
+    assert apply(knobs.thread_changes(facts, default, (4,))[0], default)[:2] == (4, 4)
+    offered = {knob.name: knob.changes for knob in knobs.knobs(facts, default)}
+    assert [change.fields for change in offered["prompt threads"]] == [(("threads_batch", 16),)]
+
+
+def test_what_a_common_engine_is_offered(machine: Machine) -> None:
+    assert names(known(machine.regular(8))) == {
+        "mmap": ["no mmap"],
+        "binding": ["not bound"],
+        "waiting": ["KMP_BLOCKTIME=infinite"],
+        "flash attention": ["flash attention"],
+    }
+
+
+def test_quick_is_threads_and_mmap(machine: Machine) -> None:
+    assert list(names(known(machine.regular(8), effort=QUICK))) == ["mmap"]
+
+
+def test_mainline_is_asked_in_its_own_words(machine: Machine) -> None:
+    offered = names(
+        known(
+            machine.regular(8),
+            bench_flags=MAINLINE_BENCH,
+            engine_flags=frozenset({"-tb", "-ub", "--load-mode", "-fa", "--poll", "--numa"}),
+            engine_completion="/build/bin/llama-completion",
+            engine_openmp=GOMP,
+        )
+    )
+    assert offered["mmap"] == ["no mmap"]
+    assert offered["flash attention"] == ["no flash attention"]
+    assert offered["waiting"] == ["OMP_WAIT_POLICY=active"]
+
+
+def test_a_knob_is_offered_only_where_both_programs_have_it(machine: Machine) -> None:
+    machine.regular(8)
+    assert "mmap" not in names(known(machine, bench_flags=BITNET_BENCH - {"-mmp"}))
+    assert "mmap" not in names(known(machine, engine_flags=ENGINE.flags - {"--no-mmap"}))
+    assert "flash attention" not in names(known(machine, bench_flags=BITNET_BENCH - {"-fa"}))
+    assert "flash attention" in names(known(machine, bench_flags=None))
+
+
+def test_no_copy_of_a_model_that_memory_hardly_holds(machine: Machine) -> None:
+    facts = known(machine.regular(8))
+    available = facts.host.memory.available
+    assert available is not None
+    assert "mmap" in names(facts._replace(model=MODEL._replace(size=int(available * 0.79))))
+    assert "mmap" not in names(facts._replace(model=MODEL._replace(size=int(available * 0.81))))
+
+
+def test_polling_is_for_builds_without_openmp(machine: Machine) -> None:
+    offered = names(known(machine.regular(8), engine_openmp=NONE))
+    assert offered["waiting"] == ["poll 100", "poll 0"]
+    assert "binding" not in offered
+
+
+@pytest.mark.parametrize(
+    ("variable", "gone"),
+    [
+        ("OMP_PROC_BIND", "binding"),
+        ("KMP_AFFINITY", "binding"),
+        ("KMP_BLOCKTIME", "waiting"),
+        ("OMP_WAIT_POLICY", "waiting"),
+    ],
+)
+def test_what_the_user_decided_is_not_tried(machine: Machine, variable: str, gone: str) -> None:
+    machine.regular(8)
+    assert gone in names(known(machine))
+    assert gone not in names(known(machine, environ={variable: "1"}))
+
+
+def test_under_a_quota_sleeping_is_tried(machine: Machine) -> None:
+    machine.regular(16).cgroup2("/", {"cpu.max": "400000 100000"})
+    assert names(known(machine))["waiting"] == ["KMP_BLOCKTIME=infinite", "KMP_BLOCKTIME=0"]
+    offered = names(known(machine, engine_openmp=GOMP))
+    assert offered["waiting"] == ["OMP_WAIT_POLICY=active", "OMP_WAIT_POLICY=passive"]
+
+
+def test_micro_batches_only_where_prompts_count_and_are_cut(machine: Machine) -> None:
+    machine.regular(8)
+    pp = Objective("pp")
+    assert "micro-batch" not in names(known(machine))
+    assert names(known(machine, objective=pp))["micro-batch"] == [
+        "micro-batch 128",
+        "micro-batch 256",
+    ]
+    assert names(known(machine, objective=pp, n_prompt=1024))["micro-batch"] == [
+        "micro-batch 128",
+        "micro-batch 256",
+        "micro-batch 1024",
+    ]
+    assert "micro-batch" not in names(known(machine, objective=pp, n_prompt=100))
+
+
+def test_numa_needs_nodes(machine: Machine) -> None:
+    assert "numa" not in names(known(machine.regular(8)))
+    machine.node(0, range(4))
+    machine.node(1, range(4, 8))
+    assert names(known(machine))["numa"] == ["numa distribute"]
+    assert names(known(machine, effort=FULL))["numa"] == ["numa distribute", "numa isolate"]
+
+
+def test_hybrids_may_leave_their_fast_cores(machine: Machine) -> None:
+    facts = known(machine.hybrid(6, 8))
+    default = default_of(facts)
+    assert default.cpus is not None
+    assert names(facts)["affinity"] == ["on any CPU"]
+    bound = len([core for core in facts.host.cores if core.cpus & default.cpus])
+    more = apply(knobs.thread_changes(facts, default, (bound + 1,))[0], default)
+    assert (more.threads, more.cpus) == (bound + 1, None)
+    fewer = apply(knobs.thread_changes(facts, default, (1,))[0], default)
+    assert fewer.cpus == default.cpus
+
+
+def test_no_change_is_idle_and_no_name_comes_twice(machine: Machine) -> None:
+    for effort in (QUICK, NORMAL, FULL):
+        facts = known(machine.regular(8), effort=effort, objective=Objective("request"))
+        default = default_of(facts)
+        changes = [
+            *knobs.thread_changes(facts, default, ()),
+            *(change for knob in knobs.knobs(facts, default) for change in knob.changes),
+        ]
+        assert all(apply(change, default) != default for change in changes)
+        assert len({change.name for change in changes}) == len(changes)

@@ -1,0 +1,59 @@
+"""Signals end a measurement, never the keeping of what was measured."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from bitnet_tuning.bench.stop import Stop, Stopped
+
+NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_interrupts_a_measurement(number: int) -> None:
+    with Stop() as stop, pytest.raises(Stopped) as caught, stop.interruptible():
+        os.kill(os.getpid(), number)
+        pytest.fail("it went on")
+    assert caught.value.number == number
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_between_measurements_it_waits(number: int) -> None:
+    done = []
+    with Stop() as stop:
+        os.kill(os.getpid(), number)
+        done.append("saved")
+        with pytest.raises(Stopped) as caught, stop.interruptible():
+            done.append("measured")
+    assert done == ["saved"]
+    assert caught.value.number == number
+
+
+def test_a_second_signal_does_not_disturb_what_cleans_up() -> None:
+    cleaned = []
+    with Stop() as stop, pytest.raises(Stopped), stop.interruptible():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+            cleaned.append(True)
+    assert cleaned == [True]
+
+
+def test_handlers_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in NUMBERS]
+    with Stop():
+        assert [signal.getsignal(number) for number in NUMBERS] != before
+    assert [signal.getsignal(number) for number in NUMBERS] == before
+
+
+def test_what_was_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop() as stop, stop.interruptible():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
