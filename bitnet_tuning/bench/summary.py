@@ -208,17 +208,20 @@ def _shown(name: str, ratio: Estimate | None) -> str:
         return "2 threads could not be compared here"
     if ratio.count < stats.VERDICT_ROUNDS:
         return f"{ratio.count} rounds are too few to tell what it is here"
-    return f"here {name} shows {times(ratio)}"
+    what = "the default" if name == DEFAULT else name
+    return f"here {what} shows {times(ratio)}"
 
 
 def times(ratio: Estimate) -> str:
-    """``x1.21 (1.15-1.27)``, with the signs of print."""
-    return f"{TIMES}{ratio.median:.2f} ({ratio.low:.2f}{TO}{ratio.high:.2f})"
+    """``x1.21 (1.15-1.27)``, with the signs of print; one round has no interval."""
+    interval = f"{ratio.low:.2f}{TO}{ratio.high:.2f}" if ratio.count > 1 else "one round"
+    return f"{TIMES}{ratio.median:.2f} ({interval})"
 
 
 def speed(found: Estimate) -> str:
-    """tokens/s with its interval: ``24.7 (23.9-25.2)``, with the sign of print."""
-    return f"{digits(found.median)} ({digits(found.low)}{TO}{digits(found.high)})"
+    """tokens/s: ``24.7 (23.9-25.2)``, with the sign of print; one run has no interval."""
+    interval = f"{digits(found.low)}{TO}{digits(found.high)}" if found.count > 1 else "one run"
+    return f"{digits(found.median)} ({interval})"
 
 
 def digits(number: float) -> str:

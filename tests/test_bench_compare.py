@@ -1,0 +1,138 @@
+"""Two benchmarks side by side."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from bitnet_tuning.bench import compare, stats
+from bitnet_tuning.bench.compare import as_json, as_text
+from bitnet_tuning.bench.document import Results
+from bitnet_tuning.bench.rounds import TG
+from tests.bench_samples import SETTINGS, SPEEDS, Simulator, sample_results
+
+FASTER = {name: (pp, tg * 1.4) for name, (pp, tg) in SPEEDS.items()}
+
+
+def verdicts(found: compare.Comparison, phase: str) -> dict[str, str]:
+    return {pair.name: pair.verdict for pair in found.pairs if pair.phase == phase}
+
+
+def test_what_became_faster_is_told_by_phase() -> None:
+    found = compare.compare(sample_results(1), sample_results(2, FASTER))
+    generation, prompts = verdicts(found, "tg"), verdicts(found, "pp")
+    assert generation["default"] == generation["upstream"] == stats.FASTER
+    assert set(prompts.values()) == {stats.OPEN}
+    ratio = next(pair.ratio for pair in found.pairs if (pair.name, pair.phase) == ("default", TG))
+    assert ratio.median == pytest.approx(1.4, rel=0.1)
+    assert ratio.low < ratio.median < ratio.high
+
+
+def test_turned_round_it_is_slower() -> None:
+    found = compare.compare(sample_results(2, FASTER), sample_results(1))
+    assert verdicts(found, "tg")["default"] == stats.SLOWER
+
+
+def test_equal_machines_seldom_differ() -> None:
+    seen = [
+        verdict
+        for seed in range(10, 30, 2)
+        for phase in ("pp", "tg")
+        for verdict in verdicts(
+            compare.compare(sample_results(seed), sample_results(seed + 1)), phase
+        ).values()
+    ]
+    assert seen.count(stats.OPEN) >= 0.97 * len(seen) > 100
+
+
+def test_without_a_noise_floor_nothing_is_told() -> None:
+    one, two = sample_results(1), sample_results(2, FASTER)
+    made = Simulator()
+    for _ in range(10):
+        made.add("threads", ["default", "upstream"], SPEEDS)
+    found = compare.compare(one._replace(rounds=tuple(made.rounds), decision=None), two)
+    assert set(found.floors.values()) == {None}
+    assert set(verdicts(found, "tg").values()) == {stats.OPEN}
+    assert "unknown" in as_text(found)
+
+
+def test_the_larger_noise_floor_counts() -> None:
+    quiet, loud = sample_results(1, spread=0.01), sample_results(2, spread=0.15)
+    floors = [compare.compare(*both).floors[TG] for both in ((quiet, loud), (loud, loud))]
+    alone = compare.compare(quiet, quiet).floors[TG]
+    assert floors[0] == floors[1] and alone and floors[0] and alone < floors[0]
+
+
+def renamed(results: Results, old: str, new: str) -> Results:
+    settings = {new if name == old else name: each for name, each in results.settings.items()}
+    rounds = tuple(
+        each._replace(
+            runs=tuple(
+                run._replace(setting=new) if run.setting == old else run for run in each.runs
+            )
+        )
+        for each in results.rounds
+    )
+    return results._replace(settings=settings, rounds=rounds, decision=None, checks=())
+
+
+def test_the_same_values_are_the_same_setting_whatever_its_name() -> None:
+    found = compare.compare(sample_results(1), renamed(sample_results(2), "4 threads", "four"))
+    assert ("4 threads", "four") in {(pair.name, pair.other) for pair in found.pairs}
+    assert found.only_a == found.only_b == ()
+    assert "4 threads = four" in as_text(found)
+
+
+def test_the_same_name_for_other_values_is_not() -> None:
+    other = sample_results(2)
+    changed = {**other.settings, "default": SETTINGS["default"]._replace(threads=5)}
+    found = compare.compare(sample_results(1), other._replace(settings=changed))
+    assert (found.only_a, found.only_b) == (("default",), ("default",))
+    assert "default" not in {pair.name for pair in found.pairs}
+    assert "only in before.json: default" in as_text(found, ("before.json", "after.json"))
+
+
+def test_what_else_differs_comes_first() -> None:
+    one = sample_results(1)
+    engine = one.engine._replace(
+        version="4000", files=(one.engine.files[0]._replace(size=1),), git_commit=None
+    )
+    two = sample_results(2)._replace(engine=engine, warnings=(), host=one.host._replace(brand="X"))
+    found = compare.compare(one, two)
+    assert {each.what for each in found.differences} == {
+        "machine", "engine", "engine's files", "engine's commit", "warnings",
+    }  # fmt: skip
+    files = next(each for each in found.differences if each.what == "engine's files")
+    assert "2412344 bytes" in files.a and "1 bytes" in files.b
+    text = as_text(found)
+    assert text.index("engine differs") < text.index("Speed of B")
+    assert compare.compare(one, one).differences == ()
+
+
+def test_as_json_holds_it_all() -> None:
+    found = compare.compare(sample_results(1), sample_results(2, FASTER))
+    facts = json.loads(json.dumps(as_json(found), allow_nan=False))
+    assert set(facts) == {"differences", "floors", "settings", "only_a", "only_b"}
+    pair = facts["settings"][0]
+    assert set(pair) == {"name", "other", "phase", "ratio", "verdict"}
+    assert pair["ratio"]["low"] <= pair["ratio"]["median"] <= pair["ratio"]["high"]
+
+
+def test_nothing_in_common_is_said() -> None:
+    one = sample_results(1)
+    found = compare.compare(one, one._replace(settings={}, rounds=(), checks=(), decision=None))
+    assert found.pairs == ()
+    assert "no setting was measured in both" in as_text(found)
+
+
+def test_long_benchmarks_are_compared_in_time() -> None:
+    made = Simulator(4)
+    for _ in range(900):
+        made.add("threads", ["default", "default", "upstream"], SPEEDS)
+    long = sample_results()._replace(rounds=tuple(made.rounds), decision=None, checks=())
+    start = time.process_time()
+    found = compare.compare(long, long)
+    assert verdicts(found, TG)["default"] == stats.OPEN
+    assert time.process_time() - start < 10

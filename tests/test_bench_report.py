@@ -1,0 +1,340 @@
+"""The report: one page that says what to use, safe with any name, readable anywhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+from bitnet_tuning.bench import markup, plots, report_facts
+from bitnet_tuning.bench.document import CheckFacts, Part, Results, Surroundings
+from bitnet_tuning.bench.report import page, write_report
+from bitnet_tuning.bench.rounds import Round, Run
+from bitnet_tuning.bench.summary import answer, guide_row, rows, times
+from bitnet_tuning.errors import MissingError, UsageError
+from tests.bench_samples import SPEEDS, Simulator, sample_results
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+EVIL = """<script>alert(1)</script>"'><img src=x onerror=alert(1)> $x_1$ & \u4f60\x1b[31m\udcff"""
+
+VOID = {"meta", "br", "img", "link", "hr"}
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.open: list[str] = []
+        self.feed(content)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.texts).split())
+
+
+@pytest.fixture(scope="module")
+def results() -> Results:
+    return sample_results()
+
+
+@pytest.fixture(scope="module")
+def html(results: Results) -> str:
+    return page(results)
+
+
+@pytest.fixture(scope="module")
+def read(html: str) -> Page:
+    return Page(html)
+
+
+def test_every_element_is_closed_and_ids_are_unique(read: Page) -> None:
+    assert read.open == []
+    ids = [attributes["id"] for _, attributes in read.tags if "id" in attributes]
+    assert len(ids) == len(set(ids)) > 10
+
+
+def test_what_plots_refer_to_is_there(html: str, read: Page) -> None:
+    ids = {attributes["id"] for _, attributes in read.tags if "id" in attributes}
+    targets = set(re.findall(r'href="#([^"]+)"', html)) | set(re.findall(r"url\(#([^)]+)\)", html))
+    assert targets and targets <= ids
+
+
+def test_it_needs_nothing_else(html: str, read: Page) -> None:
+    names = {tag for tag, _ in read.tags}
+    assert not names & {"script", "img", "link", "iframe", "object", "base", "form"}
+    for _, attributes in read.tags:
+        assert "src" not in attributes
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith("#")
+    assert "@import" not in html and not re.search(r"url\((?!#)", html)
+    policy = next(each for each in read.named("meta") if "http-equiv" in each)
+    assert (policy["content"] or "").startswith("default-src 'none'")
+
+
+def test_it_can_be_read_out(read: Page) -> None:
+    assert read.named("html") == [{"lang": "en"}]
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in read.named(
+        "meta"
+    )
+    assert len(read.named("title")) >= 1 and len(read.named("h1")) == 1
+    assert len(read.named("caption")) == len(read.named("table")) == 1
+    assert {each.get("scope") for each in read.named("th")} == {"col", "row"}
+    drawings = read.named("svg")
+    assert len(drawings) == len(read.named("figcaption")) == 2
+    assert {each.get("role") for each in drawings} == {"img"}
+    labels = [each.get("aria-label") or "" for each in drawings]
+    assert "4: 27.9" in labels[0] and "Memory allows 41.2" in labels[0]
+    assert "4 threads + no mmap" in labels[1]
+
+
+def test_it_says_what_was_found(results: Results, read: Page) -> None:
+    text = read.text
+    assert answer(results) in text
+    assert guide_row(results).sentence in text
+    for row in rows(results):
+        assert row.words in text
+        if row.to_default:
+            assert times(row.to_default).split()[0] in text
+    for said in (*results.warnings, *results.notes, results.engine.path, results.model.path):
+        assert said in text
+    assert "wrong output: gives other words than the default" in text
+    assert results.energy.reason and results.energy.reason in text
+    assert results.roof.facts and results.roof.facts["words"] in text
+
+
+def test_plots_take_the_pages_colours(html: str) -> None:
+    drawings = "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
+    assert set(re.findall(r"#[0-9a-fA-F]{6}\b", drawings)) == set()
+    style = (Path(plots.__file__).parent / "report.css").read_text()
+    defined = set(re.findall(r"(--[a-z]+):", style))
+    assert set(re.findall(r"var\((--[a-z]+)\)", html)) <= defined
+
+
+def test_the_same_results_make_the_same_page(results: Results, html: str) -> None:
+    assert page(results) == html
+    assert "<metadata>" not in html
+
+
+def spoilt(results: Results) -> Results:
+    """With names that try to leave their place."""
+    settings = {
+        EVIL if name == "4 threads" else name: each for name, each in results.settings.items()
+    }
+    rounds = tuple(
+        each._replace(
+            runs=tuple(
+                run._replace(setting=EVIL) if run.setting == "4 threads" else run
+                for run in each.runs
+            )
+        )
+        for each in results.rounds
+    )
+    settings["default"] = settings["default"]._replace(env=(("X", EVIL),))
+    return results._replace(
+        settings=settings,
+        rounds=(*rounds, Round(99, EVIL, (Run("1 thread", {}, 1.0, EVIL),), 300.0)),
+        checks=(CheckFacts("2 threads", EVIL, 1),),
+        model=results.model._replace(name=EVIL, path=EVIL, quantization=EVIL),
+        engine=results.engine._replace(path=EVIL, version=EVIL, openmp=EVIL, isa=(EVIL,)),
+        host=results.host._replace(brand=EVIL, governor=EVIL),
+        notes=(EVIL,),
+        warnings=(EVIL,),
+        energy=Part(None, EVIL),
+        conditions=Surroundings({"clock": EVIL}, {"clock": {"mean_mhz": EVIL}}),
+        program=results.program._replace(version=EVIL),
+    )
+
+
+def test_names_stay_text(results: Results, tmp_path: Path) -> None:
+    place = tmp_path / "evil.html"
+    write_report(spoilt(results), str(place))
+    content = place.read_text(encoding="utf-8")
+    read = Page(content)
+    assert read.open == []
+    names = {tag for tag, _ in read.tags}
+    assert not names & {"script", "img"}
+    assert not any(key.startswith("on") for _, attributes in read.tags for key in attributes)
+    assert "<script>alert(1)</script>" in read.text
+    assert "$x_1$" in read.text
+    assert "\x1b" not in content
+
+
+def test_little_can_be_shown_as_well(results: Results) -> None:
+    begun = results._replace(
+        state="interrupted", rounds=(), checks=(), warnings=(), notes=(), decision=None,
+        profile=None, bandwidth=Part(), roof=Part(), energy=Part(), conditions=Surroundings(),
+    )  # fmt: skip
+    read = Page(page(begun))
+    assert read.open == [] and read.named("svg") == []
+    assert "This benchmark is interrupted" in read.text
+    assert "What went wrong" not in read.text
+    made = Simulator()
+    made.add("threads", ["default", "4 threads"], SPEEDS)
+    one = Page(page(begun._replace(rounds=tuple(made.rounds))))
+    assert len(one.named("svg")) == 2 and "one run" in one.text
+
+
+def test_a_roof_far_above_is_named_only(results: Results) -> None:
+    facts = {**(results.roof.facts or {}), "limit_tokens_per_second": 4000.0}
+    content = page(results._replace(roof=Part(facts)))
+    assert "memory allows 4000, beyond this plot" in content
+
+
+def test_without_matplotlib_it_says_what_to_install(
+    results: Results, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingError) as caught:
+        write_report(results, str(tmp_path / "report.html"))
+    assert "pip install" in caught.value.remedy
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_named(results: Results, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot write the report"):
+        write_report(results, str(tmp_path / "nowhere" / "report.html"))
+
+
+def test_markup_leaves_out_what_is_empty() -> None:
+    assert markup.section("title", ["", ""]) == ""
+    assert markup.definitions([("a", None), ("b", "")]) == ""
+    assert markup.definitions([("a", 0)]) == "<dl><div><dt>a</dt><dd>0</dd></div></dl>"
+    assert markup.escape("a\n\t<b>\x00") == "a &lt;b&gt;?"
+
+
+def test_certainty_names_the_floor_and_the_rounds(results: Results) -> None:
+    said = report_facts.certainty(results)
+    assert "10 rounds" in said and "Noise floor" in said
+    assert "not known" in report_facts.certainty(results._replace(decision=None, rounds=()))
+
+
+# In a browser
+
+PROBE = """
+<script>
+const said = [];
+addEventListener("error", event => said.push(String(event.message)));
+addEventListener("securitypolicyviolation", event => said.push(event.violatedDirective));
+const error = console.error;
+console.error = (...words) => { said.push(words.join(" ")); error(...words); };
+addEventListener("load", () => {
+  const body = getComputedStyle(document.body), drawn = document.querySelector("svg text");
+  const facts = {
+    width: document.documentElement.scrollWidth, view: innerWidth, page: body.backgroundColor,
+    text: body.color, drawn: getComputedStyle(drawn).fill, said: said,
+    size: drawn.getBoundingClientRect().height,
+  };
+  parent.document.title = JSON.stringify(facts);
+});
+</script>
+"""
+
+
+def browser(*flags: str, timeout: float = 120) -> str:
+    assert CHROMIUM is not None
+    common = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
+    files = "--allow-file-access-from-files"
+    done = subprocess.run(
+        [CHROMIUM, *common, files, *flags],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=True,
+    )
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def probed(html: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with the report in a frame as wide as a phone; the report's copy tells how it
+    is laid out. A window of a headless browser cannot be that narrow."""
+    folder = tmp_path_factory.mktemp("browser")
+    copy = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
+    (folder / "report.html").write_text(copy.replace("<title>", PROBE + "<title>"), "utf-8")
+    for width in (360, 1200):
+        frame = f'<iframe src="report.html" width="{width}" height="3000"></iframe>'
+        (folder / f"{width}.html").write_text(f"<!DOCTYPE html><title></title>{frame}")
+    return folder
+
+
+def layout(folder: Path, width: int, *flags: str) -> dict[str, object]:
+    dumped = browser(
+        *flags,
+        f"--user-data-dir={folder / 'profile'}",
+        "--virtual-time-budget=2000",
+        "--dump-dom",
+        (folder / f"{width}.html").as_uri(),
+    )
+    title = re.search(r"<title>(.*?)</title>", dumped, re.DOTALL)
+    assert title, dumped[:500]
+    facts: dict[str, object] = json.loads(unescape(title[1]))
+    return facts
+
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
+
+
+@needs_chromium
+def test_a_phone_shows_it_without_scrolling_sideways(probed: Path) -> None:
+    facts = layout(probed, 360)
+    assert facts["view"] == 360
+    assert isinstance(facts["width"], int) and facts["width"] <= 360
+    assert facts["said"] == []
+    assert isinstance(facts["size"], (int, float)) and facts["size"] >= 9, "plots are legible"
+
+
+@needs_chromium
+def test_it_follows_the_theme(probed: Path) -> None:
+    light, dark = (
+        layout(probed, 1200, f"--blink-settings=preferredColorScheme={scheme}") for scheme in (1, 0)
+    )
+    for name in ("page", "text", "drawn"):
+        assert light[name] != dark[name]
+    assert light["page"] == "rgb(255, 255, 255)"
+
+
+@needs_chromium
+def test_a_screenshot_shows_something(html: str, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text(html, encoding="utf-8")
+    shot = tmp_path / "shot.png"
+    browser(
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--screenshot={shot}",
+        "--window-size=800,1600",
+        (tmp_path / "report.html").as_uri(),
+    )
+    pixels = imread(str(shot))
+    assert pixels.shape[:2] == (1600, 800)
+    dark = (pixels[:, :, :3].mean(axis=2) < 0.5).mean(axis=1)
+    assert (dark > 0.005).sum() > 200, "lines of text and plots, all over the page"

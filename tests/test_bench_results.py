@@ -1,0 +1,369 @@
+"""A benchmark's document: kept whole, read with care, as its schema and its manual say."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from bitnet_tuning.bench import compare, conditions, export, results, roof, subjects, summary
+from bitnet_tuning.bench.document import Machine, Surroundings
+from bitnet_tuning.bench.energy import Energy
+from bitnet_tuning.bench.energy import as_json as energy_json
+from bitnet_tuning.bench.results import Part, default_path, from_json, load, save, to_json
+from bitnet_tuning.bench.rounds import PP, TG, Round, Run
+from bitnet_tuning.cli.host import host_facts
+from bitnet_tuning.engine import Engine, Location
+from bitnet_tuning.errors import UsageError
+from bitnet_tuning.ggml_types import ModelFile
+from tests.bench_samples import SNAPSHOT, SPEEDS, Simulator, sample_results
+from tests.machines import Machine as FakeMachine
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+NOW = datetime(2026, 1, 31, 22, 59, 59, tzinfo=timezone(timedelta(hours=2)))
+
+
+@pytest.fixture(scope="module")
+def schema() -> Draft202012Validator:
+    content = json.loads((REPOSITORY / "docs" / "results.schema.json").read_text())
+    Draft202012Validator.check_schema(content)
+    return Draft202012Validator(content)
+
+
+def problems(schema: Draft202012Validator, document: object) -> list[str]:
+    return [error.message for error in schema.iter_errors(document)]
+
+
+def test_a_document_comes_back_as_it_was(tmp_path: Path) -> None:
+    path = str(tmp_path / "new folder" / "results.json")
+    before = sample_results()
+    save(path, before)
+    assert load(path) == before
+    assert os.listdir(os.path.dirname(path)) == ["results.json"]
+
+
+def test_it_follows_its_schema(schema: Draft202012Validator, tmp_path: Path) -> None:
+    whole = sample_results()
+    assert problems(schema, to_json(whole)) == []
+    begun = whole._replace(
+        state="running", rounds=(), checks=(), decision=None, profile=None, settings={}
+    )
+    assert problems(schema, to_json(begun)) == []
+    assert from_json(to_json(begun), "here") == begun
+
+
+def test_failures_follow_it_too(schema: Draft202012Validator) -> None:
+    made = Simulator()
+    made.add("threads", ["default", "upstream"], SPEEDS, {"upstream": "killed by SIGSEGV"})
+    document = to_json(sample_results()._replace(rounds=tuple(made.rounds)))
+    assert problems(schema, document) == []
+    document["rounds"][0]["runs"][1]["problem"] = None
+    assert problems(schema, document) != []
+
+
+def test_what_other_modules_write_into_it_follows_it(schema: Draft202012Validator) -> None:
+    seen, limit = SNAPSHOT, roof.Roof(30e9, 10**9, 20.0)
+    around = Surroundings(
+        conditions.as_json(seen),
+        conditions.as_json(seen),
+        conditions.meanwhile_as_json(conditions.between(seen, seen._replace(time=seen.time + 60))),
+    )
+    document = sample_results()._replace(
+        conditions=around,
+        roof=Part({**roof.as_json(limit), "words": roof.words(limit)}),
+        energy=Part({**energy_json(Energy(1.5, 1.2, 1.7, (1.5, 1.2, 1.7), 64)), "words": "1.5"}),
+    )
+    written = json.loads(results.to_text(document))
+    assert problems(schema, written) == []
+    assert from_json(written, "here") == document
+
+
+def test_any_machine_can_be_named(schema: Draft202012Validator, tmp_path: Path) -> None:
+    facts = host_facts(FakeMachine(tmp_path).regular(4, 2).host())
+    machine = results.machine(facts)
+    assert (machine.physical_cores, machine.logical_cpus) == (4, tuple(range(8)))
+    assert problems(schema, to_json(sample_results()._replace(host=machine))) == []
+    assert set(Machine._fields) <= set(facts)
+
+
+def test_every_field_is_in_the_schema_and_in_the_manual(repository: Path) -> None:
+    manual = (repository / "docs" / "results.md").read_text(encoding="utf-8")
+    schema = json.loads((repository / "docs" / "results.schema.json").read_text())
+    document = to_json(sample_results())
+    assert list(document) == list(schema["properties"])
+    names = {name for name in _names(schema) if re.fullmatch(r"[a-z_]+", name)}
+    missing = {name for name in names if f"`{name}`" not in manual}
+    assert missing == set()
+
+
+def _names(schema: Any) -> set[str]:
+    """Of every property, however deep."""
+    found: set[str] = set()
+    if isinstance(schema, Mapping):
+        found |= set(schema.get("properties", {})) if "type" in schema else set()
+        return found.union(*map(_names, schema.values()))
+    return found.union(*map(_names, schema)) if isinstance(schema, list) else found
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        (("state",), "paused", "state"),
+        (("created",), "yesterday", "created"),
+        (("options", "budget"), "300", "options.budget"),
+        (("options", "budget"), True, "options.budget"),
+        (("options", "budget"), 10**400, "options.budget"),
+        (("options", "objective", "name"), "speed", "options.objective.name"),
+        (("host",), [], "host"),
+        (("host", "logical_cpus", 3), 1.5, "host.logical_cpus[3]"),
+        (("engine", "files", 0, "size"), None, "engine.files[0].size"),
+        (("model", "extra"), 1, "model.extra"),
+        (("settings", "default", "threads"), 0, "settings.default"),
+        (("settings", "default", "cpus"), "x", "settings.default"),
+        (("settings", "default", "words"), None, "settings.default"),
+        (("rounds", 2, "runs", 0, "setting"), "unheard of", "rounds[2]"),
+        (("rounds", 2, "runs", 0, "samples", "tg", 0), -1.0, "rounds[2]"),
+        (("rounds", 2, "runs", 0, "samples", "tg"), [], "rounds[2]"),
+        (("rounds", 2, "runs", 0, "samples", "xx"), [1.0], "rounds[2]"),
+        (("rounds", 2, "runs", 0, "samples", "tg", 0), "fast", "rounds[2].runs[0].samples.tg[0]"),
+        (("rounds", 2, "runs", 0, "samples"), {}, "rounds[2]"),
+        (("checks", 0, "setting"), "unheard of", "checks"),
+        (("decision", "winner"), "unheard of", "decision.winner"),
+        (("decision", "estimate"), 1.2, "decision.estimate"),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, path: tuple[Any, ...], value: Any, named: str) -> None:
+    document = json.loads(results.to_text(sample_results()))
+    place = document
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    file = tmp_path / "damaged.json"
+    file.write_text(json.dumps(document))
+    with pytest.raises(UsageError) as caught:
+        load(str(file))
+    assert str(file) in caught.value.cause
+    assert f"damaged: {named}: " in caught.value.cause
+    assert caught.value.remedy
+
+
+def test_a_field_that_is_gone_is_named() -> None:
+    document = to_json(sample_results())
+    del document["model"]["size"]
+    with pytest.raises(UsageError, match=re.escape("damaged: model.size: missing")):
+        from_json(document, "here")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", '{"schema": true}', '{"schema": "1"}', "[" * 100_000, '{"a": NaN}',
+     '{"schema": 0}', "\x00"],
+)  # fmt: skip
+def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "other.json"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=r"other\.json is damaged"):
+        load(str(file))
+
+
+def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "cut.json"
+    text = results.to_text(sample_results())
+    file.write_text(text[: len(text) // 2])
+    with pytest.raises(UsageError, match="damaged: no JSON"):
+        load(str(file))
+
+
+def test_numbers_that_json_lacks_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "nan.json"
+    file.write_text(results.to_text(sample_results()).replace('"budget": 300.0', '"budget": NaN'))
+    with pytest.raises(UsageError, match="NaN is no number"):
+        load(str(file))
+    spoilt = sample_results()._replace(rounds=(Round(1, "threads", (), float("nan")),))
+    with pytest.raises(ValueError):
+        save(str(file), spoilt)
+
+
+def test_a_newer_document_says_what_to_do() -> None:
+    with pytest.raises(UsageError, match="newer") as caught:
+        from_json({"schema": 2, "something": "else"}, "future.json")
+    assert "update" in caught.value.remedy
+
+
+def test_a_missing_file_and_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"absent\.json: No such file"):
+        load(str(tmp_path / "absent.json"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot write") as caught:
+        save(str(tmp_path / "file" / "results.json"), sample_results())
+    assert "--output" in caught.value.remedy
+
+
+def test_a_save_that_fails_leaves_the_last_one(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    save(str(path), sample_results())
+    before = path.read_bytes()
+    with pytest.raises(ValueError):
+        save(str(path), sample_results()._replace(rounds=(Round(1, "x", (), float("inf")),)))
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_names_that_no_terminal_shows_are_kept(tmp_path: Path) -> None:
+    odd = "m\udcff\n<script>\u4f60.gguf"  # bytes that are not UTF-8, as os.fsdecode has them
+    before = sample_results()
+    before = before._replace(model=before.model._replace(path=odd))
+    save(str(tmp_path / "odd.json"), before)
+    assert load(str(tmp_path / "odd.json")).model.path == odd
+
+
+def test_a_dated_name_that_is_not_taken(tmp_path: Path) -> None:
+    first = default_path(str(tmp_path), NOW)
+    assert Path(first).name == "results-2026-01-31T20-59-59Z.json"
+    Path(first).write_text("")
+    second = default_path(str(tmp_path), NOW)
+    assert Path(second).name == "results-2026-01-31T20-59-59Z-2.json"
+    os.symlink("nowhere", second)
+    assert default_path(str(tmp_path), NOW).endswith("Z-3.json")
+
+
+def test_every_sample_is_a_line_of_csv() -> None:
+    run = Run("upstream", {PP: (50.0, 51.5), TG: (17.0,)}, 1.5)
+    rounds = (
+        Round(1, "threads", (run, Run("default", {}, 0.2, 'said "no", and\nended')), 1.7),
+        Round(2, "duel", (run._replace(samples={TG: (18.0,)}),), 3.2),
+    )
+    text = export.to_csv(sample_results()._replace(rounds=rounds))
+    lines = list(csv.DictReader(io.StringIO(text)))
+    assert tuple(lines[0]) == export.COLUMNS
+    speeds = [(line["phase"], line["sample"], line["tokens_per_second"]) for line in lines]
+    assert speeds == [
+        ("pp", "1", "50.0"), ("pp", "2", "51.5"), ("tg", "1", "17.0"), ("", "", ""),
+        ("tg", "1", "18.0"),
+    ]  # fmt: skip
+    assert lines[3]["problem"] == 'said "no", and\nended'
+    assert (lines[0]["words"], lines[3]["position"], lines[4]["round"]) == ("2 threads", "2", "2")
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def git(folder: Path, files: Mapping[str, str]) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {".git/HEAD": f"{COMMIT}\n"},
+        {".git/HEAD": "ref: refs/heads/a/b\n", ".git/refs/heads/a/b": f"{COMMIT}\n"},
+        {
+            ".git/HEAD": "ref: refs/heads/main\n",
+            ".git/packed-refs": f"# pack-refs with: peeled\n{'f' * 40} refs/heads/x\n"
+            f"{COMMIT} refs/heads/main\n^{'e' * 40}\n",
+        },
+        {
+            ".git": "gitdir: real/.git/worktrees/one\n",
+            "real/.git/worktrees/one/HEAD": "ref: refs/heads/main\n",
+            "real/.git/worktrees/one/commondir": "../..\n",
+            "real/.git/refs/heads/main": f"{COMMIT}\n",
+        },
+    ],
+)
+def test_a_checkouts_commit_is_read(tmp_path: Path, files: Mapping[str, str]) -> None:
+    git(tmp_path, files)
+    assert subjects.git_commit(str(tmp_path)) == COMMIT
+
+
+@pytest.mark.parametrize(
+    "files",
+    [{}, {".git/HEAD": ""}, {".git/HEAD": "ref: refs/heads/unborn\n"}, {".git/HEAD": "x" * 40}],
+)
+def test_without_a_commit_there_is_none(tmp_path: Path, files: Mapping[str, str]) -> None:
+    git(tmp_path, files)
+    assert subjects.git_commit(str(tmp_path)) is None
+
+
+def test_our_own_commit_is_not_that_of_a_checkout_we_were_copied_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(tmp_path, {".git/HEAD": COMMIT, "bitnet_tuning/__init__.py": ""})
+    place = tmp_path / "bitnet_tuning" / "__init__.py"
+    monkeypatch.setattr("bitnet_tuning.__file__", str(place))
+    assert subjects.program().git_commit is None
+    git(tmp_path, {"pyproject.toml": '[project]\nname = "bitnet-tuning"\n'})
+    assert subjects.program().git_commit == COMMIT
+
+
+def test_an_engine_and_a_model_are_named(schema: Draft202012Validator, tmp_path: Path) -> None:
+    git(tmp_path, {".git/HEAD": COMMIT, "build/bin/llama-cli": "program"})
+    cli = str(tmp_path / "build" / "bin" / "llama-cli")
+    engine = Engine(
+        location=Location(cli, "named"),
+        version="1",
+        flags=frozenset(),
+        chat_flags=frozenset(),
+        openmp=None,
+        blas=(),
+        isa=frozenset(("NEON", "AVX2")),
+        i2_s=None,
+        architectures={},
+        files=(cli, "gone"),
+        completion=None,
+    )
+    model = ModelFile("m.gguf", 5, "bitnet", "m", "i2_s", (), None, None, None, None, False)
+    facts = subjects.engine_facts(engine, None)
+    assert (facts.generation, facts.git_commit, facts.isa) == ("classic", COMMIT, ("AVX2", "NEON"))
+    assert [(file.path, file.size) for file in facts.files] == [(cli, 7)]
+    document = sample_results()._replace(engine=facts, model=subjects.model_facts(model, None))
+    assert problems(schema, to_json(document)) == []
+
+
+WHOLE = json.loads(results.to_text(sample_results()))
+
+
+def places(content: Any) -> list[tuple[Any, ...]]:
+    """Paths to every value, lists by their first two entries."""
+    inner: list[tuple[Any, Any]] = list(content.items()) if isinstance(content, dict) else []
+    if isinstance(content, list):
+        inner = list(enumerate(content[:2]))
+    below = [(key, *rest) for key, part in inner for rest in places(part)]
+    return [(), *below]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(places(WHOLE)[1:]),
+    st.sampled_from(
+        [None, True, -1, 0, 1.5, 10**400, "", "x", "0-3", [], {}, [1], ["x"], {"a": 1}]
+    ),
+)
+def test_whatever_is_damaged_is_refused_or_harmless(path: tuple[Any, ...], value: Any) -> None:
+    document = copy.deepcopy(WHOLE)
+    place = document
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    try:
+        found = from_json(document, "damaged.json")
+    except UsageError as error:
+        assert error.remedy
+        return
+    assert from_json(json.loads(results.to_text(found)), "again") == found
+    assert summary.rows(found) and summary.answer(found)
+    assert compare.as_text(compare.compare(found, sample_results()))

@@ -1,0 +1,232 @@
+"""What a benchmark showed, in rows and sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from bitnet_tuning.bench import curves, stats
+from bitnet_tuning.bench.document import CheckFacts, Results
+from bitnet_tuning.bench.rounds import PP, TG, Objective, Round, Run
+from bitnet_tuning.bench.stats import Estimate
+from bitnet_tuning.bench.summary import (
+    CLAIM,
+    TOO_FEW,
+    Row,
+    answer,
+    digits,
+    failures,
+    guide_row,
+    problem_of,
+    rows,
+    times,
+)
+from tests.bench_samples import SETTINGS, SPEEDS, Simulator, sample_results
+
+WINNER = "4 threads + no mmap"
+
+
+def by_name(results: Results) -> dict[str, Row]:
+    return {row.name: row for row in rows(results)}
+
+
+def exact(results: Results, rounds: Sequence[tuple[str, Mapping[str, float]]]) -> Results:
+    """With rounds of one sample of generation each, in tokens/s."""
+    made = tuple(
+        Round(number, stage, tuple(Run(name, {TG: (speed,)}, 1) for name, speed in each.items()), 1)
+        for number, (stage, each) in enumerate(rounds, 1)
+    )
+    return results._replace(rounds=made, decision=None, profile=None, checks=(), state="running")
+
+
+def test_the_winner_comes_first_then_the_default_then_upstreams() -> None:
+    shown = rows(sample_results())
+    assert [row.name for row in shown[:3]] == [WINNER, "default", "upstream"]
+    others = [row.to_default.median for row in shown[3:] if row.to_default]
+    assert others == sorted(others, reverse=True)
+    assert [row.winner for row in shown] == [True] + [False] * (len(shown) - 1)
+
+
+def test_medians_hold_the_true_speeds() -> None:
+    found = by_name(sample_results())
+    for name in ("default", "upstream", "4 threads", WINNER):
+        pp, tg = SPEEDS[name]
+        row = found[name]
+        assert row.pp and row.tg
+        assert row.pp.median == pytest.approx(pp, rel=0.1)
+        assert row.tg.median == pytest.approx(tg, rel=0.1)
+        assert row.tg.low <= row.tg.median <= row.tg.high
+
+
+def test_a_run_counts_once_however_many_samples_it_took() -> None:
+    results = sample_results()
+    run = Run("default", {TG: (10.0, 20.0, 90.0)}, 1.0)
+    results = results._replace(rounds=(Round(1, "threads", (run, run), 2.0),), decision=None)
+    assert by_name(results)["default"].tg == Estimate(20.0, 20.0, 20.0, 2)
+
+
+def test_the_winners_verdict_is_the_decisions() -> None:
+    results = sample_results()
+    assert results.decision
+    estimate = Estimate(1.5, 1.4, 1.6, 99)
+    changed = results._replace(decision=results.decision._replace(estimate=estimate))
+    row = by_name(changed)[WINNER]
+    assert (row.to_default, row.verdict) == (estimate, stats.FASTER)
+
+
+def test_who_lost_its_duel_is_not_judged_by_the_search() -> None:
+    """It was chosen for the duel because it looked good there."""
+    search = [("threads", {"default": 10.0, "4 threads": 20.0})] * 8
+    duel = [("duel", {"default": 10.0, "4 threads": 10.1})] * 7
+    row = by_name(exact(sample_results(), [*search, *duel]))["4 threads"]
+    assert row.to_default and row.to_default.median == pytest.approx(1.01)
+    assert (row.to_default.count, row.rounds, row.verdict) == (7, 15, stats.OPEN)
+
+
+def test_upstreams_rounds_all_count() -> None:
+    search = [("threads", {"default": 10.0, "upstream": 5.0})] * 4
+    duel = [("duel", {"default": 10.0, "upstream": 5.0})] * 3
+    row = by_name(exact(sample_results(), [*search, *duel]))["upstream"]
+    assert row.to_default and row.to_default == pytest.approx((0.5, 0.5, 0.5, 7))
+
+
+def test_few_rounds_give_no_verdict() -> None:
+    results = exact(sample_results(), [("threads", {"default": 10.0, "4 threads": 30.0})] * 5)
+    assert by_name(results)["4 threads"].verdict == TOO_FEW
+
+
+def test_a_clear_difference_is_told_apart_once_the_noise_is_known() -> None:
+    made = Simulator(spread=0.01)
+    for _ in range(8):
+        made.add("threads", ["default", "4 threads", "12 threads", "default"], SPEEDS)
+    results = sample_results()._replace(rounds=tuple(made.rounds), decision=None)
+    found = by_name(results)
+    assert (found["4 threads"].verdict, found["12 threads"].verdict) == (stats.FASTER, stats.SLOWER)
+    assert found["default"].verdict == ""
+    single = tuple(each._replace(runs=each.runs[:3]) for each in results.rounds)
+    assert by_name(results._replace(rounds=single))["4 threads"].verdict == stats.OPEN
+
+
+def test_failures_and_wrong_words_say_why() -> None:
+    made = Simulator()
+    broken = {"12 threads": "killed by SIGSEGV"}
+    for _ in range(2):
+        made.add("threads", ["default", "12 threads", "4 threads"], SPEEDS, broken)
+    results = sample_results()._replace(
+        rounds=tuple(made.rounds),
+        decision=None,
+        checks=(CheckFacts("4 threads", "gives other words", 2), CheckFacts("default", None, 2)),
+    )
+    found = by_name(results)
+    assert found["12 threads"].verdict == "failed: killed by SIGSEGV"
+    assert (found["12 threads"].tg, found["12 threads"].rounds) == (None, 0)
+    assert found["4 threads"].verdict == "wrong output: gives other words"
+    assert problem_of(results, "default") is None
+    assert failures(results) == (
+        ("12 threads", "killed by SIGSEGV", 2),
+        ("4 threads", "wrong output: gives other words", 1),
+    )
+
+
+def test_one_failure_among_many_runs_does_not_put_a_setting_out() -> None:
+    made = Simulator()
+    for turn in range(5):
+        made.add("threads", ["default"], SPEEDS, {"default": "hung"} if turn == 2 else None)
+    assert problem_of(sample_results()._replace(rounds=tuple(made.rounds)), "default") is None
+
+
+def test_settings_that_were_never_run_are_not_shown() -> None:
+    results = exact(sample_results(), [("threads", {"default": 10.0})])
+    assert [row.name for row in rows(results)] == ["default"]
+
+
+def test_ratios_are_the_objectives() -> None:
+    results = sample_results()._replace(decision=None)
+    prompts = results._replace(options=results.options._replace(objective=Objective(PP)))
+    generation, prompt = (by_name(each)["upstream"].to_default for each in (results, prompts))
+    assert generation and prompt
+    assert generation.median == pytest.approx(17 / 23, rel=0.1)
+    assert prompt.median == pytest.approx(55 / 160, rel=0.1)
+
+
+def test_the_guides_claim_stands_next_to_what_is_seen() -> None:
+    claim = guide_row(sample_results())
+    assert claim.name == WINNER and claim.ratio
+    assert claim.ratio.median == pytest.approx(30.5 / 17, rel=0.15)
+    assert f"{CLAIM[0]} to {CLAIM[1]} times" in claim.sentence
+    assert times(claim.ratio) in claim.sentence
+
+
+def test_the_claim_is_not_judged_by_too_little() -> None:
+    few = exact(sample_results(), [("threads", {"default": 10.0, "upstream": 5.0})] * 2)
+    assert "too few" in guide_row(few).sentence
+    none = exact(sample_results(), [("threads", {"default": 10.0})])
+    assert guide_row(none).ratio is None
+    assert "could not be compared" in guide_row(none).sentence
+
+
+def test_the_answer_in_a_sentence() -> None:
+    results = sample_results()
+    assert answer(results).startswith(f"Use {WINNER} (4 threads, no mmap")
+    assert results.decision and results.decision.estimate
+    assert times(results.decision.estimate) in answer(results)
+    kept = results.decision._replace(winner="default", reason="Nothing promised more.")
+    assert answer(results._replace(decision=kept)).startswith("Keep the default (6 threads")
+    assert answer(results._replace(decision=None)).startswith("Not finished")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(1234.6, "1235"), (99.96, "100"), (24.71, "24.7"), (9.996, "10.0"), (1.309, "1.31")],
+)
+def test_three_digits_count(number: float, text: str) -> None:
+    assert digits(number) == text
+
+
+# The plots' figures
+
+
+def test_curves_hold_what_differs_in_threads_alone() -> None:
+    generation, prompts = curves.scalings(sample_results())
+    assert [point.threads for point in generation.points] == [1, 2, 4, 6, 8, 12]
+    assert [point.threads for point in prompts.points] == [1, 2, 4, 8, 12]
+    assert [point.threads for point in generation.points if point.default] == [6]
+    assert [point.threads for point in prompts.points if point.default] == [12]
+    assert generation.roof == pytest.approx(34.1e9 / 827e6)
+    assert prompts.roof is None
+
+
+def test_the_same_threads_are_one_point() -> None:
+    """The default's 12 threads for prompts, and those of "12 threads"."""
+    results = sample_results()
+    prompts = curves.scalings(results)[1]
+    runs = [run for each in results.rounds for run in each.runs]
+    both = [run for run in runs if run.setting in ("default", "12 threads")]
+    assert prompts.points[-1].speed.count == len(both)
+
+
+def test_one_count_of_threads_is_no_curve() -> None:
+    results = exact(sample_results(), [("threads", {"default": 10.0, "upstream": 5.0})])
+    assert curves.scalings(results) == ()
+
+
+def test_settings_that_are_out_are_in_no_plot() -> None:
+    results = sample_results()
+    names = [bar.name for bar in curves.forest(results, rows(results)).bars]
+    assert names[:2] == [WINNER, "upstream"]
+    assert "4 threads + flash attention" not in names and "default" not in names
+    wrong = results._replace(checks=(CheckFacts("4 threads", "other words", 3),))
+    assert 4 not in [point.threads for point in curves.scalings(wrong)[0].points]
+
+
+def test_the_slowest_of_very_many_are_left_out() -> None:
+    results = sample_results()
+    many = {f"setting {number}": SETTINGS["4 threads"] for number in range(40)}
+    speeds = {name: 10.0 + number for number, name in enumerate(many)}
+    full = exact(
+        results._replace(settings={**SETTINGS, **many}), [("threads", {"default": 20.0, **speeds})]
+    )
+    found = curves.forest(full, rows(full))
+    assert (len(found.bars), found.left_out) == (curves.MOST_BARS, 40 - curves.MOST_BARS)
+    assert found.bars[0].name == "setting 39"
