@@ -10,7 +10,7 @@ import pytest
 from bitnet_tuning.bench import knobs
 from bitnet_tuning.bench.knobs import FULL, NORMAL, QUICK, Knobs
 from bitnet_tuning.bench.rounds import Objective
-from bitnet_tuning.openmp import GOMP, LLVM, NONE
+from bitnet_tuning.openmp import GOMP, NONE
 from bitnet_tuning.plan import Facts, make_plan
 from bitnet_tuning.request import Request
 from bitnet_tuning.setting import Setting, apply, of_plan

@@ -22,6 +22,8 @@ TIMES, TO = "\u00d7", "\u2013"
 """The signs of multiplication and of a range."""
 
 TOO_FEW = "not enough rounds"
+UNCONFIRMED = "faster in the search, not confirmed"
+"""The best of many by chance is easily taken for better: only a duel's fresh samples tell."""
 FAILED = "failed"
 WRONG = "wrong output"
 
@@ -144,9 +146,14 @@ def against(results: Results, name: str, reference: str) -> Estimate | None:
 def _fresh(results: Results, name: str) -> Sequence[Round]:
     if name in FIXED:
         return results.rounds
-    duel = [each for each in results.rounds if each.stage == DUEL]
-    in_duel = any(_ran(run, name) for each in duel for run in each.runs)
-    return duel if in_duel else results.rounds
+    if not _in_duel(results, name):
+        return results.rounds
+    return [each for each in results.rounds if each.stage == DUEL]
+
+
+def _in_duel(results: Results, name: str) -> bool:
+    duel = (each for each in results.rounds if each.stage == DUEL)
+    return any(_ran(run, name) for each in duel for run in each.runs)
 
 
 def _verdict(name: str, results: Results, ratio: Estimate | None) -> str:
@@ -160,7 +167,9 @@ def _verdict(name: str, results: Results, ratio: Estimate | None) -> str:
         return decision.verdict
     if ratio is None or ratio.count < stats.VERDICT_ROUNDS:
         return TOO_FEW
-    return stats.verdict(ratio, noise_floor(results, ratio.count))
+    found = stats.verdict(ratio, noise_floor(results, ratio.count))
+    searched = name not in FIXED and not _in_duel(results, name)
+    return UNCONFIRMED if searched and found == stats.FASTER else found
 
 
 def problem_of(results: Results, name: str) -> str | None:
