@@ -39,6 +39,9 @@ class Fit(NamedTuple):
     """How many good runs each mean is worth."""
     spread: float | None
     """Standard deviation of one run; None where the runs are too few to tell."""
+    tops: Mapping[str, float] = {}
+    """Each setting's best run. Of two runs that disagree nothing tells which one is the
+    outlier, so one bad run may not throw a setting out."""
 
     def gap(self, name: str, other: str) -> float:
         """Logarithm of the ratio of two speeds."""
@@ -75,7 +78,12 @@ def fit(rounds: Iterable[Round], objective: Objective) -> Fit:
         left = [y - means[n] - levels[w] for w, n, y in entries]
         spread = _spread(left, weights, len(entries) - len(means) - len(levels) + 1)
         weights = _weights(left, spread)
-    return Fit(means, _totals(names, weights), spread)
+    tops = {name: means[name] + max(_of(name, names, left)) for name in means}
+    return Fit(means, _totals(names, weights), spread, tops)
+
+
+def _of(name: str, names: Sequence[str], values: Sequence[float]) -> list[float]:
+    return [each for other, each in zip(names, values, strict=True) if other == name]
 
 
 def _medians(names: Sequence[str], speeds: Sequence[float]) -> dict[str, float]:

@@ -30,7 +30,8 @@ class Round(NamedTuple):
 
     number: int
     stage: str
-    """``threads``, a knob's name, or ``duel``."""
+    """``threads``, ``knobs``, ``duel``; ``again`` for a second race of those left open, ``fixed``
+    for rounds that only show settings which cannot win."""
     runs: tuple[Run, ...]
     """In the order in which they ran. A setting may stand there twice: against itself."""
     elapsed: float

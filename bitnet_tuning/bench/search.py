@@ -8,12 +8,22 @@ the same, so a stored search goes on where it stopped.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from math import log
 
 from bitnet_tuning.bench import stats
 from bitnet_tuning.bench.asks import DEFAULT, UPSTREAM, Check, Done, Knob, Limits, Measure, Space
 from bitnet_tuning.bench.ledger import Ledger
 from bitnet_tuning.bench.rounds import Round
-from bitnet_tuning.bench.stages import ALIKE, HOPE, Duel, Judged, Race, reach
+from bitnet_tuning.bench.stages import (
+    ALIKE,
+    HOPE,
+    Duel,
+    Judged,
+    Race,
+    default_stays,
+    reach,
+    won_by,
+)
 from bitnet_tuning.bench.stats import Estimate
 from bitnet_tuning.setting import Change, Setting, apply
 
@@ -24,8 +34,17 @@ ADOPT = 1.0
 that is no better costs nothing but simplicity: only the duel decides."""
 
 CLOSE = 1.0
+"""Standard errors behind the first finalist, within which others join the duel: the default's
+runs serve all of them."""
+
 FINALISTS = 3
+"""In one duel at most."""
+
 SURE = 2.5
+"""Standard errors by which a setting must fall short before it gets no second race."""
+
+WORTH = log(1.02)
+"""Gains below this get no second race: where noise is low it would take hours to tell them."""
 
 FIRST_KNOBS = 0.6
 """Of the time for knobs goes to all of them alone, the rest to what is best on top of it."""
@@ -137,11 +156,17 @@ class Search:
         return base
 
     def _left(self, race: Race, best: str) -> list[Change]:
-        """Changes that stayed in the race, of other knobs than the one that is now set."""
+        """Changes that helped the old base too, of other knobs than the one that is now set:
+        who fell behind the best may still be worth something on top of it."""
+        found, base = self._ledger.fit(), race.base
         taken = self._stacks[best][-1]
         owner = next(knob for knob in self._space.knobs if taken in knob.changes)
-        rest = (self._stacks[name][-1] for name in race.rivals if name != best)
-        return [change for change in rest if change not in owner.changes]
+        helped = (
+            self._stacks[name][-1]
+            for name in self._ledger.good(race.entrants)
+            if name in found.means and found.gap(name, base) > ADOPT * found.error(name, base)
+        )
+        return [change for change in helped if change not in owner.changes]
 
     def _variants(self, base: str, changes: Sequence[Change]) -> list[str]:
         """Names of the base with one change each; without those that change nothing."""
@@ -190,65 +215,71 @@ class Search:
         lows = {
             name: found.gap(name, DEFAULT) - found.error(name, DEFAULT)
             for name in names
-            if name != DEFAULT and found.gap(name, DEFAULT) > 0
+            if found.gap(name, DEFAULT) > 0
         }
         return sorted(lows, key=lows.__getitem__, reverse=True)
 
     def _promising(self, name: str) -> bool:
         """Whether a duel could still show that the setting is better."""
-        found, pair = self._ledger.fit(), self._ledger.cost((DEFAULT, name))
-        left = (self._ledger.limits.budget - self._ledger.spent) / pair if pair else 0.0
+        found, left = self._ledger.fit(), self._rounds_left(name)
         best = found.gap(name, DEFAULT) + HOPE * found.error(name, DEFAULT)
         return left >= stats.VERDICT_ROUNDS and best >= reach(self._ledger, left)
 
     def _again(self) -> Generator[Measure, None, bool]:
-        """Another race of all that were dropped too early to be sure, if there are any."""
-        ledger, found = self._ledger, self._ledger.fit()
-        pair = ledger.cost((DEFAULT, DEFAULT))
-        left = (ledger.limits.budget - ledger.spent) / pair if pair else 0.0
-        least = reach(ledger, left / 2)
-        names = [n for n in ledger.good(self._stacks) if n in found.means and n != DEFAULT]
-        gains = {n: found.gap(n, DEFAULT) + SURE * found.error(n, DEFAULT) for n in names}
-        open_ = [name for name in names if gains[name] >= least]
-        share = (ledger.spent / max(ledger.limits.budget, 1e-9) + 1) / 2
-        race = Race(ledger, DEFAULT, open_, SURE)
-        if (
-            not open_
-            or left < 2 * stats.VERDICT_ROUNDS
-            or not ledger.affords((DEFAULT, *open_), share)
-        ):
+        """Another race of all that were dropped too early to be sure; False for none."""
+        left, names = self._rounds_left(DEFAULT), self._undecided()
+        share = (self._ledger.spent + self.limits.budget) / 2 / max(1.0, self.limits.budget)
+        if not names or left < 2 * stats.VERDICT_ROUNDS:
             return False
-        yield from race.run("again", share)
+        if not self._ledger.affords((DEFAULT, *names), share):
+            return False
+        yield from Race(self._ledger, DEFAULT, names, SURE).run("again", share)
         return True
+
+    def _undecided(self) -> list[str]:
+        """Settings that a duel in half of the time left could still show to be better."""
+        found = self._ledger.fit()
+        least = max(WORTH, reach(self._ledger, self._rounds_left(DEFAULT) / 2))
+        names = [name for name in self._ledger.good(self._stacks) if name in found.means]
+        return [
+            name
+            for name in names
+            if name != DEFAULT
+            and found.gap(name, DEFAULT) + SURE * found.error(name, DEFAULT) >= least
+        ]
+
+    def _rounds_left(self, name: str) -> float:
+        """Of that setting against the default, in the rest of the budget."""
+        pair = self._ledger.cost((DEFAULT, name))
+        return max(0.0, self.limits.budget - self._ledger.spent) / pair if pair else 0.0
 
     def _final(self) -> Steps:
         last: Judged | None = None
         while True:
             rest = [name for name in self._ranked() if self._promising(name)]
-            if not rest:
-                if not (yield from self._again()):
-                    break
-                continue
-            yield from self._checked(rest[0])
-            if self.problem(rest[0]) is not None:
-                continue
-            duel = yield from self._duel(rest)
-            won = duel.winner()
-            if won is not None:
-                return _won(won)
-            last = last or duel.judge(rest[0])
+            if rest:
+                duel = yield from self._duel(rest)
+                won = duel.winner()
+                if won is not None:
+                    return won_by(won)
+                last = last or duel.nearest()
+                if duel.finalists and not duel.rounds:
+                    break  # no time is left for even one round of it
+            elif not (yield from self._again()):
+                break
         yield from self._show_fixed()
-        return _stays(last)
+        return default_stays(last)
 
     def _duel(self, rest: Sequence[str]) -> Generator[Measure | Check, None, Duel]:
+        """Of the first and its rivals whose output is right."""
         finalists = [rest[0], *self._rivals(rest)][:FINALISTS]
-        for name in finalists[1:]:
+        for name in finalists:
             yield from self._checked(name)
-        shown = [name for name, _ in self._space.fixed if name == UPSTREAM]
         good = sorted(self._ledger.good(finalists), key=self._simplicity)
-        duel = Duel(self._ledger, good, shown)
-        self._duels |= dict.fromkeys(finalists, duel.since)
-        yield from duel.run()
+        duel = Duel(self._ledger, good, [name for name, _ in self._space.fixed if name == UPSTREAM])
+        self._duels |= dict.fromkeys(good, duel.since)
+        if good:
+            yield from duel.run()
         return duel
 
     def _rivals(self, rest: Sequence[str]) -> list[str]:
@@ -268,16 +299,3 @@ class Search:
             if not due or not self._ledger.affords((DEFAULT, *due)):
                 return
             yield Measure("fixed", (DEFAULT, *due))
-
-
-def _won(judged: Judged) -> Done:
-    reason = f"{judged.name} beat the default in a duel of fresh samples."
-    return Done(judged.name, stats.FASTER, judged.estimate, judged.floor, reason)
-
-
-def _stays(judged: Judged | None) -> Done:
-    if judged is None:
-        reason = "No setting promised more than the noise: the default stays."
-        return Done(DEFAULT, stats.OPEN, None, None, reason)
-    reason = f"{judged.name} came nearest, but its duel showed no difference: the default stays."
-    return Done(DEFAULT, stats.OPEN, judged.estimate, judged.floor, reason)

@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from bitnet_tuning.bench import stats
-from bitnet_tuning.bench.asks import DEFAULT, Measure
+from bitnet_tuning.bench.asks import DEFAULT, Done, Measure
 from bitnet_tuning.bench.ledger import Ledger
 from bitnet_tuning.bench.stats import Estimate
 
@@ -26,17 +26,19 @@ CLEAR = 2.5
 ALIKE = log(1.01)
 """Settings closer than this are alike."""
 
-INTERIM = 0.99
+INTERIM = 0.995
 """Level of a duel's interval before its last round: many looks are many chances to err."""
 
+FUTILE = 0.8
+"""Level of the interval that must leave a finalist a chance to win, or it leaves the duel."""
+
 CYCLE = 3
-FUTILE = 0.9
-"""Level of the interval that must leave a duel no chance to be won, for it to stop."""
+"""Every so many rounds of a duel the default runs twice, for the noise floor."""
 
 _MEDIAN = 1.2533
 """Standard error of a median over that of a mean, for a normal distribution."""
 
-_SHOWN = 1.96 + 0.67
+_SHOWN = 1.96 + 1.04
 """Standard errors that a gain must be large for its interval to clear the noise floor in
 half of all duels: LEVEL's and FLOOR_LEVEL's."""
 
@@ -59,6 +61,7 @@ class Race:
     ) -> None:
         self.ledger = ledger
         self.base = base
+        self.entrants = tuple(entrants)
         self.rivals = list(entrants)
         self.hope = hope
 
@@ -92,9 +95,10 @@ class Race:
             return True
         leader = max((self.base, *self.rivals), key=lambda each: found.means.get(each, -1e9))
         limit = LOOSE if runs == 2 else STRICT
-        if found.gap(leader, name) > limit * found.error(leader, name):
+        score = found.tops[name] if runs == 2 else found.means[name]
+        if found.means[leader] - score > limit * found.error(leader, name):
             return False
-        best = found.gap(name, self.base) + self.hope * found.error(name, self.base)
+        best = score - found.means[self.base] + self.hope * found.error(name, self.base)
         return best > self._worth()
 
     def _worth(self) -> float:
@@ -141,6 +145,7 @@ class Duel:
 
     def __init__(self, ledger: Ledger, finalists: Sequence[str], shown: Sequence[str]) -> None:
         self.ledger = ledger
+        self.entered = tuple(finalists)
         self.finalists = list(finalists)
         self.shown = shown
         self.since = len(ledger.rounds)
@@ -192,6 +197,12 @@ class Duel:
         pair = self.ledger.cost((DEFAULT, *self.finalists))
         return (self.ledger.limits.budget - self.ledger.spent) / pair if pair else 0.0
 
+    def nearest(self) -> Judged | None:
+        """Who came nearest to a win; None for a duel without a round."""
+        judged = (self.judge(name) for name in self.entered)
+        ends = [(each.estimate.low, each) for each in judged if each.estimate]
+        return max(ends, key=itemgetter(0))[1] if ends else None
+
     def winner(self) -> Judged | None:
         """Of those that beat the default and are not told apart from the best, the simplest."""
         judged = [self.judge(name) for name in self.ledger.good(self.finalists)]
@@ -204,3 +215,18 @@ class Duel:
     def _behind(self, each: Judged, best: Judged) -> bool:
         apart = self.ledger.ratios(best.name, each.name, self.since)
         return stats.verdict(stats.ratio(apart), self.ledger.floor(len(apart))) == stats.FASTER
+
+
+def won_by(judged: Judged) -> Done:
+    """The end of a search with a winner."""
+    reason = f"{judged.name} beat the default in a duel of fresh samples."
+    return Done(judged.name, stats.FASTER, judged.estimate, judged.floor, reason)
+
+
+def default_stays(judged: Judged | None) -> Done:
+    """The end of a search without; with who came nearest in a duel, if there was one."""
+    if judged is None:
+        reason = "No setting promised more than the noise: the default stays."
+        return Done(DEFAULT, stats.OPEN, None, None, reason)
+    reason = f"{judged.name} came nearest, but its duel showed no difference: the default stays."
+    return Done(DEFAULT, stats.OPEN, judged.estimate, judged.floor, reason)

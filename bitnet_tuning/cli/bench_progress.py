@@ -105,7 +105,7 @@ class Bar:
         self._leader = standing(search)
 
     def note(self, text: str) -> None:
-        self._progress.console.print(f"bitnet-tuning: {text}", markup=False, soft_wrap=True)
+        self._progress.console.print(f"bitnet-tuning: {text}", markup=False)
 
 
 def watcher(budget: float) -> Bar | Lines:

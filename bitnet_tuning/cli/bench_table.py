@@ -22,7 +22,7 @@ def show(results: Results) -> None:
     console = Console(highlight=False)
     console.print(table(results))
     for line in sentences(results):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, markup=False, soft_wrap=not console.is_terminal)
 
 
 def table(results: Results) -> Table:

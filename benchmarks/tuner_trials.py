@@ -1,0 +1,299 @@
+#!/usr/bin/env python3
+"""How often tuners are right, on simulated machines whose true speeds are known.
+
+Each run's speed is the setting's true one times log-normal noise; one run in fifty takes five
+times as long. Three tuners look for the fastest setting: ours; "highest mean of 2 runs over a
+grid", as simple tuners do; and Optuna's TPE with as many runs as ours used. A run costs one
+second of budget.
+
+    python3 benchmarks/tuner_trials.py [--trials N] [--noise SHARE] [--budget SECONDS ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import random
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bitnet_tuning.bench.rounds import TG, Round, Run
+from bitnet_tuning.bench.search import Check, Done, Knob, Limits, Measure, Search, Space
+from bitnet_tuning.setting import UPSTREAM, Change, Setting, apply, with_threads
+
+OUTLIERS, OUTLIER_SPEED = 0.02, 0.2
+TOKENS_PER_SECOND = 20.0
+
+BOUND = (("OMP_PLACES", "cores"), ("OMP_PROC_BIND", "close"))
+KNOBS = (
+    Knob("mmap", (Change("no mmap", (("mmap", False),)),)),
+    Knob("binding", (Change("not bound", unset_env=("OMP_PROC_BIND", "OMP_PLACES")),)),
+    Knob("waiting", (Change("KMP_BLOCKTIME=infinite", set_env=(("KMP_BLOCKTIME", "infinite"),)),)),
+    Knob("flash attention", (Change("flash attention", (("flash", True),)),)),
+    Knob("micro-batch", (Change("micro-batch 128", (("ubatch", 128),)),)),
+)
+
+
+class Machine(NamedTuple):
+    """A simulated machine. Speeds are shares of the default's."""
+
+    name: str
+    threads: Mapping[int, float]
+    """True speed by number of threads."""
+    knobs: Mapping[str, float]
+    """True factor by the name of a change; 1 for those that are not there."""
+    upstream: float
+    default_threads: int = 4
+
+    @property
+    def space(self) -> Space:
+        default = Setting(self.default_threads, self.default_threads, env=BOUND)
+        counts = tuple(with_threads(n) for n in self.threads if n != self.default_threads)
+        fixed = (("upstream", UPSTREAM), ("performance", default._replace(nice=-5)))
+        return Space(default, fixed, counts, KNOBS)
+
+    def speed(self, setting: Setting) -> float:
+        """The true one."""
+        if setting == UPSTREAM:
+            return self.upstream
+        changes = (change for knob in KNOBS for change in knob.changes)
+        factors = (self.knobs.get(c.name, 1.0) for c in changes if apply(c, setting) == setting)
+        return self.threads[setting.threads] * math.prod(factors)
+
+    def best(self) -> float:
+        """Speed of the fastest setting that the space allows."""
+        gains = (max(1.0, factor) for factor in self.knobs.values())
+        return max(self.threads.values()) * math.prod(gains)
+
+
+EQUAL = Machine("all equal", {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0, 8: 1.0}, {}, 1.0)
+MACHINES = (
+    EQUAL,
+    EQUAL._replace(name="3 threads 20 % better", threads={**EQUAL.threads, 3: 1.2}),
+    EQUAL._replace(name="no mmap 20 % better", knobs={"no mmap": 1.2}),
+    Machine(
+        "a machine with SMT: peak at 6 of 8, no mmap helps",
+        {1: 0.28, 2: 0.53, 4: 0.9, 6: 1.08, 7: 1.05, 8: 1.0, 16: 0.75},
+        {
+            "no mmap": 1.15,
+            "not bound": 0.95,
+            "KMP_BLOCKTIME=infinite": 1.02,
+            "flash attention": 0.97,
+        },
+        0.5,
+        8,
+    ),
+    Machine(
+        "a machine whose default is right",
+        {1: 0.3, 2: 0.56, 3: 0.8, 4: 1.0, 8: 0.6},
+        {"no mmap": 1.01, "not bound": 0.98, "KMP_BLOCKTIME=infinite": 0.99},
+        0.55,
+    ),
+)
+
+
+class Weather(NamedTuple):
+    """What stands between true and measured speeds."""
+
+    noise: float
+    """Standard deviation of a run's logarithm."""
+    drift: float
+    """Of a slow wave over 50 runs, its height."""
+
+
+class Lab:
+    """Measures settings of one machine and counts the runs."""
+
+    def __init__(self, machine: Machine, weather: Weather, seed: str) -> None:
+        self.machine = machine
+        self.runs = 0
+        self._weather = weather
+        self._random = random.Random(seed)
+        self.seed = self._random.randrange(1 << 30)
+
+    def measure(self, setting: Setting) -> float:
+        """tokens/s of one run."""
+        self.runs += 1
+        wave = self._weather.drift * math.sin(2 * math.pi * self.runs / 50)
+        factor = math.exp(self._random.gauss(0, self._weather.noise) + wave)
+        if self._random.random() < OUTLIERS:
+            factor *= OUTLIER_SPEED
+        return TOKENS_PER_SECOND * self.machine.speed(setting) * factor
+
+
+class Outcome(NamedTuple):
+    """One tuning's."""
+
+    speed: float
+    """The winner's true one, as a share of the default's."""
+    crowned: bool
+    """Whether it is another setting than the default."""
+    runs: int
+
+
+def ours(lab: Lab, budget: float) -> Outcome:
+    """The search of this package, with every output right."""
+    search = Search(lab.machine.space, Limits(budget))
+    while not isinstance(step := search.ask(), Done):
+        if isinstance(step, Check):
+            search.tell_check(step.name, None)
+        else:
+            search.tell(_round(lab, step, search.settings))
+    winner = search.settings[step.winner]
+    return Outcome(lab.machine.speed(winner), step.winner != "default", lab.runs)
+
+
+def _round(lab: Lab, step: Measure, settings: Mapping[str, Setting]) -> Round:
+    runs = tuple(
+        Run(name, {TG: (lab.measure(settings[name]),)}, seconds=1.0) for name in step.order
+    )
+    return Round(lab.runs, step.stage, runs, float(lab.runs))
+
+
+def _grid(space: Space) -> Iterator[Setting]:
+    """Every number of threads with every combination of knobs."""
+    choices = [space.threads, *(knob.changes for knob in space.knobs)]
+    for combination in itertools.product(*((None, *each) for each in choices)):
+        yield _changed(space.default, combination)
+
+
+def _changed(setting: Setting, changes: Iterable[Change | None]) -> Setting:
+    for change in changes:
+        setting = apply(change, setting) if change else setting
+    return setting
+
+
+def highest_mean(lab: Lab, budget: float) -> Outcome:
+    """Two runs of each setting of the grid, however long that takes; the best mean wins."""
+    space = lab.machine.space
+    means = {
+        setting: statistics.mean((lab.measure(setting), lab.measure(setting)))
+        for setting in _grid(space)
+    }
+    return _chosen(lab, max(means, key=means.__getitem__))
+
+
+def _chosen(lab: Lab, setting: Setting) -> Outcome:
+    return Outcome(lab.machine.speed(setting), setting != lab.machine.space.default, lab.runs)
+
+
+def optuna_tpe(lab: Lab, runs: float) -> Outcome:
+    """Optuna's usual sampler with so many runs; the best run wins. Raises ImportError
+    without optuna."""
+    import optuna  # noqa: PLC0415  heavy, and only for this row
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    space = lab.machine.space
+    knobs = {"threads": space.threads, **{knob.name: knob.changes for knob in space.knobs}}
+
+    def changed(numbers: Mapping[str, int]) -> Setting:
+        picked = (knobs[name][number - 1] if number else None for name, number in numbers.items())
+        return _changed(space.default, picked)
+
+    def objective(trial: optuna.Trial) -> float:
+        numbers = {
+            name: int(trial.suggest_categorical(name, range(len(changes) + 1)))
+            for name, changes in knobs.items()
+        }
+        return lab.measure(changed(numbers))
+
+    sampler = optuna.samplers.TPESampler(seed=lab.seed)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.optimize(objective, n_trials=int(runs))
+    return _chosen(lab, changed(study.best_params))
+
+
+class Row(NamedTuple):
+    """Many tunings of one machine by one tuner."""
+
+    machine: Machine
+    tuner: str
+    outcomes: Sequence[Outcome]
+
+    def cells(self) -> tuple[str, ...]:
+        """Names; tunings that crowned a setting, that found the best, and that chose one slower
+        than the default; mean speed as a share of the best's; mean runs."""
+        best, count = self.machine.best(), len(self.outcomes)
+        crowned = sum(each.crowned for each in self.outcomes)
+        found = sum(each.speed >= best * NEARLY for each in self.outcomes)
+        worse = sum(each.speed < NEARLY for each in self.outcomes)
+        share = statistics.mean(each.speed for each in self.outcomes) / best
+        runs = statistics.mean(each.runs for each in self.outcomes)
+        counts = (f"{number}/{count}" for number in (crowned, found, worse))
+        return (self.machine.name, self.tuner, *counts, f"{share:.3f}", f"{runs:.0f}")
+
+
+NEARLY = 0.999
+"""Speeds that differ by less are the same."""
+
+Tuner = Callable[[Lab, float], Outcome]
+
+
+def tunings(
+    tuner: Tuner, machine: Machine, weather: Weather, sizes: Sequence[float], seed: int
+) -> list[Outcome]:
+    """One tuning per size, which is the tuner's budget."""
+    labs = (Lab(machine, weather, f"{seed} {machine.name} {n}") for n in range(len(sizes)))
+    return [tuner(lab, size) for lab, size in zip(labs, sizes, strict=True)]
+
+
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Ours with the main budget, the other tuners, then ours with less."""
+    weather = Weather(options.noise, options.drift)
+    for machine in MACHINES:
+        main, *others = options.budget
+        budgets = [main] * options.trials
+        mine = tunings(ours, machine, weather, budgets, options.seed)
+        yield Row(machine, f"ours, {main:.0f} s", mine)
+        grid = tunings(highest_mean, machine, weather, budgets, options.seed)
+        yield Row(machine, "highest mean of 2", grid)
+        if not options.no_optuna:
+            same = [float(each.runs) for each in mine]
+            tpe = tunings(optuna_tpe, machine, weather, same, options.seed)
+            yield Row(machine, "Optuna TPE", tpe)
+        for budget in others:
+            less = tunings(ours, machine, weather, [budget] * options.trials, options.seed)
+            yield Row(machine, f"ours, {budget:.0f} s", less)
+
+
+def show(table: Iterable[Row]) -> None:
+    """Line by line, as they come."""
+    form = "{:<50} {:<18} {:>8} {:>8} {:>8} {:>6} {:>5}"
+    print(form.format("machine", "tuner", "crowned", "found", "slower", "speed", "runs"))
+    for row in table:
+        print(form.format(*row.cells()), flush=True)
+    print(
+        "\nfound: the fastest; slower: than the default; speed: true, as a share of the fastest's"
+    )
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="How often tuners are right.")
+    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--noise", type=float, default=0.15, help="of a run; default 0.15")
+    parser.add_argument("--drift", type=float, default=0.0, help="height of a slow wave")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--budget", type=float, nargs="+", default=[300.0, 150.0, 100.0, 60.0], metavar="SECONDS"
+    )
+    parser.add_argument("--no-optuna", action="store_true", help="leave out that row")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    try:
+        show(rows(parse()))
+    except ImportError as error:
+        print(f"error: {error}\n  python3 -m pip install optuna, or --no-optuna", file=sys.stderr)
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
