@@ -12,6 +12,7 @@ from bitnet_tuning.errors import UsageError
 COMMANDS = {
     "host": "what is known of this machine",
     "plan": "what would be run, and why",
+    "doctor": "what keeps this machine from its speed, and what to do",
     "selftest": "whether an engine computes the right tokens",
     "profile": "measured winners: list, show, remove, export, import",
 }

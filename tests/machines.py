@@ -250,6 +250,45 @@ class Machine:
             self.write(f"sys/class/power_supply/{name}/{file}", content)
         return self
 
+    # What a doctor looks at
+
+    def mount(self, point: str, kind: str, source: str = "none", options: str = "rw") -> Machine:
+        """Another line of ``proc/self/mountinfo``; spaces and backslashes are escaped."""
+        number = 30 + self._lines("proc/self/mountinfo")
+        shown = [text.replace("\\", "\\134").replace(" ", "\\040") for text in (point, source)]
+        return self.append(
+            "proc/self/mountinfo",
+            f"{number} 25 0:{number} / {shown[0]} rw,noatime - {kind} {shown[1]} {options}",
+        )
+
+    def windows_drive(self, point: str = "/mnt/c") -> Machine:
+        """As WSL 2 mounts C:."""
+        return self.mount(point, "9p", "C:\\", "rw,aname=drvfs;path=C:\\134;uid=1000")
+
+    def wsl_config(self, text: str, user: str = "Ada Example") -> Machine:
+        return self.write(f"mnt/c/Users/{user}/.wslconfig", text)
+
+    def clock(self, megahertz: float, highest: float | None = None) -> Machine:
+        """The present clock of every CPU, and the highest that it can have."""
+        cpus = sorted(self.online)
+        self.per_cpu("cpufreq/scaling_cur_freq", dict.fromkeys(cpus, int(megahertz * 1000)))
+        return self if highest is None else self.frequencies({c: int(highest * 1000) for c in cpus})
+
+    def swap(self, total: int, used: int) -> Machine:
+        """Bytes; after ``meminfo``."""
+        self.append("proc/meminfo", f"SwapTotal:      {total // 1024} kB")
+        return self.append("proc/meminfo", f"SwapFree:       {(total - used) // 1024} kB")
+
+    def lock_limit(self, soft: int | str) -> Machine:
+        """``proc/self/limits`` with this RLIMIT_MEMLOCK."""
+        head = "Limit                     Soft Limit           Hard Limit           Units"
+        line = f"Max locked memory         {soft:<20} {soft:<20} bytes"
+        return self.write("proc/self/limits", f"{head}\n{line}")
+
+    def huge_pages(self, chosen: str) -> Machine:
+        words = (f"[{w}]" if w == chosen else w for w in ("always", "madvise", "never"))
+        return self.write("sys/kernel/mm/transparent_hugepage/enabled", " ".join(words))
+
     # What the kernel says of itself and the processor
 
     def kernel(self, release: str, version: str | None = None) -> Machine:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
-from bitnet_tuning.host.root import Root
+from bitnet_tuning.host.root import Root, unescape
 from bitnet_tuning.records import NamedTuple
 
 
@@ -104,13 +102,8 @@ def _mount(point: str, origin: str, kind: str, options: str) -> Mount | None:
     if kind not in ("cgroup", "cgroup2"):
         return None
     if kind == "cgroup2":
-        return Mount(_unescape(point), _unescape(origin), 2, frozenset())
-    return Mount(_unescape(point), _unescape(origin), 1, frozenset(options.split(",")))
-
-
-def _unescape(path: str) -> str:
-    """The kernel writes a space as ``\\040``."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), path)
+        return Mount(unescape(point), unescape(origin), 2, frozenset())
+    return Mount(unescape(point), unescape(origin), 1, frozenset(options.split(",")))
 
 
 def _customary(root: Root) -> list[Mount]:

@@ -72,6 +72,11 @@ def as_integer(text: str | None) -> int | None:
     return value if value is not None and abs(value) < 1 << 64 else None
 
 
+def unescape(path: str) -> str:
+    """A path from a mount table, where the kernel writes a space as ``\\040``."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), path)
+
+
 def _drain(handle: int, limit: int) -> bytes:
     chunks: list[bytes] = []
     left = limit

@@ -1,0 +1,56 @@
+"""Doctors for tests: a fake root, and what is found on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from bitnet_tuning.bench import snapshot
+from bitnet_tuning.cli.doctor_facts import Inquiry, gather
+from bitnet_tuning.doctor.examine import examine
+from bitnet_tuning.doctor.facts import Build, Case
+from bitnet_tuning.doctor.finding import Finding
+from tests import profile_samples as samples
+from tests.machines import GIBIBYTE, Machine, x86_entries
+
+NOW = 1_800_000_000.0
+
+
+def laptop(folder: Path) -> Machine:
+    """Four cores with two CPUs each, 8 GiB, nothing to complain about."""
+    machine = Machine(folder).regular(4, 2).cpuinfo(x86_entries(8))
+    return machine.meminfo(8 * GIBIBYTE, 6 * GIBIBYTE).swap(GIBIBYTE, 0).mount("/", "ext4")
+
+
+def case_of(machine: Machine, environ: Mapping[str, str] | None = None, **fields: Any) -> Case:
+    """The machine with a good engine and model, and the fields that are given."""
+    with mock.patch.object(snapshot, "spin"):  # no clock of a fake root rises
+        case = gather(Inquiry(str(machine.path), selftest=False))
+    known = {
+        "environ": environ or {},
+        "now": NOW,
+        "engine": samples.ENGINE,
+        "build": Build(NOW, None, ()),
+        "model": samples.MODEL,
+        "model_path": samples.MODEL.path,
+    }
+    return case._replace(**{**known, **fields})
+
+
+def found_in(case: Case) -> dict[str, Finding]:
+    """Findings by name."""
+    return {finding.name: finding for finding in examine(case)}
+
+
+def states(machine: Machine, name: str, environ: Mapping[str, str] | None = None, **f: Any) -> str:
+    """The state of one knob; "-" where there is no finding. Whatever is to be improved says
+    how."""
+    finding = found_in(case_of(machine, environ, **f)).get(name)
+    if finding is None:
+        return "-"
+    assert finding.text
+    assert finding.source
+    assert finding.advice or finding.state in ("good", "unknown")
+    return finding.state

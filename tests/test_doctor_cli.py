@@ -1,0 +1,334 @@
+"""``python3 -m bitnet_tuning doctor`` as a program: output, exit codes, recorded machines."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import io
+import json
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitnet_tuning import demo
+from bitnet_tuning.__main__ import main
+from bitnet_tuning.bench import snapshot
+from bitnet_tuning.cli import doctor_facts
+from bitnet_tuning.cli.doctor_table import as_text, show
+from bitnet_tuning.doctor import examine, finding
+from bitnet_tuning.doctor.facts import Problem
+from bitnet_tuning.doctor.finding import Finding, Knob, Verdict
+from bitnet_tuning.errors import UsageError
+from tests.conftest import REPOSITORY
+from tests.doctor_cases import case_of, laptop
+from tests.engines import FakeEngine
+from tests.machines import GIBIBYTE, Machine
+
+DUMPS = sorted((REPOSITORY.parent / "shared" / "hosts").glob("*.tar.gz"))
+
+EVERY = [
+    Finding("a", "good", "fine", None, "somewhere"),
+    Finding("b", "unknown", "dark", None, "a lamp"),
+    Finding("c", "bad", "broken", "mend it", "a manual"),
+    Finding("d", "warn", "worn", "oil it", "experience"),
+]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    """With nothing that is worth a warning."""
+    made = laptop(tmp_path / "root").lock_limit("unlimited").huge_pages("madvise")
+    return made.clock(4000, 4000).governors(dict.fromkeys(range(8), "performance"))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot, "spin", lambda seconds: None)
+
+
+def doctor(
+    machine: Machine, capsys: pytest.CaptureFixture[str], *flags: str
+) -> tuple[int, dict[str, Any]]:
+    code = main(["doctor", "--root", str(machine.path), "--json", *flags])
+    return code, json.loads(capsys.readouterr().out)
+
+
+# Exit codes and forms
+
+
+def test_a_good_machine(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    code, document = doctor(machine, capsys, "--strict")
+    assert code == 0
+    assert (document["summary"]["bad"], document["summary"]["warn"]) == (0, 0)
+    assert document["summary"]["good"] > 10
+    assert list(document["findings"][0]) == ["name", "state", "text", "advice", "source"]
+    assert {"threads", "SMT", "NUMA", "governor"} <= {it["name"] for it in document["findings"]}
+
+
+def test_warnings_count_only_when_strict(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.huge_pages("never")
+    assert doctor(machine, capsys)[0] == 0
+    code, document = doctor(machine, capsys, "--strict")
+    assert (code, document["summary"]["exit_code"]) == (2, 2)
+
+
+def test_something_bad_comes_first(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    machine.huge_pages("never").clock(800, 4000)
+    code, document = doctor(machine, capsys, "--strict")
+    assert code == 1
+    assert [it["state"] for it in document["findings"][:2]] == ["bad", "warn"]
+    assert document["findings"][0]["name"] == "clock under load"
+    assert "Begin with: clock under load." in document["summary"]["text"]
+
+
+def test_counts_order_and_summary() -> None:
+    assert [it.name for it in finding.ordered(EVERY)] == ["c", "d", "b", "a"]
+    assert finding.counts(EVERY) == {"bad": 1, "warn": 1, "unknown": 1, "good": 1}
+    assert finding.summary(EVERY) == (
+        "4 checks: 1 bad, 1 to improve, 1 not known, 1 good. Begin with: c."
+    )
+    assert finding.summary([]).startswith("0 checks")
+    assert [finding.exit_code(EVERY[:n], strict) for n in (2, 3) for strict in (False, True)] == [
+        0,
+        0,
+        1,
+        1,
+    ]
+    assert finding.exit_code(EVERY[3:], strict=True) == 2
+
+
+# For people
+
+
+def test_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = as_text(finding.ordered(EVERY))
+    assert text.splitlines()[:3] == [
+        "BAD   c  broken",
+        "         -> mend it",
+        "         (a manual)",
+    ]
+    assert "somewhere" not in text  # of what is good, nobody asks how that is known
+    assert text.splitlines()[-1] == finding.summary(EVERY)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(patch: pytest.MonkeyPatch) -> str:
+    """What a colour terminal gets."""
+    terminal = Terminal()
+    patch.setenv("TERM", "xterm-256color")
+    with patch.context() as context:
+        context.setattr("sys.stdout", terminal)
+        show(EVERY)
+    return terminal.getvalue()
+
+
+def test_a_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    coloured = shown(monkeypatch)
+    assert "\x1b[1;31mBAD" in coloured
+    assert "-> mend it" in coloured
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = shown(monkeypatch)
+    assert "BAD" in plain
+    assert "\x1b[1;31m" not in plain
+
+
+def test_plain_lines_without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
+    real: Callable[..., Any] = builtins.__import__
+
+    def without_rich(name: str, *rest: Any) -> Any:
+        if name.startswith("rich"):
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without_rich)
+    assert shown(monkeypatch) == f"{as_text(EVERY)}\n"
+
+
+def test_closed_output_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    show(EVERY)
+
+
+# Whatever happens
+
+
+def test_a_check_that_fails_is_not_known(machine: Machine) -> None:
+    def broken(_: object) -> Verdict:
+        raise ZeroDivisionError("by zero")
+
+    def refused(_: object) -> Verdict:
+        raise UsageError("senseless", "correct it")
+
+    knobs = [Knob("x", broken, "nowhere"), Knob("y", refused, "nowhere")]
+    first, second = examine.examine(case_of(machine), knobs)
+    assert (first.name, first.state, first.text, first.advice) == (
+        "y",
+        "bad",
+        "senseless",
+        "correct it",
+    )
+    assert (second.state, "ZeroDivisionError: by zero" in second.text) == ("unknown", True)
+
+
+def test_names_are_unique_and_every_source_is_stated() -> None:
+    names = [knob.name for knob in examine.KNOBS]
+    assert len(set(names)) == len(names)
+    assert all(knob.source for knob in examine.KNOBS)
+
+
+def test_what_cannot_be_read_becomes_a_problem() -> None:
+    def fails() -> int:
+        raise FileNotFoundError(2, "No such file", "x")
+
+    found = doctor_facts.attempt(fails)
+    assert isinstance(found, Problem)
+    assert "FileNotFoundError" in found.cause
+
+
+def test_the_checks_are_pure() -> None:
+    impure = {"os", "io", "pathlib", "subprocess", "time", "random", "sys", "shutil"}
+    for path in (REPOSITORY / "bitnet_tuning" / "doctor").glob("*.py"):
+        tree = ast.parse(path.read_text())
+        names = {
+            alias.name.partition(".")[0]
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        }
+        assert not names & impure, path
+
+
+# Engines and models
+
+
+def test_a_recorded_machine_has_no_engine_but_a_named_one(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("resource", reason="fake engines are scripts: POSIX")
+    fake = FakeEngine(tmp_path / "checkout")
+    names = {it["name"] for it in doctor(machine, capsys)[1]["findings"]}
+    assert not {"engine", "model", "self-test"} & names
+    _, document = doctor(machine, capsys, "--engine", str(fake.cli), "-m", demo.I2_S)
+    found = {it["name"]: it for it in document["findings"]}
+    assert found["engine"]["state"] == "good"
+    assert found["model"]["state"] == "good"
+    assert (found["self-test"]["state"], fake.prompts()) == ("unknown", [])
+    assert found["profile"]["state"] == "unknown"
+
+
+def test_the_selftest_runs_when_asked_for(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("resource", reason="fake engines are scripts: POSIX")
+    fake = FakeEngine(tmp_path / "checkout")
+    code, document = doctor(machine, capsys, "--engine", str(fake.cli), "--selftest")
+    found = {it["name"]: it for it in document["findings"]}
+    assert code == 1
+    assert found["self-test"]["state"] == "bad"
+    assert "0 of 8 runs" in found["self-test"]["text"]
+
+
+def test_what_is_named_and_not_there_is_bad(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, document = doctor(machine, capsys, "--engine", "/nowhere", "-m", "/nowhere.gguf")
+    found = {it["name"]: it for it in document["findings"]}
+    assert code == 1
+    assert (found["engine"]["state"], found["model"]["state"]) == ("bad", "bad")
+
+
+def test_a_model_is_looked_for_below_the_root(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.kernel("5.15.90.1-microsoft-standard-WSL2").windows_drive()
+    machine.write("mnt/c/m.gguf", Path(demo.I2_S).read_bytes())
+    for named in ("/mnt/c/m.gguf", str(machine.path / "mnt/c/m.gguf")):
+        found = {it["name"]: it for it in doctor(machine, capsys, "-m", named)[1]["findings"]}
+        assert found["model"]["state"] == "good"
+        assert found["model's drive"]["state"] == "warn"
+        assert found["model's drive"]["text"].startswith("/mnt/c/m.gguf lies on a Windows drive")
+
+
+def test_this_machine(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The live path: whatever this machine is like, in time and without a failed check."""
+    pytest.importorskip("resource", reason="fake engines are scripts: POSIX")
+    fake = FakeEngine(tmp_path / "checkout")
+    monkeypatch.setattr(snapshot, "LOAD_SECONDS", 0.05)
+    code = main(["doctor", "--json", "--no-selftest", "--engine", str(fake.cli), "-m", demo.I2_S])
+    document = json.loads(capsys.readouterr().out)
+    assert code in (0, 1)
+    assert not [it for it in document["findings"] if "this check failed" in it["text"]]
+    found = {it["name"]: it["state"] for it in document["findings"]}
+    assert (found["engine"], found["model"], found["self-test"]) == ("good", "good", "unknown")
+
+
+# Real machines
+
+
+@pytest.fixture(scope="module")
+def dumps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {}
+    for archive in DUMPS:
+        folders[archive.name] = tmp_path_factory.mktemp(archive.name.partition(".")[0])
+        with tarfile.open(archive) as opened:
+            opened.extractall(folders[archive.name], filter="tar")
+    return folders
+
+
+@pytest.mark.skipif(not DUMPS, reason="no dumps beside the checkout")
+def test_every_dump_is_judged_without_a_failed_check(
+    dumps: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = time.process_time()
+    for folder in dumps.values():
+        code = main(["doctor", "--root", str(folder), "--json"])
+        document = json.loads(capsys.readouterr().out)
+        assert code == document["summary"]["exit_code"]
+        assert not [it for it in document["findings"] if "this check failed" in it["text"]]
+    assert time.process_time() - begun < 10
+
+
+@pytest.mark.skipif(not DUMPS, reason="no dumps beside the checkout")
+@pytest.mark.parametrize(
+    ("dump", "name", "state"),
+    [
+        ("xeon-4108-2s.tar.gz", "NUMA", "warn"),
+        ("raptorlake-i7-1370p.tar.gz", "hybrid cores", "good"),
+        ("dgx-gb10.tar.gz", "CPU for i2_s", "good"),
+        ("s390-lpar-20.tar.gz", "CPU for i2_s", "bad"),
+        ("nehalem-1s-smt.tar.gz", "CPU for i2_s", "bad"),
+    ],
+)
+def test_what_dumps_tell(
+    dumps: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    dump: str,
+    name: str,
+    state: str,
+) -> None:
+    main(["doctor", "--root", str(dumps[dump]), "--json"])
+    found = {it["name"]: it for it in json.loads(capsys.readouterr().out)["findings"]}
+    assert found[name]["state"] == state
+
+
+def test_gibibytes_are_not_gigabytes(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sizes are told in GB, as those of model files are."""
+    machine.meminfo(8 * GIBIBYTE, 6 * GIBIBYTE)
+    found = {it["name"]: it for it in doctor(machine, capsys)[1]["findings"]}
+    assert found["memory"]["text"].startswith("6.4 GB are free")

@@ -1,0 +1,351 @@
+"""Every check of engine, model and environment in both states."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitnet_tuning.cli.doctor_build import read_build
+from bitnet_tuning.doctor.facts import Build, Problem
+from bitnet_tuning.engine import Engine, Location
+from bitnet_tuning.profiles import Stale, Stored
+from bitnet_tuning.selftest import Case as SelftestCase
+from bitnet_tuning.selftest import Report, Result, Variant
+from tests import profile_samples as samples
+from tests.doctor_cases import NOW, case_of, found_in, laptop, states
+from tests.machines import Machine, x86_entries
+
+DAY = 86400.0
+ENGINE, MODEL = samples.ENGINE, samples.MODEL
+PROBLEM = Problem("no such thing: x", "name another one")
+EMBEDDED = ENGINE._replace(
+    location=Location("/e.py", "asked for with --engine", embedded=True), i2_s=False
+)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return laptop(tmp_path / "root")
+
+
+# Engine
+
+
+@pytest.mark.parametrize(
+    ("engine", "state", "text"),
+    [
+        (ENGINE, "good", "whose llama-cli completes"),
+        (ENGINE._replace(completion="/c", i2_s=True), "good", "bitnet.cpp of July 2026"),
+        (ENGINE._replace(completion="/c", i2_s=False), "good", "mainline llama.cpp of"),
+        (EMBEDDED, "good", "the embedded engine"),
+        (
+            EMBEDDED._replace(location=Location("/e.py", "no compiled engine was found", True)),
+            "warn",
+            "no compiled engine was found",
+        ),
+        (ENGINE._replace(flags=frozenset()), "bad", "--help"),
+        (PROBLEM, "bad", PROBLEM.cause),
+        (None, "-", ""),
+    ],
+)
+def test_engine(machine: Machine, engine: Engine | Problem | None, state: str, text: str) -> None:
+    assert states(machine, "engine", engine=engine) == state
+    found = found_in(case_of(machine, engine=engine))
+    assert state == "-" or text in found["engine"].text
+
+
+@pytest.mark.parametrize(
+    ("built", "changed", "state"),
+    [
+        (NOW - 10, None, "good"),
+        (NOW - 300 * DAY, NOW - 400 * DAY, "good"),
+        (NOW - 400 * DAY, None, "warn"),
+        (NOW - 3 * DAY, NOW - DAY, "warn"),
+        (None, None, "-"),
+    ],
+)
+def test_age(machine: Machine, built: float | None, changed: float | None, state: str) -> None:
+    assert states(machine, "engine age", build=Build(built, changed, ())) == state
+
+
+@pytest.mark.parametrize(
+    ("flags", "state"),
+    [
+        ("fpu sse2 avx avx2", "good"),
+        ("fpu sse2 avx", "bad"),
+        ("asimd asimddp", "good"),
+        ("asimd", "warn"),
+        ("vsx", "bad"),
+        ("", "unknown"),
+    ],
+)
+def test_the_cpu_for_i2_s(machine: Machine, flags: str, state: str) -> None:
+    assert states(machine.cpuinfo(x86_entries(8, flags)), "CPU for i2_s") == state
+
+
+@pytest.mark.parametrize(
+    ("isa", "quantization", "state"),
+    [
+        ({"AVX", "AVX2"}, "i2_s", "good"),
+        ({"NEON", "ARM_FMA"}, "i2_s", "good"),
+        ({"AVX", "SSE3"}, "i2_s", "bad"),
+        ({"AVX", "SSE3"}, "tq2_0", "warn"),
+        (set(), "i2_s", "unknown"),
+    ],
+)
+def test_the_build_for_i2_s(machine: Machine, isa: set[str], quantization: str, state: str) -> None:
+    engine, model = ENGINE._replace(isa=frozenset(isa)), MODEL._replace(quantization=quantization)
+    assert states(machine, "build for i2_s", engine=engine, model=model) == state
+
+
+def test_wide_vectors_are_no_gain_and_it_is_said(machine: Machine) -> None:
+    assert states(machine, "wide vectors") == "-"
+    machine.cpuinfo(x86_entries(8, "avx2 avx512f avx512_vnni"))
+    narrow = found_in(case_of(machine))["wide vectors"]
+    wide = ENGINE._replace(isa=frozenset({"AVX2", "AVX512"}))
+    used = found_in(case_of(machine, engine=wide))["wide vectors"]
+    assert (narrow.state, used.state) == ("good", "good")
+    assert "does not use it" in narrow.text
+    assert "i2_s has no kernel for it" in used.text
+    machine.cpuinfo(x86_entries(8, "avx2 avx_vnni"))
+    assert "VNNI" in found_in(case_of(machine))["wide vectors"].text
+
+
+@pytest.mark.parametrize(
+    ("runtime", "state"), [("libomp", "good"), ("none", "good"), (None, "unknown")]
+)
+def test_openmp_runtime(machine: Machine, runtime: str | None, state: str) -> None:
+    engine = ENGINE._replace(openmp=runtime)
+    assert states(machine, "OpenMP runtime", engine=engine) == state
+
+
+@pytest.mark.parametrize(
+    ("build", "state"),
+    [
+        (Build(NOW, None, ()), "good"),
+        (Build(NOW, None, ("/other/libggml.so",)), "bad"),
+        (PROBLEM, "unknown"),
+        (None, "-"),
+    ],
+)
+def test_libraries(machine: Machine, build: Build | Problem | None, state: str) -> None:
+    assert states(machine, "libraries", build=build) == state
+
+
+def result(passed: bool) -> Result:
+    return Result(SelftestCase("a", "b", 1), Variant(1), passed, "b" if passed else "GGGG")
+
+
+def report(*passed: bool) -> Report:
+    cause = None if all(passed) else "the build lacks AVX2: build it again"
+    return Report("/e", "/m", tuple(map(result, passed)), cause)
+
+
+@pytest.mark.parametrize(
+    ("found", "state"),
+    [
+        (report(True, True), "good"),
+        (report(True, False), "bad"),
+        (PROBLEM, "bad"),
+        (None, "unknown"),
+    ],
+)
+def test_selftest(machine: Machine, found: Report | Problem | None, state: str) -> None:
+    assert states(machine, "self-test", selftest=found) == state
+
+
+def test_a_failed_selftest_says_why_and_what_to_do(machine: Machine) -> None:
+    found = found_in(case_of(machine, selftest=report(True, False)))["self-test"]
+    assert found.text == "1 of 2 runs gave the expected text: the build lacks AVX2"
+    assert found.advice == "build it again"
+
+
+def test_profile(machine: Machine) -> None:
+    profile = samples.profile(machine.host(), ENGINE)
+    stale = (Stale(Stored("0123456789abcdef", profile), ("CPU quota none, now 2",)),)
+    assert states(machine, "profile", profile=profile) == "good"
+    assert states(machine, "profile", profile=profile._replace(setting=None)) == "good"
+    assert states(machine, "profile", stale=stale) == "warn"
+    assert "CPU quota" in found_in(case_of(machine, stale=stale))["profile"].text
+    assert states(machine, "profile", profile=PROBLEM) == "unknown"
+    assert states(machine, "profile") == "unknown"
+    assert states(machine, "profile", model=None) == "-"
+
+
+def test_without_an_engine_nothing_is_said_of_one(machine: Machine) -> None:
+    named = {"engine", "build for i2_s", "OpenMP runtime", "libraries", "self-test", "profile"}
+    assert named <= set(found_in(case_of(machine)))
+    assert not named & set(found_in(case_of(machine, engine=None, build=None)))
+
+
+# Model
+
+
+@pytest.mark.parametrize(
+    ("engine", "quantization", "state"),
+    [
+        (ENGINE, "i2_s", "good"),
+        (None, "i2_s", "good"),
+        (EMBEDDED, "tq2_0", "good"),
+        (ENGINE, "tq2_0", "warn"),
+        (ENGINE, "f16", "warn"),
+        (EMBEDDED, "i2_s", "bad"),
+        (ENGINE, "tl2", "bad"),
+    ],
+)
+def test_model(machine: Machine, engine: Engine | None, quantization: str, state: str) -> None:
+    model = MODEL._replace(quantization=quantization)
+    assert states(machine, "model", engine=engine, model=model) == state
+
+
+def test_no_model(machine: Machine) -> None:
+    assert states(machine, "model", model=PROBLEM) == "bad"
+    assert states(machine, "model", model=None) == "-"
+
+
+def test_the_models_drive(machine: Machine) -> None:
+    machine.windows_drive().mount("/net", "nfs4", "server:/models")
+    paths = {"/models/m.gguf": "good", "/mnt/c/m.gguf": "warn", "/net/m.gguf": "warn"}
+    found = {path: states(machine, "model's drive", model_path=path) for path in paths}
+    assert found == paths
+    assert states(machine, "model's drive", mounts=()) == "unknown"
+
+
+def test_without_a_model_only_windows_drives_are_worth_a_word(machine: Machine) -> None:
+    machine.windows_drive()
+    assert states(machine, "model's drive", model_path=None) == "-"
+    machine.kernel("5.15.153.1-microsoft-standard-WSL2")
+    found = found_in(case_of(machine, model_path=None))["model's drive"]
+    assert (found.state, "/mnt/c" in (found.advice or "")) == ("unknown", True)
+
+
+# Environment
+
+GNU = ENGINE._replace(openmp="libgomp")
+BARE = ENGINE._replace(openmp="none")
+NOT_KNOWN = ENGINE._replace(openmp=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "environ", "engine", "state"),
+    [
+        ("waiting", {}, ENGINE, "good"),
+        ("waiting", {"OMP_WAIT_POLICY": "active"}, GNU, "good"),
+        ("waiting", {"OMP_WAIT_POLICY": "PASSIVE"}, GNU, "bad"),
+        ("waiting", {"OMP_WAIT_POLICY": "passive"}, BARE, "good"),
+        ("waiting", {"KMP_BLOCKTIME": "0"}, ENGINE, "bad"),
+        ("waiting", {"KMP_BLOCKTIME": "0ms"}, NOT_KNOWN, "bad"),
+        ("waiting", {"KMP_BLOCKTIME": "200"}, ENGINE, "good"),
+        ("waiting", {"KMP_BLOCKTIME": "0"}, GNU, "good"),
+        ("waiting", {"GOMP_SPINCOUNT": "0"}, GNU, "bad"),
+        ("waiting", {"GOMP_SPINCOUNT": "0"}, ENGINE, "good"),
+        ("thread limit", {}, ENGINE, "good"),
+        ("thread limit", {"OMP_THREAD_LIMIT": "3"}, ENGINE, "bad"),
+        ("thread limit", {"OMP_THREAD_LIMIT": "3"}, None, "bad"),
+        ("thread limit", {"OMP_THREAD_LIMIT": "4"}, ENGINE, "good"),
+        ("thread limit", {"OMP_THREAD_LIMIT": "3"}, BARE, "good"),
+        ("thread limit", {"OMP_THREAD_LIMIT": "x"}, ENGINE, "unknown"),
+        ("dynamic threads", {}, ENGINE, "good"),
+        ("dynamic threads", {"OMP_DYNAMIC": "TRUE"}, ENGINE, "bad"),
+        ("dynamic threads", {"OMP_DYNAMIC": "false"}, ENGINE, "good"),
+        ("dynamic threads", {"OMP_DYNAMIC": "true"}, BARE, "good"),
+        ("binding", {}, ENGINE, "good"),
+        ("binding", {"OMP_PROC_BIND": "close"}, ENGINE, "good"),
+        ("binding", {"OMP_PROC_BIND": "master"}, GNU, "bad"),
+        ("binding", {"OMP_PROC_BIND": "primary,close"}, GNU, "bad"),
+        ("binding", {"OMP_PROC_BIND": "primary"}, BARE, "good"),
+        ("binding", {"GOMP_CPU_AFFINITY": "0 2"}, GNU, "bad"),
+        ("binding", {"GOMP_CPU_AFFINITY": "0-6:2"}, GNU, "good"),
+        ("binding", {"GOMP_CPU_AFFINITY": "what"}, GNU, "good"),
+        ("ignored variables", {}, ENGINE, "good"),
+        ("ignored variables", {"KMP_BLOCKTIME": "200"}, GNU, "warn"),
+        ("ignored variables", {"GOMP_SPINCOUNT": "10000"}, ENGINE, "warn"),
+        ("ignored variables", {"OMP_PROC_BIND": "true"}, BARE, "warn"),
+        ("ignored variables", {"OMP_NUM_THREADS": "4"}, BARE, "good"),
+        ("ignored variables", {"KMP_BLOCKTIME": "200"}, NOT_KNOWN, "-"),
+    ],
+)
+def test_variables(
+    machine: Machine, name: str, environ: dict[str, str], engine: Engine | None, state: str
+) -> None:
+    assert states(machine, name, environ, engine=engine) == state
+
+
+def test_sleeping_threads_may_save_a_quota(machine: Machine) -> None:
+    machine.cgroup2("/", {"cpu.max": "100000 100000"})
+    assert states(machine, "waiting", {"OMP_WAIT_POLICY": "passive"}) == "unknown"
+
+
+def test_no_text_moves_a_terminals_cursor(machine: Machine) -> None:
+    found = found_in(case_of(machine, {"OMP_THREAD_LIMIT": "\x1b[2J"}))["thread limit"]
+    assert "\x1b" not in found.text
+
+
+# An engine's files
+
+
+class Checkout:
+    """A program with a library below ``build``, and a source."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.library = self._file("build/3rdparty/libggml.so.1")
+        cli = self._file("build/bin/llama-cli")
+        self.source = self._file("3rdparty/llama.cpp/ggml/src/ggml.c")
+        self.engine = ENGINE._replace(
+            location=Location(str(cli), "named with --engine"),
+            files=(str(cli), str(self.library)),
+        )
+
+    def _file(self, name: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("code")
+        return path
+
+    def read(self, **environ: Any) -> Build:
+        return read_build(self.engine, {name: str(value) for name, value in environ.items()})
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path / "checkout")
+
+
+def test_the_newest_file_and_the_newest_source_count(checkout: Checkout) -> None:
+    os.utime(checkout.engine.path, (0, 1000))
+    os.utime(checkout.library, (0, 2000))
+    os.utime(checkout.source, (0, 3000))
+    (checkout.folder / "3rdparty/llama.cpp/README.md").write_text("no source")
+    (checkout.folder / "3rdparty/llama.cpp/build-info.cpp").write_text("written by a build")
+    build = checkout.read()
+    assert (build.built, build.changed) == (2000, 3000)
+
+
+def test_an_engine_outside_of_a_checkout_has_no_sources(tmp_path: Path) -> None:
+    engine = samples.engine_in(tmp_path / "installed")
+    assert read_build(engine, {}).changed is None
+
+
+def test_what_pip_installed_has_no_age() -> None:
+    assert read_build(EMBEDDED, {}) == Build(None, None, ())
+
+
+def test_files_that_are_gone_are_an_error(checkout: Checkout) -> None:
+    checkout.library.unlink()
+    with pytest.raises(FileNotFoundError):
+        checkout.read()
+
+
+def test_libraries_of_other_builds(checkout: Checkout, tmp_path: Path) -> None:
+    other = Checkout(tmp_path / "other").library
+    unrelated = tmp_path / "unrelated"
+    unrelated.mkdir()
+    (unrelated / "libssl.so").write_text("code")
+    assert checkout.read().swapped == ()
+    own = f"{checkout.library.parent}:{unrelated}::{tmp_path / 'nowhere'}"
+    assert checkout.read(LD_LIBRARY_PATH=own).swapped == ()
+    assert checkout.read(LD_LIBRARY_PATH=f"{unrelated}:{other.parent}").swapped == (str(other),)
