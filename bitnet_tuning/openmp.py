@@ -56,9 +56,7 @@ def choose_variables(
     reasons = [_runtime_sentence(runtime)]
     if runtime not in (NONE, MSVC):
         wanted |= _binding(environ)
-        reasons += [
-            f"threads not bound: you set {name}" for name in _set(environ, BINDING_BY_USER)
-        ]
+        reasons += [f"threads not bound: you set {name}" for name in _set(environ, BINDING_BY_USER)]
     if runtime == LLVM:
         waiting = _waiting(quota_binds, environ)
         wanted |= waiting.variables
@@ -114,20 +112,39 @@ def binds_itself(environ: Mapping[str, str]) -> bool:
 
 def user_set(environ: Mapping[str, str], name: str) -> bool:
     """Whether ``name`` is set, by somebody other than bitnet-env.sh."""
-    return bool(environ.get(name)) and not (
-        name in (*THREAD_COUNTS, *BINDING) and exported(environ)
-    )
+    return bool(environ.get(name)) and name not in exported(environ)
 
 
-def exported(environ: Mapping[str, str]) -> bool:
-    """Whether bitnet-env.sh set the thread variables of this environment.
+def exported(environ: Mapping[str, str]) -> frozenset[str]:
+    """Those variables of this environment that bitnet-env.sh set.
 
-    It leaves no mark of its own, so its whole set is the mark: three equal counts
-    with both binding variables. Whoever changes one of them by hand breaks the set.
+    It leaves no mark of its own, so what it sets is the mark: thread counts, binding and
+    waiting, of which two groups hold what it writes. A single one may be the user's own, and
+    the file never leaves one alone. Whoever changes a group by hand takes it over.
     """
-    counts = {environ.get(name) for name in THREAD_COUNTS}
-    bound = all(environ.get(name) == value for name, value in BINDING.items())
-    return bound and len(counts) == 1 and None not in counts
+    groups = (_exported_counts(environ), _exported_binding(environ), _exported_waiting(environ))
+    found = [group for group in groups if group]
+    return frozenset().union(*found) if len(found) > 1 else frozenset()
+
+
+def _exported_counts(environ: Mapping[str, str]) -> frozenset[str]:
+    """Counts are written where the user set neither OMP_NUM_THREADS nor both others."""
+    first = environ.get("OMP_NUM_THREADS")
+    if not first or not all(environ.get(name) for name in THREAD_COUNTS):
+        return frozenset()
+    equal = frozenset(name for name in THREAD_COUNTS if environ[name] == first)
+    return equal if len(equal) > 1 else frozenset()
+
+
+def _exported_binding(environ: Mapping[str, str]) -> frozenset[str]:
+    same = all(environ.get(name) == value for name, value in BINDING.items())
+    return frozenset(BINDING) if same else frozenset()
+
+
+def _exported_waiting(environ: Mapping[str, str]) -> frozenset[str]:
+    """The value is LLVM's default, so hardly anybody else's."""
+    same = environ.get("KMP_BLOCKTIME") == BLOCKTIME_MS
+    return frozenset(("KMP_BLOCKTIME",)) if same else frozenset()
 
 
 def user_threads(environ: Mapping[str, str]) -> int | None:

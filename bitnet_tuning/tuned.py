@@ -107,7 +107,7 @@ def _environment(found: Setting, environ: Mapping[str, str]) -> dict[str, str]:
     if any(user_set(environ, name) for name in WAITING_BY_USER):
         theirs |= set(WAITING_BY_USER)
     kept = {name: text for name, text in found.env if name not in theirs}
-    if exported(environ) and "OMP_PROC_BIND" not in kept:
+    if "OMP_PROC_BIND" in exported(environ) and "OMP_PROC_BIND" not in kept:
         kept["OMP_PROC_BIND"] = "false"  # what bitnet-env.sh exported would reach the engine
     return kept
 

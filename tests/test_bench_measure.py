@@ -246,5 +246,12 @@ def test_what_the_sourced_file_exported_does_not_leak_into_a_setting() -> None:
     assert measure.stale(kept, OURS) == set(OURS) - {"OMP_NUM_THREADS"}
 
 
+def test_the_sourced_waiting_does_not_leak_either() -> None:
+    waiting = {**OURS, "KMP_BLOCKTIME": "200"}
+    assert measure.stale(UPSTREAM, waiting) == set(waiting)
+    others = {**waiting, "OMP_PROC_BIND": "close"}
+    assert measure.stale(UPSTREAM, others) == set(waiting) - {"OMP_PROC_BIND", "OMP_PLACES"}
+
+
 def test_the_users_own_variables_stay() -> None:
     assert measure.stale(UPSTREAM, {"OMP_PROC_BIND": "close", "OMP_NUM_THREADS": "4"}) == set()

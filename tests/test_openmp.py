@@ -133,7 +133,7 @@ def test_a_value_equal_to_ours_needs_no_mention() -> None:
 
 
 def test_what_was_sourced_is_not_the_users() -> None:
-    assert exported(SOURCED)
+    assert exported(SOURCED) == SOURCED.keys()
     assert not any(user_set(SOURCED, name) for name in SOURCED)
     assert user_threads(SOURCED) is None
     assert not binds_itself(SOURCED)
@@ -144,7 +144,6 @@ def test_what_was_sourced_is_not_the_users() -> None:
     "change",
     [
         {"OMP_NUM_THREADS": "3"},
-        {"MKL_NUM_THREADS": "3"},
         {"OMP_PROC_BIND": "close"},
         {"OMP_PLACES": "threads"},
         *({name: None} for name in SOURCED),
@@ -156,6 +155,62 @@ def test_whoever_changes_a_part_of_it_owns_it(change: dict[str, str | None]) -> 
     assert not exported(left)
     assert all(user_set(left, name) for name in left)
     assert not set(choose(GOMP, left).variables) & set(left)
+
+
+@pytest.mark.parametrize("name", ["MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"])
+def test_a_librarys_own_count_leaves_the_others_sourced(name: str) -> None:
+    environ = {**SOURCED, name: "1"}
+    assert exported(environ) == SOURCED.keys() - {name}
+    assert user_threads(environ) is None
+    others = {**COUNTS, **BINDING}
+    del others[name]
+    assert choose(GOMP, environ).variables == others
+
+
+WAITING = {"KMP_BLOCKTIME": BLOCKTIME_MS}
+
+
+def test_sourced_waiting_is_not_the_users() -> None:
+    environ = {**SOURCED, **WAITING}
+    assert exported(environ) == environ.keys()
+    assert choose(LLVM, environ) == choose(LLVM)
+    assert "you set" not in choose(LLVM, environ, quota_binds=True).reason
+
+
+@pytest.mark.parametrize(
+    ("own", "sourced"),
+    [
+        ({"OMP_PROC_BIND": "close"}, {**dict.fromkeys(THREAD_COUNTS, "6"), **WAITING}),
+        ({"GOMP_CPU_AFFINITY": "0-3"}, {**dict.fromkeys(THREAD_COUNTS, "6"), **WAITING}),
+        ({"OMP_NUM_THREADS": "6"}, {**BINDING, **WAITING}),
+        ({"OMP_NUM_THREADS": "6", "MKL_NUM_THREADS": "6"}, {**BINDING, **WAITING}),
+        ({"KMP_BLOCKTIME": "0"}, SOURCED),
+        ({"OMP_WAIT_POLICY": "passive"}, SOURCED),
+    ],
+)
+def test_two_groups_are_enough(own: dict[str, str], sourced: dict[str, str]) -> None:
+    """What the user set of one keeps the file from exporting that group, not the others."""
+    environ = {**own, **sourced}
+    assert exported(environ) == sourced.keys()
+    assert all(user_set(environ, name) for name in own)
+    assert choose(LLVM, environ) == choose(LLVM, own)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {},
+        dict.fromkeys(THREAD_COUNTS, "6"),
+        dict.fromkeys(THREAD_COUNTS, ""),
+        BINDING,
+        WAITING,
+        {**dict.fromkeys(THREAD_COUNTS, ""), **BINDING},
+        {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "4", "OPENBLAS_NUM_THREADS": "4", **BINDING},
+    ],
+)
+def test_one_group_may_be_the_users_own(own: dict[str, str]) -> None:
+    assert exported(own) == frozenset()
+    assert all(user_set(own, name) == bool(value) for name, value in own.items())
 
 
 def test_other_variables_beside_what_was_sourced_are_the_users() -> None:

@@ -200,6 +200,14 @@ def test_a_profile_without_binding_undoes_what_the_shell_exported(bench: Bench) 
     assert made.env == {"OMP_NUM_THREADS": "3", "OMP_PROC_BIND": "false"}
 
 
+def test_a_binding_of_the_user_beside_what_was_exported_stays(bench: Bench) -> None:
+    free = SETTING._replace(env=(("OMP_NUM_THREADS", "3"),))
+    environ = {**EXPORTED, "OMP_PROC_BIND": "close", "KMP_BLOCKTIME": "200"}
+    made = bench.plan(environ=environ, setting=free)
+    assert made.env == {"OMP_NUM_THREADS": "3"}
+    assert made.threads == 3
+
+
 def test_that_the_default_stays_is_added_to_the_reason(bench: Bench) -> None:
     made, computed = bench.plan(setting=None), bench.computed()
     note = "a tuning on 2026-11-23 found nothing faster"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from bitnet_tuning.bench.rounds import PP, TG
 from bitnet_tuning.errors import UnsupportedError
-from bitnet_tuning.openmp import BINDING, THREAD_COUNTS, exported
+from bitnet_tuning.openmp import exported
 from bitnet_tuning.setting import Setting
 
 NEEDED = frozenset(("-m", "-p", "-n", "-t", "-r", "-o"))
@@ -217,5 +217,4 @@ def _short(value: object) -> str:
 def stale(setting: Setting, environ: Mapping[str, str]) -> frozenset[str]:
     """Variables that bitnet-env.sh exported and the setting does not have: ours from
     another day, not the user's."""
-    ours = {*THREAD_COUNTS, *BINDING} if exported(environ) else set()
-    return frozenset(ours - dict(setting.env).keys())
+    return exported(environ) - dict(setting.env).keys()
