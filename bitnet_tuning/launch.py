@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from bitnet_tuning.process import (
     FEED,
@@ -40,6 +40,9 @@ _NTSTATUS_CONTROL_C = 0xC000013A
 _KILL_GRACE = 3
 """Seconds that a killed program has to be gone."""
 
+WATCH_SECONDS = 0.01
+"""From one call of what watches a captured program to the next."""
+
 
 class Captured(NamedTuple):
     """What a program printed. ``code`` is None where it ran out of time, and negative, the
@@ -71,13 +74,15 @@ def capture(
     unset: frozenset[str] = frozenset(),
     cpus: frozenset[int] | None = None,
     nice: int = 0,
+    watch: Callable[[int], None] | None = None,
 ) -> Captured:
     """Runs a program without input and answers what it printed.
 
     It has this process's environment but for ``unset`` and with ``variables``, may use
     ``cpus`` and has ``nice`` added to its niceness where the kernel grants it. What fails
     to start has code 127. Nothing of it is left when the call ends, also by an exception,
-    or when this process is gone.
+    or when this process is gone. ``watch`` is called again and again while it runs, with
+    its process id, which on POSIX systems is its process group's as well.
     """
     import subprocess  # noqa: PLC0415
 
@@ -98,7 +103,7 @@ def capture(
         if lifeline:
             lifeline.drop()
         return Captured(127, "", str(error))
-    return _captured(child, lifeline, seconds)
+    return _captured(child, lifeline, seconds, watch)
 
 
 def _inherited(cpus: frozenset[int] | None, nice: int) -> AbstractContextManager[object]:
@@ -111,13 +116,18 @@ def _inherited(cpus: frozenset[int] | None, nice: int) -> AbstractContextManager
     return Inherited(cpus, nice)
 
 
-def _captured(child: Popen[bytes], lifeline: Lifeline | None, seconds: float) -> Captured:
+def _captured(
+    child: Popen[bytes],
+    lifeline: Lifeline | None,
+    seconds: float,
+    watch: Callable[[int], None] | None,
+) -> Captured:
     from subprocess import TimeoutExpired  # noqa: PLC0415
 
     if lifeline:
         lifeline.tie(-child.pid)
     try:
-        output, log = child.communicate(timeout=seconds)
+        output, log = _printed(child, seconds, watch)
         return Captured(child.returncode, _text(output), _text(log))
     except TimeoutExpired:
         _kill(child)
@@ -129,6 +139,26 @@ def _captured(child: Popen[bytes], lifeline: Lifeline | None, seconds: float) ->
     finally:
         if lifeline:
             lifeline.cut()
+
+
+def _printed(
+    child: Popen[bytes], seconds: float, watch: Callable[[int], None] | None
+) -> tuple[bytes, bytes]:
+    """Its stdout and stderr; raises TimeoutExpired. Between two calls of ``watch`` nothing
+    of them is lost: communicate may be called again."""
+    if watch is None:
+        return child.communicate(timeout=seconds)
+    import time  # noqa: PLC0415
+    from subprocess import TimeoutExpired  # noqa: PLC0415
+
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return child.communicate(timeout=WATCH_SECONDS)
+        except TimeoutExpired:
+            if time.monotonic() >= end:
+                raise
+            watch(child.pid)
 
 
 def _kill(child: Popen[bytes]) -> None:

@@ -14,6 +14,10 @@ FAKE_FA_TEXT  text printed instead where -fa is asked for
 FAKE_LOSES    share of its text and all of its timings that it loses: "0.5" the first time,
               "0.5 always" each time
 FAKE_LOSES_THREADS  loses only with this many threads
+FAKE_WORK     "2 0.3": so many threads compute for so many seconds, where the temperature is
+              above 1, as for a run that is looked at
+FAKE_WORK_CPUS  CPUs (comma-separated) on which those threads may run
+FAKE_SAYS     n_threads in its system_info line (default 2)
 
 Where a ``curve.json`` stands beside it, its text, its speed and its end are what that says:
 see curve.py.
@@ -26,7 +30,9 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
+import zlib
 from typing import Any
 
 HERE = os.path.dirname(os.path.abspath(sys.argv[0]))
@@ -154,6 +160,27 @@ def timings(prompt: bytes, curve: dict[str, Any], facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def compute(until: float) -> None:
+    if "FAKE_WORK_CPUS" in os.environ:
+        os.sched_setaffinity(0, map(int, os.environ["FAKE_WORK_CPUS"].split(",")))
+    block = bytes(1 << 18)
+    while time.monotonic() < until:
+        zlib.crc32(block)  # without the interpreter's lock: threads compute side by side
+
+
+def work() -> None:
+    """With this thread among those that compute; one more is idle."""
+    count, _, seconds = os.environ["FAKE_WORK"].partition(" ")
+    until = time.monotonic() + float(seconds)
+    threads = [threading.Thread(target=compute, args=(until,)) for _ in range(int(count) - 1)]
+    threads.append(threading.Thread(target=time.sleep, args=(float(seconds),)))
+    for thread in threads:
+        thread.start()
+    compute(until)
+    for thread in threads:
+        thread.join()
+
+
 def chat() -> int:
     """As bitnet.cpp's llama-cli: at the end of its input it goes on for ever; an
     interrupt while it waits for input ends it with 130."""
@@ -181,8 +208,10 @@ def main() -> int:
         return 0
     for number in filter(None, os.environ.get("FAKE_CATCH", "").split(",")):
         signal.signal(int(number), write_down)
+    said = os.environ.get("FAKE_SAYS", "2")
     print(
-        "system_info: n_threads = 2 | AVX = 1 | AVX2 = 1 | AVX512 = 0 | FMA = 1 |", file=sys.stderr
+        f"system_info: n_threads = {said} | AVX = 1 | AVX2 = 1 | AVX512 = 0 | FMA = 1 |",
+        file=sys.stderr,
     )
     if "-cnv" in sys.argv:
         return chat()
@@ -195,6 +224,8 @@ def main() -> int:
     sys.stdout.buffer.write(text.encode() + b"\n")
     sys.stdout.buffer.flush()
     is_probe = value("-n") == "1"
+    if "FAKE_WORK" in os.environ and float(value("--temp") or 0) > 1:
+        work()
     until = time.monotonic() + (0 if is_probe else float(os.environ.get("FAKE_SLEEP", "0")))
     while time.monotonic() < until:
         time.sleep(0.02)

@@ -1,0 +1,126 @@
+"""Running programs, seen from outside: their threads, and the environment that they have."""
+
+from __future__ import annotations
+
+from bitnet_tuning.cpulist import parse_list
+from bitnet_tuning.host.root import Root, as_integer
+from bitnet_tuning.records import NamedTuple
+
+_ENVIRONMENT = 1 << 22
+"""Bytes read of an environment. Linux takes a quarter of the stack's limit for it and the
+arguments (execve(2)), 2 MiB as it is usually set."""
+
+_TICKS = 100
+"""Per second, in which ``stat`` shows times on all but a few old machines. Threads are only
+compared with each other, for which any number would do."""
+
+
+class Thread(NamedTuple):
+    """One thread of a process."""
+
+    id: int
+    ran: float
+    """Seconds since its start."""
+    waited: float
+    """Seconds in which it was kept from running because its CPU was busy; 0 where the
+    kernel does not count them (CONFIG_SCHED_INFO)."""
+    cpus: frozenset[int] | None
+    """CPUs that it may use."""
+
+
+class Process(NamedTuple):
+    id: int
+    variables: dict[str, str]
+    """Its environment as it was when its program started."""
+    threads: tuple[Thread, ...]
+
+
+def shows_programs(root: Root) -> bool:
+    """Whether there is a ``proc`` that shows programs with their threads."""
+    return root.exists("proc/self/task")
+
+
+class Family:
+    """A process, what descends from it and what is in its process group. Whoever is no
+    member when first seen is not looked at again: on a large host there are thousands."""
+
+    def __init__(self, root: Root, leader: int) -> None:
+        self._root = root
+        self._leader = leader
+        self._members = {leader}
+        self._strangers: set[int] = set()
+
+    def look(self) -> tuple[Process, ...]:
+        """All members that run, by their ids; nothing where ``proc`` is not mounted."""
+        self._welcome()
+        found = (_read_process(self._root, member) for member in sorted(self._members))
+        return tuple(process for process in found if process is not None)
+
+    def _welcome(self) -> None:
+        listed = {int(name) for name in self._root.names("proc") if name.isdecimal()}
+        # A child has a higher id than its parent, but where ids began anew.
+        for newcomer in sorted(listed - self._members - self._strangers):
+            kin = self._is_kin(newcomer)
+            (self._members if kin else self._strangers).add(newcomer)
+        self._members &= listed | {self._leader}
+        self._strangers &= listed
+
+    def _is_kin(self, process: int) -> bool:
+        words = _stat(self._root, f"proc/{process}/stat")
+        if len(words) < 3:
+            return False
+        return int(words[1]) in self._members or int(words[2]) == self._leader
+
+
+def _read_process(root: Root, process: int) -> Process | None:
+    """None for one that is gone, or has ended and was not asked for its exit code yet."""
+    folder = f"proc/{process}"
+    if _stat(root, f"{folder}/stat")[:1] in ([], ["Z"], ["X"]):
+        return None
+    variables = root.read(f"{folder}/environ", _ENVIRONMENT)
+    names = sorted(int(name) for name in root.names(f"{folder}/task") if name.isdecimal())
+    threads = (_read_thread(root, f"{folder}/task/{name}", name) for name in names)
+    return Process(
+        process,
+        _variables(variables or ""),
+        tuple(thread for thread in threads if thread is not None),
+    )
+
+
+def _variables(text: str) -> dict[str, str]:
+    pairs = (entry.partition("=") for entry in text.split("\0"))
+    return {name: value for name, equals, value in pairs if equals}
+
+
+def _read_thread(root: Root, folder: str, name: int) -> Thread | None:
+    times = _times(root, folder)
+    return None if times is None else Thread(name, *times, _allowed(root, folder))
+
+
+def _times(root: Root, folder: str) -> tuple[float, float] | None:
+    """Nanoseconds in ``schedstat``: running, and waiting; or the coarser ticks in ``stat``."""
+    counted = (root.read(f"{folder}/schedstat") or "").split()
+    nanoseconds = [as_integer(word) or 0 for word in counted[:2]]
+    if any(nanoseconds):
+        return nanoseconds[0] / 1e9, sum(nanoseconds[1:]) / 1e9
+    words = _stat(root, f"{folder}/stat")
+    if len(words) < 13:
+        return None
+    return sum(as_integer(word) or 0 for word in words[11:13]) / _TICKS, 0.0
+
+
+def _allowed(root: Root, folder: str) -> frozenset[int] | None:
+    for line in (root.read(f"{folder}/status") or "").splitlines():
+        if line.startswith("Cpus_allowed_list:"):
+            try:
+                return parse_list(line.partition(":")[2])
+            except ValueError:
+                return None
+    return None
+
+
+def _stat(root: Root, name: str) -> list[str]:
+    """The words behind the program's name, which may hold spaces and brackets itself: the
+    state, the parent's id, the group's (proc_pid_stat(5)); user and system ticks stand at
+    11 and 12."""
+    return (root.read(name) or "").rpartition(")")[2].split()

@@ -1,0 +1,424 @@
+"""What was seen of an engine against what was planned: each line right and wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from bitnet_tuning.bench import acting
+from bitnet_tuning.bench.acting import FAIL, PASS, SKIP
+from bitnet_tuning.bench.acting_places import crowded
+from bitnet_tuning.bench.acting_watch import Watched, watched_request
+from bitnet_tuning.bench.acting_work import (
+    LEAST_LOOKS,
+    LEAST_SECONDS,
+    Look,
+    Work,
+    Worker,
+    work_of,
+)
+from bitnet_tuning.command import Plan
+from bitnet_tuning.ggml_types import TypeShare
+from bitnet_tuning.host import Host
+from bitnet_tuning.host.running import Process, Thread
+from bitnet_tuning.selftest import Case, Report, Result, Variant
+from tests.machines import Machine
+from tests.profile_samples import ENGINE, MODEL
+
+ENV = {"OMP_NUM_THREADS": "2", "OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
+PLAN = Plan(
+    command=("/build/bin/llama-cli", "-t", "2"),
+    env=ENV,
+    cpus=None,
+    threads=2,
+    threads_batch=2,
+    batch=None,
+    ubatch=None,
+    engine="/build/bin/llama-cli",
+    model="/models/m.gguf",
+    reasons={"threads": "2: 2 of 2 physical cores may be used", "env": "it has no OpenMP"},
+)
+LOG = "llama: loading\nsystem_info: n_threads = 2 (n_threads_batch = 2) / 2 | AVX = 1 |\n"
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    """Two cores with two threads each: 0 and 2, 1 and 3."""
+    return Machine(tmp_path).regular(2, threads=2).host()
+
+
+def seen(*masks: set[int] | None, log: str = LOG, **variables: str) -> Watched:
+    workers = tuple(Worker(0.5, 0.5, None if mask is None else frozenset(mask)) for mask in masks)
+    return Watched(Work(77, {**ENV, **variables}, workers, (Worker(0.01, 0, None),)), log)
+
+
+UNSEEN = Watched(None, LOG, "the engine ended too soon to be looked at")
+BROKEN = Watched(None, "", "the engine ended with exit code 3", failed=True)
+
+
+# Threads detected
+
+
+def test_the_detected_threads_come_with_their_reason(host: Host) -> None:
+    line = acting.detected(PLAN, 2, host)
+    assert (line.state, line.reason) == (PASS, PLAN.reasons["threads"])
+
+
+def test_threads_of_the_users_own_are_told_beside_the_machines(host: Host) -> None:
+    line = acting.detected(PLAN._replace(threads=1), 2, host)
+    assert line.state == PASS
+    assert "the machine alone would have 2" in line.reason
+
+
+def test_more_threads_than_cpus_fail(host: Host) -> None:
+    line = acting.detected(PLAN._replace(threads=5), 2, host)
+    assert line.state == FAIL
+    assert "more than the 4 CPUs" in line.reason
+
+
+@pytest.mark.parametrize(("quota", "state"), [(0.5, FAIL), (1.5, FAIL), (2.0, PASS), (3.5, PASS)])
+def test_more_threads_than_the_quota_fail(host: Host, quota: float, state: str) -> None:
+    assert acting.detected(PLAN, 2, host._replace(quota=quota)).state == state
+
+
+def test_one_thread_on_half_a_cpu_is_the_least_there_is(host: Host) -> None:
+    one = PLAN._replace(threads=1)
+    assert acting.detected(one, 1, host._replace(quota=0.5)).state == PASS
+
+
+# Environment
+
+
+def test_the_environment_arrives() -> None:
+    line = acting.environment(PLAN, seen({0}, {1}))
+    assert line.state == PASS
+    assert "OMP_PLACES=cores in the engine's process 77" in line.reason
+
+
+def test_variables_that_are_lost_or_changed_fail() -> None:
+    variables = {"OMP_NUM_THREADS": "8", "OMP_PLACES": "cores", "OTHER": "x"}
+    watched = Watched(Work(77, variables, (), ()), LOG)
+    line = acting.environment(PLAN, watched)
+    assert line.state == FAIL
+    assert "OMP_NUM_THREADS is '8'; OMP_PROC_BIND is missing" in line.reason
+    assert "OMP_PLACES" not in line.reason
+    assert "OTHER" not in line.reason
+    assert "/build/bin/llama-cli" in line.reason
+
+
+def test_nothing_to_set_is_no_failure() -> None:
+    line = acting.environment(PLAN._replace(env={}), seen({0}, {1}))
+    assert line.state == PASS
+    assert "it has no OpenMP" in line.reason
+
+
+@pytest.mark.parametrize("watched", [UNSEEN, BROKEN])
+def test_what_was_not_seen_is_skipped_with_the_reason(watched: Watched, host: Host) -> None:
+    reason = acting.NO_RUN if watched.failed else UNSEEN.problem
+    for line in (
+        acting.environment(PLAN, watched),
+        acting.places(PLAN, watched, host, "libgomp"),
+    ):
+        assert (line.state, line.reason) == (SKIP, reason)
+
+
+# Working threads
+
+
+def test_as_many_threads_as_planned_work() -> None:
+    line = acting.working(PLAN, seen({0}, {1}))
+    assert (line.state, line.reason) == (PASS, "2 threads, 1 idle")
+    assert line.facts == {"working": 2, "planned": 2, "shares": [1.0, 1.0, 0.01]}
+
+
+@pytest.mark.parametrize(
+    ("variables", "why"),
+    [
+        ({"OMP_THREAD_LIMIT": "1"}, "OMP_THREAD_LIMIT=1 allows no more"),
+        ({"OMP_THREAD_LIMIT": "64", "OMP_DYNAMIC": "TRUE"}, "OMP_DYNAMIC lets"),
+        ({"OMP_THREAD_LIMIT": "x"}, "the engine makes less of -t"),
+        ({}, "the engine makes less of -t"),
+    ],
+)
+def test_fewer_threads_fail_with_the_cause(variables: dict[str, str], why: str) -> None:
+    line = acting.working(PLAN, seen({0}, **variables))
+    assert line.state == FAIL
+    assert line.reason.startswith(f"1 of 2 threads, 1 idle: {why}")
+
+
+def test_more_threads_fail() -> None:
+    line = acting.working(PLAN, seen({0}, {1}, {0}))
+    assert line.state == FAIL
+    assert "3 threads, 2 planned" in line.reason
+
+
+def test_a_thread_that_mostly_waits_is_not_held_against_the_plan(host: Host) -> None:
+    watched = seen({0, 2}, {1, 3})
+    assert watched.work is not None
+    waits = Worker(0.1, 0.7, frozenset({0, 2}))
+    work = watched.work._replace(workers=(*watched.work.workers, waits))
+    line = acting.working(PLAN, watched._replace(work=work))
+    assert (line.state, line.reason) == (PASS, "2 threads, 1 idle")
+    assert acting.places(PLAN, watched._replace(work=work), host, "libgomp").state == PASS
+
+
+def test_a_run_that_fails_is_told_once() -> None:
+    line = acting.working(PLAN, BROKEN)
+    assert line.state == FAIL
+    assert "exit code 3" in line.reason
+    assert acting.working(PLAN, UNSEEN).state == SKIP
+
+
+# CPUs
+
+
+def test_threads_with_a_core_each(host: Host) -> None:
+    line = acting.places(PLAN, seen({1, 3}, {0, 2}), host, "libgomp")
+    assert (line.state, line.reason) == (PASS, "each its own: 0,2, 1,3")
+    assert line.facts == {"cpus": ["1,3", "0,2"]}
+
+
+def test_threads_that_may_go_everywhere_without_a_binding(host: Host) -> None:
+    everywhere = seen({0, 1, 2, 3}, {0, 1, 2, 3})
+    line = acting.places(PLAN._replace(env={}), everywhere, host, "libgomp")
+    assert (line.state, line.reason) == (PASS, "0-3")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "state"),
+    [("libgomp", FAIL), ("libomp", FAIL), ("none", PASS), ("vcomp", PASS), (None, PASS)],
+)
+def test_a_binding_that_does_not_act(host: Host, runtime: str | None, state: str) -> None:
+    line = acting.places(PLAN, seen({0, 2}, {0, 1, 2, 3}), host, runtime)
+    assert line.state == state
+    assert ("OMP_PROC_BIND=true does not act" in line.reason) == (state == FAIL)
+
+
+def test_one_thread_is_not_bound_and_nobody_minds(host: Host) -> None:
+    assert acting.places(PLAN, seen({0, 1, 2, 3}), host, "libgomp").state == PASS
+
+
+def test_cores_that_are_not_known_tell_nothing_of_a_binding(host: Host) -> None:
+    unknown = host._replace(topology_known=False)
+    everywhere = seen({0, 1, 2, 3}, {0, 1, 2, 3})
+    assert acting.places(PLAN, everywhere, unknown, "libgomp").state == PASS
+
+
+def test_threads_that_share_a_core_fail(host: Host) -> None:
+    line = acting.places(PLAN, seen({0}, {2}), host, None)
+    assert line.state == FAIL
+    assert "1 of 2 threads cannot have a core of its own on CPUs 0,2" in line.reason
+
+
+def test_threads_outside_of_the_plan_fail(host: Host) -> None:
+    line = acting.places(PLAN._replace(cpus=frozenset({0, 2})), seen({0}, {1}), host, None)
+    assert line.state == FAIL
+    assert "they may use 0-1, planned are 0,2 only" in line.reason
+
+
+def test_cpus_that_the_kernel_does_not_tell(host: Host) -> None:
+    assert acting.places(PLAN, seen({0}, None), host, None).state == SKIP
+
+
+@pytest.mark.parametrize(
+    ("masks", "permitted", "left_out"),
+    [
+        ([{0}, {1}, {2}], {0, 1, 2, 3}, 0),
+        ([{0}, {0}, {0, 1, 2, 3}], {0, 1, 2, 3}, 1),
+        ([{0, 1}, {0}, {1, 2}], {0, 1, 2, 3}, 0),
+        ([{0, 1}, {0, 1}, {0, 1}], {0, 1, 2, 3}, 1),
+        ([{0}, {0}], {0}, 0),
+        ([{0}, {0}, {0}], {0, 1}, 1),
+        ([set(range(4))] * 4, {0, 1, 2, 3}, 0),
+        ([set(range(4))] * 9, {0, 1, 2, 3}, 0),
+    ],
+)
+def test_who_must_share_a_core(
+    tmp_path: Path, masks: Sequence[set[int]], permitted: set[int], left_out: int
+) -> None:
+    cores = Machine(tmp_path).regular(4).host().cores
+    assert crowded([frozenset(mask) for mask in masks], cores, frozenset(permitted)) == left_out
+
+
+# What the engine says
+
+
+@pytest.mark.parametrize(
+    ("said", "state"),
+    [
+        ("n_threads = 2 (n_threads_batch = 2) / 8 | AVX = 1", PASS),
+        ("n_threads = 2 | AVX = 1", PASS),
+        ("n_threads = 4 (n_threads_batch = 2) / 8", FAIL),
+        ("n_threads = 2 (n_threads_batch = 8) / 8", FAIL),
+        ("n_threads = 8 | AVX = 1", FAIL),
+    ],
+)
+def test_the_engines_own_number(said: str, state: str) -> None:
+    log = f"main: llama threadpool init, n_threads = 7\n0.00.1 I system_info: {said}\n"
+    assert acting.own_count(PLAN, seen({0}, {1}, log=log)).state == state
+
+
+def test_an_engine_that_says_nothing_is_skipped() -> None:
+    assert acting.own_count(PLAN, seen({0}, {1}, log="n_threads = 2")).state == SKIP
+    assert acting.own_count(PLAN, BROKEN).reason == acting.NO_RUN
+
+
+def test_what_a_run_said_counts_even_where_it_was_not_seen() -> None:
+    assert acting.own_count(PLAN, UNSEEN).state == PASS
+
+
+# Output and model
+
+
+def report(*passed: bool) -> Report:
+    case = Case("a", "b", 1)
+    results = tuple(Result(case, Variant(1), each, "") for each in passed)
+    return Report("engine", "model", results, None if all(passed) else "the build lacks AVX2")
+
+
+def test_right_and_wrong_output() -> None:
+    assert acting.output(report(True, True), None).reason == "the self-test's 2 texts are right"
+    wrong = acting.output(report(True, False), None)
+    assert wrong.state == FAIL
+    assert "the build lacks AVX2" in wrong.reason
+    tuned = acting.output(report(True), "gives other words than the default")
+    assert tuned.state == FAIL
+    assert "remembered setting gives other words" in tuned.reason
+
+
+def test_the_model_is_i2_s() -> None:
+    types = (TypeShare("i2_s", 20, 900), TypeShare("f16", 1, 100))
+    line = acting.quantization(ENGINE, MODEL._replace(types=types))
+    assert (line.state, line.reason) == (PASS, "90% of the weights are i2_s")
+
+
+def test_another_model_fails_where_i2_s_would_do_and_is_skipped_elsewhere() -> None:
+    model = MODEL._replace(quantization="tq2_0")
+    assert acting.quantization(ENGINE, model).state == FAIL
+    assert acting.quantization(ENGINE._replace(i2_s=None), model).state == FAIL
+    mainline = acting.quantization(ENGINE._replace(i2_s=False), model)
+    assert mainline.state == SKIP
+    assert "mainline" in mainline.reason
+    location = ENGINE.location._replace(embedded=True)
+    embedded = acting.quantization(ENGINE._replace(i2_s=False, location=location), model)
+    assert embedded.state == SKIP
+    assert "the embedded engine has no i2_s" in embedded.reason
+
+
+# From looks to work
+
+ALL, ONE = frozenset({0, 1}), frozenset({0})
+
+
+def looks(
+    *threads: Sequence[float] | Sequence[tuple[float, float]],
+    cpus: frozenset[int] | None = ALL,
+    process: int = 9,
+) -> list[Look]:
+    """Looks at one process; each thread by the seconds that it ran until every look, or ran
+    and waited."""
+
+    def thread(number: int, at: float | tuple[float, float]) -> Thread:
+        return Thread(number, *(at if isinstance(at, tuple) else (at, 0.0)), cpus)
+
+    return [
+        (Process(process, {"A": "1"}, tuple(thread(*each) for each in enumerate(states))),)
+        for states in zip(*threads, strict=True)
+    ]
+
+
+def seconds(workers: Sequence[Worker]) -> list[tuple[float, float]]:
+    return [(round(worker.ran, 2), round(worker.waited, 2)) for worker in workers]
+
+
+def ramp(start: float, end: float) -> list[float]:
+    """What a thread ran until each of so many looks that something is told of them alone."""
+    return [start + (end - start) * step / (LEAST_LOOKS - 1) for step in range(LEAST_LOOKS)]
+
+
+def test_who_works_is_told_from_the_second_half() -> None:
+    loads = [*ramp(0, 2), *ramp(2.1, 2.3)]
+    helps = [*ramp(0, 0), *ramp(0, 0.18)]
+    idles = [*ramp(0, 0), *ramp(0, 0.02)]
+    work = work_of(looks(loads, helps, idles))
+    assert work is not None
+    assert (work.process, work.variables) == (9, {"A": "1"})
+    assert seconds(work.workers) == [(0.2, 0), (0.18, 0)]
+    assert seconds(work.others) == [(0.02, 0)]
+    assert work.workers[0].cpus == ALL
+
+
+@pytest.mark.parametrize(
+    ("ran", "waited", "works"),
+    [
+        (1.0, 0.0, True),
+        (0.2, 0.7, True),  # shares its CPU with four other programs
+        (0.55, 0.05, True),  # sleeps where it might spin
+        (0.18, 0.35, False),  # passes text on, on the CPU of a thread that computes
+        (0.45, 0.0, False),
+        (0.0, 0.0, False),
+    ],
+)
+def test_who_computes(ran: float, waited: float, works: bool) -> None:
+    before = [(5.0, 1.0)] * (2 * LEAST_LOOKS - 1)
+    busiest = [*before, (5.95, 1.05)]
+    work = work_of(looks([*before, (5 + ran, 1 + waited)], busiest))
+    assert work is not None
+    assert len(work.workers) == (2 if works else 1)
+    assert len(work.others) == (0 if works else 1)
+
+
+def test_the_process_that_computes_counts_not_the_script_before_it() -> None:
+    script = looks([*ramp(0.5, 0.5), *ramp(0.5, 0.5)], process=5)
+    engine = looks([*ramp(0, 1), *ramp(1, 2)], process=6)
+    both = [(*one, *other) for one, other in zip(script, engine, strict=True)]
+    work = work_of([*both, *script])
+    assert work is not None
+    assert work.process == 6
+    assert seconds(work.workers) == [(1, 0)]
+
+
+def test_a_mask_is_the_one_that_held_most_of_the_time() -> None:
+    bound = looks([*ramp(0, 1), *ramp(1, 2)], cpus=ONE)
+    work = work_of([*bound, *looks([2.0], cpus=ALL)])
+    assert work is not None
+    assert work.workers[0].cpus == ONE
+
+
+def test_a_thread_that_comes_late_counts_from_then_on() -> None:
+    work = work_of([*looks(ramp(0, 0.3)), *looks(ramp(0.3, 0.5), ramp(7.0, 7.2))])
+    assert work is not None
+    assert seconds(work.workers) == [(0.2, 0), (0.2, 0)]
+
+
+@pytest.mark.parametrize(
+    "few",
+    [
+        [],
+        [()],
+        [(), ()],
+        looks([*ramp(0, 3), *ramp(3, 3 + LEAST_SECONDS / 2)]),
+        looks([0.0, 1.0, 2.0, 3.0]),
+    ],
+)
+def test_too_little_was_seen(few: list[Look]) -> None:
+    assert work_of(few) is None
+
+
+# The run that is looked at
+
+
+@pytest.mark.parametrize(("rate", "tokens"), [(0.5, 24), (30, 45), (5000, 1500)])
+def test_a_watched_run_lasts(rate: float, tokens: int) -> None:
+    request = watched_request(rate, MODEL, frozenset(("--ignore-eos",)), 3)
+    assert (request.n_predict, request.seed) == (tokens, 3)
+    assert request.extra == ("--ignore-eos",)
+
+
+def test_a_watched_run_fits_into_a_small_model() -> None:
+    request = watched_request(5000, MODEL._replace(context_length=64), frozenset(), 1)
+    assert request.ctx_size == 64
+    assert 0 < request.n_predict < 64
+    assert request.extra == ()

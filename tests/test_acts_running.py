@@ -1,0 +1,153 @@
+"""Running programs as the kernel shows them: on fake roots, and one that really runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bitnet_tuning.host.root import Root
+from bitnet_tuning.host.running import Family, Thread, shows_programs
+from tests.machines import Machine
+
+
+def stat(pid: int, parent: int, group: int, *, state: str = "R", ticks: int = 0) -> str:
+    return f"{pid} (llama (x) cli) {state} {parent} {group} 1 0 -1 0 0 0 0 0 {ticks} 0 0 0 20 0"
+
+
+class Programs(Machine):
+    """A fake root with processes."""
+
+    def process(self, pid: int, parent: int, group: int, **how: str) -> Programs:
+        state = how.get("state", "R")
+        self.write(f"proc/{pid}/stat", stat(pid, parent, group, state=state))
+        self.write(f"proc/{pid}/environ", how.get("environ", "A=1\0").encode())
+        return self.thread(pid, pid, 5_000_000, 0, "0-1")
+
+    def thread(self, pid: int, tid: int, ran: int, waited: int, cpus: str) -> Programs:
+        folder = f"proc/{pid}/task/{tid}"
+        self.write(f"{folder}/schedstat", f"{ran} {waited} 17")
+        self.write(f"{folder}/stat", stat(tid, 1, 1))
+        self.write(f"{folder}/status", f"Name:\tx\nCpus_allowed:\t3\nCpus_allowed_list:\t{cpus}")
+        return self
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Programs:
+    return Programs(tmp_path / "root")
+
+
+def family(programs: Programs, leader: int = 100) -> Family:
+    return Family(Root(str(programs.path)), leader)
+
+
+def ids(seen: Family) -> list[int]:
+    return [process.id for process in seen.look()]
+
+
+def test_a_thread_counts_what_it_ran_and_waited_and_its_cpus(programs: Programs) -> None:
+    programs.process(100, 1, 100).thread(100, 101, 2_000_000_000, 500_000_000, "0,4-5")
+    (process,) = family(programs).look()
+    assert process.threads == (
+        Thread(100, 0.005, 0.0, frozenset({0, 1})),
+        Thread(101, 2.0, 0.5, frozenset({0, 4, 5})),
+    )
+
+
+def test_without_schedstat_ticks_count(programs: Programs) -> None:
+    programs.process(100, 1, 100)
+    programs.remove("proc/100/task/100/schedstat")
+    programs.write("proc/100/task/100/stat", stat(100, 1, 100, ticks=250))
+    (thread,) = family(programs).look()[0].threads
+    assert (thread.ran, thread.waited) == (2.5, 0.0)
+
+
+def test_a_schedstat_of_zeros_is_one_that_is_switched_off(programs: Programs) -> None:
+    programs.process(100, 1, 100).thread(100, 100, 0, 0, "0")
+    programs.write("proc/100/task/100/stat", stat(100, 1, 100, ticks=30))
+    assert family(programs).look()[0].threads[0].ran == 0.3
+
+
+@pytest.mark.parametrize("text", ["", "0-", "x"])
+def test_cpus_that_are_not_said(programs: Programs, text: str) -> None:
+    programs.process(100, 1, 100).thread(100, 100, 1, 0, text)
+    cpus = family(programs).look()[0].threads[0].cpus
+    assert cpus == (frozenset() if not text else None)
+
+
+def test_no_status_file(programs: Programs) -> None:
+    programs.process(100, 1, 100).remove("proc/100/task/100/status")
+    assert family(programs).look()[0].threads[0].cpus is None
+
+
+def test_an_environment_with_equal_signs_line_ends_and_none_at_all(programs: Programs) -> None:
+    text = "OMP_PLACES={0}:2\0OPT=a=b\0MULTI=one\ntwo\0EMPTY=\0nonsense\0LAST=x\0"
+    programs.process(100, 1, 100, environ=text).process(101, 100, 100, environ="")
+    first, second = family(programs).look()
+    assert first.variables == {
+        **{"OMP_PLACES": "{0}:2", "OPT": "a=b", "MULTI": "one\ntwo"},
+        **{"EMPTY": "", "LAST": "x"},
+    }
+    assert second.variables == {}
+
+
+def test_members_are_the_leader_its_descendants_and_its_group(programs: Programs) -> None:
+    programs.process(1, 0, 1).process(50, 1, 50).process(100, 50, 100)
+    programs.process(101, 100, 100)  # in the group
+    programs.process(102, 101, 102)  # a grandchild in a group of its own
+    programs.process(103, 1, 100)  # left behind by a parent that ended
+    programs.process(104, 50, 50)
+    assert ids(family(programs)) == [100, 101, 102, 103]
+
+
+def test_newcomers_are_noticed_and_the_dead_forgotten(programs: Programs) -> None:
+    seen = family(programs.process(100, 1, 100).process(50, 1, 50))
+    assert ids(seen) == [100]
+    programs.process(120, 100, 100)
+    assert ids(seen) == [100, 120]
+    programs.process(100, 1, 100, state="Z")
+    assert ids(seen) == [120]
+
+
+def test_a_stranger_is_read_only_once(programs: Programs) -> None:
+    seen = family(programs.process(100, 1, 100).process(50, 1, 50))
+    assert ids(seen) == [100]
+    programs.process(50, 100, 100)
+    assert ids(seen) == [100]
+
+
+def test_an_empty_root_shows_nothing(programs: Programs) -> None:
+    assert family(programs).look() == ()
+    assert not shows_programs(Root(str(programs.path)))
+    programs.write("proc/self/task/1/stat", "")
+    assert shows_programs(Root(str(programs.path)))
+
+
+@pytest.mark.parametrize("content", ["", "100 (x", "100 (x) R", "100 (x) R 1"])
+def test_a_broken_stat_is_no_member(programs: Programs, content: str) -> None:
+    programs.process(100, 1, 100).process(101, 100, 100).write("proc/101/stat", content)
+    assert 101 not in ids(family(programs))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
+def test_a_program_that_runs() -> None:
+    code = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])}); print(flush=True); input()"
+    cpu = min(os.sched_getaffinity(0))
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(cpu)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "OMP_PLACES": "cores"},
+        start_new_session=True,
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        (process,) = Family(Root(), child.pid).look()
+        child.communicate(b"\n", timeout=20)
+    assert process.id == child.pid
+    assert process.variables["OMP_PLACES"] == "cores"
+    assert process.threads[0].cpus == frozenset({cpu})
+    assert 0 < process.threads[0].ran < 20
