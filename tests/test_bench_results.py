@@ -22,7 +22,7 @@ from bitnet_tuning.bench import compare, conditions, export, results, roof, subj
 from bitnet_tuning.bench.document import Machine, Surroundings
 from bitnet_tuning.bench.energy import Energy
 from bitnet_tuning.bench.energy import as_json as energy_json
-from bitnet_tuning.bench.results import Part, default_path, from_json, load, save, to_json
+from bitnet_tuning.bench.results import Part, default_path, from_json, load, new_path, save, to_json
 from bitnet_tuning.bench.rounds import PP, TG, Round, Run
 from bitnet_tuning.cli.host import host_facts
 from bitnet_tuning.engine import Engine, Location
@@ -237,6 +237,20 @@ def test_a_dated_name_that_is_not_taken(tmp_path: Path) -> None:
     assert Path(second).name == "results-2026-01-31T20-59-59Z-2.json"
     os.symlink("nowhere", second)
     assert default_path(str(tmp_path), NOW).endswith("Z-3.json")
+
+
+def test_two_that_begin_in_the_same_second_have_a_file_each(tmp_path: Path) -> None:
+    folder = tmp_path / "home"
+    names = {new_path(str(folder), NOW) for _ in range(3)}
+    assert {os.path.basename(name) for name in names} == {path.name for path in folder.iterdir()}
+    assert len(names) == 3
+
+
+def test_a_folder_that_cannot_be_written_is_told_of_by_the_save(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    path = new_path(str(tmp_path / "file"), NOW)
+    with pytest.raises(UsageError, match="cannot write results"):
+        save(path, sample_results())
 
 
 def test_every_sample_is_a_line_of_csv() -> None:

@@ -240,3 +240,50 @@ def test_any_budget_comes_to_an_end(seconds: float) -> None:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+KNOBBY = curve({1: 0.4, 2: 0.7, 3: 0.8, 4: 1.0, 8: 0.5}, mmap=1.3)
+
+
+def test_where_time_was_too_short_to_try_everything_it_says_so() -> None:
+    done = Lab(KNOBBY).drive(budget=18.0).done
+    assert (done.winner, done.short) == ("default", True)
+    assert "too short to try no mmap" in done.reason
+
+
+def test_a_duel_that_time_cut_short_shows_nothing_and_says_so() -> None:
+    done = Lab(KNOBBY).drive(budget=25.0).done
+    assert (done.winner, done.short) == ("default", True)
+    assert "too few rounds (3) to tell" in done.reason
+
+
+def test_a_gain_that_no_time_was_left_to_confirm_is_not_called_noise() -> None:
+    done = Lab(PEAK).drive(Space(SPACE.default, (), SPACE.threads, ()), budget=12.0).done
+    assert (done.winner, done.short) == ("default", True)
+    assert "3 threads looked faster" in done.reason
+    assert "noise" not in done.reason
+
+
+def test_where_nothing_is_searched_nothing_is_claimed() -> None:
+    done = Lab(FLAT).drive(Space(Setting(4, 4), FIXED, (), ())).done
+    assert done.short
+    assert "No other setting was tried" in done.reason
+
+
+def test_a_search_that_had_time_for_all_is_not_short() -> None:
+    assert not Lab(FLAT).drive().done.short
+
+
+def test_a_change_that_came_on_top_by_luck_does_not_ride_along() -> None:
+    """Flash attention gains nothing, but seems to until it meets what it was built on."""
+    slower = {1: 0.4, 2: 0.6, 3: 0.8, 4: 1.0, 8: 0.5}
+    told = Lab(curve(slower, mmap=1.3, flash=1.004)).drive()
+    assert told.done.winner == "no mmap"
+
+
+def test_a_duel_has_what_its_finalist_is_built_on() -> None:
+    speed = curve({1: 0.4, 2: 0.7, 3: 1.2, 4: 1.0, 8: 0.5}, mmap=1.2)
+    told = Lab(speed).drive()
+    assert told.done.winner == "3 threads + no mmap"
+    duel = {run.setting for each in told.rounds if each.stage == "duel" for run in each.runs}
+    assert {"3 threads", "3 threads + no mmap", "default"} <= duel

@@ -82,7 +82,7 @@ def test_who_lost_its_duel_is_not_judged_by_the_search() -> None:
     duel = [("duel", {"default": 10.0, "4 threads": 10.1})] * 7
     row = by_name(exact(sample_results(), [*search, *duel]))["4 threads"]
     assert row.to_default and row.to_default.median == pytest.approx(1.01)
-    assert (row.to_default.count, row.rounds, row.verdict) == (7, 15, stats.OPEN)
+    assert (row.to_default.count, row.rounds, row.verdict) == (7, 15, TOO_FEW)
 
 
 def test_upstreams_rounds_all_count() -> None:
@@ -107,7 +107,13 @@ def test_a_clear_difference_is_told_apart_once_the_noise_is_known() -> None:
     assert found["4 threads"].verdict == UNCONFIRMED, "only a duel tells the best by chance"
     assert found["default"].verdict == ""
     single = tuple(each._replace(runs=each.runs[:3]) for each in results.rounds)
-    assert by_name(results._replace(rounds=single))["4 threads"].verdict == stats.OPEN
+    assert by_name(results._replace(rounds=single))["4 threads"].verdict == TOO_FEW
+
+
+def test_one_round_is_no_plural() -> None:
+    rounds = [("threads", {"default": 10.0, "upstream": 5.0})]
+    said = guide_row(exact(sample_results(), rounds)).sentence
+    assert "1 round is too few to tell" in said
 
 
 def test_failures_and_wrong_words_say_why() -> None:

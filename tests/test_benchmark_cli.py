@@ -289,7 +289,7 @@ def test_nothing_is_remembered_where_that_is_asked_for(engine: FakeEngine, tmp_p
 def test_what_the_users_own_variables_made_is_not_remembered(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
-    flags = (*subject(engine), "--quick", "--budget", 6, "--output", tmp_path / "r.json")
+    flags = (*subject(engine), "--quick", "--budget", 20, "--output", tmp_path / "r.json")
     done = benchmark(*flags, OMP_PLACES="threads")
     assert done.returncode == 0, done.stderr
     assert "Nothing is remembered: your OMP_PLACES took part in it" in done.stdout
@@ -378,3 +378,69 @@ def test_a_whole_tuning_of_the_embedded_engine(tmp_path: Path) -> None:
     assert facts["state"] == "finished"
     assert len(facts["rounds"]) >= 3
     assert facts["decision"]["winner"] in facts["settings"]
+
+
+def test_a_part_of_the_settings_never_replaces_what_a_whole_tuning_found(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    engine.curve(**QUIET, factors={"mmap=0": 1.3})
+    assert tuned(engine, tmp_path / "whole.json").returncode == 0
+    for flags in (("--modes", "default"), ("--threads", "2"), ("--quick", "--threads", "1")):
+        done = tuned(engine, tmp_path / "part.json", *flags, "--no-selftest", budget=5)
+        assert document(tmp_path / "part.json")["decision"]["winner"] == "default"
+        assert "Nothing is remembered" in done.stdout
+        assert "--no-mmap" in plan(engine)["command"]
+
+
+def test_a_signal_after_the_decision_does_not_lose_it(engine: FakeEngine, tmp_path: Path) -> None:
+    engine.curve(**QUIET, factors={"mmap=0": 1.3})
+    output = tmp_path / "r.json"
+    flags = (*subject(engine), "--budget", 20, "--output", output)
+    running = subprocess.Popen(
+        command(*flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not output.exists() or json.loads(output.read_text())["decision"] is None:
+        time.sleep(0.005)
+        assert running.poll() is None
+    running.terminate()
+    said, _ = running.communicate(timeout=60)
+    assert running.returncode == 128 + signal.SIGTERM
+    assert "Remembered as" in said
+    assert "--no-mmap" in plan(engine)["command"]
+
+
+def test_a_build_that_changes_meanwhile_is_not_remembered(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    output = tmp_path / "r.json"
+    engine.curve(**QUIET, factors={"mmap=0": 1.3})
+    flags = (*subject(engine), "--budget", 20, "--output", output)
+    running = subprocess.Popen(
+        command(*flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    _wait_for_rounds(output, 1)
+    os.utime(engine.cli, (1, 1))
+    said, log = running.communicate(timeout=60)
+    assert running.returncode == 0, log
+    assert f"Nothing is remembered: {engine.cli} is another build" in said
+    assert "Remembered as" not in said
+
+
+@pytest.mark.parametrize("other", ["--csv", "--report"])
+def test_two_kinds_of_output_never_share_a_file(
+    engine: FakeEngine, tmp_path: Path, other: str
+) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "x"
+    os.symlink(path, tmp_path / "y")
+    done = benchmark("--engine", engine.cli, "--output", path, other, tmp_path / "y")
+    assert done.returncode == 2
+    assert "the same file" in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--output", "--csv"])
+def test_the_model_is_never_written_over(engine: FakeEngine, tmp_path: Path, flag: str) -> None:
+    model = tmp_path / "model.gguf"
+    model.write_bytes(Path(demo.I2_S).read_bytes())
+    done = benchmark("--engine", engine.cli, "-m", model, "--no-selftest", flag, model)
+    assert (done.returncode, model.stat().st_size) == (2, os.path.getsize(demo.I2_S))

@@ -73,3 +73,5 @@ class Done(NamedTuple):
     """One sentence."""
     problem: str | None = None
     """Why the default itself could not be measured: then nothing is known."""
+    short: bool = False
+    """Whether the default stays for lack of trying: then nothing is known of the others."""

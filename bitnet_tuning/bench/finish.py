@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from statistics import median
 from typing import TYPE_CHECKING
 
 from bitnet_tuning.bench import bandwidth, energy, roof, snapshot
@@ -20,6 +21,7 @@ from bitnet_tuning.bench.summary import against, phase_speeds
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.gguf import read_tensors
 from bitnet_tuning.openmp import BINDING_BY_USER, TUNABLE, user_set
+from bitnet_tuning.profile import engine_changes
 from bitnet_tuning.profile_record import EngineKey, Evidence, Ratio
 from bitnet_tuning.profiles import new_profile, store
 
@@ -69,8 +71,7 @@ def _roof(results: Results, name: str, found: Bandwidth) -> Part:
     read, speeds = results.model.bytes_per_token, phase_speeds(results, name)[TG]
     if read is None or not speeds:
         return Part(None, "how much a token reads is not known" if speeds else "tg not measured")
-    middle = sorted(speeds)[len(speeds) // 2]
-    limit = roof.Roof(found.median, read, middle)
+    limit = roof.Roof(found.median, read, median(speeds))
     facts = {**roof.as_json(limit), "words": roof.words(limit, found.reader_limits)}
     return Part(facts)
 
@@ -102,27 +103,44 @@ def remembered(
 ) -> Results:
     """With the winner stored for later runs, where the search came to a decision.
     ``engine`` as it was when the tuning began; ``path`` holds the results."""
-    kept = _kept(results, facts, engine, state, path)
+    against = _against_it(results, facts.environ)
+    if against is not None:
+        return not_remembered(results, against)
+    assert results.decision is not None
+    name = results.decision.winner
+    setting: Setting | None = None if name == DEFAULT else results.settings[name]
+    profile = new_profile(facts.host, engine, facts.model, setting, evidence(results, path))
+    changes = engine_changes(profile)
+    if changes:
+        return not_remembered(results, f"{changes[0]} since the tuning began")
+    mark = store(state, profile)
+    if mark is None:
+        return not_remembered(results, str(state.warning))
+    what = "that the default stays" if setting is None else name
+    kept = Kept(True, mark, f"Remembered as {mark}: {what}. run_inference.py uses it by itself.")
     return results._replace(profile=kept)
 
 
-def _kept(results: Results, facts: Facts, engine: EngineKey, state: State, path: str) -> Kept:
-    decision = results.decision
-    if decision is None:
-        return Kept(False, None, "Nothing is remembered: there is no decision yet.")
-    theirs = taking_part(facts.environ)
+def not_remembered(results: Results, why: str) -> Results:
+    """With the reason."""
+    return results._replace(profile=Kept(False, None, f"Nothing is remembered: {why}."))
+
+
+def _against_it(results: Results, environ: Mapping[str, str]) -> str | None:
+    """What speaks against remembering the decision."""
+    if results.decision is None:
+        return "there is no decision yet"
+    theirs = taking_part(environ)
     if theirs:
-        return Kept(False, None, f"Nothing is remembered: your {theirs} took part in it.")
-    stays = decision.winner == DEFAULT
-    if stays and _rounds(results) < VERDICT_ROUNDS:
-        return Kept(False, None, "Nothing is remembered: the rounds were too few.")
-    setting: Setting | None = None if stays else results.settings[decision.winner]
-    profile = new_profile(facts.host, engine, facts.model, setting, evidence(results, path))
-    mark = store(state, profile)
-    if mark is None:
-        return Kept(False, None, f"Nothing is remembered: {state.warning}.")
-    what = "that the default stays" if stays else decision.winner
-    return Kept(True, mark, f"Remembered as {mark}: {what}. run_inference.py uses it by itself.")
+        return f"your {theirs} took part in it"
+    if results.decision.winner != DEFAULT:
+        return None
+    if _rounds(results) < VERDICT_ROUNDS:
+        return "the rounds were too few"
+    # A part of the space that holds nothing better is no reason to forget a setting that
+    # a whole tuning found.
+    is_part = results.options.threads is not None or results.options.modes is not None
+    return "only a part of the settings was searched" if is_part else None
 
 
 def taking_part(environ: Mapping[str, str]) -> str:
@@ -149,10 +167,7 @@ def evidence(results: Results, path: str) -> Evidence:
         ratio=_ratio(decision.estimate),
         floor=decision.floor,
         against_upstream=_ratio(against(results, decision.winner, UPSTREAM)),
-        speeds={
-            phase: sorted(speeds[phase])[len(speeds[phase]) // 2] if speeds[phase] else None
-            for phase in (PP, TG)
-        },
+        speeds={phase: median(speeds[phase]) if speeds[phase] else None for phase in (PP, TG)},
         results=os.path.abspath(path),
         budget=results.options.budget,
     )

@@ -8,11 +8,12 @@ the same, so a stored search goes on where it stopped.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from math import log
 
 from bitnet_tuning.bench import stats
 from bitnet_tuning.bench.asks import DEFAULT, UPSTREAM, Check, Done, Knob, Limits, Measure, Space
+from bitnet_tuning.bench.finalists import finalists, simplicity
 from bitnet_tuning.bench.ledger import Ledger
+from bitnet_tuning.bench.missed import WORTH, missed
 from bitnet_tuning.bench.rounds import Round
 from bitnet_tuning.bench.stages import (
     ALIKE,
@@ -33,18 +34,8 @@ ADOPT = 1.0
 """Standard errors by which a setting must be ahead of the base to become the next one. A base
 that is no better costs nothing but simplicity: only the duel decides."""
 
-CLOSE = 1.0
-"""Standard errors behind the first finalist, within which others join the duel: the default's
-runs serve all of them."""
-
-FINALISTS = 3
-"""In one duel at most."""
-
 SURE = 2.5
 """Standard errors by which a setting must fall short before it gets no second race."""
-
-WORTH = log(1.02)
-"""Gains below this get no second race: where noise is low it would take hours to tell them."""
 
 FIRST_KNOBS = 0.6
 """Of the time for knobs goes to all of them alone, the rest to what is best on top of it."""
@@ -202,11 +193,7 @@ class Search:
             yield Check(name)
 
     def _simplicity(self, name: str) -> tuple[int, int, int]:
-        """Fewer threads, then closer to the default."""
-        setting, default = self._settings[name], self._space.default
-        fields = zip(setting._replace(env=()), default._replace(env=()), strict=True)
-        env = len(set(setting.env) ^ set(default.env))
-        return setting.threads, setting.threads_batch, sum(a != b for a, b in fields) + env
+        return simplicity(self._settings[name], self._space.default)
 
     def _ranked(self) -> list[str]:
         """Settings that may win, by the lower end of what they seem to be worth."""
@@ -268,27 +255,20 @@ class Search:
             elif not (yield from self._again()):
                 break
         yield from self._show_fixed()
-        return default_stays(last)
+        left_out = missed(self._ledger, self._stacks, self._ranked(), self._rounds_left)
+        return default_stays(last, left_out)
 
     def _duel(self, rest: Sequence[str]) -> Generator[Measure | Check, None, Duel]:
         """Of the first and its rivals whose output is right."""
-        finalists = [rest[0], *self._rivals(rest)][:FINALISTS]
-        for name in finalists:
+        entrants = finalists(rest, self._stacks, self._ledger.fit(), self._simplicity)
+        for name in entrants:
             yield from self._checked(name)
-        good = sorted(self._ledger.good(finalists), key=self._simplicity)
+        good = sorted(self._ledger.good(entrants), key=self._simplicity)
         duel = Duel(self._ledger, good, [name for name, _ in self._space.fixed if name == UPSTREAM])
         self._duels |= dict.fromkeys(good, duel.since)
         if good:
             yield from duel.run()
         return duel
-
-    def _rivals(self, rest: Sequence[str]) -> list[str]:
-        """Those that may well be as good as the first: the simpler and alike come before."""
-        found, first = self._ledger.fit(), rest[0]
-        near = [n for n in rest[1:] if found.gap(first, n) < CLOSE * found.error(first, n)]
-        alike = [n for n in rest[1:] if abs(found.gap(first, n)) < ALIKE]
-        simpler = [n for n in alike if self._simplicity(n) < self._simplicity(first)]
-        return list(dict.fromkeys([*sorted(simpler, key=self._simplicity), *near]))
 
     def _show_fixed(self) -> Generator[Measure, None, None]:
         """Rounds that the fixed settings still lack."""

@@ -223,10 +223,18 @@ def won_by(judged: Judged) -> Done:
     return Done(judged.name, stats.FASTER, judged.estimate, judged.floor, reason)
 
 
-def default_stays(judged: Judged | None) -> Done:
-    """The end of a search without; with who came nearest in a duel, if there was one."""
+def default_stays(judged: Judged | None, missed: str | None = None) -> Done:
+    """The end of a search without; with who came nearest in a duel, if there was one, and
+    what there was no time for."""
     if judged is None:
-        reason = "No setting promised more than the noise: the default stays."
-        return Done(DEFAULT, stats.OPEN, None, None, reason)
-    reason = f"{judged.name} came nearest, but its duel showed no difference: the default stays."
-    return Done(DEFAULT, stats.OPEN, judged.estimate, judged.floor, reason)
+        reason = missed or "No setting promised more than the noise"
+        return Done(DEFAULT, stats.OPEN, None, None, _stays(reason), short=missed is not None)
+    rounds = judged.estimate.count if judged.estimate else 0
+    is_short = rounds < stats.VERDICT_ROUNDS
+    why = f"had too few rounds ({rounds}) to tell" if is_short else "did not show that it is faster"
+    reason = _stays(f"{judged.name} came nearest, but its duel {why}")
+    return Done(DEFAULT, stats.OPEN, judged.estimate, judged.floor, reason, short=is_short)
+
+
+def _stays(reason: str) -> str:
+    return f"{reason}: the default stays."

@@ -167,7 +167,10 @@ def _verdict(name: str, results: Results, ratio: Estimate | None) -> str:
         return decision.verdict
     if ratio is None or ratio.count < stats.VERDICT_ROUNDS:
         return TOO_FEW
-    found = stats.verdict(ratio, noise_floor(results, ratio.count))
+    floor = noise_floor(results, ratio.count)
+    if floor is None:  # nothing says how far the default strays from itself
+        return TOO_FEW
+    found = stats.verdict(ratio, floor)
     searched = name not in FIXED and not _in_duel(results, name)
     return UNCONFIRMED if searched and found == stats.FASTER else found
 
@@ -216,7 +219,8 @@ def _shown(name: str, ratio: Estimate | None) -> str:
     if ratio is None:
         return "2 threads could not be compared here"
     if ratio.count < stats.VERDICT_ROUNDS:
-        return f"{ratio.count} rounds are too few to tell what it is here"
+        rounds = "1 round is" if ratio.count == 1 else f"{ratio.count} rounds are"
+        return f"{rounds} too few to tell what it is here"
     what = "the default" if name == DEFAULT else name
     return f"here {what} shows {times(ratio)}"
 

@@ -59,6 +59,7 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
         _check_resume(options)
     for path in (options.output, options.csv, options.report):
         _check_place(path)
+    _check_apart(options)
     if options.report:
         from bitnet_tuning.bench.plots import available  # noqa: PLC0415
 
@@ -150,6 +151,19 @@ def _check_place(path: str | None) -> None:
         raise UsageError(f"no such folder: {folder}", "make it, or name another one")
     if not os.access(path if os.path.exists(path) else folder, os.W_OK):
         raise UsageError(f"{path} cannot be written", "name another file")
+
+
+def _check_apart(options: argparse.Namespace) -> None:
+    """A later file would silently take the place of an earlier one, or of the model."""
+    output = options.output or options.resume
+    named = {"-m": options.model, "--output": output, "--csv": options.csv}
+    places: dict[str, str] = {}
+    for flag, path in {**named, "--report": options.report}.items():
+        place = os.path.realpath(path) if path else None
+        if place in places:
+            raise UsageError(f"argument {flag}: the same file as {places[place]}", "name another")
+        if place:
+            places[place] = flag
 
 
 def _compare(a: str, b: str, as_json: bool) -> int:

@@ -16,8 +16,8 @@ from bitnet_tuning.bench.results import (
     FINISHED,
     INTERRUPTED,
     Results,
-    default_path,
     load,
+    new_path,
     save,
     stamp,
     to_json,
@@ -46,7 +46,6 @@ def tune(options: argparse.Namespace) -> int:
     earlier = load(options.resume) if options.resume else None
     subject = find_subject(options, earlier, state)
     budget = earlier.options.budget if earlier else options.budget or BUDGETS[options.effort]
-    path = options.output or options.resume or default_path(state.folder, now())
     with Stop() as stop, watcher(budget) as shown:
         try:
             begun = (
@@ -57,6 +56,7 @@ def tune(options: argparse.Namespace) -> int:
         except Stopped as end:
             say("interrupted before anything was measured")
             return 128 + end.number
+        path = options.output or options.resume or new_path(state.folder, now())
         spent = earlier.rounds[-1].elapsed if earlier and earlier.rounds else 0.0
         work = _Work(subject, begun, path, lambda: spent + time.monotonic() - started)
         code = work.run(stop, shown, not options.no_remember)
@@ -88,15 +88,14 @@ class _Work:
         try:
             done = self._search(stop, shown)
             self._decide(done)
+            if remember:
+                self._remember(done)
             with stop.interruptible():
                 shown.running("finishing", "memory and energy", self.clock())
                 self._measure_limits()
         except Stopped as end:
             self._interrupted()
             return 128 + end.number
-        if remember:
-            facts, engine, state = self.subject.facts, self.subject.engine, self.subject.state
-            self.keep(finish.remembered(self.results, facts, engine, state, self.path))
         return 0
 
     def _search(self, stop: Stop, shown: Bar | Lines) -> Done:
@@ -124,6 +123,14 @@ class _Work:
                 f"what was measured is in {self.path}",
             )
         self.keep(self.results._replace(state=FINISHED, decision=finish.decided(done)))
+
+    def _remember(self, done: Done) -> None:
+        """Before anything else: from here on, the decision cannot be interrupted away."""
+        if done.short:
+            self.keep(finish.not_remembered(self.results, "too little was tried"))
+            return
+        facts, engine, state = self.subject.facts, self.subject.engine, self.subject.state
+        self.keep(finish.remembered(self.results, facts, engine, state, self.path))
 
     def _measure_limits(self) -> None:
         host = self.subject.facts.host
