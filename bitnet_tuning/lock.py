@@ -27,6 +27,30 @@ def locked(path: str, patience: float = 5.0) -> Iterator[bool]:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def alone(path: str) -> Iterator[bool]:
+    """Whether no other process holds the lock on ``path``, which this one holds meanwhile;
+    true as well where nothing can be locked."""
+    with locked(path, 0.0) as held:
+        yield held or not _is_held(path)
+
+
+def _is_held(path: str) -> bool:
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        _take(handle)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
+
+
 def _patiently(handle: int, patience: float) -> bool:
     until = time.monotonic() + patience
     while True:

@@ -37,6 +37,7 @@ def test_there_and_back() -> None:
         (("default",), None),
         (("fixed",), []),
         (("fixed", "upstream", "env"), 3),
+        (("fixed", "upstream", "env"), {"LD_PRELOAD": "/tmp/x.so"}),
         (("threads",), {}),
         (("threads", 0, "fields", "threads"), "2"),
         (("threads", 0, "fields", "colour"), 2),
@@ -46,6 +47,8 @@ def test_there_and_back() -> None:
         (("threads", 1, "fields", "cpus"), "0-"),
         (("knobs", "mmap"), "no"),
         (("extra",), 1),
+        (("threads", 0, "set_env"), {"LD_PRELOAD": "/tmp/x.so"}),
+        (("threads", 0, "unset_env"), ["PATH"]),
     ],
 )
 def test_what_was_never_written_is_refused(path: tuple[Any, ...], value: object) -> None:

@@ -333,6 +333,39 @@ def test_two_results_are_compared(tmp_path: Path) -> None:
     assert {each["phase"] for each in found["settings"]} == {"pp", "tg"}
 
 
+def test_a_short_look_does_not_replace_what_a_long_one_found(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    engine.curve(**QUIET, factors={"mmap=0": 1.3})
+    assert tuned(engine, tmp_path / "r.json", budget=40).returncode == 0
+    assert "--no-mmap" in plan(engine)["command"]
+    engine.curve(**QUIET)
+    done = tuned(engine, tmp_path / "r.json", "--quick", budget=20)
+    assert "Nothing is remembered: what is remembered was measured on" in done.stdout
+    assert "--no-mmap" in plan(engine)["command"]
+
+
+def test_two_at_once_are_warned_and_none_takes_up_the_others_file(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    output = tmp_path / "r.json"
+    engine.curve(**QUIET, seconds=0.1)
+    running = subprocess.Popen(
+        command(*subject(engine), "--budget", 60, "--output", output),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _wait_for_rounds(output, 1)
+        other = benchmark("--resume", output)
+        assert (other.returncode, "another benchmark is running" in other.stderr) == (2, True)
+        third = tuned(engine, tmp_path / "s.json", "--quick", budget=6)
+        assert "each disturbs the other" in third.stderr
+    finally:
+        running.kill()
+        running.wait()
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "said"),
     [

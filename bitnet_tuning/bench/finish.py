@@ -21,9 +21,9 @@ from bitnet_tuning.bench.summary import against, phase_speeds
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.gguf import read_tensors
 from bitnet_tuning.openmp import BINDING_BY_USER, TUNABLE, user_set
-from bitnet_tuning.profile import engine_changes
-from bitnet_tuning.profile_record import EngineKey, Evidence, Ratio
-from bitnet_tuning.profiles import new_profile, store
+from bitnet_tuning.profile import engine_changes, load
+from bitnet_tuning.profile_record import EngineKey, Evidence, Profile, Ratio, claim
+from bitnet_tuning.profiles import id_of, new_profile, store
 
 if TYPE_CHECKING:
     from bitnet_tuning.bench.runner import Runner
@@ -113,12 +113,24 @@ def remembered(
     changes = engine_changes(profile)
     if changes:
         return not_remembered(results, f"{changes[0]} since the tuning began")
+    before = load(state, facts.host, facts.engine, facts.model)
+    if setting is None and before is not None and _outweighs(before, profile):
+        longer = f"{claim(before)}, in a longer tuning ({id_of(before)})"
+        return not_remembered(results, f"what is remembered was {longer}")
     mark = store(state, profile)
     if mark is None:
         return not_remembered(results, str(state.warning))
     what = "that the default stays" if setting is None else name
     kept = Kept(True, mark, f"Remembered as {mark}: {what}. run_inference.py uses it by itself.")
     return results._replace(profile=kept)
+
+
+def _outweighs(before: Profile, now: Profile) -> bool:
+    """Whether a setting that was shown to be faster must not give way to a search that had
+    less time and saw no difference."""
+    then, since = before.evidence, now.evidence
+    longer = (then.budget or 0.0) > (since.budget or 0.0)
+    return before.setting is not None and longer and then.objective == since.objective
 
 
 def not_remembered(results: Results, why: str) -> Results:

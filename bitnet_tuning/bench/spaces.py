@@ -8,6 +8,7 @@ from typing import Any
 from bitnet_tuning import setting
 from bitnet_tuning.bench.asks import Knob, Space
 from bitnet_tuning.cpulist import format_list, parse_list
+from bitnet_tuning.openmp import TUNABLE
 from bitnet_tuning.setting import Change, Setting
 
 
@@ -36,16 +37,29 @@ def _change(change: Change) -> dict[str, Any]:
 def from_json(facts: Any) -> Space:
     """Raises ValueError for what ``as_json`` never writes."""
     default, fixed, threads, knobs = _parts(facts, "default", "fixed", "threads", "knobs")
-    base = setting.from_json(default)
+    base = _setting(default)
     return Space(
         base,
-        tuple((str(name), setting.from_json(part)) for name, part in _items(fixed)),
+        tuple((str(name), _setting(part)) for name, part in _items(fixed)),
         tuple(_read_change(part, base) for part in _list(threads)),
         tuple(
             Knob(str(name), tuple(_read_change(part, base) for part in _list(parts)))
             for name, parts in _items(knobs)
         ),
     )
+
+
+def _setting(facts: Any) -> Setting:
+    found = setting.from_json(facts)
+    _check_names(tuple(dict(found.env)))
+    return found
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """A file may come from anybody: LD_PRELOAD, say, is nothing that a search sets."""
+    strange = set(names) - TUNABLE
+    if strange:
+        raise ValueError(f"variables that no search sets: {', '.join(sorted(strange))}")
 
 
 def _parts(facts: Any, *names: str) -> list[Any]:
@@ -73,6 +87,7 @@ def _read_change(facts: Any, base: Setting) -> Change:
     setting.from_json({**setting.as_json(base), **values, "env": env})
     if not isinstance(name, str) or not all(isinstance(each, str) for each in _list(unset_env)):
         raise ValueError("a change without a name, or with no names to unset")
+    _check_names((*env, *unset_env))
     if isinstance(values.get("cpus"), str):
         values["cpus"] = parse_list(values["cpus"])
     return Change(name, tuple(values.items()), tuple(env.items()), tuple(unset_env))

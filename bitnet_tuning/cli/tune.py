@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import time
@@ -31,7 +32,10 @@ from bitnet_tuning.cli.bench_table import show
 from bitnet_tuning.cli.benchmark import BUDGETS
 from bitnet_tuning.cli.tune_start import Begun, Subject, begin, find_subject, now, resume
 from bitnet_tuning.errors import UnsupportedError, UsageError
+from bitnet_tuning.lock import alone
 from bitnet_tuning.state import State, default_folder, write_atomically
+
+LOCK = "benchmark.lock"
 
 TAIL_SECONDS = 3.0
 """Kept of the budget for what comes after the search: the machine's state and bandwidth."""
@@ -41,9 +45,33 @@ TAIL_SHARE = 0.15
 
 def tune(options: argparse.Namespace) -> int:
     """Measures, searches, remembers, shows; answers the exit code. Raises TuningError."""
-    started = time.monotonic()
     state = State(default_folder(os.environ))
     earlier = load(options.resume) if options.resume else None
+    with contextlib.suppress(OSError):
+        os.makedirs(state.folder, exist_ok=True)
+    with alone(os.path.join(state.folder, LOCK)) as is_alone:
+        if not is_alone:
+            _crowded(earlier)
+        work, code = _tune(options, earlier, state)
+    if work is not None:
+        _write(work.results, options, work.path)
+    if state.warning:
+        say(f"warning: {state.warning}")
+    return code
+
+
+def _crowded(earlier: Results | None) -> None:
+    """Raises UsageError where the other benchmark may be writing the very results."""
+    if earlier is not None:
+        raise UsageError("another benchmark is running", "wait for its end, or end it")
+    say("warning: another benchmark is running: each disturbs the other's figures")
+
+
+def _tune(
+    options: argparse.Namespace, earlier: Results | None, state: State
+) -> tuple[_Work | None, int]:
+    """What was measured, and the exit code."""
+    started = time.monotonic()
     subject = find_subject(options, earlier, state)
     budget = earlier.options.budget if earlier else options.budget or BUDGETS[options.effort]
     with Stop() as stop, watcher(budget) as shown:
@@ -55,15 +83,11 @@ def tune(options: argparse.Namespace) -> int:
             )
         except Stopped as end:
             say("interrupted before anything was measured")
-            return 128 + end.number
+            return None, 128 + end.number
         path = options.output or options.resume or new_path(state.folder, now())
         spent = earlier.rounds[-1].elapsed if earlier and earlier.rounds else 0.0
         work = _Work(subject, begun, path, lambda: spent + time.monotonic() - started)
-        code = work.run(stop, shown, not options.no_remember)
-    _write(work.results, options, path)
-    if state.warning:
-        say(f"warning: {state.warning}")
-    return code
+        return work, work.run(stop, shown, not options.no_remember)
 
 
 class _Work:
