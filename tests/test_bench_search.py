@@ -287,3 +287,17 @@ def test_a_duel_has_what_its_finalist_is_built_on() -> None:
     assert told.done.winner == "3 threads + no mmap"
     duel = {run.setting for each in told.rounds if each.stage == "duel" for run in each.runs}
     assert {"3 threads", "3 threads + no mmap", "default"} <= duel
+
+
+def test_upstream_is_compared_for_longer_where_that_is_open() -> None:
+    space = Space(Setting(4, 4), FIXED, (), ())
+    clear = Lab(curve({2: 0.5, 4: 1.0})).drive(space)
+    assert clear.runs.count("upstream") == 6
+
+    def noisy(setting: Setting, calls: list[int] = []) -> float:  # noqa: B006
+        calls.append(1)
+        return 20.0 * (1.3 if len(calls) * 7 % 5 < 2 else 1.0)
+
+    open_ = Lab(noisy).drive(space)
+    assert open_.runs.count("upstream") > 12
+    assert open_.runs.count("performance") == 6

@@ -37,6 +37,10 @@ that is no better costs nothing but simplicity: only the duel decides."""
 SURE = 2.5
 """Standard errors by which a setting must fall short before it gets no second race."""
 
+NARROW, LONGER = 1.1, 4
+"""Upstream's ratio is open while its interval is wider than that; and how many times the
+rounds of other fixed settings it then gets at most."""
+
 FIRST_KNOBS = 0.6
 """Of the time for knobs goes to all of them alone, the rest to what is best on top of it."""
 
@@ -272,10 +276,19 @@ class Search:
 
     def _show_fixed(self) -> Generator[Measure, None, None]:
         """Rounds that the fixed settings still lack."""
-        wanted = self._ledger.limits.paired_rounds
         while True:
             names = self._ledger.good(name for name, _ in self._space.fixed)
-            due = [name for name in names if self._ledger.paired(name) < wanted]
+            due = [name for name in names if self._is_due(name)]
             if not due or not self._ledger.affords((DEFAULT, *due)):
                 return
-            yield Measure("fixed", (DEFAULT, *due))
+            order = (DEFAULT, *due)
+            yield Measure("fixed", order if len(self._ledger.rounds) % 2 else order[::-1])
+
+    def _is_due(self, name: str) -> bool:
+        """What bitnet.cpp's own script does is compared for longer, where that is open."""
+        rounds, wanted = self._ledger.paired(name), self._ledger.limits.paired_rounds
+        found = self.standing(name)
+        if name != UPSTREAM or found is None or rounds < wanted:
+            return rounds < wanted
+        is_open = self.verdict(name) == stats.OPEN and found.high > NARROW * found.low
+        return is_open and rounds < LONGER * wanted

@@ -45,7 +45,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         _speed(row.tg),
         _ratio(row.to_upstream),
         _ratio(row.to_default),
-        row.verdict or "-",
+        row.verdict.partition(":")[0] or "-",
     )
 
 
@@ -82,10 +82,19 @@ def sentences(results: Results) -> Iterator[str]:
         said = _said(part)
         if said:
             yield f"{what}: {said}."
+    yield from (f"{name} {what}." for name, what in _out(results))
     yield from (f"Warning: {warning}" for warning in results.warnings)
     yield from (f"Note: {note}" for note in results.notes)
     if results.profile is not None:
         yield results.profile.reason
+
+
+def _out(results: Results) -> Iterator[tuple[str, str]]:
+    """Settings of which the table says only that they are out, and why."""
+    for row in rows(results):
+        _, has_reason, _ = row.verdict.partition(":")
+        if has_reason:
+            yield row.name, row.verdict
 
 
 def _said(part: Part) -> str | None:
