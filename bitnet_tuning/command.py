@@ -1,12 +1,35 @@
-"""What a plan holds, and the argument list that comes of it; pure. No shell sees it."""
+"""What a plan rests on, what it holds, and the argument list that comes of it; pure. No shell
+sees it."""
 
 from __future__ import annotations
 
 from bitnet_tuning.records import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from bitnet_tuning.engine import Engine
+    from bitnet_tuning.ggml_types import ModelFile
+    from bitnet_tuning.host import Host, Privileges
+    from bitnet_tuning.profile_record import Profile
     from bitnet_tuning.request import Request
+    from bitnet_tuning.setting import Setting
+
+
+class Facts(NamedTuple):
+    """All that a decision rests on, besides the request."""
+
+    host: Host
+    engine: Engine
+    model: ModelFile
+    model_reason: str
+    environ: Mapping[str, str]
+    feeds_stdin: bool = False
+    """Whether the engine's input will be a pipe that this program fills."""
+    privileges: Privileges | None = None
+    """What performance mode may use; None where it is not asked for."""
+    profile: Profile | None = None
+    """What was measured for this host, engine and model."""
 
 
 class Plan(NamedTuple):
@@ -33,6 +56,32 @@ class Plan(NamedTuple):
     """How eagerly threads wait, 0 to 100."""
     numa: str | None = None
     """``distribute``, ``isolate`` or ``numactl``."""
+
+
+def setting_of(plan: Plan) -> Setting:
+    """The part of a plan that can be tuned."""
+    from bitnet_tuning.setting import Setting  # noqa: PLC0415 (a run does not need it)
+
+    return Setting(
+        threads=plan.threads,
+        threads_batch=plan.threads_batch,
+        env=tuple(sorted(plan.env.items())),
+        cpus=plan.cpus,
+        mmap=plan.mmap,
+        flash=plan.flash,
+        ubatch=plan.ubatch,
+        poll=plan.poll,
+        numa=plan.numa,
+        mlock=plan.mlock,
+        nice=plan.nice,
+    )
+
+
+def apply_setting(plan: Plan, setting: Setting, request: Request, facts: Facts) -> Plan:
+    """The plan with all that can be tuned as ``setting`` has it, its command built anew."""
+    tuned = plan._replace(**{**setting._asdict(), "env": dict(setting.env)})
+    command = build_command(tuned, request, facts.engine, facts.feeds_stdin)
+    return tuned._replace(command=command)
 
 
 def build_command(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from bitnet_tuning.command import Plan, build_command
+from bitnet_tuning.command import Facts, Plan, apply_setting, build_command
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.ggml_types import I2_S
 from bitnet_tuning.openmp import choose_variables
@@ -14,10 +12,8 @@ from bitnet_tuning.threads import Threads, choose_threads
 if TYPE_CHECKING:
     from bitnet_tuning.engine import Engine
     from bitnet_tuning.gguf import ModelFile
-    from bitnet_tuning.host import Host, Privileges
-    from bitnet_tuning.profile_record import Profile
+    from bitnet_tuning.host import Host
     from bitnet_tuning.request import Request
-    from bitnet_tuning.setting import Setting
 
 __all__ = ["KERNEL_ISA", "Facts", "Plan", "apply_setting", "make_plan"]
 
@@ -33,22 +29,6 @@ MLOCK_SHARE = 0.8
 
 KERNEL_ISA = frozenset(("AVX2", "NEON", "ARM_FMA"))
 """As ``system_info`` names them: i2_s has kernels for these only."""
-
-
-class Facts(NamedTuple):
-    """All that a decision rests on, besides the request."""
-
-    host: Host
-    engine: Engine
-    model: ModelFile
-    model_reason: str
-    environ: Mapping[str, str]
-    feeds_stdin: bool = False
-    """Whether the engine's input will be a pipe that this program fills."""
-    privileges: Privileges | None = None
-    """What performance mode may use; None where it is not asked for."""
-    profile: Profile | None = None
-    """What was measured for this host, engine and model."""
 
 
 def make_plan(request: Request, facts: Facts) -> Plan:
@@ -99,13 +79,6 @@ def _computed(request: Request, facts: Facts) -> Plan:
     return draft._replace(
         command=build_command(draft, request, engine, facts.feeds_stdin), reasons=reasons
     )
-
-
-def apply_setting(plan: Plan, setting: Setting, request: Request, facts: Facts) -> Plan:
-    """The plan with all that can be tuned as ``setting`` has it, its command built anew."""
-    tuned = plan._replace(**{**setting._asdict(), "env": dict(setting.env)})
-    command = build_command(tuned, request, facts.engine, facts.feeds_stdin)
-    return tuned._replace(command=command)
 
 
 def _reasons(request: Request, facts: Facts, threads: Threads, env_reason: str) -> dict[str, str]:

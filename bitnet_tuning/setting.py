@@ -12,8 +12,6 @@ from bitnet_tuning.records import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from typing import Any
 
-    from bitnet_tuning.command import Plan
-
 
 class Setting(NamedTuple):
     """One way to run an engine. None leaves a knob as the engine has it."""
@@ -68,23 +66,6 @@ def with_threads(count: int, prompt: int | None = None) -> Change:
     """Another number of threads, for prompts as well unless ``prompt`` says how many there."""
     fields = (("threads", count), ("threads_batch", prompt or count))
     return Change(f"{count} thread{'' if count == 1 else 's'}", fields)
-
-
-def of_plan(plan: Plan) -> Setting:
-    """The part of a plan that can be tuned."""
-    return Setting(
-        threads=plan.threads,
-        threads_batch=plan.threads_batch,
-        env=tuple(sorted(plan.env.items())),
-        cpus=plan.cpus,
-        mmap=plan.mmap,
-        flash=plan.flash,
-        ubatch=plan.ubatch,
-        poll=plan.poll,
-        numa=plan.numa,
-        mlock=plan.mlock,
-        nice=plan.nice,
-    )
 
 
 def describe(setting: Setting) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bitnet_tuning.command import apply_setting
 from bitnet_tuning.openmp import (
     BINDING,
     THREAD_COUNTS,
@@ -10,7 +11,6 @@ from bitnet_tuning.openmp import (
     exported,
     user_set,
 )
-from bitnet_tuning.plan import apply_setting
 from bitnet_tuning.profile_record import Profile, claim, day
 from bitnet_tuning.records import TYPE_CHECKING
 from bitnet_tuning.setting import Setting, describe
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from bitnet_tuning.command import Plan
+    from bitnet_tuning.command import Facts, Plan
     from bitnet_tuning.ggml_types import ModelFile
     from bitnet_tuning.host import Host
-    from bitnet_tuning.plan import Facts
     from bitnet_tuning.request import Request
 
 COPY_SHARE = 0.8

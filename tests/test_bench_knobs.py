@@ -10,10 +10,11 @@ import pytest
 from bitnet_tuning.bench import knobs
 from bitnet_tuning.bench.knobs import FULL, NORMAL, QUICK, Knobs
 from bitnet_tuning.bench.rounds import Objective
+from bitnet_tuning.command import setting_of
 from bitnet_tuning.openmp import GOMP, NONE
 from bitnet_tuning.plan import Facts, make_plan
 from bitnet_tuning.request import Request
-from bitnet_tuning.setting import Setting, apply, of_plan
+from bitnet_tuning.setting import Setting, apply
 from tests.machines import Machine
 from tests.profile_samples import ENGINE, MODEL
 
@@ -46,7 +47,7 @@ def default_of(facts: Knobs) -> Setting:
     plan = make_plan(
         Request(), Facts(facts.host, facts.engine, facts.model, "named", facts.environ)
     )
-    return of_plan(plan)
+    return setting_of(plan)
 
 
 def names(facts: Knobs) -> dict[str, list[str]]:

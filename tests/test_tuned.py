@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning.command import Plan
+from bitnet_tuning.command import Plan, setting_of
 from bitnet_tuning.engine import Engine
 from bitnet_tuning.host import Privileges
 from bitnet_tuning.openmp import BINDING
 from bitnet_tuning.plan import Facts, apply_setting, make_plan
 from bitnet_tuning.profile_record import EngineKey
 from bitnet_tuning.request import Request
-from bitnet_tuning.setting import Setting, of_plan
+from bitnet_tuning.setting import Setting
 from tests import profile_samples as samples
 from tests.machines import Machine
 from tests.profile_samples import BOUND, CLAIM, ENGINE, GIBIBYTE, MODEL, SETTING
@@ -71,7 +71,7 @@ def flag(plan: Plan, name: str) -> str:
 
 def test_a_profile_decides_every_field_and_says_why(bench: Bench) -> None:
     made = bench.plan()
-    assert of_plan(made) == SETTING
+    assert setting_of(made) == SETTING
     assert (flag(made, "-t"), flag(made, "-tb")) == ("3", "4")
     assert "--no-mmap" in made.command
     assert made.reasons["threads"] == f"3: {CLAIM}"
@@ -99,7 +99,7 @@ def test_every_knob_of_a_profile_reaches_the_command(bench: Bench) -> None:
         numa="distribute",
     )
     made = bench.plan(setting=knobs)
-    assert of_plan(made) == knobs._replace(env=tuple(sorted(knobs.env)))
+    assert setting_of(made) == knobs._replace(env=tuple(sorted(knobs.env)))
     words = {"--no-mmap", "-fa", "--poll", "--numa", "-ub"}
     assert words <= set(made.command)
     named = ("ubatch", "mmap", "flash", "poll", "numa")
@@ -150,7 +150,7 @@ def test_whoever_leaves_the_threads_open_gets_the_profile(
     bench: Bench, change: dict[str, object], environ: dict[str, str]
 ) -> None:
     made = bench.plan(HELLO._replace(**change), environ)  # type: ignore[arg-type]
-    assert of_plan(made) == SETTING
+    assert setting_of(made) == SETTING
     assert made.reasons["threads"] == f"3: {CLAIM}"
 
 
@@ -241,7 +241,7 @@ def test_a_model_is_read_without_mmap_only_where_it_fits(
 def test_performance_mode_adds_to_the_profile(bench: Bench) -> None:
     everything = Privileges(lowest_nice=-20, lockable=None)
     made = bench.plan(HELLO._replace(performance=True), privileges=everything)
-    assert of_plan(made) == SETTING._replace(mlock=True, nice=-5)
+    assert setting_of(made) == SETTING._replace(mlock=True, nice=-5)
     assert {"--no-mmap", "--mlock"} <= set(made.command)
     assert "locked" in made.reasons["performance"]
 
@@ -261,7 +261,7 @@ def test_a_setting_replaces_all_that_can_be_tuned(bench: Bench) -> None:
     plan = make_plan(HELLO, facts)
     other = SETTING._replace(threads=1, threads_batch=2, mmap=False, flash=True)
     made = apply_setting(plan, other, HELLO, facts)
-    assert of_plan(made) == other
+    assert setting_of(made) == other
     assert (flag(made, "-t"), flag(made, "-tb")) == ("1", "2")
     assert {"--no-mmap", "-fa"} <= set(made.command)
-    assert apply_setting(made, of_plan(plan), HELLO, facts) == plan
+    assert apply_setting(made, setting_of(plan), HELLO, facts) == plan

@@ -9,6 +9,7 @@ from bitnet_tuning.bench import plots, report_facts
 from bitnet_tuning.bench.curves import Bar, Scaling, forest, scalings
 from bitnet_tuning.bench.document import FINISHED, Results
 from bitnet_tuning.bench.markup import element, escape, figure, items, paragraph, section, table
+from bitnet_tuning.bench.results import write
 from bitnet_tuning.bench.rounds import TG
 from bitnet_tuning.bench.stats import FASTER, SLOWER
 from bitnet_tuning.bench.summary import (
@@ -23,8 +24,6 @@ from bitnet_tuning.bench.summary import (
     speed,
     times,
 )
-from bitnet_tuning.errors import UsageError
-from bitnet_tuning.state import write_atomically
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """Nothing is loaded and no script runs, whatever the names in a document hold."""
@@ -43,14 +42,7 @@ _HEADS = (
 def write_report(results: Results, path: str) -> None:
     """Replaces ``path`` in one step. Raises MissingError without matplotlib, and UsageError
     where the file cannot be written."""
-    data = page(results).encode()
-    try:
-        write_atomically(os.path.realpath(path), data)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write the report to {path}: {error.strerror or error}",
-            "name another file with --report",
-        ) from error
+    write(path, page(results), "the report", "--report")
 
 
 def page(results: Results) -> str:

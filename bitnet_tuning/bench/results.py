@@ -59,6 +59,7 @@ __all__ = [
     "stamp",
     "to_json",
     "to_text",
+    "write",
 ]
 
 LARGEST = 1 << 28
@@ -123,15 +124,20 @@ def _dump(part: object) -> str:
 def save(path: str, results: Results) -> None:
     """Replaces ``path`` in one step, following links. Raises UsageError where it cannot be
     written, and ValueError for a number that JSON does not have."""
-    data = to_text(results).encode()
-    place = os.path.realpath(path)
+    with contextlib.suppress(OSError):
+        os.makedirs(os.path.dirname(os.path.realpath(path)), exist_ok=True)
+    write(path, to_text(results), "results", "--output")
+
+
+def write(path: str, text: str, what: str, flag: str) -> None:
+    """Replaces ``path``, which the user names with ``flag``, in one step, following links.
+    Raises UsageError where it cannot be written."""
     try:
-        os.makedirs(os.path.dirname(place), exist_ok=True)
-        write_atomically(place, data)
+        write_atomically(os.path.realpath(path), text.encode())
     except OSError as error:
         raise UsageError(
-            f"cannot write results to {path}: {error.strerror or error}",
-            "name another file with --output",
+            f"cannot write {what} to {path}: {error.strerror or error}",
+            f"name another file with {flag}",
         ) from error
 
 

@@ -11,12 +11,13 @@ from bitnet_tuning.bench.asks import DEFAULT, UPSTREAM, Space
 from bitnet_tuning.bench.knobs import QUICK, Knobs
 from bitnet_tuning.bench.rounds import PP, TG, Objective, Run
 from bitnet_tuning.bench.sizes import FIRST, SECOND, Sizes, choose_sizes
+from bitnet_tuning.command import setting_of
 from bitnet_tuning.errors import TuningError, UnsupportedError
 from bitnet_tuning.host import read_privileges
 from bitnet_tuning.plan import Facts, make_plan
 from bitnet_tuning.request import Request
 from bitnet_tuning.setting import UPSTREAM as UPSTREAM_SETTING
-from bitnet_tuning.setting import Setting, of_plan
+from bitnet_tuning.setting import Setting
 
 if TYPE_CHECKING:
     from bitnet_tuning.bench.measure import Bench
@@ -27,6 +28,9 @@ PERFORMANCE = "performance"
 MODES = ("default", "optimized", "performance")
 """As --modes has them: bitnet.cpp's own launcher, our plan and what is found from there,
 performance mode."""
+
+BUDGETS = {"quick": 60.0, "normal": 300.0, "full": 1200.0}
+"""Seconds, by effort."""
 
 TRIES = 2
 
@@ -50,7 +54,7 @@ class Course(NamedTuple):
 
 def default_setting(facts: Facts) -> Setting:
     """What the plan computes by itself. Raises TuningError."""
-    return of_plan(make_plan(Request(), facts._replace(profile=None)))
+    return setting_of(make_plan(Request(), facts._replace(profile=None)))
 
 
 def self_tested(facts: Facts) -> str | None:
@@ -132,7 +136,7 @@ def course(facts: Facts, bench: Bench | None, default: Setting, sizes: Sizes, wi
 def _performance(facts: Facts, bench: Bench | None, notes: list[str]) -> Setting:
     """The plan of performance mode, as far as the program that measures obeys it."""
     allowed = facts._replace(privileges=read_privileges(), profile=None)
-    setting = of_plan(make_plan(Request(performance=True), allowed))
+    setting = setting_of(make_plan(Request(performance=True), allowed))
     if setting.mlock and bench is not None and "-lm" not in bench.flags:
         notes.append("performance mode is measured without its lock: llama-bench has none")
         return setting._replace(mlock=False)

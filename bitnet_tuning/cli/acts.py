@@ -29,6 +29,7 @@ from bitnet_tuning.bench.tuning import default_setting
 from bitnet_tuning.cli import guarded, say
 from bitnet_tuning.cli.arguments import Parser, number
 from bitnet_tuning.cli.inference import find_pair
+from bitnet_tuning.command import setting_of
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.host import read_host
 from bitnet_tuning.host.root import Root
@@ -37,7 +38,7 @@ from bitnet_tuning.profile import load as load_profile
 from bitnet_tuning.request import Request
 from bitnet_tuning.selftest import run_selftest
 from bitnet_tuning.setting import UPSTREAM as UPSTREAM_SETTING
-from bitnet_tuning.setting import as_json, of_plan
+from bitnet_tuning.setting import as_json
 from bitnet_tuning.state import State, default_folder
 
 SECONDS, SMALL_SECONDS = 50.0, 13.0
@@ -148,7 +149,7 @@ def _first_runs(runner: Runner, plan: Plan) -> Run:
     run = Run(DEFAULT, {}, 0.0)
     for sizes in (FIRST, SECOND):
         runner.sizes = sizes
-        run = runner.measure(DEFAULT, of_plan(plan))
+        run = runner.measure(DEFAULT, setting_of(plan))
         if run.problem is not None:
             break
     return run
@@ -177,14 +178,14 @@ def _output(subject: Subject) -> Line:
     except TuningError as error:
         return Line(acting.OUTPUT, SKIP, f"there is no self-test: {error.cause}")
     problem = None
-    if report.passed and of_plan(plan) != default:
-        problem = Checker(runner.place, default).problem(of_plan(plan))
+    if report.passed and setting_of(plan) != default:
+        problem = Checker(runner.place, default).problem(setting_of(plan))
     return acting.output(report, problem)
 
 
 def _speed(subject: Subject, first: Run, seconds: float) -> Line:
     _, plan, runner = subject
-    settings = {DEFAULT: of_plan(plan), UPSTREAM: UPSTREAM_SETTING}
+    settings = {DEFAULT: setting_of(plan), UPSTREAM: UPSTREAM_SETTING}
     if settings[DEFAULT] == settings[UPSTREAM]:
         return nothing_to_compare()
     if first.problem is not None:
@@ -212,7 +213,7 @@ def _document(subject: Subject, lines: Sequence[Line], seconds: float) -> dict[s
     return {
         "engine": plan.engine,
         "model": plan.model,
-        "setting": as_json(of_plan(plan)),
+        "setting": as_json(setting_of(plan)),
         "passed": not any(line.state == FAIL for line in lines),
         "seconds": round(seconds, 3),
         "lines": [line._asdict() for line in lines],

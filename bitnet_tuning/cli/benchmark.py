@@ -15,9 +15,6 @@ from bitnet_tuning.threads import MOST_THREADS_ENGINE
 OBJECTIVES = ("tg", "pp", "request")
 MODES = ("default", "optimized", "performance")
 
-BUDGETS = {"quick": 60.0, "normal": 300.0, "full": 1200.0}
-"""Seconds, by effort."""
-
 LEAST_BUDGET = 5.0
 _LONGEST = 7 * 24 * 3600.0
 

@@ -22,18 +22,19 @@ from bitnet_tuning.bench.results import (
     save,
     stamp,
     to_json,
+    write,
 )
 from bitnet_tuning.bench.search import Search
 from bitnet_tuning.bench.session import Session, Tools
 from bitnet_tuning.bench.stop import Stop, Stopped
+from bitnet_tuning.bench.tuning import BUDGETS
 from bitnet_tuning.cli import say
 from bitnet_tuning.cli.bench_progress import Bar, Lines, watcher
 from bitnet_tuning.cli.bench_table import show
-from bitnet_tuning.cli.benchmark import BUDGETS
 from bitnet_tuning.cli.tune_start import Begun, Subject, begin, find_subject, now, resume
 from bitnet_tuning.errors import UnsupportedError, UsageError
 from bitnet_tuning.lock import alone
-from bitnet_tuning.state import State, default_folder, write_atomically
+from bitnet_tuning.state import State, default_folder
 
 LOCK = "benchmark.lock"
 
@@ -176,7 +177,7 @@ def _for_search(budget: float) -> float:
 def _write(results: Results, options: argparse.Namespace, path: str) -> None:
     """Everything that was asked for; raises UsageError where it cannot be written."""
     if options.csv:
-        _write_csv(results, options.csv)
+        write(options.csv, to_csv(results), "the samples", "--csv")
     if options.report:
         from bitnet_tuning.bench.report import write_report  # noqa: PLC0415
 
@@ -186,13 +187,3 @@ def _write(results: Results, options: argparse.Namespace, path: str) -> None:
     else:
         show(results)
         print(f"Results: {path}")
-
-
-def _write_csv(results: Results, path: str) -> None:
-    try:
-        write_atomically(os.path.realpath(path), to_csv(results).encode())
-    except OSError as error:
-        raise UsageError(
-            f"cannot write the samples to {path}: {error.strerror or error}",
-            "name another file with --csv",
-        ) from error

@@ -27,10 +27,9 @@ from bitnet_tuning.bench.runner import Place, Runner, find_bench
 from bitnet_tuning.bench.sizes import SECOND
 from bitnet_tuning.bench.spoilers import warnings_before
 from bitnet_tuning.bench.stop import Stop
-from bitnet_tuning.bench.tuning import Wish
+from bitnet_tuning.bench.tuning import BUDGETS, Wish
 from bitnet_tuning.cli import say
 from bitnet_tuning.cli.bench_progress import Bar, Lines
-from bitnet_tuning.cli.benchmark import BUDGETS
 from bitnet_tuning.cli.host import host_facts
 from bitnet_tuning.cli.inference import find_pair
 from bitnet_tuning.engine import EMBEDDED
