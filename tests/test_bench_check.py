@@ -113,10 +113,19 @@ def test_what_computes_prompts_otherwise_gets_a_long_one(
     here = place(str(fake.cli), tmp_path)
     large = here.model._replace(context_length=8192)
     assert Checker(here._replace(model=large), DEFAULT, SOON).problem(setting) is None
-    short, theirs, ours = prompts(fake)
-    assert short == QUESTION
+    first, second, theirs, ours = prompts(fake)
+    assert first == second == QUESTION, "a quick look comes before"
     assert theirs == ours and theirs.endswith(QUESTION)
     assert len(theirs.split()) == count + len(QUESTION.split())
+
+
+def test_what_a_short_question_shows_needs_no_long_prompt(tmp_path: Path) -> None:
+    fake = FakeEngine(tmp_path / "checkout").curve(texts=KNOWN, text={"flash=1": " other"})
+    here = place(str(fake.cli), tmp_path)
+    large = here.model._replace(context_length=8192)
+    wrong = Checker(here._replace(model=large), DEFAULT, SOON).problem(FLASH)
+    assert wrong and "other" in wrong
+    assert set(prompts(fake)) <= {QUESTION}
 
 
 def test_letters_as_tokens_need_fewer_words(tmp_path: Path) -> None:

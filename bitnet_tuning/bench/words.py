@@ -62,7 +62,10 @@ class Words:
         if setting == self._default:
             return None
         try:
-            return self._compared(setting, self._prompt(setting))
+            # The question alone is quick, and often enough to see that a setting is out.
+            prompts = dict.fromkeys((QUESTION, self._prompt(setting)))
+            found = (self._compared(setting, prompt) for prompt in prompts)
+            return next(filter(None, found), None)
         except _RunError as failed:
             return str(failed)
         except _ReferenceError as why:
