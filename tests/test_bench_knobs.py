@@ -103,6 +103,13 @@ def test_a_quota_bounds_the_counts(machine: Machine) -> None:
     assert counts(known(machine)) == [1, 2, 3]
 
 
+def test_of_a_quota_the_last_cpu_may_be_used_in_part(machine: Machine) -> None:
+    machine.regular(2).cgroup2("/", {"cpu.max": "150000 100000"})
+    facts = known(machine)
+    assert default_of(facts).threads == 1
+    assert counts(facts) == [2]
+
+
 def test_prompt_threads_stay_while_generation_is_tuned(machine: Machine) -> None:
     facts = known(machine.regular(16))
     default = default_of(facts)

@@ -4,6 +4,7 @@ obeys on this machine; pure."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
 from bitnet_tuning.bench.asks import Knob
@@ -66,9 +67,11 @@ def thread_changes(facts: Knobs, default: Setting, named: tuple[int, ...]) -> tu
 
 
 def _counts(facts: Knobs, default: Setting) -> set[int]:
-    """Around the number of cores, thinly below it, and every logical CPU."""
+    """Around the number of cores, thinly below it, and every logical CPU; or as many as a
+    quota feeds, its last one in part."""
     host, usable = facts.host, facts.host.usable_cores
-    logical = len(host.allowed) if host.quota is None else min(len(host.allowed), usable)
+    fed = len(host.allowed) if host.quota is None else max(1, ceil(host.quota))
+    logical = min(len(host.allowed), fed)
     if facts.effort == FULL:
         counts = {*range(1, min(usable, 2 * FEW_CORES) + 1), *_parts(usable, 8), usable - 1}
     elif usable <= FEW_CORES:
