@@ -425,6 +425,15 @@ def test_a_part_of_the_settings_never_replaces_what_a_whole_tuning_found(
         assert "--no-mmap" in plan(engine)["command"]
 
 
+def test_leaving_out_performance_mode_leaves_nothing_of_the_search_out(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    flags = ("--quick", "--modes", "default,optimized")
+    done = tuned(engine, tmp_path / "r.json", *flags, budget=20)
+    assert done.returncode == 0, done.stderr
+    assert document(tmp_path / "r.json")["profile"]["stored"], done.stdout
+
+
 def test_a_signal_after_the_decision_does_not_lose_it(engine: FakeEngine, tmp_path: Path) -> None:
     engine.curve(**QUIET, factors={"mmap=0": 1.3})
     output = tmp_path / "r.json"

@@ -151,7 +151,8 @@ def _against_it(results: Results, environ: Mapping[str, str]) -> str | None:
         return "the rounds were too few"
     # A part of the space that holds nothing better is no reason to forget a setting that
     # a whole tuning found.
-    is_part = results.options.threads is not None or results.options.modes is not None
+    asked = results.options
+    is_part = asked.threads is not None or "optimized" not in (asked.modes or ("optimized",))
     return "only a part of the settings was searched" if is_part else None
 
 
