@@ -8,8 +8,13 @@ from bitnet_tuning.bench.rounds import Objective
 from bitnet_tuning.bench.stats import Estimate
 from bitnet_tuning.setting import Change, Setting
 
-DEFAULT, UPSTREAM = "default", "upstream"
-"""Names of settings: what our plan computes, and what bitnet.cpp's own script does."""
+DEFAULT, UPSTREAM, PERFORMANCE = "default", "upstream", "performance"
+"""Names of settings: what our plan computes, what bitnet.cpp's own script does, and
+performance mode."""
+
+MODES = ("default", "optimized", "performance")
+"""As --modes has them: bitnet.cpp's own launcher, our plan and what is found from there,
+performance mode."""
 
 
 class Knob(NamedTuple):

@@ -8,16 +8,13 @@ from math import fsum
 
 from bitnet_tuning.bench import stats
 from bitnet_tuning.bench.asks import DEFAULT, Limits
+from bitnet_tuning.bench.failure import NO_END
 from bitnet_tuning.bench.race import Fit, fit
 from bitnet_tuning.bench.rounds import Round, value
 from bitnet_tuning.bench.stats import Estimate
 
 FAILURES = 2
 """So many, and a setting is out. One alone may be the machine's fault."""
-
-HANG = "no end after"
-"""How the problem of a run begins that was stopped for its length: once is enough, since
-each costs minutes."""
 
 
 class Ledger:
@@ -44,7 +41,8 @@ class Ledger:
         if wrong is not None:
             return wrong
         failures = self._failures[name]
-        hangs = [each for each in failures if each.startswith(HANG)]
+        # Once is enough: each that hung costs minutes.
+        hangs = [each for each in failures if each.startswith(NO_END)]
         return (hangs or failures)[-1] if hangs or len(failures) >= FAILURES else None
 
     def good(self, names: Iterable[str]) -> list[str]:

@@ -7,13 +7,13 @@ from statistics import median
 from typing import NamedTuple
 
 from bitnet_tuning.bench import stats
-from bitnet_tuning.bench.asks import DEFAULT, UPSTREAM
+from bitnet_tuning.bench.asks import DEFAULT, PERFORMANCE, UPSTREAM
 from bitnet_tuning.bench.document import Results
 from bitnet_tuning.bench.rounds import PP, TG, Round, Run
 from bitnet_tuning.bench.stats import Estimate
 from bitnet_tuning.setting import describe
 
-FIXED = (DEFAULT, UPSTREAM, "performance")
+FIXED = (DEFAULT, UPSTREAM, PERFORMANCE)
 """Settings that no search chose: all their rounds are fresh evidence."""
 
 DUEL = "duel"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bitnet_tuning import selftest
 from bitnet_tuning.bench import knobs
-from bitnet_tuning.bench.asks import DEFAULT, UPSTREAM, Space
+from bitnet_tuning.bench.asks import DEFAULT, MODES, PERFORMANCE, UPSTREAM, Space
 from bitnet_tuning.bench.knobs import QUICK, Knobs
 from bitnet_tuning.bench.rounds import PP, TG, Objective, Run
 from bitnet_tuning.bench.sizes import FIRST, SECOND, Sizes, choose_sizes
@@ -22,12 +22,6 @@ from bitnet_tuning.setting import Setting
 if TYPE_CHECKING:
     from bitnet_tuning.bench.measure import Bench
     from bitnet_tuning.bench.runner import Runner
-
-PERFORMANCE = "performance"
-
-MODES = ("default", "optimized", "performance")
-"""As --modes has them: bitnet.cpp's own launcher, our plan and what is found from there,
-performance mode."""
 
 BUDGETS = {"quick": 60.0, "normal": 300.0, "full": 1200.0}
 """Seconds, by effort."""

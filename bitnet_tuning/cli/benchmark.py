@@ -7,13 +7,12 @@ import json
 import os
 from collections.abc import Callable, Sequence
 
+from bitnet_tuning.bench.asks import MODES
+from bitnet_tuning.bench.rounds import OBJECTIVES
 from bitnet_tuning.cli import guarded
 from bitnet_tuning.cli.arguments import Parser, integer, number
 from bitnet_tuning.errors import MissingError, UsageError
 from bitnet_tuning.threads import MOST_THREADS_ENGINE
-
-OBJECTIVES = ("tg", "pp", "request")
-MODES = ("default", "optimized", "performance")
 
 LEAST_BUDGET = 5.0
 _LONGEST = 7 * 24 * 3600.0
