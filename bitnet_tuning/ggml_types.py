@@ -56,6 +56,10 @@ class ModelFile(NamedTuple):
     embedding_length: int | None
     vocabulary: int | None
     chat_template: bool
+    heads: int | None = None
+    """Attention heads."""
+    kv_width: int | None = None
+    """Numbers kept of one token in one layer: all heads' keys and values."""
 
 
 def tensor_bytes(kind: int, weights: int) -> int:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Sequence
 from math import prod
 
 from bitnet_tuning.errors import MissingError
-from bitnet_tuning.ggml_types import ModelFile, TypeShare, tensor_bytes, type_name
+from bitnet_tuning.ggml_types import ModelFile, TypeShare, tensor_bytes
+from bitnet_tuning.gguf_facts import integer, model_facts
 from bitnet_tuning.records import NamedTuple
 
 __all__ = ["ModelFile", "TensorInfo", "TypeShare", "read_model", "read_tensors"]
@@ -83,7 +83,7 @@ def read_model(path: str) -> ModelFile:
     folder, empty, no GGUF file, damaged, or shorter than its header says.
     """
     size, header = _read(path)
-    return _model(path, size, header.metadata, header.tensors)
+    return model_facts(path, size, header.metadata, header.tensors)
 
 
 def read_tensors(path: str) -> tuple[TensorInfo, ...]:
@@ -180,7 +180,7 @@ def _parse(data: mmap.mmap) -> _Header:
         raise _CorruptError("it holds no tensors")
     if not metadata.get("general.architecture"):
         raise _CorruptError("it does not name its architecture")
-    alignment = _integer(metadata.get("general.alignment")) or 32
+    alignment = integer(metadata.get("general.alignment")) or 32
     start = -(-reader.at // alignment) * alignment
     infos = tuple(info._replace(offset=start + info.offset) for info in relative)
     _check_length(infos, reader.end)
@@ -256,49 +256,3 @@ def _check_length(infos: tuple[TensorInfo, ...], size: int) -> None:
     needed = max(info.offset + tensor_bytes(info.kind, info.weights) for info in infos)
     if needed > size:
         raise _CorruptError(f"it is truncated: {size} bytes of {needed}")
-
-
-def _model(
-    path: str,
-    size: int,
-    metadata: dict[str, Value | None],
-    infos: tuple[TensorInfo, ...],
-) -> ModelFile:
-    file_type = _integer(metadata.get("general.file_type"))
-    architecture = str(metadata["general.architecture"])
-    stated = {
-        key: _integer(metadata.get(f"{architecture}.{key}"))
-        for key in ("context_length", "block_count", "embedding_length", "vocab_size")
-    }
-    return ModelFile(
-        path=path,
-        size=size,
-        architecture=architecture,
-        name=str(metadata.get("general.name") or os.path.basename(path)),
-        quantization=_dominant(infos, file_type),
-        types=_shares(infos, file_type),
-        context_length=stated["context_length"],
-        layers=stated["block_count"],
-        embedding_length=stated["embedding_length"],
-        vocabulary=stated["vocab_size"] or _integer(metadata.get("tokenizer.ggml.tokens")),
-        chat_template="tokenizer.chat_template" in metadata,
-    )
-
-
-def _integer(value: Value | None) -> int | None:
-    return int(value) if isinstance(value, int) else None
-
-
-def _shares(infos: Sequence[TensorInfo], file_type: int | None) -> tuple[TypeShare, ...]:
-    shares: dict[str, TypeShare] = {}
-    for info in infos:
-        name = type_name(info.kind, file_type)
-        share = shares.get(name, TypeShare(name, 0, 0))
-        shares[name] = TypeShare(name, share.tensors + 1, share.weights + info.weights)
-    return tuple(sorted(shares.values(), key=lambda share: -share.weights))
-
-
-def _dominant(infos: Sequence[TensorInfo], file_type: int | None) -> str:
-    """Of the layers only: a small model's embedding outweighs its ternary weights."""
-    layers = [info for info in infos if info.name.startswith("blk.")] or infos
-    return _shares(layers, file_type)[0].name

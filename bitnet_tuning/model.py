@@ -28,7 +28,13 @@ _SHAPE: Shape = {
     "embedding_length": (int, ABSENT),
     "vocabulary": (int, ABSENT),
     "chat_template": bool,
+    "heads": (int, ABSENT),
+    "kv_width": (int, ABSENT),
 }
+
+
+KIND = "header"
+"""Of what is remembered of a model's file."""
 
 
 class Choice(NamedTuple):
@@ -83,7 +89,7 @@ def know(path: str, state: State) -> ModelFile:
         key = ":".join(str(part) for part in identity(os.path.abspath(path)))
     except (OSError, ValueError):
         return _header(path)
-    record = state.load("model", key, _SHAPE)
+    record = state.load(KIND, key, _SHAPE)
     try:
         return _from_record(path, record) if record else _read(path, key, state)
     except (KeyError, TypeError):
@@ -92,7 +98,7 @@ def know(path: str, state: State) -> ModelFile:
 
 def _read(path: str, key: str, state: State) -> ModelFile:
     model = _header(path)
-    state.store("model", key, model._asdict())
+    state.store(KIND, key, model._asdict())
     return model
 
 

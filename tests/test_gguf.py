@@ -85,7 +85,22 @@ def test_a_bitnet_model(path: Path) -> None:
         embedding_length=256,
         vocabulary=32000,
         chat_template=False,
+        heads=None,
+        kv_width=None,
     )
+
+
+def test_the_width_of_the_cache(path: Path) -> None:
+    """Heads that share keys and values, stated lengths, and none of it."""
+
+    def width(**stated: int) -> int | None:
+        named = {f"bitnet-b1.58.attention.{key}": value for key, value in stated.items()}
+        return read_model(str(write_bitnet(path, **named))).kv_width  # type: ignore[arg-type]
+
+    assert width(head_count=8, head_count_kv=2) == 2 * (32 + 32)
+    assert width(head_count=8, head_count_kv=2, key_length=64, value_length=16) == 2 * (64 + 16)
+    assert width(head_count=8) == 2 * 256
+    assert width(head_count=8, head_count_kv=30) == 2 * 256
 
 
 @pytest.mark.parametrize("kind", ["i2_s", "tq1_0", "tq2_0", "tl1", "tl2"])

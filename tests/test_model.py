@@ -231,11 +231,11 @@ def test_a_record_of_another_form_is_not_used(
     path = add(tmp_path, "model.gguf")
     first = know(path, state)
     key = f"{path}:{os.stat(path).st_size}:{os.stat(path).st_mtime_ns}"
-    record = state.load("model", key)
+    record = state.load("header", key)
     assert record is not None
-    state.store("model", key, {**record, **change})
+    state.store("header", key, {**record, **change})
     assert know(path, state) == first
-    state.store("model", key, {"name": "x"})
+    state.store("header", key, {"name": "x"})
     assert know(path, state) == first
     assert len(reads) == 3
 

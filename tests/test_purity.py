@@ -26,6 +26,8 @@ PURE = (
     "outcome",
     "cpulist",
     "ggml_types",
+    "gguf_facts",
+    "memory_need",
     "request",
     "setting",
     "profile_record",

@@ -10,7 +10,13 @@ import sys
 from bitnet_tuning.host.cgroups import read_cgroups
 from bitnet_tuning.host.isa import read_isa
 from bitnet_tuning.host.kinds import Hybrid, read_kinds
-from bitnet_tuning.host.limits import Privileges, allowed_cpus, cpu_quota, read_privileges
+from bitnet_tuning.host.limits import (
+    Privileges,
+    allowed_cpus,
+    cpu_quota,
+    memory_nodes,
+    read_privileges,
+)
 from bitnet_tuning.host.memory import Memory, read_memory
 from bitnet_tuning.host.power import read_governor
 from bitnet_tuning.host.root import Root
@@ -52,6 +58,8 @@ class Host(NamedTuple):
     """False where the kernel did not say which CPUs share a core."""
     brand: str | None = None
     """What the processor is called."""
+    mems: frozenset[int] | None = None
+    """NUMA nodes whose memory may be used; None where the only one is."""
 
     @property
     def packages(self) -> int:
@@ -110,4 +118,5 @@ def _read_linux(root: Root) -> Host:
         isa=isa.flags,
         topology_known=topology.complete,
         brand=isa.brand,
+        mems=memory_nodes(root) if len(topology.nodes) > 1 else None,
     )

@@ -59,6 +59,14 @@ def allowed_cpus(root: Root, online: frozenset[int]) -> frozenset[int]:
     return (mask & online if mask else frozenset()) or online
 
 
+def memory_nodes(root: Root) -> frozenset[int] | None:
+    """NUMA nodes whose memory this process may use (cpuset(7)); None where not stated."""
+    try:
+        return parse_list(_status(root)["Mems_allowed_list"]) or None
+    except (KeyError, ValueError):
+        return None
+
+
 def _live_affinity() -> frozenset[int] | None:
     try:
         return frozenset(os.sched_getaffinity(0))

@@ -27,6 +27,9 @@ class Node(NamedTuple):
 
     id: int
     cpus: frozenset[int]
+    free: int | None = None
+    """Bytes of its memory that are free or hold file pages nobody used lately; None where
+    not known, and on the only node: there the machine's own figures say it."""
 
 
 class Topology(NamedTuple):
@@ -122,7 +125,21 @@ def _nodes(root: Root, online: frozenset[int]) -> tuple[Node, ...]:
     """Nodes with their online CPUs; one implicit node where the kernel has no node folder."""
     ids = _numbered(root, NODE, "node")
     nodes = tuple(Node(node, _node_cpus(root, node) & online) for node in ids)
-    return nodes if any(node.cpus for node in nodes) else (Node(0, online),)
+    if not any(node.cpus for node in nodes):
+        return (Node(0, online),)
+    if len(nodes) < 2:
+        return nodes
+    return tuple(node._replace(free=_node_free(root, node.id)) for node in nodes)
+
+
+def _node_free(root: Root, node: int) -> int | None:
+    """``Node 0 MemFree:  123 kB``. Inactive file pages give way before a process dies."""
+    kilobytes: dict[str, int | None] = {}
+    for line in (root.read(f"{NODE}/node{node}/meminfo") or "").splitlines():
+        key, _, value = line.partition(":")
+        kilobytes[key.rpartition(" ")[2]] = as_integer(value.removesuffix("kB").strip())
+    free = kilobytes.get("MemFree")
+    return None if free is None else 1024 * (free + (kilobytes.get("Inactive(file)") or 0))
 
 
 def _node_cpus(root: Root, node: int) -> frozenset[int]:
