@@ -3,6 +3,8 @@ sees it."""
 
 from __future__ import annotations
 
+from bitnet_tuning.batching import logical
+from bitnet_tuning.cpulist import format_list
 from bitnet_tuning.records import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
     from bitnet_tuning.engine import Engine
     from bitnet_tuning.ggml_types import ModelFile
     from bitnet_tuning.host import Host, Privileges
+    from bitnet_tuning.host.huge import HugePages
     from bitnet_tuning.profile_record import Profile
     from bitnet_tuning.request import Request
     from bitnet_tuning.setting import Setting
@@ -27,9 +30,18 @@ class Facts(NamedTuple):
     feeds_stdin: bool = False
     """Whether the engine's input will be a pipe that this program fills."""
     privileges: Privileges | None = None
-    """What performance mode may use; None where it is not asked for."""
+    """What performance mode and locked memory may use; None where neither is asked for."""
     profile: Profile | None = None
     """What was measured for this host, engine and model."""
+    prompt_file_bytes: int | None = None
+    """Of the request's prompt file; None for none, and for a pipe."""
+    numactl: bool = False
+    """Whether it is installed; only looked for on several NUMA nodes."""
+    cached: dict[int, int] | None = None
+    """Pages of the model's file in the page cache by NUMA node, or a sample of them; None
+    where not known, and on one node."""
+    huge: HugePages | None = None
+    """None where huge pages are not asked for."""
 
 
 class Plan(NamedTuple):
@@ -56,6 +68,10 @@ class Plan(NamedTuple):
     """How eagerly threads wait, 0 to 100."""
     numa: str | None = None
     """``distribute``, ``isolate`` or ``numactl``."""
+    node: int | None = None
+    """The NUMA node whose memory is taken first, by numactl."""
+    interleave: frozenset[int] | None = None
+    """NUMA nodes over which numactl spreads memory."""
 
 
 def setting_of(plan: Plan) -> Setting:
@@ -74,12 +90,16 @@ def setting_of(plan: Plan) -> Setting:
         numa=plan.numa,
         mlock=plan.mlock,
         nice=plan.nice,
+        node=plan.node,
+        interleave=plan.interleave,
     )
 
 
 def apply_setting(plan: Plan, setting: Setting, request: Request, facts: Facts) -> Plan:
     """The plan with all that can be tuned as ``setting`` has it, its command built anew."""
     tuned = plan._replace(**{**setting._asdict(), "env": dict(setting.env)})
+    if setting.ubatch != plan.ubatch:
+        tuned = tuned._replace(batch=request.batch or logical(setting.ubatch))
     command = build_command(tuned, request, facts.engine, facts.feeds_stdin)
     return tuned._replace(command=command)
 
@@ -93,6 +113,7 @@ def build_command(
     """
     flags = engine.chat_flags if request.chat else engine.flags
     command = [
+        *memory_policy(plan.node, plan.interleave),
         *engine.program(request.chat),
         *("-m", plan.model),
         *("-n", str(request.n_predict)),
@@ -113,6 +134,15 @@ def build_command(
         *request.extra,
     ]
     return tuple(command)
+
+
+def memory_policy(node: int | None, interleave: frozenset[int] | None) -> tuple[str, ...]:
+    """What stands before the engine's argv so that its memory comes from these nodes. numactl
+    becomes the engine, and asks for what other nodes may give where one is full: nothing is
+    killed for it."""
+    if interleave is not None:
+        return ("numactl", f"--interleave={format_list(interleave)}", "--")
+    return () if node is None else ("numactl", f"--preferred={node}", "--")
 
 
 def _prompt(request: Request, flags: frozenset[str]) -> tuple[str, ...]:

@@ -103,12 +103,12 @@ def locate(named: str | None, environ: Mapping[str, str], folders: tuple[str, ..
         if name:
             return _named(name, source)
     for folder in folders:
-        found = _built_below(folder)
-        if found:
-            return Location(found, f"found in {os.path.dirname(found)}")
-    on_path = _on_path(environ.get("PATH", ""))
-    if on_path:
-        return Location(on_path, "found on PATH")
+        built = _built_below(folder)
+        if built:
+            return Location(built, f"found in {os.path.dirname(built)}")
+    found = on_path(environ.get("PATH", ""))
+    if found:
+        return Location(found, "found on PATH")
     if has_embedded():
         return _embedded("no compiled engine was found")
     raise MissingError(
@@ -146,9 +146,10 @@ def _built_below(folder: str) -> str | None:
     return None
 
 
-def _on_path(path: str) -> str | None:
+def on_path(path: str, name: str = _CLI) -> str | None:
+    """A program in one of the folders of PATH."""
     for folder in path.split(os.pathsep):
-        candidate = os.path.join(folder or os.curdir, _CLI)
+        candidate = os.path.join(folder or os.curdir, name)
         if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
             return os.path.abspath(candidate)
     return None

@@ -30,7 +30,13 @@ BINDING_BY_USER = (
 
 WAITING_BY_USER = ("KMP_BLOCKTIME", "OMP_WAIT_POLICY", "KMP_LIBRARY")
 
-TUNABLE = frozenset((*THREAD_COUNTS, *BINDING, *WAITING_BY_USER, "GOMP_SPINCOUNT"))
+ACTIVE = {LLVM: ("KMP_BLOCKTIME", "infinite"), GOMP: ("OMP_WAIT_POLICY", "active")}
+"""What keeps a runtime's threads spinning while they wait, however long. With LLVM's,
+OMP_WAIT_POLICY=active means the same and is outranked by KMP_BLOCKTIME."""
+
+TUNABLE = frozenset(
+    (*THREAD_COUNTS, *BINDING, *WAITING_BY_USER, "GOMP_SPINCOUNT", "GLIBC_TUNABLES")
+)
 """All that a measured setting may bring into an engine's environment."""
 
 
@@ -47,15 +53,19 @@ def choose_variables(
     threads: int,
     quota_binds: bool,
     environ: Mapping[str, str],
+    *,
+    moved: bool = False,
 ) -> OpenMP:
-    """What to set for an engine with this OpenMP ``runtime`` (None: not known).
+    """What to set for an engine with this OpenMP ``runtime`` (None: not known). ``moved`` says
+    that the engine binds its threads to NUMA nodes by itself.
 
     Nothing that the user set is set again; a variable that the engine ignores is left out.
     """
     wanted = _thread_counts(runtime, blas, threads)
     reasons = [_runtime_sentence(runtime)]
     if runtime not in (NONE, MSVC):
-        wanted |= _binding(environ)
+        wanted |= {} if moved else _binding(environ)
+        reasons += ["threads not bound: the engine moves them to its nodes"] if moved else []
         reasons += [f"threads not bound: you set {name}" for name in _set(environ, BINDING_BY_USER)]
     if runtime == LLVM:
         waiting = _waiting(quota_binds, environ)
@@ -79,6 +89,11 @@ def _waiting(quota_binds: bool, environ: Mapping[str, str]) -> OpenMP:
         return OpenMP({}, "KMP_BLOCKTIME is left alone: spinning would use up the CPU quota")
     reason = "KMP_BLOCKTIME keeps its threads awake between tokens"
     return OpenMP({"KMP_BLOCKTIME": BLOCKTIME_MS}, reason)
+
+
+def waits_by_user(environ: Mapping[str, str]) -> list[str]:
+    """Variables by which the user chose how threads wait."""
+    return _set(environ, (*WAITING_BY_USER, "GOMP_SPINCOUNT"))
 
 
 def _set(environ: Mapping[str, str], names: tuple[str, ...]) -> list[str]:

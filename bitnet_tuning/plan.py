@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from bitnet_tuning.batching import Batch, choose_batch
 from bitnet_tuning.command import Facts, Plan, apply_setting, build_command
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.ggml_types import I2_S
-from bitnet_tuning.openmp import choose_variables
+from bitnet_tuning.memory_need import need_of, sum_text
+from bitnet_tuning.openmp import OpenMP, choose_variables
+from bitnet_tuning.parts import BY_DEFAULT, Boost, Loading, Placement
 from bitnet_tuning.records import TYPE_CHECKING, NamedTuple
 from bitnet_tuning.threads import Threads, choose_threads
 
@@ -13,19 +16,12 @@ if TYPE_CHECKING:
     from bitnet_tuning.engine import Engine
     from bitnet_tuning.gguf import ModelFile
     from bitnet_tuning.host import Host
+    from bitnet_tuning.memory_need import Need
     from bitnet_tuning.request import Request
 
 __all__ = ["KERNEL_ISA", "Facts", "Plan", "apply_setting", "make_plan"]
 
 GIBIBYTE = 1 << 30
-MEBIBYTE = 1 << 20
-
-PERFORMANCE_NICE = -5
-"""Niceness asked for in performance mode: before ordinary work, behind the kernel's own."""
-
-MLOCK_SHARE = 0.8
-"""Of the available memory a locked model may take at most this much."""
-
 
 KERNEL_ISA = frozenset(("AVX2", "NEON", "ARM_FMA"))
 """As ``system_info`` names them: i2_s has kernels for these only."""
@@ -42,59 +38,133 @@ def make_plan(request: Request, facts: Facts) -> Plan:
     return with_profile(computed, facts.profile, request, facts)
 
 
+class _Parts(NamedTuple):
+    """The decisions that a plan is made of."""
+
+    threads: Threads
+    env: OpenMP
+    batch: Batch
+    placement: Placement
+    loading: Loading
+    boost: Boost | None
+
+
 def _computed(request: Request, facts: Facts) -> Plan:
     """From the facts alone."""
-    host, engine, model, environ = facts.host, facts.engine, facts.model, facts.environ
+    engine, model = facts.engine, facts.model
     check_pair(engine, model)
+    parts = _decide(request, facts)
+    threads, placement, loading, boost = parts.threads, parts.placement, parts.loading, parts.boost
+    extra = boost.env if boost else {}
+    draft = Plan(
+        command=(),
+        env={**parts.env.variables, **extra, **loading.env},
+        cpus=boost.cpus if boost and boost.cpus is not None else placement.cpus,
+        threads=threads.generation,
+        threads_batch=placement.prompt_threads,
+        batch=parts.batch.batch,
+        ubatch=parts.batch.ubatch,
+        engine=engine.path,
+        model=model.path,
+        reasons=_reasons(request, facts, parts),
+        warnings=(
+            *threads.warnings,
+            *(boost.warnings if boost else ()),
+            *loading.warnings,
+            *placement.warnings,
+            *parts.batch.warnings,
+            *_kernel_warnings(engine, model),
+            *_memory_warnings(facts.host, model),
+        ),
+        mlock=loading.mlock,
+        nice=boost.nice if boost else 0,
+        mmap=loading.mmap,
+        poll=boost.poll if boost else None,
+        numa=placement.numa,
+        node=placement.node,
+        interleave=placement.interleave,
+    )
+    command = build_command(draft, request, engine, facts.feeds_stdin)
+    return draft._replace(command=command)
+
+
+def _decide(request: Request, facts: Facts) -> _Parts:
+    """Each part from the facts and the parts before it."""
+    host, engine, environ = facts.host, facts.engine, facts.environ
+    flags = engine.chat_flags if request.chat else engine.flags
     threads = choose_threads(
         host, environ, request.threads, request.threads_batch, request.max_threads
     )
+    size = _prompt_bytes(request, facts)
+    batch = choose_batch(request, facts.model, size, host.memory.available, "-ub" in flags)
+    need = need_of(facts.model, request.ctx_size, batch.ubatch)
+    placement = _placement(facts, threads, need, flags)
     openmp = choose_variables(
-        engine.openmp, engine.blas, threads.generation, host.quota_binds, environ
+        *(engine.openmp, engine.blas, threads.generation, host.quota_binds, environ),
+        moved=placement.numa is not None,
     )
-    boost = _boost(facts, request.chat) if request.performance else NO_BOOST
-    draft = Plan(
-        command=(),
-        env=openmp.variables,
-        cpus=threads.cpus,
-        threads=threads.generation,
-        threads_batch=threads.prompt,
-        batch=request.batch,
-        ubatch=request.ubatch,
-        engine=engine.path,
-        model=model.path,
-        reasons={},
-        warnings=(
-            *threads.warnings,
-            *boost.warnings,
-            *_kernel_warnings(engine, model),
-            *_memory_warnings(host, model),
-        ),
-        mlock=boost.mlock,
-        nice=boost.nice,
-    )
-    reasons = _reasons(request, facts, threads, openmp.reason)
+    boost = None
     if request.performance:
-        reasons["performance"] = boost.reason
-    return draft._replace(
-        command=build_command(draft, request, engine, facts.feeds_stdin), reasons=reasons
+        from bitnet_tuning.boost import choose_boost  # noqa: PLC0415
+
+        most = max(threads.generation, placement.prompt_threads)
+        boost = choose_boost(facts, most, placement, flags)
+    loading = _loading(request, facts, need, flags)
+    return _Parts(threads, openmp, batch, placement, loading, boost)
+
+
+def _prompt_bytes(request: Request, facts: Facts) -> int | None:
+    if request.chat:
+        return None
+    if request.prompt_file is not None:
+        return facts.prompt_file_bytes
+    return (
+        None if request.prompt is None else len(request.prompt.encode("utf-8", "surrogateescape"))
     )
 
 
-def _reasons(request: Request, facts: Facts, threads: Threads, env_reason: str) -> dict[str, str]:
+def _placement(facts: Facts, threads: Threads, need: Need, flags: frozenset[str]) -> Placement:
+    """Most machines have one node; they load no code for more."""
+    if len(facts.host.nodes) < 2:
+        return Placement(threads.cpus, threads.prompt, "one NUMA node: nothing to do")
+    from bitnet_tuning.placement import choose_placement  # noqa: PLC0415
+
+    return choose_placement(facts, threads, need, flags)
+
+
+def _loading(request: Request, facts: Facts, need: Need, flags: frozenset[str]) -> Loading:
+    if request.memory is None and not request.performance:
+        return Loading(
+            None, False, {}, f"{BY_DEFAULT}; {sum_text(need, facts.host.memory.available)}"
+        )
+    from bitnet_tuning.loading import choose_loading  # noqa: PLC0415
+
+    return choose_loading(request, facts, flags, need, lock=request.performance)
+
+
+def _reasons(request: Request, facts: Facts, parts: _Parts) -> dict[str, str]:
     """A sentence for every field of a plan."""
-    model = facts.model
-    return {
+    model, threads, placement, boost = facts.model, parts.threads, parts.placement, parts.boost
+    cpus_reason = placement.cpus_reason or threads.cpus_reason
+    if boost and boost.cpus_reason:
+        cpus_reason = boost.cpus_reason
+    prompt_reason = threads.prompt_reason
+    if placement.prompt_threads != threads.prompt:
+        prompt_reason = f"{placement.prompt_threads}: the cores of the node that generates"
+    reasons = {
         "command": _why_command(facts.engine, request),
-        "env": env_reason,
-        "cpus": threads.cpus_reason,
+        "env": parts.env.reason,
+        "cpus": cpus_reason,
         "threads": threads.reason,
-        "threads_batch": threads.prompt_reason,
-        "batch": _why_batch(request.batch, "--batch-size"),
-        "ubatch": _why_batch(request.ubatch, "--ubatch-size"),
+        "threads_batch": prompt_reason,
+        "batch": parts.batch.reason,
+        "ubatch": parts.batch.ubatch_reason,
         "engine": facts.engine.location.source,
         "model": f"{facts.model_reason}: {model.architecture}, {model.quantization}",
+        "numa": placement.reason,
+        "memory": parts.loading.reason,
     }
+    return {**reasons, "performance": boost.reason} if boost else reasons
 
 
 def check_pair(engine: Engine, model: ModelFile) -> None:
@@ -127,50 +197,6 @@ def _why_command(engine: Engine, request: Request) -> str:
     if engine.completion:
         return "one-shot prompts belong to llama-completion; llama-cli beside it is a chat program"
     return "llama-cli completes a prompt and exits"
-
-
-def _why_batch(asked: int | None, flag: str) -> str:
-    return f"as {flag} says" if asked else "the engine's own default"
-
-
-class _Boost(NamedTuple):
-    """What performance mode comes to."""
-
-    mlock: bool
-    nice: int
-    reason: str
-    warnings: tuple[str, ...]
-
-
-NO_BOOST = _Boost(False, 0, "", ())
-
-
-def _boost(facts: Facts, chat: bool) -> _Boost:
-    refused = _no_lock(facts, facts.engine.chat_flags if chat else facts.engine.flags)
-    privileges = facts.privileges
-    lowest = privileges.lowest_nice if privileges else 0
-    nice = PERFORMANCE_NICE if lowest <= PERFORMANCE_NICE else 0
-    warnings = [refused] if refused else []
-    if not nice:
-        warnings.append("priority is not raised: that needs root or a nice limit (ulimit -e)")
-    said = [f"niceness {nice:+d} where the kernel grants it" if nice else "ordinary priority"]
-    said.append("the model stays unlocked" if refused else "the model is locked in memory")
-    return _Boost(not refused, nice, "; ".join(said), tuple(warnings))
-
-
-def _no_lock(facts: Facts, flags: frozenset[str]) -> str | None:
-    """Why the model is not locked in memory, or None where that is allowed and safe."""
-    model, available = facts.model, facts.host.memory.available
-    limit = facts.privileges.lockable if facts.privileges else 0
-    if not flags & {"--mlock", "--load-mode"}:
-        return "the model is not locked in memory: this engine cannot"
-    if available is None or model.size > MLOCK_SHARE * available:
-        return "the model is not locked in memory: too little is available"
-    if limit is not None and model.size > limit:
-        return (
-            f"the model is not locked in memory: the limit is {limit // MEBIBYTE} MiB (ulimit -l)"
-        )
-    return None
 
 
 def _kernel_warnings(engine: Engine, model: ModelFile) -> tuple[str, ...]:

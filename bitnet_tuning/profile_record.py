@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 OBJECTIVES = ("tg", "pp", "request")
 NUMA = ("distribute", "isolate", "numactl")
 _MOST_UBATCH = 1 << 20
+_MOST_NODES = 1 << 10
+"""The kernel's MAX_NUMNODES at most."""
 _LONGEST = 1 << 16
 """Characters of a text; the list of a large host's cores has some thousands."""
 
@@ -162,7 +164,9 @@ def _check_setting(setting: Setting, allowed: str) -> None:
         (not 1 <= (setting.ubatch or 1) <= _MOST_UBATCH, f"a micro-batch of {setting.ubatch}"),
         (not 0 <= (setting.poll or 0) <= 100, f"a poll level of {setting.poll}"),
         (setting.numa not in (None, *NUMA), f"numa {setting.numa!r}"),
-        (setting.mlock or setting.nice != 0, "a locked model or a priority"),
+        (setting.nice != 0, "a priority"),
+        (not 0 <= (setting.node or 0) < _MOST_NODES, f"node {setting.node}"),
+        (setting.interleave == frozenset(), "no nodes to spread memory over"),
     )
     for is_wrong, what in wrong:
         if is_wrong:

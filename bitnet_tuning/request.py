@@ -29,6 +29,8 @@ class Request(NamedTuple):
     seed: int | None = None
     chat: bool = False
     performance: bool = False
+    memory: str | None = None
+    """How the model gets into memory, as ``loading.WAYS`` has it."""
     profile: bool = True
     """Whether a measured profile may decide."""
     extra: tuple[str, ...] = ()

@@ -35,6 +35,10 @@ class Setting(NamedTuple):
     """``distribute``, ``isolate`` or ``numactl``."""
     mlock: bool = False
     nice: int = 0
+    node: int | None = None
+    """The NUMA node whose memory is taken first, by numactl."""
+    interleave: frozenset[int] | None = None
+    """NUMA nodes over which numactl spreads memory."""
 
 
 UPSTREAM = Setting(2, 2)
@@ -78,6 +82,8 @@ def describe(setting: Setting) -> str:
     words += [f"{'' if on else 'no '}{name}" for name, on in _switches(setting) if on is not None]
     words += [f"{name} {value}" for name, value in _values(setting) if value is not None]
     words += [f"{name}={text}" for name, text in setting.env if name not in THREAD_COUNTS]
+    if setting.interleave is not None:
+        words.append(f"memory spread over nodes {format_list(setting.interleave)}")
     if setting.mlock:
         words.append("model locked")
     if setting.nice:
@@ -90,21 +96,29 @@ def _switches(setting: Setting) -> tuple[tuple[str, bool | None], ...]:
 
 
 def _values(setting: Setting) -> tuple[tuple[str, int | str | None], ...]:
-    return (("micro-batch", setting.ubatch), ("poll", setting.poll), ("numa", setting.numa))
+    return (
+        ("micro-batch", setting.ubatch),
+        ("poll", setting.poll),
+        ("numa", setting.numa),
+        ("memory of node", setting.node),
+    )
 
 
 def as_json(setting: Setting) -> dict[str, Any]:
-    """With the environment as an object and CPUs as a list like ``0-3,8``."""
+    """With the environment as an object, CPUs and nodes as a list like ``0-3,8``."""
     facts = setting._asdict()
     facts["env"] = dict(setting.env)
-    facts["cpus"] = None if setting.cpus is None else format_list(setting.cpus)
+    for name in SETS:
+        facts[name] = None if facts[name] is None else format_list(facts[name])
     return facts
 
 
 def from_json(facts: Mapping[str, Any]) -> Setting:
-    """Raises ValueError for what ``as_json`` never writes."""
-    if not isinstance(facts, Mapping) or set(facts) != set(Setting._fields):
+    """Raises ValueError for what ``as_json`` never writes. Fields that came later may be
+    missing: a file from before them has nothing to say there."""
+    if not isinstance(facts, Mapping) or {*_LATER, *facts} != set(Setting._fields):
         raise ValueError("a setting has other fields")
+    facts = {**dict.fromkeys(_LATER), **facts}
     for name, kinds in _KINDS.items():
         value = facts[name]
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
@@ -114,11 +128,14 @@ def from_json(facts: Mapping[str, Any]) -> Setting:
     env = facts["env"]
     if not all(isinstance(text, str) for pair in env.items() for text in pair):
         raise ValueError("the environment of a setting holds more than texts")
-    cpus = None if facts["cpus"] is None else parse_list(facts["cpus"])
-    return Setting(**{**facts, "env": tuple(sorted(env.items())), "cpus": cpus})
+    sets = {name: facts[name] if facts[name] is None else parse_list(facts[name]) for name in SETS}
+    return Setting(**{**facts, "env": tuple(sorted(env.items())), **sets})
 
 
 _ABSENT = type(None)
+SETS = ("cpus", "interleave")
+"""Fields that hold sets, which a file has as lists like ``0-3,8``."""
+_LATER = ("node", "interleave")
 _KINDS: dict[str, tuple[type, ...]] = {
     "threads": (int,),
     "threads_batch": (int,),
@@ -131,4 +148,6 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "numa": (str, _ABSENT),
     "mlock": (bool,),
     "nice": (int,),
+    "node": (int, _ABSENT),
+    "interleave": (str, _ABSENT),
 }

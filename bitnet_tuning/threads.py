@@ -35,6 +35,8 @@ class Threads(NamedTuple):
     prompt_reason: str
     cpus_reason: str
     warnings: tuple[str, ...] = ()
+    prompt_asked: bool = False
+    """Whether the user set the number of threads for the prompt."""
 
 
 class Asked(NamedTuple):
@@ -66,6 +68,7 @@ def choose_threads(
             prompt_reason="as many as for generation, which you set",
             cpus_reason="not bound: the number of threads is yours",
             warnings=_oversubscribed(asked.number, host, asked.by),
+            prompt_asked=True,
         )
     if threads_batch:
         computed = computed._replace(
@@ -73,6 +76,7 @@ def choose_threads(
             **_unbound(computed, threads_batch),
             prompt_reason=f"{threads_batch}, as --threads-batch says",
             warnings=computed.warnings + _oversubscribed(threads_batch, host, "--threads-batch"),
+            prompt_asked=True,
         )
     return computed
 

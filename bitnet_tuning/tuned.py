@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from bitnet_tuning.command import apply_setting
+from bitnet_tuning.loading import COPY_SHARE, TUNABLES, no_lock
+from bitnet_tuning.memory_need import fits, need_of
 from bitnet_tuning.openmp import (
     BINDING,
     THREAD_COUNTS,
@@ -11,6 +13,7 @@ from bitnet_tuning.openmp import (
     exported,
     user_set,
 )
+from bitnet_tuning.parts import AUTO
 from bitnet_tuning.profile_record import Profile, claim, day
 from bitnet_tuning.records import TYPE_CHECKING
 from bitnet_tuning.setting import Setting, describe
@@ -25,9 +28,8 @@ if TYPE_CHECKING:
     from bitnet_tuning.host import Host
     from bitnet_tuning.request import Request
 
-COPY_SHARE = 0.8
-"""Of the available memory, which a model read without mmap may take at most: unlike mapped
-pages, its copy cannot be dropped."""
+_USUAL_CONTEXT = 2048
+"""Tokens, as run_inference.py has it by default."""
 
 _FLAGS = {
     "mmap": ("--no-mmap", "--load-mode"),
@@ -62,14 +64,18 @@ def _noted(plan: Plan, note: str) -> Plan:
 def _tuned(plan: Plan, found: Setting, why: str, request: Request, facts: Facts) -> Plan:
     obeyed = found._replace(**_not_obeyed(request, facts))
     room = has_room(facts.host, facts.model) or obeyed.mmap is not False
+    asked = request.memory not in (None, AUTO)
     wanted = obeyed._replace(
-        env=tuple(_environment(found, facts.environ).items()),
+        env=_environment(plan, found, request, facts, copied=asked or room),
         cpus=None if binds_itself(facts.environ) else found.cpus,
-        ubatch=request.ubatch or found.ubatch,
-        mmap=obeyed.mmap if room else None,
-        mlock=plan.mlock,
+        # A prompt that fits in less was given less, and so was one for want of memory.
+        ubatch=request.ubatch or plan.ubatch or found.ubatch,
+        mmap=plan.mmap if asked else obeyed.mmap if room else None,
+        mlock=plan.mlock or (found.mlock and not asked and _may_lock(request, facts)),
         nice=plan.nice,
     )
+    if request.performance:
+        wanted = _boosted(wanted, plan)
     tuned = apply_setting(plan, wanted, request, facts)
     if _is_partial(wanted, found):
         why = f"{why}, with more than can be used here"
@@ -80,35 +86,69 @@ def _tuned(plan: Plan, found: Setting, why: str, request: Request, facts: Facts)
     )
 
 
+def _boosted(wanted: Setting, plan: Plan) -> Setting:
+    """What performance mode adds: eager waiting, and CPUs where none were measured and the
+    planned ones hold all threads."""
+    threads = max(wanted.threads, wanted.threads_batch)
+    held = threads <= max(plan.threads, plan.threads_batch)
+    return wanted._replace(
+        cpus=wanted.cpus or (plan.cpus if held else None),
+        poll=plan.poll if wanted.poll is None else wanted.poll,
+    )
+
+
+def _may_lock(request: Request, facts: Facts) -> bool:
+    need = need_of(facts.model, request.ctx_size, request.ubatch)
+    flags = facts.engine.chat_flags if request.chat else facts.engine.flags
+    return no_lock(flags, need, facts.host.memory.available, facts.privileges) is None
+
+
 def _is_partial(wanted: Setting, found: Setting) -> bool:
-    """Whether something of what was measured is missing; performance mode only adds."""
-    same = wanted._replace(env=found.env, mlock=found.mlock, nice=found.nice) == found
-    return not same or not set(found.env) <= set(wanted.env)
+    """Whether something of what was measured is missing. Performance mode only adds, and a
+    prompt that one micro-batch holds loses nothing by another size."""
+    added: dict[str, Any] = {"env": found.env, "nice": found.nice, "ubatch": found.ubatch}
+    if wanted.mlock:
+        added["mlock"] = found.mlock
+    for name in ("cpus", "poll"):
+        if getattr(found, name) is None:
+            added[name] = None
+    missing = dict(found.env).keys() - dict(wanted.env).keys()
+    return wanted._replace(**added) != found or bool(missing)
 
 
 def _not_obeyed(request: Request, facts: Facts) -> dict[str, Any]:
     flags = facts.engine.chat_flags if request.chat else facts.engine.flags
-    return {field: None for field, names in _FLAGS.items() if not flags.intersection(names)}
+    missing = {field: None for field, names in _FLAGS.items() if not flags.intersection(names)}
+    return missing if facts.numactl else {**missing, "node": None, "interleave": None}
 
 
 def has_room(host: Host, model: ModelFile) -> bool:
-    """Whether the model may be read without mmap."""
-    available = host.memory.available
-    return available is not None and model.size <= COPY_SHARE * available
+    """Whether the model may be read without mmap, for a context of usual length."""
+    need = need_of(model, min(_USUAL_CONTEXT, model.context_length or _USUAL_CONTEXT), None)
+    return fits(need, host.memory.available, COPY_SHARE)
 
 
-def _environment(found: Setting, environ: Mapping[str, str]) -> dict[str, str]:
+def _environment(
+    plan: Plan, found: Setting, request: Request, facts: Facts, copied: bool
+) -> tuple[tuple[str, str], ...]:
     """The profile's variables but for what the user decided. Half of a binding, or another
     word on how to wait beside the user's, would be something that was never measured."""
+    environ = facts.environ
     theirs = {name for name in dict(found.env) if user_set(environ, name)}
     if binds_itself(environ):
         theirs |= set(BINDING)
     if any(user_set(environ, name) for name in WAITING_BY_USER):
         theirs |= set(WAITING_BY_USER)
+    if not copied or request.memory not in (None, AUTO):
+        theirs.add(TUNABLES)
     kept = {name: text for name, text in found.env if name not in theirs}
     if "OMP_PROC_BIND" in exported(environ) and "OMP_PROC_BIND" not in kept:
         kept["OMP_PROC_BIND"] = "false"  # what bitnet-env.sh exported would reach the engine
-    return kept
+    if TUNABLES in plan.env:
+        kept[TUNABLES] = plan.env[TUNABLES]
+    if request.performance:
+        kept |= {name: plan.env[name] for name in WAITING_BY_USER if name in plan.env}
+    return tuple(sorted(kept.items()))
 
 
 def _reasons(
@@ -127,8 +167,10 @@ def _reasons(
         ours["cpus"] = "not bound: you chose places for the threads yourself"
     for name in ("ubatch", "mmap", "flash", "poll", "numa"):
         value = getattr(tuned, name)
-        if value is not None and not (name == "ubatch" and request.ubatch):
+        if value is not None and value == getattr(found, name):
             ours[name] = f"{_word(value)}: {why}"
+    if request.ubatch:
+        ours.pop("ubatch", None)
     return ours
 
 

@@ -11,6 +11,9 @@ from bitnet_tuning.bench import knobs
 from bitnet_tuning.bench.knobs import FULL, NORMAL, QUICK, Knobs
 from bitnet_tuning.bench.rounds import Objective
 from bitnet_tuning.command import setting_of
+from bitnet_tuning.host import Privileges
+from bitnet_tuning.host.huge import HugePages
+from bitnet_tuning.memory_need import need_of
 from bitnet_tuning.openmp import GOMP, NONE
 from bitnet_tuning.plan import Facts, make_plan
 from bitnet_tuning.request import Request
@@ -174,8 +177,39 @@ def test_no_copy_of_a_model_that_memory_hardly_holds(machine: Machine) -> None:
     facts = known(machine.regular(8))
     available = facts.host.memory.available
     assert available is not None
-    assert "mmap" in names(facts._replace(model=MODEL._replace(size=int(available * 0.79))))
-    assert "mmap" not in names(facts._replace(model=MODEL._replace(size=int(available * 0.81))))
+    beside = need_of(MODEL._replace(size=0), 2048, None).total
+    room = int(available * 0.8) - beside
+    assert "mmap" in names(facts._replace(model=MODEL._replace(size=room)))
+    assert "mmap" not in names(facts._replace(model=MODEL._replace(size=room + 1)))
+
+
+def test_huge_pages_where_kernel_and_library_give_them(machine: Machine) -> None:
+    facts = known(machine.regular(8))
+    both = ["no mmap", "huge pages"]
+    assert names(facts._replace(huge=HugePages("madvise", (2, 36))))["mmap"] == both
+    assert names(facts._replace(huge=HugePages("always", (2, 35))))["mmap"] == both
+    for huge in (HugePages("never", (2, 36)), HugePages("madvise", (2, 34)), HugePages(None, None)):
+        assert names(facts._replace(huge=huge))["mmap"] == ["no mmap"]
+    mine = facts._replace(
+        huge=HugePages("always", (2, 36)), environ={"GLIBC_TUNABLES": "glibc.malloc.arena_max=1"}
+    )
+    assert names(mine)["mmap"] == ["no mmap"]
+    change = knobs.knobs(facts._replace(huge=HugePages("always", (2, 36))), default_of(facts))[0]
+    setting = apply(change.changes[1], default_of(facts))
+    assert setting.mmap is False
+    assert dict(setting.env)["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+
+
+def test_a_lock_is_measured_where_program_and_limit_allow_it(machine: Machine) -> None:
+    facts = known(machine.regular(8), effort=FULL, privileges=Privileges(0, None))
+    flags = frozenset({"--load-mode", "-ub"})
+    mainline = facts._replace(bench_flags=MAINLINE_BENCH, engine=facts.engine._replace(flags=flags))
+    assert names(mainline)["mmap"] == ["no mmap", "locked"]
+    assert names(facts)["mmap"] == ["no mmap"], "its llama-bench cannot lock"
+    assert names(facts._replace(bench_flags=None))["mmap"] == ["no mmap", "locked"]
+    small = Privileges(0, 8 << 20)
+    assert names(mainline._replace(privileges=small))["mmap"] == ["no mmap"]
+    assert names(mainline._replace(effort=NORMAL))["mmap"] == ["no mmap"]
 
 
 def test_polling_is_for_builds_without_openmp(machine: Machine) -> None:
@@ -226,8 +260,32 @@ def test_numa_needs_nodes(machine: Machine) -> None:
     assert "numa" not in names(known(machine.regular(8)))
     machine.node(0, range(4))
     machine.node(1, range(4, 8))
-    assert names(known(machine))["numa"] == ["numa distribute"]
-    assert names(known(machine, effort=FULL))["numa"] == ["numa distribute", "numa isolate"]
+    facts = known(machine)
+    assert default_of(facts).numa == "distribute", "eight threads do not fit on one node"
+    assert names(facts)["numa"] == ["numa left alone"]
+    assert names(facts._replace(effort=FULL))["numa"] == ["numa left alone", "numa isolate"]
+    with_numactl = facts._replace(numactl=True)
+    assert names(with_numactl)["numa"] == ["numa left alone", "memory interleaved"]
+
+
+def test_what_is_bound_to_a_node_may_be_spread(machine: Machine) -> None:
+    machine.regular(16)
+    machine.node(0, range(14)).node(1, range(14, 16))
+    facts = known(machine)
+    default = default_of(facts)
+    assert (default.cpus, default.numa) == (frozenset(range(14)), "isolate")
+    assert names(facts)["numa"] == ["numa left alone", "numa distribute"]
+    (knob,) = [knob for knob in knobs.knobs(facts, default) if knob.name == "numa"]
+    spread = apply(knob.changes[1], default)
+    assert (spread.cpus, spread.numa) == (None, "distribute")
+
+
+def test_nodes_without_cpus_of_ours_get_no_threads(machine: Machine) -> None:
+    machine.regular(8)
+    machine.node(0, range(4)).node(1, range(4, 8)).node(2)
+    facts = known(machine)
+    assert "numa" not in names(facts), "--numa distribute would put threads on node 2"
+    assert names(facts._replace(numactl=True))["numa"] == ["memory interleaved"]
 
 
 def test_hybrids_may_leave_their_fast_cores(machine: Machine) -> None:

@@ -265,7 +265,7 @@ def test_performance_mode_with_every_privilege() -> None:
     made = plan(FAST, privileges=ROOT)
     assert (made.mlock, made.nice, made.warnings) == (True, -5, ())
     assert "--mlock" in made.command
-    assert "locked" in made.reasons["performance"] and "-5" in made.reasons["performance"]
+    assert "locked" in made.reasons["memory"] and "-5" in made.reasons["performance"]
     assert "nice -n -5 " in shell_line(made)
 
 
@@ -293,7 +293,7 @@ def test_memory_is_locked_only_where_that_is_allowed_and_safe(
     assert "--mlock" not in made.command
     (warning,) = made.warnings
     assert word in warning
-    assert "unlocked" in made.reasons["performance"]
+    assert "unlocked" in made.reasons["memory"]
 
 
 def test_a_chats_own_program_must_be_able_to_lock() -> None:

@@ -28,6 +28,11 @@ PURE = (
     "ggml_types",
     "gguf_facts",
     "memory_need",
+    "batching",
+    "boost",
+    "loading",
+    "parts",
+    "placement",
     "request",
     "setting",
     "profile_record",
@@ -235,4 +240,5 @@ def test_a_run_with_a_warm_cache_loads_no_slow_module(tmp_path: Path) -> None:
     assert "launch" in ours
     assert not ours & {"probe", "binary", "selftest", "relay", "embedded", "_embedded"}
     assert not ours & {"setting", "profile_record", "profiles", "tuned", "cli.profile"}
+    assert not ours & {"boost", "loading", "placement", "host.huge", "host.page_cache"}
     assert not ours & {"cli.show", "cli.run_optimized", "host.foreign"}

@@ -39,6 +39,8 @@ settings = st.builds(
     numa=st.none() | st.sampled_from(("distribute", "isolate", "numactl")),
     mlock=st.booleans(),
     nice=st.integers(-20, 0),
+    node=st.none() | st.integers(0, 8),
+    interleave=st.none() | st.frozensets(st.integers(0, 8), min_size=1, max_size=4),
 )
 
 
@@ -100,6 +102,12 @@ def test_its_form_in_a_file() -> None:
     assert set(facts) == set(Setting._fields)
 
 
+def test_a_file_from_before_there_were_nodes_is_read() -> None:
+    facts = as_json(FOUR)
+    del facts["node"], facts["interleave"]
+    assert from_json(facts) == FOUR
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -117,6 +125,9 @@ def test_its_form_in_a_file() -> None:
         {"numa": 1},
         {"mlock": None},
         {"nice": None},
+        {"node": "0"},
+        {"node": True},
+        {"interleave": [0, 1]},
         {"more": 1},
     ],
 )

@@ -19,7 +19,8 @@ from tests import profile_samples as samples
 from tests.machines import Machine
 from tests.profile_samples import BOUND, CLAIM, ENGINE, GIBIBYTE, MODEL, SETTING
 
-HELLO = Request(prompt="hello")
+HELLO = Request(prompt="hello " * 100)
+"""Long enough for the engine's own micro-batch."""
 PARTLY = ", with more than can be used here"
 KEY = EngineKey(ENGINE.path, ENGINE.version, ())
 EXPORTED = {
@@ -219,7 +220,7 @@ def test_that_the_default_stays_is_added_to_the_reason(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     ("available", "copied"),
-    [(6 * GIBIBYTE, True), (GIBIBYTE * 5 // 4, True), (GIBIBYTE, False), (None, False)],
+    [(6 * GIBIBYTE, True), (3 * GIBIBYTE, True), (2 * GIBIBYTE, False), (None, False)],
 )
 def test_a_model_is_read_without_mmap_only_where_it_fits(
     bench: Bench, available: int | None, copied: bool
@@ -241,9 +242,12 @@ def test_a_model_is_read_without_mmap_only_where_it_fits(
 def test_performance_mode_adds_to_the_profile(bench: Bench) -> None:
     everything = Privileges(lowest_nice=-20, lockable=None)
     made = bench.plan(HELLO._replace(performance=True), privileges=everything)
-    assert setting_of(made) == SETTING._replace(mlock=True, nice=-5)
+    env = tuple(sorted((*SETTING.env, ("KMP_BLOCKTIME", "infinite"))))
+    cpus = frozenset(range(8))
+    assert setting_of(made) == SETTING._replace(env=env, cpus=cpus, mlock=True, nice=-5)
     assert {"--no-mmap", "--mlock"} <= set(made.command)
-    assert "locked" in made.reasons["performance"]
+    assert "locked" in made.reasons["memory"]
+    assert PARTLY not in made.reasons["threads"]
 
 
 def test_a_chat_takes_what_its_own_program_knows(bench: Bench) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from bitnet_tuning.bench.asks import Knob
 from bitnet_tuning.bench.rounds import PP, TG, Objective
 from bitnet_tuning.command import flash_takes_value
+from bitnet_tuning.loading import HUGE_PAGES, no_huge, no_lock
+from bitnet_tuning.memory_need import DEFAULT_UBATCH, need_of
 from bitnet_tuning.openmp import (
     BINDING,
     GOMP,
@@ -19,6 +21,7 @@ from bitnet_tuning.openmp import (
     binds_itself,
     user_set,
 )
+from bitnet_tuning.placement import DISTRIBUTE, ISOLATE, all_usable, usable_nodes
 from bitnet_tuning.setting import Change, Setting
 from bitnet_tuning.threads import MOST_THREADS_ENGINE
 from bitnet_tuning.tuned import has_room
@@ -26,14 +29,12 @@ from bitnet_tuning.tuned import has_room
 if TYPE_CHECKING:
     from bitnet_tuning.engine import Engine
     from bitnet_tuning.ggml_types import ModelFile
-    from bitnet_tuning.host import Host
+    from bitnet_tuning.host import Host, Privileges
+    from bitnet_tuning.host.huge import HugePages
 
 Maker = Callable[["Knobs", Setting], Iterator[Change]]
 
 QUICK, NORMAL, FULL = "quick", "normal", "full"
-
-DEFAULT_UBATCH = 512
-"""llama.cpp's own micro-batch, in tokens."""
 
 FEW_CORES = 4
 """Up to here every count of threads is tried."""
@@ -52,6 +53,10 @@ class Knobs(NamedTuple):
     n_prompt: int
     """Tokens of the prompt that is measured."""
     effort: str
+    numactl: bool = False
+    """Whether it is installed."""
+    huge: HugePages | None = None
+    privileges: Privileges | None = None
 
     def obeys(self, bench: str, *cli: str) -> bool:
         """Whether both the program that measures and the one that will run have the knob."""
@@ -123,10 +128,24 @@ def knobs(facts: Knobs, default: Setting) -> tuple[Knob, ...]:
     return tuple(knob for knob in found if knob.changes)
 
 
-def _mmap(facts: Knobs, default: Setting) -> Iterator[Change]:
+def _memory(facts: Knobs, default: Setting) -> Iterator[Change]:
+    """How the model gets into memory, as far as memory and limits allow."""
     measurable = facts.obeys("-mmp", "--no-mmap") or facts.obeys("-lm", "--load-mode")
     if has_room(facts.host, facts.model) and measurable and default.mmap is None:
         yield Change("no mmap", (("mmap", False),))
+        if no_huge(facts.huge, facts.environ) is None:
+            yield Change("huge pages", (("mmap", False),), tuple(HUGE_PAGES.items()))
+    if facts.effort == FULL and not default.mlock and _may_lock(facts):
+        yield Change("locked", (("mlock", True),))
+
+
+def _may_lock(facts: Knobs) -> bool:
+    """llama-bench locks in newer engines only; the cli in all."""
+    if facts.bench_flags is not None and "-lm" not in facts.bench_flags:
+        return False
+    need = need_of(facts.model, facts.n_prompt, None)
+    available = facts.host.memory.available
+    return no_lock(facts.engine.flags, need, available, facts.privileges) is None
 
 
 def _binding(facts: Knobs, default: Setting) -> Iterator[Change]:
@@ -190,12 +209,23 @@ def _micro_batch(facts: Knobs, default: Setting) -> Iterator[Change]:
 
 
 def _numa(facts: Knobs, default: Setting) -> Iterator[Change]:
-    nodes = [node for node in facts.host.nodes if node.cpus & facts.host.allowed]
-    if len(nodes) < 2 or not facts.obeys("--numa", "--numa"):
+    """Other ways to lay threads and memory over several nodes than the default's."""
+    host = facts.host
+    nodes = usable_nodes(host)
+    if len(nodes) < 2:
         return
-    yield Change("numa distribute", (("numa", "distribute"),))
-    if facts.effort == FULL:
-        yield Change("numa isolate", (("numa", "isolate"),))
+    plain: dict[str, object] = {"numa": None, "node": None, "interleave": None, "cpus": None}
+    ways = [("numa left alone", plain)]
+    if facts.obeys("--numa", "--numa") and all_usable(host, nodes):
+        ways.append(("numa distribute", {**plain, "numa": DISTRIBUTE}))
+        if facts.effort == FULL:
+            ways.append(("numa isolate", {**plain, "numa": ISOLATE}))
+    if facts.numactl:
+        spread = frozenset(node.id for node in nodes)
+        ways.append(("memory interleaved", {**plain, "interleave": spread}))
+    for name, fields in ways:
+        if default._replace(**fields) != default:  # type: ignore[arg-type]
+            yield Change(name, tuple(fields.items()))
 
 
 def _prompt_threads(facts: Knobs, default: Setting) -> Iterator[Change]:
@@ -209,7 +239,7 @@ def _prompt_threads(facts: Knobs, default: Setting) -> Iterator[Change]:
 
 
 _MAKERS: tuple[tuple[str, Maker], ...] = (
-    ("mmap", _mmap),
+    ("mmap", _memory),
     ("binding", _binding),
     ("waiting", _waiting),
     ("affinity", _affinity),

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from bitnet_tuning.bench.rounds import PP, TG
+from bitnet_tuning.command import memory_policy
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.openmp import exported
 from bitnet_tuning.setting import Setting
@@ -82,7 +83,16 @@ def bench_commands(
     without it, it would seem to have no effect.
     """
     knobs = tuple(_knobs(setting, bench.flags))
-    argv = [*bench.program, "-m", model, "-r", str(repetitions), "-o", "json"]
+    argv = [
+        *memory_policy(setting.node, setting.interleave),
+        *bench.program,
+        "-m",
+        model,
+        "-r",
+        str(repetitions),
+        "-o",
+        "json",
+    ]
     argv += ["-ngl", "0"] if "-ngl" in bench.flags else []
     argv += [word for knob in knobs for word in (knob.flag, knob.value)]
     said = tuple((knob.field, knob.said) for knob in knobs if knob.field)

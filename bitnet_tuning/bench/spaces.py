@@ -24,8 +24,10 @@ def as_json(space: Space) -> dict[str, Any]:
 
 def _change(change: Change) -> dict[str, Any]:
     fields = dict(change.fields)
-    if isinstance(fields.get("cpus"), frozenset):
-        fields["cpus"] = format_list(fields["cpus"])  # type: ignore[arg-type]
+    for name in setting.SETS:
+        held = fields.get(name)
+        if isinstance(held, frozenset):
+            fields[name] = format_list(held)
     return {
         "name": change.name,
         "fields": fields,
@@ -88,6 +90,7 @@ def _read_change(facts: Any, base: Setting) -> Change:
     if not isinstance(name, str) or not all(isinstance(each, str) for each in _list(unset_env)):
         raise ValueError("a change without a name, or with no names to unset")
     _check_names((*env, *unset_env))
-    if isinstance(values.get("cpus"), str):
-        values["cpus"] = parse_list(values["cpus"])
+    for held in setting.SETS:
+        if isinstance(values.get(held), str):
+            values[held] = parse_list(values[held])
     return Change(name, tuple(values.items()), tuple(env.items()), tuple(unset_env))

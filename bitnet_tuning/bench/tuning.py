@@ -13,7 +13,6 @@ from bitnet_tuning.bench.rounds import PP, TG, Objective, Run
 from bitnet_tuning.bench.sizes import FIRST, SECOND, Sizes, choose_sizes
 from bitnet_tuning.command import setting_of
 from bitnet_tuning.errors import TuningError, UnsupportedError
-from bitnet_tuning.host import read_privileges
 from bitnet_tuning.plan import Facts, make_plan
 from bitnet_tuning.request import Request
 from bitnet_tuning.setting import UPSTREAM as UPSTREAM_SETTING
@@ -111,6 +110,9 @@ def course(facts: Facts, bench: Bench | None, default: Setting, sizes: Sizes, wi
         wish.objective,
         sizes.n_prompt,
         wish.effort,
+        facts.numactl,
+        facts.huge,
+        facts.privileges,
     )
     modes = wish.modes or MODES[: 2 if wish.effort == QUICK else 3]
     fixed = [(UPSTREAM, UPSTREAM_SETTING)] if "default" in modes else []
@@ -129,8 +131,7 @@ def course(facts: Facts, bench: Bench | None, default: Setting, sizes: Sizes, wi
 
 def _performance(facts: Facts, bench: Bench | None, notes: list[str]) -> Setting:
     """The plan of performance mode, as far as the program that measures obeys it."""
-    allowed = facts._replace(privileges=read_privileges(), profile=None)
-    setting = setting_of(make_plan(Request(performance=True), allowed))
+    setting = setting_of(make_plan(Request(performance=True), facts._replace(profile=None)))
     if setting.mlock and bench is not None and "-lm" not in bench.flags:
         notes.append("performance mode is measured without its lock: llama-bench has none")
         return setting._replace(mlock=False)

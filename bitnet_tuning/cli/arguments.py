@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 
 from bitnet_tuning.errors import MissingError, UsageError
+from bitnet_tuning.parts import WAYS
 from bitnet_tuning.records import TYPE_CHECKING
 from bitnet_tuning.request import Request
 from bitnet_tuning.threads import MOST_THREADS_ENGINE
@@ -178,7 +179,18 @@ def add_optimized(parser: argparse.ArgumentParser) -> None:
     add("--max-threads", type=threads, metavar="N", help="upper bound of found threads (12)")
     add("-b", "--batch-size", type=integer(1), metavar="N", help="logical batch size")
     add("-ub", "--ubatch-size", type=integer(1), metavar="N", help="physical batch size")
-    add("--performance-mode", action="store_true", help="raise priority, lock the model in memory")
+    add(
+        "--performance-mode",
+        action="store_true",
+        help="all that costs something else: spinning threads, fixed CPUs, priority, locked memory",
+    )
+    add(
+        "--memory",
+        choices=WAYS,
+        default="auto",
+        help="how the model gets into memory; huge: copied, in huge pages (auto: mapped, or as "
+        "was measured best)",
+    )
     add("--quiet", action="store_true", help="hide the engine's log unless it fails")
     add("--stats", action="store_true", help="speeds and time to first token after the run")
 
@@ -208,6 +220,7 @@ def to_request(options: argparse.Namespace, extra: tuple[str, ...]) -> Request:
         seed=extended("seed"),
         chat=options.conversation,
         performance=bool(extended("performance_mode")),
+        memory=None if extended("memory", "auto") == "auto" else options.memory,
         profile=not options.no_profile,
         extra=extra,
     )

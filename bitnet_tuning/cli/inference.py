@@ -7,12 +7,14 @@ import sys
 
 from bitnet_tuning import launch
 from bitnet_tuning.cli import say
-from bitnet_tuning.engine import EMBEDDED, Engine, locate
+from bitnet_tuning.engine import EMBEDDED, Engine, locate, on_path
 from bitnet_tuning.errors import MissingError, UsageError
 from bitnet_tuning.host import Host, read_host, read_privileges
+from bitnet_tuning.host.root import Root
 from bitnet_tuning.knowledge import know, with_architecture
 from bitnet_tuning.launch import Outcome
 from bitnet_tuning.model import Choice, choose_model
+from bitnet_tuning.parts import HUGE, LOCKED
 from bitnet_tuning.plan import KERNEL_ISA, Facts, Plan, make_plan
 from bitnet_tuning.profile import load as load_profile
 from bitnet_tuning.records import TYPE_CHECKING, NamedTuple
@@ -53,14 +55,50 @@ def prepare(request: Request, root: str = "/") -> Prepared:
         choice.reason,
         os.environ,
         feeds_stdin=stdin == launch.FEED,
-        privileges=read_privileges() if request.performance else None,
         profile=load_profile(state, host, engine, choice.model) if request.profile else None,
+        prompt_file_bytes=_file_size(request.prompt_file),
     )
+    facts = with_means(facts, request, root)
     plan = make_plan(request, facts)
     if engine.embedded and EMBEDDED not in (request.engine, os.environ.get("BITNET_ENGINE")):
         say("no compiled engine found: using the embedded one")
     _say_all(choice.note, *plan.warnings, state.warning and f"warning: {state.warning}")
     return Prepared(request, host, engine, choice, plan, stdin)
+
+
+def with_means(facts: Facts, request: Request, root: str = "/") -> Facts:
+    """What only some requests and some machines make worth a look, added."""
+    setting = facts.profile.setting if facts.profile else None
+    if request.performance or request.memory == LOCKED or (setting and setting.mlock):
+        facts = facts._replace(privileges=read_privileges())
+    if request.memory == HUGE:
+        facts = _with_huge(facts, root)
+    return _with_nodes(facts, root) if len(facts.host.nodes) > 1 else facts
+
+
+def with_all_means(facts: Facts) -> Facts:
+    """As a search wants it, which may try anything."""
+    facts = _with_huge(facts._replace(privileges=read_privileges()), "/")
+    return _with_nodes(facts, "/") if len(facts.host.nodes) > 1 else facts
+
+
+def _with_huge(facts: Facts, root: str) -> Facts:
+    from bitnet_tuning.host.huge import read_huge_pages  # noqa: PLC0415
+
+    return facts._replace(huge=read_huge_pages(Root(root)))
+
+
+def _with_nodes(facts: Facts, root: str) -> Facts:
+    from bitnet_tuning.host.page_cache import cached_nodes  # noqa: PLC0415
+
+    return facts._replace(
+        numactl=on_path(facts.environ.get("PATH", ""), "numactl") is not None,
+        cached=cached_nodes(Root(root), facts.model.path),
+    )
+
+
+def _file_size(path: str | None) -> int | None:
+    return os.path.getsize(path) if path is not None and os.path.isfile(path) else None
 
 
 def find_engine(named: str | None, state: State) -> Engine:

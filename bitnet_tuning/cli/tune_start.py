@@ -31,7 +31,7 @@ from bitnet_tuning.bench.tuning import BUDGETS, Wish
 from bitnet_tuning.cli import say
 from bitnet_tuning.cli.bench_progress import Bar, Lines
 from bitnet_tuning.cli.host import host_facts
-from bitnet_tuning.cli.inference import find_pair
+from bitnet_tuning.cli.inference import find_pair, with_all_means
 from bitnet_tuning.engine import EMBEDDED
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.host import read_host
@@ -67,7 +67,7 @@ def find_subject(options: argparse.Namespace, earlier: Results | None, state: St
         model_named = model_named or earlier.model.path
     engine, choice = find_pair(engine_named, model_named, state)
     host = read_host()
-    facts = Facts(host, engine, choice.model, choice.reason, os.environ)
+    facts = with_all_means(Facts(host, engine, choice.model, choice.reason, os.environ))
     for note in (choice.note, state.warning):
         if note:
             say(note)
