@@ -42,7 +42,7 @@ def _waiting(
     chosen = waits_by_user(facts.environ)
     if chosen:
         return {}, None, f"how threads wait is yours: you set {', '.join(chosen)}"
-    if host.quota_binds or (host.quota is not None and threads > host.quota):
+    if host.quota_stops(threads):
         return {}, None, "threads may sleep while they wait: spinning would use up the CPU quota"
     if threads > len(host.allowed):
         return {}, None, "threads may sleep while they wait: they are more than the CPUs"

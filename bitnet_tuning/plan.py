@@ -99,8 +99,9 @@ def _decide(request: Request, facts: Facts) -> _Parts:
     batch = choose_batch(request, facts.model, size, host.memory.available, "-ub" in flags)
     need = need_of(facts.model, request.ctx_size, batch.ubatch)
     placement = _placement(facts, threads, need, flags)
+    stops = host.quota_stops(threads.generation)
     openmp = choose_variables(
-        *(engine.openmp, engine.blas, threads.generation, host.quota_binds, environ),
+        *(engine.openmp, engine.blas, threads.generation, stops, environ),
         moved=placement.numa is not None,
     )
     boost = None

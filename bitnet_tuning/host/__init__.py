@@ -79,6 +79,10 @@ class Host(NamedTuple):
         """Whether the quota leaves less than the allowed cores."""
         return self.quota is not None and self.quota < len(self.allowed_cores)
 
+    def quota_stops(self, threads: int) -> bool:
+        """Whether so many threads, all awake, would use up the quota."""
+        return self.quota_binds or (self.quota is not None and threads > self.quota)
+
     @property
     def usable_cores(self) -> int:
         """Allowed cores, cut down to the quota (1.5 -> 1, 0.5 -> 1)."""

@@ -1,0 +1,129 @@
+"""Performance mode: how threads wait, on which CPUs, with what priority."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bitnet_tuning.command import Plan
+from bitnet_tuning.engine import Engine
+from bitnet_tuning.host import Host, Privileges
+from bitnet_tuning.openmp import GOMP, LLVM, MSVC, NONE
+from bitnet_tuning.plan import Facts, make_plan
+from bitnet_tuning.request import Request
+from tests.machines import Machine
+from tests.profile_samples import ENGINE, MODEL
+from tests.test_plan import a_host, a_hybrid_host
+
+FAST = Request(prompt="hello", performance=True)
+WAITING = ("KMP_BLOCKTIME", "OMP_WAIT_POLICY")
+
+
+def plan(
+    host: Host | None = None,
+    *,
+    runtime: str | None = LLVM,
+    request: Request = FAST,
+    environ: dict[str, str] | None = None,
+    engine: Engine = ENGINE,
+    lowest: int = -20,
+) -> Plan:
+    engine = engine._replace(openmp=runtime)
+    facts = Facts(host or a_host(4), engine, MODEL, "named", environ or {})
+    return make_plan(request, facts._replace(privileges=Privileges(lowest, None)))
+
+
+def waits(made: Plan) -> dict[str, str]:
+    return {name: made.env[name] for name in WAITING if name in made.env}
+
+
+@pytest.mark.parametrize(
+    ("runtime", "variables", "poll"),
+    [
+        (LLVM, {"KMP_BLOCKTIME": "infinite"}, None),
+        (GOMP, {"OMP_WAIT_POLICY": "active"}, None),
+        (NONE, {}, 100),
+        (MSVC, {}, None),
+        (None, {}, None),
+    ],
+)
+def test_threads_spin_in_the_runtimes_own_way(
+    runtime: str | None, variables: dict[str, str], poll: int | None
+) -> None:
+    made = plan(runtime=runtime)
+    assert (waits(made), made.poll) == (variables, poll)
+    assert ("--poll" in made.command) == (poll is not None)
+    spins = "spin while they wait" in made.reasons["performance"]
+    assert spins == bool(variables or poll)
+    usual = plan(runtime=runtime, request=FAST._replace(performance=False))
+    assert waits(usual) == ({"KMP_BLOCKTIME": "200"} if runtime == LLVM else {})
+    assert usual.poll is None
+
+
+@pytest.mark.parametrize("runtime", [LLVM, GOMP, NONE])
+def test_never_past_a_quota(runtime: str) -> None:
+    made = plan(a_host(4, quota=2), runtime=runtime)
+    assert (waits(made), made.poll, made.cpus) == ({}, None, None)
+    assert "quota" in made.reasons["performance"]
+    assert "quota" in made.reasons["cpus"]
+    ample = plan(a_host(4, quota=4), runtime=runtime)
+    assert waits(ample) or ample.poll
+    forced = plan(a_host(2, quota=3), runtime=runtime, request=FAST._replace(threads=4))
+    assert (waits(forced), forced.poll) == ({}, None)
+
+
+def test_more_threads_than_cpus_do_not_spin() -> None:
+    made = plan(request=FAST._replace(threads=9))
+    assert waits(made) == {"KMP_BLOCKTIME": "200"}
+    assert "more than the CPUs" in made.reasons["performance"]
+
+
+@pytest.mark.parametrize(
+    "mine",
+    [{"OMP_WAIT_POLICY": "passive"}, {"KMP_BLOCKTIME": "1"}, {"GOMP_SPINCOUNT": "5"}],
+)
+@pytest.mark.parametrize("runtime", [LLVM, GOMP, NONE])
+def test_how_the_user_lets_threads_wait_is_left_alone(runtime: str, mine: dict[str, str]) -> None:
+    made = plan(runtime=runtime, environ=mine)
+    assert not set(mine) & set(made.env)
+    assert "infinite" not in made.env.values() and "active" not in made.env.values()
+    assert made.poll is None
+
+
+def test_the_engine_is_bound_to_the_chosen_cores() -> None:
+    assert plan(a_host(16), request=FAST._replace(threads=4)).cpus == frozenset(
+        cpu + second for cpu in range(4) for second in (0, 16)
+    )
+    all_of_them = plan(a_host(4))
+    assert all_of_them.cpus == frozenset(range(8))
+    assert "performance mode" in all_of_them.reasons["cpus"]
+    assert plan(a_host(4), request=FAST._replace(performance=False)).cpus is None
+
+
+def test_performance_cores_stay_where_the_plan_has_them() -> None:
+    usual = plan(a_hybrid_host(), request=FAST._replace(performance=False))
+    made = plan(a_hybrid_host())
+    assert made.cpus == usual.cpus == frozenset(range(16))
+    assert made.reasons["cpus"] == usual.reasons["cpus"]
+
+
+@pytest.mark.parametrize("name", ["OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"])
+def test_places_that_the_user_chose_are_not_bound_over(name: str) -> None:
+    made = plan(environ={name: "x"})
+    assert made.cpus is None
+    assert "yourself" in made.reasons["cpus"]
+
+
+def test_a_node_is_enough_of_a_binding(tmp_path: Path) -> None:
+    machine = Machine(tmp_path).regular(16, packages=2, node_per_package=True)
+    made = plan(machine.meminfo(8 << 30, 6 << 30).host())
+    assert made.cpus == frozenset(range(16))
+    assert made.reasons["cpus"] == "bound to NUMA node 0"
+
+
+def test_what_is_not_permitted_is_a_warning_and_the_rest_stays() -> None:
+    made = plan(lowest=0)
+    assert made.nice == 0
+    assert any("priority" in warning for warning in made.warnings)
+    assert waits(made) and made.cpus and made.mlock

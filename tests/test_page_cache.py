@@ -1,0 +1,49 @@
+"""On which NUMA nodes the page cache holds a file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bitnet_tuning.host.page_cache import cached_nodes, parse_numa_maps
+from bitnet_tuning.host.root import Root
+from tests.machines import Machine
+
+MAPS = """\
+7f10 default file=/models/m.gguf mapped=16 active=0 N0=12 N1=4 kernelpagesize_kB=4
+7f20 default file=/models/m.gguf mapped=3 N1=3 kernelpagesize_kB=4
+7f30 default file=/models/m.gguf2 mapped=9 N1=9 kernelpagesize_kB=4
+7f40 default anon=5 dirty=5 N0=5 kernelpagesize_kB=4
+7f50 prefer:1 file=/a\\040b.gguf N2=7 kernelpagesize_kB=4
+"""
+
+
+def test_pages_are_counted_by_node() -> None:
+    assert parse_numa_maps(MAPS, "/models/m.gguf") == {0: 12, 1: 7}
+    assert parse_numa_maps(MAPS, "/a b.gguf") == {2: 7}
+    assert parse_numa_maps(MAPS, "/other") == {}
+
+
+def test_a_kernel_that_does_not_tell(tmp_path: Path) -> None:
+    model = tmp_path / "m.gguf"
+    model.write_bytes(b"x" * 10000)
+    machine = Machine(tmp_path / "root")
+    assert cached_nodes(Root(str(machine.path)), str(model)) is None
+    machine.write("proc/self/numa_maps", f"7f default file={model} mapped=2 N3=2")
+    assert cached_nodes(Root(str(machine.path)), str(model)) == {3: 2}
+    assert cached_nodes(Root(str(machine.path)), str(tmp_path / "none")) is None
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/numa_maps"), reason="the kernel has no NUMA")
+def test_a_real_file_in_the_real_page_cache(tmp_path: Path) -> None:
+    model = tmp_path / "m.gguf"
+    model.write_bytes(os.urandom(1 << 20))
+    with open(model, "rb") as file:
+        os.fsync(file.fileno())
+        file.read()
+    found = cached_nodes(Root(), str(model))
+    if not found:
+        pytest.skip("this file system keeps no page cache, or cannot read without waiting")
+    assert sum(found.values()) >= 64
