@@ -147,8 +147,9 @@ def _numa(case: Case) -> Verdict:
     if profile:
         return good(f"{len(nodes)} NUMA nodes; nothing faster was measured than no --numa")
     return warn(
-        f"the CPUs belong to {len(nodes)} NUMA nodes, and all weights may lie in one of them",
-        f"{BENCHMARK} tries --numa; by hand: run_inference.py … -- --numa distribute",
+        f"the CPUs belong to {len(nodes)} NUMA nodes: runs stay on one where they fit, but whether "
+        "that is best here was not measured",
+        f"{BENCHMARK} tries the other ways; numactl, where installed, places memory as well",
     )
 
 

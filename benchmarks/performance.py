@@ -1,0 +1,279 @@
+#!/usr/bin/env python3
+"""What performance mode, the ways to load a model, micro-batches and --prompts bring here.
+
+Each comparison runs its settings by turns: in every round each once, and the first one, against
+which the others are held, twice. What counts are ratios within a round, their median and its
+95 % interval; beside them stands how far the first setting strays from itself.
+
+    python3 benchmarks/performance.py --engine FOLDER -m MODEL [--rounds N] [WHAT ...]
+
+WHAT: mode, memory, ubatch, prompts (all by default). The machine should have nothing else to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bitnet_tuning.bench.by_cli import words
+from bitnet_tuning.bench.check import Checker
+from bitnet_tuning.bench.rounds import PP, TG, Objective, Round, Run, value
+from bitnet_tuning.bench.runner import Place, Runner, find_bench
+from bitnet_tuning.bench.sizes import Sizes
+from bitnet_tuning.bench.stats import Estimate, floor, itself, ratio, ratios, verdict
+from bitnet_tuning.cli.inference import find_pair, with_all_means
+from bitnet_tuning.command import setting_of
+from bitnet_tuning.host import read_host
+from bitnet_tuning.plan import Facts, make_plan
+from bitnet_tuning.request import Request
+from bitnet_tuning.setting import Setting, describe
+from bitnet_tuning.state import State, default_folder
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+LONG = "a " * 400
+"""Too long for a micro-batch of its own: the engine's default stays."""
+
+UBATCHES = (64, 128, 256, 512)
+PROMPTS = 32
+PROMPT_WORDS, ANSWER_TOKENS = 8, 16
+
+
+class Subject(NamedTuple):
+    facts: Facts
+    place: Place
+
+
+def main() -> int:
+    options = read_options()
+    facts = facts_of(options)
+    subject = Subject(facts, Place(facts.host, facts.engine, facts.model))
+    print(f"engine {facts.engine.path} ({facts.engine.openmp}); model {facts.model.path}")
+    for what in options.what or ("mode", "memory", "ubatch", "prompts"):
+        COMPARISONS[what](subject, options)
+    return 0
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--engine", help="llama-cli, or a folder that holds it")
+    parser.add_argument("-m", "--model")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--slots", type=int, nargs="*", default=[1, 2, 4, 8])
+    parser.add_argument("what", nargs="*", choices=(*COMPARISONS, []))
+    return parser.parse_args()
+
+
+def facts_of(options: argparse.Namespace) -> Facts:
+    engine, choice = find_pair(options.engine, options.model, State(default_folder(os.environ)))
+    return with_all_means(Facts(read_host(), engine, choice.model, choice.reason, os.environ))
+
+
+def planned(subject: Subject, **wishes: object) -> Setting:
+    """The setting of a plan for a long prompt."""
+    request = Request(prompt=LONG)._replace(**wishes)  # type: ignore[arg-type]
+    plan = make_plan(request, subject.facts)
+    for warning in plan.warnings:
+        print(f"  note: {warning}")
+    return setting_of(plan)
+
+
+def compare_modes(subject: Subject, options: argparse.Namespace) -> None:
+    settings = {"default": planned(subject), "performance": planned(subject, performance=True)}
+    runner = Runner(subject.place, None, Sizes(64, 32, 1))
+    show("performance mode, by the cli", settings, run_rounds(runner, settings, options.rounds))
+
+
+def compare_memory(subject: Subject, options: argparse.Namespace) -> None:
+    ways = ("mmap", "copy", "locked", "huge")
+    settings = {way: planned(subject, memory=way) for way in ways}
+    runner = Runner(subject.place, None, Sizes(64, 32, 1))
+    title = "how the model gets into memory, by the cli"
+    show(title, settings, run_rounds(runner, settings, options.rounds))
+
+
+def compare_ubatches(subject: Subject, options: argparse.Namespace) -> None:
+    default = planned(subject)
+    checker = Checker(subject.place, default)
+    for tokens in (16, 128, 1024):
+        settings = {"512": default}
+        settings |= {str(size): default._replace(ubatch=size) for size in UBATCHES if size != 512}
+        repetitions = max(1, 128 // tokens)
+        runner = Runner(
+            subject.place, find_bench(subject.place.engine), Sizes(tokens, 1, repetitions)
+        )
+        rounds = run_rounds(runner, settings, options.rounds, (PP,))
+        show(f"micro-batches for a prompt of {tokens} tokens, by llama-bench", settings, rounds)
+    for size in UBATCHES:
+        problem = checker.problem(default._replace(ubatch=size))
+        print(f"  micro-batch {size}: {problem or 'greedy text as with the default'}")
+    for note in checker.notes:
+        print(f"  note: {note}")
+
+
+def run_rounds(
+    runner: Runner,
+    settings: Mapping[str, Setting],
+    count: int,
+    phases: tuple[str, ...] = (PP, TG),
+) -> list[Round]:
+    """The first setting runs first and last in turn, so that a drift favours none."""
+    first, *others = settings
+    runner.measure(first, settings[first], phases)
+    rounds = []
+    for number in range(count):
+        turned = others[number % max(1, len(others)) :] + others[: number % max(1, len(others))]
+        order = [first, *turned, first]
+        runs = tuple(runner.measure(name, settings[name], phases) for name in order)
+        rounds.append(Round(number, "", runs, 0.0))
+    return rounds
+
+
+def show(title: str, settings: Mapping[str, Setting], rounds: Sequence[Round]) -> None:
+    print(f"\n{title}: {len(rounds)} rounds")
+    first = next(iter(settings))
+    for name, setting in settings.items():
+        print(f"  {name}: {describe(setting)}")
+        runs = [run for each in rounds for run in each.runs if run.setting == name]
+        for run in runs:
+            if run.problem:
+                print(f"    failed: {run.problem}")
+        for phase in (PP, TG):
+            objective = Objective(phase)
+            speeds = [speed for run in runs if (speed := value(run, objective))]
+            if speeds:
+                held = against(rounds, name, first, objective)
+                print(f"    {phase} {spread(speeds)} tokens/s{held}")
+        walls = [run.seconds for run in runs if not run.problem]
+        if walls:
+            print(f"    whole process {spread(walls)} s{shorter(rounds, name, first)}")
+
+
+def against(rounds: Sequence[Round], name: str, first: str, objective: Objective) -> str:
+    pairs = itself(rounds, first, objective)
+    far = floor(pairs, len(rounds))
+    if name == first:
+        return f"; against itself within {far:.2f}" if far else ""
+    found = ratio(ratios(rounds, name, first, objective))
+    return f"; {times(found)}: {verdict(found, far)}"
+
+
+def shorter(rounds: Sequence[Round], name: str, first: str) -> str:
+    """Speed-up of the whole process, loading included."""
+    return "" if name == first else f"; {times(ratio(wall_ratios(rounds, name, first)))}"
+
+
+def wall_ratios(rounds: Sequence[Round], name: str, first: str) -> list[float]:
+    found = []
+    for each in rounds:
+        walls = {
+            which: [run.seconds for run in each.runs if run.setting == which and not run.problem]
+            for which in (first, name)
+        }
+        if all(walls.values()):
+            found.append(median(walls[first]) / median(walls[name]))
+    return found
+
+
+def times(found: Estimate) -> str:
+    return f"×{found.median:.2f} ({found.low:.2f}-{found.high:.2f})"
+
+
+def spread(values: Sequence[float]) -> str:
+    digits = 0 if median(values) >= 100 else 2
+    low, middle, high = min(values), median(values), max(values)
+    return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def compare_prompts(subject: Subject, options: argparse.Namespace) -> None:
+    """32 prompts at once against 32 runs, whole programs as a user starts them."""
+    prompts = [f"{index} {words(PROMPT_WORDS + index)}" for index in range(PROMPTS)]
+    ways = {"single runs": 0, **{f"{count} slots": count for count in options.slots}}
+    rounds, texts = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "prompts.jsonl")
+        path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in prompts))
+        for number in range(max(3, options.rounds // 4)):
+            order = [*ways, "single runs"] if number % 2 else ["single runs", *reversed(ways)]
+            runs = []
+            for name in order:
+                run, texts[name] = timed(subject, name, ways[name], prompts, path)
+                runs.append(run)
+            rounds.append(Round(number, "", tuple(runs), 0.0))
+    show_prompts(rounds, ways, texts)
+
+
+def timed(
+    subject: Subject, name: str, slots: int, prompts: Sequence[str], path: Path
+) -> tuple[Run, list[str]]:
+    started = time.monotonic()
+    texts = at_once(subject, path, slots) if slots else one_by_one(subject, prompts)
+    seconds = time.monotonic() - started
+    return Run(name, {TG: (PROMPTS * ANSWER_TOKENS / seconds,)}, seconds), texts
+
+
+def at_once(subject: Subject, path: Path, slots: int) -> list[str]:
+    done = start(subject, "--prompts", str(path), "--slots", str(slots))
+    return [json.loads(line)["text"] for line in done.splitlines()]
+
+
+def one_by_one(subject: Subject, prompts: Sequence[str]) -> list[str]:
+    texts = [start(subject, "-p", prompt) for prompt in prompts]
+    return [text.lstrip().removeprefix(prompt) for text, prompt in zip(texts, prompts, strict=True)]
+
+
+def start(subject: Subject, *flags: str) -> str:
+    facts = subject.facts
+    program = str(REPOSITORY / "run_inference_optimized.py")
+    named = ("--engine", facts.engine.path, "-m", facts.model.path)
+    shared = ("-n", str(ANSWER_TOKENS), "-temp", "0", "-c", "256", "--quiet")
+    done = subprocess.run(
+        [sys.executable, program, *named, *shared, *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(flags)} ended with {done.returncode}:\n{done.stderr}")
+    return done.stdout
+
+
+def show_prompts(
+    rounds: Sequence[Round], ways: Mapping[str, int], texts: Mapping[str, list[str]]
+) -> None:
+    print(f"\n{PROMPTS} prompts, {ANSWER_TOKENS} tokens each: {len(rounds)} rounds")
+    first = next(iter(ways))
+    for name in ways:
+        runs = [run for each in rounds for run in each.runs if run.setting == name]
+        speeds = [run.samples[TG][0] for run in runs]
+        line = f"  {name}: {spread([run.seconds for run in runs])} s, {spread(speeds)} tokens/s"
+        if name != first:
+            same = sum(
+                a.strip() == b.strip() for a, b in zip(texts[name], texts[first], strict=True)
+            )
+            found = ratio(wall_ratios(rounds, name, first))
+            line += f"; {times(found)}; {same} of {PROMPTS} texts the same"
+        print(line)
+
+
+COMPARISONS = {
+    "mode": compare_modes,
+    "memory": compare_memory,
+    "ubatch": compare_ubatches,
+    "prompts": compare_prompts,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
