@@ -30,6 +30,7 @@ PURE = (
     "setting",
     "profile_record",
     "tuned",
+    "effects",
     "errors",
     "records",
     "bench/absent",
