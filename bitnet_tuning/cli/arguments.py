@@ -179,6 +179,11 @@ def add_optimized(parser: argparse.ArgumentParser) -> None:
     add("-b", "--batch-size", type=integer(1), metavar="N", help="logical batch size")
     add("-ub", "--ubatch-size", type=integer(1), metavar="N", help="physical batch size")
     add("--performance-mode", action="store_true", help="raise priority, lock the model in memory")
+    add(
+        "--set-governor",
+        action="store_true",
+        help="CPU governor `performance` for the run (root)",
+    )
     add("--quiet", action="store_true", help="hide the engine's log unless it fails")
     add("--stats", action="store_true", help="speeds and time to first token after the run")
 
