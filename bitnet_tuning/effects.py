@@ -22,6 +22,11 @@ WAIT_POLICY = (*WAITING_BY_USER, "GOMP_SPINCOUNT")
 
 _LOWEST_NICE = -20
 
+_STEADY = 2
+
+_GROWTH = 1.02
+"""While tokens are generated memory still grows by some pages."""
+
 
 class Aim(NamedTuple):
     """What is wanted of a run, besides its plan."""
@@ -46,20 +51,55 @@ class Effect(NamedTuple):
     """None where that cannot be told."""
 
 
-def best(before: Received | None, now: Received) -> Received:
-    """What to go by of two looks at a program. A script may have been seen before the engine
-    that it starts; memory is locked, and filled, only once the model is loaded."""
+def asks_huge(plan: Plan) -> bool:
+    """Whether huge pages are worth to be counted. glibc asks the kernel for them where its
+    tunables say so."""
+    return "hugetlb" in plan.env.get("GLIBC_TUNABLES", "")
+
+
+def asks_nodes(plan: Plan) -> bool:
+    """Whether it is worth to be counted on which nodes the memory lies."""
+    return plan.numa is not None
+
+
+class Seen(NamedTuple):
+    """What was seen of an engine in several looks."""
+
+    received: Received
+    governor: str | None = None
+    """Of the CPUs that it was to run on."""
+    steady: int = 0
+    """Looks in a row in which its memory was no larger than before."""
+
+    def loaded(self, model_size: int) -> bool:
+        """Whether the model surely was in memory. A small one takes less than a program has
+        at its start. As looks become seldom, two steady ones are half of the time so far."""
+        resident = self.received.resident
+        return self.steady >= _STEADY and resident is not None and resident >= model_size
+
+
+def best(before: Seen | None, now: Received, governor: str | None = None) -> Seen:
+    """What to go by. A script may have been seen before the engine that it starts; memory is
+    locked, and filled, only once the model is loaded."""
     if before is None:
-        return now
-    if len(now.cpus) < len(before.cpus):
-        now, before = before, now
-    if now.process != before.process:
-        return now
-    return now._replace(
+        return Seen(now, governor)
+    kept = before.received
+    fewer = len(now.cpus) < len(kept.cpus)
+    if now.process != kept.process:
+        return before._replace(governor=governor) if fewer else Seen(now, governor)
+    grown = (now.resident or 0) > _GROWTH * (kept.resident or 0)
+    return Seen(_merged(kept, now, fewer), governor, 0 if grown else before.steady + 1)
+
+
+def _merged(before: Received, now: Received, fewer: bool) -> Received:
+    """The later look, or where ``fewer`` threads were left in it the one before, with the
+    most that there ever was of memory."""
+    before_is_larger = sum(before.nodes.values()) > sum(now.nodes.values())
+    return (before if fewer else now)._replace(
         resident=_larger(now.resident, before.resident),
         locked=_larger(now.locked, before.locked),
         huge=_larger(now.huge, before.huge),
-        nodes=now.nodes if sum(now.nodes.values()) >= sum(before.nodes.values()) else before.nodes,
+        nodes=before.nodes if before_is_larger else now.nodes,
     )
 
 
@@ -67,21 +107,19 @@ def _larger(one: int | None, other: int | None) -> int | None:
     return max((size for size in (one, other) if size is not None), default=None)
 
 
-def effects_of(
-    plan: Plan, aim: Aim, seen: Received, governor: str | None = None
-) -> tuple[Effect, ...]:
-    """``governor`` is what the CPUs had while the engine ran."""
+def effects_of(plan: Plan, aim: Aim, seen: Seen) -> tuple[Effect, ...]:
+    received, loaded = seen.received, seen.loaded(aim.model_size)
     waiting = {key: text for key, text in plan.env.items() if key in WAIT_POLICY}
     others = {key: text for key, text in plan.env.items() if key not in WAIT_POLICY}
     return (
-        _cpus(plan.cpus, seen),
-        _priority(plan.nice, aim.niceness, seen),
-        _locked(aim.model_size if plan.mlock else None, seen),
-        _variables("wait policy", waiting, seen, WAIT_POLICY),
-        _variables("environment", others, seen),
-        _huge(plan.env, seen),
-        _nodes(None, seen),
-        _governor(aim.governor, governor),
+        _cpus(plan.cpus, received),
+        _priority(plan.nice, aim.niceness, received),
+        _locked(aim.model_size if plan.mlock else None, received, loaded),
+        _variables("wait policy", waiting, received, WAIT_POLICY),
+        _variables("environment", others, received),
+        _huge(asks_huge(plan), received, loaded),
+        _nodes(None, received),
+        _governor(aim.governor, seen.governor),
     )
 
 
@@ -106,19 +144,16 @@ def _priority(added: int, launcher: int, seen: Received) -> Effect:
     )
 
 
-def _locked(wanted: int | None, seen: Received) -> Effect:
-    """Of a model that was not even in memory when last seen nothing can be told."""
+def _locked(wanted: int | None, seen: Received, loaded: bool) -> Effect:
     acted = None
     if wanted is not None and seen.locked is not None:
-        enough = LOCKED_SHARE * wanted
-        loaded = seen.resident is not None and seen.resident >= wanted
-        acted = seen.locked >= enough or (False if loaded else None)
+        acted = seen.locked >= LOCKED_SHARE * wanted or (False if loaded else None)
     limit = seen.lock_limit.size if seen.lock_limit else None
     shown = None if seen.locked is None else _size(seen.locked)
     if shown and acted is False and limit is not None:
         shown += f", the limit is {_size(limit)} (ulimit -l)"
     if shown and wanted is not None and acted is None:
-        shown += ", the model was still being loaded"
+        shown += ", maybe before the model was loaded"
     return Effect("locked memory", None if wanted is None else _size(wanted), shown, acted)
 
 
@@ -137,14 +172,13 @@ def _variables(
     )
 
 
-def _huge(variables: dict[str, str], seen: Received) -> Effect:
-    """glibc asks for them where its tunables say so; ``madvise`` must be allowed for it."""
-    wanted = "hugetlb" in variables.get("GLIBC_TUNABLES", "")
+def _huge(wanted: bool, seen: Received, loaded: bool) -> Effect:
+    known = wanted and seen.huge is not None
     return Effect(
         "huge pages",
         "some" if wanted else None,
         None if seen.huge is None else _size(seen.huge),
-        seen.huge > 0 if wanted and seen.huge is not None else None,
+        (bool(seen.huge) or (False if loaded else None)) if known else None,
     )
 
 
@@ -187,10 +221,9 @@ def _state(effect: Effect) -> str:
 
 
 def _text(effect: Effect) -> str:
-    seen = effect.seen or "not shown"
     if effect.wanted is None or effect.wanted == effect.seen:
-        return seen
-    return f"wanted {effect.wanted}, seen {seen}"
+        return effect.seen or "-"
+    return f"wanted {effect.wanted}, seen {effect.seen or 'nothing'}"
 
 
 def _size(size: int) -> str:

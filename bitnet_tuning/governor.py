@@ -163,16 +163,12 @@ def _join(
             already = _cpus(list(policies))
             tell(f"governor {PERFORMANCE} already on CPUs {already}: nothing to set")
             return None, {}
-        with alone(ledger.users) as is_first:
-            left_behind = is_first and any(
-                governor_in(ledger.root, folder) == PERFORMANCE for folder in recorded
-            )
+        if left_behind(ledger):
+            tell("an earlier run was killed before it could put the governor back: this one will")
         guardian = _guard(ledger, originals)
         if not ledger.store(originals):
             guardian.dismiss()
             raise UnsupportedError("what it was could not be kept")
-        if left_behind:
-            tell("an earlier run was killed before it could put the governor back: this one will")
         _change(ledger.root, policies, originals, tell, warn)
     return guardian, originals
 
@@ -249,13 +245,28 @@ def _leave(ledger: Ledger, own: Governors) -> tuple[str, ...]:
     )
 
 
-def _put_back(root: Root, originals: Governors) -> Governors:
-    """Those that failed. What somebody else set meanwhile stays."""
+def left_behind(ledger: Ledger) -> Governors:
+    """What should have been put back by runs that were killed; looks only."""
+    recorded = ledger.load()
+    if not recorded:
+        return {}
+    with alone(ledger.users) as is_left:
+        return _still_set(ledger.root, recorded) if is_left else {}
+
+
+def _still_set(root: Root, originals: Governors) -> Governors:
+    """What somebody else set meanwhile stays."""
     return {
         folder: name
         for folder, name in originals.items()
-        if governor_in(root, folder) == PERFORMANCE and not _write(root, folder, name)
+        if governor_in(root, folder) == PERFORMANCE
     }
+
+
+def _put_back(root: Root, originals: Governors) -> Governors:
+    """Those that failed."""
+    left = _still_set(root, originals)
+    return {folder: name for folder, name in left.items() if not _write(root, folder, name)}
 
 
 def _write(root: Root, folder: str, governor: str) -> bool:

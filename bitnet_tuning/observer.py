@@ -3,24 +3,26 @@ the model is loaded."""
 
 from __future__ import annotations
 
-from bitnet_tuning.effects import best
+from bitnet_tuning.effects import Seen, asks_huge, asks_nodes, best
 from bitnet_tuning.host.power import read_governor
-from bitnet_tuning.host.received import Received, read_received
+from bitnet_tuning.host.received import read_received
 from bitnet_tuning.host.root import Root
 from bitnet_tuning.host.running import Family
+from bitnet_tuning.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bitnet_tuning.command import Plan
 
 
 class Observer:
     """What was seen so far of one engine."""
 
-    def __init__(self, machine: Root, cpus: frozenset[int], nodes: bool) -> None:
-        """``machine`` is where the governor of ``cpus`` is read; ``nodes`` says whether to
-        see on which nodes the memory lies."""
-        self.received: Received | None = None
-        self.governor: str | None = None
+    def __init__(self, machine: Root, cpus: frozenset[int], plan: Plan) -> None:
+        """``machine`` is where the governor of ``cpus`` is read."""
+        self.seen: Seen | None = None
         self._machine = machine
         self._cpus = cpus
-        self._nodes = nodes
+        self._plan = plan
         self._live = Root()
         self._family: Family | None = None
 
@@ -28,7 +30,8 @@ class Observer:
         """``process`` is what the launcher started: the engine, or a script around it."""
         if self._family is None:
             self._family = Family(self._live, process)
-        received = read_received(self._live, self._family, self._nodes)
+        received = read_received(
+            self._live, self._family, huge=asks_huge(self._plan), nodes=asks_nodes(self._plan)
+        )
         if received is not None:
-            self.received = best(self.received, received)
-            self.governor = read_governor(self._machine, self._cpus)
+            self.seen = best(self.seen, received, read_governor(self._machine, self._cpus))

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 
-FIRST_SECONDS, LAST_SECONDS, GROWTH = 0.01, 1.0, 1.5
-"""From one look to the next: soon at first, for what a short run does, and seldom later,
-since every look takes time from the engine."""
+FIRST_SECONDS, LAST_SECONDS, GROWTH = 0.01, 5.0, 1.5
+"""From one look to the next: soon at first, for what a short run does, and seldom later."""
+
+LOOK_SHARE = 0.1
+"""Of one CPU's time that looks may take at the start, when they are many: to count the pages
+of a large model takes 30 ms. Once they are seldom, it is less than a hundredth."""
 
 
 @contextlib.contextmanager
@@ -33,8 +37,10 @@ def watching(watch: Callable[[int], None], process: int) -> Iterator[None]:
 def _look_on(watch: Callable[[int], None], process: int, ended: threading.Event) -> None:
     pause = FIRST_SECONDS
     while not ended.wait(pause):
+        start = time.thread_time()
         try:
             watch(process)
         except Exception:
             return
-        pause = min(LAST_SECONDS, pause * GROWTH)
+        least = (time.thread_time() - start) / LOOK_SHARE
+        pause = max(least, min(LAST_SECONDS, pause * GROWTH))

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from bitnet_tuning.effects import Aim, Effect, best, effects_of, missed, table
+from bitnet_tuning.effects import (
+    Aim,
+    Effect,
+    Seen,
+    asks_huge,
+    asks_nodes,
+    best,
+    effects_of,
+    missed,
+    table,
+)
 from bitnet_tuning.host.locking import LockLimit
 from bitnet_tuning.host.received import Received
 from bitnet_tuning.plan import Plan
@@ -48,12 +58,12 @@ def effect(
     aim: Aim = AIM,
     governor: str | None = None,
 ) -> Effect:
-    (found,) = [it for it in effects_of(plan, aim, seen, governor) if it.name == name]
+    (found,) = [it for it in effects_of(plan, aim, Seen(seen, governor, 2)) if it.name == name]
     return found
 
 
 def test_all_that_was_planned_acted() -> None:
-    effects = effects_of(PLAN, AIM, SEEN, "powersave")
+    effects = effects_of(PLAN, AIM, Seen(SEEN, "powersave"))
     assert missed(effects) == ()
     assert {it.name: it.acted for it in effects} == {
         **dict.fromkeys(("CPUs", "priority", "locked memory", "wait policy", "environment"), True),
@@ -63,7 +73,7 @@ def test_all_that_was_planned_acted() -> None:
 
 def test_nothing_was_planned() -> None:
     plain = PLAN._replace(env={}, cpus=None, mlock=False, nice=0)
-    effects = effects_of(plain, AIM, SEEN, "powersave")
+    effects = effects_of(plain, AIM, Seen(SEEN, "powersave"))
     assert {(it.wanted, it.acted) for it in effects} == {(None, None)}
     assert all("  not asked  " in line for line in table(effects))
 
@@ -112,8 +122,8 @@ def test_priority_is_added_to_the_launchers(
         (905 * MIB, SIZE, True, "905 MiB"),
         (0, 1100 * MIB, False, "0 MiB, the limit is 8 MiB (ulimit -l)"),
         (8 * MIB, 1100 * MIB, False, "8 MiB, the limit is 8 MiB (ulimit -l)"),
-        (0, 500 * MIB, None, "0 MiB, the model was still being loaded"),
-        (0, None, None, "0 MiB, the model was still being loaded"),
+        (0, 500 * MIB, None, "0 MiB, maybe before the model was loaded"),
+        (0, None, None, "0 MiB, maybe before the model was loaded"),
         (None, 1100 * MIB, None, None),
     ],
 )
@@ -143,10 +153,22 @@ def test_a_wait_policy_of_the_users_own_is_shown() -> None:
     assert found == Effect("wait policy", None, "OMP_WAIT_POLICY=passive", None)
 
 
-@pytest.mark.parametrize(("huge", "acted"), [(4 * MIB, True), (0, False), (None, None)])
-def test_huge_pages_where_glibc_is_to_ask_for_them(huge: int | None, acted: bool | None) -> None:
+@pytest.mark.parametrize(
+    ("huge", "resident", "acted"),
+    [
+        (4 * MIB, SIZE, True),
+        (4 * MIB, MIB, True),
+        (0, SIZE, False),
+        (0, MIB, None),
+        (None, SIZE, None),
+    ],
+)
+def test_huge_pages_where_glibc_is_to_ask_for_them(
+    huge: int | None, resident: int, acted: bool | None
+) -> None:
     tunables = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    plan, received = PLAN._replace(env=tunables), SEEN._replace(huge=huge, variables=tunables)
+    plan = PLAN._replace(env=tunables)
+    received = SEEN._replace(huge=huge, resident=resident, variables=tunables)
     assert effect("huge pages", received, plan).acted is acted
     other = {"GLIBC_TUNABLES": "glibc.malloc.arena_max=1"}
     assert effect("huge pages", received, PLAN._replace(env=other)).acted is None
@@ -166,6 +188,12 @@ def test_governor(wanted: str | None, seen: str | None, acted: bool | None) -> N
     assert found == Effect("governor", wanted, seen, acted)
 
 
+def test_pages_are_counted_only_where_that_is_asked_for() -> None:
+    assert not asks_huge(PLAN) and not asks_nodes(PLAN)
+    assert asks_huge(PLAN._replace(env={"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}))
+    assert asks_nodes(PLAN._replace(numa="distribute"))
+
+
 def test_where_memory_lies() -> None:
     received = SEEN._replace(nodes={1: 10 * MIB, 0: 990 * MIB})
     assert effect("memory nodes", received).seen == "node 0: 990 MiB, node 1: 10 MiB"
@@ -173,13 +201,13 @@ def test_where_memory_lies() -> None:
 
 def test_lines_are_aligned_and_those_that_did_not_act_are_told() -> None:
     seen = SEEN._replace(niceness=(0,), variables=None)
-    effects = effects_of(PLAN, AIM, seen, "powersave")
+    effects = effects_of(PLAN, AIM, Seen(seen, "powersave"))
     lines = table(effects)
     states = ("acted", "did not act", "not asked", "not seen")
     starts = {line.index(state) for line in lines for state in states if f"  {state}  " in line}
     assert len(starts) == 1
     assert "priority       did not act  wanted niceness -5, seen niceness 0" in lines
-    assert "wait policy    not seen     wanted KMP_BLOCKTIME=200, seen not shown" in lines
+    assert "wait policy    not seen     wanted KMP_BLOCKTIME=200, seen nothing" in lines
     assert "governor       not asked    powersave" in lines
     assert missed(effects) == ("priority did not act: wanted niceness -5, seen niceness 0",)
 
@@ -190,19 +218,46 @@ def test_lines_are_aligned_and_those_that_did_not_act_are_told() -> None:
 def test_what_comes_once_the_model_is_loaded_is_kept() -> None:
     early = SEEN._replace(locked=0, huge=0, resident=MIB, nodes={})
     late = SEEN._replace(huge=8 * MIB, nodes={0: MIB})
-    for seen in (best(best(None, early), late), best(late, early)):
+    for looks in ((early, late), (late, early)):
+        seen = after(*looks).received
         assert seen[3:6] == (SEEN.resident, SEEN.locked, 8 * MIB)
         assert seen.nodes == {0: MIB}
-    assert best(early._replace(locked=None), late).locked == SEEN.locked
+    assert after(early._replace(locked=None), late).received.locked == SEEN.locked
+
+
+def after(*looks: Received) -> Seen:
+    seen = None
+    for look in looks:
+        seen = best(seen, look, "powersave")
+    assert seen is not None
+    return seen
 
 
 def test_the_engine_counts_not_the_script_around_it() -> None:
     script = SEEN._replace(process=90, cpus=(frozenset(range(12)),), variables={}, locked=SIZE)
-    assert best(script, SEEN) == SEEN
-    assert best(SEEN, script) == SEEN
+    assert after(script, SEEN) == Seen(SEEN, "powersave", 0)
+    assert after(SEEN, script) == Seen(SEEN, "powersave", 0)
 
 
 def test_of_looks_alike_the_later_one_counts() -> None:
     """A script may become the engine by exec."""
     before = SEEN._replace(variables={}, niceness=(0,) * 4)
-    assert best(before, SEEN) == SEEN
+    assert after(before, SEEN).received == SEEN
+
+
+def test_threads_that_have_ended_by_the_last_look_are_not_forgotten() -> None:
+    last = SEEN._replace(cpus=(frozenset((9,)),), locked=0)
+    assert after(SEEN, last).received == SEEN
+
+
+def test_a_model_counts_as_loaded_once_memory_no_longer_grows() -> None:
+    def sizes(*mebibytes: int) -> Seen:
+        return after(*(SEEN._replace(resident=size * MIB) for size in mebibytes))
+
+    assert sizes(10, 500, 1100, 1101, 1102).loaded(SIZE)
+    assert not sizes(1100, 1100).loaded(SIZE), "that may be chance"
+    assert not sizes(10, 500, 900, 1000, 1200).loaded(SIZE)
+    assert not sizes(500, 500, 500).loaded(SIZE)
+    assert not after(*(SEEN._replace(resident=None) for _ in range(4))).loaded(SIZE)
+    effects = effects_of(PLAN, AIM, sizes(10, 1100, 1100)._replace(steady=1))
+    assert missed(effects) == ()

@@ -75,7 +75,7 @@ def fake(tmp_path: Path) -> FakeEngine:
     return FakeEngine(tmp_path / "checkout")
 
 
-def perform(fake: FakeEngine, *flags: str, sleep: str = "0.3", **variables: str) -> Done:
+def perform(fake: FakeEngine, *flags: str, sleep: str = "0.6", **variables: str) -> Done:
     named = ("--engine", str(fake.cli), "-m", demo.I2_S, "-p", "hello", "-t", "1")
     return run(*named, "--performance-mode", *flags, FAKE_SLEEP=sleep, **variables)
 
@@ -108,11 +108,15 @@ def test_what_did_not_act_is_told_without_stats(fake: FakeEngine) -> None:
     """The fake locks nothing, whatever it is told."""
     if not may_lock():
         pytest.skip("no memory may be locked here")
-    done = perform(fake)
+    done = perform(fake, sleep="1.2")
     assert [line.partition(":")[0] for line in done.missed] == ["locked memory did not act"]
     assert done.effects == {}
-    assert perform(fake, "--quiet").missed == []
-    assert "locked memory  did not act" in "\n".join(perform(fake, "--quiet", "--stats").ours)
+    quiet = perform(fake, "--quiet", "--stats", sleep="1.2")
+    assert quiet.effects["locked memory"].startswith("did not act  wanted 1 MiB, seen 0 MiB")
+
+
+def test_without_stats_quiet_hides_it(fake: FakeEngine) -> None:
+    assert perform(fake, "--quiet").ours in ([], perform(fake, "--quiet", "--dry-run").ours)
 
 
 def test_a_script_around_the_engine_that_drops_variables_is_seen_through(fake: FakeEngine) -> None:

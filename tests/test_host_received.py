@@ -57,9 +57,9 @@ def programs(tmp_path: Path) -> Programs:
     return Programs(tmp_path / "root")
 
 
-def look(programs: Programs, nodes: bool = False) -> Received | None:
+def look(programs: Programs, counted: bool = False) -> Received | None:
     root = Root(str(programs.path))
-    return read_received(root, Family(root, 100), nodes)
+    return read_received(root, Family(root, 100), huge=counted, nodes=counted)
 
 
 def test_all_that_is_shown(programs: Programs) -> None:
@@ -70,19 +70,20 @@ def test_all_that_is_shown(programs: Programs) -> None:
         niceness=(0, -5),
         resident=3000 * 1024,
         locked=2000 * 1024,
-        huge=(4096 + 2048) * 1024,
+        huge=None,
         variables={"OMP_NUM_THREADS": "4", "EMPTY": ""},
         lock_limit=LockLimit(8 << 20),
         nodes={},
     )
-    seen = look(programs, nodes=True)
+    seen = look(programs, counted=True)
     assert seen is not None
+    assert seen.huge == (4096 + 2048) * 1024
     assert seen.nodes == {0: 20 * 4096, 1: 10 * 4096 + 2 * (2 << 20)}
 
 
 def test_nothing_is_shown_but_the_process(programs: Programs) -> None:
     programs.write("proc/100/stat", stat(100)).write("proc/100/status", "VmRSS:\t 1 kB")
-    assert look(programs, nodes=True) == Received(100, (), (), 1024, None, None, None, None, {})
+    assert look(programs, counted=True) == Received(100, (), (), 1024, None, None, None, None, {})
 
 
 @pytest.mark.parametrize(

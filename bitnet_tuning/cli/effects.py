@@ -6,7 +6,7 @@ import os
 
 from bitnet_tuning.cli import say
 from bitnet_tuning.cli.inference import Prepared
-from bitnet_tuning.effects import Aim, Effect, effects_of, missed, table
+from bitnet_tuning.effects import Aim, effects_of, missed, table
 from bitnet_tuning.host.power import PERFORMANCE
 from bitnet_tuning.host.root import Root
 from bitnet_tuning.host.running import shows_programs
@@ -21,28 +21,26 @@ def observer_of(prepared: Prepared, root: str) -> Observer | None:
     if not shows_programs(Root()):
         return None
     host, plan = prepared.host, prepared.plan
-    return Observer(Root(root), plan.cpus or host.allowed, nodes=len(host.nodes) > 1)
+    return Observer(Root(root), plan.cpus or host.allowed, plan)
 
 
 def say_effects(
     observer: Observer | None, prepared: Prepared, set_governor: bool, quiet: bool, all_of_it: bool
 ) -> None:
     """All effects, or only what did not act; that not even where it is to be ``quiet``."""
-    if observer is None or observer.received is None:
+    if observer is None or observer.seen is None:
         if all_of_it:
             say(UNSEEN if observer is None else TOO_SOON)
         return
-    effects = _effects(observer, prepared, set_governor)
+    effects = effects_of(prepared.plan, _aim(prepared, set_governor), observer.seen)
     lines = table(effects) if all_of_it else () if quiet else missed(effects)
     for line in lines:
         say(line)
 
 
-def _effects(observer: Observer, prepared: Prepared, set_governor: bool) -> tuple[Effect, ...]:
-    assert observer.received is not None
-    aim = Aim(
+def _aim(prepared: Prepared, set_governor: bool) -> Aim:
+    return Aim(
         model_size=prepared.choice.model.size,
         niceness=os.getpriority(os.PRIO_PROCESS, 0),
         governor=PERFORMANCE if set_governor else None,
     )
-    return effects_of(prepared.plan, aim, observer.received, observer.governor)
