@@ -13,71 +13,31 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
 from bitnet_tuning.cpulist import format_list
 from bitnet_tuning.errors import UnsupportedError
+from bitnet_tuning.governor_record import Governors, Ledger
 from bitnet_tuning.host import Host
-from bitnet_tuning.host.boot import read_boot_id
 from bitnet_tuning.host.power import (
     PERFORMANCE,
     SET_PERFORMANCE,
     Policy,
     governor_in,
-    is_governor,
-    is_policy,
     read_policies,
 )
 from bitnet_tuning.host.root import Root
 from bitnet_tuning.lock import alone, locked
 from bitnet_tuning.records import TYPE_CHECKING
-from bitnet_tuning.state import State, digest
 
 if TYPE_CHECKING:
     from bitnet_tuning.ties import Guardian
 
 Say = Callable[[str], None]
-Governors = dict[str, str]
-"""By the folders of their policies."""
 
-KIND = "governor"
-
-FOREVER = float("inf")
-
-
-class Ledger:
-    """What is kept between the runs on one machine, which is a root folder."""
-
-    def __init__(self, root: str, folder: str) -> None:
-        self.root = Root(os.path.realpath(root))
-        self.state = State(folder)
-        mark = digest(self.root.path)
-        self.lock = os.path.join(folder, f"{KIND}-{mark}.lock")
-        self.users = os.path.join(folder, f"{KIND}-{mark}.users")
-        self.record = self.state.path(KIND, mark)
-
-    def load(self) -> Governors | None:
-        """What the policies had before any run changed them; None where there is no record
-        of this start of the kernel."""
-        record = self.state.load(KIND, self.root.path, {"boot": str, "governors": dict})
-        if record is None or record["boot"] != read_boot_id(self.root):
-            return None
-        # It names files that are written to: only such as could have been recorded.
-        pairs: dict[object, object] = record["governors"]
-        return {
-            folder: name
-            for folder, name in pairs.items()
-            if isinstance(folder, str) and isinstance(name, str)
-            if is_policy(folder) and is_governor(name)
-        }
-
-    def store(self, governors: Mapping[str, str]) -> bool:
-        record = {"boot": read_boot_id(self.root), "governors": dict(governors)}
-        return self.state.store(KIND, self.root.path, record)
-
-    def remove(self) -> None:
-        with contextlib.suppress(OSError):
-            os.unlink(self.record)
+PATIENCE = 60.0
+"""Seconds to wait for the lock when leaving. Others hold it for milliseconds; one that was
+stopped meanwhile is not waited for any longer."""
 
 
 @contextlib.contextmanager
@@ -86,20 +46,28 @@ def held(ledger: Ledger, host: Host, cpus: frozenset[int], tell: Say, warn: Say)
     ``tell`` gets what was done, ``warn`` what was not."""
     guardian: Guardian | None = None
     originals: Governors = {}
+    done: list[str] = []
+    missed: list[str] = []
     try:
         try:
             policies = _permitted(ledger.root, host, cpus, warn)
-            with _undisturbed():
-                guardian, originals = _join(ledger, policies, tell, warn)
+            with _undisturbed():  # a stream of ours may be stuck: lines come after it
+                guardian, originals = _join(ledger, policies, done.append, missed.append)
         except (UnsupportedError, OSError) as refused:
-            warn(f"the governor is left as it is: {refused}")
-        if ledger.state.warning:
-            warn(f"warning: {ledger.state.warning}")
+            missed.append(f"the governor is left as it is: {refused}")
+        _say_all(tell, done)
+        _say_all(warn, missed)
         yield
     finally:
-        if guardian is not None and not guardian.dismiss():
-            for line in _leave(ledger, originals):
-                warn(line)
+        if guardian is not None:
+            with _undisturbed():
+                left = () if guardian.dismiss() else _leave(ledger, originals)
+            _say_all(warn, left)
+
+
+def _say_all(say: Say, lines: Iterable[str]) -> None:
+    for line in lines:
+        say(line)
 
 
 @contextlib.contextmanager
@@ -158,17 +126,18 @@ def _join(
             raise UnsupportedError(f"{ledger.state.folder} cannot be locked, to keep what it was")
         policies = _read_anew(ledger.root, policies)
         recorded = ledger.load() or {}
+        if ledger.state.warning:
+            warn(f"warning: {ledger.state.warning}")
         originals = originals_of(policies, recorded)
         if not any(policy.folder in originals for policy in policies):
             already = _cpus(list(policies))
             tell(f"governor {PERFORMANCE} already on CPUs {already}: nothing to set")
             return None, {}
-        if left_behind(ledger):
+        if _left_behind(ledger):
             tell("an earlier run was killed before it could put the governor back: this one will")
-        guardian = _guard(ledger, originals)
         if not ledger.store(originals):
-            guardian.dismiss()
-            raise UnsupportedError("what it was could not be kept")
+            raise UnsupportedError(f"{ledger.state.warning}")
+        guardian = _guard(ledger, originals)
         _change(ledger.root, policies, originals, tell, warn)
     return guardian, originals
 
@@ -230,7 +199,7 @@ def _change(
 def _leave(ledger: Ledger, own: Governors) -> tuple[str, ...]:
     """Puts everything back where no other run takes part any more; a line for each policy
     with which that fails. ``own`` serves where the record is gone, as with its folder."""
-    with locked(ledger.lock, FOREVER), alone(ledger.users) as is_last:
+    with locked(ledger.lock, PATIENCE), alone(ledger.users) as is_last:
         if not is_last:
             return ()
         recorded = ledger.load()
@@ -246,12 +215,17 @@ def _leave(ledger: Ledger, own: Governors) -> tuple[str, ...]:
 
 
 def left_behind(ledger: Ledger) -> Governors:
-    """What should have been put back by runs that were killed; looks only."""
-    recorded = ledger.load()
-    if not recorded:
+    """What should have been put back by runs that were killed; changes nothing."""
+    if not ledger.load():
         return {}
+    with locked(ledger.lock) as is_mine:
+        return _left_behind(ledger) if is_mine else {}
+
+
+def _left_behind(ledger: Ledger) -> Governors:
+    """With the lock held: else a run that ends now would find somebody there."""
     with alone(ledger.users) as is_left:
-        return _still_set(ledger.root, recorded) if is_left else {}
+        return _still_set(ledger.root, ledger.load() or {}) if is_left else {}
 
 
 def _still_set(root: Root, originals: Governors) -> Governors:

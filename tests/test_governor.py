@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from bitnet_tuning import demo
-from bitnet_tuning.governor import Ledger
+from bitnet_tuning.governor_record import Ledger
 from bitnet_tuning.host.power import Policy, read_policies
 from bitnet_tuning.host.root import Root
 from tests.engines import FakeEngine
@@ -311,6 +311,30 @@ def test_the_next_run_goes_by_what_a_killed_one_left(left_behind: Computer) -> N
     assert left_behind.record() is None
 
 
+def test_the_doctor_tells_what_a_killed_run_left(left_behind: Computer) -> None:
+    def advice() -> str:
+        command = [sys.executable, "-m", "bitnet_tuning", "doctor", "--json", "--root"]
+        done = subprocess.run(
+            [*command, str(left_behind.machine.path)],
+            env={**os.environ, "BITNET_TUNING_HOME": str(left_behind.home)},
+            cwd=REPO,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        findings = {it["name"]: it for it in json.loads(done.stdout)["findings"]}
+        return f"{findings['governor']['text']}; {findings['governor']['advice']}"
+
+    assert "it was ondemand, powersave, schedutil; the next run with --set-governor" in advice()
+    assert left_behind.record() is not None
+    process = left_behind.sleeper()
+    assert "killed" not in advice(), "it is in use"
+    process.send_signal(signal.SIGTERM)
+    left_behind.end(process)
+    assert "killed" not in advice()
+
+
 def test_after_another_start_of_the_kernel_a_record_says_nothing(left_behind: Computer) -> None:
     left_behind.machine.write(BOOT, "22222222-bbbb")
     assert left_behind.run()[1] == ["governor performance already on CPUs 0-4: nothing to set"]
@@ -325,7 +349,9 @@ def test_what_was_set_by_hand_since_is_what_was_before(left_behind: Computer) ->
 
 def test_a_damaged_record_is_set_aside(left_behind: Computer) -> None:
     left_behind.record_file.write_text("{")
-    assert left_behind.run()[0] == 0
+    code, said = left_behind.run()
+    assert (code, len(said)) == (0, 2)
+    assert "damaged" in said[1]
     left_behind.machine.governors(MIXED)
     assert left_behind.run()[0] == 0
     assert left_behind.governors() == MIXED
@@ -418,6 +444,17 @@ def test_where_it_cannot_be_kept_what_was_before(computer: Computer, tmp_path: P
     (tmp_path / "file").write_text("")
     computer.home = tmp_path / "file" / "home"
     assert "left as it is" in refused(computer)
+
+
+def test_where_a_record_cannot_be_written(computer: Computer) -> None:
+    full = (
+        "from bitnet_tuning import state\nwrite = state.write_atomically\n"
+        "def no_space(path, data):\n    if 'governor' in path: raise OSError(28, 'No space left')\n"
+        "    write(path, data)\n"
+        "state.write_atomically = no_space"
+    )
+    assert "No space left" in refused(computer, before=full)
+    assert computer.run()[0] == 0
 
 
 def test_where_everything_is_set_already(computer: Computer) -> None:

@@ -73,7 +73,8 @@ def _governor(
     """Sets the governor for as long as it is entered, where that is asked for."""
     if not options.set_governor:
         return nullcontext()
-    from bitnet_tuning.governor import Ledger, held  # noqa: PLC0415
+    from bitnet_tuning.governor import held  # noqa: PLC0415
+    from bitnet_tuning.governor_record import Ledger  # noqa: PLC0415
 
     host, cpus = prepared.host, prepared.plan.cpus
     ledger = Ledger(root, default_folder(os.environ))
