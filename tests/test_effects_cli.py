@@ -16,6 +16,7 @@ from bitnet_tuning.cli import effects as cli_effects
 from bitnet_tuning.cli.effects import TOO_SOON, UNSEEN
 from bitnet_tuning.host.limits import read_privileges
 from tests.engines import FakeEngine
+from tests.machines import Machine
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
 
@@ -51,8 +52,12 @@ class Done(NamedTuple):
 
 
 def run(*flags: str, **variables: str) -> Done:
+    return start(OPTIMIZED, *flags, **variables)
+
+
+def start(*command: str, **variables: str) -> Done:
     done = subprocess.run(
-        [sys.executable, OPTIMIZED, *flags],
+        [sys.executable, *command],
         env={**os.environ, **variables},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -151,6 +156,31 @@ def test_an_engine_that_fails_at_once(fake: FakeEngine) -> None:
     done = perform(fake, "--stats")
     assert done.code == 9
     assert done.effects or TOO_SOON in done.ours
+
+
+ELSEWHERE = """\
+import sys
+sys.path.insert(0, {repo!r})
+from bitnet_tuning.cli.run_optimized import main
+sys.exit(main(sys.argv[2:], root=sys.argv[1]))
+"""
+
+
+def test_cpus_and_governor_that_were_asked_for(fake: FakeEngine, tmp_path: Path) -> None:
+    """On a hybrid machine the fast CPUs only; this one's affinity is real all the same."""
+    cpu = min(os.sched_getaffinity(0))
+    every = range(cpu, cpu + 4)
+    machine = Machine(tmp_path / "root").cores([[it] for it in every])
+    machine.intel_kinds(f"{cpu}-{cpu + 1}", f"{cpu + 2}-{cpu + 3}")
+    machine.governors(dict.fromkeys(every, "powersave"))
+    named = ("--engine", str(fake.cli), "-m", demo.I2_S, "-p", "hello")
+    flags = ("--performance-mode", "--set-governor", "--stats")
+    program = ("-c", ELSEWHERE.format(repo=str(REPO)), str(machine.path))
+    done = start(*program, *named, *flags, FAKE_SLEEP="0.3")
+    received = format_cpus(fake.prompts()[-1]["cpus"])
+    words = f"acted wanted {cpu}-{cpu + 1}, seen {received} (1 thread)"
+    assert done.effects["CPUs"].split() == words.split()
+    assert done.effects["governor"].split() == ["acted", "performance"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="needs xllamacpp")

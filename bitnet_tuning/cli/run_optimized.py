@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 from bitnet_tuning.cli import guarded, say
 from bitnet_tuning.cli.arguments import (
@@ -60,26 +59,24 @@ def _run(arguments: list[str], root: str) -> int:
         say(f"threads {prepared.plan.reasons['threads']}")
         if not options.set_governor:
             say(governor_line(prepared.host))
-    with _governor(prepared, options, root):
-        outcome = _executed(prepared, options, root)
+    outcome = _governed(prepared, options, root)
     if options.stats:
         say(stats_line(outcome, request))
     return outcome.code
 
 
-def _governor(
-    prepared: Prepared, options: argparse.Namespace, root: str
-) -> AbstractContextManager[None]:
-    """Sets the governor for as long as it is entered, where that is asked for."""
+def _governed(prepared: Prepared, options: argparse.Namespace, root: str) -> Outcome:
+    """With the governor set for the run, where that is asked for."""
     if not options.set_governor:
-        return nullcontext()
+        return _executed(prepared, options, root)
     from bitnet_tuning.governor import held  # noqa: PLC0415
     from bitnet_tuning.governor_record import Ledger  # noqa: PLC0415
 
     host, cpus = prepared.host, prepared.plan.cpus
     ledger = Ledger(root, default_folder(os.environ))
     tell = _silent if options.quiet else say
-    return held(ledger, host, cpus or host.allowed, tell, warn=say)
+    with held(ledger, host, cpus or host.allowed, tell, warn=say):
+        return _executed(prepared, options, root)
 
 
 def _silent(_text: str) -> None:
