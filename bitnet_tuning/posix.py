@@ -35,7 +35,7 @@ but it is passed on only when somebody means this run."""
 
 def run_posix(launch: Launch) -> Outcome:
     own_group = not (launch.stdin == INHERIT and os.isatty(0))
-    _fill_standard_handles()
+    fill_standard_handles()
     lifeline = Lifeline()
     with _SignalsHeld() as held:
         child, pipes = _start(launch, own_group, held.before, lifeline)
@@ -46,11 +46,20 @@ def run_posix(launch: Launch) -> Outcome:
         forward.install()
         held.release()
         try:
-            outcome = _wait(child, pipes, launch)
+            outcome = _watched(child, pipes, launch)
             return outcome._replace(code=130, gave_up=True) if forward.gave_up else outcome
         finally:
             forward.remove()
             lifeline.cut()
+
+
+def _watched(child: int, pipes: Pipes, launch: Launch) -> Outcome:
+    if launch.watch is None:
+        return _wait(child, pipes, launch)
+    from bitnet_tuning.watcher import watching  # noqa: PLC0415
+
+    with watching(launch.watch, child):
+        return _wait(child, pipes, launch)
 
 
 def _wait(child: int, pipes: Pipes, launch: Launch) -> Outcome:
@@ -207,7 +216,7 @@ class Inherited:
             os.nice(-self.nice)
 
 
-def _fill_standard_handles() -> None:
+def fill_standard_handles() -> None:
     """Started with a standard stream closed, its handle would go to the next pipe."""
     for handle in (0, 1, 2):
         try:

@@ -37,6 +37,7 @@ PURE = (
     "setting",
     "profile_record",
     "tuned",
+    "effects",
     "errors",
     "records",
     "bench/absent",
@@ -211,7 +212,7 @@ def test_no_shell_is_asked_for() -> None:
 REPORT = """\
 import json, os, sys
 sys.path.insert(0, {repo!r})
-from bitnet_tuning.cli.run import main
+from bitnet_tuning.cli.{program} import main
 code = main(sys.argv[1:])
 with open({report!r}, "w") as file:
     json.dump(sorted(sys.modules), file)
@@ -219,11 +220,10 @@ sys.exit(code)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere it may need more")
-def test_a_run_with_a_warm_cache_loads_no_slow_module(tmp_path: Path) -> None:
-    """A whole run, without site-packages and without what Python itself starts with."""
-    fake, report = FakeEngine(tmp_path / "checkout"), tmp_path / "modules.json"
-    code = REPORT.format(repo=str(REPO), report=str(report))
+def loaded_by(program: str, folder: Path) -> set[str]:
+    """In a whole run, without site-packages and without what Python itself starts with."""
+    fake, report = FakeEngine(folder / "checkout"), folder / "modules.json"
+    code = REPORT.format(repo=str(REPO), report=str(report), program=program)
     flags = ["--engine", str(fake.cli), "-m", demo.I2_S, "-p", "hello"]
     for _ in range(2):  # the first one asks the engine, which takes a subprocess
         done = subprocess.run(
@@ -234,11 +234,30 @@ def test_a_run_with_a_warm_cache_loads_no_slow_module(tmp_path: Path) -> None:
             check=False,
         )
         assert (done.returncode, done.stdout) == (0, "hello and more text\n"), done.stderr
-    loaded = set(json.loads(report.read_text()))
+    return set(json.loads(report.read_text()))
+
+
+def ours_of(loaded: set[str]) -> set[str]:
+    return {name.removeprefix("bitnet_tuning.") for name in loaded if "bitnet_tuning." in name}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere it may need more")
+def test_a_run_with_a_warm_cache_loads_no_slow_module(tmp_path: Path) -> None:
+    loaded = loaded_by("run", tmp_path)
     assert not loaded & SLOW
-    ours = {name.removeprefix("bitnet_tuning.") for name in loaded if "bitnet_tuning." in name}
+    ours = ours_of(loaded)
     assert "launch" in ours
     assert not ours & {"probe", "binary", "selftest", "relay", "embedded", "_embedded"}
     assert not ours & {"setting", "profile_record", "profiles", "tuned", "cli.profile"}
     assert not ours & {"boost", "loading", "placement", "host.huge", "host.page_cache"}
     assert not ours & {"cli.show", "cli.run_optimized", "host.foreign"}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere it may need more")
+def test_what_only_a_flag_needs_is_not_loaded_without_it(tmp_path: Path) -> None:
+    loaded = loaded_by("run_optimized", tmp_path)
+    assert not loaded & SLOW
+    ours = ours_of(loaded)
+    assert "cli.run_optimized" in ours
+    assert not ours & {"governor", "governor_record", "lock", "host.boot"}
+    assert not ours & {"effects", "observer", "watcher", "cli.effects", "host.received"}

@@ -14,6 +14,8 @@ from bitnet_tuning.doctor.facts import Case, Problem
 from bitnet_tuning.engine import Engine
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.ggml_types import ModelFile
+from bitnet_tuning.governor import left_behind
+from bitnet_tuning.governor_record import Ledger
 from bitnet_tuning.host import Host, read_host
 from bitnet_tuning.host.base_clock import read_base_clock
 from bitnet_tuning.host.cgroups import Cgroups
@@ -49,7 +51,7 @@ def gather(inquiry: Inquiry) -> Case:
     """Takes about a second on a live machine, and the self-test's time."""
     root = Root(inquiry.root)
     state = State(default_folder(os.environ))
-    case = _machine(root, read_host(inquiry.root))
+    case = _with_governors(_machine(root, read_host(inquiry.root)), root, state)
     case = _with_model(_with_engine(case, inquiry, state), inquiry, state)
     case = _with_profile(case, state)
     engine = case.known_engine
@@ -85,6 +87,11 @@ def _machine(root: Root, host: Host) -> Case:
         mounts=mounts,
         wsl_configs=read_wsl_configs(root, mounts) if host.wsl else (),
     )
+
+
+def _with_governors(case: Case, root: Root, state: State) -> Case:
+    left = attempt(lambda: left_behind(Ledger(root.path, state.folder)))
+    return case if isinstance(left, Problem) else case._replace(left_governors=tuple(left.values()))
 
 
 def _with_engine(case: Case, inquiry: Inquiry, state: State) -> Case:

@@ -23,6 +23,7 @@ from bitnet_tuning.state import State, default_folder
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
 
 _LONGEST_ECHO = 1 << 20
 """Bytes of a prompt file that are looked for in the output."""
@@ -128,8 +129,14 @@ def shown(plan: Plan, options: argparse.Namespace) -> bool:
     return True
 
 
-def execute(prepared: Prepared, quiet: bool = False, keep_log: bool = False) -> Outcome:
-    """Runs the engine to its end and explains a death; the code is the program's own."""
+def execute(
+    prepared: Prepared,
+    quiet: bool = False,
+    keep_log: bool = False,
+    watch: Callable[[int], None] | None = None,
+) -> Outcome:
+    """Runs the engine to its end and explains a death; the code is the program's own.
+    ``watch`` is as in ``Launch``."""
     plan, request = prepared.plan, prepared.request
     outcome = launch.run(
         launch.Launch(
@@ -142,6 +149,7 @@ def execute(prepared: Prepared, quiet: bool = False, keep_log: bool = False) -> 
             echo=_echo(request) if keep_log else None,
             interactive=request.chat,
             nice=plan.nice,
+            watch=watch,
         )
     )
     if quiet and outcome.code not in (0, 130) and sys.stderr is not None:

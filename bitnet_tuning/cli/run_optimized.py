@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 
 from bitnet_tuning.cli import guarded, say
@@ -14,16 +15,19 @@ from bitnet_tuning.cli.arguments import (
     split_extra,
     to_request,
 )
-from bitnet_tuning.cli.inference import execute, prepare, shown
+from bitnet_tuning.cli.inference import Prepared, execute, prepare, shown
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.host import Host
+from bitnet_tuning.host.power import SET_PERFORMANCE
 from bitnet_tuning.launch import Outcome
 from bitnet_tuning.outcome import Speed, parse_timings
 from bitnet_tuning.request import Request
+from bitnet_tuning.state import default_folder
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    return guarded(_run, arguments)
+def main(arguments: Sequence[str] | None = None, root: str = "/") -> int:
+    """``root`` is the folder that holds the machine's ``sys`` and ``proc``."""
+    return guarded(lambda words: _run(words, root), arguments)
 
 
 def optimized_request(
@@ -45,19 +49,51 @@ def optimized_request(
     return to_request(options, extra), options
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], root: str) -> int:
     parser = Parser(description="Run a prompt with bitnet.cpp, with every knob within reach.")
     request, options = optimized_request(parser, arguments)
-    prepared = prepare(request)
+    prepared = prepare(request, root)
     if shown(prepared.plan, options):
         return 0
     if not options.quiet:
         say(f"threads {prepared.plan.reasons['threads']}")
-        say(governor_line(prepared.host))
-    outcome = execute(prepared, quiet=options.quiet, keep_log=options.stats)
+        if not options.set_governor:
+            say(governor_line(prepared.host))
+    outcome = _governed(prepared, options, root)
     if options.stats:
         say(stats_line(outcome, request))
     return outcome.code
+
+
+def _governed(prepared: Prepared, options: argparse.Namespace, root: str) -> Outcome:
+    """With the governor set for the run, where that is asked for."""
+    if not options.set_governor:
+        return _executed(prepared, options, root)
+    from bitnet_tuning.governor import held  # noqa: PLC0415
+    from bitnet_tuning.governor_record import Ledger  # noqa: PLC0415
+
+    host, cpus = prepared.host, prepared.plan.cpus
+    ledger = Ledger(root, default_folder(os.environ))
+    tell = _silent if options.quiet else say
+    with held(ledger, host, cpus or host.allowed, tell, warn=say):
+        return _executed(prepared, options, root)
+
+
+def _silent(_text: str) -> None:
+    pass
+
+
+def _executed(prepared: Prepared, options: argparse.Namespace, root: str) -> Outcome:
+    """Performance mode is looked at whether it acts."""
+    if not options.performance_mode:
+        return execute(prepared, quiet=options.quiet, keep_log=options.stats)
+    from bitnet_tuning.cli.effects import observer_of, say_effects  # noqa: PLC0415
+
+    observer = observer_of(prepared, root)
+    watch = observer.look if observer else None
+    outcome = execute(prepared, quiet=options.quiet, keep_log=options.stats, watch=watch)
+    say_effects(observer, prepared, options.set_governor, options.quiet, options.stats)
+    return outcome
 
 
 def governor_line(host: Host) -> str:
@@ -66,8 +102,8 @@ def governor_line(host: Host) -> str:
         return "governor performance"
     if host.governor:
         return (
-            f"governor {host.governor}: it may hold the clock down; "
-            "`sudo cpupower frequency-set -g performance` would not"
+            f"governor {host.governor}: it may hold the clock down; `{SET_PERFORMANCE}` "
+            "changes that, --set-governor (as root) for one run"
         )
     if host.wsl:
         return "governor not visible: under WSL, Windows' power mode decides"

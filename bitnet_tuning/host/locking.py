@@ -20,7 +20,12 @@ def read_lock_limit(root: Root) -> LockLimit | None:
     where neither tells."""
     if root.live:
         return None if os.name == "nt" else LockLimit(read_privileges(root).lockable)
-    for line in (root.read("proc/self/limits") or "").splitlines():
+    return lock_limit_in(root, "proc/self")
+
+
+def lock_limit_in(root: Root, folder: str) -> LockLimit | None:
+    """What the kernel shows for one process."""
+    for line in (root.read(f"{folder}/limits") or "").splitlines():
         if line.startswith("Max locked memory"):
             words = line.split()
             soft = words[3] if len(words) > 3 else ""

@@ -49,6 +49,10 @@ class Root:
     def exists(self, name: str) -> bool:
         return os.path.exists(self._prefix + name)
 
+    def real(self, name: str) -> str:
+        """The name below this root that ``name`` stands for once links are followed."""
+        return os.path.relpath(os.path.realpath(self._prefix + name), os.path.realpath(self.path))
+
     def integer(self, name: str) -> int | None:
         return as_integer(self.read(name))
 

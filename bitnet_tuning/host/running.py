@@ -52,9 +52,13 @@ class Family:
 
     def look(self) -> tuple[Process, ...]:
         """All members that run, by their ids; nothing where ``proc`` is not mounted."""
-        self._welcome()
-        found = (_read_process(self._root, member) for member in sorted(self._members))
+        found = (_read_process(self._root, member) for member in self.members())
         return tuple(process for process in found if process is not None)
+
+    def members(self) -> list[int]:
+        """Their ids, with those of members that have ended and were not waited for yet."""
+        self._welcome()
+        return sorted(self._members)
 
     def _welcome(self) -> None:
         listed = {int(name) for name in self._root.names("proc") if name.isdecimal()}
@@ -66,7 +70,7 @@ class Family:
         self._strangers &= listed
 
     def _is_kin(self, process: int) -> bool:
-        words = _stat(self._root, f"proc/{process}/stat")
+        words = read_stat(self._root, f"proc/{process}/stat")
         if len(words) < 3:
             return False
         return int(words[1]) in self._members or int(words[2]) == self._leader
@@ -75,19 +79,22 @@ class Family:
 def _read_process(root: Root, process: int) -> Process | None:
     """None for one that is gone, or has ended and was not asked for its exit code yet."""
     folder = f"proc/{process}"
-    if _stat(root, f"{folder}/stat")[:1] in ([], ["Z"], ["X"]):
+    if read_stat(root, f"{folder}/stat")[:1] in ([], ["Z"], ["X"]):
         return None
-    variables = root.read(f"{folder}/environ", _ENVIRONMENT)
     names = sorted(int(name) for name in root.names(f"{folder}/task") if name.isdecimal())
     threads = (_read_thread(root, f"{folder}/task/{name}", name) for name in names)
     return Process(
         process,
-        _variables(variables or ""),
+        read_variables(root, process) or {},
         tuple(thread for thread in threads if thread is not None),
     )
 
 
-def _variables(text: str) -> dict[str, str]:
+def read_variables(root: Root, process: int) -> dict[str, str] | None:
+    """The environment of a process; None where it is not shown."""
+    text = root.read(f"proc/{process}/environ", _ENVIRONMENT)
+    if text is None:
+        return None
     pairs = (entry.partition("=") for entry in text.split("\0"))
     return {name: value for name, equals, value in pairs if equals}
 
@@ -103,7 +110,7 @@ def _times(root: Root, folder: str) -> tuple[float, float] | None:
     nanoseconds = [as_integer(word) or 0 for word in counted[:2]]
     if any(nanoseconds):
         return nanoseconds[0] / 1e9, sum(nanoseconds[1:]) / 1e9
-    words = _stat(root, f"{folder}/stat")
+    words = read_stat(root, f"{folder}/stat")
     if len(words) < 13:
         return None
     return sum(as_integer(word) or 0 for word in words[11:13]) / _TICKS, 0.0
@@ -119,7 +126,7 @@ def _allowed(root: Root, folder: str) -> frozenset[int] | None:
     return None
 
 
-def _stat(root: Root, name: str) -> list[str]:
+def read_stat(root: Root, name: str) -> list[str]:
     """The words behind the program's name, which may hold spaces and brackets itself: the
     state, the parent's id, the group's (proc_pid_stat(5)); user and system ticks stand at
     11 and 12."""
