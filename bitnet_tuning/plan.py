@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bitnet_tuning import isa
 from bitnet_tuning.command import Facts, Plan, apply_setting, build_command
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.ggml_types import I2_S
+from bitnet_tuning.isa import KERNEL_ISA
 from bitnet_tuning.openmp import choose_variables
 from bitnet_tuning.records import TYPE_CHECKING, NamedTuple
 from bitnet_tuning.threads import Threads, choose_threads
@@ -27,10 +29,6 @@ MLOCK_SHARE = 0.8
 """Of the available memory a locked model may take at most this much."""
 
 
-KERNEL_ISA = frozenset(("AVX2", "NEON", "ARM_FMA"))
-"""As ``system_info`` names them: i2_s has kernels for these only."""
-
-
 def make_plan(request: Request, facts: Facts) -> Plan:
     """Decides everything. Raises UnsupportedError where engine and model cannot work
     together, UsageError for a senseless variable."""
@@ -46,6 +44,7 @@ def _computed(request: Request, facts: Facts) -> Plan:
     """From the facts alone."""
     host, engine, model, environ = facts.host, facts.engine, facts.model, facts.environ
     check_pair(engine, model)
+    check_isa(engine, host)
     threads = choose_threads(
         host, environ, request.threads, request.threads_batch, request.max_threads
     )
@@ -93,6 +92,7 @@ def _reasons(request: Request, facts: Facts, threads: Threads, env_reason: str) 
         "batch": _why_batch(request.batch, "--batch-size"),
         "ubatch": _why_batch(request.ubatch, "--ubatch-size"),
         "engine": facts.engine.location.source,
+        "isa": isa.reason(facts.engine, facts.host.isa, model.quantization),
         "model": f"{facts.model_reason}: {model.architecture}, {model.quantization}",
     }
 
@@ -117,6 +117,23 @@ def check_pair(engine: Engine, model: ModelFile) -> None:
             f"{model.architecture!r} of {model.path}",
             "use a current bitnet.cpp build (--engine), or another file of the model",
         )
+
+
+def check_isa(engine: Engine, host: Host) -> None:
+    """Refuses a build for another CPU, before an illegal instruction ends it without a word."""
+    refused = isa.refusal(engine, host.isa)
+    if refused is None:
+        return
+    if engine.embedded:
+        raise UnsupportedError(
+            f"the embedded engine {refused}",
+            "build bitnet.cpp or llama.cpp on this machine and name its llama-cli with --engine",
+        )
+    raise UnsupportedError(
+        f"{engine.path} {refused}",
+        "build it on this machine (cmake -B build -DGGML_NATIVE=ON), or name another build "
+        "with --engine; a checkout's folder takes the best of its builds",
+    )
 
 
 def _why_command(engine: Engine, request: Request) -> str:
