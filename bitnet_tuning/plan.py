@@ -129,10 +129,11 @@ def check_isa(engine: Engine, host: Host) -> None:
             f"the embedded engine {refused}",
             "build bitnet.cpp or llama.cpp on this machine and name its llama-cli with --engine",
         )
+    another = engine.checkout and f"; of several in {engine.checkout} that folder takes the best"
     raise UnsupportedError(
         f"{engine.path} {refused}",
         "build it on this machine (cmake -B build -DGGML_NATIVE=ON), or name another build "
-        "with --engine; a checkout's folder takes the best of its builds",
+        f"with --engine{another or ''}",
     )
 
 

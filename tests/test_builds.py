@@ -495,3 +495,14 @@ def test_what_a_build_is_for_holds_on_another_cpu(
     engine = know(Location(str(fake.cli), "found"), state)
     assert len(fake.runs()) == asked
     assert engine.cpu == {"of", "another", "machine"}
+
+
+def test_a_build_that_picks_its_kernels_is_asked_on_each_cpu(
+    checkout: Path, state: State, own_state: Path
+) -> None:
+    fake = FakeEngine(checkout)
+    (fake.bin / "libggml-cpu-haswell.so").write_bytes(b"\x7fELF")
+    first = know(Location(str(fake.cli), "found"), state)
+    (record,) = own_state.glob("engine-*.json")
+    record.write_text(json.dumps({**json.loads(record.read_text()), "cpu": ["another"]}))
+    assert know(Location(str(fake.cli), "found"), state) == first
