@@ -14,7 +14,9 @@ EMBEDDED = "embedded"
 
 _SUFFIX = ".exe" if os.name == "nt" else ""
 _CLI = "llama-cli" + _SUFFIX
-_BUILD_FOLDERS = (os.path.join("build", "bin", "Release"), os.path.join("build", "bin"))
+_BUILD = "build"
+"""How the names of folders begin in which CMake builds; the plain one comes first."""
+_BINS = (os.path.join("bin", "Release"), "bin")
 
 ARCHITECTURES = (
     "bitnet",
@@ -58,6 +60,10 @@ class Engine(NamedTuple):
     """The program and its own libraries."""
     completion: str | None
     """llama-completion beside llama-cli: there, llama-cli is a chat program."""
+    cpu: frozenset[str] = frozenset()
+    """Flags of the CPU on which it was asked."""
+    ran: bool | None = None
+    """Whether the demo model ran there; False where SIGILL ended it."""
 
     @property
     def bench(self) -> str | None:
@@ -79,12 +85,8 @@ class Engine(NamedTuple):
 
     @property
     def checkout(self) -> str | None:
-        """The folder that holds build/bin/llama-cli, where it is laid out like that."""
-        folder = os.path.dirname(self.path)
-        for build in _BUILD_FOLDERS:
-            if folder.endswith(os.sep + build):
-                return folder[: -len(build) - 1]
-        return None
+        """The folder that holds build*/bin/llama-cli, where it is laid out like that."""
+        return checkout_of(self.path)
 
     def program(self, chat: bool) -> tuple[str, ...]:
         """The argv that starts it for a chat or for a one-shot prompt."""
@@ -94,8 +96,16 @@ class Engine(NamedTuple):
 
 
 def locate(named: str | None, environ: Mapping[str, str], folders: tuple[str, ...]) -> Location:
+    """The first of ``locate_all``; raises MissingError."""
+    return locate_all(named, environ, folders)[0]
+
+
+def locate_all(
+    named: str | None, environ: Mapping[str, str], folders: tuple[str, ...]
+) -> tuple[Location, ...]:
     """The engine to use: the named one, BITNET_ENGINE, a build below one of ``folders``,
-    PATH, the embedded one; raises MissingError.
+    PATH, the embedded one; raises MissingError. There are several to choose from only below
+    a folder with several builds; the one in ``build`` is the first of them.
 
     A named engine that is not there is an error: never quietly another one.
     """
@@ -105,12 +115,12 @@ def locate(named: str | None, environ: Mapping[str, str], folders: tuple[str, ..
     for folder in folders:
         built = _built_below(folder)
         if built:
-            return Location(built, f"found in {os.path.dirname(built)}")
+            return tuple(Location(cli, f"found in {os.path.dirname(cli)}") for cli in built)
     found = on_path(environ.get("PATH", ""))
     if found:
-        return Location(found, "found on PATH")
+        return (Location(found, "found on PATH"),)
     if has_embedded():
-        return _embedded("no compiled engine was found")
+        return (_embedded("no compiled engine was found"),)
     raise MissingError(
         "no engine: looked for build/bin/llama-cli in "
         f"{', '.join(folders)}, for llama-cli on PATH and for the embedded engine",
@@ -119,30 +129,56 @@ def locate(named: str | None, environ: Mapping[str, str], folders: tuple[str, ..
     )
 
 
-def _named(name: str, source: str) -> Location:
+def _named(name: str, source: str) -> tuple[Location, ...]:
+    """A program, a folder that holds it, or what is built below a checkout."""
     if name == EMBEDDED:
         if not has_embedded():
             raise MissingError(
                 f"{source} asks for the embedded engine, which is not installed",
                 "install it: pip install xllamacpp",
             )
-        return _embedded(f"asked for with {source}")
+        return (_embedded(f"asked for with {source}"),)
     path = os.path.abspath(os.path.expanduser(name))
+    why = f"named with {source}"
     if os.path.isfile(path):
-        return Location(path, f"named with {source}")
-    for folder in ("", *_BUILD_FOLDERS, "bin"):
-        candidate = os.path.join(path, folder, _CLI)
-        if os.path.isfile(candidate):
-            return Location(candidate, f"named with {source}")
+        return (Location(path, why),)
+    direct = os.path.join(path, _CLI)
+    found = (direct,) if os.path.isfile(direct) else _built_below(path) or _programs(path)[:1]
+    if found:
+        return tuple(Location(cli, why) for cli in found)
     what = f"no {_CLI} in the folder" if os.path.isdir(path) else "no such engine:"
     raise MissingError(f"{what} {path} (from {source})", f"name a {_CLI} or a folder that holds it")
 
 
-def _built_below(folder: str) -> str | None:
-    for build in _BUILD_FOLDERS:
-        candidate = os.path.join(os.path.abspath(folder), build, _CLI)
-        if os.path.isfile(candidate):
-            return candidate
+def _built_below(folder: str) -> tuple[str, ...]:
+    """One llama-cli for every ``build*`` in the folder; two names of one file count once."""
+    path = os.path.abspath(folder)
+    try:
+        names = [name for name in os.listdir(path) if name.startswith(_BUILD)]
+    except OSError:
+        return ()
+    names.sort(key=lambda name: (name != _BUILD, name))
+    every = [cli for name in names for cli in _programs(os.path.join(path, name))[:1]]
+    if len(every) < 2:
+        return tuple(every)
+    apart: dict[str, str] = {}
+    for cli in every:
+        apart.setdefault(os.path.realpath(cli), cli)
+    return tuple(apart.values())
+
+
+def _programs(build: str) -> tuple[str, ...]:
+    candidates = (os.path.join(build, place, _CLI) for place in _BINS)
+    return tuple(candidate for candidate in candidates if os.path.isfile(candidate))
+
+
+def checkout_of(cli: str) -> str | None:
+    """The folder in whose ``build*/bin`` the program lies; None for another layout."""
+    folder = os.path.dirname(cli)
+    for place in _BINS:
+        build = folder.removesuffix(os.sep + place)
+        if build != folder and os.path.basename(build).startswith(_BUILD):
+            return os.path.dirname(build)
     return None
 
 

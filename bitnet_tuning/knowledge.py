@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from bitnet_tuning import isa
 from bitnet_tuning.engine import Engine, Location, beside, identity
 from bitnet_tuning.records import TYPE_CHECKING
 from bitnet_tuning.state import ABSENT, State
@@ -11,6 +12,8 @@ from bitnet_tuning.state import ABSENT, State
 if TYPE_CHECKING:
     from bitnet_tuning.state import Record, Shape
 
+_PROBE = 2
+"""Version of the questions that probe.py asks; old answers are asked for anew."""
 
 _SHAPE: Shape = {
     "identities": list,
@@ -32,12 +35,14 @@ def know(location: Location, state: State) -> Engine:
     record = state.load("engine", location.cli, _SHAPE)
     if record is not None and _is_current(record, location):
         try:
-            return _engine(location, record)
-        except TypeError:
-            pass  # lists of something else
+            engine = _engine(location, record)
+            if _holds_here(engine):
+                return engine
+        except (KeyError, TypeError):
+            pass  # an older version's, or lists of something else
     from bitnet_tuning.probe import probe  # noqa: PLC0415
 
-    record = probe(location)
+    record = {**probe(location), "probe": _PROBE}
     if record["complete"]:
         state.store("engine", location.cli, record)
     return _engine(location, record)
@@ -57,6 +62,8 @@ def with_architecture(engine: Engine, name: str) -> Engine:
 def _is_current(record: Record, location: Location) -> bool:
     try:
         program = location.cli if location.embedded else os.path.realpath(location.cli)
+        if record.get("probe") != _PROBE:
+            return False
         same = record["identities"][0][0] == program and all(
             identity(path) == [path, *rest] for path, *rest in record["identities"]
         )
@@ -64,6 +71,15 @@ def _is_current(record: Record, location: Location) -> bool:
         return bool(same and record["completion"] == completion)
     except (OSError, LookupError, TypeError, ValueError):
         return False
+
+
+def _holds_here(engine: Engine) -> bool:
+    """Whether the answers hold for this CPU: always, where they tell of the build alone."""
+    if engine.ran and not isa.chooses_itself(engine) and not engine.isa & isa.OF_THE_CPU:
+        return True
+    from bitnet_tuning.host import read_flags  # noqa: PLC0415
+
+    return engine.cpu == frozenset(read_flags())
 
 
 def _engine(location: Location, record: Record) -> Engine:
@@ -79,4 +95,6 @@ def _engine(location: Location, record: Record) -> Engine:
         architectures=record["architectures"],
         files=tuple(identity[0] for identity in record["identities"]),
         completion=record["completion"],
+        cpu=frozenset(record["cpu"]),
+        ran=record["ran"],
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bitnet_tuning import isa
 from bitnet_tuning.batching import Batch, choose_batch
 from bitnet_tuning.command import Facts, Plan, apply_setting, build_command
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.ggml_types import I2_S
+from bitnet_tuning.isa import KERNEL_ISA
 from bitnet_tuning.memory_need import need_of, sum_text
 from bitnet_tuning.openmp import OpenMP, choose_variables
 from bitnet_tuning.parts import BY_DEFAULT, Boost, Loading, Placement
@@ -22,9 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["KERNEL_ISA", "Facts", "Plan", "apply_setting", "make_plan"]
 
 GIBIBYTE = 1 << 30
-
-KERNEL_ISA = frozenset(("AVX2", "NEON", "ARM_FMA"))
-"""As ``system_info`` names them: i2_s has kernels for these only."""
 
 
 def make_plan(request: Request, facts: Facts) -> Plan:
@@ -53,6 +52,7 @@ def _computed(request: Request, facts: Facts) -> Plan:
     """From the facts alone."""
     engine, model = facts.engine, facts.model
     check_pair(engine, model)
+    check_isa(engine, facts.host)
     parts = _decide(request, facts)
     threads, placement, loading, boost = parts.threads, parts.placement, parts.loading, parts.boost
     extra = boost.env if boost else {}
@@ -161,6 +161,7 @@ def _reasons(request: Request, facts: Facts, parts: _Parts) -> dict[str, str]:
         "batch": parts.batch.reason,
         "ubatch": parts.batch.ubatch_reason,
         "engine": facts.engine.location.source,
+        "isa": isa.reason(facts.engine, facts.host.isa, model.quantization),
         "model": f"{facts.model_reason}: {model.architecture}, {model.quantization}",
         "numa": placement.reason,
         "memory": parts.loading.reason,
@@ -188,6 +189,24 @@ def check_pair(engine: Engine, model: ModelFile) -> None:
             f"{model.architecture!r} of {model.path}",
             "use a current bitnet.cpp build (--engine), or another file of the model",
         )
+
+
+def check_isa(engine: Engine, host: Host) -> None:
+    """Refuses a build for another CPU, before an illegal instruction ends it without a word."""
+    refused = isa.refusal(engine, host.isa)
+    if refused is None:
+        return
+    if engine.embedded:
+        raise UnsupportedError(
+            f"the embedded engine {refused}",
+            "build bitnet.cpp or llama.cpp on this machine and name its llama-cli with --engine",
+        )
+    another = engine.checkout and f"; of several in {engine.checkout} that folder takes the best"
+    raise UnsupportedError(
+        f"{engine.path} {refused}",
+        "build it on this machine (cmake -B build -DGGML_NATIVE=ON), or name another build "
+        f"with --engine{another or ''}",
+    )
 
 
 def _why_command(engine: Engine, request: Request) -> str:

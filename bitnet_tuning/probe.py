@@ -7,12 +7,18 @@ import re
 import sys
 
 from bitnet_tuning import binary, demo
+from bitnet_tuning.build_folder import configured_isa
 from bitnet_tuning.engine import ARCHITECTURES, Location, beside, embedded_library, identity
-from bitnet_tuning.launch import capture
+from bitnet_tuning.host import read_flags
+from bitnet_tuning.launch import Captured, capture
 from bitnet_tuning.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bitnet_tuning.state import Record
+
+_SIGILL = (-4, 132, 0xC000001D, 0xC000001D - (1 << 32))
+"""Exit codes of a program that had an illegal instruction: the signal, as a shell tells of it,
+and Windows' (MS-ERREF 2.3)."""
 
 _FLAG = re.compile(r"--?[A-Za-z]")
 _PLACEHOLDER = re.compile(r"^[A-Z<{\[(.]")
@@ -23,7 +29,8 @@ _FEATURE = re.compile(r"\b([A-Z][A-Z0-9_]*) = (\d+)")
 
 def probe(location: Location) -> Record:
     """Runs the engine's help, version and a one-token prompt; never raises for an engine
-    that fails them. ``complete`` says whether the answers are worth remembering."""
+    that fails them. ``complete`` says whether the answers are worth remembering: those of
+    one that dies of an illegal instruction are, for it will do so again."""
     completion = None if location.embedded else beside(location.cli, "llama-completion")
     chat = (sys.executable, location.cli) if location.embedded else (location.cli,)
     once = (completion,) if completion else chat
@@ -33,19 +40,31 @@ def probe(location: Location) -> Record:
     version = capture((*chat, "--version"))
     files = _files(location)
     i2_s = binary.knows_name(files, "i2_s")
+    tried = _try(once, i2_s)
+    ran = _has_run(tried)
+    isa = parse_system_info(tried.stderr + tried.stdout) if tried else set()
     return {
-        "complete": help_text.code is not None and bool(flags),
+        "complete": help_text.code is not None and (bool(flags) or ran is False),
         "identities": [identity(path) for path in files],
         "version": parse_version(version.stdout + version.stderr),
         "flags": sorted(flags),
         "chat_flags": sorted(parse_flags(chat_help.stdout + chat_help.stderr)),
         "openmp": binary.openmp_runtime(files),
         "blas": list(binary.blas_libraries(files)),
-        "isa": sorted(_isa(once, i2_s)),
+        "isa": sorted(isa or (set() if location.embedded else configured_isa(location.cli))),
         "i2_s": i2_s,
         "architectures": _architectures(files),
         "completion": completion,
+        "cpu": list(read_flags()),
+        "ran": ran,
     }
+
+
+def _has_run(tried: Captured | None) -> bool | None:
+    """False where an illegal instruction ended it; None where it failed otherwise."""
+    if tried is not None and tried.code in _SIGILL:
+        return False
+    return True if tried is not None and tried.code == 0 else None
 
 
 def _files(location: Location) -> tuple[str, ...]:
@@ -67,13 +86,15 @@ def _architectures(files: tuple[str, ...]) -> dict[str, bool]:
     return {name: found for name, found in known.items() if found is not None}
 
 
-def _isa(program: tuple[str, ...], i2_s: bool | None) -> set[str]:
-    """From the ``system_info`` line, which is printed only once a model is loaded."""
+def _try(program: tuple[str, ...], i2_s: bool | None) -> Captured | None:
+    """A token of the demo model: the ``system_info`` line is printed only once a model is
+    loaded, and in which instructions a build dies shows only there."""
     model = demo.I2_S if i2_s else demo.TQ2_0
     if not os.path.isfile(model):
-        return set()
-    ran = capture((*program, "-m", model, "-p", "a", "-n", "1", "-t", "1", "-c", "64", "-ngl", "0"))
-    return parse_system_info(ran.stderr + ran.stdout)
+        return None
+    return capture(
+        (*program, "-m", model, "-p", "a", "-n", "1", "-t", "1", "-c", "64", "-ngl", "0")
+    )
 
 
 def parse_flags(help_text: str) -> set[str]:

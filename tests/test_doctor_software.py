@@ -47,6 +47,11 @@ def machine(tmp_path: Path) -> Machine:
             "no compiled engine was found",
         ),
         (ENGINE._replace(flags=frozenset()), "bad", "--help"),
+        (
+            ENGINE._replace(isa=frozenset(("AVX2", "AVX512")), flags=frozenset()),
+            "bad",
+            "is built for AVX512, which this CPU lacks",
+        ),
         (PROBLEM, "bad", PROBLEM.cause),
         (None, "-", ""),
     ],
@@ -349,3 +354,8 @@ def test_libraries_of_other_builds(checkout: Checkout, tmp_path: Path) -> None:
     own = f"{checkout.library.parent}:{unrelated}::{tmp_path / 'nowhere'}"
     assert checkout.read(LD_LIBRARY_PATH=own).swapped == ()
     assert checkout.read(LD_LIBRARY_PATH=f"{unrelated}:{other.parent}").swapped == (str(other),)
+
+
+def test_another_build_in_the_same_checkout_is_another_one(checkout: Checkout) -> None:
+    library = checkout._file("build-gcc/3rdparty/libggml.so.1")
+    assert checkout.read(LD_LIBRARY_PATH=library.parent).swapped == (str(library),)

@@ -130,6 +130,7 @@ def test_the_exit_code_is_the_engines(engine: FakeEngine, code: int) -> None:
 def test_death_by_a_signal_is_explained(
     engine: FakeEngine, number: signal.Signals, words: str
 ) -> None:
+    start(engine, "-p", "a").communicate(timeout=SECONDS)  # what dies when asked is refused
     process = start(engine, "-p", "a", kill=int(number))
     _, log = process.communicate(timeout=SECONDS)
     assert process.returncode == 128 + number

@@ -22,6 +22,8 @@ PURE = (
     "plan",
     "command",
     "openmp",
+    "isa",
+    "builds",
     "threads",
     "outcome",
     "cpulist",
@@ -251,6 +253,7 @@ def test_a_run_with_a_warm_cache_loads_no_slow_module(tmp_path: Path) -> None:
     assert not ours & {"setting", "profile_record", "profiles", "tuned", "cli.profile"}
     assert not ours & {"boost", "loading", "placement", "host.huge", "host.page_cache"}
     assert not ours & {"cli.show", "cli.run_optimized", "host.foreign"}
+    assert not ours & {"builds", "fastest", "build_folder"}, "there is one build only"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere it may need more")

@@ -242,7 +242,7 @@ def test_a_plan_as_json_has_the_contracts_fields_and_starts_nothing(bench: Bench
     assert list(plan) == fields.split()
     assert (plan["engine"], plan["model"]) == (str(bench.fake.cli), demo.I2_S)
     assert (plan["threads"], plan["env"]["OMP_NUM_THREADS"]) == (1, "1")
-    assert set(plan["reasons"]) == (set(plan) - {"reasons"}) | {"numa", "memory"}
+    assert set(plan["reasons"]) == (set(plan) - {"reasons"}) | {"isa", "numa", "memory"}
 
 
 @pytest.mark.parametrize("prompt", PROMPTS[:-1], ids=lambda prompt: repr(prompt[:12]))

@@ -126,12 +126,20 @@ def test_wrong_words_fail_with_both_texts(tmp_path: Path) -> None:
 
 def test_a_dying_engine_fails_with_its_reason(tmp_path: Path) -> None:
     engine = FakeEngine(tmp_path / "checkout")
-    done = run("--engine", str(engine.cli), "--json", FAKE_KILL="4")
+    done = run("--engine", str(engine.cli), "--json", FAKE_KILL="11")
     report = json.loads(done.stdout)
     assert done.returncode == 1
     assert report["passed"] is False
-    assert "SIGILL" in report["cases"][0]["problem"]
-    assert "CPU" in report["cause"]
+    assert "SIGSEGV" in report["cases"][0]["problem"]
+
+
+def test_an_engine_for_another_cpu_is_not_even_tried(tmp_path: Path) -> None:
+    """Of its death the probe has told."""
+    engine = FakeEngine(tmp_path / "checkout")
+    done = run("--engine", str(engine.cli), FAKE_KILL="4")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "SIGILL" in done.stderr and "build it on this machine" in done.stderr
+    assert engine.prompts() == []
 
 
 def test_an_engine_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,10 @@ def _run(arguments: list[str]) -> int:
         raise MissingError(
             "the benchmark needs the packages rich and psutil", "pip install rich psutil"
         ) from None
+    if options.builds:
+        from bitnet_tuning.cli.bench_builds import compare_builds  # noqa: PLC0415
+
+        return compare_builds(options)
     from bitnet_tuning.cli.tune import tune  # noqa: PLC0415
 
     return tune(options)
@@ -51,6 +55,8 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
     if options.quick and options.full:
         raise UsageError("argument --full: not together with --quick")
     options.effort = "quick" if options.quick else "full" if options.full else "normal"
+    if options.builds:
+        _check_builds(options)
     if options.resume:
         _check_resume(options)
     for path in (options.output, options.csv, options.report):
@@ -76,6 +82,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     add("--quick", action="store_true", help="about a minute: threads and mmap only")
     add("--full", action="store_true", help="every knob and value, 20 minutes")
     counts = several(integer(1, MOST_THREADS_ENGINE))
+    add("--builds", action="store_true", help="compare the builds in reach, not settings")
     add("--threads", type=counts, default=(), metavar="N,N", help="only these thread counts")
     add(
         "--modes",
@@ -134,6 +141,14 @@ def _check_resume(options: argparse.Namespace) -> None:
             raise UsageError(
                 f"argument {flag}: not together with --resume", "it goes on as it was asked for"
             )
+
+
+def _check_builds(options: argparse.Namespace) -> None:
+    """Builds are compared with the default of each, and leave no file of results."""
+    given = vars(options)
+    for name in ("threads", "modes", "output", "csv", "report", "resume", "compare"):
+        if given[name]:
+            raise UsageError(f"argument --{name}: not together with --builds")
 
 
 def _check_place(path: str | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 
+from bitnet_tuning.builds import build_name
 from bitnet_tuning.doctor.facts import Build
 from bitnet_tuning.engine import Engine
 
@@ -57,8 +58,10 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _swapped(engine: Engine, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Libraries outside of the engine's own folder with the names of those that it needs."""
-    own = os.path.realpath(engine.checkout or os.path.dirname(engine.path))
+    """Libraries outside of the engine's own build with the names of those that it needs."""
+    checkout = engine.checkout
+    folder = os.path.dirname(engine.path)
+    own = os.path.realpath(os.path.join(checkout, build_name(engine.path)) if checkout else folder)
     needed = {_stem(file) for file in engine.files if ".so" in os.path.basename(file)}
     folders = [folder for folder in environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
     paths = [entry.path for folder in folders for entry in _entries(folder)]

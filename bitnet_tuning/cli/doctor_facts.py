@@ -97,7 +97,7 @@ def _with_governors(case: Case, root: Root, state: State) -> Case:
 def _with_engine(case: Case, inquiry: Inquiry, state: State) -> Case:
     if not case.live and inquiry.engine is None:
         return case
-    engine = attempt(lambda: find_engine(inquiry.engine, state))
+    engine = attempt(lambda: find_engine(inquiry.engine, state, inquiry.model))
     if isinstance(engine, Problem):
         return case._replace(engine=engine)
     build = attempt(lambda: read_build(engine, case.environ))

@@ -7,7 +7,7 @@ import sys
 
 from bitnet_tuning import launch
 from bitnet_tuning.cli import say
-from bitnet_tuning.engine import EMBEDDED, Engine, locate, on_path
+from bitnet_tuning.engine import EMBEDDED, Engine, locate_all, on_path
 from bitnet_tuning.errors import MissingError, UsageError
 from bitnet_tuning.host import Host, read_host, read_privileges
 from bitnet_tuning.host.root import Root
@@ -24,6 +24,8 @@ from bitnet_tuning.state import State, default_folder
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
+
+    from bitnet_tuning.ggml_types import ModelFile
 
 _LONGEST_ECHO = 1 << 20
 """Bytes of a prompt file that are looked for in the output."""
@@ -46,8 +48,8 @@ def prepare(request: Request, root: str = "/") -> Prepared:
     if request.prompt_file is not None:
         _check_prompt_file(request.prompt_file, request.chat)
     state = State(default_folder(os.environ))
-    engine, choice = find_pair(request.engine, request.model, state)
     host = read_host(root)
+    engine, choice = find_pair(request.engine, request.model, state, host)
     stdin = _stdin(request, engine)
     facts = Facts(
         host,
@@ -102,21 +104,54 @@ def _file_size(path: str | None) -> int | None:
     return os.path.getsize(path) if path is not None and os.path.isfile(path) else None
 
 
-def find_engine(named: str | None, state: State) -> Engine:
-    """The engine to use and what is known of it; raises MissingError."""
-    return know(locate(named, os.environ, engine_folders()), state)
+def find_engine(named: str | None, state: State, model_named: str | None = None) -> Engine:
+    """The engine to use and what is known of it; of several builds the one for a run with
+    this model, or with the one that it would find. Raises MissingError, and UnsupportedError
+    where none of several builds can be used."""
+    located = locate_all(named, os.environ, engine_folders())
+    if len(located) == 1:
+        return know(located[0], state)
+    try:
+        return find_pair(named, model_named, state)[0]
+    except MissingError:  # the model
+        return _choose(tuple(know(each, state) for each in located), None, state, None)
 
 
 def find_pair(
-    engine_named: str | None, model_named: str | None, state: State
+    engine_named: str | None, model_named: str | None, state: State, host: Host | None = None
 ) -> tuple[Engine, Choice]:
-    """The engine and the model to use; raises MissingError."""
+    """The engine and the model to use; raises MissingError, and UnsupportedError where none
+    of several builds can be used. ``host`` is read where it is needed and not given."""
+    engines, choice = find_builds(engine_named, model_named, state)
+    engine = engines[0] if len(engines) == 1 else _choose(engines, choice.model, state, host)
+    return engine, choice
+
+
+def find_builds(
+    engine_named: str | None, model_named: str | None, state: State
+) -> tuple[tuple[Engine, ...], Choice]:
+    """Every build in reach, most often one, and the model; raises MissingError."""
     folders = engine_folders()
-    engine = find_engine(engine_named, state)
-    if engine.checkout and engine.checkout not in folders:
-        folders = (*folders, engine.checkout)
-    choice = choose_model(model_named, os.environ, folders, engine.embedded, state)
-    return with_architecture(engine, choice.model.architecture), choice
+    located = locate_all(engine_named, os.environ, folders)
+    engines = tuple(know(each, state) for each in located)
+    checkout = engines[0].checkout
+    if checkout and checkout not in folders:
+        folders = (*folders, checkout)
+    choice = choose_model(model_named, os.environ, folders, located[0].embedded, state)
+    architecture = choice.model.architecture
+    return tuple(with_architecture(each, architecture) for each in engines), choice
+
+
+def _choose(
+    engines: tuple[Engine, ...], model: ModelFile | None, state: State, host: Host | None
+) -> Engine:
+    """One of several builds."""
+    from bitnet_tuning.builds import choose_build  # noqa: PLC0415
+    from bitnet_tuning.fastest import load_fastest  # noqa: PLC0415
+
+    host = host or read_host()
+    measured = load_fastest(state, host, engines, model) if model else {}
+    return choose_build(engines, host, model, measured).engine
 
 
 def shown(plan: Plan, options: argparse.Namespace) -> bool:

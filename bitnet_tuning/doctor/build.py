@@ -6,8 +6,8 @@ from bitnet_tuning.doctor.cpus import BENCHMARK
 from bitnet_tuning.doctor.facts import Case, Problem
 from bitnet_tuning.doctor.finding import Knob, Verdict, bad, good, unknown, warn
 from bitnet_tuning.ggml_types import I2_S
+from bitnet_tuning.isa import KERNEL_ISA, refusal
 from bitnet_tuning.openmp import NONE
-from bitnet_tuning.plan import KERNEL_ISA
 from bitnet_tuning.profile_record import claim, day
 from bitnet_tuning.setting import describe
 
@@ -33,6 +33,9 @@ def _engine(case: Case) -> Verdict | None:
             f"the embedded engine, since {engine.location.source}: it has no i2_s kernels",
             "build bitnet.cpp, then --engine or BITNET_ENGINE names its llama-cli",
         )
+    refused = refusal(engine, case.host.isa)
+    if refused:
+        return bad(f"{engine.path} {refused}", "build it on this machine")
     if not engine.flags:
         return bad(
             f"{engine.path} does not answer --help, so it cannot be run",

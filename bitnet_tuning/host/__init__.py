@@ -31,6 +31,7 @@ __all__ = [
     "Memory",
     "Node",
     "Privileges",
+    "read_flags",
     "read_host",
     "read_privileges",
 ]
@@ -100,6 +101,13 @@ def read_host(root: str = "/") -> Host:
 
         return read_foreign_host()
     return _read_linux(Root(root))
+
+
+def read_flags() -> tuple[str, ...]:
+    """Instruction set flags of the live CPU, as ``Host.isa``."""
+    if sys.platform.startswith("linux"):
+        return read_isa(Root("/")).flags
+    return read_host().isa
 
 
 def _read_linux(root: Root) -> Host:

@@ -17,12 +17,19 @@ class FakeEngine:
 
     ``bitnet``: one program that completes prompts and, in a chat, takes the end of its
     input for an empty line. ``mainline``: llama-completion stands beside llama-cli.
-    With ``bench``, llama-bench does as well.
+    With ``bench``, llama-bench does as well. Several, each with a ``build`` folder of its
+    own, may share a checkout.
     """
 
-    def __init__(self, folder: Path, generation: str = "bitnet", bench: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        generation: str = "bitnet",
+        bench: bool = False,
+        build: str = "build",
+    ) -> None:
         self.checkout = folder
-        self.bin = folder / "build" / "bin"
+        self.bin = folder / build / "bin"
         self.bin.mkdir(parents=True)
         names = ["llama-cli"] + (["llama-completion"] if generation == "mainline" else [])
         for name in names:
@@ -44,6 +51,26 @@ class FakeEngine:
     def curve(self, **curve: object) -> FakeEngine:
         """How fast it is and how it misbehaves from now on: see curve.py."""
         (self.bin / "curve.json").write_text(json.dumps(curve))
+        return self
+
+    def isa(self, *names: str, dies: str | None = None) -> FakeEngine:
+        """What it is built for. ``dies`` says where it has an illegal instruction: ``start``,
+        whatever it is asked, or ``model``, where it computes."""
+        (self.bin / "isa.json").write_text(json.dumps({"names": names, "dies": dies}))
+        return self
+
+    def configured(self, *options: str, flags: str | None = None) -> FakeEngine:
+        """Files that CMake leaves in the build folder: options that are on, and the flags of
+        the compiler for its kernels."""
+        lines = [f"GGML_{option}:BOOL=ON" for option in options]
+        lines += ["GGML_AVX512_BF16:BOOL=OFF", "CMAKE_C_FLAGS:STRING="]
+        (self.bin.parent / "CMakeCache.txt").write_text("\n".join(lines) + "\n")
+        if flags is not None:
+            entries = [
+                {"file": "/src/common.cpp", "command": "c++ -O3 -c common.cpp"},
+                {"file": "/src/ggml/src/ggml.c", "command": f"cc -O3 {flags} -c ggml.c"},
+            ]
+            (self.bin.parent / "compile_commands.json").write_text(json.dumps(entries))
         return self
 
     def environment(self, **behaviour: object) -> dict[str, str]:

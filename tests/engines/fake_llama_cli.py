@@ -19,6 +19,8 @@ FAKE_WORK     "2 0.3": so many threads compute for so many seconds, where the te
 FAKE_WORK_CPUS  CPUs (comma-separated) on which those threads may run
 FAKE_SAYS     n_threads in its system_info line (default 2)
 
+Where an ``isa.json`` stands beside it, it is built for what that names, and dies by SIGILL
+where that says so.
 Where a ``curve.json`` stands beside it, its text, its speed and its end are what that says:
 see curve.py.
 """
@@ -96,6 +98,15 @@ def record() -> None:
     }
     with open(os.path.join(HERE, "runs.jsonl"), "a") as file:
         file.write(json.dumps(run) + "\n")
+
+
+def built_for() -> dict[str, Any]:
+    try:
+        with open(os.path.join(HERE, "isa.json")) as file:
+            found: dict[str, Any] = json.load(file)
+            return found
+    except FileNotFoundError:
+        return {"names": ["AVX", "AVX2", "FMA"], "dies": None}
 
 
 def write_down(number: int, _frame: object) -> None:
@@ -198,6 +209,9 @@ def chat() -> int:
 def main() -> int:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     record()
+    built = built_for()
+    if built["dies"] == "start":
+        os.kill(os.getpid(), signal.SIGILL)
     if "--help" in sys.argv:
         if os.environ.get("FAKE_HANG") == "help":
             time.sleep(60)
@@ -209,10 +223,10 @@ def main() -> int:
     for number in filter(None, os.environ.get("FAKE_CATCH", "").split(",")):
         signal.signal(int(number), write_down)
     said = os.environ.get("FAKE_SAYS", "2")
-    print(
-        f"system_info: n_threads = {said} | AVX = 1 | AVX2 = 1 | AVX512 = 0 | FMA = 1 |",
-        file=sys.stderr,
-    )
+    if built["dies"] == "model":
+        os.kill(os.getpid(), signal.SIGILL)
+    features = " | ".join(f"{name} = 1" for name in built["names"])
+    print(f"system_info: n_threads = {said} | {features} | AVX512_BF16 = 0 |", file=sys.stderr)
     if "-cnv" in sys.argv:
         return chat()
     prompt = os.fsencode(value("-p", "--prompt"))

@@ -1,0 +1,508 @@
+"""Several builds in one checkout: which one is taken, and which one really runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitnet_tuning import demo
+from bitnet_tuning import engine as engines
+from bitnet_tuning.builds import FASTER, OPEN, OUT, SLOWER, Ranked, build_name, choose_build
+from bitnet_tuning.cli.inference import find_builds, find_engine, find_pair
+from bitnet_tuning.engine import Engine, Location, checkout_of, locate, locate_all
+from bitnet_tuning.errors import UnsupportedError
+from bitnet_tuning.fastest import KIND, Found, load_fastest, store_fastest
+from bitnet_tuning.ggml_types import ModelFile
+from bitnet_tuning.gguf import read_model
+from bitnet_tuning.host import Host
+from bitnet_tuning.knowledge import know
+from bitnet_tuning.state import State
+from tests.engines import FakeEngine
+from tests.machines import Machine, x86_entries
+
+REPO = Path(__file__).resolve().parents[1]
+HASWELL = "fpu pni ssse3 avx f16c fma bmi2 avx2"
+ICELAKE = f"{HASWELL} avx512f avx512dq avx512bw avx512cd avx512vl avx512vbmi avx512_vnni"
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="fake engines are scripts")
+
+
+def machine(folder: Path, flags: str = HASWELL) -> Machine:
+    return Machine(folder).cores([[0], [1]]).cpuinfo(x86_entries(2, flags))
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    return tmp_path / "checkout"
+
+
+def three(checkout: Path) -> dict[str, FakeEngine]:
+    """A plain one, a narrow one and the newest, which is for AVX-512."""
+    return {
+        "build": FakeEngine(checkout).isa("AVX", "AVX2", "FMA"),
+        "build-old": FakeEngine(checkout, build="build-old").isa("AVX"),
+        "build-wide": FakeEngine(checkout, build="build-wide").isa("AVX", "AVX2", "FMA", "AVX512"),
+    }
+
+
+# Where builds are looked for
+
+
+def test_every_build_below_a_folder_the_plain_one_first(checkout: Path) -> None:
+    for name in ("build-b", "build", "build-a", "buildroot", "other"):
+        FakeEngine(checkout, build=name)
+    (checkout / "build-empty" / "bin").mkdir(parents=True)
+    (checkout / "build.log").write_text("")
+    release = FakeEngine(checkout, build="build-win")
+    (release.bin / "Release").mkdir()
+    (release.bin / "llama-cli").rename(release.bin / "Release" / "llama-cli")
+    (checkout / "build-link").symlink_to("build-a")
+    found = locate_all(str(checkout), {}, ())
+    bins = [each.cli.removeprefix(f"{checkout}/").removesuffix("/llama-cli") for each in found]
+    assert bins == [
+        "build/bin",
+        "build-a/bin",
+        "build-b/bin",
+        "build-win/bin/Release",
+        "buildroot/bin",
+    ]
+    assert {each.source for each in found} == {"named with --engine"}
+    assert locate(str(checkout), {}, ()) == found[0]
+    assert {checkout_of(each.cli) for each in found} == {str(checkout)}
+    assert [build_name(each.cli) for each in found[2:4]] == ["build-b", "build-win"]
+
+
+def test_a_named_program_or_its_folder_is_that_one_and_nothing_else(checkout: Path) -> None:
+    fakes = three(checkout)
+    for fake in fakes.values():
+        for name in (fake.cli, fake.bin, fake.bin.parent):
+            assert [each.cli for each in locate_all(str(name), {}, ())] == [str(fake.cli)]
+    top = checkout / "llama-cli"
+    top.write_text("#!/bin/sh\n")
+    assert [each.cli for each in locate_all(str(checkout), {}, ())] == [str(top)]
+
+
+def test_folders_are_searched_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "has_embedded", lambda: False)
+    FakeEngine(tmp_path / "a", build="build-x")
+    FakeEngine(tmp_path / "b")
+    folders = (str(tmp_path / "nowhere"), str(tmp_path / "a"), str(tmp_path / "b"))
+    (found,) = locate_all(None, {}, folders)
+    assert found.cli == str(tmp_path / "a" / "build-x" / "bin" / "llama-cli")
+    environ = {"BITNET_ENGINE": str(tmp_path / "b")}
+    assert locate_all(None, environ, folders)[0].source == "named with BITNET_ENGINE"
+
+
+def test_programs_elsewhere_are_in_no_checkout() -> None:
+    for path in ("/usr/bin/llama-cli", "/x/out/bin/llama-cli", "/build/llama-cli"):
+        assert checkout_of(path) is None
+
+
+# The choice, from facts alone
+
+MODEL = read_model(demo.I2_S)
+PLAIN = frozenset(("AVX", "AVX2", "FMA"))
+
+
+def an_engine(name: str, *isa: str, **changes: Any) -> Engine:
+    return Engine(
+        location=Location(f"/c/{name}/bin/llama-cli", "found"),
+        version="",
+        flags=frozenset({"-tb"}),
+        chat_flags=frozenset(),
+        openmp=None,
+        blas=(),
+        isa=frozenset(isa),
+        i2_s=True,
+        architectures={},
+        files=(),
+        completion=None,
+    )._replace(**changes)
+
+
+FIRST = an_engine("build", *PLAIN)
+WIDE = an_engine("build-wide", *PLAIN, "AVX512")
+OLD = an_engine("build-old", "AVX")
+
+
+def chosen(
+    host: Host,
+    *every: Engine,
+    model: ModelFile | None = MODEL,
+    measured: dict[str, Ranked] | None = None,
+) -> tuple[str, str]:
+    """Its name, and why."""
+    found = choose_build(every, host, model, measured or {}).engine
+    return build_name(found.path), found.location.source
+
+
+@pytest.fixture
+def avx2(tmp_path: Path) -> Host:
+    return machine(tmp_path / "avx2").host()
+
+
+@pytest.fixture
+def avx512(tmp_path: Path) -> Host:
+    return machine(tmp_path / "avx512", ICELAKE).host()
+
+
+def test_the_widest_that_the_cpu_runs(avx2: Host, avx512: Host) -> None:
+    name, why = chosen(avx512, FIRST, OLD, WIDE)
+    assert name == "build-wide" and "fits this CPU best (AVX, FMA, AVX2, AVX512)" in why
+    name, why = chosen(avx2, FIRST, OLD, WIDE)
+    assert name == "build"
+    assert "build-wide is built for AVX512, which this CPU lacks" in why
+    assert chosen(avx2, OLD, WIDE, model=MODEL._replace(quantization="tq2_0"))[0] == "build-old"
+
+
+def test_among_equals_the_first(avx512: Host, tmp_path: Path) -> None:
+    for every in ((FIRST, WIDE._replace(isa=PLAIN)), (WIDE, FIRST._replace(isa=WIDE.isa))):
+        name, why = chosen(avx512, *every)
+        assert name == build_name(every[0].path)
+        assert "none fits this CPU better" in why
+    unknown = Machine(tmp_path / "unknown").cores([[0]]).host()
+    assert chosen(unknown, FIRST, WIDE)[0] == "build"
+
+
+def test_no_build_that_computes_garbage_where_there_is_another(avx512: Host) -> None:
+    name, why = chosen(avx512, OLD, FIRST)
+    assert name == "build"
+    assert "build-old is built without AVX2 and NEON, which i2_s needs" in why
+    blank = OLD._replace(isa=frozenset())
+    assert chosen(avx512, OLD, blank)[0] == "build-old", "of the other nothing is known"
+
+
+def test_no_build_that_cannot_load_the_model(avx512: Host) -> None:
+    for changes in ({"i2_s": False}, {"architectures": {MODEL.architecture: False}}):
+        name, why = chosen(avx512, WIDE._replace(**changes), FIRST)
+        assert name == "build"
+        assert "build-wide" in why
+
+
+def test_none_that_can_be_used_is_an_error_that_names_them_all(avx2: Host) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        chosen(avx2, WIDE, FIRST._replace(i2_s=False))
+    assert "build-wide/bin/llama-cli is built for AVX512" in caught.value.cause
+    assert "mainline" in caught.value.cause
+    assert "build it on this machine" in caught.value.remedy
+
+
+def ranked(verdict: str, ratio: float = 1.0) -> Ranked:
+    return Ranked(verdict, ratio, f"×{ratio} over build")
+
+
+def test_measured_goes_before_wide(avx512: Host) -> None:
+    narrow = an_engine("build-gcc", *PLAIN)
+    every = (FIRST, narrow, WIDE)
+    measured = {
+        FIRST.path: ranked(OPEN),
+        narrow.path: ranked(FASTER, 1.2),
+        WIDE.path: ranked(OPEN, 1.1),
+    }
+    name, why = chosen(avx512, *every, measured=measured)
+    assert name == "build-gcc" and "measured fastest: ×1.2 over build" in why
+    measured[WIDE.path] = ranked(FASTER, 1.3)
+    assert chosen(avx512, *every, measured=measured)[0] == "build-wide"
+    del measured[WIDE.path]
+    name, why = chosen(avx512, *every, measured=measured)
+    assert name == "build-gcc" and "build-wide not measured as it is now" in why
+
+
+def test_no_difference_shown_leaves_it_to_the_instructions(avx512: Host) -> None:
+    measured = {FIRST.path: ranked(OPEN), WIDE.path: ranked(OPEN, 1.04)}
+    name, why = chosen(avx512, FIRST, WIDE, measured=measured)
+    assert name == "build-wide" and "measured, no difference shown" in why
+
+
+@pytest.mark.parametrize("verdict", [SLOWER, f"{OUT}: wrong words"])
+def test_what_was_measured_slower_or_wrong_is_not_taken(avx512: Host, verdict: str) -> None:
+    measured = {FIRST.path: ranked(OPEN), WIDE.path: ranked(verdict, 0.8)}
+    name, why = chosen(avx512, FIRST, WIDE, measured=measured)
+    assert name == "build" and f"build-wide: {verdict} when measured" in why
+
+
+def test_measured_fastest_on_another_cpu_does_not_save_it(avx2: Host) -> None:
+    measured = {FIRST.path: ranked(OPEN), WIDE.path: ranked(FASTER, 2.0)}
+    assert chosen(avx2, FIRST, WIDE, measured=measured)[0] == "build"
+
+
+# What a comparison found, and for how long it holds
+
+
+@pytest.fixture
+def state(own_state: Path) -> State:
+    return State(str(own_state))
+
+
+def known(checkout: Path, state: State) -> tuple[Engine, ...]:
+    return tuple(know(each, state) for each in locate_all(str(checkout), {}, ()))
+
+
+def remember(state: State, host: Host, every: tuple[Engine, ...], fastest: str) -> None:
+    found = {each.path: Found(OPEN, None) for each in every}
+    winner = next(path for path in found if build_name(path) == fastest)
+    found[winner] = Found(FASTER, (1.25, 1.2, 1.3))
+    store_fastest(
+        state,
+        host,
+        every,
+        MODEL,
+        found,
+        reference=every[0].path,
+        created="2026-11-23T04:05:06Z",
+        objective="tg",
+    )
+
+
+def newer(path: Path) -> None:
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 1_000_000))
+
+
+def test_a_measurement_holds_for_the_very_builds(
+    checkout: Path, state: State, avx512: Host
+) -> None:
+    fakes = three(checkout)
+    every = known(checkout, state)
+    remember(state, avx512, every, "build-old")
+    measured = load_fastest(state, avx512, every, MODEL)
+    assert len(measured) == 3
+    old = measured[str(fakes["build-old"].cli)]
+    assert old == Ranked(FASTER, 1.25, "×1.25 (1.20–1.30) over build, measured on 2026-11-23")
+    newer(fakes["build-old"].cli)
+    again = load_fastest(state, avx512, known(checkout, state), MODEL)
+    assert set(again) == {str(fakes["build"].cli), str(fakes["build-wide"].cli)}
+    newer(fakes["build"].cli)
+    assert load_fastest(state, avx512, known(checkout, state), MODEL) == {}
+
+
+def test_a_measurement_holds_for_its_host_and_model(
+    checkout: Path, state: State, avx512: Host
+) -> None:
+    three(checkout)
+    every = known(checkout, state)
+    remember(state, avx512, every, "build-old")
+    for host in (avx512._replace(brand="Another CPU"), avx512._replace(quota=1.5)):
+        assert load_fastest(state, host, every, MODEL) == {}
+    other = MODEL._replace(size=MODEL.size + 1)
+    assert load_fastest(state, avx512, every, other) == {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"builds": []},
+        {"builds": {"x": 1}, "reference": "x"},
+        {"reference": None},
+        {"created": 3},
+    ],
+)
+def test_damaged_measurements_are_not_used(
+    checkout: Path, state: State, avx512: Host, own_state: Path, change: dict[str, object]
+) -> None:
+    three(checkout)
+    every = known(checkout, state)
+    remember(state, avx512, every, "build-old")
+    (record,) = own_state.glob(f"{KIND}-*.json")
+    record.write_text(json.dumps({**json.loads(record.read_text()), **change}))
+    assert load_fastest(state, avx512, every, MODEL) == {}
+
+
+def test_a_ratio_of_text_is_set_aside(
+    checkout: Path, state: State, avx512: Host, own_state: Path
+) -> None:
+    three(checkout)
+    every = known(checkout, state)
+    remember(state, avx512, every, "build-old")
+    (record,) = own_state.glob(f"{KIND}-*.json")
+    record.write_text(record.read_text().replace("1.25", '"fast"'))
+    assert load_fastest(state, avx512, every, MODEL) == {}
+    assert "set aside" in (state.warning or "")
+
+
+# Whole programs
+
+
+def program(*flags: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, flags)],
+        cwd=REPO,
+        env={**os.environ, **variables},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def plan(root: Machine, engine: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    flags = ("--root", root.path, "--engine", engine, "-m", demo.I2_S, "-p", "hello", "--json")
+    return program("-m", "bitnet_tuning", "plan", *flags, **variables)
+
+
+def run(engine: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    named = ("--engine", engine, "-m", demo.I2_S, "-p", "hello")
+    return program(REPO / "run_inference.py", *named, *flags)
+
+
+def test_a_plan_takes_the_build_for_the_machine(checkout: Path, tmp_path: Path) -> None:
+    """And says so; on another machine it takes another."""
+    fakes = three(checkout)
+    for flags, name in ((ICELAKE, "build-wide"), (HASWELL, "build")):
+        made = json.loads(plan(machine(tmp_path / name, flags), checkout).stdout)
+        assert made["engine"] == made["command"][0] == str(fakes[name].cli)
+        assert "of 3 builds there" in made["reasons"]["engine"]
+        assert "gains nothing for the ternary weights" in made["reasons"]["isa"]
+    assert "build-wide is built for AVX512" in made["reasons"]["engine"]
+
+
+def test_a_plan_takes_the_build_that_was_measured_fastest(
+    checkout: Path, tmp_path: Path, state: State
+) -> None:
+    fakes = three(checkout)
+    gcc = FakeEngine(checkout, build="build-gcc").isa("AVX", "AVX2", "FMA")
+    root = machine(tmp_path / "root", ICELAKE)
+    remember(state, root.host(), known(checkout, state), "build-gcc")
+    made = json.loads(plan(root, checkout).stdout)
+    assert made["engine"] == str(gcc.cli)
+    assert "measured fastest: ×1.25" in made["reasons"]["engine"]
+    newer(gcc.cli)
+    assert json.loads(plan(root, checkout).stdout)["engine"] == str(fakes["build-wide"].cli)
+
+
+def test_a_named_build_for_another_cpu_is_refused(checkout: Path, tmp_path: Path) -> None:
+    fakes = three(checkout)
+    wide = fakes["build-wide"]
+    for name in (wide.cli, wide.bin, wide.bin.parent):
+        done = plan(machine(tmp_path / "root"), name)
+        assert (done.returncode, done.stdout) == (4, "")
+        assert f"{wide.cli} is built for AVX512, which this CPU lacks" in done.stderr
+        assert "build it on this machine" in done.stderr
+    assert plan(machine(tmp_path / "other", ICELAKE), wide.cli).returncode == 0
+    assert plan(machine(tmp_path / "root"), fakes["build"].cli).returncode == 0
+
+
+def test_a_checkout_with_that_build_alone_is_refused(checkout: Path, tmp_path: Path) -> None:
+    FakeEngine(checkout).isa("AVX2", "AVX512")
+    done = plan(machine(tmp_path / "root"), checkout)
+    assert done.returncode == 4 and "AVX512" in done.stderr
+
+
+@pytest.mark.parametrize("dies", ["start", "model"])
+def test_the_build_that_dies_here_is_never_given_the_prompt(checkout: Path, dies: str) -> None:
+    """On the machine that runs this test, whatever it is: the build is for a CPU that nobody
+    has, and says so only in its folder."""
+    fine = FakeEngine(checkout).isa("AVX2")
+    dead = FakeEngine(checkout, build="build-new").isa("AVX2", "AVX512", dies=dies)
+    dead.configured("AVX2", "AVX512", flags="-mavx2 -mavx512f")
+    for _ in range(2):
+        done = run(checkout)
+        assert (done.returncode, done.stdout) == (0, "hello and more text\n"), done.stderr
+    assert len(fine.prompts()) == 2
+    assert "-t" in fine.prompts()[-1]["argv"]
+    asked = len(dead.runs())
+    assert dead.prompts() == [] and asked > 0
+    done = run(dead.cli)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert str(dead.cli) in done.stderr
+    assert "this CPU lacks" in done.stderr
+    assert len(dead.runs()) == asked, "it is not asked again after its death"
+
+
+def test_its_folder_names_what_a_dead_build_needs(checkout: Path, tmp_path: Path) -> None:
+    dead = FakeEngine(checkout).isa("AVX2", "AVX512", dies="start").configured("AVX512_VNNI")
+    done = plan(machine(tmp_path / "root"), dead.cli)
+    assert "is built for AVX512_VNNI, which this CPU lacks" in done.stderr
+    assert plan(machine(tmp_path / "other", ICELAKE), dead.cli).returncode == 0
+
+
+def test_the_build_that_was_chosen_is_the_one_that_runs(checkout: Path, state: State) -> None:
+    """By the journal of every fake; the measurement is of this very machine."""
+    from bitnet_tuning.host import read_host  # noqa: PLC0415
+
+    fakes = {name: FakeEngine(checkout, build=name).isa("AVX2") for name in ("build", "build-b")}
+    assert run(checkout).returncode == 0
+    assert [len(fake.prompts()) for fake in fakes.values()] == [1, 0]
+    remember(state, read_host(), known(checkout, state), "build-b")
+    made = json.loads(run(checkout, "--dry-run", "--json").stdout)
+    assert run(checkout).returncode == 0
+    assert [len(fake.prompts()) for fake in fakes.values()] == [1, 1]
+    assert fakes["build-b"].prompts()[0]["argv"] == made["command"]
+
+
+# Other ways to ask for an engine, and what is remembered of one
+
+
+def test_without_a_model_the_choice_is_for_i2_s(checkout: Path, state: State) -> None:
+    FakeEngine(checkout).isa("AVX")
+    FakeEngine(checkout, build="build-b").isa("AVX", "AVX2")
+    engine = find_engine(str(checkout), state)
+    assert build_name(engine.path) == "build-b"
+    assert engine == find_engine(str(checkout), state, demo.I2_S)
+    assert find_pair(str(checkout), demo.TQ2_0, state)[0].path == engine.path
+    assert len(find_builds(str(checkout), demo.I2_S, state)[0]) == 2
+
+
+def older(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: record[name] for name in record if name not in ("probe", "cpu", "ran")}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        older,
+        lambda record: {**record, "cpu": None},
+        lambda record: {**record, "probe": 1},
+        lambda record: {**record, "ran": False, "cpu": ["of another machine"]},
+    ],
+)
+def test_what_older_versions_or_other_cpus_remember_is_asked_anew(
+    checkout: Path, state: State, own_state: Path, change: Callable[[Any], Any]
+) -> None:
+    fake = FakeEngine(checkout)
+    first = know(Location(str(fake.cli), "found"), state)
+    assert first.ran is True
+    (record,) = own_state.glob("engine-*.json")
+    record.write_text(json.dumps(change(json.loads(record.read_text()))))
+    asked = len(fake.runs())
+    again = State(str(own_state))
+    assert know(Location(str(fake.cli), "found"), again) == first
+    assert len(fake.runs()) > asked
+    assert again.warning is None, "an older version's record is not damaged"
+    asked = len(fake.runs())
+    know(Location(str(fake.cli), "found"), again)
+    assert len(fake.runs()) == asked
+
+
+def test_what_a_build_is_for_holds_on_another_cpu(
+    checkout: Path, state: State, own_state: Path
+) -> None:
+    """Where it ran it told; a home folder may be shared by machines."""
+    fake = FakeEngine(checkout).isa("AVX2", "AVX512")
+    know(Location(str(fake.cli), "found"), state)
+    (record,) = own_state.glob("engine-*.json")
+    record.write_text(
+        json.dumps({**json.loads(record.read_text()), "cpu": ["of", "another", "machine"]})
+    )
+    asked = len(fake.runs())
+    engine = know(Location(str(fake.cli), "found"), state)
+    assert len(fake.runs()) == asked
+    assert engine.cpu == {"of", "another", "machine"}
+
+
+def test_a_build_that_picks_its_kernels_is_asked_on_each_cpu(
+    checkout: Path, state: State, own_state: Path
+) -> None:
+    fake = FakeEngine(checkout)
+    (fake.bin / "libggml-cpu-haswell.so").write_bytes(b"\x7fELF")
+    first = know(Location(str(fake.cli), "found"), state)
+    (record,) = own_state.glob("engine-*.json")
+    record.write_text(json.dumps({**json.loads(record.read_text()), "cpu": ["another"]}))
+    assert know(Location(str(fake.cli), "found"), state) == first
