@@ -36,18 +36,43 @@ def optimized_request(
     add_ours(parser)
     ours, extra = split_extra(arguments)
     options = parser.parse_args(ours)
+    check_prompts(options)
     if options.prompt is not None and options.file is not None:
         raise UsageError("argument -f/--file: not together with -p/--prompt")
-    if options.prompt is None and options.file is None and not options.conversation:
+    is_given = options.prompt is not None or options.file is not None or options.prompts
+    if not is_given and not options.conversation:
         if stand_in is None:
             raise UsageError("argument -p/--prompt: a prompt is needed", "give one with -p or -f")
         options.prompt = stand_in
     return to_request(options, extra), options
 
 
+def check_prompts(options: argparse.Namespace) -> None:
+    """Raises UsageError for what does not go with ``--prompts``, or not without."""
+    if options.prompts is None:
+        if options.resume or options.slots is not None:
+            flag = "--resume" if options.resume else "--slots"
+            raise UsageError(f"argument {flag}: only together with --prompts")
+        return
+    others = (
+        ("-p/--prompt", options.prompt is not None),
+        ("-f/--file", options.file is not None),
+        ("-cnv/--conversation", options.conversation),
+    )
+    for flag, is_given in others:
+        if is_given:
+            raise UsageError(f"argument {flag}: not together with --prompts")
+    if not options.prompts:
+        raise UsageError("argument --prompts: the name of the file is empty")
+
+
 def _run(arguments: list[str]) -> int:
     parser = Parser(description="Run a prompt with bitnet.cpp, with every knob within reach.")
     request, options = optimized_request(parser, arguments)
+    if options.prompts:
+        from bitnet_tuning.cli.prompts import run_prompts  # noqa: PLC0415 (a run has none)
+
+        return run_prompts(request, options)
     prepared = prepare(request)
     if shown(prepared.plan, options):
         return 0
