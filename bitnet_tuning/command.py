@@ -124,12 +124,8 @@ def build_command(
         *("--temp", _number(request.temperature)),
         *_threads_batch(plan, flags),
         *_sampling(request),
-        *_pair("-b", plan.batch),
-        *_pair("-ub", plan.ubatch),
-        *_loading(plan, flags),
-        *_flash(plan.flash, flags, flash_takes_value(engine)),
-        *_listed("--poll", plan.poll, flags),
-        *_listed("--numa", plan.numa, flags),
+        *batch_flags(plan),
+        *tuned_flags(plan, flags, flash_takes_value(engine)),
         *_mode(request, flags, feeds_stdin),
         *request.extra,
     ]
@@ -143,6 +139,22 @@ def memory_policy(node: int | None, interleave: frozenset[int] | None) -> tuple[
     if interleave is not None:
         return ("numactl", f"--interleave={format_list(interleave)}", "--")
     return () if node is None else ("numactl", f"--preferred={node}", "--")
+
+
+def batch_flags(plan: Plan) -> tuple[str, ...]:
+    """The batch sizes that somebody chose."""
+    return (*_pair("-b", plan.batch), *_pair("-ub", plan.ubatch))
+
+
+def tuned_flags(plan: Plan, flags: frozenset[str], takes_value: bool) -> tuple[str, ...]:
+    """What a plan says beyond threads and batches, for any program of an engine whose help
+    lists ``flags``. ``takes_value`` as ``flash_takes_value`` has it."""
+    return (
+        *_loading(plan, flags),
+        *_flash(plan.flash, flags, takes_value),
+        *_listed("--poll", plan.poll, flags),
+        *_listed("--numa", plan.numa, flags),
+    )
 
 
 def _prompt(request: Request, flags: frozenset[str]) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
-"""The default engine: look-alikes of llama-cli and llama-bench over xllamacpp.
+"""The default engine: look-alikes of llama.cpp's programs over xllamacpp.
 
     python3 -m bitnet_tuning.embedded -m MODEL -p PROMPT -n N -t T
     python3 -m bitnet_tuning.embedded bench -m MODEL -p 512 -n 128 -t 2,4
+    python3 -m bitnet_tuning.embedded server -m MODEL -np 4 --port 8080
 
 The launcher starts it as it starts a compiled engine, so it behaves like one:
 text on standard output, everything else on standard error, exit code 1 for a
@@ -45,6 +46,10 @@ def _dispatch(argv: list[str]) -> int:
         from bitnet_tuning._embedded import bench  # noqa: PLC0415
 
         return bench.main(argv[1:])
+    if argv[:1] == ["server"]:
+        from bitnet_tuning._embedded import server  # noqa: PLC0415
+
+        return server.main(argv[1:])
     from bitnet_tuning._embedded import cli  # noqa: PLC0415
 
     return cli.main(argv)

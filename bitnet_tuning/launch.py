@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from subprocess import Popen
 
+    from bitnet_tuning.serving import Service
+
 __all__ = [
     "FEED",
     "INHERIT",
@@ -33,6 +35,7 @@ __all__ = [
     "Outcome",
     "capture",
     "run",
+    "serve",
 ]
 
 _NTSTATUS_CONTROL_C = 0xC000013A
@@ -66,6 +69,15 @@ def run(launch: Launch) -> Outcome:
     return run_posix(launch)
 
 
+def serve(launch: Launch, unset: frozenset[str] = frozenset()) -> AbstractContextManager[Service]:
+    """Runs a server beside this program until the end of the block, its log kept and its
+    environment without ``unset``. It dies with this process, however that ends. Raises
+    UnsupportedError where it cannot be started."""
+    from bitnet_tuning.serving import serving  # noqa: PLC0415
+
+    return serving(launch, unset)
+
+
 def capture(
     argv: tuple[str, ...],
     variables: Mapping[str, str] | None = None,
@@ -89,7 +101,7 @@ def capture(
     kept = {name: value for name, value in os.environ.items() if name not in unset}
     lifeline = None if os.name == "nt" else Lifeline()
     try:
-        with _inherited(cpus, nice):
+        with inherited(cpus, nice):
             child = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
@@ -106,7 +118,8 @@ def capture(
     return _captured(child, lifeline, seconds, watch)
 
 
-def _inherited(cpus: frozenset[int] | None, nice: int) -> AbstractContextManager[object]:
+def inherited(cpus: frozenset[int] | None, nice: int) -> AbstractContextManager[object]:
+    """What a program that is started inside is to inherit, where the system can do that."""
     from contextlib import nullcontext  # noqa: PLC0415
 
     if os.name == "nt" or not (cpus or nice):

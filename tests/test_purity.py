@@ -72,6 +72,11 @@ PURE = (
     "bench/stages",
     "bench/stats",
     "bench/summary",
+    "prompts/answers",
+    "prompts/asks",
+    "prompts/command",
+    "prompts/memory",
+    "prompts/slots",
 )
 IMPURE_LIBRARY = {"os", "io", "pathlib", "shutil", "subprocess", "time", "socket", "random", "sys"}
 
@@ -80,6 +85,7 @@ STARTER_PREFIXES = ("exec", "spawn", "posix_spawn")
 MAY_START = {
     "launch.py": {"subprocess"},
     "posix.py": {"posix_spawnp"},  # launch's own part for these systems
+    "serving.py": {"subprocess"},  # launch's own part for servers
     "ties.py": {"fork"},  # a watcher for systems without a parent-death signal
     "host/foreign.py": {"subprocess"},  # sysctl on macOS
 }
@@ -252,7 +258,7 @@ def test_a_run_with_a_warm_cache_loads_no_slow_module(tmp_path: Path) -> None:
     assert not ours & {"probe", "binary", "selftest", "relay", "embedded", "_embedded"}
     assert not ours & {"setting", "profile_record", "profiles", "tuned", "cli.profile"}
     assert not ours & {"boost", "loading", "placement", "host.huge", "host.page_cache"}
-    assert not ours & {"cli.show", "cli.run_optimized", "host.foreign"}
+    assert not ours & {"cli.show", "cli.run_optimized", "host.foreign", "serving", "prompts"}
     assert not ours & {"builds", "fastest", "build_folder"}, "there is one build only"
 
 

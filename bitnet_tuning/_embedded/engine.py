@@ -43,8 +43,8 @@ class Engine:
         self.binding = load_binding()
         params = fill(self.binding, setup)
         started = time.perf_counter()
-        with guarded(params), _signals_kept():
-            self._server: Any = _start(self.binding, params, setup.model)
+        with guarded(params), signals_kept():
+            self._server: Any = start_server(self.binding, params, setup.model)
         self.loaded_at = time.perf_counter()
         self.load_ms = 1e3 * (self.loaded_at - started)
 
@@ -92,7 +92,8 @@ def check_readable(model: str) -> None:
         raise EngineError(f"failed to open model '{shown}': {reason}") from None
 
 
-def _start(binding: Any, params: Any, model: str) -> Any:
+def start_server(binding: Any, params: Any, model: str) -> Any:
+    """xllamacpp's server with this model loaded. Raises EngineError where it is unusable."""
     try:
         return binding.Server(params)
     except RuntimeError as error:
@@ -111,7 +112,7 @@ def _reason(model: str) -> str:
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
+def signals_kept() -> Iterator[None]:
     """Loading must neither outlive a signal nor change what signals do.
 
     The binding holds the interpreter's lock while it loads, so that Python could

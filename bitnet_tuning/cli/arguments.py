@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 LARGEST_CONTEXT = 1 << 24
 """Tokens; the longest context of any published model is 10 million."""
 
+MOST_SLOTS = 256
+"""llama.cpp's own limit (LLAMA_MAX_SEQ); that of its first generations is 64."""
+
 _INT32 = (1 << 31) - 1
 _INFINITE = float("inf")
 _MARK = "\0"
@@ -198,6 +201,10 @@ def add_optimized(parser: argparse.ArgumentParser) -> None:
     )
     add("--quiet", action="store_true", help="hide the engine's log unless it fails")
     add("--stats", action="store_true", help="speeds and time to first token after the run")
+    add("--prompts", metavar="FILE", help="answer many prompts: JSON lines in, JSON lines out")
+    add("--resume", action="store_true", help="with --prompts: go on where a run was ended")
+    slots = integer(1, MOST_SLOTS)
+    add("--slots", type=slots, metavar="N", help="with --prompts: how many at a time (measured)")
 
 
 def to_request(options: argparse.Namespace, extra: tuple[str, ...]) -> Request:

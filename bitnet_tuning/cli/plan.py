@@ -12,5 +12,9 @@ def run(arguments: list[str]) -> int:
     parser.set_defaults(dry_run=True)
     add_root(parser, "plan for this folder's machine")
     request, options = optimized_request(parser, arguments, stand_in="PROMPT")
+    if options.prompts:
+        from bitnet_tuning.cli.prompts import run_prompts  # noqa: PLC0415 (most plans have none)
+
+        return run_prompts(request, options, options.root)
     shown(prepare(request, options.root).plan, options)
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 
 from bitnet_tuning.cli import guarded, say
@@ -22,7 +21,6 @@ from bitnet_tuning.host.power import SET_PERFORMANCE
 from bitnet_tuning.launch import Outcome
 from bitnet_tuning.outcome import Speed, parse_timings
 from bitnet_tuning.request import Request
-from bitnet_tuning.state import default_folder
 
 
 def main(arguments: Sequence[str] | None = None, root: str = "/") -> int:
@@ -40,18 +38,43 @@ def optimized_request(
     add_ours(parser)
     ours, extra = split_extra(arguments)
     options = parser.parse_args(ours)
+    check_prompts(options)
     if options.prompt is not None and options.file is not None:
         raise UsageError("argument -f/--file: not together with -p/--prompt")
-    if options.prompt is None and options.file is None and not options.conversation:
+    is_given = options.prompt is not None or options.file is not None or options.prompts
+    if not is_given and not options.conversation:
         if stand_in is None:
             raise UsageError("argument -p/--prompt: a prompt is needed", "give one with -p or -f")
         options.prompt = stand_in
     return to_request(options, extra), options
 
 
+def check_prompts(options: argparse.Namespace) -> None:
+    """Raises UsageError for what does not go with ``--prompts``, or not without."""
+    if options.prompts is None:
+        if options.resume or options.slots is not None:
+            flag = "--resume" if options.resume else "--slots"
+            raise UsageError(f"argument {flag}: only together with --prompts")
+        return
+    others = (
+        ("-p/--prompt", options.prompt is not None),
+        ("-f/--file", options.file is not None),
+        ("-cnv/--conversation", options.conversation),
+    )
+    for flag, is_given in others:
+        if is_given:
+            raise UsageError(f"argument {flag}: not together with --prompts")
+    if not options.prompts:
+        raise UsageError("argument --prompts: the name of the file is empty")
+
+
 def _run(arguments: list[str], root: str) -> int:
     parser = Parser(description="Run a prompt with bitnet.cpp, with every knob within reach.")
     request, options = optimized_request(parser, arguments)
+    if options.prompts:
+        from bitnet_tuning.cli.prompts import run_prompts  # noqa: PLC0415 (a run has none)
+
+        return run_prompts(request, options, root)
     prepared = prepare(request, root)
     if shown(prepared.plan, options):
         return 0
@@ -69,18 +92,10 @@ def _governed(prepared: Prepared, options: argparse.Namespace, root: str) -> Out
     """With the governor set for the run, where that is asked for."""
     if not options.set_governor:
         return _executed(prepared, options, root)
-    from bitnet_tuning.governor import held  # noqa: PLC0415
-    from bitnet_tuning.governor_record import Ledger  # noqa: PLC0415
+    from bitnet_tuning.cli.governed import governed  # noqa: PLC0415
 
-    host, cpus = prepared.host, prepared.plan.cpus
-    ledger = Ledger(root, default_folder(os.environ))
-    tell = _silent if options.quiet else say
-    with held(ledger, host, cpus or host.allowed, tell, warn=say):
+    with governed(prepared, root, options.quiet):
         return _executed(prepared, options, root)
-
-
-def _silent(_text: str) -> None:
-    pass
 
 
 def _executed(prepared: Prepared, options: argparse.Namespace, root: str) -> Outcome:

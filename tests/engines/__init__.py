@@ -17,8 +17,8 @@ class FakeEngine:
 
     ``bitnet``: one program that completes prompts and, in a chat, takes the end of its
     input for an empty line. ``mainline``: llama-completion stands beside llama-cli.
-    With ``bench``, llama-bench does as well. Several, each with a ``build`` folder of its
-    own, may share a checkout.
+    With ``bench``, llama-bench does as well; with ``server``, llama-server. Several, each
+    with a ``build`` folder of its own, may share a checkout.
     """
 
     def __init__(
@@ -27,6 +27,7 @@ class FakeEngine:
         generation: str = "bitnet",
         bench: bool = False,
         build: str = "build",
+        server: bool = False,
     ) -> None:
         self.checkout = folder
         self.bin = folder / build / "bin"
@@ -36,6 +37,8 @@ class FakeEngine:
             self._install(name, "fake_llama_cli.py")
         if bench:
             self._install("llama-bench", "fake_llama_bench.py")
+        if server:
+            self._install("llama-server", "fake_llama_server.py")
         shutil.copyfile(FOLDER / "curve.py", self.bin / "curve.py")
         (self.bin / "generation").write_text(generation)
         self.cli = self.bin / "llama-cli"
@@ -87,12 +90,23 @@ class FakeEngine:
         """Starts that got a prompt or a chat from a launcher, probes left out."""
         probes = ("--help", "--version")
         runs = [run for run in self.runs() if not set(probes) & set(run["argv"])]
-        runs = [run for run in runs if run["program"] != "llama-bench"]
+        others = ("llama-bench", "llama-server")
+        runs = [run for run in runs if run["program"] not in others]
         return [run for run in runs if run["argv"][1:5] and not _is_isa_probe(run["argv"])]
 
     def benches(self) -> list[dict[str, Any]]:
         """Starts of llama-bench, but for its help."""
         return [run for run in self.runs() if run["program"] == "llama-bench"]
+
+    def servers(self) -> list[dict[str, Any]]:
+        """Starts of llama-server, but for its help."""
+        return [run for run in self.runs() if run["program"] == "llama-server"]
+
+    def asked(self) -> list[dict[str, Any]]:
+        """Completions that its servers were asked for, with the server's ``pid``."""
+        path = self.bin / "asked.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
 
     def events(self, run: dict[str, Any]) -> list[str]:
         """Signals that a run has got, in order."""

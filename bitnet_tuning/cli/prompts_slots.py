@@ -1,0 +1,108 @@
+"""How many prompts are answered at a time here, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, NamedTuple
+
+from bitnet_tuning.cli import say
+from bitnet_tuning.prompts.command import Seats
+from bitnet_tuning.prompts.measure import CONTEXT, Measured, measure
+from bitnet_tuning.prompts.memory import fitting_slots
+from bitnet_tuning.prompts.remember import load_slots, slots_key, store_slots
+from bitnet_tuning.prompts.slots import LEVELS, UNMEASURED, Decision, levels_up_to, pays, words
+
+if TYPE_CHECKING:
+    from bitnet_tuning.command import Plan
+    from bitnet_tuning.ggml_types import ModelFile
+    from bitnet_tuning.host import Host
+    from bitnet_tuning.prompts.asks import Ask
+    from bitnet_tuning.prompts.command import Server
+    from bitnet_tuning.prompts.server import Running, Waiting
+    from bitnet_tuning.state import State
+
+Start = Callable[[Seats], AbstractContextManager["Running"]]
+
+
+class Choice(NamedTuple):
+    slots: int
+    reason: str
+
+
+class Subject(NamedTuple):
+    """What is to answer, and where."""
+
+    host: Host
+    server: Server
+    model: ModelFile
+    plan: Plan
+    context: int
+    """Tokens for each slot."""
+    state: State
+
+    @property
+    def fitting(self) -> int | None:
+        """Slots that memory has room for; None where that is not known."""
+        ubatch, available = self.plan.ubatch, self.host.memory.available
+        return fitting_slots(self.model, self.context, ubatch, available)
+
+    @property
+    def most(self) -> int:
+        """The highest level that comes into question."""
+        return levels_up_to(min(LEVELS[-1], self.fitting or LEVELS[-1]))[-1]
+
+    @property
+    def key(self) -> str:
+        return f"{slots_key(self.host, self.server, self.model, self.plan)} up to {self.most}"
+
+
+def choose(
+    asked: int | None, asks: Sequence[Ask], subject: Subject, start: Start, waiting: Waiting
+) -> Choice:
+    """What was asked for, else what was measured; where that is not known and these prompts
+    are worth it, it is measured now."""
+    choice = choose_unmeasured(asked, asks, subject)
+    if asked is not None or _remembered(subject) or not pays(asks) or subject.most == 1:
+        return choice
+    say(f"measuring how many prompts at a time are fastest here, up to {subject.most}")
+    with start(Seats(subject.most, min(CONTEXT, subject.context))) as server:
+        try:
+            found = measure(server.client.complete, subject.most, waiting)
+        except Exception as trouble:
+            raise server.check(trouble) from trouble
+    store_slots(subject.state, subject.key, subject.server, found)
+    return _measured_now(found) or choice
+
+
+def _measured_now(found: Measured) -> Choice | None:
+    for level in found.differing:
+        say(f"{level} slots are out: greedy texts came out otherwise than one at a time")
+    if found.decision is None:
+        say(f"no decision within {found.seconds:.0f} s: too slow, or too noisy")
+        return None
+    return Choice(found.decision.slots, f"{words(found.decision)}, measured now")
+
+
+def choose_unmeasured(asked: int | None, asks: Sequence[Ask], subject: Subject) -> Choice:
+    """Without a measurement of this moment."""
+    fitting = subject.fitting
+    if asked is not None:
+        if fitting is not None and asked > fitting:
+            say(f"warning: {asked} slots may not fit in memory, {fitting} would")
+        return Choice(asked, f"{asked}, as --slots says")
+    found = _remembered(subject)
+    if found is not None:
+        return _at_most(found.slots, len(asks), f"{words(found)}, measured before")
+    slots = min(UNMEASURED, subject.most)
+    return _at_most(slots, len(asks), f"{slots} at a time: a cautious guess, nothing was measured")
+
+
+def _remembered(subject: Subject) -> Decision | None:
+    return load_slots(subject.state, subject.key, subject.server)
+
+
+def _at_most(slots: int, prompts: int, reason: str) -> Choice:
+    if prompts < slots:
+        return Choice(max(1, prompts), f"{reason}; no more than there are prompts")
+    return Choice(slots, reason)

@@ -1,0 +1,80 @@
+"""Talking to llama.cpp's server over HTTP, on this machine only."""
+
+from __future__ import annotations
+
+import json
+from http.client import HTTPConnection, HTTPException
+from typing import Any
+
+from bitnet_tuning.prompts.command import LOOPBACK
+
+HEALTH_SECONDS = 10.0
+"""A server that works on a long prompt may be late with its answer."""
+
+_REASON = 500
+"""Characters of a refusal that are kept where it is not JSON."""
+
+
+class BrokenError(Exception):
+    """No whole reply came: the server is gone, or going."""
+
+
+class RefusedError(Exception):
+    """The server said no. ``status`` is HTTP's."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+class Client:
+    """One server. Each request has a connection of its own: its end means something."""
+
+    def __init__(self, port: int, key: str | None) -> None:
+        self._port = port
+        self._headers = {"Content-Type": "application/json", "Connection": "close"}
+        if key is not None:
+            self._headers["Authorization"] = f"Bearer {key}"
+
+    def ready(self) -> bool:
+        """Whether it has loaded its model and answers."""
+        try:
+            return self._exchange("GET", "/health", None, HEALTH_SECONDS)[0] == 200
+        except BrokenError:
+            return False
+
+    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The reply to one prompt, however long it takes. Raises RefusedError where the
+        server says no, BrokenError where it says nothing."""
+        status, content = self._exchange("POST", "/completion", body, None)
+        try:
+            reply = json.loads(content)
+        except (ValueError, RecursionError):
+            reply = None
+        if status != 200:
+            raise RefusedError(status, _reason(reply, content))
+        if not isinstance(reply, dict):
+            raise BrokenError("its reply is not JSON")
+        return reply
+
+    def _exchange(
+        self, method: str, path: str, body: dict[str, Any] | None, seconds: float | None
+    ) -> tuple[int, bytes]:
+        connection = HTTPConnection(LOOPBACK, self._port, timeout=seconds)
+        try:
+            content = None if body is None else json.dumps(body).encode()
+            connection.request(method, path, content, self._headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+        except (OSError, HTTPException) as error:
+            raise BrokenError(str(error) or type(error).__name__) from error
+        finally:
+            connection.close()
+
+
+def _reason(reply: Any, content: bytes) -> str:
+    error = reply.get("error") if isinstance(reply, dict) else None
+    if isinstance(error, dict):
+        error = error.get("message")
+    return str(error) if error else content[:_REASON].decode("utf-8", "replace")

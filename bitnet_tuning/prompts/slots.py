@@ -1,0 +1,92 @@
+"""How many prompts at a time: what is tried, and what the figures say; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from bitnet_tuning.bench.stats import VERDICT_ROUNDS, Estimate, ratio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from bitnet_tuning.prompts.asks import Ask
+
+LEVELS = (1, 2, 4, 8)
+"""Prompts at a time that are compared. Each doubles the KV cache."""
+
+WORTH = 1.05
+"""A level beats a smaller one where its whole interval lies beyond this: slots cost memory."""
+
+UNMEASURED = 4
+"""Slots where nothing was measured: on two cores four at a time were 1.7 times as fast as
+one, eight no faster than four (2B i2_s model)."""
+
+PAYS_PROMPTS, PAYS_TOKENS = 8, 512
+"""A measurement is worth its half minute for so many prompts with so many tokens."""
+
+ROUNDS = VERDICT_ROUNDS
+
+Speeds = Mapping[int, float]
+"""A round: tokens/s by level."""
+
+
+class Decision(NamedTuple):
+    """What was found."""
+
+    slots: int
+    gain: Estimate | None
+    """Over one at a time; None where that is what was found."""
+
+
+def levels_up_to(most: int) -> tuple[int, ...]:
+    return tuple(level for level in LEVELS if level <= most)
+
+
+def pays(asks: Iterable[Ask], tokens_if_open: int = 128) -> bool:
+    """Whether these prompts are worth a measurement."""
+    lengths = [ask.n_predict if ask.n_predict >= 0 else tokens_if_open for ask in asks]
+    return len(lengths) >= PAYS_PROMPTS and sum(lengths) >= PAYS_TOKENS
+
+
+def tokens_for(
+    levels: Sequence[int], seconds: float, budget: float, least: int, most: int
+) -> int | None:
+    """Tokens for each answer so that ``ROUNDS`` rounds of these levels, and each prompt alone
+    before, stay within ``budget`` seconds even if nothing is gained by asking more at a
+    time. ``seconds`` is what one token takes alone, its share of the prompt included. None
+    below ``least``; never more than ``most``."""
+    requests = ROUNDS * sum(levels) + max(levels)
+    found = int(budget / (requests * seconds)) if seconds > 0 else most
+    return None if found < least else min(found, most)
+
+
+def decide(rounds: Sequence[Speeds], out: Collection[int] = ()) -> Decision | None:
+    """The smallest level that no higher one beats clearly; None from too few rounds.
+    Levels in ``out`` do not count."""
+    levels = sorted({level for each in rounds for level in each} - set(out))
+    if levels[:1] != [1]:
+        return None
+    if levels == [1]:
+        return Decision(1, None)
+    if len(rounds) < ROUNDS:
+        return None
+    for level in levels:
+        if not any(_gain(rounds, high, level).low > WORTH for high in levels if high > level):
+            return Decision(level, _gain(rounds, level, 1) if level > 1 else None)
+    raise AssertionError("nothing is higher than the highest")
+
+
+def _gain(rounds: Sequence[Speeds], high: int, low: int) -> Estimate:
+    return ratio([each[high] / each[low] for each in rounds if high in each and low in each])
+
+
+def words(decision: Decision) -> str:
+    """For people: ``4 slots: ×1.9 (1.7–2.1) over one at a time``."""
+    if decision.gain is None:
+        return "1 slot: more at a time was not clearly faster"
+    gain = decision.gain
+    return (
+        f"{decision.slots} slots: ×{gain.median:.1f} ({gain.low:.1f}–{gain.high:.1f}) "
+        "over one at a time"
+    )

@@ -1,0 +1,202 @@
+#!/usr/bin/env python3
+"""A program that answers like llama-server.
+
+It appends a JSON line about its start to ``runs.jsonl`` beside itself and one for every
+completion to ``asked.jsonl``, and behaves as FAKE_SERVER_* variables say:
+
+FAKE_SERVER_SECONDS  that a completion takes (default 0)
+FAKE_SERVER_CORES    completions that are computed at a time (default: as many as slots)
+FAKE_SERVER_DIES     "3 9": at the third completion it kills itself with signal 9
+FAKE_SERVER_HANGS    from this completion on it never answers
+FAKE_SERVER_REFUSES  prompts with this text in them get status 400
+FAKE_SERVER_FAILS    prompts with this text in them get status 500
+FAKE_SERVER_DIFFERS  "1": texts are others where more than one is computed at a time
+FAKE_SERVER_TAKEN    so many starts find their port taken
+FAKE_SERVER_UNFIT    "1": it ends with a message instead of loading
+FAKE_SERVER_NO_KEY   "1": it is of a time before API keys
+FAKE_SERVER_LEAVES   "1": a child of it stays in its group, as of a script around an engine
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+HERE = os.path.dirname(os.path.abspath(sys.argv[0]))
+
+HELP = """\
+-h,    --help, --usage                  print usage and exit
+-t,    --threads N                      number of threads to use during generation
+-tb,   --threads-batch N                number of threads
+-c,    --ctx-size N                     size of the prompt context
+-b,    --batch-size N                   logical maximum batch size
+-ub,   --ubatch-size N                  physical maximum batch size
+-fa,   --flash-attn                     enable Flash Attention
+-np,   --parallel N                     number of parallel sequences to decode
+--mlock                                 force system to keep model in RAM
+--no-mmap                               do not memory-map model
+--no-context-shift                      disables context shift on infinite text generation
+-cb,   --cont-batching                  enable continuous batching
+--host HOST                             ip address to listen
+--port PORT                             port to listen
+"""
+KEY_HELP = """\
+--api-key KEY                           API key to use for authentication
+                                        (env: LLAMA_API_KEY)
+"""
+
+
+def said(name: str) -> str:
+    return os.environ.get(f"FAKE_SERVER_{name}", "")
+
+
+def value(name: str) -> str:
+    return sys.argv[sys.argv.index(name) + 1]
+
+
+def write_line(name: str, facts: dict[str, Any]) -> None:
+    data = json.dumps(facts).encode() + b"\n"
+    handle = os.open(os.path.join(HERE, name), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.write(handle, data)
+    os.close(handle)
+
+
+def lines(name: str) -> int:
+    try:
+        with open(os.path.join(HERE, name), "rb") as file:
+            return len(file.readlines())
+    except FileNotFoundError:
+        return 0
+
+
+class Work:
+    """What is computed, and how much of it at a time."""
+
+    def __init__(self) -> None:
+        slots = int(value("-np"))
+        self.slots = threading.Semaphore(slots)
+        self.cores = threading.Semaphore(int(said("CORES") or slots))
+        self.lock = threading.Lock()
+        self.busy = 0
+        self.count = 0
+
+    def complete(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        with self.lock:
+            self.count += 1
+            number = self.count
+        write_line("asked.jsonl", {"pid": os.getpid(), "number": number, **body})
+        self._misbehave(number)
+        for name, status in (("REFUSES", 400), ("FAILS", 500)):
+            if said(name) and said(name) in body["prompt"]:
+                return status, {"error": {"code": status, "message": f"it is {status}"}}
+        with self.slots:
+            return 200, self._reply(body)
+
+    def _misbehave(self, number: int) -> None:
+        if said("DIES"):
+            at, signum = map(int, said("DIES").split())
+            if number >= at:
+                os.kill(os.getpid(), signum)
+                time.sleep(60)
+        if said("HANGS") and number >= int(said("HANGS")):
+            time.sleep(600)
+
+    def _reply(self, body: dict[str, Any]) -> dict[str, Any]:
+        with self.lock:
+            self.busy += 1
+        with self.cores:
+            time.sleep(float(said("SECONDS") or 0))
+            with self.lock:
+                shared = self.busy > 1
+        with self.lock:
+            self.busy -= 1
+        changed = " otherwise" if said("DIFFERS") and shared else ""
+        return {
+            "content": f" and its answer, {body['prompt']!r}{changed}",
+            "tokens_predicted": max(1, body["n_predict"]),
+            "tokens_evaluated": len(body["prompt"].split()),
+            "stopped_eos": body["n_predict"] < 0,
+            "stopped_word": False,
+            "stopped_limit": body["n_predict"] >= 0,
+            "timings": {"prompt_n": 5, "prompt_ms": 50.0, "predicted_n": 10, "predicted_ms": 500.0},
+        }
+
+
+class Handler(BaseHTTPRequestHandler):
+    work: Work
+
+    def do_GET(self) -> None:
+        self._send(200, {"status": "ok"})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        key = os.environ.get("LLAMA_API_KEY")
+        if key and not said("NO_KEY") and self.headers["Authorization"] != f"Bearer {key}":
+            write_line("unauthorized.jsonl", body)
+            self._send(401, {"error": {"code": 401, "message": "Invalid API Key"}})
+            return
+        self._send(*self.work.complete(body))
+
+    def _send(self, status: int, facts: dict[str, Any]) -> None:
+        data = json.dumps(facts).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        print(format % args, file=sys.stderr)
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+
+def record() -> None:
+    facts = {
+        "program": os.path.basename(sys.argv[0]),
+        "argv": sys.argv,
+        "env": {key: text for key, text in os.environ.items() if not key.startswith("FAKE_")},
+        "pid": os.getpid(),
+        "pgid": os.getpgrp(),
+        "cpus": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "nice": os.nice(0),
+        "stdin": os.path.realpath("/proc/self/fd/0"),
+    }
+    write_line("runs.jsonl", {**facts, "raw": []})
+
+
+def main() -> int:
+    if "--help" in sys.argv:
+        print(HELP + ("" if said("NO_KEY") else KEY_HELP))
+        return 0
+    started = lines("starts.jsonl")
+    write_line("starts.jsonl", {})
+    record()
+    if started < int(said("TAKEN") or 0):
+        print("main: couldn't bind HTTP server socket, hostname: 127.0.0.1", file=sys.stderr)
+        return 1
+    if said("UNFIT"):
+        print("error loading model: it is unfit", file=sys.stderr)
+        return 1
+    if said("LEAVES"):
+        child = subprocess.Popen([sys.executable, "-ISc", "import time; time.sleep(600)"])
+        write_line("children.jsonl", {"pid": child.pid})
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    Handler.work = Work()
+    with Server((value("--host"), int(value("--port"))), Handler) as server:
+        server.serve_forever()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
