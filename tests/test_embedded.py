@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -585,3 +586,70 @@ def test_bench_refuses_what_the_model_cannot_hold() -> None:
     result = bench("-p 1000000 -n 0 -t 1 -r 1 -o jsonl")
     assert (result.returncode, result.stdout) == (1, b"")
     assert b"error: pp1000000 takes a context of 1000001 tokens, the model has" in result.stderr
+
+
+# ---- the server ----
+
+
+def ask_server(port: int, path: str, body: dict[str, Any] | None, key: str) -> tuple[int, Any]:
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as refusal:
+        return refusal.code, None
+
+
+def free_port() -> int:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        return int(reserved.getsockname()[1])
+
+
+@pytest.fixture
+def served() -> Iterator[int]:
+    """The port of a server with three slots, whose key is ``secret``."""
+    port = free_port()
+    flags = ["-m", str(MODEL), "-t", "2", "-np", "3", "-c", "384", "--port", str(port)]
+    with subprocess.Popen(
+        [sys.executable, SCRIPT, "server", *flags],
+        stderr=subprocess.PIPE,
+        env={**os.environ, **CALM, "LLAMA_API_KEY": "secret"},
+    ) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert b"listening on" in line, line
+        yield port
+        process.kill()
+
+
+@real
+def test_the_server_answers_who_knows_its_key(served: int) -> None:
+    body = {"prompt": "How many threads", "n_predict": 8, "temperature": 0}
+    assert ask_server(served, "/health", None, "")[0] == 200
+    assert ask_server(served, "/completion", body, "another")[0] == 401
+    status, reply = ask_server(served, "/completion", body, "secret")
+    assert (status, reply["content"]) == (200, " should I use?\nStart")
+
+
+@real
+def test_each_slot_of_the_server_has_its_share_of_the_context(served: int) -> None:
+    short, long = {"prompt": "Why " * 60, "n_predict": 1}, {"prompt": "Why " * 140, "n_predict": 1}
+    assert ask_server(served, "/completion", short, "secret")[0] == 200
+    assert ask_server(served, "/completion", long, "secret")[0] == 400
+
+
+def test_the_server_lists_its_flags_and_refuses_others() -> None:
+    done = run("server", "--help")
+    assert done.returncode == 0
+    assert {b"--parallel", b"--port", b"--api-key", b"--mlock"} <= set(done.stdout.split())
+    assert run("server", "--prompt", "x").returncode == 1
+
+
+@real
+def test_the_server_does_not_load_what_is_no_model(tmp_path: Path) -> None:
+    done = run("server", "-m", str(tmp_path / "none.gguf"))
+    assert done.returncode == 1
+    assert b"failed to open model" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from bitnet_tuning import demo
 from tests.engines import FakeEngine
-from tests.prompt_runs import SECONDS, Prompts, alive, journals, until, with_fake
+from tests.prompt_runs import REPO, SECONDS, Prompts, alive, journals, until, with_fake
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="fake engines are scripts: POSIX")
 
@@ -171,7 +172,7 @@ def test_a_dry_run_shows_the_servers_command_and_starts_nothing(prompts: Prompts
     facts = json.loads(done.out)
     assert facts["command"][0].endswith("llama-server")
     assert facts["command"][facts["command"].index("-np") + 1] == "2"
-    assert facts["reasons"]["slots"] == "2, as --slots says"
+    assert facts["reasons"]["slots"] == "2 slots, as --slots says"
     assert facts["reasons"]["prompts"] == f"2 in {prompts.file}"
     assert prompts.fake.servers() == []
 
@@ -237,12 +238,12 @@ def test_a_closed_reader_ends_the_run_and_nothing_stays(prompts: Prompts, own_st
 
 def test_slots_are_measured_once_and_remembered(prompts: Prompts) -> None:
     prompts.write([f"p{number}" for number in range(8)])
-    first = prompts.run("-n", "100", seconds=0.01, cores=4)
+    first = prompts.run("-n", "100", seconds=0.04, cores=4)
     assert "4 slots: ×" in first.err and "measured now" in first.err
     measured, used = prompts.fake.servers()
     assert measured["argv"][measured["argv"].index("-np") + 1] == "8"
     assert used["argv"][used["argv"].index("-np") + 1] == "4"
-    second = prompts.run("-n", "100", seconds=0.01, cores=4)
+    second = prompts.run("-n", "100", seconds=0.04, cores=4)
     assert "measured before" in second.err
     assert len(prompts.fake.servers()) == 3
 
@@ -251,6 +252,7 @@ def test_slots_that_change_a_greedy_text_are_out(prompts: Prompts) -> None:
     prompts.write([f"p{number}" for number in range(8)])
     done = prompts.run("-n", "100", seconds=0.01, differs=1)
     assert "2 slots are out" in done.err
+    assert "1 slot: with more at a time greedy texts came out otherwise" in done.err
     run = prompts.fake.servers()[-1]
     assert run["argv"][run["argv"].index("-np") + 1] == "1"
 
@@ -261,3 +263,51 @@ def test_few_prompts_are_not_worth_a_measurement(prompts: Prompts) -> None:
     (run,) = prompts.fake.servers()
     assert run["argv"][run["argv"].index("-np") + 1] == "3"
     assert "nothing was measured" in done.err
+
+
+def test_a_measurement_that_is_refused_is_not_the_end(prompts: Prompts) -> None:
+    prompts.write([f"p{number}" for number in range(8)])
+    done = prompts.run("-n", "100", refuses=": how many")
+    assert (done.code, len(done.answers)) == (0, 8)
+    assert "slots were not measured: the server said it is 400" in done.err
+
+
+def test_the_plan_command_shows_the_same(prompts: Prompts) -> None:
+    prompts.write(["a"])
+    named = ["--engine", prompts.engine, "-m", prompts.model, "--prompts", str(prompts.file)]
+    command = [sys.executable, "-m", "bitnet_tuning", "plan", *named, "--json"]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=SECONDS, cwd=REPO)
+    assert json.loads(done.stdout)["command"][0].endswith("llama-server")
+    assert prompts.fake.servers() == []
+
+
+def test_a_closed_standard_output_is_told(prompts: Prompts) -> None:
+    prompts.write(["a"])
+    shell = ["sh", "-c", 'exec "$@" >&-', "sh", *prompts.command()]
+    done = subprocess.run(shell, capture_output=True, check=False, timeout=SECONDS)
+    assert done.returncode == 2
+    assert b"standard output is closed" in done.stderr
+
+
+def test_on_a_terminal_a_bar_shows_how_far_it_is(prompts: Prompts) -> None:
+    """Of a terminal's own, which only rich's bar writes to with escapes."""
+    pytest.importorskip("rich")
+    pty = pytest.importorskip("pty")
+    prompts.write([f"p{number}" for number in range(6)])
+    near, far = pty.openpty()
+    process = subprocess.Popen(
+        prompts.command("--slots", "1"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=far,
+        env={**prompts.environment(seconds=0.1), "TERM": "xterm"},
+    )
+    os.close(far)
+    seen = b""
+    with contextlib.suppress(OSError):  # so Linux tells that nobody writes any more
+        while data := os.read(near, 1 << 16):
+            seen += data
+    os.close(near)
+    out = process.communicate(timeout=SECONDS)[0]
+    assert (process.returncode, out.count(b"\n")) == (0, 6)
+    assert b"3/6" in seen and b"tokens/s" in seen

@@ -65,6 +65,7 @@ def test_only_a_newline_parts_lines() -> None:
         (b'{"prompt": "a", "id": true}', "its id is neither"),
         (b'{"prompt": "a", "id": null}', "its id is neither"),
         (b'{"prompt": "a", "id": NaN}', "NaN is no number"),
+        (b'{"prompt": "a", "id": -1e999}', "its id is not a finite number"),
         (b'{"prompt": "a", "id": 7}', "the id 7 stands in line 1 already"),
         (b'{"prompt": "a", "n_predict": 1.5}', "n_predict is no whole number"),
         (b'{"prompt": "a", "n_predict": -3}', "n_predict -3 is out of its range"),
@@ -196,7 +197,7 @@ def test_a_slow_engine_gets_short_answers_and_a_slower_one_none() -> None:
 class Slow:
     """A server of which ``cores`` completions run at a time."""
 
-    def __init__(self, cores: int, seconds: float = 0.01) -> None:
+    def __init__(self, cores: int, seconds: float = 0.03) -> None:
         self.cores = threading.Semaphore(cores)
         self.seconds = seconds
         self.bodies: list[dict[str, Any]] = []
@@ -212,7 +213,7 @@ def test_a_measurement_finds_how_many_run_side_by_side() -> None:
     server = Slow(cores=2)
     found = measure(server, 4)
     assert found.decision is not None and found.decision.slots == 2
-    assert found.rounds == ROUNDS
+    assert (found.rounds, found.is_full) == (ROUNDS, True)
     assert {body["temperature"] for body in server.bodies} == {0}
     assert min(body["n_predict"] for body in server.bodies) >= LEAST_TOKENS
 
@@ -374,3 +375,8 @@ def test_a_file_tells_how_far_this_very_run_came(content: bytes, found: Standing
 
 def test_an_answer_that_the_journal_lost_is_taken_from_the_file() -> None:
     assert standing(A.line + B.line, RUN.asks, {0: A}) == Standing((A, B), 0)
+
+
+def test_a_busy_machine_tries_fewer_levels_and_says_so() -> None:
+    found = measure(Slow(cores=4), 4, budget=0.3)
+    assert not found.is_full

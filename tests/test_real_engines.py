@@ -126,3 +126,40 @@ def test_what_is_set_suits_the_runtime(folder: str) -> None:
     runtime = facts["reasons"]["env"]
     assert ("KMP_BLOCKTIME" in facts["env"]) <= ("libomp" in runtime)
     assert ("OMP_PLACES" in facts["env"]) == ("without OpenMP" not in runtime)
+
+
+QUESTIONS = ("How many threads", "What is SMT?", "What is a CPU quota?", "Why")
+
+
+def has_server(folder: str) -> bool:
+    done = run("-m", "bitnet_tuning", "plan", "--engine", folder, "-m", model_for(folder), "--json")
+    return (Path(json.loads(done.stdout)["engine"]).parent / "llama-server").exists()
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("slots", ["1", "4"])
+def test_many_prompts_are_answered_as_each_alone(folder: str, slots: str) -> None:
+    if not has_server(folder):
+        pytest.skip("no llama-server there")
+    flags = ["--engine", folder, "-m", model_for(folder), "-temp", "0", "-n", "24", "--quiet"]
+    lines = "".join(json.dumps(question) + "\n" for question in QUESTIONS * 3)
+    script = "run_inference_optimized.py"
+    done = run(script, *flags, "--prompts", "-", "--slots", slots, stdin=lines)
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["prompt"] for answer in answers] == list(QUESTIONS * 3)
+    for answer in answers[: len(QUESTIONS)]:
+        alone = run(script, *flags, "-p", answer["prompt"]).stdout
+        assert alone.split() == f"{answer['prompt']}{answer['text']}".split()
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_prompt_that_is_too_long_is_refused_alone(folder: str) -> None:
+    if not has_server(folder):
+        pytest.skip("no llama-server there")
+    flags = ["--engine", folder, "-m", model_for(folder), "-n", "4", "-c", "128", "--slots", "2"]
+    lines = "".join(json.dumps(text) + "\n" for text in ("Why", "Why " * 300, "How"))
+    done = run("run_inference_optimized.py", *flags, "--prompts", "-", stdin=lines)
+    assert done.returncode == 1
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert ["error" in answer for answer in answers] == [False, True, False]

@@ -135,7 +135,7 @@ class _Job:
         choice = self._slots(todo)
         if not quiet:
             say(f"threads {self.prepared.plan.reasons['threads']}")
-            say(f"slots {choice.reason}")
+            say(choice.reason)
         with self._server(Seats(choice.slots, self.context)) as server:
             with progress(len(self.asks), len(journal.answers), quiet) as shows:
 

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, NamedTuple
 
 from bitnet_tuning.cli import say
+from bitnet_tuning.prompts.client import BrokenError, RefusedError
 from bitnet_tuning.prompts.command import Seats
 from bitnet_tuning.prompts.measure import CONTEXT, Measured, measure
 from bitnet_tuning.prompts.memory import fitting_slots
@@ -69,18 +70,21 @@ def choose(
     with start(Seats(subject.most, min(CONTEXT, subject.context))) as server:
         try:
             found = measure(server.client.complete, subject.most, waiting)
-        except Exception as trouble:
+        except RefusedError as refusal:
+            say(f"slots were not measured: the server said {refusal.reason}")
+            return choice
+        except BrokenError as trouble:
             raise server.check(trouble) from trouble
     store_slots(subject.state, subject.key, subject.server, found)
     return _measured_now(found) or choice
 
 
 def _measured_now(found: Measured) -> Choice | None:
-    for level in found.differing:
-        say(f"{level} slots are out: greedy texts came out otherwise than one at a time")
     if found.decision is None:
         say(f"no decision within {found.seconds:.0f} s: too slow, or too noisy")
         return None
+    for level in found.decision.differing:
+        say(f"{level} slots are out: greedy texts came out otherwise than one at a time")
     return Choice(found.decision.slots, f"{words(found.decision)}, measured now")
 
 
@@ -90,16 +94,20 @@ def choose_unmeasured(asked: int | None, asks: Sequence[Ask], subject: Subject) 
     if asked is not None:
         if fitting is not None and asked > fitting:
             say(f"warning: {asked} slots may not fit in memory, {fitting} would")
-        return Choice(asked, f"{asked}, as --slots says")
+        return Choice(asked, f"{_count(asked)}, as --slots says")
     found = _remembered(subject)
     if found is not None:
         return _at_most(found.slots, len(asks), f"{words(found)}, measured before")
     slots = min(UNMEASURED, subject.most)
-    return _at_most(slots, len(asks), f"{slots} at a time: a cautious guess, nothing was measured")
+    return _at_most(slots, len(asks), f"{_count(slots)}: a cautious guess, nothing was measured")
 
 
 def _remembered(subject: Subject) -> Decision | None:
     return load_slots(subject.state, subject.key, subject.server)
+
+
+def _count(slots: int) -> str:
+    return "1 slot" if slots == 1 else f"{slots} slots"
 
 
 def _at_most(slots: int, prompts: int, reason: str) -> Choice:

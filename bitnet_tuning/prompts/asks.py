@@ -141,6 +141,8 @@ def _id(value: object) -> str | int | float:
         raise _BadLineError("its id is neither a text nor a number")
     if isinstance(value, str):
         _check_text(value, "its id")
+    elif abs(value) == float("inf"):
+        raise _BadLineError("its id is not a finite number")
     return value
 
 

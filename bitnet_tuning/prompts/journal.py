@@ -115,12 +115,14 @@ class Journal:
         """Writes it anew, without a torn end."""
         head = {"schema": SCHEMA, "run": self.run.mark, "prompts": len(self.run.asks)}
         entries = [_json_line(head), *map(_entry, self.answers.values())]
+        before = os.umask(0o077)  # prompts are their owner's alone
         try:
             write_atomically(self.path, b"".join(entries))
-            os.chmod(self.path, 0o600)  # prompts are their owner's alone
             self._handle = os.open(self.path, os.O_WRONLY | os.O_APPEND)
         except OSError as error:
             self._give_up(error)
+        finally:
+            os.umask(before)
 
     def _give_up(self, error: OSError) -> None:
         if self._handle is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,8 +37,8 @@ class Measured(NamedTuple):
     """None where there was too little time for a decision."""
     rounds: int
     seconds: float
-    differing: tuple[int, ...]
-    """Levels at which a text came out otherwise than alone."""
+    is_full: bool = False
+    """Whether there was time for all levels. There is less of it while others work here."""
 
 
 class _Wave(NamedTuple):
@@ -47,43 +47,40 @@ class _Wave(NamedTuple):
     """tokens/s"""
 
 
-def measure(complete: Complete, most: int, waiting: Waiting = nullcontext) -> Measured:
-    """Compares levels up to ``most`` in rounds, each close in time. What ``complete`` raises
-    is raised."""
+def measure(
+    complete: Complete, most: int, waiting: Waiting = nullcontext, budget: float = BUDGET
+) -> Measured:
+    """Compares levels up to ``most`` in rounds, each close in time, for about ``budget``
+    seconds. What ``complete`` raises is raised."""
     start = time.monotonic()
-    chosen = _size(complete, most, waiting)
+    chosen = _size(complete, most, waiting, budget)
     if chosen is None:
-        return Measured(None, 0, time.monotonic() - start, ())
+        return Measured(None, 0, time.monotonic() - start)
     levels, tokens = chosen
     alone = [_wave(complete, [n], tokens, waiting).texts[0] for n in range(max(levels))]
     rounds: list[Speeds] = []
     out: set[int] = set()
-    while (
-        len(rounds) < ROUNDS
-        and time.monotonic() - start < 2 * BUDGET
-        and len(out) + 1 < len(levels)
-    ):
-        speeds = {}
-        for level in _turned(levels, len(rounds)):
-            if level in out:
-                continue
-            wave = _wave(complete, list(range(level)), tokens, waiting)
-            speeds[level] = wave.speed
-            if list(wave.texts) != alone[:level]:
-                out.add(level)
-        rounds.append(speeds)
-    decision = decide(rounds, out)
-    return Measured(decision, len(rounds), time.monotonic() - start, tuple(sorted(out)))
+    for number in range(ROUNDS):
+        left = [level for level in _turned(levels, number) if level not in out]
+        if left == [1] or time.monotonic() - start > 2 * budget:
+            break
+        waves = {level: _wave(complete, range(level), tokens, waiting) for level in left}
+        out.update(level for level in left if list(waves[level].texts) != alone[:level])
+        rounds.append({level: wave.speed for level, wave in waves.items()})
+    seconds = time.monotonic() - start
+    return Measured(decide(rounds, out), len(rounds), seconds, levels == levels_up_to(most))
 
 
-def _size(complete: Complete, most: int, waiting: Waiting) -> tuple[tuple[int, ...], int] | None:
+def _size(
+    complete: Complete, most: int, waiting: Waiting, budget: float
+) -> tuple[tuple[int, ...], int] | None:
     """The levels and the tokens for which there is time; fewer levels rather than answers
     that are too short to tell anything. None where there is not."""
     _wave(complete, [0], _TRIAL_TOKENS, waiting)  # the first one warms up
     seconds = 1 / _wave(complete, [0], _TRIAL_TOKENS, waiting).speed
     levels = levels_up_to(most)
     while len(levels) > 1:
-        tokens = tokens_for(levels, seconds, 1.5 * BUDGET, LEAST_TOKENS, MOST_TOKENS)
+        tokens = tokens_for(levels, seconds, 1.5 * budget, LEAST_TOKENS, MOST_TOKENS)
         if tokens is not None:
             return levels, tokens
         levels = levels[:-1]
@@ -95,7 +92,7 @@ def _turned(levels: tuple[int, ...], number: int) -> tuple[int, ...]:
     return levels if number % 2 == 0 else levels[::-1]
 
 
-def _wave(complete: Complete, numbers: list[int], tokens: int, waiting: Waiting) -> _Wave:
+def _wave(complete: Complete, numbers: Sequence[int], tokens: int, waiting: Waiting) -> _Wave:
     """All these prompts at a time."""
     start = time.monotonic()
     found = dict(

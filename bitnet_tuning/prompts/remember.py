@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from bitnet_tuning.state import Shape, State
 
 KIND = "slots"
-_SHAPE: Shape = {"server": list, "slots": int, "gain": (list, ABSENT), "rounds": int}
+_SHAPE: Shape = {
+    "server": list,
+    "slots": int,
+    "gain": (list, ABSENT),
+    "rounds": int,
+    "differing": list,
+}
 
 
 def slots_key(host: Host, server: Server, model: ModelFile, plan: Plan) -> str:
@@ -37,7 +43,8 @@ def load_slots(state: State, key: str, server: Server) -> Decision | None:
     if record is None or record["server"] != identity(server.path) or record["slots"] < 1:
         return None
     try:
-        return Decision(record["slots"], _gain(record["gain"], record["rounds"]))
+        gain = _gain(record["gain"], record["rounds"])
+        return Decision(record["slots"], gain, tuple(map(int, record["differing"])))
     except (TypeError, ValueError):
         return None
 
@@ -50,9 +57,9 @@ def _gain(ends: list[float] | None, rounds: int) -> Estimate | None:
 
 
 def store_slots(state: State, key: str, server: Server, found: Measured) -> None:
-    """Nothing where nothing was decided."""
+    """Nothing where nothing was decided, or not all was tried."""
     decision = found.decision
-    if decision is None:
+    if decision is None or not found.is_full:
         return
     gain = decision.gain and [decision.gain.median, decision.gain.low, decision.gain.high]
     record = {
@@ -60,6 +67,6 @@ def store_slots(state: State, key: str, server: Server, found: Measured) -> None
         "slots": decision.slots,
         "gain": gain,
         "rounds": found.rounds,
-        "differing": list(found.differing),
+        "differing": list(decision.differing),
     }
     state.store(KIND, key, record)
