@@ -28,7 +28,7 @@ from bitnet_tuning.bench.sizes import FIRST, SECOND
 from bitnet_tuning.bench.tuning import default_setting
 from bitnet_tuning.cli import guarded, say
 from bitnet_tuning.cli.arguments import Parser, number
-from bitnet_tuning.cli.inference import find_pair
+from bitnet_tuning.cli.inference import find_pair, with_means
 from bitnet_tuning.command import setting_of
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.host import read_host
@@ -117,7 +117,8 @@ def _find(options: argparse.Namespace, state: State) -> Subject:
     if choice.note:
         say(choice.note)
     runner = Runner(Place(host, engine, model), find_bench(engine), FIRST)
-    return Subject(facts, make_plan(Request(prompt="a"), facts), runner)
+    facts = with_means(facts, Request())
+    return Subject(facts, make_plan(Request(), facts), runner)
 
 
 def _answers(
