@@ -171,6 +171,7 @@ class _Job:
             self.server,
             prepared.choice.model,
             prepared.plan,
+            prepared.request,
             self.context,
             self.state,
         )
