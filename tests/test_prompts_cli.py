@@ -155,8 +155,9 @@ def test_a_server_that_does_not_load_is_shown_with_its_last_lines(prompts: Promp
     assert "--resume" in done.err
 
 
-def test_quiet_says_nothing(prompts: Prompts) -> None:
-    prompts.write(["a"])
+@pytest.mark.parametrize("count", [1, 8])
+def test_quiet_says_nothing(prompts: Prompts, count: int) -> None:
+    prompts.write([f"p{number}" for number in range(count)])
     assert prompts.run("--quiet").err == ""
 
 

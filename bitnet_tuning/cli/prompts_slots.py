@@ -60,33 +60,39 @@ class Subject(NamedTuple):
 
 
 def choose(
-    asked: int | None, asks: Sequence[Ask], subject: Subject, start: Start, waiting: Waiting
+    asked: int | None,
+    asks: Sequence[Ask],
+    subject: Subject,
+    start: Start,
+    *,
+    waiting: Waiting,
+    note: Callable[[str], None],
 ) -> Choice:
     """What was asked for, else what was measured; where that is not known and these prompts
-    are worth it, it is measured now."""
+    are worth it, it is measured now. ``note`` is told what goes on."""
     choice = choose_unmeasured(asked, asks, subject)
     if asked is not None or _remembered(subject) or not pays(asks) or subject.most == 1:
         return choice
-    say(f"measuring how many prompts at a time are fastest here, up to {subject.most}")
+    note(f"measuring how many prompts at a time are fastest here, up to {subject.most}")
     with start(Seats(subject.most, min(CONTEXT, subject.context))) as server:
         try:
             found = measure(server.client.complete, subject.most, waiting)
         except RefusedError as refusal:
-            say(f"slots were not measured: the server said {refusal.reason}")
+            note(f"slots were not measured: the server said {refusal.reason}")
             return choice
         except BrokenError as trouble:
             raise server.check(trouble) from trouble
     store_slots(subject.state, subject.key, subject.server, subject.plan.model, found)
-    return _measured_now(found, repeatable(asks)) or choice
+    return _measured_now(found, repeatable(asks), note) or choice
 
 
-def _measured_now(found: Measured, to_be_same: bool) -> Choice | None:
+def _measured_now(found: Measured, to_be_same: bool, note: Callable[[str], None]) -> Choice | None:
     if found.finding is None:
-        say(f"no decision within {found.seconds:.0f} s: too slow, or too noisy")
+        note(f"no decision within {found.seconds:.0f} s: too slow, or too noisy")
         return None
     for level in found.finding.differing:
         out = " are out:" if to_be_same else ":"
-        say(f"{level} slots{out} greedy texts came out otherwise than one at a time")
+        note(f"{level} slots{out} greedy texts came out otherwise than one at a time")
     words = f"{found.finding.words(to_be_same)}, measured now"
     return Choice(found.finding.decision(to_be_same).slots, words)
 
