@@ -157,8 +157,9 @@ def test_a_server_that_does_not_load_is_shown_with_its_last_lines(prompts: Promp
     assert "--resume" in done.err
 
 
-def test_quiet_says_nothing(prompts: Prompts) -> None:
-    prompts.write(["a"])
+@pytest.mark.parametrize("count", [1, 8])
+def test_quiet_says_nothing(prompts: Prompts, count: int) -> None:
+    prompts.write([f"p{number}" for number in range(count)])
     assert prompts.run("--quiet").err == ""
 
 
@@ -251,12 +252,15 @@ def test_slots_are_measured_once_and_remembered(prompts: Prompts) -> None:
 
 
 def test_slots_that_change_a_greedy_text_are_out(prompts: Prompts) -> None:
+    """They are not for texts in which chance has a part anyway."""
     prompts.write([f"p{number}" for number in range(8)])
-    done = prompts.run("-n", "100", seconds=0.01, differs=1)
+    done = prompts.run("-n", "100", "-temp", "0", seconds=0.04, cores=4, differs=1)
     assert "2 slots are out" in done.err
     assert "1 slot: with more at a time greedy texts came out otherwise" in done.err
     run = prompts.fake.servers()[-1]
     assert run["argv"][run["argv"].index("-np") + 1] == "1"
+    done = prompts.run("-n", "100", differs=1)
+    assert "4 slots: ×" in done.err and "measured before" in done.err
 
 
 def test_few_prompts_are_not_worth_a_measurement(prompts: Prompts) -> None:

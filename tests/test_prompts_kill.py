@@ -299,3 +299,21 @@ def test_kill_9_in_the_middle_loses_and_doubles_nothing(
     resumed = prompts.to_file(mode, "--resume", *flags)
     assert resumed.code == 0, resumed.err
     assert prompts.out.read_bytes() == whole
+
+
+def test_a_pause_holds_the_server_as_well(prompts: Prompts) -> None:
+    prompts.write(MANY)
+    with prompts.out.open("wb") as out:
+        process = prompts.begin("--slots", "1", out=out, seconds=0.05)
+    until(prompts.fake.asked)
+    (server,) = prompts.fake.servers()
+    process.send_signal(signal.SIGTSTP)
+    until(lambda: state(process.pid) == state(server["pid"]) == "T")
+    process.send_signal(signal.SIGCONT)
+    process.communicate(timeout=SECONDS)
+    assert process.returncode == 0
+    assert answered(prompts.out) == MANY
+
+
+def state(process: int) -> str:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]

@@ -13,14 +13,22 @@ import pytest
 from bitnet_tuning.command import Plan
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.ggml_types import ModelFile
-from bitnet_tuning.prompts import answers, journal, memory, slots
+from bitnet_tuning.prompts import answers, journal, memory
 from bitnet_tuning.prompts.answers import Answer, Order
 from bitnet_tuning.prompts.asks import Ask, parse
 from bitnet_tuning.prompts.command import Seats, Server, context_of, server_command
 from bitnet_tuning.prompts.flight import in_flight
 from bitnet_tuning.prompts.measure import LEAST_TOKENS, measure
 from bitnet_tuning.prompts.sink import Standing, standing
-from bitnet_tuning.prompts.slots import ROUNDS, decide, levels_up_to, pays, tokens_for
+from bitnet_tuning.prompts.slots import (
+    ROUNDS,
+    decide,
+    find,
+    levels_up_to,
+    pays,
+    repeatable,
+    tokens_for,
+)
 from bitnet_tuning.request import Request
 
 REQUEST = Request()
@@ -169,9 +177,27 @@ def test_few_rounds_decide_nothing() -> None:
 
 
 def test_what_was_found_is_said_with_its_interval() -> None:
-    found = decide(rounds({1: 10, 2: 19}))
+    found = find(rounds({1: 10, 2: 19}), ())
     assert found is not None
-    assert slots.words(found) == "2 slots: ×1.9 (1.9–1.9) over one at a time"
+    assert found.words(True) == "2 slots: ×1.9 (1.9–1.9) over one at a time"
+    slow = find(rounds({1: 10, 2: 9}), {2})
+    assert slow is not None
+    assert slow.words(True) == "1 slot: with more at a time it was not faster"
+
+
+def test_levels_that_change_texts_are_for_texts_of_chance() -> None:
+    found = find(rounds({1: 10, 2: 19, 4: 30}), {2, 4})
+    assert found is not None and found.differing == (2, 4)
+    assert found.decision(False).slots == 4
+    assert found.decision(True).slots == 1
+    assert "greedy texts came out otherwise" in found.words(True)
+
+
+def test_an_answer_is_to_be_the_same_again_where_nothing_is_left_to_chance() -> None:
+    (ask,) = asks("a")
+    assert not repeatable([ask, ask._replace(seed=-1)])
+    assert repeatable([ask, ask._replace(temperature=0)])
+    assert repeatable([ask._replace(seed=0)])
 
 
 @pytest.mark.parametrize(("most", "levels"), [(1, (1,)), (3, (1, 2)), (8, (1, 2, 4, 8))])
@@ -212,7 +238,7 @@ class Slow:
 def test_a_measurement_finds_how_many_run_side_by_side() -> None:
     server = Slow(cores=2)
     found = measure(server, 4)
-    assert found.decision is not None and found.decision.slots == 2
+    assert found.finding is not None and found.finding.free.slots == 2
     assert (found.rounds, found.is_full) == (ROUNDS, True)
     assert {body["temperature"] for body in server.bodies} == {0}
     assert min(body["n_predict"] for body in server.bodies) >= LEAST_TOKENS

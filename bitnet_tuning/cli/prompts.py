@@ -177,7 +177,8 @@ class _Job:
             todo,
             self._subject(),
             self._server,
-            self.stop.interruptible,
+            waiting=self.stop.interruptible,
+            note=_unsaid if self.options.quiet else say,
         )
 
     def _server(self, seats: Seats) -> AbstractContextManager[Running]:
@@ -199,6 +200,7 @@ class _Job:
             self.server,
             prepared.choice.model,
             prepared.plan,
+            prepared.request,
             self.context,
             self.state,
         )
@@ -218,6 +220,8 @@ def begin(run: Run, journal: Journal, resume: bool) -> int:
     the first prompt whose answer is to be printed."""
     content = sink.contents()
     if content is None:
+        if resume and sink.is_filled_file():
+            say("cannot see what the output file holds: answers are printed from the first on")
         return 0
     found = sink.standing(content, run.asks, journal.answers) if resume else sink.NOTHING
     if len(found.answers) < len(run.asks) and not journal.existed:
@@ -236,6 +240,10 @@ def _so_far(journal: Journal) -> str:
     return (
         f"{count} of {len(journal.run.asks)} prompts are answered; --resume goes on with the rest"
     )
+
+
+def _unsaid(_text: str) -> None:
+    """For --quiet."""
 
 
 def _say_notes(journal: Journal) -> None:

@@ -12,7 +12,7 @@ from bitnet_tuning.prompts.command import Seats
 from bitnet_tuning.prompts.measure import CONTEXT, Measured, measure
 from bitnet_tuning.prompts.memory import fitting_slots
 from bitnet_tuning.prompts.remember import load_slots, slots_key, store_slots
-from bitnet_tuning.prompts.slots import LEVELS, UNMEASURED, Decision, levels_up_to, pays, words
+from bitnet_tuning.prompts.slots import LEVELS, UNMEASURED, Finding, levels_up_to, pays, repeatable
 
 if TYPE_CHECKING:
     from bitnet_tuning.command import Plan
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bitnet_tuning.prompts.asks import Ask
     from bitnet_tuning.prompts.command import Server
     from bitnet_tuning.prompts.server import Running, Waiting
+    from bitnet_tuning.request import Request
     from bitnet_tuning.state import State
 
 Start = Callable[[Seats], AbstractContextManager["Running"]]
@@ -38,6 +39,7 @@ class Subject(NamedTuple):
     server: Server
     model: ModelFile
     plan: Plan
+    request: Request
     context: int
     """Tokens for each slot."""
     state: State
@@ -55,37 +57,45 @@ class Subject(NamedTuple):
 
     @property
     def key(self) -> str:
-        return f"{slots_key(self.host, self.server, self.model, self.plan)} up to {self.most}"
+        return slots_key(self.host, self.server, self.plan, self.request, self.most)
 
 
 def choose(
-    asked: int | None, asks: Sequence[Ask], subject: Subject, start: Start, waiting: Waiting
+    asked: int | None,
+    asks: Sequence[Ask],
+    subject: Subject,
+    start: Start,
+    *,
+    waiting: Waiting,
+    note: Callable[[str], None],
 ) -> Choice:
     """What was asked for, else what was measured; where that is not known and these prompts
-    are worth it, it is measured now."""
+    are worth it, it is measured now. ``note`` is told what goes on."""
     choice = choose_unmeasured(asked, asks, subject)
     if asked is not None or _remembered(subject) or not pays(asks) or subject.most == 1:
         return choice
-    say(f"measuring how many prompts at a time are fastest here, up to {subject.most}")
+    note(f"measuring how many prompts at a time are fastest here, up to {subject.most}")
     with start(Seats(subject.most, min(CONTEXT, subject.context))) as server:
         try:
             found = measure(server.client.complete, subject.most, waiting)
         except RefusedError as refusal:
-            say(f"slots were not measured: the server said {refusal.reason}")
+            note(f"slots were not measured: the server said {refusal.reason}")
             return choice
         except BrokenError as trouble:
             raise server.check(trouble) from trouble
-    store_slots(subject.state, subject.key, subject.server, found)
-    return _measured_now(found) or choice
+    store_slots(subject.state, subject.key, subject.server, subject.plan.model, found)
+    return _measured_now(found, repeatable(asks), note) or choice
 
 
-def _measured_now(found: Measured) -> Choice | None:
-    if found.decision is None:
-        say(f"no decision within {found.seconds:.0f} s: too slow, or too noisy")
+def _measured_now(found: Measured, to_be_same: bool, note: Callable[[str], None]) -> Choice | None:
+    if found.finding is None:
+        note(f"no decision within {found.seconds:.0f} s: too slow, or too noisy")
         return None
-    for level in found.decision.differing:
-        say(f"{level} slots are out: greedy texts came out otherwise than one at a time")
-    return Choice(found.decision.slots, f"{words(found.decision)}, measured now")
+    for level in found.finding.differing:
+        out = " are out:" if to_be_same else ":"
+        note(f"{level} slots{out} greedy texts came out otherwise than one at a time")
+    words = f"{found.finding.words(to_be_same)}, measured now"
+    return Choice(found.finding.decision(to_be_same).slots, words)
 
 
 def choose_unmeasured(asked: int | None, asks: Sequence[Ask], subject: Subject) -> Choice:
@@ -97,13 +107,15 @@ def choose_unmeasured(asked: int | None, asks: Sequence[Ask], subject: Subject) 
         return Choice(asked, f"{_count(asked)}, as --slots says")
     found = _remembered(subject)
     if found is not None:
-        return _at_most(found.slots, len(asks), f"{words(found)}, measured before")
+        to_be_same = repeatable(asks)
+        words = f"{found.words(to_be_same)}, measured before"
+        return _at_most(found.decision(to_be_same).slots, len(asks), words)
     slots = min(UNMEASURED, subject.most)
     return _at_most(slots, len(asks), f"{_count(slots)}: a cautious guess, nothing was measured")
 
 
-def _remembered(subject: Subject) -> Decision | None:
-    return load_slots(subject.state, subject.key, subject.server)
+def _remembered(subject: Subject) -> Finding | None:
+    return load_slots(subject.state, subject.key, subject.server, subject.plan.model)
 
 
 def _count(slots: int) -> str:

@@ -24,6 +24,8 @@ class Server(NamedTuple):
     path: str
     flags: frozenset[str]
     flash_takes_value: bool
+    files: tuple[str, ...] = ()
+    """The server's own and those of its engine."""
 
     @property
     def knows_keys(self) -> bool:

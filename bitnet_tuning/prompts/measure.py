@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bitnet_tuning.prompts.flight import in_flight
 from bitnet_tuning.prompts.slots import (
     ROUNDS,
-    Decision,
+    Finding,
     Speeds,
-    decide,
+    find,
     levels_up_to,
     tokens_for,
 )
@@ -33,8 +33,8 @@ Complete = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class Measured(NamedTuple):
-    decision: Decision | None
-    """None where there was too little time for a decision."""
+    finding: Finding | None
+    """None where there was too little time for one."""
     rounds: int
     seconds: float
     is_full: bool = False
@@ -61,14 +61,14 @@ def measure(
     rounds: list[Speeds] = []
     out: set[int] = set()
     for number in range(ROUNDS):
-        left = [level for level in _turned(levels, number) if level not in out]
-        if left == [1] or time.monotonic() - start > 2 * budget:
+        if time.monotonic() - start > 2 * budget:
             break
-        waves = {level: _wave(complete, range(level), tokens, waiting) for level in left}
-        out.update(level for level in left if list(waves[level].texts) != alone[:level])
+        order = levels if number % 2 == 0 else levels[::-1]  # getting slower favours nobody
+        waves = {level: _wave(complete, range(level), tokens, waiting) for level in order}
+        out.update(level for level in order if list(waves[level].texts) != alone[:level])
         rounds.append({level: wave.speed for level, wave in waves.items()})
     seconds = time.monotonic() - start
-    return Measured(decide(rounds, out), len(rounds), seconds, levels == levels_up_to(most))
+    return Measured(find(rounds, out), len(rounds), seconds, levels == levels_up_to(most))
 
 
 def _size(
@@ -85,11 +85,6 @@ def _size(
             return levels, tokens
         levels = levels[:-1]
     return None
-
-
-def _turned(levels: tuple[int, ...], number: int) -> tuple[int, ...]:
-    """Every other round the other way round: a machine that gets slower favours nobody."""
-    return levels if number % 2 == 0 else levels[::-1]
 
 
 def _wave(complete: Complete, numbers: Sequence[int], tokens: int, waiting: Waiting) -> _Wave:

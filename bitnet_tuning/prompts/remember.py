@@ -3,70 +3,70 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bitnet_tuning.bench.stats import Estimate
 from bitnet_tuning.cpulist import format_list
 from bitnet_tuning.engine import identity
-from bitnet_tuning.profile import fingerprint, key_of
-from bitnet_tuning.prompts.slots import Decision
-from bitnet_tuning.state import ABSENT
+from bitnet_tuning.profile import fingerprint
+from bitnet_tuning.prompts.command import Seats, server_command
+from bitnet_tuning.prompts.slots import Decision, Finding
 
 if TYPE_CHECKING:
     from bitnet_tuning.command import Plan
-    from bitnet_tuning.ggml_types import ModelFile
     from bitnet_tuning.host import Host
     from bitnet_tuning.prompts.command import Server
     from bitnet_tuning.prompts.measure import Measured
+    from bitnet_tuning.request import Request
     from bitnet_tuning.state import Shape, State
 
 KIND = "slots"
-_SHAPE: Shape = {
-    "server": list,
-    "slots": int,
-    "gain": (list, ABSENT),
-    "rounds": int,
-    "differing": list,
-}
+_SHAPE: Shape = {"files": list, "free": list, "same": list, "differing": list}
 
 
-def slots_key(host: Host, server: Server, model: ModelFile, plan: Plan) -> str:
-    """With the threads: fewer of them are busy sooner."""
+def slots_key(host: Host, server: Server, plan: Plan, request: Request, most: int) -> str:
+    """All that decides: the host, the model and each flag in the command line, the CPUs,
+    the environment, and how many slots come into question."""
     cpus = None if plan.cpus is None else format_list(plan.cpus)
-    kind = key_of(fingerprint(host), server.path, model)
-    return json.dumps([kind, plan.threads, plan.threads_batch, cpus])
+    command = server_command(plan, request, server, Seats(1, 0), 0)
+    return json.dumps([fingerprint(host), command, cpus, plan.env, most], sort_keys=True)
 
 
-def load_slots(state: State, key: str, server: Server) -> Decision | None:
-    """None as well for another build of the server."""
+def load_slots(state: State, key: str, server: Server, model: str) -> Finding | None:
+    """None as well for another build of the server, or another model in the file's place."""
     record = state.load(KIND, key, _SHAPE)
-    if record is None or record["server"] != identity(server.path) or record["slots"] < 1:
-        return None
     try:
-        gain = _gain(record["gain"], record["rounds"])
-        return Decision(record["slots"], gain, tuple(map(int, record["differing"])))
-    except (TypeError, ValueError):
+        if record is None or record["files"] != _files(server, model):
+            return None
+        differing = tuple(map(int, record["differing"]))
+        return Finding(_decision(record["free"]), _decision(record["same"]), differing)
+    except (OSError, TypeError, ValueError):
         return None
 
 
-def _gain(ends: list[float] | None, rounds: int) -> Estimate | None:
-    if ends is None:
-        return None
-    middle, low, high = map(float, ends)
-    return Estimate(middle, low, high, rounds)
+def _files(server: Server, model: str) -> list[list[object]]:
+    return [identity(path) for path in (*server.files, model)]
 
 
-def store_slots(state: State, key: str, server: Server, found: Measured) -> None:
-    """Nothing where nothing was decided, or not all was tried."""
-    decision = found.decision
-    if decision is None or not found.is_full:
+def _decision(fields: list[Any]) -> Decision:
+    slots, gain = fields
+    if not isinstance(slots, int) or slots < 1:
+        raise ValueError(slots)
+    if gain is None:
+        return Decision(slots, None)
+    middle, low, high, count = gain
+    return Decision(slots, Estimate(float(middle), float(low), float(high), int(count)))
+
+
+def store_slots(state: State, key: str, server: Server, model: str, found: Measured) -> None:
+    """Nothing where nothing was found, or not all was tried."""
+    finding = found.finding
+    if finding is None or not found.is_full:
         return
-    gain = decision.gain and [decision.gain.median, decision.gain.low, decision.gain.high]
     record = {
-        "server": identity(server.path),
-        "slots": decision.slots,
-        "gain": gain,
-        "rounds": found.rounds,
-        "differing": list(decision.differing),
+        "files": _files(server, model),
+        "free": finding.free,
+        "same": finding.same,
+        "differing": finding.differing,
     }
     state.store(KIND, key, record)

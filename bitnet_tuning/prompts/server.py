@@ -95,7 +95,7 @@ def know_server(engine: Engine, state: State) -> Server:
         if record["flags"]:
             state.store("server", path, record)
     flags = frozenset(map(str, record["flags"]))
-    return Server(program, path, flags, flash_takes_value(engine))
+    return Server(program, path, flags, flash_takes_value(engine), (path, *engine.files))
 
 
 def _program(engine: Engine) -> tuple[str, tuple[str, ...]]:

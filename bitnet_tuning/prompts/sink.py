@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 STDOUT = 1
 
-_MOST_READ = 1 << 32
+_MOST_READ = 1 << 30
 """Bytes of a file that are looked through for answers; more than any run prints."""
 
 
@@ -72,6 +72,15 @@ def _decoded(line: bytes) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError):
         return None
+
+
+def is_filled_file() -> bool:
+    """Whether standard output is a file that holds something."""
+    try:
+        seen = os.fstat(STDOUT)
+    except OSError:
+        return False
+    return stat.S_ISREG(seen.st_mode) and seen.st_size > 0
 
 
 def contents() -> bytes | None:

@@ -37,8 +37,33 @@ class Decision(NamedTuple):
     slots: int
     gain: Estimate | None
     """Over one at a time; None where that is what was found."""
-    differing: tuple[int, ...] = ()
-    """Levels at which a greedy text came out otherwise than alone."""
+
+
+class Finding(NamedTuple):
+    """What a measurement comes to."""
+
+    free: Decision
+    """For texts that chance has a part in."""
+    same: Decision
+    """For texts that are to be the same again: without the levels in ``differing``."""
+    differing: tuple[int, ...]
+    """Levels at which a greedy text came out otherwise than alone: sums are rounded in
+    another order there, which decides where two tokens are nearly as likely."""
+
+    def decision(self, repeatable: bool) -> Decision:
+        return self.same if repeatable else self.free
+
+    def words(self, repeatable: bool) -> str:
+        """For people: ``4 slots: ×1.9 (1.7–2.1) over one at a time``."""
+        gain = self.decision(repeatable).gain
+        if gain is not None:
+            return (
+                f"{self.decision(repeatable).slots} slots: ×{gain.median:.1f} "
+                f"({gain.low:.1f}–{gain.high:.1f}) over one at a time"
+            )
+        changes = repeatable and self.free.gain is not None
+        why = "greedy texts came out otherwise" if changes else "it was not faster"
+        return f"1 slot: with more at a time {why}"
 
 
 def levels_up_to(most: int) -> tuple[int, ...]:
@@ -63,35 +88,35 @@ def tokens_for(
     return None if found < least else min(found, most)
 
 
+def repeatable(asks: Iterable[Ask]) -> bool:
+    """Whether somebody may want one of these answers to be the same again."""
+    return any(ask.temperature == 0 or ask.seed not in (None, -1) for ask in asks)
+
+
+def find(rounds: Sequence[Speeds], out: Collection[int]) -> Finding | None:
+    """None from too few rounds."""
+    free, same = decide(rounds), decide(rounds, out)
+    if free is None or same is None:
+        return None
+    return Finding(free, same, tuple(sorted(out)))
+
+
 def decide(rounds: Sequence[Speeds], out: Collection[int] = ()) -> Decision | None:
     """The smallest level that no higher one beats clearly; None from too few rounds.
     Levels in ``out`` do not count."""
     levels = sorted({level for each in rounds for level in each} - set(out))
     if levels[:1] != [1]:
         return None
-    differing = tuple(sorted(out))
     if levels == [1]:
-        return Decision(1, None, differing)
+        return Decision(1, None)
     if len(rounds) < ROUNDS:
         return None
     for level in levels:
         if not any(_gain(rounds, high, level).low > WORTH for high in levels if high > level):
             gain = _gain(rounds, level, 1) if level > 1 else None
-            return Decision(level, gain, differing)
+            return Decision(level, gain)
     raise AssertionError("nothing is higher than the highest")
 
 
 def _gain(rounds: Sequence[Speeds], high: int, low: int) -> Estimate:
     return ratio([each[high] / each[low] for each in rounds if high in each and low in each])
-
-
-def words(decision: Decision) -> str:
-    """For people: ``4 slots: ×1.9 (1.7–2.1) over one at a time``."""
-    if decision.gain is None:
-        why = "greedy texts came out otherwise" if decision.differing else "it was not faster"
-        return f"1 slot: with more at a time {why}"
-    gain = decision.gain
-    return (
-        f"{decision.slots} slots: ×{gain.median:.1f} ({gain.low:.1f}–{gain.high:.1f}) "
-        "over one at a time"
-    )
