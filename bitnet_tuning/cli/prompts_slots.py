@@ -110,6 +110,9 @@ def choose_unmeasured(asked: int | None, asks: Sequence[Ask], subject: Subject) 
         to_be_same = repeatable(asks)
         words = f"{found.words(to_be_same)}, measured before"
         return _at_most(found.decision(to_be_same).slots, len(asks), words)
+    if repeatable(asks):
+        why = "nothing was measured, and greedy or seeded answers are to be as alone"
+        return Choice(1, f"1 slot: {why} (--slots N answers more at a time)")
     slots = min(UNMEASURED, subject.most)
     return _at_most(slots, len(asks), f"{_count(slots)}: a cautious guess, nothing was measured")
 
