@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -14,11 +15,12 @@ from bitnet_tuning.command import Plan
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.ggml_types import ModelFile
 from bitnet_tuning.prompts import answers, journal, memory
+from bitnet_tuning.prompts import measure as measuring
 from bitnet_tuning.prompts.answers import Answer, Order
 from bitnet_tuning.prompts.asks import Ask, parse
 from bitnet_tuning.prompts.command import Seats, Server, context_of, server_command
 from bitnet_tuning.prompts.flight import in_flight
-from bitnet_tuning.prompts.measure import LEAST_TOKENS, measure
+from bitnet_tuning.prompts.measure import LEAST_TOKENS, Measured, measure
 from bitnet_tuning.prompts.sink import Standing, standing
 from bitnet_tuning.prompts.slots import (
     ROUNDS,
@@ -221,23 +223,37 @@ def test_a_slow_engine_gets_short_answers_and_a_slower_one_none() -> None:
 
 
 class Slow:
-    """A server of which ``cores`` completions run at a time."""
+    """A server of which ``cores`` completions run at a time, by a clock of its own."""
 
     def __init__(self, cores: int, seconds: float = 0.03) -> None:
-        self.cores = threading.Semaphore(cores)
+        self.cores = cores
         self.seconds = seconds
+        self.now = 0.0
         self.bodies: list[dict[str, Any]] = []
 
     def __call__(self, body: dict[str, Any]) -> dict[str, Any]:
         self.bodies.append(body)
-        with self.cores:
-            time.sleep(self.seconds)
         return {"content": body["prompt"]}
 
+    def measured(self, patch: pytest.MonkeyPatch, most: int, **how: float) -> Measured:
+        patch.setattr(measuring, "in_flight", self.in_flight)
+        patch.setattr(measuring, "time", self)
+        return measure(self, most, **how)  # type: ignore[arg-type]
 
-def test_a_measurement_finds_how_many_run_side_by_side() -> None:
+    def monotonic(self) -> float:
+        return self.now
+
+    def in_flight(
+        self, jobs: Sequence[int], work: Callable[[int], Any], width: int, _waiting: object
+    ) -> Iterator[tuple[int, Any]]:
+        assert width == len(jobs)
+        self.now += self.seconds * -(-len(jobs) // self.cores)
+        return iter([(job, work(job)) for job in jobs])
+
+
+def test_a_measurement_finds_how_many_run_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Slow(cores=2)
-    found = measure(server, 4)
+    found = server.measured(monkeypatch, 4)
     assert found.finding is not None and found.finding.free.slots == 2
     assert (found.rounds, found.is_full) == (ROUNDS, True)
     assert {body["temperature"] for body in server.bodies} == {0}
@@ -403,6 +419,6 @@ def test_an_answer_that_the_journal_lost_is_taken_from_the_file() -> None:
     assert standing(A.line + B.line, RUN.asks, {0: A}) == Standing((A, B), 0)
 
 
-def test_a_busy_machine_tries_fewer_levels_and_says_so() -> None:
-    found = measure(Slow(cores=4), 4, budget=0.3)
+def test_a_busy_machine_tries_fewer_levels_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Slow(cores=4).measured(monkeypatch, 4, budget=0.3)
     assert not found.is_full
