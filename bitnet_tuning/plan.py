@@ -201,7 +201,7 @@ def check_isa(engine: Engine, host: Host) -> None:
             f"the embedded engine {refused}",
             "build bitnet.cpp or llama.cpp on this machine and name its llama-cli with --engine",
         )
-    another = engine.checkout and f"; of several in {engine.checkout} that folder takes the best"
+    another = engine.checkout and f" (--engine {engine.checkout} takes the best of its builds)"
     raise UnsupportedError(
         f"{engine.path} {refused}",
         "build it on this machine (cmake -B build -DGGML_NATIVE=ON), or name another build "
