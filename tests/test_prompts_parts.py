@@ -195,6 +195,12 @@ def test_levels_that_change_texts_are_for_texts_of_chance() -> None:
     assert "greedy texts came out otherwise" in found.words(True)
 
 
+def test_texts_that_change_even_one_at_a_time_leave_one_slot() -> None:
+    found = find(rounds({1: 10, 2: 19, 4: 30}), {1, 4})
+    assert found is not None and found.differing == (2, 4)
+    assert (found.same.slots, found.free.slots) == (1, 4)
+
+
 def test_an_answer_is_to_be_the_same_again_where_nothing_is_left_to_chance() -> None:
     (ask,) = asks("a")
     assert not repeatable([ask, ask._replace(seed=-1)])

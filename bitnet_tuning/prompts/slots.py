@@ -94,11 +94,18 @@ def repeatable(asks: Iterable[Ask]) -> bool:
 
 
 def find(rounds: Sequence[Speeds], out: Collection[int]) -> Finding | None:
-    """None from too few rounds."""
-    free, same = decide(rounds), decide(rounds, out)
-    if free is None or same is None:
+    """None from too few rounds.
+
+    Where one at a time is in ``out`` itself, its texts change with what the server's other
+    slots hold from before: a server with one slot is the only one that is left then.
+    """
+    free = decide(rounds)
+    if free is None:
         return None
-    return Finding(free, same, tuple(sorted(out)))
+    higher = {level for each in rounds for level in each if level > 1}
+    differing = higher if 1 in out else set(out)
+    same = decide(rounds, differing)
+    return None if same is None else Finding(free, same, tuple(sorted(differing)))
 
 
 def decide(rounds: Sequence[Speeds], out: Collection[int] = ()) -> Decision | None:
