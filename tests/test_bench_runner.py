@@ -27,6 +27,7 @@ from bitnet_tuning.setting import UPSTREAM, Setting
 from bitnet_tuning.state import State
 from tests.engines import FakeEngine
 from tests.machines import Machine
+from tests.processes import alive, until
 
 REPO = Path(__file__).resolve().parent.parent
 SIZES = Sizes(32, 8, 2)
@@ -327,15 +328,6 @@ Runner(here, find_bench(here.engine), SIZES).measure("one", ONE)
 """
 
 
-def alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    return state != "Z"
-
-
 def test_a_killed_benchmark_leaves_no_engine(tmp_path: Path) -> None:
     fake = FakeEngine(tmp_path / "checkout", bench=True).curve(hang=["threads=1"])
     code = KILLED.format(repo=str(REPO), cli=str(fake.cli), folder=str(tmp_path))
@@ -347,13 +339,6 @@ def test_a_killed_benchmark_leaves_no_engine(tmp_path: Path) -> None:
     benchmark.send_signal(signal.SIGKILL)
     benchmark.wait()
     until(lambda: not alive(engine))
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
 
 
 # Compiled engines

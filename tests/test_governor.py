@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from bitnet_tuning.host.power import Policy, read_policies
 from bitnet_tuning.host.root import Root
 from tests.engines import FakeEngine
 from tests.machines import CPU, Machine
+from tests.processes import until
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX processes")
 
@@ -139,14 +140,6 @@ def set_by(computer: Computer) -> dict[str, str]:
 def ended(process: int) -> bool:
     """Also where nobody asked for its exit code yet."""
     return not psutil.pid_exists(process) or psutil.Process(process).status() == "zombie"
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Waits for something another process does."""
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
 
 
 # How a run can end

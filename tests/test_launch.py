@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from bitnet_tuning import demo, launch, ties
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch import Launch
 from tests.engines import FakeEngine
+from tests.processes import alive, until
 
 REPO = Path(__file__).resolve().parent.parent
 SECONDS = 20.0
@@ -26,14 +27,6 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX processes")
 @pytest.fixture
 def engine(tmp_path: Path) -> FakeEngine:
     return FakeEngine(tmp_path / "checkout")
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Waits for something another process does."""
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
 
 
 def start(
@@ -60,14 +53,6 @@ def sleeper(engine: FakeEngine) -> Iterator[subprocess.Popen[bytes]]:
     yield process
     process.kill()
     process.communicate()
-
-
-def alive(process: int) -> bool:
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
 
 
 def inheritable(handle: int) -> bool:
