@@ -47,7 +47,7 @@ LONG = "a " * 400
 
 UBATCHES = (64, 128, 256, 512)
 PROMPTS = 32
-PROMPT_WORDS, ANSWER_TOKENS = 8, 16
+PROMPT_WORDS, ANSWER_TOKENS = 4, 16
 
 
 class Subject(NamedTuple):
@@ -91,14 +91,14 @@ def planned(subject: Subject, **wishes: object) -> Setting:
 
 def compare_modes(subject: Subject, options: argparse.Namespace) -> None:
     settings = {"default": planned(subject), "performance": planned(subject, performance=True)}
-    runner = Runner(subject.place, None, Sizes(64, 32, 1))
+    runner = Runner(subject.place, None, Sizes(24, 32, 1))
     show("performance mode, by the cli", settings, run_rounds(runner, settings, options.rounds))
 
 
 def compare_memory(subject: Subject, options: argparse.Namespace) -> None:
     ways = ("mmap", "copy", "locked", "huge")
     settings = {way: planned(subject, memory=way) for way in ways}
-    runner = Runner(subject.place, None, Sizes(64, 32, 1))
+    runner = Runner(subject.place, None, Sizes(24, 32, 1))
     title = "how the model gets into memory, by the cli"
     show(title, settings, run_rounds(runner, settings, options.rounds))
 
@@ -198,7 +198,7 @@ def spread(values: Sequence[float]) -> str:
 
 def compare_prompts(subject: Subject, options: argparse.Namespace) -> None:
     """32 prompts at once against 32 runs, whole programs as a user starts them."""
-    prompts = [f"{index} {words(PROMPT_WORDS + index)}" for index in range(PROMPTS)]
+    prompts = [f"{index} {words(PROMPT_WORDS)}" for index in range(PROMPTS)]
     ways = {"single runs": 0, **{f"{count} slots": count for count in options.slots}}
     rounds, texts = [], {}
     with tempfile.TemporaryDirectory() as folder:

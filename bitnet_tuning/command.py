@@ -36,7 +36,7 @@ class Facts(NamedTuple):
     prompt_file_bytes: int | None = None
     """Of the request's prompt file; None for none, and for a pipe."""
     numactl: bool = False
-    """Whether it is installed; only looked for on several NUMA nodes."""
+    """Whether it is installed and acts; only looked for on several NUMA nodes."""
     cached: dict[int, int] | None = None
     """Pages of the model's file in the page cache by NUMA node, or a sample of them; None
     where not known, and on one node."""

@@ -100,9 +100,9 @@ def _on_one(facts: Facts, threads: Threads, node: Node, flags: frozenset[str]) -
         why += "; its memory is taken first, through numactl"
     elif "--numa" in flags and node.cpus <= host.allowed:
         numa = ISOLATE
-        why += "; numactl is not installed: affinity and the engine's own --numa isolate"
+        why += "; no numactl that may act: affinity and the engine's own --numa isolate"
     else:
-        why += "; numactl is not installed: affinity alone, memory is taken where threads run"
+        why += "; no numactl that may act: affinity alone, memory is taken where threads run"
     return Placement(
         cpus=node.cpus & host.allowed,
         prompt_threads=threads.prompt if threads.prompt_asked else min(threads.prompt, len(cores)),
@@ -143,7 +143,9 @@ def _on_all(
             cpus_reason=f"bound to NUMA nodes {format_list(ids)}",
             reason=f"{why}; {limits}: numactl interleaves memory over nodes {format_list(ids)}",
         )
-    return stay._replace(reason=f"{why}; {limits}, and numactl is not installed: left alone")
+    return stay._replace(
+        reason=f"{why}; {limits}, and there is no numactl that may act: left alone"
+    )
 
 
 def all_usable(host: Host, nodes: tuple[Node, ...]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bitnet_tuning.batching import estimate
 from bitnet_tuning.command import apply_setting
 from bitnet_tuning.loading import COPY_SHARE, TUNABLES, no_lock
 from bitnet_tuning.memory_need import fits, need_of
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
 _USUAL_CONTEXT = 2048
 """Tokens, as run_inference.py has it by default."""
+
+COPY_RATE = 0.5e9
+"""Bytes per second by which a copied model is loaded more slowly than a mapped one that is in
+the page cache: 1.18 GB took 1.3 s longer, in huge pages 2.1 s (docs/measurements.md)."""
 
 _FLAGS = {
     "mmap": ("--no-mmap", "--load-mode"),
@@ -63,10 +68,13 @@ def _noted(plan: Plan, note: str) -> Plan:
 
 def _tuned(plan: Plan, found: Setting, why: str, request: Request, facts: Facts) -> Plan:
     obeyed = found._replace(**_not_obeyed(request, facts))
-    room = has_room(facts.host, facts.model) or obeyed.mmap is not False
     asked = request.memory not in (None, AUTO)
+    too_short = None if asked else _too_short(found, request, facts)
+    if too_short:
+        obeyed = obeyed._replace(mmap=None)
+    room = has_room(facts.host, facts.model) or obeyed.mmap is not False
     wanted = obeyed._replace(
-        env=_environment(plan, found, request, facts, copied=asked or room),
+        env=_environment(plan, found, request, facts, copied=obeyed.mmap is False and room),
         cpus=None if binds_itself(facts.environ) else found.cpus,
         # A prompt that fits in less was given less, and so was one for want of memory.
         ubatch=request.ubatch or plan.ubatch or found.ubatch,
@@ -80,8 +88,11 @@ def _tuned(plan: Plan, found: Setting, why: str, request: Request, facts: Facts)
     if _is_partial(wanted, found):
         why = f"{why}, with more than can be used here"
     warning = "the model is not read without mmap as was measured: too little memory is available"
+    reasons = _reasons(tuned, found, why, request, facts.environ)
+    if too_short:
+        reasons["mmap"] = too_short
     return tuned._replace(
-        reasons={**plan.reasons, **_reasons(tuned, found, why, request, facts.environ)},
+        reasons={**plan.reasons, **reasons},
         warnings=plan.warnings if room else (*plan.warnings, warning),
     )
 
@@ -120,6 +131,30 @@ def _not_obeyed(request: Request, facts: Facts) -> dict[str, Any]:
     flags = facts.engine.chat_flags if request.chat else facts.engine.flags
     missing = {field: None for field, names in _FLAGS.items() if not flags.intersection(names)}
     return missing if facts.numactl else {**missing, "node": None, "interleave": None}
+
+
+def _too_short(found: Setting, request: Request, facts: Facts) -> str | None:
+    """Why this run is too short for a copy of the model to pay, or None where it is not. A
+    copy makes tokens faster and the start slower, and only the first was measured."""
+    profile = facts.profile
+    alone = request.prompt is not None or request.prompt_file is not None
+    if found.mmap is not False or not alone or request.chat or request.n_predict < 0:
+        return None
+    evidence = profile.evidence if profile else None
+    if evidence is None or evidence.ratio is None:
+        return None
+    is_prompt = evidence.objective["name"] == "pp"
+    speed = evidence.speeds.get("pp" if is_prompt else "tg")
+    size = len(request.prompt or "") if request.prompt_file is None else facts.prompt_file_bytes
+    tokens = estimate(size or 0) if is_prompt else request.n_predict
+    saved = (evidence.ratio.median - 1) / speed if speed else 0.0
+    cost = facts.model.size / COPY_RATE
+    if saved <= 0 or tokens * saved >= cost:
+        return None
+    return (
+        f"left on: a copy was measured faster, but takes about {cost:.1f} s at the start, which "
+        f"pays from some {cost / saved:.0f} tokens on"
+    )
 
 
 def has_room(host: Host, model: ModelFile) -> bool:

@@ -54,11 +54,15 @@ class Bench:
             text = f"Node {node} MemFree: {8 << 20} kB"
             self.machine.write(f"{NODE}/node{node}/meminfo", text)
 
-    def with_numactl(self) -> Path:
+    def with_numactl(self, program: str = NUMACTL) -> None:
         path = self.tools / "numactl"
-        path.write_text(NUMACTL)
+        path.write_text(program)
         path.chmod(0o755)
-        return self.tools / "numactl.log"
+        (self.tools / "true").symlink_to(shutil.which("true") or "/bin/true")
+
+    def numactl(self) -> str:
+        """How it was started last."""
+        return (self.tools / "numactl.log").read_text().splitlines()[-1]
 
     def run(self, *flags: str) -> dict[str, Any]:
         """What the engine says it was started with."""
@@ -95,10 +99,10 @@ two_cpus = pytest.mark.skipif(
 
 @two_cpus
 def test_an_engine_on_one_node_through_numactl(bench: Bench) -> None:
-    log = bench.with_numactl()
+    bench.with_numactl()
     run = bench.run("-t", "1")
     assert run["cpus"] == bench.halves[0]
-    assert log.read_text().startswith(f"--preferred=0 -- {bench.fake.cli} -m")
+    assert bench.numactl().startswith(f"--preferred=0 -- {bench.fake.cli} -m")
     assert value(run, "--numa") is None
     assert run["argv"][0] == str(bench.fake.cli)
 
@@ -112,6 +116,15 @@ def test_an_engine_on_one_node_without_numactl(bench: Bench) -> None:
 
 
 @two_cpus
+def test_a_numactl_that_may_not_act_is_not_used(bench: Bench) -> None:
+    """As in a container that forbids memory policies."""
+    bench.with_numactl('#!/bin/sh\necho "set_mempolicy: Operation not permitted" >&2\nexit 1\n')
+    run = bench.run("-t", "1")
+    assert run["cpus"] == bench.halves[0]
+    assert value(run, "--numa") == "isolate"
+
+
+@two_cpus
 def test_an_engine_over_all_nodes(bench: Bench) -> None:
     run = bench.run()
     assert run["cpus"] == sorted(os.sched_getaffinity(0))
@@ -121,9 +134,9 @@ def test_an_engine_over_all_nodes(bench: Bench) -> None:
 @two_cpus
 def test_an_engine_beside_a_node_without_cpus(bench: Bench) -> None:
     bench.machine.node(2)
-    log = bench.with_numactl()
+    bench.with_numactl()
     run = bench.run()
-    assert log.read_text().startswith("--interleave=0-1 -- ")
+    assert bench.numactl().startswith("--interleave=0-1 -- ")
     assert value(run, "--numa") == "numactl"
     assert run["cpus"] == sorted(os.sched_getaffinity(0))
 

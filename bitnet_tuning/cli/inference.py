@@ -7,6 +7,7 @@ import sys
 
 from bitnet_tuning import launch
 from bitnet_tuning.cli import say
+from bitnet_tuning.command import memory_policy
 from bitnet_tuning.engine import EMBEDDED, Engine, locate_all, on_path
 from bitnet_tuning.errors import MissingError, UsageError
 from bitnet_tuning.host import Host, read_host, read_privileges
@@ -94,10 +95,17 @@ def _with_huge(facts: Facts, root: str) -> Facts:
 def _with_nodes(facts: Facts, root: str) -> Facts:
     from bitnet_tuning.host.page_cache import cached_nodes  # noqa: PLC0415
 
-    return facts._replace(
-        numactl=on_path(facts.environ.get("PATH", ""), "numactl") is not None,
-        cached=cached_nodes(Root(root), facts.model.path),
-    )
+    cached = cached_nodes(Root(root), facts.model.path)
+    return facts._replace(numactl=_numactl_acts(facts), cached=cached)
+
+
+def _numactl_acts(facts: Facts) -> bool:
+    """Whether it is installed and may do what it is there for: containers often forbid
+    memory policies (set_mempolicy(2)), and then it would end instead of the engine."""
+    if on_path(facts.environ.get("PATH", ""), "numactl") is None:
+        return False
+    node = min(node.id for node in facts.host.nodes)
+    return launch.capture((*memory_policy(node, None), "true"), seconds=5).code == 0
 
 
 def _file_size(path: str | None) -> int | None:
