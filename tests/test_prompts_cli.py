@@ -15,7 +15,8 @@ import pytest
 from bitnet_tuning import demo
 from tests.engines import FakeEngine
 from tests.machines import Machine
-from tests.prompt_runs import REPO, SECONDS, Prompts, alive, journals, until, with_fake
+from tests.processes import alive, until
+from tests.prompt_runs import REPO, SECONDS, Prompts, journals, with_fake
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="fake engines are scripts: POSIX")
 

@@ -15,14 +15,13 @@ from typing import Any
 
 import pytest
 
+from tests.processes import alive, until
 from tests.prompt_runs import (
     SECONDS,
     Prompts,
-    alive,
     checked,
     journals,
     kept,
-    until,
     with_embedded,
     with_fake,
 )
