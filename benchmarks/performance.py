@@ -45,7 +45,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 LONG = "a " * 400
 """Too long for a micro-batch of its own: the engine's default stays."""
 
-UBATCHES = (64, 128, 256, 512)
+UBATCHES = (64, 256, 512)
 PROMPTS = 32
 PROMPT_WORDS, ANSWER_TOKENS = 4, 16
 
