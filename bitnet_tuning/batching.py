@@ -65,6 +65,17 @@ def choose_batch(
     return _long(request, model, prompt_bytes, available)
 
 
+def prompt_bytes(request: Request, file_bytes: int | None) -> int | None:
+    """How long the prompt is, whose file has ``file_bytes``; None where that is not known
+    before the start."""
+    if request.chat:
+        return None
+    if request.prompt_file is not None:
+        return file_bytes
+    prompt = request.prompt
+    return None if prompt is None else len(prompt.encode("utf-8", "surrogateescape"))
+
+
 def estimate(prompt_bytes: int) -> int:
     """How many tokens a text of so many bytes is likely to have, without its vocabulary."""
     return max(1, round(prompt_bytes / BYTES_PER_TOKEN))

@@ -111,7 +111,7 @@ def build_command(
 
     A flag that not every generation has is passed only where the engine lists it.
     """
-    flags = engine.chat_flags if request.chat else engine.flags
+    flags = engine.flags_for(request.chat)
     command = [
         *memory_policy(plan.node, plan.interleave),
         *engine.program(request.chat),

@@ -88,6 +88,10 @@ class Engine(NamedTuple):
         """The folder that holds build*/bin/llama-cli, where it is laid out like that."""
         return checkout_of(self.path)
 
+    def flags_for(self, chat: bool) -> frozenset[str]:
+        """Of the program that ``program`` starts."""
+        return self.chat_flags if chat else self.flags
+
     def program(self, chat: bool) -> tuple[str, ...]:
         """The argv that starts it for a chat or for a one-shot prompt."""
         if self.embedded:

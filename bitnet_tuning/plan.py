@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bitnet_tuning import isa
-from bitnet_tuning.batching import Batch, choose_batch
+from bitnet_tuning.batching import Batch, choose_batch, prompt_bytes
 from bitnet_tuning.command import Facts, Plan, apply_setting, build_command
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.ggml_types import I2_S
@@ -91,11 +91,11 @@ def _computed(request: Request, facts: Facts) -> Plan:
 def _decide(request: Request, facts: Facts) -> _Parts:
     """Each part from the facts and the parts before it."""
     host, engine, environ = facts.host, facts.engine, facts.environ
-    flags = engine.chat_flags if request.chat else engine.flags
+    flags = engine.flags_for(request.chat)
     threads = choose_threads(
         host, environ, request.threads, request.threads_batch, request.max_threads
     )
-    size = _prompt_bytes(request, facts)
+    size = prompt_bytes(request, facts.prompt_file_bytes)
     batch = choose_batch(request, facts.model, size, host.memory.available, "-ub" in flags)
     need = need_of(facts.model, request.ctx_size, batch.ubatch)
     placement = _placement(facts, threads, need, flags)
@@ -112,16 +112,6 @@ def _decide(request: Request, facts: Facts) -> _Parts:
         boost = choose_boost(facts, most, placement, flags)
     loading = _loading(request, facts, need, flags)
     return _Parts(threads, openmp, batch, placement, loading, boost)
-
-
-def _prompt_bytes(request: Request, facts: Facts) -> int | None:
-    if request.chat:
-        return None
-    if request.prompt_file is not None:
-        return facts.prompt_file_bytes
-    return (
-        None if request.prompt is None else len(request.prompt.encode("utf-8", "surrogateescape"))
-    )
 
 
 def _placement(facts: Facts, threads: Threads, need: Need, flags: frozenset[str]) -> Placement:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bitnet_tuning.batching import estimate
+from bitnet_tuning.batching import estimate, prompt_bytes
 from bitnet_tuning.command import apply_setting
 from bitnet_tuning.loading import COPY_SHARE, TUNABLES, no_lock
 from bitnet_tuning.memory_need import fits, need_of
@@ -110,7 +110,7 @@ def _boosted(wanted: Setting, plan: Plan) -> Setting:
 
 def _may_lock(request: Request, facts: Facts) -> bool:
     need = need_of(facts.model, request.ctx_size, request.ubatch)
-    flags = facts.engine.chat_flags if request.chat else facts.engine.flags
+    flags = facts.engine.flags_for(request.chat)
     return no_lock(flags, need, facts.host.memory.available, facts.privileges) is None
 
 
@@ -128,7 +128,7 @@ def _is_partial(wanted: Setting, found: Setting) -> bool:
 
 
 def _not_obeyed(request: Request, facts: Facts) -> dict[str, Any]:
-    flags = facts.engine.chat_flags if request.chat else facts.engine.flags
+    flags = facts.engine.flags_for(request.chat)
     missing = {field: None for field, names in _FLAGS.items() if not flags.intersection(names)}
     return missing if facts.numactl else {**missing, "node": None, "interleave": None}
 
@@ -145,7 +145,7 @@ def _too_short(found: Setting, request: Request, facts: Facts) -> str | None:
         return None
     is_prompt = evidence.objective["name"] == "pp"
     speed = evidence.speeds.get("pp" if is_prompt else "tg")
-    size = len(request.prompt or "") if request.prompt_file is None else facts.prompt_file_bytes
+    size = prompt_bytes(request, facts.prompt_file_bytes)
     tokens = estimate(size or 0) if is_prompt else request.n_predict
     saved = (evidence.ratio.median - 1) / speed if speed else 0.0
     cost = facts.model.size / COPY_RATE

@@ -9,6 +9,7 @@ from bitnet_tuning import selftest
 from bitnet_tuning.bench.by_cli import TOKENS_PER_WORD, words
 from bitnet_tuning.bench.failure import failure, shorten
 from bitnet_tuning.bench.start import TRIES, Patience, Place, run_cli
+from bitnet_tuning.memory_need import DEFAULT_UBATCH
 from bitnet_tuning.outcome import parse_timings
 from bitnet_tuning.request import Request
 from bitnet_tuning.setting import Setting
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 QUESTION = "Question: Why does the moon look larger near the horizon?\nAnswer:"
 TOKENS = 24
 """Generated for a comparison."""
-
-MICRO_BATCH = 512
-"""llama.cpp's own, in tokens."""
 
 WORDS_MARGIN = 1.5
 """A word of a long prompt may take less tokens than one of the question, its full stops
@@ -144,7 +142,7 @@ class Words:
         default = self._default
         if (setting.ubatch, setting.flash) == (default.ubatch, default.flash):
             return QUESTION
-        tokens = min(setting.ubatch or MICRO_BATCH, default.ubatch or MICRO_BATCH)
+        tokens = min(setting.ubatch or DEFAULT_UBATCH, default.ubatch or DEFAULT_UBATCH)
         self._reference(QUESTION)
         ratio = max(1.0, self._tokens[QUESTION] / len(QUESTION.split()))
         count = min(tokens, round(tokens * WORDS_MARGIN / ratio))

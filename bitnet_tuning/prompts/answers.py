@@ -85,6 +85,14 @@ def _work(timings: Mapping[str, Any]) -> Work:
     return Work(int(found[0]), float(found[1]), int(found[2]), float(found[3]))
 
 
+def decoded(line: bytes) -> Any:
+    """What a line of JSON holds; None for one that is none."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
 def read_answer(facts: Any, ask: Ask) -> Answer | None:
     """A decoded line, where it is a whole answer to this prompt."""
     if not isinstance(facts, dict):

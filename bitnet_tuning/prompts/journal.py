@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bitnet_tuning.engine import identity
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.lock import alone
-from bitnet_tuning.prompts.answers import Answer, read_answer
+from bitnet_tuning.prompts.answers import Answer, decoded, read_answer
 from bitnet_tuning.state import write_atomically
 
 if TYPE_CHECKING:
@@ -139,11 +139,11 @@ def read(content: bytes, run: Run) -> Found:
     nothing is trusted."""
     answers: dict[int, Answer] = {}
     head, *lines = content.split(b"\n")
-    facts = _decoded(head)
+    facts = decoded(head)
     if not isinstance(facts, dict) or (facts.get("schema"), facts.get("run")) != (SCHEMA, run.mark):
         return Found({}, damaged=bool(content))
     for line in lines[:-1]:
-        answer = _answer(_decoded(line), run.asks)
+        answer = _answer(decoded(line), run.asks)
         if answer is None:
             return Found(answers, damaged=True)
         answers[answer.place] = answer
@@ -154,13 +154,6 @@ def _answer(entry: Any, asks: tuple[Ask, ...]) -> Answer | None:
     if not isinstance(entry, dict) or not isinstance(place := entry.get("place"), int):
         return None
     return read_answer(entry.get("answer"), asks[place]) if 0 <= place < len(asks) else None
-
-
-def _decoded(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _entry(answer: Answer) -> bytes:

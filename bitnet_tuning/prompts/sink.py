@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from bitnet_tuning.prompts.answers import read_answer
+from bitnet_tuning.prompts.answers import decoded, read_answer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,20 +57,13 @@ def _matching(
     for ask, line in zip(asks, lines, strict=False):
         answer = known.get(ask.place)
         if answer is None:
-            answer = read_answer(_decoded(line), ask)
+            answer = read_answer(decoded(line), ask)
             if answer is None:
                 return None
         elif answer.line != line + b"\n":
             return None
         found.append(answer)
     return tuple(found)
-
-
-def _decoded(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
 
 
 def is_filled_file() -> bool:
