@@ -1,4 +1,4 @@
-"""What every test gets: an environment that says nothing of the user's own."""
+"""Fixtures for every test: a neutral environment and a state folder of its own."""
 
 from __future__ import annotations
 
@@ -12,16 +12,37 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for a plain ``pytest``; ``python -m pytest`` has it
 
-_PREFIXES = ("BITNET_", "OMP_", "KMP_", "GOMP_")
-_NAMES = ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# Everything else is removed before the first test: settings of OpenMP, BLAS, llama.cpp or the
+# terminal change what the programs under test do, and no list of them is ever complete.
+_KEPT = (
+    "PATH",
+    "HOME",
+    "USER",
+    "TMPDIR",
+    "TEMP",
+    "TMP",
+    "SYSTEMROOT",
+    "COMSPEC",
+    "PATHEXT",
+    "APPDATA",
+    "LOCALAPPDATA",
+    "USERPROFILE",
+    "LD_LIBRARY_PATH",  # some Pythons need it to start
+    "DYLD_LIBRARY_PATH",
+    "VIRTUAL_ENV",
+    "PYENV_ROOT",
+    "PYENV_VERSION",
+    "BITNET_TEST_ENGINES",
+)
+_KEPT_PREFIXES = ("PYTEST_", "COVERAGE_", "COV_CORE_")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def neutral_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """For fixtures of any scope, and for what they start."""
+    """Remove the user's own settings from the environment, for all fixtures and subprocesses."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith(_PREFIXES) or name in _NAMES:
+            if name not in _KEPT and not name.startswith(_KEPT_PREFIXES):
                 patch.delenv(name)
         patch.setenv("BITNET_TUNING_HOME", str(tmp_path_factory.getbasetemp() / "state"))
         yield
