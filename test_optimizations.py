@@ -4,7 +4,7 @@ finds a test in here."""
 
 import sys
 
-from bitnet_tuning.cli.acts import main
+from bitnet_tuning.cli.test_optimizations import main
 
 if __name__ == "__main__":
     sys.exit(main())

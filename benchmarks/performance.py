@@ -26,19 +26,18 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bitnet_tuning.bench.by_cli import words
-from bitnet_tuning.bench.check import Checker
-from bitnet_tuning.bench.rounds import PP, TG, Objective, Round, Run, value
+from bitnet_tuning.bench.llama_bench import words
 from bitnet_tuning.bench.runner import Place, Runner, find_bench
-from bitnet_tuning.bench.sizes import Sizes
-from bitnet_tuning.bench.stats import Estimate, floor, itself, ratio, ratios, verdict
-from bitnet_tuning.cli.inference import find_pair, with_all_means
-from bitnet_tuning.command import setting_of
-from bitnet_tuning.host import read_host
-from bitnet_tuning.plan import Facts, make_plan
-from bitnet_tuning.request import Request
-from bitnet_tuning.setting import Setting, describe
-from bitnet_tuning.state import State, default_folder
+from bitnet_tuning.bench.samples import PP, TG, Objective, Round, Run, Sizes, value
+from bitnet_tuning.bench.statistics import Estimate, floor, itself, ratio, ratios, verdict
+from bitnet_tuning.bench.words import Checker
+from bitnet_tuning.machine.host import read_host
+from bitnet_tuning.plan.command import Facts, setting_of
+from bitnet_tuning.plan.plan import make_plan
+from bitnet_tuning.plan.request import Request
+from bitnet_tuning.plan.setting import Setting, describe
+from bitnet_tuning.prepare import find_pair, with_all_means
+from bitnet_tuning.store.state import State, default_folder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -23,9 +23,10 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bitnet_tuning.bench.rounds import TG, Round, Run
-from bitnet_tuning.bench.search import Check, Done, Knob, Limits, Measure, Search, Space
-from bitnet_tuning.setting import UPSTREAM, Change, Setting, apply, with_threads
+from bitnet_tuning.bench.ledger import Check, Done, Knob, Limits, Measure, Space
+from bitnet_tuning.bench.samples import TG, Round, Run
+from bitnet_tuning.bench.search import Search
+from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting, apply, with_threads
 
 OUTLIERS, OUTLIER_SPEED = 0.02, 0.2
 TOKENS_PER_SECOND = 20.0

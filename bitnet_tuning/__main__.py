@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from bitnet_tuning.cli import guarded
+from bitnet_tuning.console import guarded
 from bitnet_tuning.errors import UsageError
 
 COMMANDS = {

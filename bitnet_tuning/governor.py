@@ -15,23 +15,23 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 
-from bitnet_tuning.cpulist import format_list
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.governor_record import Governors, Ledger
-from bitnet_tuning.host import Host
-from bitnet_tuning.host.power import (
+from bitnet_tuning.machine.clock import (
     PERFORMANCE,
     SET_PERFORMANCE,
     Policy,
     governor_in,
     read_policies,
 )
-from bitnet_tuning.host.root import Root
-from bitnet_tuning.lock import alone, locked
-from bitnet_tuning.records import TYPE_CHECKING
+from bitnet_tuning.machine.host import Host
+from bitnet_tuning.machine.root import Root, format_list
+from bitnet_tuning.store.state import alone, locked
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bitnet_tuning.ties import Guardian
+    from bitnet_tuning.launch.lifeline import Guardian
+
 
 Say = Callable[[str], None]
 
@@ -161,8 +161,8 @@ def _guard(ledger: Ledger, originals: Governors) -> Guardian:
     """Starts the guardian, which takes part from now on."""
     import fcntl  # noqa: PLC0415
 
-    from bitnet_tuning.posix import fill_standard_handles  # noqa: PLC0415
-    from bitnet_tuning.ties import Guardian  # noqa: PLC0415
+    from bitnet_tuning.launch.lifeline import Guardian  # noqa: PLC0415
+    from bitnet_tuning.launch.posix import fill_standard_handles  # noqa: PLC0415
 
     fill_standard_handles()
     handle = os.open(ledger.users, os.O_RDWR | os.O_CREAT, 0o644)

@@ -6,10 +6,9 @@ import contextlib
 import os
 from collections.abc import Mapping
 
-from bitnet_tuning.host.boot import read_boot_id
-from bitnet_tuning.host.power import is_governor, is_policy
-from bitnet_tuning.host.root import Root
-from bitnet_tuning.state import State, digest
+from bitnet_tuning.machine.clock import is_governor, is_policy
+from bitnet_tuning.machine.root import Root, read_boot_id
+from bitnet_tuning.store.state import State, digest
 
 Governors = dict[str, str]
 """By the folders of their policies."""

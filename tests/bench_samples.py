@@ -7,9 +7,9 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bitnet_tuning.bench import conditions, roof, stats
-from bitnet_tuning.bench.asks import Knob, Space
-from bitnet_tuning.bench.document import (
+from bitnet_tuning.bench import limits, statistics
+from bitnet_tuning.bench.ledger import Knob, Space
+from bitnet_tuning.bench.results import (
     CheckFacts,
     Decision,
     EngineFacts,
@@ -25,13 +25,13 @@ from bitnet_tuning.bench.document import (
     Results,
     Surroundings,
 )
-from bitnet_tuning.bench.rounds import PP, TG, Objective, Round, Run
-from bitnet_tuning.bench.sizes import Sizes
-from bitnet_tuning.host.clock import Clock
-from bitnet_tuning.host.memory import Memory
-from bitnet_tuning.host.thermal import Temperature
-from bitnet_tuning.host.throttling import Throttling
-from bitnet_tuning.setting import UPSTREAM, Change, Setting, apply, with_threads
+from bitnet_tuning.bench.samples import PP, TG, Objective, Round, Run, Sizes
+from bitnet_tuning.machine import conditions
+from bitnet_tuning.machine.cgroups import Throttling
+from bitnet_tuning.machine.clock import Clock
+from bitnet_tuning.machine.memory import Memory
+from bitnet_tuning.machine.power import Temperature
+from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting, apply, with_threads
 
 DEFAULT = Setting(6, 12, env=(("OMP_PLACES", "cores"), ("OMP_PROC_BIND", "close")))
 
@@ -215,11 +215,11 @@ def sample_results(
     rounds = simulated_rounds(seed, speeds, spread)
     objective = Objective(TG)
     duel = [each for each in rounds if each.stage == "duel"]
-    found = stats.ratio(stats.ratios(duel, "4 threads + no mmap", "default", objective))
-    floor = stats.floor(stats.itself(rounds, "default", objective), found.count)
-    verdict = stats.verdict(found, floor)
-    winner = "4 threads + no mmap" if verdict == stats.FASTER else "default"
-    limit = roof.Roof(BANDWIDTH["median"], BYTES_PER_TOKEN, 30.5)
+    found = statistics.ratio(statistics.ratios(duel, "4 threads + no mmap", "default", objective))
+    floor = statistics.floor(statistics.itself(rounds, "default", objective), found.count)
+    verdict = statistics.verdict(found, floor)
+    winner = "4 threads + no mmap" if verdict == statistics.FASTER else "default"
+    limit = limits.Roof(BANDWIDTH["median"], BYTES_PER_TOKEN, 30.5)
     return Results(
         created="2026-01-31T20:15:00Z",
         updated="2026-01-31T20:19:41Z",
@@ -241,7 +241,7 @@ def sample_results(
         warnings=("other processes use 0.4 of 12 CPUs (firefox 0.3): close them or wait",),
         conditions=Surroundings(conditions.as_json(SNAPSHOT)),
         bandwidth=Part(BANDWIDTH),
-        roof=Part({**roof.as_json(limit), "words": roof.words(limit)}),
+        roof=Part({**limits.as_json(limit), "words": limits.words(limit)}),
         energy=Part(reason="only root may read /sys/class/powercap/intel-rapl:0/energy_uj"),
         decision=Decision(
             winner, verdict, found, floor, f"{winner} beat the default in a duel of fresh samples."

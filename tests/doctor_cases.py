@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from bitnet_tuning.bench import snapshot
-from bitnet_tuning.cli.doctor_facts import Inquiry, gather
+from bitnet_tuning.doctor.case import Build, Case, Finding
 from bitnet_tuning.doctor.examine import examine
-from bitnet_tuning.doctor.facts import Build, Case
-from bitnet_tuning.doctor.finding import Finding
+from bitnet_tuning.doctor.gather import Inquiry, gather
+from bitnet_tuning.machine import conditions
 from tests import profile_samples as samples
 from tests.machines import GIBIBYTE, Machine, x86_entries
 
@@ -26,7 +25,7 @@ def laptop(folder: Path) -> Machine:
 
 def case_of(machine: Machine, environ: Mapping[str, str] | None = None, **fields: Any) -> Case:
     """The machine with a good engine and model, and the fields that are given."""
-    with mock.patch.object(snapshot, "spin"):  # no clock of a fake root rises
+    with mock.patch.object(conditions, "spin"):  # no clock of a fake root rises
         case = gather(Inquiry(str(machine.path), selftest=False))
     known = {
         "environ": environ or {},

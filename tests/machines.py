@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from bitnet_tuning.host import Host, read_host
+from bitnet_tuning.machine.host import Host, read_host
 
 CPU = "sys/devices/system/cpu"
 NODE = "sys/devices/system/node"

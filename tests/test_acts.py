@@ -7,23 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning.bench import acting
-from bitnet_tuning.bench.acting import FAIL, PASS, SKIP
-from bitnet_tuning.bench.acting_places import crowded
-from bitnet_tuning.bench.acting_watch import Watched, watched_request
-from bitnet_tuning.bench.acting_work import (
+from bitnet_tuning.machine.host import Host
+from bitnet_tuning.machine.process import Process, Thread
+from bitnet_tuning.model.types import TypeShare
+from bitnet_tuning.plan.command import Plan
+from bitnet_tuning.verify import checks
+from bitnet_tuning.verify.checks import FAIL, PASS, SKIP, crowded
+from bitnet_tuning.verify.running import (
     LEAST_LOOKS,
     LEAST_SECONDS,
     Look,
+    Watched,
     Work,
     Worker,
+    watched_request,
     work_of,
 )
-from bitnet_tuning.command import Plan
-from bitnet_tuning.ggml_types import TypeShare
-from bitnet_tuning.host import Host
-from bitnet_tuning.host.running import Process, Thread
-from bitnet_tuning.selftest import Case, Report, Result, Variant
+from bitnet_tuning.verify.selftest import Case, Report, Result, Variant
 from tests.machines import Machine
 from tests.profile_samples import ENGINE, MODEL
 
@@ -62,37 +62,37 @@ BROKEN = Watched(None, "", "the engine ended with exit code 3", failed=True)
 
 
 def test_the_detected_threads_come_with_their_reason(host: Host) -> None:
-    line = acting.detected(PLAN, 2, host)
+    line = checks.detected(PLAN, 2, host)
     assert (line.state, line.reason) == (PASS, PLAN.reasons["threads"])
 
 
 def test_threads_of_the_users_own_are_told_beside_the_machines(host: Host) -> None:
-    line = acting.detected(PLAN._replace(threads=1), 2, host)
+    line = checks.detected(PLAN._replace(threads=1), 2, host)
     assert line.state == PASS
     assert "the machine alone would have 2" in line.reason
 
 
 def test_more_threads_than_cpus_fail(host: Host) -> None:
-    line = acting.detected(PLAN._replace(threads=5), 2, host)
+    line = checks.detected(PLAN._replace(threads=5), 2, host)
     assert line.state == FAIL
     assert "more than the 4 CPUs" in line.reason
 
 
 @pytest.mark.parametrize(("quota", "state"), [(0.5, FAIL), (1.5, FAIL), (2.0, PASS), (3.5, PASS)])
 def test_more_threads_than_the_quota_fail(host: Host, quota: float, state: str) -> None:
-    assert acting.detected(PLAN, 2, host._replace(quota=quota)).state == state
+    assert checks.detected(PLAN, 2, host._replace(quota=quota)).state == state
 
 
 def test_one_thread_on_half_a_cpu_is_the_least_there_is(host: Host) -> None:
     one = PLAN._replace(threads=1)
-    assert acting.detected(one, 1, host._replace(quota=0.5)).state == PASS
+    assert checks.detected(one, 1, host._replace(quota=0.5)).state == PASS
 
 
 # Environment
 
 
 def test_the_environment_arrives() -> None:
-    line = acting.environment(PLAN, seen({0}, {1}))
+    line = checks.environment(PLAN, seen({0}, {1}))
     assert line.state == PASS
     assert "OMP_PLACES=cores in the engine's process 77" in line.reason
 
@@ -100,7 +100,7 @@ def test_the_environment_arrives() -> None:
 def test_variables_that_are_lost_or_changed_fail() -> None:
     variables = {"OMP_NUM_THREADS": "8", "OMP_PLACES": "cores", "OTHER": "x"}
     watched = Watched(Work(77, variables, (), ()), LOG)
-    line = acting.environment(PLAN, watched)
+    line = checks.environment(PLAN, watched)
     assert line.state == FAIL
     assert "OMP_NUM_THREADS is '8'; OMP_PROC_BIND is missing" in line.reason
     assert "OMP_PLACES" not in line.reason
@@ -109,17 +109,17 @@ def test_variables_that_are_lost_or_changed_fail() -> None:
 
 
 def test_nothing_to_set_is_no_failure() -> None:
-    line = acting.environment(PLAN._replace(env={}), seen({0}, {1}))
+    line = checks.environment(PLAN._replace(env={}), seen({0}, {1}))
     assert line.state == PASS
     assert "it has no OpenMP" in line.reason
 
 
 @pytest.mark.parametrize("watched", [UNSEEN, BROKEN])
 def test_what_was_not_seen_is_skipped_with_the_reason(watched: Watched, host: Host) -> None:
-    reason = acting.NO_RUN if watched.failed else UNSEEN.problem
+    reason = checks.NO_RUN if watched.failed else UNSEEN.problem
     for line in (
-        acting.environment(PLAN, watched),
-        acting.places(PLAN, watched, host, "libgomp"),
+        checks.environment(PLAN, watched),
+        checks.places(PLAN, watched, host, "libgomp"),
     ):
         assert (line.state, line.reason) == (SKIP, reason)
 
@@ -128,7 +128,7 @@ def test_what_was_not_seen_is_skipped_with_the_reason(watched: Watched, host: Ho
 
 
 def test_as_many_threads_as_planned_work() -> None:
-    line = acting.working(PLAN, seen({0}, {1}))
+    line = checks.working(PLAN, seen({0}, {1}))
     assert (line.state, line.reason) == (PASS, "2 threads, 1 idle")
     assert line.facts == {"working": 2, "planned": 2, "shares": [1.0, 1.0, 0.01]}
 
@@ -143,13 +143,13 @@ def test_as_many_threads_as_planned_work() -> None:
     ],
 )
 def test_fewer_threads_fail_with_the_cause(variables: dict[str, str], why: str) -> None:
-    line = acting.working(PLAN, seen({0}, **variables))
+    line = checks.working(PLAN, seen({0}, **variables))
     assert line.state == FAIL
     assert line.reason.startswith(f"1 of 2 threads, 1 idle: {why}")
 
 
 def test_more_threads_fail() -> None:
-    line = acting.working(PLAN, seen({0}, {1}, {0}))
+    line = checks.working(PLAN, seen({0}, {1}, {0}))
     assert line.state == FAIL
     assert "3 threads, 2 planned" in line.reason
 
@@ -159,30 +159,30 @@ def test_a_thread_that_mostly_waits_is_not_held_against_the_plan(host: Host) -> 
     assert watched.work is not None
     waits = Worker(0.1, 0.7, frozenset({0, 2}))
     work = watched.work._replace(workers=(*watched.work.workers, waits))
-    line = acting.working(PLAN, watched._replace(work=work))
+    line = checks.working(PLAN, watched._replace(work=work))
     assert (line.state, line.reason) == (PASS, "2 threads, 1 idle")
-    assert acting.places(PLAN, watched._replace(work=work), host, "libgomp").state == PASS
+    assert checks.places(PLAN, watched._replace(work=work), host, "libgomp").state == PASS
 
 
 def test_a_run_that_fails_is_told_once() -> None:
-    line = acting.working(PLAN, BROKEN)
+    line = checks.working(PLAN, BROKEN)
     assert line.state == FAIL
     assert "exit code 3" in line.reason
-    assert acting.working(PLAN, UNSEEN).state == SKIP
+    assert checks.working(PLAN, UNSEEN).state == SKIP
 
 
 # CPUs
 
 
 def test_threads_with_a_core_each(host: Host) -> None:
-    line = acting.places(PLAN, seen({1, 3}, {0, 2}), host, "libgomp")
+    line = checks.places(PLAN, seen({1, 3}, {0, 2}), host, "libgomp")
     assert (line.state, line.reason) == (PASS, "each its own: 0,2, 1,3")
     assert line.facts == {"cpus": ["1,3", "0,2"]}
 
 
 def test_threads_that_may_go_everywhere_without_a_binding(host: Host) -> None:
     everywhere = seen({0, 1, 2, 3}, {0, 1, 2, 3})
-    line = acting.places(PLAN._replace(env={}), everywhere, host, "libgomp")
+    line = checks.places(PLAN._replace(env={}), everywhere, host, "libgomp")
     assert (line.state, line.reason) == (PASS, "0-3")
 
 
@@ -191,35 +191,35 @@ def test_threads_that_may_go_everywhere_without_a_binding(host: Host) -> None:
     [("libgomp", FAIL), ("libomp", FAIL), ("none", PASS), ("vcomp", PASS), (None, PASS)],
 )
 def test_a_binding_that_does_not_act(host: Host, runtime: str | None, state: str) -> None:
-    line = acting.places(PLAN, seen({0, 2}, {0, 1, 2, 3}), host, runtime)
+    line = checks.places(PLAN, seen({0, 2}, {0, 1, 2, 3}), host, runtime)
     assert line.state == state
     assert ("OMP_PROC_BIND=true does not act" in line.reason) == (state == FAIL)
 
 
 def test_one_thread_is_not_bound_and_nobody_minds(host: Host) -> None:
-    assert acting.places(PLAN, seen({0, 1, 2, 3}), host, "libgomp").state == PASS
+    assert checks.places(PLAN, seen({0, 1, 2, 3}), host, "libgomp").state == PASS
 
 
 def test_cores_that_are_not_known_tell_nothing_of_a_binding(host: Host) -> None:
     unknown = host._replace(topology_known=False)
     everywhere = seen({0, 1, 2, 3}, {0, 1, 2, 3})
-    assert acting.places(PLAN, everywhere, unknown, "libgomp").state == PASS
+    assert checks.places(PLAN, everywhere, unknown, "libgomp").state == PASS
 
 
 def test_threads_that_share_a_core_fail(host: Host) -> None:
-    line = acting.places(PLAN, seen({0}, {2}), host, None)
+    line = checks.places(PLAN, seen({0}, {2}), host, None)
     assert line.state == FAIL
     assert "1 of 2 threads cannot have a core of its own on CPUs 0,2" in line.reason
 
 
 def test_threads_outside_of_the_plan_fail(host: Host) -> None:
-    line = acting.places(PLAN._replace(cpus=frozenset({0, 2})), seen({0}, {1}), host, None)
+    line = checks.places(PLAN._replace(cpus=frozenset({0, 2})), seen({0}, {1}), host, None)
     assert line.state == FAIL
     assert "they may use 0-1, planned are 0,2 only" in line.reason
 
 
 def test_cpus_that_the_kernel_does_not_tell(host: Host) -> None:
-    assert acting.places(PLAN, seen({0}, None), host, None).state == SKIP
+    assert checks.places(PLAN, seen({0}, None), host, None).state == SKIP
 
 
 @pytest.mark.parametrize(
@@ -257,16 +257,16 @@ def test_who_must_share_a_core(
 )
 def test_the_engines_own_number(said: str, state: str) -> None:
     log = f"main: llama threadpool init, n_threads = 7\n0.00.1 I system_info: {said}\n"
-    assert acting.own_count(PLAN, seen({0}, {1}, log=log)).state == state
+    assert checks.own_count(PLAN, seen({0}, {1}, log=log)).state == state
 
 
 def test_an_engine_that_says_nothing_is_skipped() -> None:
-    assert acting.own_count(PLAN, seen({0}, {1}, log="n_threads = 2")).state == SKIP
-    assert acting.own_count(PLAN, BROKEN).reason == acting.NO_RUN
+    assert checks.own_count(PLAN, seen({0}, {1}, log="n_threads = 2")).state == SKIP
+    assert checks.own_count(PLAN, BROKEN).reason == checks.NO_RUN
 
 
 def test_what_a_run_said_counts_even_where_it_was_not_seen() -> None:
-    assert acting.own_count(PLAN, UNSEEN).state == PASS
+    assert checks.own_count(PLAN, UNSEEN).state == PASS
 
 
 # Output and model
@@ -279,30 +279,30 @@ def report(*passed: bool) -> Report:
 
 
 def test_right_and_wrong_output() -> None:
-    assert acting.output(report(True, True), None).reason == "the self-test's 2 texts are right"
-    wrong = acting.output(report(True, False), None)
+    assert checks.output(report(True, True), None).reason == "the self-test's 2 texts are right"
+    wrong = checks.output(report(True, False), None)
     assert wrong.state == FAIL
     assert "the build lacks AVX2" in wrong.reason
-    tuned = acting.output(report(True), "gives other words than the default")
+    tuned = checks.output(report(True), "gives other words than the default")
     assert tuned.state == FAIL
     assert "remembered setting gives other words" in tuned.reason
 
 
 def test_the_model_is_i2_s() -> None:
     types = (TypeShare("i2_s", 20, 900), TypeShare("f16", 1, 100))
-    line = acting.quantization(ENGINE, MODEL._replace(types=types))
+    line = checks.quantization(ENGINE, MODEL._replace(types=types))
     assert (line.state, line.reason) == (PASS, "90% of the weights are i2_s")
 
 
 def test_another_model_fails_where_i2_s_would_do_and_is_skipped_elsewhere() -> None:
     model = MODEL._replace(quantization="tq2_0")
-    assert acting.quantization(ENGINE, model).state == FAIL
-    assert acting.quantization(ENGINE._replace(i2_s=None), model).state == FAIL
-    mainline = acting.quantization(ENGINE._replace(i2_s=False), model)
+    assert checks.quantization(ENGINE, model).state == FAIL
+    assert checks.quantization(ENGINE._replace(i2_s=None), model).state == FAIL
+    mainline = checks.quantization(ENGINE._replace(i2_s=False), model)
     assert mainline.state == SKIP
     assert "mainline" in mainline.reason
     location = ENGINE.location._replace(embedded=True)
-    embedded = acting.quantization(ENGINE._replace(i2_s=False, location=location), model)
+    embedded = checks.quantization(ENGINE._replace(i2_s=False, location=location), model)
     assert embedded.state == SKIP
     assert "the embedded engine has no i2_s" in embedded.reason
 

@@ -12,19 +12,20 @@ from typing import Any
 
 import pytest
 
-from bitnet_tuning import demo, launch
-from bitnet_tuning.bench.acting_watch import watch
-from bitnet_tuning.command import Plan
-from bitnet_tuning.engine import has_embedded, locate
-from bitnet_tuning.gguf import read_model
-from bitnet_tuning.host import read_host
-from bitnet_tuning.host.root import Root
-from bitnet_tuning.knowledge import know
-from bitnet_tuning.profiles import store
-from bitnet_tuning.selftest import load_cases
-from bitnet_tuning.setting import Setting
-from bitnet_tuning.state import State
-from bitnet_tuning.threads import choose_threads
+from bitnet_tuning import demo
+from bitnet_tuning.engine.find import has_embedded, locate
+from bitnet_tuning.engine.probe import know
+from bitnet_tuning.launch import run as launch
+from bitnet_tuning.machine.host import read_host
+from bitnet_tuning.machine.root import Root
+from bitnet_tuning.model.gguf import read_model
+from bitnet_tuning.plan.command import Plan
+from bitnet_tuning.plan.profiles import store
+from bitnet_tuning.plan.setting import Setting
+from bitnet_tuning.plan.threads import choose_threads
+from bitnet_tuning.store.state import State
+from bitnet_tuning.verify.running import watch
+from bitnet_tuning.verify.selftest import load_cases
 from tests.engines import FakeEngine
 from tests.profile_samples import profile
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning.host.root import Root
-from bitnet_tuning.host.running import Family, Thread, shows_programs
+from bitnet_tuning.machine.process import Family, Thread, shows_programs
+from bitnet_tuning.machine.root import Root
 from tests.machines import Machine
 
 

@@ -6,8 +6,9 @@ import random
 
 import pytest
 
-from bitnet_tuning.bench.acting import FAIL, PASS, SKIP
-from bitnet_tuning.bench.acting_speed import (
+from bitnet_tuning.bench.ledger import DEFAULT, UPSTREAM
+from bitnet_tuning.bench.samples import TG, Run
+from bitnet_tuning.bench.upstream import (
     BLOCK,
     LEAST_BLOCKS,
     MOST_BLOCKS,
@@ -19,8 +20,7 @@ from bitnet_tuning.bench.acting_speed import (
     speed_line,
     trial_sizes,
 )
-from bitnet_tuning.bench.asks import DEFAULT, UPSTREAM
-from bitnet_tuning.bench.rounds import TG, Run
+from bitnet_tuning.verify.checks import FAIL, PASS, SKIP
 
 
 def run(name: str, speed: float, seconds: float = 1.0) -> Run:

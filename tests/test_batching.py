@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from bitnet_tuning.batching import Batch, choose_batch, estimate, logical
-from bitnet_tuning.command import Facts
-from bitnet_tuning.plan import make_plan
-from bitnet_tuning.request import Request
+from bitnet_tuning.plan.batch import Batch, choose_batch, estimate, logical
+from bitnet_tuning.plan.command import Facts
+from bitnet_tuning.plan.plan import make_plan
+from bitnet_tuning.plan.request import Request
 from tests.profile_samples import ENGINE, GIBIBYTE, MODEL
 from tests.test_plan import a_host
 

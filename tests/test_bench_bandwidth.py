@@ -12,23 +12,28 @@ from types import SimpleNamespace
 
 import pytest
 
-from bitnet_tuning.bench import bandwidth, readers, team
-from bitnet_tuning.bench.absent import Absent
+from bitnet_tuning.bench import bandwidth
+from bitnet_tuning.bench import bandwidth as readers
+from bitnet_tuning.bench import bandwidth as team
 from bitnet_tuning.bench.bandwidth import (
     LEAST_BUFFER,
     Bandwidth,
+    Reader,
+    ReadError,
+    Team,
     as_json,
     buffer_size,
+    fastest_reader,
     measure_bandwidth,
     places,
     pooled,
     spread,
     summary,
 )
-from bitnet_tuning.bench.readers import Reader, ReadError, fastest_reader
-from bitnet_tuning.bench.team import Team
-from bitnet_tuning.host import Memory, read_host
-from bitnet_tuning.host.root import Root
+from bitnet_tuning.bench.samples import Absent
+from bitnet_tuning.machine.host import read_host
+from bitnet_tuning.machine.memory import Memory
+from bitnet_tuning.machine.root import Root
 from tests.machines import GIBIBYTE, Machine
 
 MEBIBYTE = 1 << 20

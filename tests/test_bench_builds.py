@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from bitnet_tuning import demo
-from bitnet_tuning.bench import side_by_side
-from bitnet_tuning.bench.rounds import PP, TG, Objective, Round, Run
-from bitnet_tuning.bench.side_by_side import Contender, judge, measure_rounds, rounds_in
-from bitnet_tuning.builds import FASTER, OPEN, OUT, SLOWER
+from bitnet_tuning.bench import builds
+from bitnet_tuning.bench.builds import Contender, judge, measure_rounds, rounds_in
+from bitnet_tuning.bench.samples import PP, TG, Objective, Round, Run
 from bitnet_tuning.cli.benchmark import main
-from bitnet_tuning.cli.inference import find_pair
+from bitnet_tuning.engine.builds import FASTER, OPEN, OUT, SLOWER
 from bitnet_tuning.errors import UnsupportedError
-from bitnet_tuning.state import State
+from bitnet_tuning.prepare import find_pair
+from bitnet_tuning.store.state import State
 from tests.engines import FakeEngine
 from tests.test_bench_check import KNOWN
 
@@ -100,7 +100,7 @@ def test_only_what_goes_beyond_the_noise_is_another_speed(rate: float, verdict: 
 def test_few_rounds_show_nothing_however_clear() -> None:
     rounds = in_rounds(5, a=wobbling(10), b=wobbling(30))
     assert judge(rounds, ["a", "b"], SPEED)[1].verdict == OPEN
-    assert side_by_side.is_short(5) and not side_by_side.is_short(6)
+    assert builds.is_short(5) and not builds.is_short(6)
 
 
 def test_a_noisy_reference_hides_a_small_gain() -> None:
@@ -125,7 +125,7 @@ def test_rounds_are_as_many_as_fit_and_end_when_it_is_late() -> None:
     # Each run counts a second: two to see how long they take, three for a round.
     assert rounds_in(20, every) == 6
     assert rounds_in(0, every) == 1
-    assert rounds_in(10_000, every) == side_by_side.MOST_ROUNDS
+    assert rounds_in(10_000, every) == builds.MOST_ROUNDS
     assert len(measure_rounds(every, SPEED, 6, silent, lambda: True)) == 1
 
 
@@ -139,7 +139,7 @@ def checkout(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(side_by_side, "MOST_ROUNDS", 8)
+    monkeypatch.setattr(builds, "MOST_ROUNDS", 8)
 
 
 def fake(checkout: Path, build: str, bench: bool = True, **curve: object) -> FakeEngine:
@@ -255,7 +255,7 @@ def test_too_few_rounds_are_not_remembered(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(side_by_side, "MOST_ROUNDS", 5)
+    monkeypatch.setattr(builds, "MOST_ROUNDS", 5)
     fake(checkout, "build")
     fake(checkout, "build-fast", threads={"1": 30, "2": 40})
     _, said = as_json(checkout, capsys, "--no-selftest")

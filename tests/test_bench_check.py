@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning import demo, selftest
-from bitnet_tuning.bench.check import Checker
+from bitnet_tuning import demo
 from bitnet_tuning.bench.runner import Patience
-from bitnet_tuning.bench.words import QUESTION
-from bitnet_tuning.engine import EMBEDDED
-from bitnet_tuning.gguf import read_model
-from bitnet_tuning.setting import Setting
+from bitnet_tuning.bench.words import QUESTION, Checker
+from bitnet_tuning.engine.find import EMBEDDED
+from bitnet_tuning.model.gguf import read_model
+from bitnet_tuning.plan.setting import Setting
+from bitnet_tuning.verify import selftest
 from tests.engines import FakeEngine
 from tests.test_bench_runner import FOLDERS, place, real
 

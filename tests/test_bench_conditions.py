@@ -12,8 +12,12 @@ from typing import Any
 
 import pytest
 
-from bitnet_tuning.bench import snapshot
-from bitnet_tuning.bench.conditions import (
+from bitnet_tuning.machine import activity
+from bitnet_tuning.machine import conditions as snapshot
+from bitnet_tuning.machine.activity import CpuTimes, Process
+from bitnet_tuning.machine.cgroups import Throttling
+from bitnet_tuning.machine.clock import Clock
+from bitnet_tuning.machine.conditions import (
     Busy,
     Conditions,
     Meanwhile,
@@ -22,16 +26,13 @@ from bitnet_tuning.bench.conditions import (
     busiest,
     load,
     meanwhile_as_json,
+    take,
 )
-from bitnet_tuning.bench.snapshot import take
-from bitnet_tuning.bench.spoilers import warnings_after, warnings_before
-from bitnet_tuning.host import Host, Memory, activity, read_host
-from bitnet_tuning.host.activity import CpuTimes, Process
-from bitnet_tuning.host.clock import Clock
-from bitnet_tuning.host.root import Root
-from bitnet_tuning.host.swap import Swap
-from bitnet_tuning.host.thermal import Temperature
-from bitnet_tuning.host.throttling import Throttling
+from bitnet_tuning.machine.host import Host, read_host
+from bitnet_tuning.machine.memory import Memory, Swap
+from bitnet_tuning.machine.power import Temperature
+from bitnet_tuning.machine.root import Root
+from bitnet_tuning.machine.warnings import warnings_after, warnings_before
 from tests.machines import CGROUP, GIBIBYTE, Machine
 
 QUIET = Conditions(

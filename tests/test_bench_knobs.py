@@ -9,15 +9,15 @@ import pytest
 
 from bitnet_tuning.bench import knobs
 from bitnet_tuning.bench.knobs import FULL, NORMAL, QUICK, Knobs
-from bitnet_tuning.bench.rounds import Objective
-from bitnet_tuning.command import setting_of
-from bitnet_tuning.host import Privileges
-from bitnet_tuning.host.huge import HugePages
-from bitnet_tuning.memory_need import need_of
-from bitnet_tuning.openmp import GOMP, NONE
-from bitnet_tuning.plan import Facts, make_plan
-from bitnet_tuning.request import Request
-from bitnet_tuning.setting import Setting, apply
+from bitnet_tuning.bench.samples import Objective
+from bitnet_tuning.machine.limits import Privileges
+from bitnet_tuning.machine.pages import HugePages
+from bitnet_tuning.plan.command import Facts, setting_of
+from bitnet_tuning.plan.memory import need_of
+from bitnet_tuning.plan.openmp import GOMP, NONE
+from bitnet_tuning.plan.plan import make_plan
+from bitnet_tuning.plan.request import Request
+from bitnet_tuning.plan.setting import Setting, apply
 from tests.machines import Machine
 from tests.profile_samples import ENGINE, MODEL
 

@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet_tuning import demo
-from bitnet_tuning.bench import by_cli, measure
-from bitnet_tuning.bench.measure import Bench, Row, bench_commands, parse_bench
-from bitnet_tuning.bench.rounds import PP, TG
+from bitnet_tuning.bench import llama_bench
+from bitnet_tuning.bench.llama_bench import Bench, Row, bench_commands, parse_bench
+from bitnet_tuning.bench.samples import PP, TG
 from bitnet_tuning.errors import UnsupportedError
-from bitnet_tuning.gguf import read_model
-from bitnet_tuning.setting import UPSTREAM, Setting
+from bitnet_tuning.model.gguf import read_model
+from bitnet_tuning.plan.setting import UPSTREAM, Setting
 
 COMMON = frozenset(("-m", "-p", "-n", "-t", "-r", "-o", "-ub", "-fa", "--numa", "--poll", "-ngl"))
 BITNET = Bench(("/build/bin/llama-bench",), COMMON | {"-mmp"})
 MAINLINE = Bench(("/build/bin/llama-bench",), COMMON | {"-lm"})
-BOTH = measure.Tests(64, 16)
+BOTH = llama_bench.Tests(64, 16)
 ONE = Setting(1, 1)
 
 
@@ -49,12 +49,12 @@ def test_threads_of_their_own_for_prompts_take_two_processes() -> None:
 @pytest.mark.parametrize(
     ("tests", "words", "phase"),
     [
-        (measure.Tests(64, None), ("-t", "8", "-p", "64", "-n", "0"), PP),
-        (measure.Tests(None, 16), ("-t", "2", "-p", "0", "-n", "16"), TG),
+        (llama_bench.Tests(64, None), ("-t", "8", "-p", "64", "-n", "0"), PP),
+        (llama_bench.Tests(None, 16), ("-t", "2", "-p", "0", "-n", "16"), TG),
     ],
 )
 def test_only_the_phase_asked_for_is_measured(
-    tests: measure.Tests, words: tuple[str, ...], phase: str
+    tests: llama_bench.Tests, words: tuple[str, ...], phase: str
 ) -> None:
     (command,) = bench_commands(Setting(2, 8), BITNET, "x.gguf", tests, 1)
     assert command.argv[-6:] == words
@@ -100,11 +100,11 @@ def test_numa_is_asked_for_though_no_row_tells_it() -> None:
     ],
 )
 def test_a_knob_without_a_flag_is_refused(setting: Setting) -> None:
-    bare = Bench(("llama-bench",), measure.NEEDED)
+    bare = Bench(("llama-bench",), llama_bench.NEEDED)
     with pytest.raises(UnsupportedError, match="no flag for"):
         bench_commands(setting, bare, "x.gguf", BOTH, 1)
     with pytest.raises(UnsupportedError, match="no flag for"):
-        by_cli.check_cli(setting, frozenset(("-m", "-p")))
+        llama_bench.check_cli(setting, frozenset(("-m", "-p")))
 
 
 def test_a_locked_model_is_refused_by_bitnets_llama_bench() -> None:
@@ -198,8 +198,8 @@ def log(prompt: str = "50.00 ms /    70 tokens", generation: str = "800.00 ms / 
 
 
 def test_the_clis_timings_are_one_sample_each() -> None:
-    assert by_cli.parse_cli(log(), BOTH) == ({PP: (1400.0,), TG: (20.0,)}, None)
-    assert by_cli.parse_cli(log(), measure.Tests(None, 16)).samples == {TG: (20.0,)}
+    assert llama_bench.parse_cli(log(), BOTH) == ({PP: (1400.0,), TG: (20.0,)}, None)
+    assert llama_bench.parse_cli(log(), llama_bench.Tests(None, 16)).samples == {TG: (20.0,)}
 
 
 @pytest.mark.parametrize(
@@ -212,20 +212,20 @@ def test_the_clis_timings_are_one_sample_each() -> None:
     ],
 )
 def test_timings_that_are_no_measurement_are_a_reason(text: str, reason: str) -> None:
-    assert by_cli.parse_cli(text, BOTH) == ({}, reason)
+    assert llama_bench.parse_cli(text, BOTH) == ({}, reason)
 
 
 def test_the_clis_prompt_is_long_enough_and_always_the_same() -> None:
     model = read_model(demo.TQ2_0)._replace(context_length=None)
-    request = by_cli.cli_request(BOTH, model, frozenset(("--ignore-eos",)))
-    again = by_cli.cli_request(BOTH, model, frozenset())
+    request = llama_bench.cli_request(BOTH, model, frozenset(("--ignore-eos",)))
+    again = llama_bench.cli_request(BOTH, model, frozenset())
     assert request.prompt is not None and request.prompt == again.prompt
     words = request.prompt.split()
     assert len(words) == 64 and len(set(words)) > 30
     assert (request.n_predict, request.temperature) == (17, 0.0)
     assert (request.extra, again.extra) == (("--ignore-eos",), ())
     assert request.ctx_size >= 2 * 64 + 17
-    small = by_cli.cli_request(BOTH, model._replace(context_length=99), frozenset())
+    small = llama_bench.cli_request(BOTH, model._replace(context_length=99), frozenset())
     assert small.ctx_size == 99
 
 
@@ -241,17 +241,17 @@ OURS = {
 
 
 def test_what_the_sourced_file_exported_does_not_leak_into_a_setting() -> None:
-    assert measure.stale(UPSTREAM, OURS) == set(OURS)
+    assert llama_bench.stale(UPSTREAM, OURS) == set(OURS)
     kept = UPSTREAM._replace(env=(("OMP_NUM_THREADS", "2"),))
-    assert measure.stale(kept, OURS) == set(OURS) - {"OMP_NUM_THREADS"}
+    assert llama_bench.stale(kept, OURS) == set(OURS) - {"OMP_NUM_THREADS"}
 
 
 def test_the_sourced_waiting_does_not_leak_either() -> None:
     waiting = {**OURS, "KMP_BLOCKTIME": "200"}
-    assert measure.stale(UPSTREAM, waiting) == set(waiting)
+    assert llama_bench.stale(UPSTREAM, waiting) == set(waiting)
     others = {**waiting, "OMP_PROC_BIND": "close"}
-    assert measure.stale(UPSTREAM, others) == set(waiting) - {"OMP_PROC_BIND", "OMP_PLACES"}
+    assert llama_bench.stale(UPSTREAM, others) == set(waiting) - {"OMP_PROC_BIND", "OMP_PLACES"}
 
 
 def test_the_users_own_variables_stay() -> None:
-    assert measure.stale(UPSTREAM, {"OMP_PROC_BIND": "close", "OMP_NUM_THREADS": "4"}) == set()
+    assert llama_bench.stale(UPSTREAM, {"OMP_PROC_BIND": "close", "OMP_NUM_THREADS": "4"}) == set()

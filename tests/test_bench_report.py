@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from bitnet_tuning.bench import markup, plots, report_facts
-from bitnet_tuning.bench.document import CheckFacts, Part, Results, Surroundings
+from bitnet_tuning.bench import plots, report
+from bitnet_tuning.bench import plots as markup
 from bitnet_tuning.bench.report import page, write_report
-from bitnet_tuning.bench.rounds import Round, Run
+from bitnet_tuning.bench.results import CheckFacts, Part, Results, Surroundings
+from bitnet_tuning.bench.samples import Round, Run
 from bitnet_tuning.bench.summary import answer, guide_row, rows, times
 from bitnet_tuning.errors import MissingError, UsageError
 from tests.bench_samples import SPEEDS, Simulator, sample_results
@@ -234,9 +235,9 @@ def test_markup_leaves_out_what_is_empty() -> None:
 
 
 def test_certainty_names_the_floor_and_the_rounds(results: Results) -> None:
-    said = report_facts.certainty(results)
+    said = report.certainty(results)
     assert "10 rounds" in said and "Noise floor" in said
-    assert "not known" in report_facts.certainty(results._replace(decision=None, rounds=()))
+    assert "not known" in report.certainty(results._replace(decision=None, rounds=()))
 
 
 # In a browser

@@ -18,16 +18,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from bitnet_tuning.bench import compare, conditions, export, results, roof, subjects, summary
-from bitnet_tuning.bench.document import Machine, Surroundings
-from bitnet_tuning.bench.energy import Energy
-from bitnet_tuning.bench.energy import as_json as energy_json
-from bitnet_tuning.bench.results import Part, default_path, from_json, load, new_path, save, to_json
-from bitnet_tuning.bench.rounds import PP, TG, Round, Run
+from bitnet_tuning.bench import compare, limits, results, subjects, summary
+from bitnet_tuning.bench import summary as export
+from bitnet_tuning.bench.limits import Energy
+from bitnet_tuning.bench.limits import energy_as_json as energy_json
+from bitnet_tuning.bench.results import (
+    Machine,
+    Part,
+    Surroundings,
+    default_path,
+    load,
+    new_path,
+    results_from_json,
+    save,
+    to_json,
+)
+from bitnet_tuning.bench.samples import PP, TG, Round, Run
 from bitnet_tuning.cli.host import host_facts
-from bitnet_tuning.engine import Engine, Location
+from bitnet_tuning.engine.find import Engine, Location
 from bitnet_tuning.errors import UsageError
-from bitnet_tuning.ggml_types import ModelFile
+from bitnet_tuning.machine import conditions
+from bitnet_tuning.model.types import ModelFile
 from tests.bench_samples import SNAPSHOT, SPEEDS, Simulator, sample_results
 from tests.machines import Machine as FakeMachine
 
@@ -61,7 +72,7 @@ def test_it_follows_its_schema(schema: Draft202012Validator, tmp_path: Path) -> 
         state="running", rounds=(), checks=(), decision=None, profile=None, settings={}
     )
     assert problems(schema, to_json(begun)) == []
-    assert from_json(to_json(begun), "here") == begun
+    assert results_from_json(to_json(begun), "here") == begun
 
 
 def test_failures_follow_it_too(schema: Draft202012Validator) -> None:
@@ -74,7 +85,7 @@ def test_failures_follow_it_too(schema: Draft202012Validator) -> None:
 
 
 def test_what_other_modules_write_into_it_follows_it(schema: Draft202012Validator) -> None:
-    seen, limit = SNAPSHOT, roof.Roof(30e9, 10**9, 20.0)
+    seen, limit = SNAPSHOT, limits.Roof(30e9, 10**9, 20.0)
     around = Surroundings(
         conditions.as_json(seen),
         conditions.as_json(seen),
@@ -82,12 +93,12 @@ def test_what_other_modules_write_into_it_follows_it(schema: Draft202012Validato
     )
     document = sample_results()._replace(
         conditions=around,
-        roof=Part({**roof.as_json(limit), "words": roof.words(limit)}),
+        roof=Part({**limits.as_json(limit), "words": limits.words(limit)}),
         energy=Part({**energy_json(Energy(1.5, 1.2, 1.7, (1.5, 1.2, 1.7), 64)), "words": "1.5"}),
     )
     written = json.loads(results.to_text(document))
     assert problems(schema, written) == []
-    assert from_json(written, "here") == document
+    assert results_from_json(written, "here") == document
 
 
 def test_any_machine_can_be_named(schema: Draft202012Validator, tmp_path: Path) -> None:
@@ -163,7 +174,7 @@ def test_a_field_that_is_gone_is_named() -> None:
     document = to_json(sample_results())
     del document["model"]["size"]
     with pytest.raises(UsageError, match=re.escape("damaged: model.size: missing")):
-        from_json(document, "here")
+        results_from_json(document, "here")
 
 
 @pytest.mark.parametrize(
@@ -198,7 +209,7 @@ def test_numbers_that_json_lacks_are_refused(tmp_path: Path) -> None:
 
 def test_a_newer_document_says_what_to_do() -> None:
     with pytest.raises(UsageError, match="newer") as caught:
-        from_json({"schema": 2, "something": "else"}, "future.json")
+        results_from_json({"schema": 2, "something": "else"}, "future.json")
     assert "update" in caught.value.remedy
 
 
@@ -374,10 +385,10 @@ def test_whatever_is_damaged_is_refused_or_harmless(path: tuple[Any, ...], value
         place = place[step]
     place[path[-1]] = value
     try:
-        found = from_json(document, "damaged.json")
+        found = results_from_json(document, "damaged.json")
     except UsageError as error:
         assert error.remedy
         return
-    assert from_json(json.loads(results.to_text(found)), "again") == found
+    assert results_from_json(json.loads(results.to_text(found)), "again") == found
     assert summary.rows(found) and summary.answer(found)
     assert compare.as_text(compare.compare(found, sample_results()))

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from bitnet_tuning import demo
-from bitnet_tuning.bench.absent import Absent
-from bitnet_tuning.bench.roof import Roof, as_json, bytes_per_token, words
-from bitnet_tuning.gguf import TensorInfo, read_tensors
+from bitnet_tuning.bench.limits import Roof, as_json, bytes_per_token, words
+from bitnet_tuning.bench.samples import Absent
+from bitnet_tuning.model.gguf import TensorInfo, read_tensors
 
 F32, F16, Q8_0, I2_S, UNKNOWN = 0, 1, 8, 36, 38
 

@@ -14,17 +14,16 @@ import pytest
 
 from bitnet_tuning import demo
 from bitnet_tuning._embedded import bench_options, options
-from bitnet_tuning.bench.failure import LONGEST, failure
-from bitnet_tuning.bench.measure import Bench
-from bitnet_tuning.bench.rounds import PP, TG, Run
+from bitnet_tuning.bench.llama_bench import Bench
 from bitnet_tuning.bench.runner import Patience, Place, Runner, find_bench
-from bitnet_tuning.bench.sizes import Sizes
-from bitnet_tuning.engine import EMBEDDED, locate
-from bitnet_tuning.gguf import read_model
-from bitnet_tuning.knowledge import know
-from bitnet_tuning.launch import Captured
-from bitnet_tuning.setting import UPSTREAM, Setting
-from bitnet_tuning.state import State
+from bitnet_tuning.bench.samples import PP, TG, Run, Sizes
+from bitnet_tuning.engine.find import EMBEDDED, locate
+from bitnet_tuning.engine.probe import know
+from bitnet_tuning.launch.death import LONGEST, failure
+from bitnet_tuning.launch.run import Captured
+from bitnet_tuning.model.gguf import read_model
+from bitnet_tuning.plan.setting import UPSTREAM, Setting
+from bitnet_tuning.store.state import State
 from tests.engines import FakeEngine
 from tests.machines import Machine
 from tests.processes import alive, until

@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 import pytest
 
-from bitnet_tuning.bench.asks import Check, Done, Knob, Limits, Measure, Space
-from bitnet_tuning.bench.document import Results
-from bitnet_tuning.bench.rounds import PP, TG, Objective, Round, Run
+from bitnet_tuning.bench.ledger import Check, Done, Knob, Limits, Measure, Space
+from bitnet_tuning.bench.results import Results
+from bitnet_tuning.bench.samples import PP, TG, Objective, Round, Run
 from bitnet_tuning.bench.search import Search
-from bitnet_tuning.bench.session import Session, Tools, phases_of
-from bitnet_tuning.bench.stop import Stop, Stopped
-from bitnet_tuning.setting import UPSTREAM, Change, Setting, with_threads
+from bitnet_tuning.bench.tune import Session, Tools, phases_of
+from bitnet_tuning.launch.stop import Stop, Stopped
+from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting, with_threads
 from tests.bench_samples import sample_results
 
 SPACE = Space(

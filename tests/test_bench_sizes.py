@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_tuning.bench.sizes import PHASE_SECONDS, Sizes, choose_sizes
+from bitnet_tuning.bench.samples import PHASE_SECONDS, Sizes, choose_sizes
 
 
 def test_a_laptop_gets_short_runs() -> None:

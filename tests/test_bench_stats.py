@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_tuning.bench import stats
-from bitnet_tuning.bench.rounds import PP, TG, Objective, Round, Run
-from bitnet_tuning.bench.stats import FASTER, OPEN, SLOWER, Estimate
+from bitnet_tuning.bench import statistics
+from bitnet_tuning.bench.samples import PP, TG, Objective, Round, Run
+from bitnet_tuning.bench.statistics import FASTER, OPEN, SLOWER, Estimate
 
 SPEEDS = st.lists(st.floats(0.1, 100), min_size=1, max_size=15)
 RESAMPLES = 20_000
@@ -37,7 +37,7 @@ def test_the_interval_is_what_many_resamples_give(count: int) -> None:
     source = random.Random(count)
     values = [source.lognormvariate(0, 0.3) for _ in range(count)]
     resamples = [median(source.choices(values, k=count)) for _ in range(RESAMPLES)]
-    found = stats.estimate(values)
+    found = statistics.estimate(values)
     below, above = (sum(each < end for each in resamples) for end in (found.low, found.high))
     assert found.median == median(values)
     assert found.count == count
@@ -55,7 +55,7 @@ def test_an_unpaired_ratio_is_what_many_resamples_give() -> None:
         median(source.choices(first, k=10)) / median(source.choices(second, k=7))
         for _ in range(RESAMPLES)
     ]
-    found = stats.unpaired(first, second)
+    found = statistics.unpaired(first, second)
     assert (found.low, found.high) == pytest.approx(quantiles(resamples), rel=0.02)
     assert found.median == pytest.approx(median(first) / median(second))
     assert found.count == 7
@@ -65,13 +65,13 @@ def test_an_unpaired_ratio_is_what_many_resamples_give() -> None:
 def test_the_interval_holds_the_median_and_keeps_within_the_values(
     values: list[float], level: float
 ) -> None:
-    found = stats.estimate(values, level)
+    found = statistics.estimate(values, level)
     assert min(values) <= found.low <= found.median <= found.high <= max(values)
 
 
 @given(SPEEDS)
 def test_ratios_turned_round_turn_the_estimate_round(values: list[float]) -> None:
-    found, turned = stats.ratio(values), stats.ratio([1 / each for each in values])
+    found, turned = statistics.ratio(values), statistics.ratio([1 / each for each in values])
     assert (turned.median, turned.low, turned.high) == pytest.approx(
         (1 / found.median, 1 / found.high, 1 / found.low)
     )
@@ -81,25 +81,25 @@ def test_ratios_turned_round_turn_the_estimate_round(values: list[float]) -> Non
 def test_unpaired_samples_turned_round_turn_the_estimate_round(
     a: list[float], b: list[float]
 ) -> None:
-    found, turned = stats.unpaired(a, b), stats.unpaired(b, a)
+    found, turned = statistics.unpaired(a, b), statistics.unpaired(b, a)
     assert turned.median == pytest.approx(1 / found.median)
     assert found.low <= found.high
 
 
 def test_one_outlier_does_not_move_the_interval() -> None:
     calm = [1.0, 1.01, 1.02, 1.03, 1.04, 1.05, 1.06, 1.07, 1.08]
-    assert stats.estimate([*calm[1:], 100.0]).high < 1.1
+    assert statistics.estimate([*calm[1:], 100.0]).high < 1.1
 
 
 @pytest.mark.parametrize(("a", "b"), [([], [1.0]), ([1.0], []), ([0.0], [1.0])])
 def test_no_ratio_of_nothing(a: list[float], b: list[float]) -> None:
     with pytest.raises(ValueError):
-        stats.unpaired(a, b)
+        statistics.unpaired(a, b)
 
 
 def test_no_median_of_nothing() -> None:
     with pytest.raises(ValueError):
-        stats.estimate([])
+        statistics.estimate([])
 
 
 def test_ratios_are_paired_by_round() -> None:
@@ -110,27 +110,27 @@ def test_ratios_are_paired_by_round() -> None:
         a_round(("default", None), ("a", 12.0)),
         a_round(("default", 4.0), ("a", 11.0), ("default", 25.0)),
     ]
-    assert stats.ratios(rounds, "a", "default", Objective()) == pytest.approx([1.2, 1.2, 1.1])
-    assert stats.ratios(rounds, "a", "default", Objective(PP)) == []
+    assert statistics.ratios(rounds, "a", "default", Objective()) == pytest.approx([1.2, 1.2, 1.1])
+    assert statistics.ratios(rounds, "a", "default", Objective(PP)) == []
 
 
 def test_noise_is_the_reference_against_itself_both_ways() -> None:
     rounds = [a_round(("default", 10.0), ("a", 1.0), ("default", 12.0))] * 4
-    assert stats.itself(rounds, "default", Objective()) == pytest.approx([1.2] * 4)
-    found = stats.noise(rounds, "default", Objective())
+    assert statistics.itself(rounds, "default", Objective()) == pytest.approx([1.2] * 4)
+    found = statistics.noise(rounds, "default", Objective())
     assert found is not None
     assert found == pytest.approx((1.0, 1 / 1.2, 1.2, 4))
-    assert stats.noise([a_round(("default", 1.0))], "default", Objective()) is None
+    assert statistics.noise([a_round(("default", 1.0))], "default", Objective()) is None
 
 
 def test_the_floor_sinks_with_more_rounds_but_not_below_the_least() -> None:
     pairs = [0.9, 1.2, 1.05, 0.8, 1.0, 1.1]
-    floors = [stats.floor(pairs, count) for count in (6, 24, 96, 400)]
+    floors = [statistics.floor(pairs, count) for count in (6, 24, 96, 400)]
     assert all(floors)
     assert floors == sorted(floors, key=lambda each: -(each or 0))
-    assert stats.floor([1.0] * 6, 6) == stats.FLOOR_LEAST
-    assert stats.floor(pairs[:2], 6) is None
-    turned = stats.floor([1 / each for each in pairs], 24)
+    assert statistics.floor([1.0] * 6, 6) == statistics.FLOOR_LEAST
+    assert statistics.floor(pairs[:2], 6) is None
+    turned = statistics.floor([1 / each for each in pairs], 24)
     assert turned == pytest.approx(floors[1])
 
 
@@ -149,4 +149,4 @@ def test_the_floor_sinks_with_more_rounds_but_not_below_the_least() -> None:
 def test_a_verdict_needs_the_whole_interval_and_rounds(
     found: Estimate, floor: float | None, expected: str
 ) -> None:
-    assert stats.verdict(found, floor) == expected
+    assert statistics.verdict(found, floor) == expected

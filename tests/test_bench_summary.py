@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from bitnet_tuning.bench import curves, stats
-from bitnet_tuning.bench.document import CheckFacts, Results
-from bitnet_tuning.bench.rounds import PP, TG, Objective, Round, Run
-from bitnet_tuning.bench.stats import Estimate
+from bitnet_tuning.bench import plots, statistics
+from bitnet_tuning.bench.results import CheckFacts, Results
+from bitnet_tuning.bench.samples import PP, TG, Objective, Round, Run
+from bitnet_tuning.bench.statistics import Estimate
 from bitnet_tuning.bench.summary import (
     CLAIM,
     TOO_FEW,
@@ -73,7 +73,7 @@ def test_the_winners_verdict_is_the_decisions() -> None:
     estimate = Estimate(1.5, 1.4, 1.6, 99)
     changed = results._replace(decision=results.decision._replace(estimate=estimate))
     row = by_name(changed)[WINNER]
-    assert (row.to_default, row.verdict) == (estimate, stats.FASTER)
+    assert (row.to_default, row.verdict) == (estimate, statistics.FASTER)
 
 
 def test_who_lost_its_duel_is_not_judged_by_the_search() -> None:
@@ -103,7 +103,7 @@ def test_a_clear_difference_is_told_apart_once_the_noise_is_known() -> None:
         made.add("threads", ["default", "4 threads", "12 threads", "default"], SPEEDS)
     results = sample_results()._replace(rounds=tuple(made.rounds), decision=None)
     found = by_name(results)
-    assert found["12 threads"].verdict == stats.SLOWER
+    assert found["12 threads"].verdict == statistics.SLOWER
     assert found["4 threads"].verdict == UNCONFIRMED, "only a duel tells the best by chance"
     assert found["default"].verdict == ""
     single = tuple(each._replace(runs=each.runs[:3]) for each in results.rounds)
@@ -196,7 +196,7 @@ def test_three_digits_count(number: float, text: str) -> None:
 
 
 def test_curves_hold_what_differs_in_threads_alone() -> None:
-    generation, prompts = curves.scalings(sample_results())
+    generation, prompts = plots.scalings(sample_results())
     assert [point.threads for point in generation.points] == [1, 2, 4, 6, 8, 12]
     assert [point.threads for point in prompts.points] == [1, 2, 4, 8, 12]
     assert [point.threads for point in generation.points if point.default] == [6]
@@ -208,7 +208,7 @@ def test_curves_hold_what_differs_in_threads_alone() -> None:
 def test_the_same_threads_are_one_point() -> None:
     """The default's 12 threads for prompts, and those of "12 threads"."""
     results = sample_results()
-    prompts = curves.scalings(results)[1]
+    prompts = plots.scalings(results)[1]
     runs = [run for each in results.rounds for run in each.runs]
     both = [run for run in runs if run.setting in ("default", "12 threads")]
     assert prompts.points[-1].speed.count == len(both)
@@ -216,16 +216,16 @@ def test_the_same_threads_are_one_point() -> None:
 
 def test_one_count_of_threads_is_no_curve() -> None:
     results = exact(sample_results(), [("threads", {"default": 10.0, "upstream": 5.0})])
-    assert curves.scalings(results) == ()
+    assert plots.scalings(results) == ()
 
 
 def test_settings_that_are_out_are_in_no_plot() -> None:
     results = sample_results()
-    names = [bar.name for bar in curves.forest(results, rows(results)).bars]
+    names = [bar.name for bar in plots.forest(results, rows(results)).bars]
     assert names[:2] == [WINNER, "upstream"]
     assert "4 threads + flash attention" not in names and "default" not in names
     wrong = results._replace(checks=(CheckFacts("4 threads", "other words", 3),))
-    assert 4 not in [point.threads for point in curves.scalings(wrong)[0].points]
+    assert 4 not in [point.threads for point in plots.scalings(wrong)[0].points]
 
 
 def test_the_slowest_of_very_many_are_left_out() -> None:
@@ -235,6 +235,6 @@ def test_the_slowest_of_very_many_are_left_out() -> None:
     full = exact(
         results._replace(settings={**SETTINGS, **many}), [("threads", {"default": 20.0, **speeds})]
     )
-    found = curves.forest(full, rows(full))
-    assert (len(found.bars), found.left_out) == (curves.MOST_BARS, 40 - curves.MOST_BARS)
+    found = plots.forest(full, rows(full))
+    assert (len(found.bars), found.left_out) == (plots.MOST_BARS, 40 - plots.MOST_BARS)
     assert found.bars[0].name == "setting 39"

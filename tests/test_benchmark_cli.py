@@ -17,7 +17,7 @@ import pytest
 
 from bitnet_tuning import demo
 from bitnet_tuning.bench.results import load, save
-from bitnet_tuning.engine import has_embedded
+from bitnet_tuning.engine.find import has_embedded
 from tests.bench_samples import sample_results
 from tests.engines import FakeEngine
 

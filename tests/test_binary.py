@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning import binary
-from bitnet_tuning.probe import trace_libraries
+from bitnet_tuning.engine import binary
+from bitnet_tuning.engine.probe import trace_libraries
 
 ELF = b"\x7fELF\2\1\1" + bytes(57)
 GGML = b"\0ggml_init\0"

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning.command import Plan
-from bitnet_tuning.engine import Engine
-from bitnet_tuning.host import Host, Privileges
-from bitnet_tuning.openmp import GOMP, LLVM, MSVC, NONE
-from bitnet_tuning.plan import Facts, make_plan
-from bitnet_tuning.request import Request
+from bitnet_tuning.engine.find import Engine
+from bitnet_tuning.machine.host import Host
+from bitnet_tuning.machine.limits import Privileges
+from bitnet_tuning.plan.command import Facts, Plan
+from bitnet_tuning.plan.openmp import GOMP, LLVM, MSVC, NONE
+from bitnet_tuning.plan.plan import make_plan
+from bitnet_tuning.plan.request import Request
 from tests.machines import Machine
 from tests.profile_samples import ENGINE, MODEL
 from tests.test_plan import a_host, a_hybrid_host

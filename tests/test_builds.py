@@ -13,17 +13,28 @@ from typing import Any
 import pytest
 
 from bitnet_tuning import demo
-from bitnet_tuning import engine as engines
-from bitnet_tuning.builds import FASTER, OPEN, OUT, SLOWER, Ranked, build_name, choose_build
-from bitnet_tuning.cli.inference import find_builds, find_engine, find_pair
-from bitnet_tuning.engine import Engine, Location, checkout_of, locate, locate_all
+from bitnet_tuning.engine import find as engines
+from bitnet_tuning.engine.builds import (
+    FASTER,
+    KIND,
+    OPEN,
+    OUT,
+    SLOWER,
+    Found,
+    Ranked,
+    build_name,
+    choose_build,
+    load_fastest,
+    store_fastest,
+)
+from bitnet_tuning.engine.find import Engine, Location, checkout_of, locate, locate_all
+from bitnet_tuning.engine.probe import know
 from bitnet_tuning.errors import UnsupportedError
-from bitnet_tuning.fastest import KIND, Found, load_fastest, store_fastest
-from bitnet_tuning.ggml_types import ModelFile
-from bitnet_tuning.gguf import read_model
-from bitnet_tuning.host import Host
-from bitnet_tuning.knowledge import know
-from bitnet_tuning.state import State
+from bitnet_tuning.machine.host import Host
+from bitnet_tuning.model.gguf import read_model
+from bitnet_tuning.model.types import ModelFile
+from bitnet_tuning.prepare import find_builds, find_engine, find_pair
+from bitnet_tuning.store.state import State
 from tests.engines import FakeEngine
 from tests.machines import Machine, x86_entries
 
@@ -425,7 +436,7 @@ def test_its_folder_names_what_a_dead_build_needs(checkout: Path, tmp_path: Path
 
 def test_the_build_that_was_chosen_is_the_one_that_runs(checkout: Path, state: State) -> None:
     """By the journal of every fake; the measurement is of this very machine."""
-    from bitnet_tuning.host import read_host  # noqa: PLC0415
+    from bitnet_tuning.machine.host import read_host  # noqa: PLC0415
 
     fakes = {name: FakeEngine(checkout, build=name).isa("AVX2") for name in ("build", "build-b")}
     assert run(checkout).returncode == 0

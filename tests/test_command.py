@@ -6,10 +6,9 @@ import sys
 
 import pytest
 
-from bitnet_tuning.command import build_command
-from bitnet_tuning.engine import Engine, Location
-from bitnet_tuning.plan import Plan
-from bitnet_tuning.request import Request
+from bitnet_tuning.engine.find import Engine, Location
+from bitnet_tuning.plan.command import Plan, build_command
+from bitnet_tuning.plan.request import Request
 
 COMMON = {"-m", "-p", "-f", "-n", "-t", "-tb", "-c", "--temp", "-b", "-ub", "--mlock"}
 FIRST_FLAGS = frozenset(COMMON | {"-cnv", "--no-escape", "--simple-io"})

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from bitnet_tuning.cpulist import MAX_CPU, format_list, format_mask, parse_list, parse_mask
+from bitnet_tuning.machine.root import MAX_CPU, format_list, format_mask, parse_list, parse_mask
 
 
 @pytest.mark.parametrize(

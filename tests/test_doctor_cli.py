@@ -16,13 +16,11 @@ import pytest
 
 from bitnet_tuning import demo
 from bitnet_tuning.__main__ import main
-from bitnet_tuning.bench import snapshot
-from bitnet_tuning.cli import doctor_facts
-from bitnet_tuning.cli.doctor_table import as_text, show
-from bitnet_tuning.doctor import examine, finding
-from bitnet_tuning.doctor.facts import Problem
-from bitnet_tuning.doctor.finding import Finding, Knob, Verdict
+from bitnet_tuning.cli.doctor import as_text, show
+from bitnet_tuning.doctor import case, examine, gather
+from bitnet_tuning.doctor.case import Finding, Knob, Problem, Verdict
 from bitnet_tuning.errors import UsageError
+from bitnet_tuning.machine import conditions
 from tests.conftest import REPOSITORY
 from tests.doctor_cases import case_of, laptop
 from tests.engines import FakeEngine
@@ -47,7 +45,7 @@ def machine(tmp_path: Path) -> Machine:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot, "spin", lambda seconds: None)
+    monkeypatch.setattr(conditions, "spin", lambda seconds: None)
 
 
 def doctor(
@@ -88,19 +86,19 @@ def test_something_bad_comes_first(machine: Machine, capsys: pytest.CaptureFixtu
 
 
 def test_counts_order_and_summary() -> None:
-    assert [it.name for it in finding.ordered(EVERY)] == ["c", "d", "b", "a"]
-    assert finding.counts(EVERY) == {"bad": 1, "warn": 1, "unknown": 1, "good": 1}
-    assert finding.summary(EVERY) == (
+    assert [it.name for it in case.ordered(EVERY)] == ["c", "d", "b", "a"]
+    assert case.counts(EVERY) == {"bad": 1, "warn": 1, "unknown": 1, "good": 1}
+    assert case.summary(EVERY) == (
         "4 checks: 1 bad, 1 to improve, 1 not known, 1 good. Begin with: c."
     )
-    assert finding.summary([]).startswith("0 checks")
-    assert [finding.exit_code(EVERY[:n], strict) for n in (2, 3) for strict in (False, True)] == [
+    assert case.summary([]).startswith("0 checks")
+    assert [case.exit_code(EVERY[:n], strict) for n in (2, 3) for strict in (False, True)] == [
         0,
         0,
         1,
         1,
     ]
-    assert finding.exit_code(EVERY[3:], strict=True) == 2
+    assert case.exit_code(EVERY[3:], strict=True) == 2
 
 
 # For people
@@ -108,14 +106,14 @@ def test_counts_order_and_summary() -> None:
 
 def test_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    text = as_text(finding.ordered(EVERY))
+    text = as_text(case.ordered(EVERY))
     assert text.splitlines()[:3] == [
         "BAD   c  broken",
         "         -> mend it",
         "         (a manual)",
     ]
     assert "somewhere" not in text  # of what is good, nobody asks how that is known
-    assert text.splitlines()[-1] == finding.summary(EVERY)
+    assert text.splitlines()[-1] == case.summary(EVERY)
 
 
 class Terminal(io.StringIO):
@@ -192,7 +190,7 @@ def test_what_cannot_be_read_becomes_a_problem() -> None:
     def fails() -> int:
         raise FileNotFoundError(2, "No such file", "x")
 
-    found = doctor_facts.attempt(fails)
+    found = gather.attempt(fails)
     assert isinstance(found, Problem)
     assert "FileNotFoundError" in found.cause
 
@@ -269,7 +267,7 @@ def test_this_machine(
     """The live path: whatever this machine is like, in time and without a failed check."""
     pytest.importorskip("resource", reason="fake engines are scripts: POSIX")
     fake = FakeEngine(tmp_path / "checkout")
-    monkeypatch.setattr(snapshot, "LOAD_SECONDS", 0.05)
+    monkeypatch.setattr(conditions, "LOAD_SECONDS", 0.05)
     code = main(["doctor", "--json", "--no-selftest", "--engine", str(fake.cli), "-m", demo.I2_S])
     document = json.loads(capsys.readouterr().out)
     assert code in (0, 1)

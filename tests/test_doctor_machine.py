@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning.bench.conditions import Busy
-from bitnet_tuning.host.memory import Memory
-from bitnet_tuning.host.thermal import Temperature
-from bitnet_tuning.host.throttling import Throttling
-from bitnet_tuning.openmp import BINDING, THREAD_COUNTS
+from bitnet_tuning.machine.cgroups import Throttling
+from bitnet_tuning.machine.conditions import Busy
+from bitnet_tuning.machine.memory import Memory
+from bitnet_tuning.machine.power import Temperature
+from bitnet_tuning.plan.openmp import BINDING, THREAD_COUNTS
 from tests import profile_samples as samples
 from tests.doctor_cases import case_of, found_in, laptop, states
 from tests.machines import GIBIBYTE, Machine, x86_entries

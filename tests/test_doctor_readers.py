@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning.host.base_clock import read_base_clock
-from bitnet_tuning.host.kernel_settings import KernelSettings, read_kernel_settings
-from bitnet_tuning.host.locking import LockLimit, read_lock_limit
-from bitnet_tuning.host.mounts import FileSystem, holding, read_mounts
-from bitnet_tuning.host.root import Root
-from bitnet_tuning.host.wsl_config import parse_wsl_config, read_wsl_configs
+from bitnet_tuning.machine.clock import read_base_clock
+from bitnet_tuning.machine.limits import LockLimit, read_lock_limit
+from bitnet_tuning.machine.mounts import FileSystem, holding, read_mounts
+from bitnet_tuning.machine.pages import KernelSettings, read_kernel_settings
+from bitnet_tuning.machine.root import Root
+from bitnet_tuning.machine.wsl import parse_wsl_config, read_wsl_configs
 from tests.machines import Machine
 
 GIBIBYTE = 1 << 30

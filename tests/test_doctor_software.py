@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from bitnet_tuning.cli.doctor_build import read_build
-from bitnet_tuning.doctor.facts import Build, Problem
-from bitnet_tuning.engine import Engine, Location
-from bitnet_tuning.profiles import Stale, Stored
-from bitnet_tuning.selftest import Case as SelftestCase
-from bitnet_tuning.selftest import Report, Result, Variant
+from bitnet_tuning.doctor.case import Build, Problem
+from bitnet_tuning.doctor.gather import read_build
+from bitnet_tuning.engine.find import Engine, Location
+from bitnet_tuning.plan.profiles import Stale, Stored
+from bitnet_tuning.verify.selftest import Case as SelftestCase
+from bitnet_tuning.verify.selftest import Report, Result, Variant
 from tests import profile_samples as samples
 from tests.doctor_cases import NOW, case_of, found_in, laptop, states
 from tests.machines import Machine, x86_entries

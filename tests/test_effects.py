@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from bitnet_tuning.effects import (
+from bitnet_tuning.machine.limits import LockLimit
+from bitnet_tuning.machine.process import Received
+from bitnet_tuning.plan.command import Plan
+from bitnet_tuning.verify.effects import (
     Aim,
     Effect,
     Seen,
@@ -15,9 +18,6 @@ from bitnet_tuning.effects import (
     missed,
     table,
 )
-from bitnet_tuning.host.locking import LockLimit
-from bitnet_tuning.host.received import Received
-from bitnet_tuning.plan import Plan
 
 MIB = 1 << 20
 SIZE = 1000 * MIB

@@ -14,7 +14,7 @@ import pytest
 from bitnet_tuning import demo
 from bitnet_tuning.cli import effects as cli_effects
 from bitnet_tuning.cli.effects import TOO_SOON, UNSEEN
-from bitnet_tuning.host.limits import read_privileges
+from bitnet_tuning.machine.limits import read_privileges
 from tests.engines import FakeEngine
 from tests.machines import Machine
 

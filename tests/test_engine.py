@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from bitnet_tuning import demo
-from bitnet_tuning import engine as engines
-from bitnet_tuning.engine import Location, locate
+from bitnet_tuning.engine import find as engines
+from bitnet_tuning.engine.find import Location, locate
+from bitnet_tuning.engine.probe import know, with_architecture
 from bitnet_tuning.errors import MissingError
-from bitnet_tuning.knowledge import know, with_architecture
-from bitnet_tuning.model import choose_model
-from bitnet_tuning.state import State
+from bitnet_tuning.model.find import choose_model
+from bitnet_tuning.store.state import State
 from tests.engines import FakeEngine
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="programs without a suffix")

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning.host import Host, read_host
-from bitnet_tuning.host.foreign import macos_host
-from bitnet_tuning.host.memory import Memory
-from bitnet_tuning.openmp import BINDING, LLVM, THREAD_COUNTS, choose_variables, exported
-from bitnet_tuning.threads import choose_threads
+from bitnet_tuning.machine.foreign import macos_host
+from bitnet_tuning.machine.host import Host, read_host
+from bitnet_tuning.machine.memory import Memory
+from bitnet_tuning.plan.openmp import BINDING, LLVM, THREAD_COUNTS, choose_variables, exported
+from bitnet_tuning.plan.threads import choose_threads
 from tests.conftest import REPOSITORY
 from tests.machines import CGROUP, CPU, Machine, x86_entries
 

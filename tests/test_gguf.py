@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning import demo, ggml_types
+from bitnet_tuning import demo
 from bitnet_tuning.errors import MissingError
-from bitnet_tuning.gguf import ModelFile, TypeShare, read_model, read_tensors
+from bitnet_tuning.model import types
+from bitnet_tuning.model.gguf import read_model, read_tensors
+from bitnet_tuning.model.types import ModelFile, TypeShare
 from tests.gguf_files import (
     ARRAY,
     F64,
@@ -121,13 +123,13 @@ def test_the_layers_say_what_a_model_is(path: Path, kind: str) -> None:
     ],
 )
 def test_types_by_number(number: int, file_type: int | None, name: str) -> None:
-    assert ggml_types.type_name(number, file_type) == name
+    assert types.type_name(number, file_type) == name
 
 
 @pytest.mark.parametrize(("number", "file_type"), [(39, 38), (38, 39), (39, None), (38, None)])
 def test_mxfp4_is_not_tl2(number: int, file_type: int | None) -> None:
     """llama.cpp's mxfp4 files have tensors of type 39, and 38 as the file's type."""
-    assert ggml_types.type_name(number, file_type) not in ("tl1", "tl2")
+    assert types.type_name(number, file_type) not in ("tl1", "tl2")
 
 
 def test_an_mxfp4_model(path: Path) -> None:
@@ -140,13 +142,13 @@ def test_sizes_are_those_of_the_reference() -> None:
     constants = pytest.importorskip("gguf.constants")
     known = 0
     for number, (block, size) in constants.GGML_QUANT_SIZES.items():
-        if found := ggml_types.tensor_bytes(int(number), 1024 * block):
+        if found := types.tensor_bytes(int(number), 1024 * block):
             assert found == 1024 * size, number
-            assert ggml_types.type_name(int(number), None) == number.name.lower()
+            assert types.type_name(int(number), None) == number.name.lower()
             known += 1
     assert known >= 15
-    assert ggml_types.tensor_bytes(36, 1024) == 1024 // 4 + 32
-    assert ggml_types.tensor_bytes(999, 1024) == 0
+    assert types.tensor_bytes(36, 1024) == 1024 // 4 + 32
+    assert types.tensor_bytes(999, 1024) == 0
 
 
 def test_a_file_of_the_reference_writer(path: Path) -> None:

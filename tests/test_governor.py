@@ -17,8 +17,8 @@ import pytest
 
 from bitnet_tuning import demo
 from bitnet_tuning.governor_record import Ledger
-from bitnet_tuning.host.power import Policy, read_policies
-from bitnet_tuning.host.root import Root
+from bitnet_tuning.machine.clock import Policy, read_policies
+from bitnet_tuning.machine.root import Root
 from tests.engines import FakeEngine
 from tests.machines import CPU, Machine
 from tests.processes import until

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from bitnet_tuning.host import activity
-from bitnet_tuning.host.activity import CpuTimes, own_cpu_seconds, read_cpu_times, read_processes
-from bitnet_tuning.host.clock import Clock, read_clock, read_driver
-from bitnet_tuning.host.root import Root
+from bitnet_tuning.machine import activity
+from bitnet_tuning.machine.activity import CpuTimes, own_cpu_seconds, read_cpu_times, read_processes
+from bitnet_tuning.machine.clock import Clock, read_clock, read_driver
+from bitnet_tuning.machine.root import Root
 from tests.machines import Machine
 
 CPUS = frozenset(range(4))

@@ -13,7 +13,7 @@ import pytest
 
 from bitnet_tuning.__main__ import main
 from bitnet_tuning.cli import host as host_cli
-from bitnet_tuning.host import foreign
+from bitnet_tuning.machine import foreign
 from tests.machines import GIBIBYTE, Machine, x86_entries
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bitnet_tuning.cli.host import host_facts
-from bitnet_tuning.host import read_host
+from bitnet_tuning.machine.host import read_host
 from tests.conftest import REPOSITORY
 
 DUMPS = REPOSITORY.parent / "shared" / "hosts"

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from bitnet_tuning.host import Host, Memory, foreign, read_host
+from bitnet_tuning.machine import foreign
+from bitnet_tuning.machine.host import Host, read_host
+from bitnet_tuning.machine.memory import Memory
 
 GIBIBYTE = 1 << 30
 M1_PRO = {

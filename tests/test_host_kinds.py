@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning.host import Host
+from bitnet_tuning.machine.host import Host
 from tests.machines import Machine, x86_entries
 
 GHZ = 1_000_000

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import pytest
 
-from bitnet_tuning.host import Privileges, read_privileges
-from bitnet_tuning.host.root import Root
+from bitnet_tuning.machine.limits import Privileges, read_privileges
+from bitnet_tuning.machine.root import Root
 from tests.machines import CGROUP, Machine
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning.host import Memory
+from bitnet_tuning.machine.memory import Memory
 from tests.machines import CGROUP, GIBIBYTE, Machine
 
 NO_LIMIT_V1 = 9223372036854771712

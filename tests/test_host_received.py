@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning.host.locking import LockLimit
-from bitnet_tuning.host.received import Received, read_received
-from bitnet_tuning.host.root import Root
-from bitnet_tuning.host.running import Family
+from bitnet_tuning.machine.limits import LockLimit
+from bitnet_tuning.machine.process import Family, Received, read_received
+from bitnet_tuning.machine.root import Root
 from tests.machines import Machine
 
 LIMITS = "Limit  Soft Limit  Hard Limit  Units\nMax locked memory   8388608   8388608   bytes"

@@ -9,18 +9,20 @@ from typing import Any
 
 import pytest
 
-from bitnet_tuning.host import swap
-from bitnet_tuning.host.activity import CpuTimes
-from bitnet_tuning.host.caches import read_last_level_caches
-from bitnet_tuning.host.cgroups import read_cgroups
-from bitnet_tuning.host.clock import Clock
-from bitnet_tuning.host.foreign_state import ForeignState, read_foreign_state
-from bitnet_tuning.host.memory import Memory
-from bitnet_tuning.host.root import Root
-from bitnet_tuning.host.supply import read_on_battery
-from bitnet_tuning.host.swap import Swap, read_swap
-from bitnet_tuning.host.thermal import Temperature, read_temperature, read_throttle_events
-from bitnet_tuning.host.throttling import Throttling, read_throttling
+from bitnet_tuning.machine import memory as swap
+from bitnet_tuning.machine.activity import CpuTimes
+from bitnet_tuning.machine.cgroups import Throttling, read_cgroups, read_throttling
+from bitnet_tuning.machine.clock import Clock
+from bitnet_tuning.machine.foreign import ForeignState, read_foreign_state
+from bitnet_tuning.machine.memory import Memory, Swap, read_swap
+from bitnet_tuning.machine.power import (
+    Temperature,
+    read_on_battery,
+    read_temperature,
+    read_throttle_events,
+)
+from bitnet_tuning.machine.root import Root
+from bitnet_tuning.machine.topology import read_last_level_caches
 from tests.machines import CGROUP, GIBIBYTE, Machine
 
 CPUS = frozenset(range(4))

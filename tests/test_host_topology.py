@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning.host import Host, Node
+from bitnet_tuning.machine.host import Host
+from bitnet_tuning.machine.topology import Node
 from tests.machines import CPU, NODE, Machine, x86_entries
 
 

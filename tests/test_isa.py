@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning import isa
-from bitnet_tuning.build_folder import configured_isa
-from bitnet_tuning.engine import Engine, Location
+from bitnet_tuning.engine import instruction_sets
+from bitnet_tuning.engine.find import Engine, Location
+from bitnet_tuning.engine.instruction_sets import configured_isa
 from bitnet_tuning.errors import UnsupportedError
-from bitnet_tuning.host import Host
-from bitnet_tuning.plan import check_isa
+from bitnet_tuning.machine.host import Host
+from bitnet_tuning.plan.plan import check_isa
 from tests.engines import FakeEngine
 from tests.machines import Machine, x86_entries
 
@@ -60,36 +60,36 @@ def host(tmp_path: Path, flags: str) -> Host:
     ],
 )
 def test_what_a_cpu_lacks_of_a_build(built: set[str], flags: str, missing: tuple[str, ...]) -> None:
-    assert isa.lacking(built, flags.split()) == missing
+    assert instruction_sets.lacking(built, flags.split()) == missing
 
 
 @pytest.mark.parametrize("flags", ["", "something else"])
 def test_of_a_cpu_without_known_flags_nothing_is_said(flags: str) -> None:
-    assert isa.lacking(AVX512, flags.split()) == ()
+    assert instruction_sets.lacking(AVX512, flags.split()) == ()
 
 
 def test_of_another_familys_build_nothing_is_said() -> None:
     """It is run by something that translates, or not at all."""
-    assert isa.lacking(AVX512, GRAVITON_3.split()) == ()
-    assert isa.lacking({"SVE"}, HASWELL.split()) == ()
+    assert instruction_sets.lacking(AVX512, GRAVITON_3.split()) == ()
+    assert instruction_sets.lacking({"SVE"}, HASWELL.split()) == ()
 
 
 def test_an_excerpt_of_flags_implies_what_no_cpu_is_without() -> None:
-    assert isa.lacking(AVX2, ["avx512f"]) == ()
-    assert isa.lacking({"AVX", "SSE3", "SSSE3"}, ["avx2"]) == ()
+    assert instruction_sets.lacking(AVX2, ["avx512f"]) == ()
+    assert instruction_sets.lacking({"AVX", "SSE3", "SSSE3"}, ["avx2"]) == ()
 
 
 def test_names_that_are_no_instruction_sets_do_not_count() -> None:
     names = {"LLAMAFILE", "REPACK", "OPENMP", "SVE_CNT", "AVX2"}
-    assert isa.lacking(names, HASWELL.split()) == ()
-    assert isa.matching(names, HASWELL.split()) == ("AVX2",)
+    assert instruction_sets.lacking(names, HASWELL.split()) == ()
+    assert instruction_sets.matching(names, HASWELL.split()) == ("AVX2",)
 
 
 def test_kernels_spelling_with_and_without_underscores() -> None:
     """avx512vbmi, but avx512_vnni; py-cpuinfo and others write avx512vnni."""
     wanted = {"AVX512_VBMI", "AVX512_VNNI", "AVX_VNNI"}
-    assert isa.lacking(wanted, ["avx512vbmi", "avx512_vnni", "avx_vnni"]) == ()
-    assert isa.lacking(wanted, ["avx512_vbmi", "avx512vnni", "avxvnni"]) == ()
+    assert instruction_sets.lacking(wanted, ["avx512vbmi", "avx512_vnni", "avx_vnni"]) == ()
+    assert instruction_sets.lacking(wanted, ["avx512_vbmi", "avx512vnni", "avxvnni"]) == ()
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_kernels_spelling_with_and_without_underscores() -> None:
     ],
 )  # fmt: skip
 def test_what_a_compilers_flags_build_for(flags: str, names: str) -> None:
-    assert isa.of_compiler(flags.split()) == set(names.split())
+    assert instruction_sets.of_compiler(flags.split()) == set(names.split())
 
 
 # Read from the folder of a build
@@ -180,38 +180,38 @@ def test_a_build_that_picks_its_kernels_at_its_start_is_not_refused(tmp_path: Pa
     files = tuple(library.format(name) for name in ("haswell", "icelake"))
     engine = ENGINE._replace(files=(*ENGINE.files, *files))
     check_isa(engine, host(tmp_path, HASWELL))
-    assert not isa.chooses_itself(ENGINE._replace(files=("/b/libggml-cpu.so.0",)))
+    assert not instruction_sets.chooses_itself(ENGINE._replace(files=("/b/libggml-cpu.so.0",)))
 
 
 def test_names_that_come_from_the_cpu_refuse_nothing() -> None:
     """On ARM bitnet.cpp prints what the CPU has, whatever it is built for."""
     moved = ENGINE._replace(isa=frozenset(("NEON", "SVE", "MATMUL_INT8")), ran=True)
-    assert isa.refusal(moved, PI_4.split()) is None
+    assert instruction_sets.refusal(moved, PI_4.split()) is None
     built = ENGINE._replace(isa=frozenset(("NEON", "DOTPROD")), cpu=frozenset(("asimd",)))
-    assert isa.refusal(built._replace(ran=False), ("asimd",)) is not None
+    assert instruction_sets.refusal(built._replace(ran=False), ("asimd",)) is not None
 
 
 # What a plan says of it
 
 
 def test_the_reason_says_that_i2_s_gains_nothing_and_what_does() -> None:
-    said = isa.reason(ENGINE._replace(isa=AVX2), ICELAKE.split(), "i2_s")
+    said = instruction_sets.reason(ENGINE._replace(isa=AVX2), ICELAKE.split(), "i2_s")
     assert said.startswith("built for AVX, F16C, FMA, AVX2")
     assert "not for this CPU's AVX512, AVX512_VBMI, AVX512_VNNI" in said
     assert "i2_s has kernels for AVX2 and NEON only: AVX-512 gains nothing" in said
     assert "F16 and F32" in said and "attention" in said and "output matrix" in said
-    assert "not for" not in isa.reason(ENGINE, SKYLAKE.split(), "i2_s")
-    assert "gains nothing" not in isa.reason(ENGINE, SKYLAKE.split(), "q4_0")
-    assert "AVX" not in isa.reason(
+    assert "not for" not in instruction_sets.reason(ENGINE, SKYLAKE.split(), "i2_s")
+    assert "gains nothing" not in instruction_sets.reason(ENGINE, SKYLAKE.split(), "q4_0")
+    assert "AVX" not in instruction_sets.reason(
         ENGINE._replace(isa=frozenset(("NEON",))), GRAVITON_3.split(), "i2_s"
     )
-    assert "not known" in isa.reason(ENGINE._replace(isa=frozenset()), (), "i2_s")
+    assert "not known" in instruction_sets.reason(ENGINE._replace(isa=frozenset()), (), "i2_s")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="fake engines are scripts")
 def test_the_sources_of_a_folder_do_not_matter_where_the_engine_speaks(tmp_path: Path) -> None:
-    from bitnet_tuning.knowledge import know  # noqa: PLC0415
-    from bitnet_tuning.state import State  # noqa: PLC0415
+    from bitnet_tuning.engine.probe import know  # noqa: PLC0415
+    from bitnet_tuning.store.state import State  # noqa: PLC0415
 
     fake = FakeEngine(tmp_path / "checkout").isa("AVX2").configured("AVX512")
     assert know(Location(str(fake.cli), "found"), State(str(tmp_path / "s"))).isa == {"AVX2"}

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning import demo, launch, ties
+from bitnet_tuning import demo
 from bitnet_tuning.errors import UnsupportedError
-from bitnet_tuning.launch import Launch
+from bitnet_tuning.launch import lifeline
+from bitnet_tuning.launch import run as launch
+from bitnet_tuning.launch.program import Launch
 from tests.engines import FakeEngine
 from tests.processes import alive, until
 
@@ -226,7 +228,7 @@ launch.run(launch.Launch((sys.executable, "-c", engine), {{}}))
 def test_a_watcher_ends_with_its_engine(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ties.Lifeline, "_arm", lambda self: False)
+    monkeypatch.setattr(lifeline.Lifeline, "_arm", lambda self: False)
     assert launch.run(Launch((str(engine.cli), "-m", "x", "-p", "a"), {})).code == 0
     with pytest.raises(ChildProcessError):  # nobody is left to wait for
         os.waitpid(-1, os.WNOHANG)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from bitnet_tuning.command import Plan
-from bitnet_tuning.engine import Engine
-from bitnet_tuning.host import Privileges
-from bitnet_tuning.host.huge import HugePages, parse_glibc
-from bitnet_tuning.memory_need import need_of
-from bitnet_tuning.plan import Facts, make_plan
-from bitnet_tuning.request import Request
+from bitnet_tuning.engine.find import Engine
+from bitnet_tuning.machine.limits import Privileges
+from bitnet_tuning.machine.pages import HugePages, parse_glibc
+from bitnet_tuning.plan.command import Facts, Plan
+from bitnet_tuning.plan.memory import need_of
+from bitnet_tuning.plan.plan import make_plan
+from bitnet_tuning.plan.request import Request
 from tests.profile_samples import ENGINE, GIBIBYTE, MODEL
 from tests.test_plan import a_host
 

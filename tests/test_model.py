@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning import demo, gguf
+from bitnet_tuning import demo
 from bitnet_tuning.errors import MissingError
-from bitnet_tuning.ggml_types import ModelFile
-from bitnet_tuning.model import DEFAULT, Choice, choose_model, know
-from bitnet_tuning.state import State
+from bitnet_tuning.model import gguf
+from bitnet_tuning.model.find import DEFAULT, Choice, choose_model, know
+from bitnet_tuning.model.types import ModelFile
+from bitnet_tuning.store.state import State
 from tests.gguf_files import write_bitnet
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bitnet_tuning.openmp import (
+from bitnet_tuning.plan.openmp import (
     BINDING,
     BLOCKTIME_MS,
     GOMP,

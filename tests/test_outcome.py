@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bitnet_tuning.outcome import Speed, Timings, explain, parse_timings
+from bitnet_tuning.launch.death import Speed, Timings, explain, parse_timings
 
 GIBIBYTE = 1 << 30
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning.host.page_cache import cached_nodes, parse_numa_maps
-from bitnet_tuning.host.root import Root
+from bitnet_tuning.machine.pages import cached_nodes, parse_numa_maps
+from bitnet_tuning.machine.root import Root
 from tests.machines import Machine
 
 MAPS = """\

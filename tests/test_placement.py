@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from bitnet_tuning.command import Plan
-from bitnet_tuning.engine import Engine
-from bitnet_tuning.placement import chosen_cores
-from bitnet_tuning.plan import Facts, make_plan
-from bitnet_tuning.request import Request
+from bitnet_tuning.engine.find import Engine
+from bitnet_tuning.plan.command import Facts, Plan
+from bitnet_tuning.plan.placement import chosen_cores
+from bitnet_tuning.plan.plan import make_plan
+from bitnet_tuning.plan.request import Request
 from tests.machines import GIBIBYTE, NODE, Machine
 from tests.profile_samples import ENGINE, MODEL
 

@@ -6,13 +6,17 @@ from collections.abc import Mapping
 
 import pytest
 
-from bitnet_tuning.cli.show import plan_facts, shell_line
-from bitnet_tuning.engine import Engine, Location
+from bitnet_tuning.cli.plan import plan_facts, shell_line
+from bitnet_tuning.engine.find import Engine, Location
 from bitnet_tuning.errors import UnsupportedError, UsageError
-from bitnet_tuning.gguf import ModelFile
-from bitnet_tuning.host import Core, Host, Hybrid, Memory, Node, Privileges
-from bitnet_tuning.plan import Facts, Plan, make_plan
-from bitnet_tuning.request import Request
+from bitnet_tuning.machine.host import Host
+from bitnet_tuning.machine.limits import Privileges
+from bitnet_tuning.machine.memory import Memory
+from bitnet_tuning.machine.topology import Core, Hybrid, Node
+from bitnet_tuning.model.types import ModelFile
+from bitnet_tuning.plan.command import Facts, Plan
+from bitnet_tuning.plan.plan import make_plan
+from bitnet_tuning.plan.request import Request
 
 GIBIBYTE = 1 << 30
 CONTRACT = (

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning import demo, launch, probe
-from bitnet_tuning.engine import Engine, Location
-from bitnet_tuning.knowledge import know
-from bitnet_tuning.probe import parse_flags, parse_system_info, parse_version
-from bitnet_tuning.state import State
+from bitnet_tuning import demo
+from bitnet_tuning.engine import probe
+from bitnet_tuning.engine.find import Engine, Location
+from bitnet_tuning.engine.probe import know, parse_flags, parse_system_info, parse_version
+from bitnet_tuning.launch import run as launch
+from bitnet_tuning.store.state import State
 from tests.engines import FakeEngine
 
 REPO = Path(__file__).resolve().parents[1]
@@ -293,7 +294,7 @@ def test_a_full_or_read_only_disk_is_one_warning(
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("bitnet_tuning.state.write_atomically", refuse)
+    monkeypatch.setattr("bitnet_tuning.store.state.write_atomically", refuse)
     engine, state = ask(fake, own_state)
     assert "-tb" in engine.flags
     assert state.warning is not None and os.strerror(number) in state.warning
@@ -372,9 +373,9 @@ def test_many_runs_may_share_a_state_folder(tmp_path: Path) -> None:
     fake, home = FakeEngine(tmp_path / "checkout"), tmp_path / "home"
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from bitnet_tuning.engine import Location\n"
-        "from bitnet_tuning.knowledge import know\n"
-        "from bitnet_tuning.state import State\n"
+        "from bitnet_tuning.engine.find import Location\n"
+        "from bitnet_tuning.engine.probe import know\n"
+        "from bitnet_tuning.store.state import State\n"
         "state = State(sys.argv[3])\n"
         "engine = know(Location(sys.argv[2], 'found'), state)\n"
         "print(len(engine.flags), state.warning)\n"

@@ -15,11 +15,9 @@ from typing import Any
 
 import pytest
 
-from bitnet_tuning.engine import Engine
-from bitnet_tuning.lock import locked
-from bitnet_tuning.profile import fingerprint, load
-from bitnet_tuning.profile_record import Profile, as_record, claim, from_record
-from bitnet_tuning.profiles import (
+from bitnet_tuning.engine.find import Engine
+from bitnet_tuning.plan.profile import Profile, as_record, claim, fingerprint, from_record, load
+from bitnet_tuning.plan.profiles import (
     Stored,
     find_stale,
     id_of,
@@ -29,7 +27,7 @@ from bitnet_tuning.profiles import (
     stored_profiles,
     what_changed,
 )
-from bitnet_tuning.state import State
+from bitnet_tuning.store.state import State, locked
 from tests import profile_samples as samples
 from tests.machines import Machine, x86_entries
 from tests.profile_samples import EVIDENCE, GIBIBYTE, MODEL, SETTING

@@ -14,13 +14,13 @@ import pytest
 
 from bitnet_tuning import demo
 from bitnet_tuning.__main__ import main
-from bitnet_tuning.cli.inference import find_pair
-from bitnet_tuning.engine import Engine
-from bitnet_tuning.host import Host, read_host
-from bitnet_tuning.model import Choice
-from bitnet_tuning.profile_record import Profile
-from bitnet_tuning.profiles import engine_key, id_of, store, stored_profiles
-from bitnet_tuning.state import State
+from bitnet_tuning.engine.find import Engine
+from bitnet_tuning.machine.host import Host, read_host
+from bitnet_tuning.model.find import Choice
+from bitnet_tuning.plan.profile import Profile
+from bitnet_tuning.plan.profiles import engine_key, id_of, store, stored_profiles
+from bitnet_tuning.prepare import find_pair
+from bitnet_tuning.store.state import State
 from tests import profile_samples as samples
 from tests.engines import FakeEngine
 from tests.machines import Machine

@@ -342,7 +342,7 @@ def test_the_governor_is_back_when_all_prompts_are_answered(
     prompts.write(["a", "b"])
     code = (
         f"import sys; sys.path.insert(0, {str(REPO)!r})\n"
-        "from bitnet_tuning.cli.run_optimized import main\n"
+        "from bitnet_tuning.console.run_optimized import main\n"
         "sys.exit(main(sys.argv[2:], root=sys.argv[1]))"
     )
     flags = prompts.command("--set-governor")[2:]

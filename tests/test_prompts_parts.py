@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from bitnet_tuning.command import Plan
 from bitnet_tuning.errors import UsageError
-from bitnet_tuning.ggml_types import ModelFile
+from bitnet_tuning.model.types import ModelFile
+from bitnet_tuning.plan.command import Plan
+from bitnet_tuning.plan.request import Request
 from bitnet_tuning.prompts import answers, journal, memory
 from bitnet_tuning.prompts import measure as measuring
 from bitnet_tuning.prompts.answers import Answer, Order
@@ -31,7 +32,6 @@ from bitnet_tuning.prompts.slots import (
     repeatable,
     tokens_for,
 )
-from bitnet_tuning.request import Request
 
 REQUEST = Request()
 

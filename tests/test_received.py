@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from bitnet_tuning import demo
-from bitnet_tuning.command import memory_policy
-from bitnet_tuning.host.huge import read_huge_pages
-from bitnet_tuning.host.limits import read_privileges
-from bitnet_tuning.host.root import Root
-from bitnet_tuning.launch import capture
-from bitnet_tuning.loading import FIRST_GLIBC, HUGE_PAGES
+from bitnet_tuning.launch.run import capture
+from bitnet_tuning.machine.limits import read_privileges
+from bitnet_tuning.machine.pages import read_huge_pages
+from bitnet_tuning.machine.root import Root
+from bitnet_tuning.plan.command import memory_policy
+from bitnet_tuning.plan.memory import FIRST_GLIBC, HUGE_PAGES
 from tests.engines import FakeEngine
 from tests.machines import NODE, Machine
 

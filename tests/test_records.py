@@ -8,10 +8,10 @@ import typing
 
 import pytest
 
-from bitnet_tuning import records
+from bitnet_tuning import namedtuple
 
 
-class Ours(records.NamedTuple):
+class Ours(namedtuple.NamedTuple):
     """A record."""
 
     first: int

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning import demo, selftest
-from bitnet_tuning.engine import EMBEDDED, Engine, Location, locate
-from bitnet_tuning.gguf import read_tensors
-from bitnet_tuning.host import read_host
-from bitnet_tuning.knowledge import know
-from bitnet_tuning.selftest import Case, Report, Result, Variant
-from bitnet_tuning.state import State
+from bitnet_tuning import demo
+from bitnet_tuning.engine.find import EMBEDDED, Engine, Location, locate
+from bitnet_tuning.engine.probe import know
+from bitnet_tuning.machine.host import read_host
+from bitnet_tuning.model.gguf import read_tensors
+from bitnet_tuning.store.state import State
+from bitnet_tuning.verify import selftest
+from bitnet_tuning.verify.selftest import Case, Report, Result, Variant
 from tests.engines import FakeEngine
 from tests.machines import Machine
 

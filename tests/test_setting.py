@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_tuning.cpulist import format_list
-from bitnet_tuning.setting import (
+from bitnet_tuning.machine.root import format_list
+from bitnet_tuning.plan.setting import (
     UPSTREAM,
     Change,
     Setting,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning.state import SCHEMA, State, default_folder, digest, write_atomically
+from bitnet_tuning.store.state import SCHEMA, State, default_folder, digest, write_atomically
 
 
 @pytest.fixture

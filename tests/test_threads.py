@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from bitnet_tuning.errors import UsageError
-from bitnet_tuning.host import Host
-from bitnet_tuning.openmp import BINDING, THREAD_COUNTS
-from bitnet_tuning.threads import MOST_THREADS, Threads, best_count, choose_threads
+from bitnet_tuning.machine.host import Host
+from bitnet_tuning.plan.openmp import BINDING, THREAD_COUNTS
+from bitnet_tuning.plan.threads import MOST_THREADS, Threads, best_count, choose_threads
 from tests.machines import Machine
 
 SOURCED = {**dict.fromkeys(THREAD_COUNTS, "3"), **BINDING}

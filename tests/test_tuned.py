@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning.command import Plan, setting_of
-from bitnet_tuning.engine import Engine
-from bitnet_tuning.host import Privileges
-from bitnet_tuning.openmp import BINDING
-from bitnet_tuning.plan import Facts, apply_setting, make_plan
-from bitnet_tuning.profile_record import EngineKey
-from bitnet_tuning.request import Request
-from bitnet_tuning.setting import Setting
+from bitnet_tuning.engine.find import Engine
+from bitnet_tuning.machine.limits import Privileges
+from bitnet_tuning.plan.command import Facts, Plan, apply_setting, setting_of
+from bitnet_tuning.plan.openmp import BINDING
+from bitnet_tuning.plan.plan import make_plan
+from bitnet_tuning.plan.profile import EngineKey
+from bitnet_tuning.plan.request import Request
+from bitnet_tuning.plan.setting import Setting
 from tests import profile_samples as samples
 from tests.machines import Machine
 from tests.profile_samples import BOUND, CLAIM, ENGINE, GIBIBYTE, MODEL, SETTING

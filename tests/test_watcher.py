@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning import launch
 from bitnet_tuning.errors import UnsupportedError
-from bitnet_tuning.launch import Launch
+from bitnet_tuning.launch import run as launch
+from bitnet_tuning.launch.program import Launch
 from tests.engines import FakeEngine
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX processes")

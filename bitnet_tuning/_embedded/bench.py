@@ -13,7 +13,7 @@ from bitnet_tuning._embedded.bench_options import BenchOptions, Config, Test
 from bitnet_tuning._embedded.errors import EngineError
 from bitnet_tuning._embedded.timings import Timings
 from bitnet_tuning.errors import TuningError
-from bitnet_tuning.gguf import read_model
+from bitnet_tuning.model.gguf import read_model
 
 NS_PER_MS = 1e6
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from bitnet_tuning._embedded.bench_options import BenchOptions, Config, Test
 from bitnet_tuning._embedded.binding import build_info
-from bitnet_tuning.gguf import read_model
+from bitnet_tuning.model.gguf import read_model
 
 FLASH = {"auto": -1, "off": 0, "on": 1}
 """As llama-bench writes them."""

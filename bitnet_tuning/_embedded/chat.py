@@ -12,7 +12,7 @@ from bitnet_tuning._embedded.errors import ContextFullError
 from bitnet_tuning._embedded.options import Options
 from bitnet_tuning._embedded.timings import Timings
 from bitnet_tuning.errors import TuningError
-from bitnet_tuning.gguf import read_model
+from bitnet_tuning.model.gguf import read_model
 
 MARKER = b"\n> "
 # For a model that brings no template of its own.

@@ -17,7 +17,7 @@ from bitnet_tuning._embedded.errors import ContextFullError, EngineError
 from bitnet_tuning._embedded.listener import guarded
 from bitnet_tuning._embedded.timings import Timings
 from bitnet_tuning.errors import TuningError
-from bitnet_tuning.gguf import read_model
+from bitnet_tuning.model.gguf import read_model
 
 # How long a wait for the next piece may go on before Python looks for signals.
 # Only Windows needs it: elsewhere a signal ends the wait.

@@ -91,11 +91,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _serve(options: Options, own: ServerOptions) -> int:
     from bitnet_tuning._embedded.binding import Setup, fill, load_binding  # noqa: PLC0415
-    from bitnet_tuning._embedded.engine import (  # noqa: PLC0415 (loading is not for help's sake)
-        check_readable,
-        signals_kept,
-        start_server,
-    )
+    from bitnet_tuning._embedded.engine import check_readable, signals_kept, start_server  # noqa: PLC0415 (loading is not for help's sake)
 
     check_readable(options.model)
     chosen = options._asdict()

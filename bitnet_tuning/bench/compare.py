@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from bitnet_tuning.bench import stats
-from bitnet_tuning.bench.asks import DEFAULT
-from bitnet_tuning.bench.document import EngineFacts, Results
-from bitnet_tuning.bench.rounds import PP, TG, Objective
-from bitnet_tuning.bench.stats import Estimate
+from bitnet_tuning.bench import statistics
+from bitnet_tuning.bench.ledger import DEFAULT
+from bitnet_tuning.bench.results import EngineFacts, Results
+from bitnet_tuning.bench.samples import PP, TG, Objective
+from bitnet_tuning.bench.statistics import Estimate
 from bitnet_tuning.bench.summary import TIMES, noise_floor, phase_speeds, thinned, times
 
 
@@ -62,9 +62,9 @@ def _floor(both: tuple[Results, Results], phase: str) -> float | None:
     """A phase that was measured too seldom has the floor of what was to be fast."""
     found = []
     for results in both:
-        pairs = stats.itself(results.rounds, DEFAULT, Objective(phase))
+        pairs = statistics.itself(results.rounds, DEFAULT, Objective(phase))
         few = thinned(pairs)
-        found.append(stats.floor(few, len(few)) or noise_floor(results))
+        found.append(statistics.floor(few, len(few)) or noise_floor(results))
     known = [floor for floor in found if floor is not None]
     return max(known) if len(known) == len(found) else None
 
@@ -90,8 +90,8 @@ def _pairs(
     before, after = phase_speeds(a, names[0]), phase_speeds(b, names[1])
     for phase in (PP, TG):
         if before[phase] and after[phase]:
-            ratio = stats.unpaired(thinned(after[phase]), thinned(before[phase]))
-            yield Pair(*names, phase, ratio, stats.verdict(ratio, floors[phase]))
+            ratio = statistics.unpaired(thinned(after[phase]), thinned(before[phase]))
+            yield Pair(*names, phase, ratio, statistics.verdict(ratio, floors[phase]))
 
 
 def _differences(a: Results, b: Results) -> Iterator[Difference]:

@@ -6,31 +6,38 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from statistics import median
-from typing import TYPE_CHECKING
 
-from bitnet_tuning.bench import bandwidth, energy, roof, snapshot
-from bitnet_tuning.bench.absent import Absent
-from bitnet_tuning.bench.asks import DEFAULT, UPSTREAM, Done
+from bitnet_tuning.bench import bandwidth, limits
 from bitnet_tuning.bench.bandwidth import Bandwidth, measure_bandwidth
-from bitnet_tuning.bench.conditions import Conditions, as_json, between, meanwhile_as_json
-from bitnet_tuning.bench.document import Decision, Kept, Part, Results, Surroundings
-from bitnet_tuning.bench.rounds import PP, TG
-from bitnet_tuning.bench.spoilers import warnings_after
-from bitnet_tuning.bench.stats import VERDICT_ROUNDS, Estimate
+from bitnet_tuning.bench.ledger import DEFAULT, UPSTREAM, Done
+from bitnet_tuning.bench.results import Decision, Kept, Part, Results, Surroundings
+from bitnet_tuning.bench.samples import PP, TG, Absent
+from bitnet_tuning.bench.statistics import VERDICT_ROUNDS, Estimate
 from bitnet_tuning.bench.summary import against, phase_speeds
 from bitnet_tuning.errors import UnsupportedError
-from bitnet_tuning.gguf import read_tensors
-from bitnet_tuning.openmp import BINDING_BY_USER, TUNABLE, user_set
-from bitnet_tuning.profile import engine_changes, load
-from bitnet_tuning.profile_record import EngineKey, Evidence, Profile, Ratio, claim
-from bitnet_tuning.profiles import id_of, new_profile, store
+from bitnet_tuning.machine import conditions
+from bitnet_tuning.machine.conditions import Conditions, as_json, between, meanwhile_as_json
+from bitnet_tuning.machine.warnings import warnings_after
+from bitnet_tuning.model.gguf import read_tensors
+from bitnet_tuning.plan.openmp import BINDING_BY_USER, TUNABLE, user_set
+from bitnet_tuning.plan.profile import (
+    EngineKey,
+    Evidence,
+    Profile,
+    Ratio,
+    claim,
+    engine_changes,
+    load,
+)
+from bitnet_tuning.plan.profiles import id_of, new_profile, store
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.bench.runner import Runner
-    from bitnet_tuning.host import Host
-    from bitnet_tuning.plan import Facts
-    from bitnet_tuning.setting import Setting
-    from bitnet_tuning.state import State
+    from bitnet_tuning.machine.host import Host
+    from bitnet_tuning.plan.command import Facts
+    from bitnet_tuning.plan.setting import Setting
+    from bitnet_tuning.store.state import State
 
 
 def decided(done: Done) -> Decision:
@@ -40,13 +47,13 @@ def decided(done: Done) -> Decision:
 
 def read_per_token(path: str) -> int | Absent:
     """Bytes of weights that a token needs; raises MissingError for a damaged model."""
-    return roof.bytes_per_token(read_tensors(path))
+    return limits.bytes_per_token(read_tensors(path))
 
 
 def after(results: Results, before: Conditions, host: Host) -> Results:
     """With the machine's state now, and what has become of it since ``before``, which this
     process took."""
-    now = snapshot.take(host)
+    now = conditions.take(host)
     warnings = tuple(dict.fromkeys((*results.warnings, *warnings_after(before, now))))
     meanwhile = meanwhile_as_json(between(before, now))
     seen = Surroundings(results.conditions.before, as_json(now), meanwhile)
@@ -71,8 +78,8 @@ def _roof(results: Results, name: str, found: Bandwidth) -> Part:
     read, speeds = results.model.bytes_per_token, phase_speeds(results, name)[TG]
     if read is None or not speeds:
         return Part(None, "how much a token reads is not known" if speeds else "tg not measured")
-    limit = roof.Roof(found.median, read, median(speeds))
-    facts = {**roof.as_json(limit), "words": roof.words(limit, found.reader_limits)}
+    limit = limits.Roof(found.median, read, median(speeds))
+    facts = {**limits.as_json(limit), "words": limits.words(limit, found.reader_limits)}
     return Part(facts)
 
 
@@ -90,12 +97,12 @@ def with_energy(results: Results, runner: Runner) -> Results:
         if done.problem is not None:
             raise UnsupportedError(done.problem)
 
-    found = energy.tokens_per_joule(run)
+    found = limits.tokens_per_joule(run)
     if isinstance(found, Absent):
         return results._replace(energy=Part(None, found.reason))
     low, high = f"{found.low:.3g}", f"{found.high:.3g}"
-    text = f"{found.median:.3g} tokens per joule ({low}–{high}); {energy.NOTE}"
-    return results._replace(energy=Part({**energy.as_json(found), "words": text}))
+    text = f"{found.median:.3g} tokens per joule ({low}–{high}); {limits.NOTE}"
+    return results._replace(energy=Part({**limits.energy_as_json(found), "words": text}))
 
 
 def remembered(

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
-from bitnet_tuning.bench.curves import Bar, Forest, Scaling
-from bitnet_tuning.bench.markup import clean, escape
-from bitnet_tuning.bench.rounds import PP, TG
-from bitnet_tuning.bench.summary import digits, times
+from bitnet_tuning.bench import statistics
+from bitnet_tuning.bench.ledger import DEFAULT
+from bitnet_tuning.bench.results import Results
+from bitnet_tuning.bench.samples import PP, TG
+from bitnet_tuning.bench.statistics import Estimate
+from bitnet_tuning.bench.summary import Row, digits, noise_floor, phase_speeds, problem_of, times
 from bitnet_tuning.errors import MissingError
+from bitnet_tuning.plan.openmp import THREAD_COUNTS
+from bitnet_tuning.plan.setting import Setting
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
 
 TEXT, MUTED, LINE, ACCENT, BAND, ROOF, PAGE = (f"#01020{number}" for number in range(3, 10))
 """Colours that nobody would draw with: they stand for the page's, which know the theme."""
@@ -199,3 +206,162 @@ def _inline(svg: str, name: str, label: str) -> str:
     for placeholder, variable in _VARIABLES.items():
         svg = svg.replace(placeholder, f"var(--{variable})")
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+
+
+MOST_BARS = 24
+"""Of the plot of ratios; more would be no overview."""
+
+
+class Point(NamedTuple):
+    """Speed in tokens/s with so many threads."""
+
+    threads: int
+    speed: Estimate
+    default: bool
+    """Whether the default uses so many."""
+
+
+class Scaling(NamedTuple):
+    """One phase's speed by threads, all else as in the default."""
+
+    phase: str
+    points: tuple[Point, ...]
+    """Ascending by threads."""
+    roof: float | None
+    """tokens/s that the memory's bandwidth allows; only generation is bound by it."""
+
+
+class Bar(NamedTuple):
+    """A setting's ratio to the default."""
+
+    name: str
+    ratio: Estimate
+    winner: bool
+
+
+class Forest(NamedTuple):
+    """Ratios to the default, and how far the default strays from itself."""
+
+    bars: tuple[Bar, ...]
+    floor: float | None
+    left_out: int
+    """Settings for which there was no place: the slowest."""
+
+
+def scalings(results: Results) -> tuple[Scaling, ...]:
+    """Generation, then prompts; only those with a curve: two counts of threads or more."""
+    found = (
+        Scaling(TG, _points(results, TG), roof_speed(results)),
+        Scaling(PP, _points(results, PP), None),
+    )
+    return tuple(each for each in found if len(each.points) > 1)
+
+
+def roof_speed(results: Results) -> float | None:
+    """tokens/s of generation that the memory allows, where its bandwidth is known."""
+    limit = (results.roof.facts or {}).get("limit_tokens_per_second")
+    known = isinstance(limit, (int, float)) and not isinstance(limit, bool) and limit > 0
+    return float(limit) if known and limit is not None else None
+
+
+def _points(results: Results, phase: str) -> tuple[Point, ...]:
+    """Settings that use the same number of threads in this phase count as one."""
+    default = results.settings.get(DEFAULT)
+    speeds: dict[int, list[float]] = {}
+    for name, setting in results.settings.items():
+        alike = default is not None and _but_threads(setting) == _but_threads(default)
+        if alike and problem_of(results, name) is None:
+            found = phase_speeds(results, name)[phase]
+            if found:
+                speeds.setdefault(_threads(setting, phase), []).extend(found)
+    return tuple(
+        Point(count, statistics.estimate(speeds[count]), count == _threads(default, phase))
+        for count in sorted(speeds)
+        if default is not None
+    )
+
+
+def _threads(setting: Setting, phase: str) -> int:
+    return setting.threads if phase == TG else setting.threads_batch
+
+
+def _but_threads(setting: Setting) -> Setting:
+    env = tuple(pair for pair in setting.env if pair[0] not in THREAD_COUNTS)
+    return setting._replace(threads=1, threads_batch=1, env=env)
+
+
+def forest(results: Results, rows: Sequence[Row]) -> Forest:
+    """In the order of ``rows``; settings that failed or write wrong words are not there."""
+    bars = [
+        Bar(row.name, row.to_default, row.winner)
+        for row in rows
+        if row.to_default is not None and problem_of(results, row.name) is None
+    ]
+    return Forest(tuple(bars[:MOST_BARS]), noise_floor(results), len(bars[MOST_BARS:]))
+
+
+def clean(text: str) -> str:
+    """In one line, without what cannot be printed, such as control characters."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+
+
+def escape(text: object) -> str:
+    """As text, in an element or within quotes."""
+    return html.escape(clean(str(text)))
+
+
+def paragraph(text: str, style: str = "") -> str:
+    return element("p", escape(text), style)
+
+
+def element(name: str, content: str, style: str = "") -> str:
+    """``content`` is HTML; ``style`` a class."""
+    return f"<{name}{_class(style)}>{content}</{name}>"
+
+
+def _class(style: str) -> str:
+    return f' class="{escape(style)}"' if style else ""
+
+
+def section(title: str, parts: Iterable[str], style: str = "") -> str:
+    """A part of the page under a heading; nothing at all without content."""
+    content = "\n".join(part for part in parts if part)
+    if not content:
+        return ""
+    return element("section", f"\n<h2>{escape(title)}</h2>\n{content}\n", style)
+
+
+def items(texts: Iterable[str], style: str = "") -> str:
+    found = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return element("ul", found, style) if found else ""
+
+
+def definitions(pairs: Iterable[tuple[str, object]]) -> str:
+    """Names and values; those without a value are left out."""
+    shown = [(name, value) for name, value in pairs if value not in (None, "")]
+    rows = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in shown
+    )
+    return element("dl", rows) if rows else ""
+
+
+def figure(drawing: str, caption: str) -> str:
+    """``drawing`` is SVG."""
+    return f"<figure>\n{drawing}\n<figcaption>{escape(caption)}</figcaption>\n</figure>"
+
+
+def table(caption: str, heads: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """``rows`` are a class and cells of HTML, of which the first names the row. It scrolls by
+    itself where it is wider than the page."""
+    top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
+    body = "\n".join(f"<tr{_class(style)}>{_cells(cells)}</tr>" for style, cells in rows)
+    return (
+        f'<div class="wide" role="region" tabindex="0" aria-label="{escape(caption)}">\n<table>\n'
+        f"<caption>{escape(caption)}</caption>\n<thead><tr>{top}</tr></thead>\n"
+        f"<tbody>\n{body}\n</tbody>\n</table>\n</div>"
+    )
+
+
+def _cells(cells: Sequence[str]) -> str:
+    first, *rest = cells
+    return f'<th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in rest)

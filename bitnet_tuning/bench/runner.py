@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import time
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
-from bitnet_tuning.bench import by_cli, measure
-from bitnet_tuning.bench.asks import DEFAULT
-from bitnet_tuning.bench.failure import failure
-from bitnet_tuning.bench.measure import NEEDED, Bench, Speeds, Tests
-from bitnet_tuning.bench.rounds import PP, TG, Run
-from bitnet_tuning.bench.start import TRIES, Patience, Place, run_cli, run_setting
+from bitnet_tuning.bench import llama_bench
+from bitnet_tuning.bench.ledger import DEFAULT
+from bitnet_tuning.bench.llama_bench import NEEDED, Bench, Speeds, Tests, check_cli, stale
+from bitnet_tuning.bench.samples import PP, TG, Run
+from bitnet_tuning.engine.probe import parse_flags
 from bitnet_tuning.errors import UnsupportedError
-from bitnet_tuning.launch import capture
-from bitnet_tuning.probe import parse_flags
+from bitnet_tuning.launch.death import failure
+from bitnet_tuning.launch.run import Captured, capture
+from bitnet_tuning.plan.command import Facts, apply_setting
+from bitnet_tuning.plan.plan import make_plan
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bitnet_tuning.bench.sizes import Sizes
-    from bitnet_tuning.engine import Engine
-    from bitnet_tuning.setting import Setting
-
-__all__ = ["Patience", "Place", "Runner", "find_bench"]
+    from bitnet_tuning.bench.samples import Sizes
+    from bitnet_tuning.engine.find import Engine
+    from bitnet_tuning.machine.host import Host
+    from bitnet_tuning.model.types import ModelFile
+    from bitnet_tuning.plan.request import Request
+    from bitnet_tuning.plan.setting import Setting
 
 
 def find_bench(engine: Engine) -> Bench | None:
@@ -83,7 +87,7 @@ class Runner:
     def _speeds(self, setting: Setting, tests: Tests, seconds: float) -> Speeds:
         if self.bench is None:
             return self._by_cli(setting, tests, seconds)
-        commands = measure.bench_commands(
+        commands = llama_bench.bench_commands(
             setting, self.bench, self.place.model.path, tests, self.sizes.repetitions
         )
         samples: dict[str, tuple[float, ...]] = {}
@@ -91,7 +95,9 @@ class Runner:
             done = run_setting(setting, command.argv, seconds)
             problem = failure(done, seconds)
             speeds = (
-                Speeds({}, problem) if problem else measure.parse_bench(done.stdout, command.rows)
+                Speeds({}, problem)
+                if problem
+                else llama_bench.parse_bench(done.stdout, command.rows)
             )
             if speeds.problem is not None:
                 return speeds
@@ -100,12 +106,56 @@ class Runner:
 
     def _by_cli(self, setting: Setting, tests: Tests, seconds: float) -> Speeds:
         _, engine, model = self.place
-        request = by_cli.cli_request(tests, model, engine.flags)
+        request = llama_bench.cli_request(tests, model, engine.flags)
         for _ in range(TRIES):
             done = run_cli(self.place, setting, request, seconds)
             problem = failure(done, seconds)
             if problem:
                 return Speeds({}, problem)
-            if not by_cli.is_cut_short(done.stderr):
+            if not llama_bench.is_cut_short(done.stderr):
                 break
-        return by_cli.parse_cli(done.stderr, tests)
+        return llama_bench.parse_cli(done.stderr, tests)
+
+
+TRIES = 3
+"""Runs of a cli where the end of what it prints may be lost. llama-completion of late 2026
+loses it now and then (llama.cpp issue 22142: its log thread is not waited for)."""
+
+
+class Place(NamedTuple):
+    """What is measured, and where."""
+
+    host: Host
+    engine: Engine
+    model: ModelFile
+
+
+class Patience(NamedTuple):
+    """How long a process may take before it counts as hung, in seconds."""
+
+    first: float = 120.0
+    """Before the default has run: a model may come from a slow disk."""
+    least: float = 20.0
+    factor: float = 8.0
+    """Afterwards, times what the default took. Rare disturbances of a shared machine
+    reach a factor of five."""
+
+    def after(self, longest: float | None) -> float:
+        """``longest`` is the longest run of the default, None before there is one."""
+        return self.first if longest is None else max(self.least, self.factor * longest)
+
+
+def run_setting(setting: Setting, argv: tuple[str, ...], seconds: float) -> Captured:
+    """A program with the setting's environment, CPUs and niceness."""
+    unset = stale(setting, os.environ)
+    variables = dict(setting.env)
+    return capture(argv, variables, seconds, unset=unset, cpus=setting.cpus, nice=setting.nice)
+
+
+def run_cli(place: Place, setting: Setting, request: Request, seconds: float) -> Captured:
+    """The engine's cli with the setting. Raises UnsupportedError where engine and model
+    cannot work together, and for a knob that the cli does not have."""
+    check_cli(setting, place.engine.flags)
+    facts = Facts(*place, "measured", os.environ)
+    plan = apply_setting(make_plan(request, facts), setting, request, facts)
+    return run_setting(setting, plan.command, seconds)

@@ -9,26 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 
-from bitnet_tuning.bench import stats
-from bitnet_tuning.bench.asks import DEFAULT, UPSTREAM, Check, Done, Knob, Limits, Measure, Space
-from bitnet_tuning.bench.finalists import finalists, simplicity
-from bitnet_tuning.bench.ledger import Ledger
-from bitnet_tuning.bench.missed import WORTH, missed
-from bitnet_tuning.bench.rounds import Round
+from bitnet_tuning.bench import statistics
+from bitnet_tuning.bench.ledger import (
+    DEFAULT,
+    UPSTREAM,
+    Check,
+    Done,
+    Ledger,
+    Limits,
+    Measure,
+    Space,
+)
+from bitnet_tuning.bench.samples import Round
 from bitnet_tuning.bench.stages import (
     ALIKE,
     HOPE,
+    WORTH,
     Duel,
     Judged,
     Race,
     default_stays,
+    finalists,
+    missed,
     reach,
+    simplicity,
     won_by,
 )
-from bitnet_tuning.bench.stats import Estimate
-from bitnet_tuning.setting import Change, Setting, apply
-
-__all__ = ["Check", "Done", "Knob", "Limits", "Measure", "Search", "Space"]
+from bitnet_tuning.bench.statistics import Estimate
+from bitnet_tuning.plan.setting import Change, Setting, apply
 
 ADOPT = 1.0
 """Standard errors by which a setting must be ahead of the base to become the next one. A base
@@ -89,14 +97,14 @@ class Search:
     def standing(self, name: str) -> Estimate | None:
         """Speed over the default's so far: from the duel for who was in one."""
         ratios = self._ledger.ratios(name, since=self._duels.get(name, 0))
-        return stats.ratio(ratios) if ratios and name != DEFAULT else None
+        return statistics.ratio(ratios) if ratios and name != DEFAULT else None
 
     def verdict(self, name: str) -> str:
         """Whether that shows a difference."""
         found = self.standing(name)
         if found is None:
-            return stats.OPEN
-        return stats.verdict(found, self._ledger.floor(found.count))
+            return statistics.OPEN
+        return statistics.verdict(found, self._ledger.floor(found.count))
 
     def problem(self, name: str) -> str | None:
         """Why a setting is out."""
@@ -114,7 +122,7 @@ class Search:
         default = self._ledger.problem(DEFAULT)
         if default is not None:
             reason = "The default setting itself cannot be measured."
-            self._pending = Done(DEFAULT, stats.OPEN, None, None, reason, default)
+            self._pending = Done(DEFAULT, statistics.OPEN, None, None, reason, default)
             return
         try:
             self._pending = next(self._steps)
@@ -214,13 +222,13 @@ class Search:
         """Whether a duel could still show that the setting is better."""
         found, left = self._ledger.fit(), self._rounds_left(name)
         best = found.gap(name, DEFAULT) + HOPE * found.error(name, DEFAULT)
-        return left >= stats.VERDICT_ROUNDS and best >= reach(self._ledger, left)
+        return left >= statistics.VERDICT_ROUNDS and best >= reach(self._ledger, left)
 
     def _again(self) -> Generator[Measure, None, bool]:
         """Another race of all that were dropped too early to be sure; False for none."""
         left, names = self._rounds_left(DEFAULT), self._undecided()
         share = (self._ledger.spent + self.limits.budget) / 2 / max(1.0, self.limits.budget)
-        if not names or left < 2 * stats.VERDICT_ROUNDS:
+        if not names or left < 2 * statistics.VERDICT_ROUNDS:
             return False
         if not self._ledger.affords((DEFAULT, *names), share):
             return False
@@ -290,5 +298,5 @@ class Search:
         found = self.standing(name)
         if name != UPSTREAM or found is None or rounds < wanted:
             return rounds < wanted
-        is_open = self.verdict(name) == stats.OPEN and found.high > NARROW * found.low
+        is_open = self.verdict(name) == statistics.OPEN and found.high > NARROW * found.low
         return is_open and rounds < LONGER * wanted

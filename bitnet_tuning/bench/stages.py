@@ -3,15 +3,15 @@ default. Both are generators that ask for rounds until they know enough; pure.""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from math import exp, log, sqrt
 from operator import itemgetter
 from typing import NamedTuple
 
-from bitnet_tuning.bench import stats
-from bitnet_tuning.bench.asks import DEFAULT, Done, Measure
-from bitnet_tuning.bench.ledger import Ledger
-from bitnet_tuning.bench.stats import Estimate
+from bitnet_tuning.bench import statistics
+from bitnet_tuning.bench.ledger import DEFAULT, Done, Fit, Ledger, Measure
+from bitnet_tuning.bench.statistics import Estimate
+from bitnet_tuning.plan.setting import Change, Setting
 
 LOOSE, STRICT = 3.0, 1.8
 """Standard errors behind the leader at which a setting leaves the race: after two runs, whose
@@ -50,7 +50,7 @@ def reach(ledger: Ledger, rounds: float) -> float:
     spread = ledger.fit().spread
     if spread is None or rounds < 1:
         return 0.0
-    return max(log(stats.FLOOR_LEAST), _SHOWN * _MEDIAN * spread * sqrt(2 / rounds))
+    return max(log(statistics.FLOOR_LEAST), _SHOWN * _MEDIAN * spread * sqrt(2 / rounds))
 
 
 class Race:
@@ -137,7 +137,7 @@ class Judged(NamedTuple):
 
     @property
     def won(self) -> bool:
-        return self.verdict == stats.FASTER
+        return self.verdict == statistics.FASTER
 
 
 class Duel:
@@ -163,7 +163,7 @@ class Duel:
                 name for name in self.ledger.good(self.finalists) if not self.judge(name).hopeless
             ]
             ends = [self.judge(name, INTERIM).verdict for name in self.finalists]
-            if not ends or stats.FASTER in ends:
+            if not ends or statistics.FASTER in ends:
                 return
 
     def _order(self) -> tuple[str, ...]:
@@ -178,20 +178,20 @@ class Duel:
         wanted = self.ledger.limits.paired_rounds
         return [name for name in self.ledger.good(self.shown) if self.rounds < wanted]
 
-    def judge(self, name: str, level: float = stats.LEVEL) -> Judged:
+    def judge(self, name: str, level: float = statistics.LEVEL) -> Judged:
         """From the duel's own rounds only."""
         ratios = self.ledger.ratios(name, since=self.since)
         if not ratios:
-            return Judged(name, None, None, stats.OPEN)
-        found, floor = stats.ratio(ratios, level), self.ledger.floor(len(ratios))
-        ahead = stats.verdict(found, floor)
+            return Judged(name, None, None, statistics.OPEN)
+        found, floor = statistics.ratio(ratios, level), self.ledger.floor(len(ratios))
+        ahead = statistics.verdict(found, floor)
         return Judged(name, found, floor, ahead, self._hopeless(ratios))
 
     def _hopeless(self, ratios: Sequence[float]) -> bool:
-        if len(ratios) < stats.VERDICT_ROUNDS:
+        if len(ratios) < statistics.VERDICT_ROUNDS:
             return False
         possible = len(ratios) + self._rounds_left()
-        return stats.ratio(ratios, FUTILE).high < exp(reach(self.ledger, possible))
+        return statistics.ratio(ratios, FUTILE).high < exp(reach(self.ledger, possible))
 
     def _rounds_left(self) -> float:
         pair = self.ledger.cost((DEFAULT, *self.finalists))
@@ -214,13 +214,16 @@ class Duel:
 
     def _behind(self, each: Judged, best: Judged) -> bool:
         apart = self.ledger.ratios(best.name, each.name, self.since)
-        return stats.verdict(stats.ratio(apart), self.ledger.floor(len(apart))) == stats.FASTER
+        return (
+            statistics.verdict(statistics.ratio(apart), self.ledger.floor(len(apart)))
+            == statistics.FASTER
+        )
 
 
 def won_by(judged: Judged) -> Done:
     """The end of a search with a winner."""
     reason = f"{judged.name} beat the default in a duel of fresh samples."
-    return Done(judged.name, stats.FASTER, judged.estimate, judged.floor, reason)
+    return Done(judged.name, statistics.FASTER, judged.estimate, judged.floor, reason)
 
 
 def default_stays(judged: Judged | None, missed: str | None = None) -> Done:
@@ -228,13 +231,89 @@ def default_stays(judged: Judged | None, missed: str | None = None) -> Done:
     what there was no time for."""
     if judged is None:
         reason = missed or "No setting promised more than the noise"
-        return Done(DEFAULT, stats.OPEN, None, None, _stays(reason), short=missed is not None)
+        return Done(DEFAULT, statistics.OPEN, None, None, _stays(reason), short=missed is not None)
     rounds = judged.estimate.count if judged.estimate else 0
-    is_short = rounds < stats.VERDICT_ROUNDS
+    is_short = rounds < statistics.VERDICT_ROUNDS
     why = f"had too few rounds ({rounds}) to tell" if is_short else "did not show that it is faster"
     reason = _stays(f"{judged.name} came nearest, but its duel {why}")
-    return Done(DEFAULT, stats.OPEN, judged.estimate, judged.floor, reason, short=is_short)
+    return Done(DEFAULT, statistics.OPEN, judged.estimate, judged.floor, reason, short=is_short)
 
 
 def _stays(reason: str) -> str:
     return f"{reason}: the default stays."
+
+
+CLOSE = 1.0
+"""Standard errors behind the first finalist, within which others join the duel: the default's
+runs serve all of them."""
+
+FINALISTS = 3
+"""In one duel at most."""
+
+Stacks = Mapping[str, Sequence[Change]]
+Simplicity = Callable[[str], tuple[int, int, int]]
+
+
+def simplicity(setting: Setting, default: Setting) -> tuple[int, int, int]:
+    """Fewer threads, then closer to the default: the smaller, the simpler."""
+    fields = zip(setting._replace(env=()), default._replace(env=()), strict=True)
+    env = len(set(setting.env) ^ set(default.env))
+    return setting.threads, setting.threads_batch, sum(a != b for a, b in fields) + env
+
+
+def finalists(
+    rest: Sequence[str], stacks: Stacks, found: Fit, simple: Simplicity
+) -> tuple[str, ...]:
+    """The first of ``rest``, who are promising, the best first; what it was built on; and
+    those that may well be as good."""
+    first = rest[0]
+    parts = [name for name in _parts(first, stacks) if name in rest]
+    near = [n for n in rest[1:] if found.gap(first, n) < CLOSE * found.error(first, n)]
+    alike = [n for n in rest[1:] if abs(found.gap(first, n)) < ALIKE]
+    simpler = sorted((n for n in alike if simple(n) < simple(first)), key=simple)
+    return tuple(dict.fromkeys((first, *parts, *simpler, *near)))[:FINALISTS]
+
+
+def _parts(name: str, stacks: Stacks) -> Iterator[str]:
+    """The settings that this one was built on, the nearest first: a change that came on top
+    by luck must show that it is worth something."""
+    names = {tuple(changes): each for each, changes in stacks.items()}
+    changes = tuple(stacks[name])
+    for count in range(len(changes) - 1, 0, -1):
+        if changes[:count] in names:
+            yield names[changes[:count]]
+
+
+WORTH = log(1.02)
+"""Gains below this are not worth a second look: where noise is low it would take hours to
+tell them."""
+
+MissedStacks = Mapping[str, Sequence[Change]]
+"""The changes that make each setting, by its name; none for the default."""
+
+
+def missed(
+    ledger: Ledger, stacks: MissedStacks, ranked: Sequence[str], left: Callable[[str], float]
+) -> str | None:
+    """In words, or None where nothing was missed. ``ranked`` are the settings that are ahead
+    of the default, ``left`` tells for how many rounds of one there is still time."""
+    untried = _untried(ledger, stacks)
+    if untried:
+        return f"The time was too short to try {', '.join(untried)}"
+    if not any(stacks.values()):
+        return "No other setting was tried"
+    found = ledger.fit()
+    for name in ranked:
+        gap, error = found.gap(name, DEFAULT), found.error(name, DEFAULT)
+        is_ahead = gap > WORTH and (gap > error or found.spread is None)
+        if is_ahead and left(name) < statistics.VERDICT_ROUNDS:
+            return f"{name} looked faster, but no time was left to confirm it"
+    return None
+
+
+def _untried(ledger: Ledger, stacks: MissedStacks) -> list[str]:
+    """Names of changes that no setting had which ran."""
+    ran = [stack for name, stack in stacks.items() if ledger.measured(name) or ledger.problem(name)]
+    tried = [change for stack in ran for change in stack]
+    named = (stack[-1] for stack in stacks.values() if stack)
+    return list(dict.fromkeys(change.name for change in named if change not in tried))

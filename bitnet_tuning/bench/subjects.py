@@ -7,9 +7,9 @@ import os
 from typing import Literal
 
 import bitnet_tuning
-from bitnet_tuning.bench.document import EngineFacts, FileFacts, ModelFacts, Program
-from bitnet_tuning.engine import Engine, identity
-from bitnet_tuning.ggml_types import ModelFile
+from bitnet_tuning.bench.results import EngineFacts, FileFacts, ModelFacts, Program
+from bitnet_tuning.engine.find import Engine, identity
+from bitnet_tuning.model.types import ModelFile
 
 NAME = "bitnet-tuning"
 

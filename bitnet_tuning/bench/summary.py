@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 from typing import NamedTuple
 
-from bitnet_tuning.bench import stats
-from bitnet_tuning.bench.asks import DEFAULT, PERFORMANCE, UPSTREAM
-from bitnet_tuning.bench.document import Results
-from bitnet_tuning.bench.rounds import PP, TG, Round, Run
-from bitnet_tuning.bench.stats import Estimate
-from bitnet_tuning.setting import describe
+from bitnet_tuning.bench import statistics
+from bitnet_tuning.bench.ledger import DEFAULT, PERFORMANCE, UPSTREAM
+from bitnet_tuning.bench.results import Results
+from bitnet_tuning.bench.samples import PP, TG, Round, Run
+from bitnet_tuning.bench.statistics import Estimate
+from bitnet_tuning.plan.setting import describe
 
 FIXED = (DEFAULT, UPSTREAM, PERFORMANCE)
 """Settings that no search chose: all their rounds are fresh evidence."""
@@ -88,8 +90,8 @@ def _row(name: str, results: Results) -> Row:
     return Row(
         name=name,
         words=describe(results.settings[name]),
-        pp=stats.estimate(speeds[PP]) if speeds[PP] else None,
-        tg=stats.estimate(speeds[TG]) if speeds[TG] else None,
+        pp=statistics.estimate(speeds[PP]) if speeds[PP] else None,
+        tg=statistics.estimate(speeds[TG]) if speeds[TG] else None,
         to_upstream=against(results, name, UPSTREAM),
         to_default=ratio,
         rounds=sum(1 for each in results.rounds if any(_ran(run, name) for run in each.runs)),
@@ -118,8 +120,8 @@ def noise_floor(results: Results, count: int | None = None) -> float | None:
     decision = results.decision
     if count is None and decision is not None and decision.floor is not None:
         return decision.floor
-    pairs = thinned(stats.itself(results.rounds, DEFAULT, results.options.objective))
-    return stats.floor(pairs, min(count or len(pairs), MOST_VALUES))
+    pairs = thinned(statistics.itself(results.rounds, DEFAULT, results.options.objective))
+    return statistics.floor(pairs, min(count or len(pairs), MOST_VALUES))
 
 
 def thinned(values: list[float]) -> list[float]:
@@ -139,8 +141,8 @@ def against(results: Results, name: str, reference: str) -> Estimate | None:
     decision = results.decision
     if decision is not None and (name, reference) == (decision.winner, DEFAULT):
         return decision.estimate
-    ratios = stats.ratios(_fresh(results, name), name, reference, results.options.objective)
-    return stats.ratio(ratios) if ratios else None
+    ratios = statistics.ratios(_fresh(results, name), name, reference, results.options.objective)
+    return statistics.ratio(ratios) if ratios else None
 
 
 def _fresh(results: Results, name: str) -> Sequence[Round]:
@@ -165,14 +167,14 @@ def _verdict(name: str, results: Results, ratio: Estimate | None) -> str:
     decision = results.decision
     if decision is not None and name == decision.winner:
         return decision.verdict
-    if ratio is None or ratio.count < stats.VERDICT_ROUNDS:
+    if ratio is None or ratio.count < statistics.VERDICT_ROUNDS:
         return TOO_FEW
     floor = noise_floor(results, ratio.count)
     if floor is None:  # nothing says how far the default strays from itself
         return TOO_FEW
-    found = stats.verdict(ratio, floor)
+    found = statistics.verdict(ratio, floor)
     searched = name not in FIXED and not _in_duel(results, name)
-    return UNCONFIRMED if searched and found == stats.FASTER else found
+    return UNCONFIRMED if searched and found == statistics.FASTER else found
 
 
 def problem_of(results: Results, name: str) -> str | None:
@@ -218,7 +220,7 @@ def guide_row(results: Results) -> Claim:
 def _shown(name: str, ratio: Estimate | None) -> str:
     if ratio is None:
         return "2 threads could not be compared here"
-    if ratio.count < stats.VERDICT_ROUNDS:
+    if ratio.count < statistics.VERDICT_ROUNDS:
         rounds = "1 round is" if ratio.count == 1 else f"{ratio.count} rounds are"
         return f"{rounds} too few to tell what it is here"
     what = "the default" if name == DEFAULT else name
@@ -254,3 +256,39 @@ def answer(results: Results) -> str:
     ratio = decision.estimate
     gain = f": {times(ratio)} the default's speed" if ratio else ""
     return f"Use {decision.winner} ({words}){gain}."
+
+
+COLUMNS = (
+    "round",
+    "stage",
+    "position",
+    "setting",
+    "words",
+    "phase",
+    "sample",
+    "tokens_per_second",
+    "process_seconds",
+    "problem",
+)
+"""``position`` is the run's place in its round and ``sample`` the sample's in its run, from 1."""
+
+
+def to_csv(results: Results) -> str:
+    """One line per sample, and one without a speed for each run that failed."""
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for each in results.rounds:
+        writer.writerows(_lines(each, results))
+    return content.getvalue()
+
+
+def _lines(each: Round, results: Results) -> Iterator[tuple[object, ...]]:
+    for position, run in enumerate(each.runs, 1):
+        words = describe(results.settings[run.setting])
+        start = (each.number, each.stage, position, run.setting, words)
+        if run.problem is not None:
+            yield (*start, None, None, None, run.seconds, run.problem)
+        for phase, speeds in run.samples.items():
+            for number, speed in enumerate(speeds, 1):
+                yield (*start, phase, number, speed, run.seconds, None)

@@ -7,13 +7,14 @@ import os
 from collections.abc import Callable
 
 from bitnet_tuning.errors import MissingError, UsageError
-from bitnet_tuning.parts import WAYS
-from bitnet_tuning.records import TYPE_CHECKING
-from bitnet_tuning.request import Request
-from bitnet_tuning.threads import MOST_THREADS_ENGINE
+from bitnet_tuning.plan.plan import WAYS
+from bitnet_tuning.plan.request import Request
+from bitnet_tuning.plan.threads import MOST_THREADS_ENGINE
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
+
 
 LARGEST_CONTEXT = 1 << 24
 """Tokens; the longest context of any published model is 10 million."""

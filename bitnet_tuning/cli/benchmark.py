@@ -7,12 +7,12 @@ import json
 import os
 from collections.abc import Callable, Sequence
 
-from bitnet_tuning.bench.asks import MODES
-from bitnet_tuning.bench.rounds import OBJECTIVES
-from bitnet_tuning.cli import guarded
+from bitnet_tuning.bench.ledger import MODES
+from bitnet_tuning.bench.samples import OBJECTIVES
 from bitnet_tuning.cli.arguments import Parser, integer, number
+from bitnet_tuning.console import guarded
 from bitnet_tuning.errors import MissingError, UsageError
-from bitnet_tuning.threads import MOST_THREADS_ENGINE
+from bitnet_tuning.plan.threads import MOST_THREADS_ENGINE
 
 LEAST_BUDGET = 5.0
 _LONGEST = 7 * 24 * 3600.0
@@ -34,10 +34,10 @@ def _run(arguments: list[str]) -> int:
             "the benchmark needs the packages rich and psutil", "pip install rich psutil"
         ) from None
     if options.builds:
-        from bitnet_tuning.cli.bench_builds import compare_builds  # noqa: PLC0415
+        from bitnet_tuning.bench.builds import compare_builds  # noqa: PLC0415
 
         return compare_builds(options)
-    from bitnet_tuning.cli.tune import tune  # noqa: PLC0415
+    from bitnet_tuning.bench.tune import tune  # noqa: PLC0415
 
     return tune(options)
 

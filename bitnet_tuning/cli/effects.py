@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 
-from bitnet_tuning.cli import say
-from bitnet_tuning.cli.inference import Prepared
-from bitnet_tuning.effects import Aim, effects_of, missed, table
-from bitnet_tuning.host.power import PERFORMANCE
-from bitnet_tuning.host.root import Root
-from bitnet_tuning.host.running import shows_programs
-from bitnet_tuning.observer import Observer
+from bitnet_tuning.console import say
+from bitnet_tuning.machine.clock import PERFORMANCE
+from bitnet_tuning.machine.process import shows_programs
+from bitnet_tuning.machine.root import Root
+from bitnet_tuning.prepare import Prepared
+from bitnet_tuning.verify.effects import Aim, Observer, effects_of, missed, table
 
 UNSEEN = "what took effect is not known: only Linux shows what a running engine has received"
 TOO_SOON = "what took effect is not known: the engine ended too soon to be looked at"

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
-from bitnet_tuning.cli import say
+from bitnet_tuning.console import say
 from bitnet_tuning.governor import held
 from bitnet_tuning.governor_record import Ledger
-from bitnet_tuning.state import default_folder
+from bitnet_tuning.store.state import default_folder
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from bitnet_tuning.cli.inference import Prepared
+    from bitnet_tuning.prepare import Prepared
 
 
 def governed(prepared: Prepared, root: str, quiet: bool) -> AbstractContextManager[None]:

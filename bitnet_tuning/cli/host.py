@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from bitnet_tuning.cli.arguments import Parser, add_root
-from bitnet_tuning.cpulist import format_list
-from bitnet_tuning.host import Host, read_host
+from bitnet_tuning.machine.host import Host, read_host
+from bitnet_tuning.machine.root import format_list
 
 GIBIBYTE = 1 << 30
 
@@ -26,7 +26,7 @@ def _with_flags(host: Host, root: str) -> Host:
     """Where the kernel's file does not tell (no Linux), py-cpuinfo is asked: it is slow."""
     if host.isa or root != "/":
         return host
-    from bitnet_tuning.host.foreign import cpuinfo_flags  # noqa: PLC0415
+    from bitnet_tuning.machine.foreign import cpuinfo_flags  # noqa: PLC0415
 
     return host._replace(isa=cpuinfo_flags())
 

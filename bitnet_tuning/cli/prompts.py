@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
 
-from bitnet_tuning.bench.stop import Stop, Stopped
-from bitnet_tuning.cli import say
-from bitnet_tuning.cli.inference import Prepared, prepare, shown
 from bitnet_tuning.cli.prompts_progress import progress, stats_line, summary
 from bitnet_tuning.cli.prompts_slots import Choice, Subject, choose, choose_unmeasured
+from bitnet_tuning.console import say
+from bitnet_tuning.engine.instruction_sets import KERNEL_ISA
 from bitnet_tuning.errors import MissingError, UsageError
-from bitnet_tuning.outcome import explain
-from bitnet_tuning.plan import KERNEL_ISA
+from bitnet_tuning.launch.death import explain
+from bitnet_tuning.launch.stop import Stop, Stopped
+from bitnet_tuning.prepare import Prepared, prepare, shown
 from bitnet_tuning.prompts import sink
 from bitnet_tuning.prompts.asks import Ask, parse
 from bitnet_tuning.prompts.command import Seats, Server, context_of, server_command
 from bitnet_tuning.prompts.journal import Journal, Run, identify, journal_of
 from bitnet_tuning.prompts.server import GoneError, Running, know_server, running
 from bitnet_tuning.prompts.session import Output, Total, ask_all
-from bitnet_tuning.state import State, default_folder
+from bitnet_tuning.store.state import State, default_folder
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from contextlib import AbstractContextManager
 
+    from bitnet_tuning.plan.request import Request
     from bitnet_tuning.prompts.answers import Answer
-    from bitnet_tuning.request import Request
+
 
 _LOOKS = 3
 """At a server: as many as show that its memory does not grow any more."""

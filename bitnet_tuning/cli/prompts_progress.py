@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from bitnet_tuning.cli import say
+from bitnet_tuning.console import say
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from bitnet_tuning.prompts.session import Total
+
 
 LINE_SECONDS = 10.0
 """Between two plain lines."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from bitnet_tuning.cli import say
+from bitnet_tuning.console import say
 from bitnet_tuning.prompts.client import BrokenError, RefusedError
 from bitnet_tuning.prompts.command import Seats
 from bitnet_tuning.prompts.measure import CONTEXT, Measured, measure
@@ -14,15 +14,17 @@ from bitnet_tuning.prompts.memory import fitting_slots
 from bitnet_tuning.prompts.remember import load_slots, slots_key, store_slots
 from bitnet_tuning.prompts.slots import LEVELS, UNMEASURED, Finding, levels_up_to, pays, repeatable
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bitnet_tuning.command import Plan
-    from bitnet_tuning.ggml_types import ModelFile
-    from bitnet_tuning.host import Host
+    from bitnet_tuning.machine.host import Host
+    from bitnet_tuning.model.types import ModelFile
+    from bitnet_tuning.plan.command import Plan
+    from bitnet_tuning.plan.request import Request
     from bitnet_tuning.prompts.asks import Ask
     from bitnet_tuning.prompts.command import Server
     from bitnet_tuning.prompts.server import Running, Waiting
-    from bitnet_tuning.request import Request
-    from bitnet_tuning.state import State
+    from bitnet_tuning.store.state import State
+
 
 Start = Callable[[Seats], AbstractContextManager["Running"]]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from bitnet_tuning.cli import guarded, say
 from bitnet_tuning.cli.arguments import (
     Parser,
     add_optimized,
@@ -14,13 +13,14 @@ from bitnet_tuning.cli.arguments import (
     split_extra,
     to_request,
 )
-from bitnet_tuning.cli.inference import Prepared, execute, prepare, shown
+from bitnet_tuning.console import guarded, say
 from bitnet_tuning.errors import UsageError
-from bitnet_tuning.host import Host
-from bitnet_tuning.host.power import SET_PERFORMANCE
-from bitnet_tuning.launch import Outcome
-from bitnet_tuning.outcome import Speed, parse_timings
-from bitnet_tuning.request import Request
+from bitnet_tuning.launch.death import Speed, parse_timings
+from bitnet_tuning.launch.program import Outcome
+from bitnet_tuning.machine.clock import SET_PERFORMANCE
+from bitnet_tuning.machine.host import Host
+from bitnet_tuning.plan.request import Request
+from bitnet_tuning.prepare import Prepared, execute, prepare, shown
 
 
 def main(arguments: Sequence[str] | None = None, root: str = "/") -> int:

@@ -6,12 +6,12 @@ import json
 import os
 from typing import Any
 
-from bitnet_tuning.cli import say
 from bitnet_tuning.cli.arguments import Parser
-from bitnet_tuning.cli.inference import find_engine
-from bitnet_tuning.host import read_host
-from bitnet_tuning.selftest import Report, Result, run_selftest
-from bitnet_tuning.state import State, default_folder
+from bitnet_tuning.console import say
+from bitnet_tuning.machine.host import read_host
+from bitnet_tuning.prepare import find_engine
+from bitnet_tuning.store.state import State, default_folder
+from bitnet_tuning.verify.selftest import Report, Result, run_selftest
 
 _SHOWN = 60
 

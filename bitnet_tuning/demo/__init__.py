@@ -3,6 +3,8 @@
 README.md in this folder says what the model is and how it was made.
 """
 
+from __future__ import annotations
+
 import os.path
 
 _FOLDER = os.path.dirname(os.path.realpath(__file__))

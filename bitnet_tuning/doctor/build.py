@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from bitnet_tuning.doctor.case import Case, Knob, Problem, Verdict, bad, good, unknown, warn
 from bitnet_tuning.doctor.cpus import BENCHMARK
-from bitnet_tuning.doctor.facts import Case, Problem
-from bitnet_tuning.doctor.finding import Knob, Verdict, bad, good, unknown, warn
-from bitnet_tuning.ggml_types import I2_S
-from bitnet_tuning.isa import KERNEL_ISA, refusal
-from bitnet_tuning.openmp import NONE
-from bitnet_tuning.profile_record import claim, day
-from bitnet_tuning.setting import describe
+from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, refusal
+from bitnet_tuning.model.types import I2_S
+from bitnet_tuning.plan.openmp import NONE
+from bitnet_tuning.plan.profile import claim, day
+from bitnet_tuning.plan.setting import describe
 
 OLD = 365.0
 """Days. Bitnet.cpp's kernels change a few times a year."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bitnet_tuning.doctor.facts import Case, spoiled
-from bitnet_tuning.doctor.finding import Knob, Verdict, bad, good, unknown, warn
+from bitnet_tuning.doctor.case import Case, Knob, Verdict, bad, good, spoiled, unknown, warn
 
 BASE_BAD, BASE_WARN = 0.5, 0.9
 """Shares of the base clock, which a healthy processor holds on all cores for ever."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from bitnet_tuning.bench.spoilers import THROTTLED_SHARE
-from bitnet_tuning.cpulist import format_list
-from bitnet_tuning.doctor.facts import Case, spoiled
-from bitnet_tuning.doctor.finding import Knob, Verdict, bad, good, unknown, warn
+from bitnet_tuning.doctor.case import Case, Knob, Verdict, bad, good, spoiled, unknown, warn
 from bitnet_tuning.errors import UsageError
-from bitnet_tuning.openmp import THREAD_COUNTS, binds_itself, exported
-from bitnet_tuning.threads import Asked, asked_threads, choose_threads
+from bitnet_tuning.machine.root import format_list
+from bitnet_tuning.machine.warnings import THROTTLED_SHARE
+from bitnet_tuning.plan.openmp import THREAD_COUNTS, binds_itself, exported
+from bitnet_tuning.plan.threads import Asked, asked_threads, choose_threads
 
 BENCHMARK = "python3 benchmark_optimized.py"
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bitnet_tuning.doctor import build, clock, cpus, environment, memory, model, wsl
-from bitnet_tuning.doctor.facts import Case
-from bitnet_tuning.doctor.finding import Finding, Knob, Verdict, bad, ordered, unknown
+from bitnet_tuning.doctor.case import Case, Finding, Knob, Verdict, bad, ordered, unknown
 from bitnet_tuning.errors import TuningError
 
 KNOBS: tuple[Knob, ...] = (

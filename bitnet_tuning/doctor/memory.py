@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from bitnet_tuning.bench.spoilers import MEMORY_FACTOR, SWAPPED
-from bitnet_tuning.doctor.facts import Case, spoiled
-from bitnet_tuning.doctor.finding import Knob, Verdict, bad, good, unknown, warn
+from bitnet_tuning.doctor.case import Case, Knob, Verdict, bad, good, spoiled, unknown, warn
+from bitnet_tuning.machine.warnings import MEMORY_FACTOR, SWAPPED
 
 
 def gigabytes(size: float) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from math import ceil
 
+from bitnet_tuning.doctor.case import Case, Knob, Verdict, bad, good, unknown, warn
 from bitnet_tuning.doctor.cpus import BENCHMARK
-from bitnet_tuning.doctor.facts import Case
-from bitnet_tuning.doctor.finding import Knob, Verdict, bad, good, unknown, warn
 from bitnet_tuning.doctor.memory import gigabytes, need, needed
-from bitnet_tuning.host.wsl_config import WslConfig
+from bitnet_tuning.machine.wsl import WslConfig
 
 GIBIBYTE = 1 << 30
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from bitnet_tuning.errors import UsageError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bitnet_tuning.request import Request
+    from bitnet_tuning.plan.request import Request
+
 
 _SEED_MASK = (1 << 32) - 1
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from bitnet_tuning.command import batch_flags, memory_policy, tuned_flags
+from bitnet_tuning.plan.command import batch_flags, memory_policy, tuned_flags
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bitnet_tuning.command import Plan
-    from bitnet_tuning.ggml_types import ModelFile
-    from bitnet_tuning.request import Request
+    from bitnet_tuning.model.types import ModelFile
+    from bitnet_tuning.plan.command import Plan
+    from bitnet_tuning.plan.request import Request
+
 
 LOOPBACK = "127.0.0.1"
 

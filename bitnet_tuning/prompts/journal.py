@@ -8,18 +8,19 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from bitnet_tuning.engine import identity
+from bitnet_tuning.engine.find import identity
 from bitnet_tuning.errors import TuningError
-from bitnet_tuning.lock import alone
 from bitnet_tuning.prompts.answers import Answer, decoded, read_answer
-from bitnet_tuning.state import write_atomically
+from bitnet_tuning.store.state import alone, write_atomically
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from bitnet_tuning.plan.request import Request
     from bitnet_tuning.prompts.asks import Ask
-    from bitnet_tuning.request import Request
-    from bitnet_tuning.state import State
+    from bitnet_tuning.store.state import State
+
 
 SCHEMA = 1
 

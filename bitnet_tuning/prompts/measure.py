@@ -5,20 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from bitnet_tuning.prompts.flight import in_flight
-from bitnet_tuning.prompts.slots import (
-    ROUNDS,
-    Finding,
-    Speeds,
-    find,
-    levels_up_to,
-    tokens_for,
-)
+from bitnet_tuning.prompts.slots import ROUNDS, Finding, Speeds, find, levels_up_to, tokens_for
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.prompts.server import Waiting
+
 
 BUDGET = 20.0
 """Seconds that the rounds may take. They are planned as if nothing were gained."""

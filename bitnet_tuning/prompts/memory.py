@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from bitnet_tuning.plan.memory import cache_bytes, need_of
 
-from bitnet_tuning.memory_need import cache_bytes, need_of
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bitnet_tuning.ggml_types import ModelFile
+    from bitnet_tuning.model.types import ModelFile
+
 
 SHARE = 0.9
 """Of the available memory that model, caches and buffers may take."""

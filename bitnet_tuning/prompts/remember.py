@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bitnet_tuning.bench.stats import Estimate
-from bitnet_tuning.cpulist import format_list
-from bitnet_tuning.engine import identity
-from bitnet_tuning.profile import fingerprint
+from bitnet_tuning.bench.statistics import Estimate
+from bitnet_tuning.engine.find import identity
+from bitnet_tuning.machine.root import format_list
+from bitnet_tuning.plan.profile import fingerprint
 from bitnet_tuning.prompts.command import Seats, server_command
 from bitnet_tuning.prompts.slots import Decision, Finding
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bitnet_tuning.command import Plan
-    from bitnet_tuning.host import Host
+    from bitnet_tuning.machine.host import Host
+    from bitnet_tuning.plan.command import Plan
+    from bitnet_tuning.plan.request import Request
     from bitnet_tuning.prompts.command import Server
     from bitnet_tuning.prompts.measure import Measured
-    from bitnet_tuning.request import Request
-    from bitnet_tuning.state import Shape, State
+    from bitnet_tuning.store.state import Shape, State
+
 
 KIND = "slots"
 _SHAPE: Shape = {"files": list, "free": list, "same": list, "differing": list}

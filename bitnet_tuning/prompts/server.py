@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
-from bitnet_tuning import launch
-from bitnet_tuning.command import Plan, flash_takes_value
-from bitnet_tuning.engine import Engine, identity
+from bitnet_tuning.engine.find import Engine, identity
 from bitnet_tuning.errors import MissingError, TuningError
-from bitnet_tuning.launch import Launch
+from bitnet_tuning.launch import run
+from bitnet_tuning.launch.program import Launch
+from bitnet_tuning.launch.server import Service
+from bitnet_tuning.plan.command import Plan, flash_takes_value
 from bitnet_tuning.prompts.client import Client
 from bitnet_tuning.prompts.command import LOOPBACK, Server
-from bitnet_tuning.serving import Service
-from bitnet_tuning.state import State
+from bitnet_tuning.store.state import State
 
 KEY_VARIABLE = "LLAMA_API_KEY"
 
@@ -88,9 +88,9 @@ def know_server(engine: Engine, state: State) -> Server:
     seen = identity(path)
     record = state.load("server", path, {"identity": list, "flags": list})
     if record is None or record["identity"] != seen:
-        from bitnet_tuning.probe import parse_flags  # noqa: PLC0415 (once for each server)
+        from bitnet_tuning.engine.probe import parse_flags  # noqa: PLC0415 (once for each server)
 
-        said = launch.capture((*program, "--help"))
+        said = run.capture((*program, "--help"))
         record = {"identity": seen, "flags": sorted(parse_flags(said.stdout + said.stderr))}
         if record["flags"]:
             state.store("server", path, record)
@@ -129,7 +129,7 @@ def running(
     for attempt in range(_TRIES):
         with _free_port(hold=attempt == 0) as port:
             start = Launch(command(port), variables, plan.cpus, nice=plan.nice)
-            with launch.serve(start, _IN_THE_WAY) as service:
+            with run.serve(start, _IN_THE_WAY) as service:
                 try:
                     ready = _until_ready(service, Client(port, key), waiting)
                 except GoneError as error:

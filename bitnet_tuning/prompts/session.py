@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from bitnet_tuning.prompts import sink
 from bitnet_tuning.prompts.answers import Answer, Order, Work, from_refusal, from_reply
 from bitnet_tuning.prompts.client import BrokenError, RefusedError
 from bitnet_tuning.prompts.flight import in_flight
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.prompts.asks import Ask
     from bitnet_tuning.prompts.client import Client
     from bitnet_tuning.prompts.server import Running, Waiting
+
 
 _TRIES = 2
 """For a prompt that the server fails at, though it lives."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from bitnet_tuning.prompts.answers import decoded, read_answer
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from bitnet_tuning.prompts.answers import Answer
     from bitnet_tuning.prompts.asks import Ask
+
 
 STDOUT = 1
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from bitnet_tuning.bench.stats import VERDICT_ROUNDS, Estimate, ratio
+from bitnet_tuning.bench.statistics import VERDICT_ROUNDS, Estimate, ratio
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from bitnet_tuning.prompts.asks import Ask
+
 
 LEVELS = (1, 2, 4, 8)
 """Prompts at a time that are compared. Each doubles the KV cache."""

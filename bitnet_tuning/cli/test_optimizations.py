@@ -1,0 +1,220 @@
+"""test_optimizations.py: a line for every optimisation, with what was seen of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from bitnet_tuning.bench.begin import default_setting
+from bitnet_tuning.bench.ledger import DEFAULT, UPSTREAM
+from bitnet_tuning.bench.runner import Place, Runner, find_bench
+from bitnet_tuning.bench.samples import FIRST, SECOND, TG, Run
+from bitnet_tuning.bench.upstream import (
+    Trial,
+    compare,
+    left_out,
+    nothing_to_compare,
+    speed_line,
+    trial_sizes,
+)
+from bitnet_tuning.bench.words import Checker
+from bitnet_tuning.cli.arguments import Parser, number
+from bitnet_tuning.console import guarded, say
+from bitnet_tuning.errors import TuningError
+from bitnet_tuning.machine.host import read_host
+from bitnet_tuning.machine.root import Root
+from bitnet_tuning.plan.command import Facts, Plan, setting_of
+from bitnet_tuning.plan.plan import make_plan
+from bitnet_tuning.plan.profile import load as load_profile
+from bitnet_tuning.plan.request import Request
+from bitnet_tuning.plan.setting import UPSTREAM as UPSTREAM_SETTING
+from bitnet_tuning.plan.setting import as_json
+from bitnet_tuning.prepare import find_pair, with_means
+from bitnet_tuning.store.state import State, default_folder
+from bitnet_tuning.verify import checks
+from bitnet_tuning.verify.checks import FAIL, PASS, SKIP, Line
+from bitnet_tuning.verify.running import TOO_SOON, Watched, watch, watched_request
+from bitnet_tuning.verify.selftest import run_selftest
+
+SECONDS, SMALL_SECONDS = 50.0, 11.0
+"""To be spent on all of it, with an ordinary model and with a small one."""
+
+SMALL_MODEL = 64 << 20
+"""Bytes up to which a model is small: it is loaded in no time."""
+
+LIKELY_RATE = 20.0
+"""tokens/s where the engine cannot be measured."""
+
+RATE_MARGIN = 20.0
+"""By which a first rate may be too low."""
+
+WATCHED_RUNS = 3
+"""At most, until as many threads as planned are seen to work."""
+
+
+class Subject(NamedTuple):
+    """What is looked at."""
+
+    facts: Facts
+    plan: Plan
+    """For a prompt; only its command depends on which."""
+    runner: Runner
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return guarded(_run, arguments)
+
+
+def _run(arguments: list[str]) -> int:
+    started = time.monotonic()
+    options = _read(arguments)
+    state = State(default_folder(os.environ))
+    subject = _find(options, state)
+    lines = []
+    if not options.json:
+        print(f"engine {subject.plan.engine}\nmodel  {subject.plan.model}", flush=True)
+    for line in _answers(subject, options, lambda: time.monotonic() - started):
+        lines.append(line)
+        if not options.json:
+            print(f"{line.state}  {line.name:18}  {line.reason}", flush=True)
+    spent = time.monotonic() - started
+    if options.json:
+        print(json.dumps(_document(subject, lines, spent), indent=2))
+    else:
+        print(f"{summary(lines)}, in {spent:.0f} s")
+    if state.warning:
+        say(f"warning: {state.warning}")
+    return 1 if any(line.state == FAIL for line in lines) else 0
+
+
+def _read(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser(
+        description="Do the optimisations act? Looks at an engine while it runs: PASS, FAIL or "
+        "SKIP, with the reason. Exits with 1 for any FAIL.",
+    )
+    add = parser.add_argument
+    add("-m", "--model", help="model file (GGUF)")
+    add("--engine", metavar="PATH", help="llama-cli, a folder that holds it, or `embedded`")
+    times = f"time to spend ({SECONDS:g}; with a model of a few MB {SMALL_SECONDS:g})"
+    add("--seconds", type=number(1, 3600), metavar="S", help=times)
+    add("--no-speed", action="store_true", help="leave out the comparison of speeds")
+    add("--no-profile", action="store_true", help="do as if nothing had been measured here")
+    add("--json", action="store_true", help="print JSON")
+    return parser.parse_args(arguments)
+
+
+def _find(options: argparse.Namespace, state: State) -> Subject:
+    """Raises TuningError."""
+    engine, choice = find_pair(options.engine, options.model, state)
+    host, model = read_host(), choice.model
+    profile = None if options.no_profile else load_profile(state, host, engine, model)
+    facts = Facts(host, engine, model, choice.reason, os.environ, profile=profile)
+    if choice.note:
+        say(choice.note)
+    runner = Runner(Place(host, engine, model), find_bench(engine), FIRST)
+    facts = with_means(facts, Request())
+    return Subject(facts, make_plan(Request(), facts), runner)
+
+
+def _answers(
+    subject: Subject, options: argparse.Namespace, spent: Callable[[], float]
+) -> Iterator[Line]:
+    """``spent`` tells the seconds since the start."""
+    facts, plan, runner = subject
+    alone = make_plan(Request(), facts._replace(environ={}, profile=None))
+    yield checks.detected(plan, alone.threads, facts.host)
+    run = _first_runs(runner, plan)
+    watched = _watched(facts, max(run.samples.get(TG, (LIKELY_RATE,))))
+    yield checks.environment(plan, watched)
+    yield checks.working(plan, watched)
+    yield checks.places(plan, watched, facts.host, facts.engine.openmp)
+    yield checks.own_count(plan, watched)
+    words = _output(subject)
+    yield words
+    yield checks.quantization(facts.engine, facts.model)
+    if options.no_speed or words.state == FAIL:
+        yield left_out("--no-speed says so" if options.no_speed else "the words are wrong")
+        return
+    seconds = options.seconds or (SMALL_SECONDS if facts.model.size <= SMALL_MODEL else SECONDS)
+    yield _speed(subject, run, seconds - spent())
+
+
+def _first_runs(runner: Runner, plan: Plan) -> Run:
+    """Two short ones; the first also reads the model from disk. The second tells how fast
+    the engine is at all; where one fails, it says why."""
+    run = Run(DEFAULT, {}, 0.0)
+    for sizes in (FIRST, SECOND):
+        runner.sizes = sizes
+        run = runner.measure(DEFAULT, setting_of(plan))
+        if run.problem is not None:
+            break
+    return run
+
+
+def _watched(facts: Facts, rate: float) -> Watched:
+    """At about ``rate`` tokens/s. On a busy machine a run may be over too soon, since the
+    rate was measured far too low, or leave a thread without a CPU; then another is made,
+    which draws another text."""
+    for seed in range(1, WATCHED_RUNS + 1):
+        request = watched_request(rate, facts.model, facts.engine.flags, seed)
+        plan = make_plan(request, facts)
+        watched = watch(plan, Root())
+        if watched.problem == TOO_SOON:
+            rate *= RATE_MARGIN
+        elif watched.work is None or len(watched.work.workers) >= plan.threads:
+            break
+    return watched
+
+
+def _output(subject: Subject) -> Line:
+    facts, plan, runner = subject
+    try:
+        report = run_selftest(facts.engine, facts.host)
+        default = default_setting(facts)
+    except TuningError as error:
+        return Line(checks.OUTPUT, SKIP, f"there is no self-test: {error.cause}")
+    problem = None
+    if report.passed and setting_of(plan) != default:
+        problem = Checker(runner.place, default).problem(setting_of(plan))
+    return checks.output(report, problem)
+
+
+def _speed(subject: Subject, first: Run, seconds: float) -> Line:
+    _, plan, runner = subject
+    settings = {DEFAULT: setting_of(plan), UPSTREAM: UPSTREAM_SETTING}
+    if settings[DEFAULT] == settings[UPSTREAM]:
+        return nothing_to_compare()
+    if first.problem is not None:
+        return speed_line(Trial((), first), seconds)
+    say(f"comparing speeds for {max(1.0, seconds):.0f} s")
+    other = runner.measure(UPSTREAM, settings[UPSTREAM], (TG,))
+    if other.problem is not None:
+        return speed_line(Trial((), other), seconds)
+    runner.sizes = trial_sizes(other, first)
+    trial = compare(
+        lambda name: runner.measure(name, settings[name], (TG,)), seconds, time.monotonic
+    )
+    return speed_line(trial, seconds)
+
+
+def summary(lines: Sequence[Line]) -> str:
+    counts = {state: sum(line.state == state for line in lines) for state in (FAIL, PASS, SKIP)}
+    state = FAIL if counts[FAIL] else PASS
+    return f"{state}: {counts[PASS]} passed, {counts[FAIL]} failed, {counts[SKIP]} skipped"
+
+
+def _document(subject: Subject, lines: Sequence[Line], seconds: float) -> dict[str, Any]:
+    """``lines`` by their names: state, reason, and the figures where there are some."""
+    plan = subject.plan
+    return {
+        "engine": plan.engine,
+        "model": plan.model,
+        "setting": as_json(setting_of(plan)),
+        "passed": not any(line.state == FAIL for line in lines),
+        "seconds": round(seconds, 3),
+        "lines": [line._asdict() for line in lines],
+    }

@@ -1,0 +1,243 @@
+"""Which of several builds runs a model: what this CPU can run, what was measured, what fits
+best; pure."""
+
+from __future__ import annotations
+
+import json
+
+from bitnet_tuning.engine import instruction_sets
+from bitnet_tuning.engine.find import checkout_of, identity
+from bitnet_tuning.errors import UnsupportedError
+from bitnet_tuning.model.types import I2_S
+from bitnet_tuning.namedtuple import NamedTuple
+from bitnet_tuning.plan.plan import check_isa, check_pair
+from bitnet_tuning.plan.profile import fingerprint
+from bitnet_tuning.store.state import digest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from bitnet_tuning.engine.find import Engine
+    from bitnet_tuning.machine.host import Host
+    from bitnet_tuning.model.types import ModelFile
+
+    Refused = tuple[tuple[str, str], ...]
+    from collections.abc import Sequence
+
+    from bitnet_tuning.store.state import Record, Shape, State
+
+
+FASTER, SLOWER, OPEN = "faster", "slower", "no difference shown"
+OUT = "out"
+"""How the verdict of a build begins that failed while it was compared, or wrote wrong words."""
+
+
+class Ranked(NamedTuple):
+    """What a comparison found of one build, as it still is."""
+
+    verdict: str
+    """Against the comparison's reference; the reference's own is ``no difference shown``."""
+    ratio: float
+    """Median speed over the reference's."""
+    claim: str
+    """In half a sentence."""
+
+
+class Chosen(NamedTuple):
+    """A build, with the reason in its location."""
+
+    engine: Engine
+    left_out: tuple[str, ...]
+    """Builds that cannot run here, each with why."""
+
+
+def choose_build(
+    engines: Iterable[Engine],
+    host: Host,
+    model: ModelFile | None,
+    measured: Mapping[str, Ranked],
+) -> Chosen:
+    """The first of the best. Without a ``model`` the choice is for an i2_s one; ``measured``
+    is by the program's path. Raises UnsupportedError where none can run here."""
+    every = tuple(engines)
+    runnable, refused = usable(every, host, model)
+    if not runnable:
+        raise _none(refused)
+    able, weak = _with_kernels(runnable, model)
+    winner, why = _best(able, host, measured)
+    left_out = tuple(f"{build_name(path)} {what}" for path, what in (*refused, *weak))
+    source = "; ".join((f"{winner.location.source}, of {len(every)} builds there {why}", *left_out))
+    return Chosen(winner._replace(location=winner.location._replace(source=source)), left_out)
+
+
+def build_name(path: str) -> str:
+    """As a user calls a build: ``build-gcc`` for build-gcc/bin/llama-cli."""
+    parts = path.replace("\\", "/").split("/")[:-1]
+    if parts[-1:] == ["Release"]:
+        parts.pop()
+    return parts[-2] if parts[-1:] == ["bin"] and len(parts) > 1 else path
+
+
+def usable(
+    engines: Iterable[Engine], host: Host, model: ModelFile | None
+) -> tuple[tuple[Engine, ...], Refused]:
+    """Those that can run the model on this CPU; and of the others path and why not."""
+    fine, refused = [], []
+    for engine in engines:
+        try:
+            check_isa(engine, host)
+            if model is not None:
+                check_pair(engine, model)
+            fine.append(engine)
+        except UnsupportedError as error:
+            refused.append((engine.path, error.cause.removeprefix(f"{engine.path} ")))
+    return tuple(fine), tuple(refused)
+
+
+def _none(refused: Refused) -> UnsupportedError:
+    each = "; ".join(f"{path} {what}" for path, what in refused)
+    return UnsupportedError(
+        f"none of the builds can be used here: {each}",
+        "build it on this machine (cmake -B build -DGGML_NATIVE=ON), or name another engine "
+        "with --engine",
+    )
+
+
+def _with_kernels(
+    engines: tuple[Engine, ...], model: ModelFile | None
+) -> tuple[tuple[Engine, ...], Refused]:
+    """For i2_s without those that compute garbage, unless there are no others."""
+    if model is not None and model.quantization != I2_S:
+        return engines, ()
+    able = tuple(each for each in engines if each.isa & instruction_sets.KERNEL_ISA or not each.isa)
+    if not any(each.isa for each in able):
+        return engines, ()
+    kept = {each.path for each in able}
+    return able, tuple(
+        (each.path, "is built without AVX2 and NEON, which i2_s needs")
+        for each in engines
+        if each.path not in kept
+    )
+
+
+def _best(
+    engines: tuple[Engine, ...], host: Host, measured: Mapping[str, Ranked]
+) -> tuple[Engine, str]:
+    """With why, as the rest of a sentence."""
+    known = {each.path: found for each in engines if (found := measured.get(each.path))}
+    faster = [each for each in engines if each.path in known and known[each.path].verdict == FASTER]
+    if faster:
+        winner = max(faster, key=lambda each: known[each.path].ratio)
+        new = [build_name(each.path) for each in engines if each.path not in known]
+        unknown = f" ({', '.join(new)} not measured as it is now)" if new else ""
+        return winner, f"the one that was measured fastest: {known[winner.path].claim}{unknown}"
+    worse = {path: each for path, each in known.items() if each.verdict not in (FASTER, OPEN)}
+    left = tuple(each for each in engines if each.path not in worse)
+    winner, why = _widest(left or engines, host)
+    if not worse:
+        return winner, f"{why}; measured, {OPEN}" if known else why
+    said = (f"{build_name(path)}: {each.verdict} when measured" for path, each in worse.items())
+    return winner, f"{why} ({'; '.join(said)})"
+
+
+def _widest(engines: tuple[Engine, ...], host: Host) -> tuple[Engine, str]:
+    """The first of those that use most of what the CPU has."""
+    if len(engines) == 1:
+        return engines[0], "the only one that remains"
+    used = [instruction_sets.matching(each.isa, host.isa) for each in engines]
+    most = max(map(len, used))
+    first = next(index for index, names in enumerate(used) if len(names) == most)
+    if all(len(names) == most for names in used):
+        return engines[0], "the first: none fits this CPU better than another"
+    return engines[first], f"the one that fits this CPU best ({', '.join(used[first])})"
+
+
+KIND = "builds"
+_SHAPE: Shape = {"created": str, "objective": str, "reference": str, "builds": dict}
+
+
+class Found(NamedTuple):
+    """One build against the reference."""
+
+    verdict: str
+    ratio: tuple[float, float, float] | None
+    """Median and the ends of its interval; None for the reference and without a measurement."""
+
+
+def store_fastest(
+    state: State,
+    host: Host,
+    engines: Sequence[Engine],
+    model: ModelFile,
+    found: Mapping[str, Found],
+    *,
+    reference: str,
+    created: str,
+    objective: str,
+) -> bool:
+    """Whether it could be kept. ``found`` is by path, and ``reference`` the path of what all
+    was measured against."""
+    builds = {
+        engine.path: {
+            "files": _files(engine),
+            "verdict": found[engine.path].verdict,
+            "ratio": found[engine.path].ratio,
+        }
+        for engine in engines
+        if engine.path in found
+    }
+    record = {
+        "created": created,
+        "objective": objective,
+        "reference": reference,
+        "builds": builds,
+    }
+    return state.store(KIND, _key(host, engines[0], model), record)
+
+
+def load_fastest(
+    state: State, host: Host, engines: Sequence[Engine], model: ModelFile
+) -> dict[str, Ranked]:
+    """By path, for every build that is the one that was measured. Nothing where the
+    reference is another by now: all was measured against that."""
+    record = state.load(KIND, _key(host, engines[0], model), _SHAPE)
+    if record is None:
+        return {}
+    try:
+        same = {each.path for each in engines if _is_same(record, each)}
+        if record["reference"] not in same:
+            return {}
+        return {path: _ranked(record, path) for path in same}
+    except (LookupError, TypeError, ValueError):
+        state.set_aside(state.path(KIND, digest(_key(host, engines[0], model))))
+        return {}
+
+
+def _key(host: Host, engine: Engine, model: ModelFile) -> str:
+    parts = (checkout_of(engine.path), model.architecture, model.quantization, model.size)
+    return json.dumps([*parts, fingerprint(host)], sort_keys=True)
+
+
+def _files(engine: Engine) -> list[list[object]]:
+    return [identity(path) for path in engine.files]
+
+
+def _is_same(record: Record, engine: Engine) -> bool:
+    measured = record["builds"].get(engine.path)
+    try:
+        return measured is not None and measured["files"] == _files(engine)
+    except OSError:
+        return False
+
+
+def _ranked(record: Record, path: str) -> Ranked:
+    found = record["builds"][path]
+    if found["ratio"] is None:
+        return Ranked(found["verdict"], 1.0, OPEN)
+    middle, low, high = map(float, found["ratio"])
+    what = {"pp": ", for prompts", "request": ", for whole requests"}.get(record["objective"], "")
+    over = build_name(record["reference"])
+    when = f"measured on {record['created'][:10]}"
+    claim = f"×{middle:.2f} ({low:.2f}–{high:.2f}) over {over}{what}, {when}"
+    return Ranked(found["verdict"], middle, claim)

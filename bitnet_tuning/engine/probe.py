@@ -1,0 +1,238 @@
+"""Ask an engine once what it can do; the answers are remembered with its files."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+
+from bitnet_tuning import demo
+from bitnet_tuning.engine import binary, instruction_sets
+from bitnet_tuning.engine.find import (
+    ARCHITECTURES,
+    Engine,
+    Location,
+    beside,
+    embedded_library,
+    identity,
+)
+from bitnet_tuning.engine.instruction_sets import configured_isa
+from bitnet_tuning.launch.run import Captured, capture
+from bitnet_tuning.machine.host import read_flags
+from bitnet_tuning.store.state import ABSENT, State
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bitnet_tuning.store.state import Record, Shape
+
+
+_SIGILL = (-4, 132, 0xC000001D, 0xC000001D - (1 << 32))
+"""Exit codes of a program that had an illegal instruction: the signal, as a shell tells of it,
+and Windows' (MS-ERREF 2.3)."""
+
+_FLAG = re.compile(r"--?[A-Za-z]")
+_PLACEHOLDER = re.compile(r"^[A-Z<{\[(.]")
+_DESCRIPTION_COLUMN = 20
+_VERSION = re.compile(r"^version: .*$", re.MULTILINE)
+_FEATURE = re.compile(r"\b([A-Z][A-Z0-9_]*) = (\d+)")
+
+
+def probe(location: Location) -> Record:
+    """Runs the engine's help, version and a one-token prompt; never raises for an engine
+    that fails them. ``complete`` says whether the answers are worth remembering: those of
+    one that dies of an illegal instruction are, for it will do so again."""
+    completion = None if location.embedded else beside(location.cli, "llama-completion")
+    chat = (sys.executable, location.cli) if location.embedded else (location.cli,)
+    once = (completion,) if completion else chat
+    help_text = capture((*once, "--help"))
+    chat_help = help_text if once == chat else capture((*chat, "--help"))
+    flags = parse_flags(help_text.stdout + help_text.stderr)
+    version = capture((*chat, "--version"))
+    files = _files(location)
+    i2_s = binary.knows_name(files, "i2_s")
+    tried = _try(once, i2_s)
+    ran = _has_run(tried)
+    isa = parse_system_info(tried.stderr + tried.stdout) if tried else set()
+    return {
+        "complete": help_text.code is not None and (bool(flags) or ran is False),
+        "identities": [identity(path) for path in files],
+        "version": parse_version(version.stdout + version.stderr),
+        "flags": sorted(flags),
+        "chat_flags": sorted(parse_flags(chat_help.stdout + chat_help.stderr)),
+        "openmp": binary.openmp_runtime(files),
+        "blas": list(binary.blas_libraries(files)),
+        "isa": sorted(isa or (set() if location.embedded else configured_isa(location.cli))),
+        "i2_s": i2_s,
+        "architectures": _architectures(files),
+        "completion": completion,
+        "cpu": list(read_flags()),
+        "ran": ran,
+    }
+
+
+def _has_run(tried: Captured | None) -> bool | None:
+    """False where an illegal instruction ended it; None where it failed otherwise."""
+    if tried is not None and tried.code in _SIGILL:
+        return False
+    return True if tried is not None and tried.code == 0 else None
+
+
+def _files(location: Location) -> tuple[str, ...]:
+    if not location.embedded:
+        return binary.own_files(location.cli, trace_libraries)
+    library = embedded_library() or ""
+    names = sorted(os.listdir(library)) if library else []
+    modules = [os.path.join(library, name) for name in names if name.endswith((".so", ".pyd"))]
+    return (os.path.abspath(location.cli), *modules)
+
+
+def trace_libraries(program: str) -> str:
+    """What the dynamic loader would map. ``--version`` keeps a static program short."""
+    return capture((program, "--version"), {"LD_TRACE_LOADED_OBJECTS": "1"}).stdout
+
+
+def _architectures(files: tuple[str, ...]) -> dict[str, bool]:
+    known = {name: binary.knows_name(files, name) for name in ARCHITECTURES}
+    return {name: found for name, found in known.items() if found is not None}
+
+
+def _try(program: tuple[str, ...], i2_s: bool | None) -> Captured | None:
+    """A token of the demo model: the ``system_info`` line is printed only once a model is
+    loaded, and in which instructions a build dies shows only there."""
+    model = demo.I2_S if i2_s else demo.TQ2_0
+    if not os.path.isfile(model):
+        return None
+    return capture(
+        (*program, "-m", model, "-p", "a", "-n", "1", "-t", "1", "-c", "64", "-ngl", "0")
+    )
+
+
+def parse_flags(help_text: str) -> set[str]:
+    """Every flag that a help text in llama.cpp's style defines, not those it mentions."""
+    flags: set[str] = set()
+    for line in help_text.splitlines():
+        text = line.lstrip()
+        # A description may go on with the name of another flag, but far to the right.
+        if text.startswith("-") and len(line) - len(text) < _DESCRIPTION_COLUMN:
+            flags.update(_defined_in(text.split()))
+    return flags
+
+
+def _defined_in(words: list[str]) -> list[str]:
+    """``-t, --threads N  number of threads`` -> -t, --threads: flags, each with at most one
+    placeholder behind it, up to the description."""
+    found: list[str] = []
+    after_flag = False
+    for word in words:
+        if _FLAG.match(word):
+            found.append(word.rstrip(",").partition("=")[0])
+            after_flag = True
+        elif after_flag and _PLACEHOLDER.match(word):
+            after_flag = False
+        else:
+            break
+    return found
+
+
+def parse_version(text: str) -> str:
+    found = _VERSION.search(text)
+    return found[0].removeprefix("version: ").strip() if found else ""
+
+
+def parse_system_info(log: str) -> set[str]:
+    """Names with a value other than 0 in the ``system_info`` line, such as AVX2."""
+    lines = [line for line in log.splitlines() if "system_info:" in line]
+    pairs = _FEATURE.findall(lines[-1]) if lines else []
+    return {name for name, value in pairs if value != "0"}
+
+
+_PROBE = 2
+"""Version of the questions that probe.py asks; old answers are asked for anew."""
+
+_SHAPE: Shape = {
+    "identities": list,
+    "version": str,
+    "flags": list,
+    "chat_flags": list,
+    "openmp": (str, ABSENT),
+    "blas": list,
+    "isa": list,
+    "i2_s": (bool, ABSENT),
+    "architectures": dict,
+    "completion": (str, ABSENT),
+}
+
+
+def know(location: Location, state: State) -> Engine:
+    """What is known of the engine: from the last probe as long as its files are the same,
+    else from a new one, which is remembered."""
+    record = state.load("engine", location.cli, _SHAPE)
+    if record is not None and _is_current(record, location):
+        try:
+            engine = _engine(location, record)
+            if _holds_here(engine):
+                return engine
+        except (KeyError, TypeError):
+            pass  # an older version's, or lists of something else
+    pass  # moved
+
+    record = {**probe(location), "probe": _PROBE}
+    if record["complete"]:
+        state.store("engine", location.cli, record)
+    return _engine(location, record)
+
+
+def with_architecture(engine: Engine, name: str) -> Engine:
+    """The engine, with an answer to whether it knows this architecture as well."""
+    if name in engine.architectures or engine.i2_s is None:
+        return engine
+    from bitnet_tuning.engine.binary import knows_name  # noqa: PLC0415
+
+    found = knows_name(engine.files, name)
+    known = {} if found is None else {name: found}
+    return engine._replace(architectures={**engine.architectures, **known})
+
+
+def _is_current(record: Record, location: Location) -> bool:
+    try:
+        program = location.cli if location.embedded else os.path.realpath(location.cli)
+        if record.get("probe") != _PROBE:
+            return False
+        same = record["identities"][0][0] == program and all(
+            identity(path) == [path, *rest] for path, *rest in record["identities"]
+        )
+        completion = None if location.embedded else beside(location.cli, "llama-completion")
+        return bool(same and record["completion"] == completion)
+    except (OSError, LookupError, TypeError, ValueError):
+        return False
+
+
+def _holds_here(engine: Engine) -> bool:
+    """Whether the answers hold for this CPU: always, where they tell of the build alone."""
+    if (
+        engine.ran
+        and not instruction_sets.chooses_itself(engine)
+        and not engine.isa & instruction_sets.OF_THE_CPU
+    ):
+        return True
+    from bitnet_tuning.machine.host import read_flags  # noqa: PLC0415
+
+    return engine.cpu == frozenset(read_flags())
+
+
+def _engine(location: Location, record: Record) -> Engine:
+    return Engine(
+        location=location,
+        version=record["version"],
+        flags=frozenset(record["flags"]),
+        chat_flags=frozenset(record["chat_flags"]),
+        openmp=record["openmp"],
+        blas=tuple(record["blas"]),
+        isa=frozenset(record["isa"]),
+        i2_s=record["i2_s"],
+        architectures=record["architectures"],
+        files=tuple(identity[0] for identity in record["identities"]),
+        completion=record["completion"],
+        cpu=frozenset(record["cpu"]),
+        ran=record["ran"],
+    )

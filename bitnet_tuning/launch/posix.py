@@ -1,0 +1,292 @@
+"""Starting an engine on POSIX systems, with the signals that are meant for it.
+
+With posix_spawn, which is quicker than ``subprocess`` or a fork: nothing of this program
+runs in the child. What the child inherits (affinity, niceness) is set here for the
+moment of the start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from bitnet_tuning.launch.lifeline import Lifeline, send
+from bitnet_tuning.launch.program import (
+    FEED,
+    INHERIT,
+    INTERRUPT_GRACE,
+    Launch,
+    Outcome,
+    Pipes,
+    cannot_start,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+
+
+FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+"""Signals that are passed on to an engine."""
+
+_BACK_TO_DEFAULT = ("SIGPIPE", "SIGXFSZ", "SIGINT")
+"""Python ignores the first two; a script's background job inherits the last one ignored,
+but it is passed on only when somebody means this run."""
+
+
+def run_posix(launch: Launch) -> Outcome:
+    own_group = not (launch.stdin == INHERIT and os.isatty(0))
+    fill_standard_handles()
+    lifeline = Lifeline()
+    with _SignalsHeld() as held:
+        child, pipes = _start(launch, own_group, held.before, lifeline)
+        # A group of its own may hold a script around the real engine: all of it is meant.
+        engine = -child if own_group else child
+        lifeline.tie(engine)
+        forward = _Forwarder(engine, own_group, ends=not launch.interactive)
+        forward.install()
+        held.release()
+        try:
+            outcome = _watched(child, pipes, launch)
+            return outcome._replace(code=130, gave_up=True) if forward.gave_up else outcome
+        finally:
+            forward.remove()
+            lifeline.cut()
+
+
+def _watched(child: int, pipes: Pipes, launch: Launch) -> Outcome:
+    if launch.watch is None:
+        return _wait(child, pipes, launch)
+    pass  # moved
+
+    with watching(launch.watch, child):
+        return _wait(child, pipes, launch)
+
+
+def _wait(child: int, pipes: Pipes, launch: Launch) -> Outcome:
+    if not launch.relays:
+        return Outcome(_shell_code(os.waitpid(child, 0)[1]))
+    from bitnet_tuning.launch.relay import relay  # noqa: PLC0415
+
+    return relay(child, pipes, launch, lambda: _shell_code(os.waitpid(child, 0)[1]))
+
+
+def _shell_code(status: int) -> int:
+    code = os.waitstatus_to_exitcode(status)
+    return 128 - code if code < 0 else code
+
+
+def signals(names: tuple[str, ...]) -> set[signal.Signals]:
+    """Those of the named signals that this system has."""
+    return {getattr(signal, name) for name in names if hasattr(signal, name)}
+
+
+class _SignalsHeld:
+    """Blocks the signals that are passed on until it is known to whom."""
+
+    def __enter__(self) -> _SignalsHeld:
+        self.before = signal.pthread_sigmask(signal.SIG_BLOCK, signals(FORWARDED))
+        return self
+
+    def release(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.before)
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class _Forwarder:
+    """Passes signals on to the engine.
+
+    An engine in a group of its own gets none from the terminal or from a kill of
+    our group, so each is passed on. One that shares the terminal for a chat has
+    had Ctrl-C and Ctrl-\\ already.
+
+    llama-cli prints its timings from inside its handler of SIGINT, under a lock that
+    the interrupted thread may hold: now and then it hangs there for ever. An engine
+    that is to end at an interrupt and has not after a grace is therefore killed.
+    """
+
+    def __init__(self, engine: int, own_group: bool, ends: bool) -> None:
+        self.engine = engine
+        self.own_group = own_group
+        self.ends = ends
+        self.gave_up = False
+        self.before: dict[signal.Signals, object] = {}
+
+    def install(self) -> None:
+        for number in signals(FORWARDED):
+            # Ignored from the start (nohup): leave it so. But for SIGINT: a script's
+            # background job starts with it ignored, and engines catch it all the same.
+            if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+                self.before[number] = signal.signal(number, self._pass_on)
+        if self.own_group:
+            self.before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._pause)
+            self.before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._give_up)
+
+    def remove(self) -> None:
+        signal.alarm(0)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
+        if self.own_group or number not in (signal.SIGINT, signal.SIGQUIT):
+            send(self.engine, number)
+        if number == signal.SIGINT and self.own_group and self.ends:
+            signal.alarm(INTERRUPT_GRACE)
+
+    def _give_up(self, _number: int, _frame: FrameType | None) -> None:
+        self.gave_up = True
+        send(self.engine, signal.SIGKILL)
+
+    def _pause(self, _number: int, _frame: FrameType | None) -> None:
+        """Ctrl-Z: the engine's group is not the terminal's, so it is stopped from here."""
+        send(self.engine, signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        send(self.engine, signal.SIGCONT)
+
+
+def _start(
+    launch: Launch, own_group: bool, mask: set[int], lifeline: Lifeline
+) -> tuple[int, Pipes]:
+    """The engine's process id and our ends of its pipes. ``mask`` holds the signals that
+    it starts with blocked. Raises UnsupportedError where it cannot be executed."""
+    pipes, far = _open_pipes(launch)
+    try:
+        with _MayPrint(own_group), Inherited(launch.cpus, launch.nice):
+            child = os.posix_spawnp(
+                launch.argv[0],
+                launch.argv,
+                {**os.environ, **launch.variables},
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, handle, target)
+                    for target, handle in enumerate(far)
+                    if handle is not None
+                ],
+                setsigdef=signals(_BACK_TO_DEFAULT),
+                setsigmask=mask,
+                **({"setpgroup": 0} if own_group else {}),  # type: ignore[arg-type]
+            )
+    except OSError as error:
+        lifeline.drop()
+        raise cannot_start(launch.argv, error) from error
+    finally:
+        _close(*far)
+    return child, pipes
+
+
+class _MayPrint:
+    """Lets a group in the background print in spite of `stty tostop`."""
+
+    def __init__(self, own_group: bool) -> None:
+        self.own_group = own_group
+
+    def __enter__(self) -> None:
+        if self.own_group:
+            self.before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+
+    def __exit__(self, *_: object) -> None:
+        if self.own_group:
+            signal.signal(signal.SIGTTOU, self.before)
+
+
+class Inherited:
+    """Gives this thread what a program that it starts is to inherit, and takes it back."""
+
+    def __init__(self, cpus: frozenset[int] | None, nice: int) -> None:
+        self.cpus = cpus
+        self.nice = nice
+
+    def __enter__(self) -> None:
+        """None of it is worth failing for."""
+        try:
+            self.before = os.sched_getaffinity(0) if self.cpus else None
+            if self.cpus:
+                os.sched_setaffinity(0, self.cpus)
+        except (AttributeError, OSError):
+            self.before = None
+        try:
+            self.raised = os.nice(self.nice) - self.nice if self.nice else None
+        except OSError:
+            self.raised = None
+
+    def __exit__(self, *_: object) -> None:
+        if self.before:
+            os.sched_setaffinity(0, self.before)
+        if self.raised is not None:
+            os.nice(-self.nice)
+
+
+def fill_standard_handles() -> None:
+    """Started with a standard stream closed, its handle would go to the next pipe."""
+    for handle in (0, 1, 2):
+        try:
+            os.fstat(handle)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free
+            os.set_inheritable(opened, True)
+
+
+def _open_pipes(launch: Launch) -> tuple[Pipes, tuple[int, int | None, int | None]]:
+    """Our ends, and the engine's stdin, stdout and stderr (None: ours)."""
+    stdin_near = stdin_kept = stdout = stdout_far = stderr = stderr_far = None
+    if launch.stdin == FEED:
+        stdin_far, stdin_near = os.pipe()
+        stdin_kept = os.dup(stdin_far)
+    elif launch.stdin == INHERIT:
+        stdin_far = os.dup(0)
+    else:
+        stdin_far = os.open(os.devnull, os.O_RDONLY)
+    if launch.echo is not None:
+        stdout, stdout_far = os.pipe()
+    if launch.keep_log:
+        stderr, stderr_far = os.pipe()
+    return Pipes(stdin_near, stdin_kept, stdout, stderr), (stdin_far, stdout_far, stderr_far)
+
+
+def _close(*handles: int | None) -> None:
+    for handle in handles:
+        if handle is not None:
+            os.close(handle)
+
+
+FIRST_SECONDS, LAST_SECONDS, GROWTH = 0.01, 5.0, 1.5
+"""From one look to the next: soon at first, for what a short run does, and seldom later."""
+
+LOOK_SHARE = 0.1
+"""Of one CPU's time that looks may take at the start, when they are many: to count the pages
+of a large model takes 30 ms. Once they are seldom, it is less than a hundredth."""
+
+
+@contextlib.contextmanager
+def watching(watch: Callable[[int], None], process: int) -> Iterator[None]:
+    """Calls ``watch`` again and again within the block, and never after it."""
+    ended = threading.Event()
+    thread = threading.Thread(target=_look_on, args=(watch, process, ended), daemon=True)
+    # A signal that this thread took would not wake the one that waits for the engine.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _look_on(watch: Callable[[int], None], process: int, ended: threading.Event) -> None:
+    pause = FIRST_SECONDS
+    while not ended.wait(pause):
+        start = time.thread_time()
+        try:
+            watch(process)
+        except Exception:
+            return
+        least = (time.thread_time() - start) / LOOK_SHARE
+        pause = max(least, min(LAST_SECONDS, pause * GROWTH))

@@ -1,0 +1,186 @@
+"""Passing an engine's streams on where they must be watched; one loop, no threads."""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import select
+import signal
+import termios
+import time
+from collections.abc import Callable
+
+from bitnet_tuning.launch.lifeline import send
+from bitnet_tuning.launch.program import Launch, Outcome, Pipes
+
+LOG_KEPT = 1 << 20
+"""Bytes of an engine's log that are kept, its end: timings come last."""
+
+_CHUNK = 1 << 16
+_POLL_SECONDS = 0.02
+_GRACE_SECONDS = 3.0
+_ENDED_AS_ASKED = (130, 137)
+"""What llama-cli answers to an interrupt at its prompt, and to being killed because it hung."""
+
+
+def relay(child: int, pipes: Pipes, launch: Launch, wait: Callable[[], int]) -> Outcome:
+    """Passes the streams on until the engine has ended and its output is all here."""
+    log = bytearray()
+    clock = FirstToken(launch.echo) if launch.echo is not None else None
+    # A fed engine does not share the terminal, so it has a group of its own.
+    feeder = Feeder(-child, pipes) if pipes.stdin is not None else None
+    exited = _exit_handle(child)
+    sources = {handle for handle in (pipes.stdout, pipes.stderr) if handle is not None}
+    while sources or not _has_exited(exited, child):
+        timeout = _POLL_SECONDS if feeder or exited is None else None
+        extra = [0] if feeder and feeder.wants_input else []
+        idle = [exited] if exited is not None and not sources else []
+        ready, _, _ = select.select([*sources, *extra, *idle], [], [], timeout)
+        for handle in sources.intersection(ready):
+            data = os.read(handle, _CHUNK)
+            if not data:
+                sources.discard(handle)
+            elif handle == pipes.stdout:
+                if clock:
+                    clock.see(data)
+                write_all(1, data)
+            else:
+                keep(log, data)
+                if launch.show_log:
+                    write_all(2, data)
+        if feeder:
+            feeder.step(0 in ready)
+    code = wait()
+    ended_by_us = feeder is not None and feeder.asked_to_end and code in _ENDED_AS_ASKED
+    return Outcome(0 if ended_by_us else code, bytes(log), clock.seconds if clock else None)
+
+
+def _exit_handle(child: int) -> int | None:
+    """A handle that becomes readable when the engine ends (Linux 5.3), or None."""
+    try:
+        return os.pidfd_open(child)
+    except (AttributeError, OSError):
+        return None
+
+
+def _has_exited(handle: int | None, child: int) -> bool:
+    if handle is not None:
+        return bool(select.select([handle], [], [], 0)[0])
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def keep(log: bytearray, data: bytes) -> None:
+    log += data
+    if len(log) > 2 * LOG_KEPT:
+        del log[:-LOG_KEPT]
+
+
+def write_all(handle: int, data: bytes) -> None:
+    """Writes to a stream of ours; one that nobody reads any more ends us as it would
+    have ended the engine: by SIGPIPE."""
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(handle, view) :]
+    except BrokenPipeError:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGPIPE)
+
+
+class FirstToken:
+    """Times the first byte after the prompt's echo.
+
+    ``seconds`` stays None where the output does not begin with the prompt.
+    """
+
+    def __init__(self, echo: bytes) -> None:
+        self.echo = echo.strip()
+        self.start = time.monotonic()
+        self.seconds: float | None = None
+        self.seen = bytearray()
+        self.done = False
+
+    def see(self, data: bytes) -> None:
+        if self.done:
+            return
+        self.seen += data
+        shown = bytes(self.seen).lstrip()
+        if not shown.startswith(self.echo[: len(shown)]):
+            self.done = True
+        elif len(shown.rstrip()) > len(self.echo):
+            self.seconds = time.monotonic() - self.start
+            self.done = True
+
+
+class Feeder:
+    """Hands standard input to a chat line by line, and ends the chat when it ends.
+
+    bitnet.cpp's ``llama-cli -cnv`` takes the end of its input for an empty line and
+    generates for ever. So it never sees the end. A line is handed over once the one
+    before was read; after the last one comes a single blank without a newline. The
+    engine reads it when it asks for its next turn, that is when its last answer is
+    complete, and waits for the rest of the line; then SIGINT ends it, as at a prompt.
+    """
+
+    BLANK = b" "
+
+    def __init__(self, engine: int, pipes: Pipes) -> None:
+        assert pipes.stdin is not None and pipes.stdin_far is not None
+        self.engine = engine
+        self.near, self.far = pipes.stdin, pipes.stdin_far
+        os.set_blocking(self.near, False)
+        self.pending = bytearray()
+        self.at_end = False
+        self.ending = False
+        self.asked_to_end = False
+        self.deadline = 0.0
+
+    @property
+    def wants_input(self) -> bool:
+        return not self.at_end and len(self.pending) < _CHUNK
+
+    def step(self, readable: bool) -> None:
+        """Called on every turn of the loop; ``readable`` says that input waits."""
+        if readable:
+            self._read()
+        if self.asked_to_end:
+            self._insist()
+        elif not self._unread():
+            self._hand_over()
+
+    def _read(self) -> None:
+        data = os.read(0, _CHUNK)
+        self.pending += data
+        self.at_end = not data
+        if self.at_end and self.pending and not self.pending.endswith(b"\n"):
+            self.pending += b"\n"
+
+    def _unread(self) -> int:
+        """Bytes in the pipe that the engine has not taken yet."""
+        count = array.array("i", [0])
+        fcntl.ioctl(self.far, termios.FIONREAD, count)
+        return count[0]
+
+    def _hand_over(self) -> None:
+        newline = self.pending.find(b"\n")
+        if newline >= 0 or len(self.pending) >= _CHUNK:
+            end = newline + 1 if newline >= 0 else len(self.pending)
+            del self.pending[: self._write(self.pending[: min(end, _CHUNK // 2)])]
+        elif self.ending:
+            self.asked_to_end = True
+            self.deadline = time.monotonic() + _GRACE_SECONDS
+            send(self.engine, signal.SIGINT)
+        elif self.at_end:
+            self.ending = True
+            self._write(self.BLANK)
+
+    def _write(self, data: bytes | bytearray) -> int:
+        try:
+            return os.write(self.near, data)
+        except (BlockingIOError, BrokenPipeError):
+            return 0
+
+    def _insist(self) -> None:
+        if time.monotonic() > self.deadline:
+            send(self.engine, signal.SIGKILL)

@@ -1,0 +1,87 @@
+"""Whether this Linux is the Windows Subsystem for Linux."""
+
+from __future__ import annotations
+
+import configparser
+import re
+
+from bitnet_tuning.machine.mounts import FileSystem
+from bitnet_tuning.machine.root import Root, as_integer
+from bitnet_tuning.namedtuple import NamedTuple
+
+
+def read_wsl(root: Root) -> int | None:
+    """1, 2, or None outside WSL.
+
+    Version 1 releases look like ``4.4.0-19041-Microsoft``, version 2 ones like
+    ``5.15.90.1-microsoft-standard-WSL2``; a kernel that the user built may say
+    neither, but version 2 always has the interop handler or /run/WSL.
+    """
+    release = root.read("proc/sys/kernel/osrelease") or _release_in_version(root)
+    if "microsoft" in release.lower():
+        is_first = release.endswith("-Microsoft") and release.startswith(("3.", "4.4."))
+        return 1 if is_first else 2
+    if "wsl2" in release.lower() or root.exists("run/WSL"):
+        return 2
+    return 2 if root.exists("proc/sys/fs/binfmt_misc/WSLInterop") else None
+
+
+def _release_in_version(root: Root) -> str:
+    """``Linux version RELEASE (builder) …``: the builder may well be somebody at Microsoft."""
+    words = (root.read("proc/version") or "").split()
+    return words[2] if len(words) > 2 else ""
+
+
+_CUSTOMARY = "mnt/c"
+"""Where WSL mounts the first drive unless ``wsl.conf`` says something else."""
+
+_SIZE = re.compile(r"([0-9]{1,15})(?:\s*([KMGT]?)B)?", re.ASCII | re.IGNORECASE)
+_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class WslConfig(NamedTuple):
+    """One user's file. None for what it does not say."""
+
+    path: str
+    memory: int | None = None
+    """Bytes that the virtual machine gets at most; Windows takes GB for 2**30."""
+    processors: int | None = None
+    problems: tuple[str, ...] = ()
+    """What of it cannot be understood."""
+
+
+def read_wsl_configs(root: Root, mounts: tuple[FileSystem, ...]) -> tuple[WslConfig, ...]:
+    """Those of every Windows user that can be read: Linux does not know which of them
+    started it."""
+    drives = [mount.point.strip("/") for mount in mounts if mount.windows]
+    found = []
+    for drive in dict.fromkeys((*drives, _CUSTOMARY)):
+        for user in sorted(root.names(f"{drive}/Users")):
+            name = f"{drive}/Users/{user}/.wslconfig"
+            text = root.read(name)
+            if text is not None:
+                found.append(parse_wsl_config(f"/{name}", text))
+    return tuple(found)
+
+
+def parse_wsl_config(path: str, text: str) -> WslConfig:
+    """The ``[wsl2]`` section; a file that is none has a problem and nothing else."""
+    parser = configparser.ConfigParser(
+        interpolation=None, strict=False, allow_no_value=True, inline_comment_prefixes=("#", ";")
+    )
+    try:
+        parser.read_string(text.removeprefix("\ufeff"))
+    except configparser.Error as error:
+        return WslConfig(path, problems=(str(error).splitlines()[0],))
+    sections = (parser[name] for name in parser.sections() if name.lower() == "wsl2")
+    stated = {key: value or "" for section in sections for key, value in section.items()}
+    memory, processors = _bytes(stated.get("memory")), as_integer(stated.get("processors"))
+    understood = {"memory": memory, "processors": processors}
+    problems = [f"{key}={stated[key]}" for key in stated if understood.get(key, 0) is None]
+    return WslConfig(path, memory, processors, tuple(problems))
+
+
+def _bytes(text: str | None) -> int | None:
+    """``4GB``, ``512MB``, a plain number of bytes."""
+    found = _SIZE.fullmatch((text or "").strip())
+    return int(found[1]) * _FACTORS[(found[2] or "").upper()] if found else None

@@ -1,0 +1,142 @@
+"""Find the model to run, and know its header."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+from bitnet_tuning import demo
+from bitnet_tuning.engine.find import identity
+from bitnet_tuning.errors import MissingError, TuningError
+from bitnet_tuning.model.types import I2_S, ModelFile, TypeShare
+from bitnet_tuning.namedtuple import NamedTuple
+from bitnet_tuning.store.state import ABSENT, State
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bitnet_tuning.store.state import Record, Shape
+
+
+DEFAULT = os.path.join("models", "BitNet-b1.58-2B-4T", "ggml-model-i2_s.gguf")
+_DEPTH = 3
+_SHAPE: Shape = {
+    "size": int,
+    "architecture": str,
+    "name": str,
+    "quantization": str,
+    "types": list,
+    "context_length": (int, ABSENT),
+    "layers": (int, ABSENT),
+    "embedding_length": (int, ABSENT),
+    "vocabulary": (int, ABSENT),
+    "chat_template": bool,
+    "heads": (int, ABSENT),
+    "kv_width": (int, ABSENT),
+}
+
+
+KIND = "header"
+"""Of what is remembered of a model's file."""
+
+
+class Choice(NamedTuple):
+    """The model to run. ``note`` is what the user should know of the choice, if anything."""
+
+    model: ModelFile
+    reason: str
+    note: str | None = None
+
+
+def choose_model(
+    named: str | None,
+    environ: Mapping[str, str],
+    folders: tuple[str, ...],
+    embedded: bool,
+    state: State,
+) -> Choice:
+    """-m, BITNET_MODEL, the default path, the only i2_s file under ``models/``, or with
+    the embedded engine the demo model. Raises MissingError."""
+    for path, source in ((named, "-m"), (environ.get("BITNET_MODEL"), "BITNET_MODEL")):
+        if path:
+            return Choice(know(path, state), f"named with {source}")
+    for folder in folders:
+        path = os.path.join(folder, DEFAULT)
+        if os.path.isfile(path):
+            return Choice(know(path, state), "the default path")
+    found = _i2_s_files(folders, state)
+    if len(found) == 1:
+        return Choice(found[0], "the only i2_s file under models/")
+    if found:
+        names = ", ".join(model.path for model in found)
+        raise MissingError(f"several i2_s models are there: {names}", "name one of them with -m")
+    if embedded and os.path.isfile(demo.TQ2_0):
+        return Choice(
+            know(demo.TQ2_0, state),
+            "the built-in demo model",
+            "no model found: using the demo model",
+        )
+    raise MissingError(
+        f"no model: looked for {DEFAULT} and other i2_s files under models/ "
+        f"in {', '.join(folders)}",
+        "name one with -m or BITNET_MODEL; "
+        "huggingface-cli download microsoft/BitNet-b1.58-2B-4T-gguf "
+        "--local-dir models/BitNet-b1.58-2B-4T gets one",
+    )
+
+
+def know(path: str, state: State) -> ModelFile:
+    """The model's header, remembered until the file changes: a large vocabulary takes a
+    tenth of a second to read. Raises MissingError."""
+    try:
+        key = ":".join(str(part) for part in identity(os.path.abspath(path)))
+    except (OSError, ValueError):
+        return _header(path)
+    record = state.load(KIND, key, _SHAPE)
+    try:
+        return _from_record(path, record) if record else _read(path, key, state)
+    except (KeyError, TypeError):
+        return _read(path, key, state)
+
+
+def _read(path: str, key: str, state: State) -> ModelFile:
+    model = _header(path)
+    state.store(KIND, key, model._asdict())
+    return model
+
+
+def _header(path: str) -> ModelFile:
+    from bitnet_tuning.model.gguf import read_model  # noqa: PLC0415
+
+    return read_model(path)
+
+
+def _from_record(path: str, record: Record) -> ModelFile:
+    fields = {name: record[name] for name in ModelFile._fields}
+    fields["types"] = tuple(TypeShare(*share) for share in record["types"])
+    return ModelFile(**{**fields, "path": path})
+
+
+def _i2_s_files(folders: tuple[str, ...], state: State) -> list[ModelFile]:
+    models: dict[str, ModelFile] = {}
+    for folder in folders:
+        for path in _gguf_files(os.path.join(folder, "models"), _DEPTH):
+            try:
+                model = know(path, state)
+            except TuningError:
+                continue
+            if model.quantization == I2_S:
+                models.setdefault(os.path.realpath(path), model)
+    return list(models.values())
+
+
+def _gguf_files(folder: str, depth: int) -> Iterator[str]:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        # os.path's tests answer False where an entry's own raise, as for a link to itself.
+        if entry.name.endswith(".gguf") and os.path.isfile(entry.path):
+            yield entry.path
+        elif depth > 1 and os.path.isdir(entry.path):
+            yield from _gguf_files(entry.path, depth - 1)

@@ -1,0 +1,332 @@
+"""The header of a GGUF model file, read without loading the model.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. PyPI's ``gguf``
+reader is not used because it refuses i2_s (tensor type 36) and would cost the run
+path an import of numpy.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from math import prod
+
+from bitnet_tuning.errors import MissingError
+from bitnet_tuning.model.types import ModelFile, TypeShare, tensor_bytes, type_name
+from bitnet_tuning.namedtuple import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    pass
+
+
+MAGIC = b"GGUF"
+
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+_STRING, _ARRAY = 8, 9
+_MIN_PAIR = 8 + 4 + 1
+_MIN_TENSOR = 8 + 4 + 4 + 8
+_MAX_NESTING = 4
+
+# A damaged count may still fit a large file; these keep such a file from being walked
+# through for minutes. Real models have some thousand tensors and half a million merges.
+_MOST_TENSORS = _MOST_PAIRS = 1 << 16
+_MOST_STRINGS = _MOST_ARRAYS = 1 << 22
+_LONGEST_NAME = (1 << 16) - 1
+"""Bytes of a key, as the format has it."""
+_KEPT = 1 << 10
+"""Bytes kept of a text: none that is needed comes near it."""
+_MOST_WEIGHTS = (1 << 63) - 1
+
+Value = int | float | str | bool
+
+
+class _CorruptError(Exception):
+    """The bytes are not a whole GGUF header; the text says in which way."""
+
+
+class TensorInfo(NamedTuple):
+    """Where a tensor lies. ``shape`` has the fastest dimension first, as in the file."""
+
+    name: str
+    kind: int
+    """ggml's number of its type."""
+    shape: tuple[int, ...]
+    offset: int
+    """Bytes from the start of the file."""
+
+    @property
+    def weights(self) -> int:
+        return prod(self.shape)
+
+
+class _Header(NamedTuple):
+    metadata: dict[str, Value | None]
+    tensors: tuple[TensorInfo, ...]
+
+
+def read_model(path: str) -> ModelFile:
+    """The facts in the header of ``path``.
+
+    Raises MissingError, which says whether the file is absent, unreadable, a
+    folder, empty, no GGUF file, damaged, or shorter than its header says.
+    """
+    size, header = _read(path)
+    return model_facts(path, size, header.metadata, header.tensors)
+
+
+def read_tensors(path: str) -> tuple[TensorInfo, ...]:
+    """Every tensor of the file, in its order; raises MissingError as ``read_model`` does."""
+    return _read(path)[1].tensors
+
+
+def _read(path: str) -> tuple[int, _Header]:
+    try:
+        size = _checked_size(path)
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return size, _parse(data)
+    except OSError as error:
+        raise MissingError(
+            f"cannot read the model {path}: {error.strerror or error}",
+            "check its permissions, or name another file with -m",
+        ) from error
+    except _CorruptError as error:
+        raise MissingError(
+            f"not a usable GGUF model: {path}: {error}", "download or convert the model again"
+        ) from error
+
+
+def _checked_size(path: str) -> int:
+    if not os.path.exists(path):
+        raise MissingError(
+            f"no such model file: {path}", "name a GGUF file with -m or in BITNET_MODEL"
+        )
+    if os.path.isdir(path):
+        raise MissingError(
+            f"the model is a folder, not a file: {path}", "name the .gguf file in it"
+        )
+    if not os.path.isfile(path):
+        raise MissingError(f"the model is no regular file: {path}", "name a .gguf file")
+    size = os.path.getsize(path)
+    if size == 0:
+        raise MissingError(f"the model file is empty: {path}", "download or convert it again")
+    return size
+
+
+class _Reader:
+    """A cursor over the mapped file that never runs past its end."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data = data
+        self.at = 0
+        self.end = len(data)
+
+    def skip(self, count: int) -> int:
+        """Moves on by ``count`` bytes and answers where it was."""
+        start = self.at
+        if count > self.end - start:
+            raise _CorruptError("it ends in the middle of its header (truncated)")
+        self.at = start + count
+        return start
+
+    def number(self, form: str) -> int:
+        size = struct.calcsize("<" + form)
+        return int(struct.unpack_from("<" + form, self.data, self.skip(size))[0])
+
+    def count(self, what: str, smallest: int, most: int | None = None) -> int:
+        """A 64-bit count of things that take at least ``smallest`` bytes each."""
+        count = self.number("Q")
+        if count * smallest > self.end - self.at:
+            raise _CorruptError(
+                f"its header claims {count} {what}, more than the file can hold: "
+                "it is truncated or damaged"
+            )
+        if most is not None and count > most:
+            raise _CorruptError(f"its header claims {count} {what}, more than {most}")
+        return count
+
+    def name(self, what: str) -> str:
+        start = self.skip(self.count(f"bytes in a {what}", 1, _LONGEST_NAME))
+        return self.data[start : self.at].decode("utf-8", "replace")
+
+    def text(self) -> str:
+        """A string value, of which only the beginning is kept."""
+        start = self.skip(self.count("bytes in a string", 1))
+        return self.data[start : min(self.at, start + _KEPT)].decode("utf-8", "replace")
+
+
+def _parse(data: mmap.mmap) -> _Header:
+    reader = _Reader(data)
+    if data[: len(MAGIC)] != MAGIC[: len(data)]:
+        raise _CorruptError(f"it begins with {bytes(data[:4])!r}, not b'GGUF'")
+    reader.skip(len(MAGIC))
+    _check_version(reader.number("I"))
+    tensors = reader.count("tensors", _MIN_TENSOR, _MOST_TENSORS)
+    pairs = reader.count("metadata entries", _MIN_PAIR, _MOST_PAIRS)
+    metadata = dict(_pair(reader) for _ in range(pairs))
+    relative = [_tensor(reader) for _ in range(tensors)]
+    if not relative:
+        raise _CorruptError("it holds no tensors")
+    if not metadata.get("general.architecture"):
+        raise _CorruptError("it does not name its architecture")
+    alignment = integer(metadata.get("general.alignment")) or 32
+    start = -(-reader.at // alignment) * alignment
+    infos = tuple(info._replace(offset=start + info.offset) for info in relative)
+    _check_length(infos, reader.end)
+    return _Header(metadata, infos)
+
+
+def _check_version(version: int) -> None:
+    if version in (2, 3):
+        return
+    if version in (2 << 24, 3 << 24):
+        raise _CorruptError("it is written for big-endian machines")
+    raise _CorruptError(f"its format version is {version}, known are 2 and 3")
+
+
+def _pair(reader: _Reader) -> tuple[str, Value | None]:
+    key = reader.name("key")
+    return key, _value(reader, reader.number("I"), 0)
+
+
+def _value(reader: _Reader, kind: int, depth: int) -> Value | None:
+    """A scalar or string as it is, an array as its length."""
+    if kind == _STRING:
+        return reader.text()
+    if kind == _ARRAY:
+        return _array_length(reader, depth)
+    if kind not in _SCALARS:
+        raise _CorruptError(f"its metadata has a value of unknown type {kind}")
+    form = "<" + _SCALARS[kind]
+    (value,) = struct.unpack_from(form, reader.data, reader.skip(struct.calcsize(form)))
+    return value if isinstance(value, int | float) else None
+
+
+def _array_length(reader: _Reader, depth: int) -> int:
+    kind = reader.number("I")
+    if kind in _SCALARS:
+        width = struct.calcsize(_SCALARS[kind])
+        length = reader.count("array entries", width)
+        reader.skip(length * width)
+    elif kind == _STRING:
+        length = reader.count("strings", 8, _MOST_STRINGS)
+        _skip_strings(reader, length)
+    elif kind == _ARRAY and depth < _MAX_NESTING:
+        length = reader.count("arrays", 12, _MOST_ARRAYS)
+        for _ in range(length):
+            _array_length(reader, depth + 1)
+    else:
+        raise _CorruptError(f"its metadata has an array of unknown type {kind}")
+    return length
+
+
+def _skip_strings(reader: _Reader, count: int) -> None:
+    """A vocabulary and its merges are 400,000 strings, so this loop is kept bare."""
+    unpack, data, at, end = struct.Struct("<Q").unpack_from, reader.data, reader.at, reader.end
+    for _ in range(count):
+        if at + 8 > end:
+            raise _CorruptError("it ends in the middle of its header (truncated)")
+        at += 8 + unpack(data, at)[0]
+    reader.skip(at - reader.at)
+
+
+def _tensor(reader: _Reader) -> TensorInfo:
+    name = reader.name("tensor's name")
+    dimensions = reader.number("I")
+    if dimensions > 8:
+        raise _CorruptError(f"a tensor has {dimensions} dimensions")
+    shape = tuple(reader.number("Q") for _ in range(dimensions))
+    if prod(shape) > _MOST_WEIGHTS:
+        raise _CorruptError(f"a tensor claims {prod(shape)} weights")
+    return TensorInfo(name, reader.number("I"), shape, reader.number("Q"))
+
+
+def _check_length(infos: tuple[TensorInfo, ...], size: int) -> None:
+    needed = max(info.offset + tensor_bytes(info.kind, info.weights) for info in infos)
+    if needed > size:
+        raise _CorruptError(f"it is truncated: {size} bytes of {needed}")
+
+
+_PARTS = ("key", "value")
+_STATED = (
+    "context_length",
+    "block_count",
+    "embedding_length",
+    "vocab_size",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+)
+"""Numbers of a header that are kept, behind the architecture's name."""
+
+
+def model_facts(
+    path: str,
+    size: int,
+    metadata: dict[str, Value | None],
+    infos: tuple[TensorInfo, ...],
+) -> ModelFile:
+    file_type = integer(metadata.get("general.file_type"))
+    architecture = str(metadata["general.architecture"])
+    stated = {key: integer(metadata.get(f"{architecture}.{key}")) for key in _STATED}
+    return ModelFile(
+        path=path,
+        size=size,
+        architecture=architecture,
+        name=str(metadata.get("general.name") or path.replace("\\", "/").rpartition("/")[2]),
+        quantization=_dominant(infos, file_type),
+        types=_shares(infos, file_type),
+        context_length=stated["context_length"],
+        layers=stated["block_count"],
+        embedding_length=stated["embedding_length"],
+        vocabulary=stated["vocab_size"] or integer(metadata.get("tokenizer.ggml.tokens")),
+        chat_template="tokenizer.chat_template" in metadata,
+        heads=stated["attention.head_count"],
+        kv_width=_kv_width(stated),
+    )
+
+
+def _kv_width(stated: dict[str, int | None]) -> int | None:
+    """Heads share keys and values where there are fewer of these; a list of counts, one for
+    each layer, is taken for as many as there are heads."""
+    heads, length = stated["attention.head_count"], stated["embedding_length"]
+    if not heads or not length:
+        return None
+    shared = min(stated["attention.head_count_kv"] or heads, heads)
+    key, value = (stated[f"attention.{part}_length"] or length // heads for part in _PARTS)
+    return shared * (key + value)
+
+
+def integer(value: Value | None) -> int | None:
+    return int(value) if isinstance(value, int) else None
+
+
+def _shares(infos: Sequence[TensorInfo], file_type: int | None) -> tuple[TypeShare, ...]:
+    shares: dict[str, TypeShare] = {}
+    for info in infos:
+        name = type_name(info.kind, file_type)
+        share = shares.get(name, TypeShare(name, 0, 0))
+        shares[name] = TypeShare(name, share.tensors + 1, share.weights + info.weights)
+    return tuple(sorted(shares.values(), key=lambda share: -share.weights))
+
+
+def _dominant(infos: Sequence[TensorInfo], file_type: int | None) -> str:
+    """Of the layers only: a small model's embedding outweighs its ternary weights."""
+    layers = [info for info in infos if info.name.startswith("blk.")] or infos
+    return _shares(layers, file_type)[0].name

@@ -1,0 +1,197 @@
+"""How many threads, and on which CPUs; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bitnet_tuning.errors import UsageError
+from bitnet_tuning.namedtuple import NamedTuple
+from bitnet_tuning.plan.openmp import binds_itself, user_threads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from bitnet_tuning.machine.host import Host
+
+
+MOST_THREADS = 12
+"""Default upper bound for token generation. It reads every weight once per token, so
+memory bandwidth is spent long before cores are; more need --max-threads."""
+
+MOST_THREADS_ENGINE = 512
+"""GGML_MAX_N_THREADS in ggml.h: an engine asserts on more."""
+
+WORTHWHILE = 1.1
+"""Gain in expected speed that slower cores must bring before they are used."""
+
+
+class Threads(NamedTuple):
+    """A decision with its reasons and warnings."""
+
+    generation: int
+    prompt: int
+    cpus: frozenset[int] | None
+    """CPUs to bind the engine to, where the kernel must be kept from others."""
+    reason: str
+    prompt_reason: str
+    cpus_reason: str
+    warnings: tuple[str, ...] = ()
+    prompt_asked: bool = False
+    """Whether the user set the number of threads for the prompt."""
+
+
+class Asked(NamedTuple):
+    """A thread count that somebody set, and who."""
+
+    number: int
+    by: str
+
+
+def choose_threads(
+    host: Host,
+    environ: Mapping[str, str],
+    threads: int | None,
+    threads_batch: int | None,
+    most: int | None,
+) -> Threads:
+    """Precedence: flag, BITNET_THREADS, the user's OMP_NUM_THREADS, computed.
+
+    Raises UsageError for a BITNET_THREADS that is no positive number.
+    """
+    asked = asked_threads(threads, environ)
+    computed = _computed(host, environ, most or MOST_THREADS)
+    if asked:
+        computed = computed._replace(
+            generation=asked.number,
+            prompt=asked.number,
+            cpus=None,
+            reason=f"{asked.number}, as {asked.by} says",
+            prompt_reason="as many as for generation, which you set",
+            cpus_reason="not bound: the number of threads is yours",
+            warnings=_oversubscribed(asked.number, host, asked.by),
+            prompt_asked=True,
+        )
+    if threads_batch:
+        computed = computed._replace(
+            prompt=threads_batch,
+            **_unbound(computed, threads_batch),
+            prompt_reason=f"{threads_batch}, as --threads-batch says",
+            warnings=computed.warnings + _oversubscribed(threads_batch, host, "--threads-batch"),
+            prompt_asked=True,
+        )
+    return computed
+
+
+def _unbound(threads: Threads, count: int) -> dict[str, Any]:
+    """Not to be bound to fewer cores than there are threads."""
+    if threads.cpus is None or threads.prompt >= count:
+        return {}
+    return {"cpus": None, "cpus_reason": "not bound: --threads-batch asks for more cores"}
+
+
+def asked_threads(threads: int | None, environ: Mapping[str, str]) -> Asked | None:
+    if threads:
+        return Asked(threads, "-t")
+    text = environ.get("BITNET_THREADS", "").strip()
+    if text.strip("0"):
+        if not text.isdecimal() or len(text) > 9 or int(text) > MOST_THREADS_ENGINE:
+            raise UsageError(
+                f"BITNET_THREADS is {text!r}, no number from 0 to {MOST_THREADS_ENGINE}",
+                "correct or unset it",
+            )
+        return Asked(int(text), "BITNET_THREADS")
+    users = user_threads(environ)
+    return Asked(min(users, MOST_THREADS_ENGINE), "your OMP_NUM_THREADS") if users else None
+
+
+def _oversubscribed(count: int, host: Host, by: str) -> tuple[str, ...]:
+    """A warning where ``count`` threads cannot all run at once, or share cores."""
+    cpus = len(host.allowed)
+    if host.quota is not None and count > host.quota:
+        limit = f"the quota of {_cpus(host.quota)}"
+    elif count > cpus:
+        limit = f"the {cpus} CPUs that this process may use"
+    elif count > host.usable_cores:
+        limit = f"the {host.usable_cores} physical cores that this process may use"
+    else:
+        return ()
+    return (
+        f"{by} asks for {count} threads, more than {limit}: "
+        "threads wait for each other and generation slows down",
+    )
+
+
+def _computed(host: Host, environ: Mapping[str, str], most: int) -> Threads:
+    usable = host.usable_cores
+    speeds = sorted((core.speed for core in host.allowed_cores), reverse=True)
+    count = best_count(speeds, min(usable, most))
+    base = Threads(count, usable, None, _why(host, count, most), _why_prompt(usable), "not bound")
+    if host.hybrid is None or len(set(speeds)) == 1:
+        return base._replace(cpus_reason="not bound to CPUs here: all cores are of one kind")
+    # One mask binds the whole process, so the prompt's threads stay with those that generate:
+    # on a few chips a prompt would gain from the other cores, but an answer lasts longer.
+    chosen = [core for core in host.allowed_cores if core.speed >= speeds[count - 1]]
+    prompt = min(usable, len(chosen))
+    base = base._replace(
+        prompt=prompt, prompt_reason=f"{prompt}: all usable cores of the kinds that generate"
+    )
+    if len(chosen) == len(host.allowed_cores):
+        return base._replace(cpus_reason="not bound: every core is used")
+    if binds_itself(environ):
+        return base._replace(cpus_reason="not bound: you chose places for the threads yourself")
+    cpus = frozenset(cpu for core in chosen for cpu in core.cpus) & host.allowed
+    return base._replace(
+        cpus=cpus, cpus_reason=f"bound to the {len(chosen)} fastest cores, away from slower ones"
+    )
+
+
+def best_count(speeds: list[float], most: int) -> int:
+    """How many of the fastest cores to use, at least 1.
+
+    ggml gives every thread the same share of a step and waits for the last, so k
+    cores do as much as k of the slowest among them: k * speeds[k - 1]. Fewer
+    threads win unless more gain clearly. ``speeds`` descend.
+    """
+    best = 1
+    for count in range(2, min(most, len(speeds)) + 1):
+        gain = count * speeds[count - 1] / (best * speeds[best - 1])
+        if gain >= (WORTHWHILE if speeds[count - 1] < speeds[best - 1] else 1.0):
+            best = count
+    return best
+
+
+def _why(host: Host, count: int, most: int) -> str:
+    cores = len(host.allowed_cores)
+    parts = [f"{cores} of {len(host.cores)} physical cores may be used"]
+    if not host.topology_known:
+        parts = [f"{cores} CPUs may be used; which of them share a core is not known"]
+    elif host.threads_per_core > 1:
+        parts.append("a second thread on a core gains nothing")
+    if host.quota is not None and host.quota_binds:
+        parts.append(f"a quota of {_cpus(host.quota)} binds")
+    if count == most < host.usable_cores:
+        parts.append(f"at most {most} (--max-threads)")
+    if host.hybrid is not None:
+        parts.append(_why_hybrid(host, count))
+    return f"{count}: {'; '.join(parts)}"
+
+
+def _why_hybrid(host: Host, count: int) -> str:
+    fast = sum(1 for core in host.allowed_cores if core.speed == 1.0)
+    slow = len(host.allowed_cores) - fast
+    if not fast or not slow:
+        return "all of them are of one kind"
+    kinds = f"{fast} performance and {slow} efficiency cores"
+    if count <= fast:
+        return f"of {kinds} only fast ones: every step waits for the slowest thread"
+    return f"of {kinds} both: so few fast ones are beaten by all together"
+
+
+def _cpus(count: float) -> str:
+    return f"{count:g} CPU{'' if count == 1 else 's'}"
+
+
+def _why_prompt(usable: int) -> str:
+    which = f"all {usable} usable cores" if usable > 1 else "the only usable core"
+    return f"{which}: a prompt is bound by arithmetic, not by memory"

@@ -1,0 +1,278 @@
+"""The way from a request to a finished run, shared by every program that runs a prompt."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from bitnet_tuning.console import say
+from bitnet_tuning.engine.find import EMBEDDED, Engine, locate_all, on_path
+from bitnet_tuning.engine.instruction_sets import KERNEL_ISA
+from bitnet_tuning.engine.probe import know, with_architecture
+from bitnet_tuning.errors import MissingError, UsageError
+from bitnet_tuning.launch import run
+from bitnet_tuning.launch.program import Outcome
+from bitnet_tuning.machine.host import Host, read_host
+from bitnet_tuning.machine.limits import read_privileges
+from bitnet_tuning.machine.root import Root
+from bitnet_tuning.model.find import Choice, choose_model
+from bitnet_tuning.namedtuple import NamedTuple
+from bitnet_tuning.plan.command import Facts, Plan, memory_policy
+from bitnet_tuning.plan.plan import HUGE, LOCKED, make_plan
+from bitnet_tuning.plan.profile import load as load_profile
+from bitnet_tuning.plan.request import Request
+from bitnet_tuning.store.state import State, default_folder
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from bitnet_tuning.model.types import ModelFile
+
+
+_LONGEST_ECHO = 1 << 20
+"""Bytes of a prompt file that are looked for in the output."""
+
+
+class Prepared(NamedTuple):
+    """A run that only needs to be started."""
+
+    request: Request
+    host: Host
+    engine: Engine
+    choice: Choice
+    plan: Plan
+    stdin: str
+
+
+def prepare(request: Request, root: str = "/") -> Prepared:
+    """Reads the facts and decides. Says on stderr what the user should know; raises
+    TuningError."""
+    if request.prompt_file is not None:
+        _check_prompt_file(request.prompt_file, request.chat)
+    state = State(default_folder(os.environ))
+    host = read_host(root)
+    engine, choice = find_pair(request.engine, request.model, state, host)
+    stdin = _stdin(request, engine)
+    facts = Facts(
+        host,
+        engine,
+        choice.model,
+        choice.reason,
+        os.environ,
+        feeds_stdin=stdin == run.FEED,
+        profile=load_profile(state, host, engine, choice.model) if request.profile else None,
+        prompt_file_bytes=_file_size(request.prompt_file),
+    )
+    facts = with_means(facts, request, root)
+    plan = make_plan(request, facts)
+    if engine.embedded and EMBEDDED not in (request.engine, os.environ.get("BITNET_ENGINE")):
+        say("no compiled engine found: using the embedded one")
+    _say_all(choice.note, *plan.warnings, state.warning and f"warning: {state.warning}")
+    return Prepared(request, host, engine, choice, plan, stdin)
+
+
+def with_means(facts: Facts, request: Request, root: str = "/") -> Facts:
+    """What only some requests and some machines make worth a look, added."""
+    setting = facts.profile.setting if facts.profile else None
+    if request.performance or request.memory == LOCKED or (setting and setting.mlock):
+        facts = facts._replace(privileges=read_privileges())
+    if request.memory == HUGE:
+        facts = _with_huge(facts, root)
+    return _with_nodes(facts, root) if len(facts.host.nodes) > 1 else facts
+
+
+def with_all_means(facts: Facts) -> Facts:
+    """As a search wants it, which may try anything."""
+    facts = _with_huge(facts._replace(privileges=read_privileges()), "/")
+    return _with_nodes(facts, "/") if len(facts.host.nodes) > 1 else facts
+
+
+def _with_huge(facts: Facts, root: str) -> Facts:
+    from bitnet_tuning.machine.pages import read_huge_pages  # noqa: PLC0415
+
+    return facts._replace(huge=read_huge_pages(Root(root)))
+
+
+def _with_nodes(facts: Facts, root: str) -> Facts:
+    from bitnet_tuning.machine.pages import cached_nodes  # noqa: PLC0415
+
+    cached = cached_nodes(Root(root), facts.model.path)
+    return facts._replace(numactl=_numactl_acts(facts), cached=cached)
+
+
+def _numactl_acts(facts: Facts) -> bool:
+    """Whether it is installed and may do what it is there for: containers often forbid
+    memory policies (set_mempolicy(2)), and then it would end instead of the engine."""
+    if on_path(facts.environ.get("PATH", ""), "numactl") is None:
+        return False
+    node = min(node.id for node in facts.host.nodes)
+    return run.capture((*memory_policy(node, None), "true"), seconds=5).code == 0
+
+
+def _file_size(path: str | None) -> int | None:
+    return os.path.getsize(path) if path is not None and os.path.isfile(path) else None
+
+
+def find_engine(named: str | None, state: State, model_named: str | None = None) -> Engine:
+    """The engine to use and what is known of it; of several builds the one for a run with
+    this model, or with the one that it would find. Raises MissingError, and UnsupportedError
+    where none of several builds can be used."""
+    located = locate_all(named, os.environ, engine_folders())
+    if len(located) == 1:
+        return know(located[0], state)
+    try:
+        return find_pair(named, model_named, state)[0]
+    except MissingError:  # the model
+        return _choose(tuple(know(each, state) for each in located), None, state, None)
+
+
+def find_pair(
+    engine_named: str | None, model_named: str | None, state: State, host: Host | None = None
+) -> tuple[Engine, Choice]:
+    """The engine and the model to use; raises MissingError, and UnsupportedError where none
+    of several builds can be used. ``host`` is read where it is needed and not given."""
+    engines, choice = find_builds(engine_named, model_named, state)
+    engine = engines[0] if len(engines) == 1 else _choose(engines, choice.model, state, host)
+    return engine, choice
+
+
+def find_builds(
+    engine_named: str | None, model_named: str | None, state: State
+) -> tuple[tuple[Engine, ...], Choice]:
+    """Every build in reach, most often one, and the model; raises MissingError."""
+    folders = engine_folders()
+    located = locate_all(engine_named, os.environ, folders)
+    engines = tuple(know(each, state) for each in located)
+    checkout = engines[0].checkout
+    if checkout and checkout not in folders:
+        folders = (*folders, checkout)
+    choice = choose_model(model_named, os.environ, folders, located[0].embedded, state)
+    architecture = choice.model.architecture
+    return tuple(with_architecture(each, architecture) for each in engines), choice
+
+
+def _choose(
+    engines: tuple[Engine, ...], model: ModelFile | None, state: State, host: Host | None
+) -> Engine:
+    """One of several builds."""
+    from bitnet_tuning.engine.builds import (
+        choose_build,
+        load_fastest,
+    )
+
+    host = host or read_host()
+    measured = load_fastest(state, host, engines, model) if model else {}
+    return choose_build(engines, host, model, measured).engine
+
+
+def shown(plan: Plan, options: argparse.Namespace) -> bool:
+    """Whether only the plan was asked for; it is printed then."""
+    if not options.dry_run:
+        return False
+    from bitnet_tuning.cli.plan import show_plan  # noqa: PLC0415
+
+    show_plan(plan, options.json)
+    return True
+
+
+def execute(
+    prepared: Prepared,
+    quiet: bool = False,
+    keep_log: bool = False,
+    watch: Callable[[int], None] | None = None,
+) -> Outcome:
+    """Runs the engine to its end and explains a death; the code is the program's own.
+    ``watch`` is as in ``Launch``."""
+    plan, request = prepared.plan, prepared.request
+    outcome = run.run(
+        run.Launch(
+            argv=plan.command,
+            variables=plan.env,
+            cpus=plan.cpus,
+            stdin=prepared.stdin,
+            keep_log=keep_log or quiet,
+            show_log=not quiet,
+            echo=_echo(request) if keep_log else None,
+            interactive=request.chat,
+            nice=plan.nice,
+            watch=watch,
+        )
+    )
+    if quiet and outcome.code not in (0, 130) and sys.stderr is not None:
+        sys.stderr.flush()
+        sys.stderr.buffer.write(outcome.log)
+    if outcome.gave_up:
+        say(f"the engine did not end within {run.INTERRUPT_GRACE} s of Ctrl-C: killed")
+    elif outcome.code > 128 or outcome.code < 0:
+        _explain(outcome.code, prepared)
+    return outcome
+
+
+def _explain(code: int, prepared: Prepared) -> None:
+    from bitnet_tuning.launch.death import explain  # noqa: PLC0415
+
+    has_kernels = bool(prepared.engine.isa & KERNEL_ISA)
+    size, available = prepared.choice.model.size, prepared.host.memory.available
+    _say_all(explain(code, size, available, has_kernels))
+
+
+def _say_all(*lines: str | None) -> None:
+    for line in lines:
+        if line:
+            say(line)
+
+
+def _echo(request: Request) -> bytes | None:
+    """The prompt, with which an engine's output begins; None where that is not known."""
+    path = request.prompt_file
+    if request.chat:
+        return None
+    if path is None:
+        return os.fsencode(request.prompt or "")
+    if not os.path.isfile(path) or os.path.getsize(path) > _LONGEST_ECHO:
+        return None
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _check_prompt_file(path: str, chat: bool) -> None:
+    """Of a pipe, as in ``-f <(command)``, nothing is read: what it holds comes only once."""
+    if chat and _is_stdin(path):
+        raise UsageError("argument -f/--file: a chat cannot read its prompt from its own input")
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        return
+    try:
+        with open(path, "rb") as file:
+            empty = file.read(2) in (b"", b"\n")  # the engine drops one newline at the end
+    except OSError as error:
+        raise MissingError(
+            f"cannot read the prompt file {path}: {error.strerror}", "name another one with -f"
+        ) from error
+    if empty:
+        raise UsageError(f"argument -f/--file: the prompt in {path} is empty")
+
+
+def engine_folders() -> tuple[str, ...]:
+    """Where a build or a model may lie: beside the script, beside this package (both are
+    the same but for links), in the current folder."""
+    script = os.path.dirname(os.path.abspath(sys.argv[0]))
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    return tuple(dict.fromkeys((script, package, os.getcwd())))
+
+
+def _stdin(request: Request, engine: Engine) -> str:
+    """An engine gets input only for a chat, or as ``-f /dev/stdin``. One that would not
+    notice the end of its input is fed (not on Windows: there only Ctrl-C ends its chats)."""
+    if not request.chat:
+        return run.INHERIT if _is_stdin(request.prompt_file) else run.NO_INPUT
+    notices_end = engine.embedded or engine.completion is not None
+    return run.INHERIT if notices_end or os.name == "nt" else run.FEED
+
+
+def _is_stdin(path: str | None) -> bool:
+    try:
+        return path is not None and os.path.samestat(os.stat(path), os.fstat(0))
+    except OSError:
+        return False

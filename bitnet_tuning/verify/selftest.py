@@ -1,0 +1,226 @@
+"""Does this build compute the right tokens? The demo model knows a text by heart, and
+any correct kernel continues it in the same words."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+
+from bitnet_tuning import demo
+from bitnet_tuning.errors import MissingError
+from bitnet_tuning.launch.death import NO_END, failure
+from bitnet_tuning.launch.run import capture
+from bitnet_tuning.model.gguf import read_model
+from bitnet_tuning.model.types import ModelFile
+from bitnet_tuning.namedtuple import NamedTuple
+from bitnet_tuning.plan.command import Facts
+from bitnet_tuning.plan.plan import make_plan
+from bitnet_tuning.plan.request import Request
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bitnet_tuning.engine.find import Engine
+    from bitnet_tuning.machine.host import Host
+
+
+RUN_SECONDS = 30.0
+"""After this a run counts as hung; a correct one takes a fraction of a second."""
+
+END_MARK = "[end of text]"
+CONTEXT = 512
+
+BEYOND = 32
+"""Tokens asked for beyond the expected text. llama-completion of late 2026 ends without
+its last words on stdout now and then (llama.cpp issue 22142: its log thread is not waited
+for); they may then be lost without harm."""
+
+
+class Case(NamedTuple):
+    """A prompt with the text that greedy decoding must add to it."""
+
+    prompt: str
+    text: str
+    tokens: int
+
+
+class Variant(NamedTuple):
+    """How a case is run; None leaves the engine's own."""
+
+    threads: int
+    batch: int | None = None
+    ubatch: int | None = None
+
+    def __str__(self) -> str:
+        sizes = f", batch {self.batch}/{self.ubatch}" if self.batch else ""
+        return f"{self.threads} thread{'s' if self.threads > 1 else ''}{sizes}"
+
+
+class Result(NamedTuple):
+    """One run. ``got`` is the text after the prompt, ``problem`` why there is none."""
+
+    case: Case
+    variant: Variant
+    passed: bool
+    got: str
+    problem: str | None = None
+
+
+class Report(NamedTuple):
+    """A whole self-test; ``cause`` names what a failure most likely comes from."""
+
+    engine: str
+    model: str
+    results: tuple[Result, ...]
+    cause: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        return all(result.passed for result in self.results)
+
+
+def load_cases() -> tuple[Case, ...]:
+    """The expected texts that ship with the model. Raises MissingError."""
+    try:
+        with open(demo.EXPECTED, encoding="utf-8") as file:
+            cases = json.load(file)["cases"]
+    except (OSError, ValueError, KeyError) as error:
+        raise MissingError(
+            f"cannot read {demo.EXPECTED}: {error}", "install bitnet-tuning again"
+        ) from error
+    return tuple(Case(case["prompt"], case["text"], case["tokens"]) for case in cases)
+
+
+def right_model(engine: Engine) -> str:
+    """The demo file for this engine: i2_s where it may have the kernels."""
+    return demo.TQ2_0 if engine.i2_s is False else demo.I2_S
+
+
+def variants(cases: Sequence[Case], usable: int) -> Iterator[tuple[Case, Variant]]:
+    """Each prompt in one way: the longest cut into batches, where kernels for single and
+    for many tokens take turns, the others with one thread or with all."""
+    most = max(2, usable)
+    ways = (
+        Variant(most, 32, 32),
+        Variant(most, 64, 7),
+        Variant(most, 32, 1),
+        Variant(1),
+        Variant(most),
+        Variant(max(2, most // 2)),
+    )
+    ordered = sorted(cases, key=lambda case: -len(case.prompt))
+    for index, case in enumerate(ordered):
+        yield case, ways[index % len(ways)]
+
+
+def run_selftest(engine: Engine, host: Host, model_path: str | None = None) -> Report:
+    """Runs every case; stops at the first run that hangs. Raises MissingError where the
+    model file is not there, UnsupportedError where the engine cannot load it."""
+    model = read_model(model_path or right_model(engine))
+    results: list[Result] = []
+    for case, variant in variants(load_cases(), host.usable_cores):
+        result = run_case(engine, host, model, case, variant)
+        results.append(result)
+        if result.problem and result.problem.startswith(NO_END):
+            break
+    report = Report(engine.path, model.path, tuple(results))
+    if report.passed:
+        return report
+    return report._replace(cause=diagnose(report, engine, host, _control(report, engine, host)))
+
+
+def run_case(engine: Engine, host: Host, model: ModelFile, case: Case, variant: Variant) -> Result:
+    """One run; a second one where the first ended early but for that was right."""
+    result = _run_once(engine, host, model, case, variant)
+    cut_short = not result.problem and case.text.strip().startswith(result.got.strip())
+    if result.passed or not cut_short:
+        return result
+    return _run_once(engine, host, model, case, variant)
+
+
+def _run_once(engine: Engine, host: Host, model: ModelFile, case: Case, variant: Variant) -> Result:
+    request = case_request(case)._replace(
+        threads=variant.threads, batch=variant.batch, ubatch=variant.ubatch
+    )
+    plan = make_plan(request, Facts(host, engine, model, "the demo model", os.environ))
+    done = capture(plan.command, plan.env, RUN_SECONDS)
+    problem = failure(done, RUN_SECONDS)
+    got = "" if done.code is None else continuation(done.stdout, case.prompt)
+    return Result(case, variant, problem is None and matches(got, case.text), got, problem)
+
+
+def case_request(case: Case) -> Request:
+    """What asks an engine for a case's text."""
+    return Request(
+        prompt=case.prompt, n_predict=case.tokens + BEYOND, ctx_size=CONTEXT, temperature=0.0
+    )
+
+
+def continuation(stdout: str, prompt: str) -> str:
+    """What the engine added to the prompt, without the mark that the text has ended."""
+    _, found, after = stdout.partition(prompt)
+    text = (after if found else stdout).rstrip()
+    return text.removesuffix(END_MARK).rstrip()
+
+
+def matches(got: str, expected: str) -> bool:
+    """White space at the ends does not count: engines differ in it. The text may go on."""
+    return got.strip().startswith(expected.strip())
+
+
+def _control(report: Report, engine: Engine, host: Host) -> bool | None:
+    """Whether the same weights come out right through other kernels; None where no such
+    file or no engine to read it."""
+    if report.model != demo.I2_S or engine.i2_s is False:
+        return None
+    first = report.results[0]
+    return run_case(engine, host, read_model(demo.TQ2_0), first.case, Variant(1)).passed
+
+
+def diagnose(report: Report, engine: Engine, host: Host, control: bool | None) -> str:
+    """The likeliest cause of a failure, in a sentence with its remedy; pure. ``control``
+    says whether the same weights came out right as TQ2_0, where that was tried."""
+    return next(_causes(report, engine, host, control))
+
+
+def _causes(report: Report, engine: Engine, host: Host, control: bool | None) -> Iterator[str]:
+    """Every cause that fits what was seen, the surest first; the last one always fits."""
+    failed = [result for result in report.results if not result.passed]
+    problems = " ".join(result.problem or "" for result in failed)
+    if "tensor type 36" in problems or "invalid ggml type 36" in problems:
+        yield "the engine is mainline llama.cpp, which has no i2_s: use a bitnet.cpp build"
+    if "SIGILL" in problems:
+        yield "the build uses instructions that this CPU lacks: build it on this machine"
+    isa = _isa_cause(engine, host)
+    if isa:
+        yield isa
+    if all(result.variant.batch for result in failed):
+        sizes = "; ".join(sorted({str(result.variant) for result in failed}))
+        yield f"only cut into batches it goes wrong ({sizes}): leave -b and -ub alone"
+    if all(result.variant.threads > 1 for result in failed) and _one_thread_passed(report):
+        yield "only several threads go wrong: the OpenMP runtime and the build do not fit"
+    if control:
+        yield (
+            "the same weights as TQ2_0 come out right, so the i2_s kernels are at fault: "
+            "build bitnet.cpp anew with clang 18 or later, for this CPU"
+        )
+    yield "not known: the model file may be damaged; else build bitnet.cpp anew with clang 18"
+
+
+def _isa_cause(engine: Engine, host: Host) -> str | None:
+    """i2_s has kernels for AVX2 and NEON only; without them ggml computes garbage."""
+    x86 = any(flag in host.isa for flag in ("sse2", "avx", "avx2"))
+    if not x86 or engine.i2_s is False:
+        return None
+    if "avx2" not in host.isa:
+        return "this CPU has no AVX2, which the i2_s kernels need: use a TQ2_0 or TQ1_0 file"
+    if engine.isa and "AVX2" not in engine.isa:
+        return (
+            "the build lacks AVX2, which the i2_s kernels need and this CPU has: "
+            "build with -DGGML_AVX2=ON -DGGML_FMA=ON, or -DGGML_NATIVE=ON"
+        )
+    return None
+
+
+def _one_thread_passed(report: Report) -> bool:
+    return any(result.passed and result.variant.threads == 1 for result in report.results)
