@@ -31,8 +31,9 @@ from bitnet_tuning.bench.runner import Place, Runner, find_bench
 from bitnet_tuning.bench.samples import PP, TG, Objective, Round, Run, Sizes, value
 from bitnet_tuning.bench.statistics import Estimate, floor, itself, ratio, ratios, verdict
 from bitnet_tuning.bench.words import Checker
-from bitnet_tuning.machine.host import read_host
-from bitnet_tuning.plan.command import Facts, setting_of
+from bitnet_tuning.machine.detect import read_host
+from bitnet_tuning.plan.command import setting_of
+from bitnet_tuning.plan.facts import Facts
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.request import Request
 from bitnet_tuning.plan.setting import Setting, describe

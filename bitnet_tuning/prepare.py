@@ -11,21 +11,23 @@ from bitnet_tuning.engine.instruction_sets import KERNEL_ISA
 from bitnet_tuning.engine.probe import know, with_architecture
 from bitnet_tuning.errors import MissingError, UsageError
 from bitnet_tuning.launch import run
-from bitnet_tuning.launch.program import Outcome
-from bitnet_tuning.machine.host import Host, read_host
+from bitnet_tuning.launch.program import FEED, INHERIT, INTERRUPT_GRACE, NO_INPUT, Launch, Outcome
+from bitnet_tuning.machine.detect import read_host
+from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.limits import read_privileges
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.model.find import Choice, choose_model
 from bitnet_tuning.namedtuple import NamedTuple
-from bitnet_tuning.plan.command import Facts, Plan, memory_policy
-from bitnet_tuning.plan.plan import HUGE, LOCKED, make_plan
+from bitnet_tuning.plan.command import memory_policy
+from bitnet_tuning.plan.facts import Facts, Plan
+from bitnet_tuning.plan.memory import HUGE, LOCKED
+from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import load as load_profile
 from bitnet_tuning.plan.request import Request
 from bitnet_tuning.store.state import State, default_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable
 
     from bitnet_tuning.model.types import ModelFile
@@ -61,7 +63,7 @@ def prepare(request: Request, root: str = "/") -> Prepared:
         choice.model,
         choice.reason,
         os.environ,
-        feeds_stdin=stdin == run.FEED,
+        feeds_stdin=stdin == FEED,
         profile=load_profile(state, host, engine, choice.model) if request.profile else None,
         prompt_file_bytes=_file_size(request.prompt_file),
     )
@@ -157,24 +159,11 @@ def _choose(
     engines: tuple[Engine, ...], model: ModelFile | None, state: State, host: Host | None
 ) -> Engine:
     """One of several builds."""
-    from bitnet_tuning.engine.builds import (
-        choose_build,
-        load_fastest,
-    )
+    from bitnet_tuning.engine.builds import choose_build, load_fastest  # noqa: PLC0415
 
     host = host or read_host()
     measured = load_fastest(state, host, engines, model) if model else {}
     return choose_build(engines, host, model, measured).engine
-
-
-def shown(plan: Plan, options: argparse.Namespace) -> bool:
-    """Whether only the plan was asked for; it is printed then."""
-    if not options.dry_run:
-        return False
-    from bitnet_tuning.cli.plan import show_plan  # noqa: PLC0415
-
-    show_plan(plan, options.json)
-    return True
 
 
 def execute(
@@ -187,7 +176,7 @@ def execute(
     ``watch`` is as in ``Launch``."""
     plan, request = prepared.plan, prepared.request
     outcome = run.run(
-        run.Launch(
+        Launch(
             argv=plan.command,
             variables=plan.env,
             cpus=plan.cpus,
@@ -204,7 +193,7 @@ def execute(
         sys.stderr.flush()
         sys.stderr.buffer.write(outcome.log)
     if outcome.gave_up:
-        say(f"the engine did not end within {run.INTERRUPT_GRACE} s of Ctrl-C: killed")
+        say(f"the engine did not end within {INTERRUPT_GRACE} s of Ctrl-C: killed")
     elif outcome.code > 128 or outcome.code < 0:
         _explain(outcome.code, prepared)
     return outcome
@@ -258,7 +247,7 @@ def engine_folders() -> tuple[str, ...]:
     """Where a build or a model may lie: beside the script, beside this package (both are
     the same but for links), in the current folder."""
     script = os.path.dirname(os.path.abspath(sys.argv[0]))
-    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     return tuple(dict.fromkeys((script, package, os.getcwd())))
 
 
@@ -266,9 +255,9 @@ def _stdin(request: Request, engine: Engine) -> str:
     """An engine gets input only for a chat, or as ``-f /dev/stdin``. One that would not
     notice the end of its input is fed (not on Windows: there only Ctrl-C ends its chats)."""
     if not request.chat:
-        return run.INHERIT if _is_stdin(request.prompt_file) else run.NO_INPUT
+        return INHERIT if _is_stdin(request.prompt_file) else NO_INPUT
     notices_end = engine.embedded or engine.completion is not None
-    return run.INHERIT if notices_end or os.name == "nt" else run.FEED
+    return INHERIT if notices_end or os.name == "nt" else FEED
 
 
 def _is_stdin(path: str | None) -> bool:

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from bitnet_tuning.machine.host import Host, read_host
+from bitnet_tuning.machine.detect import read_host
+from bitnet_tuning.machine.host import Host
 
 CPU = "sys/devices/system/cpu"
 NODE = "sys/devices/system/node"

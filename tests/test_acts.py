@@ -10,7 +10,7 @@ import pytest
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.process import Process, Thread
 from bitnet_tuning.model.types import TypeShare
-from bitnet_tuning.plan.command import Plan
+from bitnet_tuning.plan.facts import Plan
 from bitnet_tuning.verify import checks
 from bitnet_tuning.verify.checks import FAIL, PASS, SKIP, crowded
 from bitnet_tuning.verify.running import (

@@ -16,10 +16,10 @@ from bitnet_tuning import demo
 from bitnet_tuning.engine.find import has_embedded, locate
 from bitnet_tuning.engine.probe import know
 from bitnet_tuning.launch import run as launch
-from bitnet_tuning.machine.host import read_host
+from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.model.gguf import read_model
-from bitnet_tuning.plan.command import Plan
+from bitnet_tuning.plan.facts import Plan
 from bitnet_tuning.plan.profiles import store
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.plan.threads import choose_threads

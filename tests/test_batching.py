@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bitnet_tuning.plan.batch import Batch, choose_batch, estimate, logical
-from bitnet_tuning.plan.command import Facts
+from bitnet_tuning.plan.facts import Facts
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.request import Request
 from tests.profile_samples import ENGINE, GIBIBYTE, MODEL

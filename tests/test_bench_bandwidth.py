@@ -31,7 +31,7 @@ from bitnet_tuning.bench.bandwidth import (
     summary,
 )
 from bitnet_tuning.bench.samples import Absent
-from bitnet_tuning.machine.host import read_host
+from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.memory import Memory
 from bitnet_tuning.machine.root import Root
 from tests.machines import GIBIBYTE, Machine

@@ -28,7 +28,8 @@ from bitnet_tuning.machine.conditions import (
     meanwhile_as_json,
     take,
 )
-from bitnet_tuning.machine.host import Host, read_host
+from bitnet_tuning.machine.detect import read_host
+from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.memory import Memory, Swap
 from bitnet_tuning.machine.power import Temperature
 from bitnet_tuning.machine.root import Root

@@ -10,11 +10,12 @@ import pytest
 from bitnet_tuning.bench import knobs
 from bitnet_tuning.bench.knobs import FULL, NORMAL, QUICK, Knobs
 from bitnet_tuning.bench.samples import Objective
+from bitnet_tuning.engine.binary import GOMP, NONE
 from bitnet_tuning.machine.limits import Privileges
 from bitnet_tuning.machine.pages import HugePages
-from bitnet_tuning.plan.command import Facts, setting_of
+from bitnet_tuning.plan.command import setting_of
+from bitnet_tuning.plan.facts import Facts
 from bitnet_tuning.plan.memory import need_of
-from bitnet_tuning.plan.openmp import GOMP, NONE
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.request import Request
 from bitnet_tuning.plan.setting import Setting, apply

@@ -34,10 +34,10 @@ from bitnet_tuning.bench.results import (
     to_json,
 )
 from bitnet_tuning.bench.samples import PP, TG, Round, Run
-from bitnet_tuning.cli.host import host_facts
 from bitnet_tuning.engine.find import Engine, Location
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.machine import conditions
+from bitnet_tuning.machine.host import host_facts
 from bitnet_tuning.model.types import ModelFile
 from tests.bench_samples import SNAPSHOT, SPEEDS, Simulator, sample_results
 from tests.machines import Machine as FakeMachine

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from bitnet_tuning.engine.binary import GOMP, LLVM, MSVC, NONE
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.limits import Privileges
-from bitnet_tuning.plan.command import Facts, Plan
-from bitnet_tuning.plan.openmp import GOMP, LLVM, MSVC, NONE
+from bitnet_tuning.plan.facts import Facts, Plan
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.request import Request
 from tests.machines import Machine

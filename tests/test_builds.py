@@ -436,7 +436,7 @@ def test_its_folder_names_what_a_dead_build_needs(checkout: Path, tmp_path: Path
 
 def test_the_build_that_was_chosen_is_the_one_that_runs(checkout: Path, state: State) -> None:
     """By the journal of every fake; the measurement is of this very machine."""
-    from bitnet_tuning.machine.host import read_host  # noqa: PLC0415
+    from bitnet_tuning.machine.detect import read_host  # noqa: PLC0415
 
     fakes = {name: FakeEngine(checkout, build=name).isa("AVX2") for name in ("build", "build-b")}
     assert run(checkout).returncode == 0

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from bitnet_tuning.engine.find import Engine, Location
-from bitnet_tuning.plan.command import Plan, build_command
+from bitnet_tuning.plan.command import build_command
+from bitnet_tuning.plan.facts import Plan
 from bitnet_tuning.plan.request import Request
 
 COMMON = {"-m", "-p", "-f", "-n", "-t", "-tb", "-c", "--temp", "-b", "-ub", "--mlock"}

@@ -6,7 +6,7 @@ import pytest
 
 from bitnet_tuning.machine.limits import LockLimit
 from bitnet_tuning.machine.process import Received
-from bitnet_tuning.plan.command import Plan
+from bitnet_tuning.plan.facts import Plan
 from bitnet_tuning.verify.effects import (
     Aim,
     Effect,

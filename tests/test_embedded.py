@@ -31,7 +31,7 @@ from bitnet_tuning._embedded.timings import Timings, from_result, perf_lines, to
 Test.__test__ = False  # type: ignore[attr-defined]  # a row of a benchmark, not a test
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "bitnet_tuning" / "embedded.py"
+SCRIPT = ROOT / "bitnet_tuning" / "embedded" / "__main__.py"
 MODEL = Path(demo.TQ2_0)
 # Ample for a run of milliseconds on a busy machine; only a hang takes it.
 PATIENCE = 60

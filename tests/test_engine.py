@@ -57,7 +57,7 @@ def test_the_order_in_which_places_are_searched(
         assert found() == str(place)
         place.unlink()
     last = locate(None, environ, folders)
-    assert last.embedded and last.cli.endswith("embedded.py")
+    assert last.embedded and last.cli.endswith("__main__.py")
     monkeypatch.setattr(engines, "has_embedded", lambda: False)
     with pytest.raises(MissingError):
         found()

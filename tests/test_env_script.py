@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from bitnet_tuning.engine.binary import LLVM
+from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.foreign import macos_host
-from bitnet_tuning.machine.host import Host, read_host
+from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.memory import Memory
-from bitnet_tuning.plan.openmp import BINDING, LLVM, THREAD_COUNTS, choose_variables, exported
+from bitnet_tuning.plan.openmp import BINDING, THREAD_COUNTS, choose_variables, exported
 from bitnet_tuning.plan.threads import choose_threads
 from tests.conftest import REPOSITORY
 from tests.machines import CGROUP, CPU, Machine, x86_entries

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from bitnet_tuning.cli.host import host_facts
-from bitnet_tuning.machine.host import read_host
+from bitnet_tuning.machine.detect import read_host
+from bitnet_tuning.machine.host import host_facts
 from tests.conftest import REPOSITORY
 
 DUMPS = REPOSITORY.parent / "shared" / "hosts"

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from bitnet_tuning.machine import foreign
-from bitnet_tuning.machine.host import Host, read_host
+from bitnet_tuning.machine.detect import read_host
+from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.memory import Memory
 
 GIBIBYTE = 1 << 30

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from bitnet_tuning.engine.binary import GOMP, LLVM, MSVC, NONE
 from bitnet_tuning.plan.openmp import (
     BINDING,
     BLOCKTIME_MS,
-    GOMP,
-    LLVM,
-    MSVC,
-    NONE,
     THREAD_COUNTS,
     OpenMP,
     binds_itself,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bitnet_tuning.engine.find import Engine
-from bitnet_tuning.plan.command import Facts, Plan
+from bitnet_tuning.plan.facts import Facts, Plan
 from bitnet_tuning.plan.placement import chosen_cores
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.request import Request

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from bitnet_tuning.cli.plan import plan_facts, shell_line
+from bitnet_tuning.cli.show import plan_facts, shell_line
 from bitnet_tuning.engine.find import Engine, Location
 from bitnet_tuning.errors import UnsupportedError, UsageError
 from bitnet_tuning.machine.host import Host
@@ -14,7 +14,7 @@ from bitnet_tuning.machine.limits import Privileges
 from bitnet_tuning.machine.memory import Memory
 from bitnet_tuning.machine.topology import Core, Hybrid, Node
 from bitnet_tuning.model.types import ModelFile
-from bitnet_tuning.plan.command import Facts, Plan
+from bitnet_tuning.plan.facts import Facts, Plan
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.request import Request
 

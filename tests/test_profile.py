@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from bitnet_tuning.engine.find import Engine
-from bitnet_tuning.plan.profile import Profile, as_record, claim, fingerprint, from_record, load
+from bitnet_tuning.machine.host import fingerprint
+from bitnet_tuning.plan.profile import Profile, as_record, claim, from_record, load
 from bitnet_tuning.plan.profiles import (
     Stored,
     find_stale,

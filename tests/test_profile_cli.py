@@ -15,7 +15,8 @@ import pytest
 from bitnet_tuning import demo
 from bitnet_tuning.__main__ import main
 from bitnet_tuning.engine.find import Engine
-from bitnet_tuning.machine.host import Host, read_host
+from bitnet_tuning.machine.detect import read_host
+from bitnet_tuning.machine.host import Host
 from bitnet_tuning.model.find import Choice
 from bitnet_tuning.plan.profile import Profile
 from bitnet_tuning.plan.profiles import engine_key, id_of, store, stored_profiles

@@ -13,7 +13,7 @@ import pytest
 
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.model.types import ModelFile
-from bitnet_tuning.plan.command import Plan
+from bitnet_tuning.plan.facts import Plan
 from bitnet_tuning.plan.request import Request
 from bitnet_tuning.prompts import answers, journal, memory
 from bitnet_tuning.prompts import measure as measuring

@@ -9,7 +9,8 @@ import pytest
 
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.machine.limits import Privileges
-from bitnet_tuning.plan.command import Facts, Plan, apply_setting, setting_of
+from bitnet_tuning.plan.command import apply_setting, setting_of
+from bitnet_tuning.plan.facts import Facts, Plan
 from bitnet_tuning.plan.openmp import BINDING
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import EngineKey

@@ -34,16 +34,17 @@ from bitnet_tuning.bench.samples import (
     Sizes,
     choose_sizes,
 )
-from bitnet_tuning.cli.host import host_facts
 from bitnet_tuning.console import say
 from bitnet_tuning.engine.find import EMBEDDED
 from bitnet_tuning.errors import TuningError, UnsupportedError, UsageError
 from bitnet_tuning.launch.stop import Stop
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.conditions import Conditions, as_json
-from bitnet_tuning.machine.host import read_host
+from bitnet_tuning.machine.detect import read_host
+from bitnet_tuning.machine.host import host_facts
 from bitnet_tuning.machine.warnings import warnings_before
-from bitnet_tuning.plan.command import Facts, setting_of
+from bitnet_tuning.plan.command import setting_of
+from bitnet_tuning.plan.facts import Facts
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import EngineKey
 from bitnet_tuning.plan.profiles import engine_key
@@ -240,7 +241,7 @@ def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Bar 
         )
     objective = Objective(options.objective, options.n_prompt or 128, options.n_gen or 128)
     wish = Wish(options.effort, objective, options.threads, options.modes)
-    course = course(subject.facts, subject.runner.bench, subject.default, sizes, wish)
+    chosen = course(subject.facts, subject.runner.bench, subject.default, sizes, wish)
     asked = Options(
         budget=options.budget or BUDGETS[options.effort],
         effort=options.effort,
@@ -249,10 +250,10 @@ def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Bar 
         modes=options.modes or None,
         sizes=sizes,
     )
-    notes = (*((note,) if note else ()), *course.notes)
+    notes = (*((note,) if note else ()), *chosen.notes)
     for text in notes:
         shown.note(text)
-    results = _document(subject, asked, course.space)._replace(
+    results = _document(subject, asked, chosen.space)._replace(
         notes=notes, warnings=seen.warnings, conditions=Surroundings(as_json(seen.before))
     )
     return Begun(results, seen)

@@ -36,9 +36,10 @@ from bitnet_tuning.engine.builds import (
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.errors import MissingError, UnsupportedError
 from bitnet_tuning.launch.stop import Stop, Stopped
-from bitnet_tuning.machine.host import Host, read_host
+from bitnet_tuning.machine.detect import read_host
+from bitnet_tuning.machine.host import Host
 from bitnet_tuning.model.find import Choice
-from bitnet_tuning.plan.command import Facts
+from bitnet_tuning.plan.facts import Facts
 from bitnet_tuning.prepare import find_builds
 from bitnet_tuning.store.state import State, alone, default_folder
 

@@ -35,7 +35,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.bench.runner import Runner
     from bitnet_tuning.machine.host import Host
-    from bitnet_tuning.plan.command import Facts
+    from bitnet_tuning.plan.facts import Facts
     from bitnet_tuning.plan.setting import Setting
     from bitnet_tuning.store.state import State
 

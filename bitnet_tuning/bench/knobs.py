@@ -9,20 +9,12 @@ from typing import Any, NamedTuple
 
 from bitnet_tuning.bench.ledger import Knob, Space
 from bitnet_tuning.bench.samples import PP, TG, Objective
+from bitnet_tuning.engine.binary import GOMP, LLVM, NONE
 from bitnet_tuning.machine.root import format_list, parse_list
 from bitnet_tuning.plan import setting
 from bitnet_tuning.plan.command import flash_takes_value
 from bitnet_tuning.plan.memory import DEFAULT_UBATCH, HUGE_PAGES, need_of, no_huge, no_lock
-from bitnet_tuning.plan.openmp import (
-    BINDING,
-    GOMP,
-    LLVM,
-    NONE,
-    TUNABLE,
-    WAITING_BY_USER,
-    binds_itself,
-    user_set,
-)
+from bitnet_tuning.plan.openmp import BINDING, TUNABLE, WAITING_BY_USER, binds_itself, user_set
 from bitnet_tuning.plan.placement import DISTRIBUTE, ISOLATE, all_usable, usable_nodes
 from bitnet_tuning.plan.setting import Change, Setting
 from bitnet_tuning.plan.threads import MOST_THREADS_ENGINE

@@ -14,7 +14,8 @@ from bitnet_tuning.engine.probe import parse_flags
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.death import failure
 from bitnet_tuning.launch.run import Captured, capture
-from bitnet_tuning.plan.command import Facts, apply_setting
+from bitnet_tuning.plan.command import apply_setting
+from bitnet_tuning.plan.facts import Facts
 from bitnet_tuning.plan.plan import make_plan
 
 TYPE_CHECKING = False

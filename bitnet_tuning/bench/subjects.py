@@ -8,8 +8,9 @@ from typing import Literal
 
 import bitnet_tuning
 from bitnet_tuning.bench.results import EngineFacts, FileFacts, ModelFacts, Program
-from bitnet_tuning.engine.find import Engine, identity
+from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.model.types import ModelFile
+from bitnet_tuning.store.state import identity
 
 NAME = "bitnet-tuning"
 

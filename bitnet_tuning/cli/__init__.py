@@ -1,0 +1,1 @@
+"""Command lines: one file for each command that a user types."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 
 from bitnet_tuning.errors import MissingError, UsageError
-from bitnet_tuning.plan.plan import WAYS
+from bitnet_tuning.plan.memory import WAYS
 from bitnet_tuning.plan.request import Request
 from bitnet_tuning.plan.threads import MOST_THREADS_ENGINE
 

@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 from bitnet_tuning.cli.arguments import Parser, add_root
-from bitnet_tuning.machine.host import Host, read_host
+from bitnet_tuning.machine.detect import read_host
+from bitnet_tuning.machine.host import Host, host_facts
 from bitnet_tuning.machine.root import format_list
 
 GIBIBYTE = 1 << 30
@@ -29,41 +30,6 @@ def _with_flags(host: Host, root: str) -> Host:
     from bitnet_tuning.machine.foreign import cpuinfo_flags  # noqa: PLC0415
 
     return host._replace(isa=cpuinfo_flags())
-
-
-def host_facts(host: Host) -> dict[str, Any]:
-    """What other programs may rely on."""
-    return {
-        "logical_cpus": sorted(host.online),
-        "allowed_cpus": sorted(host.allowed),
-        "physical_cores": len(host.cores),
-        "packages": host.packages,
-        "numa_nodes": [{"id": node.id, "cpus": sorted(node.cpus)} for node in host.nodes],
-        "hybrid": _hybrid(host),
-        "threads_per_core": host.threads_per_core,
-        "cpu_quota": host.quota,
-        "usable_cores": host.usable_cores,
-        "governor": host.governor,
-        "wsl": host.wsl,
-        "memory_total": host.memory.total,
-        "memory_available": host.memory.available,
-        "isa": list(host.isa),
-        "vendor": host.vendor,
-        "brand": host.brand,
-        "topology_known": host.topology_known,
-    }
-
-
-def _hybrid(host: Host) -> dict[str, Any] | None:
-    kinds = host.hybrid
-    if kinds is None:
-        return None
-    return {
-        "performance_cores": kinds.performance_cores,
-        "efficiency_cores": kinds.efficiency_cores,
-        "performance_cpus": sorted(kinds.performance_cpus),
-        "efficiency_cpus": sorted(kinds.efficiency_cpus),
-    }
 
 
 _VECTOR_PREFIXES = (

@@ -11,7 +11,7 @@ from typing import Any
 from bitnet_tuning.cli.arguments import Parser, add_root
 from bitnet_tuning.console import say
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
-from bitnet_tuning.machine.host import read_host
+from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.plan.profile import Evidence, Profile, Ratio, day, load, ratio_text
 from bitnet_tuning.plan.profiles import (
     Stored,

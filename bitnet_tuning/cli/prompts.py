@@ -7,12 +7,13 @@ import sys
 
 from bitnet_tuning.cli.prompts_progress import progress, stats_line, summary
 from bitnet_tuning.cli.prompts_slots import Choice, Subject, choose, choose_unmeasured
+from bitnet_tuning.cli.show import shown
 from bitnet_tuning.console import say
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA
 from bitnet_tuning.errors import MissingError, UsageError
 from bitnet_tuning.launch.death import explain
 from bitnet_tuning.launch.stop import Stop, Stopped
-from bitnet_tuning.prepare import Prepared, prepare, shown
+from bitnet_tuning.prepare import Prepared, prepare
 from bitnet_tuning.prompts import sink
 from bitnet_tuning.prompts.asks import Ask, parse
 from bitnet_tuning.prompts.command import Seats, Server, context_of, server_command

@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.machine.host import Host
     from bitnet_tuning.model.types import ModelFile
-    from bitnet_tuning.plan.command import Plan
+    from bitnet_tuning.plan.facts import Plan
     from bitnet_tuning.plan.request import Request
     from bitnet_tuning.prompts.asks import Ask
     from bitnet_tuning.prompts.command import Server

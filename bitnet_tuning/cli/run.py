@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bitnet_tuning.cli.arguments import Parser, add_ours, add_upstream, split_extra, to_request
+from bitnet_tuning.cli.show import shown
 from bitnet_tuning.console import guarded
-from bitnet_tuning.prepare import execute, prepare, shown
+from bitnet_tuning.prepare import execute, prepare
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from bitnet_tuning.cli.arguments import (
     split_extra,
     to_request,
 )
+from bitnet_tuning.cli.show import shown
 from bitnet_tuning.console import guarded, say
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.launch.death import Speed, parse_timings
@@ -20,7 +21,7 @@ from bitnet_tuning.launch.program import Outcome
 from bitnet_tuning.machine.clock import SET_PERFORMANCE
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.plan.request import Request
-from bitnet_tuning.prepare import Prepared, execute, prepare, shown
+from bitnet_tuning.prepare import Prepared, execute, prepare
 
 
 def main(arguments: Sequence[str] | None = None, root: str = "/") -> int:

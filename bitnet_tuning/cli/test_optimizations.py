@@ -25,9 +25,10 @@ from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.cli.arguments import Parser, number
 from bitnet_tuning.console import guarded, say
 from bitnet_tuning.errors import TuningError
-from bitnet_tuning.machine.host import read_host
+from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.root import Root
-from bitnet_tuning.plan.command import Facts, Plan, setting_of
+from bitnet_tuning.plan.command import setting_of
+from bitnet_tuning.plan.facts import Facts, Plan
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import load as load_profile
 from bitnet_tuning.plan.request import Request

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from bitnet_tuning.doctor.case import Case, Knob, Problem, Verdict, bad, good, unknown, warn
 from bitnet_tuning.doctor.cpus import BENCHMARK
+from bitnet_tuning.engine.binary import NONE
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, refusal
 from bitnet_tuning.model.types import I2_S
-from bitnet_tuning.plan.openmp import NONE
 from bitnet_tuning.plan.profile import claim, day
 from bitnet_tuning.plan.setting import describe
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from bitnet_tuning.doctor.case import Case, Knob, Verdict, bad, good, unknown, warn
-from bitnet_tuning.plan.openmp import BINDING_BY_USER, GOMP, LLVM, NONE, user_set
+from bitnet_tuning.engine.binary import GOMP, LLVM, NONE
+from bitnet_tuning.plan.openmp import BINDING_BY_USER, user_set
 
 _PREFIXES = ("OMP_", "GOMP_", "KMP_")
 _FOREIGN = {GOMP: ("KMP_",), LLVM: ("GOMP_SPINCOUNT",), NONE: _PREFIXES}

@@ -17,7 +17,8 @@ from bitnet_tuning.governor_record import Ledger
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.cgroups import Cgroups
 from bitnet_tuning.machine.clock import read_base_clock
-from bitnet_tuning.machine.host import Host, read_host
+from bitnet_tuning.machine.detect import read_host
+from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.limits import read_lock_limit
 from bitnet_tuning.machine.memory import read_memory
 from bitnet_tuning.machine.mounts import read_mounts

@@ -5,9 +5,9 @@ from __future__ import annotations
 from shlex import quote
 
 from bitnet_tuning.doctor.case import Case, Knob, Problem, Verdict, bad, good, unknown, warn
+from bitnet_tuning.engine.builds import check_pair
 from bitnet_tuning.machine.mounts import FileSystem, holding
 from bitnet_tuning.model.types import I2_S
-from bitnet_tuning.plan.plan import check_pair
 
 _TERNARY = (I2_S, "tq1_0", "tq2_0")
 

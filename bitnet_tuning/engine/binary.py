@@ -8,7 +8,8 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 
-from bitnet_tuning.plan.openmp import GOMP, LLVM, MSVC, NONE
+GOMP, LLVM, MSVC, NONE = "libgomp", "libomp", "vcomp", "none"
+"""OpenMP runtimes: GNU's, LLVM's (Intel's is the same code), Microsoft's, no OpenMP at all."""
 
 _OWN_LIBRARY = re.compile(r"(lib)?(ggml|llama|mtmd|bitnet|xllamacpp)[^/\\]*\.(so|dylib|dll)", re.I)
 _EXECUTABLE_MAGIC = (

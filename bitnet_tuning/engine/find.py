@@ -210,14 +210,9 @@ def embedded_library() -> str | None:
 
 
 def _embedded(source: str) -> Location:
-    module = os.path.join(os.path.dirname(os.path.abspath(__file__)), "embedded.py")
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    module = os.path.join(package, "embedded", "__main__.py")
     return Location(module, source, embedded=True)
-
-
-def identity(path: str) -> list[object]:
-    """Path, size in bytes and modification time in nanoseconds; raises OSError."""
-    seen = os.stat(path)
-    return [path, seen.st_size, seen.st_mtime_ns]
 
 
 def beside(cli: str, name: str) -> str | None:

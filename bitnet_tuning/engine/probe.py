@@ -8,18 +8,11 @@ import sys
 
 from bitnet_tuning import demo
 from bitnet_tuning.engine import binary, instruction_sets
-from bitnet_tuning.engine.find import (
-    ARCHITECTURES,
-    Engine,
-    Location,
-    beside,
-    embedded_library,
-    identity,
-)
+from bitnet_tuning.engine.find import ARCHITECTURES, Engine, Location, beside, embedded_library
 from bitnet_tuning.engine.instruction_sets import configured_isa
 from bitnet_tuning.launch.run import Captured, capture
-from bitnet_tuning.machine.host import read_flags
-from bitnet_tuning.store.state import ABSENT, State
+from bitnet_tuning.machine.detect import read_flags
+from bitnet_tuning.store.state import ABSENT, State, identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -174,7 +167,6 @@ def know(location: Location, state: State) -> Engine:
                 return engine
         except (KeyError, TypeError):
             pass  # an older version's, or lists of something else
-    pass  # moved
 
     record = {**probe(location), "probe": _PROBE}
     if record["complete"]:
@@ -215,7 +207,7 @@ def _holds_here(engine: Engine) -> bool:
         and not engine.isa & instruction_sets.OF_THE_CPU
     ):
         return True
-    from bitnet_tuning.machine.host import read_flags  # noqa: PLC0415
+    from bitnet_tuning.machine.detect import read_flags  # noqa: PLC0415
 
     return engine.cpu == frozenset(read_flags())
 

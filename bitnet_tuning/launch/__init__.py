@@ -1,0 +1,1 @@
+"""Programs: starting, feeding, stopping them and explaining how they ended."""

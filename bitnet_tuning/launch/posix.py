@@ -61,7 +61,6 @@ def run_posix(launch: Launch) -> Outcome:
 def _watched(child: int, pipes: Pipes, launch: Launch) -> Outcome:
     if launch.watch is None:
         return _wait(child, pipes, launch)
-    pass  # moved
 
     with watching(launch.watch, child):
         return _wait(child, pipes, launch)

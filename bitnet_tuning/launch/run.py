@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from subprocess import Popen
 
-    from bitnet_tuning.launch.server import Service
-
 
 _NTSTATUS_CONTROL_C = 0xC000013A
 
@@ -53,15 +51,6 @@ def run(launch: Launch) -> Outcome:
     from bitnet_tuning.launch.posix import run_posix  # noqa: PLC0415
 
     return run_posix(launch)
-
-
-def serve(launch: Launch, unset: frozenset[str] = frozenset()) -> AbstractContextManager[Service]:
-    """Runs a server beside this program until the end of the block, its log kept and its
-    environment without ``unset``. It dies with this process, however that ends. Raises
-    UnsupportedError where it cannot be started."""
-    from bitnet_tuning.launch.server import serving  # noqa: PLC0415
-
-    return serving(launch, unset)
 
 
 def capture(

@@ -15,6 +15,7 @@ from bitnet_tuning.launch.run import inherited
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from types import FrameType
     from typing import IO
 
@@ -135,3 +136,12 @@ def _paused_together(leader: int) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTSTP, before)
+
+
+def serve(launch: Launch, unset: frozenset[str] = frozenset()) -> AbstractContextManager[Service]:
+    """Runs a server beside this program until the end of the block, its log kept and its
+    environment without ``unset``. It dies with this process, however that ends. Raises
+    UnsupportedError where it cannot be started."""
+    from bitnet_tuning.launch.server import serving  # noqa: PLC0415
+
+    return serving(launch, unset)

@@ -1,0 +1,1 @@
+"""Facts about the machine and its present state, read below a root folder."""

@@ -5,21 +5,16 @@ Nothing outside this package reads ``/proc`` or ``/sys`` to learn about the host
 
 from __future__ import annotations
 
-import sys
+from typing import Any
 
-from bitnet_tuning.machine.cgroups import read_cgroups
-from bitnet_tuning.machine.clock import read_governor
-from bitnet_tuning.machine.cpuinfo import read_isa
-from bitnet_tuning.machine.limits import (
-    allowed_cpus,
-    cpu_quota,
-    memory_nodes,
-)
-from bitnet_tuning.machine.memory import Memory, read_memory
-from bitnet_tuning.machine.root import Root
-from bitnet_tuning.machine.topology import Core, Hybrid, Node, read_kinds, read_topology
-from bitnet_tuning.machine.wsl import read_wsl
+from bitnet_tuning.machine.memory import Memory
+from bitnet_tuning.machine.root import format_list
+from bitnet_tuning.machine.topology import Core, Hybrid, Node
 from bitnet_tuning.namedtuple import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Host(NamedTuple):
@@ -76,44 +71,54 @@ class Host(NamedTuple):
         return cores if self.quota is None else max(1, min(cores, int(self.quota)))
 
 
-def read_host(root: str = "/") -> Host:
-    """Reads ``root``; on a live system that is not Linux, asks that system instead.
+def fingerprint(host: Host) -> dict[str, Any]:
+    """What of a host makes a measurement hold: topology, limits, brand. Not what varies
+    from run to run, such as free memory and the governor."""
+    speeds: dict[str, set[int]] = {}
+    for core in host.cores:
+        speeds.setdefault(f"{core.speed:.2f}", set()).update(core.cpus)
+    return {
+        "brand": host.brand,
+        "online": format_list(host.online),
+        "allowed": format_list(host.allowed),
+        "quota": host.quota,
+        "cores": " ".join(",".join(map(str, sorted(core.cpus))) for core in host.cores),
+        "speeds": {speed: format_list(cpus) for speed, cpus in speeds.items()},
+        "nodes": {str(node.id): format_list(node.cpus) for node in host.nodes},
+        "performance_cpus": host.hybrid and format_list(host.hybrid.performance_cpus),
+    }
 
-    Never fails: what cannot be read is None, or counts as the plainest case.
-    """
-    if root == "/" and not sys.platform.startswith("linux"):
-        from bitnet_tuning.machine.foreign import read_foreign_host  # noqa: PLC0415
 
-        return read_foreign_host()
-    return _read_linux(Root(root))
+def host_facts(host: Host) -> dict[str, Any]:
+    """What other programs may rely on."""
+    return {
+        "logical_cpus": sorted(host.online),
+        "allowed_cpus": sorted(host.allowed),
+        "physical_cores": len(host.cores),
+        "packages": host.packages,
+        "numa_nodes": [{"id": node.id, "cpus": sorted(node.cpus)} for node in host.nodes],
+        "hybrid": _hybrid(host),
+        "threads_per_core": host.threads_per_core,
+        "cpu_quota": host.quota,
+        "usable_cores": host.usable_cores,
+        "governor": host.governor,
+        "wsl": host.wsl,
+        "memory_total": host.memory.total,
+        "memory_available": host.memory.available,
+        "isa": list(host.isa),
+        "vendor": host.vendor,
+        "brand": host.brand,
+        "topology_known": host.topology_known,
+    }
 
 
-def read_flags() -> tuple[str, ...]:
-    """Instruction set flags of the live CPU, as ``Host.isa``."""
-    if sys.platform.startswith("linux"):
-        return read_isa(Root("/")).flags
-    return read_host().isa
-
-
-def _read_linux(root: Root) -> Host:
-    topology = read_topology(root)
-    isa = read_isa(root)
-    hybrid, cores = read_kinds(root, topology.cores, isa.vendor)
-    groups = read_cgroups(root)
-    allowed = allowed_cpus(root, topology.online)
-    return Host(
-        online=topology.online,
-        allowed=allowed,
-        cores=cores,
-        nodes=topology.nodes,
-        hybrid=hybrid,
-        quota=cpu_quota(root, groups),
-        governor=read_governor(root, allowed),
-        wsl=read_wsl(root),
-        memory=read_memory(root, groups),
-        vendor=isa.vendor,
-        isa=isa.flags,
-        topology_known=topology.complete,
-        brand=isa.brand,
-        mems=memory_nodes(root) if len(topology.nodes) > 1 else None,
-    )
+def _hybrid(host: Host) -> dict[str, Any] | None:
+    kinds = host.hybrid
+    if kinds is None:
+        return None
+    return {
+        "performance_cores": kinds.performance_cores,
+        "efficiency_cores": kinds.efficiency_cores,
+        "performance_cpus": sorted(kinds.performance_cpus),
+        "efficiency_cpus": sorted(kinds.efficiency_cpus),
+    }

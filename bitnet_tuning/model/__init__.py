@@ -1,0 +1,1 @@
+"""Model files: finding them and reading their headers."""

@@ -6,11 +6,10 @@ import os
 from collections.abc import Iterator, Mapping
 
 from bitnet_tuning import demo
-from bitnet_tuning.engine.find import identity
 from bitnet_tuning.errors import MissingError, TuningError
 from bitnet_tuning.model.types import I2_S, ModelFile, TypeShare
 from bitnet_tuning.namedtuple import NamedTuple
-from bitnet_tuning.store.state import ABSENT, State
+from bitnet_tuning.store.state import ABSENT, State, identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Decisions: from facts to threads, environment, memory, placement and command line."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.openmp import user_set
-from bitnet_tuning.plan.plan import AUTO, BY_DEFAULT, COPIED, HUGE, LOCKED, MAPPED, Loading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from bitnet_tuning.machine.limits import Privileges
     from bitnet_tuning.machine.pages import HugePages
     from bitnet_tuning.model.types import ModelFile
-    from bitnet_tuning.plan.command import Facts
+    from bitnet_tuning.plan.facts import Facts
     from bitnet_tuning.plan.request import Request
 
 
@@ -170,3 +169,21 @@ def no_lock(
             f"(ulimit -l), the model has {-(-need.model // MEBIBYTE)}"
         )
     return None
+
+
+AUTO, MAPPED, LOCKED, COPIED, HUGE = WAYS = ("auto", "mmap", "locked", "copy", "huge")
+"""How a model may get into memory, as --memory has it."""
+
+BY_DEFAULT = "mapped: its pages are shared with the page cache and can be dropped"
+"""What that comes to where nothing else is asked for."""
+
+
+class Loading(NamedTuple):
+    """How the model gets into memory."""
+
+    mmap: bool | None
+    """None where the engine maps the file as it does by itself."""
+    mlock: bool
+    env: dict[str, str]
+    reason: str
+    warnings: tuple[str, ...] = ()

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from bitnet_tuning.engine.binary import GOMP, LLVM, MSVC, NONE
 from bitnet_tuning.namedtuple import NamedTuple
-
-GOMP, LLVM, MSVC, NONE = "libgomp", "libomp", "vcomp", "none"
-"""OpenMP runtimes: GNU's, LLVM's (Intel's is the same code), Microsoft's, no OpenMP at all."""
 
 THREAD_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 BINDING = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}

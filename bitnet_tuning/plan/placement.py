@@ -8,16 +8,17 @@ every node has CPUs and all of them may be used.
 
 from __future__ import annotations
 
+from bitnet_tuning.engine.binary import NONE
 from bitnet_tuning.machine.root import format_list
+from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.memory import MEBIBYTE, Need
-from bitnet_tuning.plan.openmp import ACTIVE, NONE, binds_itself, waits_by_user
-from bitnet_tuning.plan.plan import Boost, Placement
+from bitnet_tuning.plan.openmp import ACTIVE, binds_itself, waits_by_user
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.machine.host import Host
     from bitnet_tuning.machine.topology import Core, Node
-    from bitnet_tuning.plan.command import Facts
+    from bitnet_tuning.plan.facts import Facts
     from bitnet_tuning.plan.threads import Threads
 
 
@@ -241,3 +242,35 @@ def _affinity(
     cores = len(host.allowed_cores)
     which = f"the {threads} chosen cores" if threads < cores else "the cores that may be used"
     return chosen_cores(host, threads), f"bound to {which} (performance mode)"
+
+
+class Placement(NamedTuple):
+    """On which CPUs the threads run and on which NUMA nodes the memory lies."""
+
+    cpus: frozenset[int] | None
+    """To bind the engine to."""
+    prompt_threads: int
+    reason: str = ""
+    node: int | None = None
+    """Whose memory is taken first (numactl --preferred)."""
+    interleave: frozenset[int] | None = None
+    """Nodes over which memory is spread page by page (numactl --interleave)."""
+    numa: str | None = None
+    """The engine's own flag."""
+    cpus_reason: str | None = None
+    """Why these CPUs, where the nodes decide it."""
+    warnings: tuple[str, ...] = ()
+
+
+class Boost(NamedTuple):
+    """What performance mode adds."""
+
+    nice: int
+    env: dict[str, str]
+    """How threads wait."""
+    poll: int | None
+    cpus: frozenset[int] | None
+    """To bind the engine to; None where it stays as planned."""
+    reason: str
+    cpus_reason: str = ""
+    warnings: tuple[str, ...] = ()

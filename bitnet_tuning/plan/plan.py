@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from bitnet_tuning.engine import instruction_sets
+from bitnet_tuning.engine.builds import check_isa, check_pair
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA
-from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.model.types import I2_S
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.batch import Batch, choose_batch, prompt_bytes
-from bitnet_tuning.plan.command import Facts, Plan, build_command
-from bitnet_tuning.plan.memory import need_of, sum_text
+from bitnet_tuning.plan.command import build_command
+from bitnet_tuning.plan.facts import Facts, Plan
+from bitnet_tuning.plan.memory import BY_DEFAULT, Loading, need_of, sum_text
 from bitnet_tuning.plan.openmp import OpenMP, choose_variables
+from bitnet_tuning.plan.placement import Boost, Placement
 from bitnet_tuning.plan.threads import Threads, choose_threads
 
 TYPE_CHECKING = False
@@ -158,46 +160,6 @@ def _reasons(request: Request, facts: Facts, parts: _Parts) -> dict[str, str]:
     return {**reasons, "performance": boost.reason} if boost else reasons
 
 
-def check_pair(engine: Engine, model: ModelFile) -> None:
-    """Refuses what would fail after loading, or worse, compute garbage; says what works."""
-    if model.quantization in ("tl1", "tl2"):
-        raise UnsupportedError(
-            f"{model.path} is a {model.quantization} file: it works only in a build generated "
-            "for its very shape",
-            "use the model's i2_s file: python3 setup_env.py -md MODEL_FOLDER -q i2_s",
-        )
-    if model.quantization == I2_S and engine.i2_s is False:
-        kind = "the embedded engine" if engine.embedded else engine.path
-        raise UnsupportedError(
-            f"{kind} is mainline llama.cpp and has no i2_s kernels, which {model.path} needs",
-            "use a llama-cli built from bitnet.cpp (--engine), or a TQ2_0 file of the model",
-        )
-    if engine.architectures.get(model.architecture) is False:
-        raise UnsupportedError(
-            f"the engine {engine.path} does not know the architecture "
-            f"{model.architecture!r} of {model.path}",
-            "use a current bitnet.cpp build (--engine), or another file of the model",
-        )
-
-
-def check_isa(engine: Engine, host: Host) -> None:
-    """Refuses a build for another CPU, before an illegal instruction ends it without a word."""
-    refused = instruction_sets.refusal(engine, host.isa)
-    if refused is None:
-        return
-    if engine.embedded:
-        raise UnsupportedError(
-            f"the embedded engine {refused}",
-            "build bitnet.cpp or llama.cpp on this machine and name its llama-cli with --engine",
-        )
-    another = engine.checkout and f" (--engine {engine.checkout} takes the best of its builds)"
-    raise UnsupportedError(
-        f"{engine.path} {refused}",
-        "build it on this machine (cmake -B build -DGGML_NATIVE=ON), or name another build "
-        f"with --engine{another or ''}",
-    )
-
-
 def _why_command(engine: Engine, request: Request) -> str:
     if engine.embedded:
         return "the embedded engine takes llama-cli's flags"
@@ -227,53 +189,3 @@ def _memory_warnings(host: Host, model: ModelFile) -> tuple[str, ...]:
         f"the model takes {model.size / GIBIBYTE:.1f} GiB, available are "
         f"{available / GIBIBYTE:.1f}: it will be read from disk again for every token",
     )
-
-
-AUTO, MAPPED, LOCKED, COPIED, HUGE = WAYS = ("auto", "mmap", "locked", "copy", "huge")
-"""How a model may get into memory, as --memory has it."""
-
-BY_DEFAULT = "mapped: its pages are shared with the page cache and can be dropped"
-"""What that comes to where nothing else is asked for."""
-
-
-class Placement(NamedTuple):
-    """On which CPUs the threads run and on which NUMA nodes the memory lies."""
-
-    cpus: frozenset[int] | None
-    """To bind the engine to."""
-    prompt_threads: int
-    reason: str = ""
-    node: int | None = None
-    """Whose memory is taken first (numactl --preferred)."""
-    interleave: frozenset[int] | None = None
-    """Nodes over which memory is spread page by page (numactl --interleave)."""
-    numa: str | None = None
-    """The engine's own flag."""
-    cpus_reason: str | None = None
-    """Why these CPUs, where the nodes decide it."""
-    warnings: tuple[str, ...] = ()
-
-
-class Loading(NamedTuple):
-    """How the model gets into memory."""
-
-    mmap: bool | None
-    """None where the engine maps the file as it does by itself."""
-    mlock: bool
-    env: dict[str, str]
-    reason: str
-    warnings: tuple[str, ...] = ()
-
-
-class Boost(NamedTuple):
-    """What performance mode adds."""
-
-    nice: int
-    env: dict[str, str]
-    """How threads wait."""
-    poll: int | None
-    cpus: frozenset[int] | None
-    """To bind the engine to; None where it stays as planned."""
-    reason: str
-    cpus_reason: str = ""
-    warnings: tuple[str, ...] = ()

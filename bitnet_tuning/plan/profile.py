@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import json
 
-from bitnet_tuning.engine.find import identity
-from bitnet_tuning.machine.root import format_list, parse_list
+from bitnet_tuning.machine.host import fingerprint
+from bitnet_tuning.machine.root import parse_list
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.openmp import TUNABLE
 from bitnet_tuning.plan.setting import Setting, as_json, from_json
 from bitnet_tuning.plan.threads import MOST_THREADS_ENGINE
-from bitnet_tuning.store.state import State, digest
+from bitnet_tuning.store.state import State, digest, identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -308,24 +308,6 @@ VERSION = 1
 """Of a profile's form; those of other versions are neither used nor changed."""
 
 
-def fingerprint(host: Host) -> dict[str, Any]:
-    """What of a host makes a measurement hold: topology, limits, brand. Not what varies
-    from run to run, such as free memory and the governor."""
-    speeds: dict[str, set[int]] = {}
-    for core in host.cores:
-        speeds.setdefault(f"{core.speed:.2f}", set()).update(core.cpus)
-    return {
-        "brand": host.brand,
-        "online": format_list(host.online),
-        "allowed": format_list(host.allowed),
-        "quota": host.quota,
-        "cores": " ".join(",".join(map(str, sorted(core.cpus))) for core in host.cores),
-        "speeds": {speed: format_list(cpus) for speed, cpus in speeds.items()},
-        "nodes": {str(node.id): format_list(node.cpus) for node in host.nodes},
-        "performance_cpus": host.hybrid and format_list(host.hybrid.performance_cpus),
-    }
-
-
 def key_of(host: Mapping[str, Any], engine_path: str, model: ModelFile | ModelKey) -> str:
     """By which a profile is stored; ``host`` is a fingerprint."""
     parts = (engine_path, model.architecture, model.quantization, model.size)
@@ -340,7 +322,6 @@ def load(state: State, host: Host, engine: Engine, model: ModelFile) -> Profile 
     record = state.load(KIND, key)
     if record is None or record.get("version") != VERSION:
         return None
-    pass  # moved
 
     try:
         profile = from_record(record)

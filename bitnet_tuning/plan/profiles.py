@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from bitnet_tuning.engine.find import identity
 from bitnet_tuning.errors import MissingError, UnsupportedError
+from bitnet_tuning.machine.host import fingerprint
 from bitnet_tuning.plan.profile import (
     KIND,
     VERSION,
@@ -21,11 +21,10 @@ from bitnet_tuning.plan.profile import (
     Profile,
     as_record,
     engine_changes,
-    fingerprint,
     from_record,
     key_of,
 )
-from bitnet_tuning.store.state import SCHEMA, State, digest, locked
+from bitnet_tuning.store.state import SCHEMA, State, digest, identity, locked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bitnet_tuning.plan.batch import estimate, prompt_bytes
 from bitnet_tuning.plan.command import apply_setting
-from bitnet_tuning.plan.memory import COPY_SHARE, TUNABLES, fits, need_of, no_lock
+from bitnet_tuning.plan.memory import AUTO, COPY_SHARE, TUNABLES, fits, need_of, no_lock
 from bitnet_tuning.plan.openmp import (
     BINDING,
     THREAD_COUNTS,
@@ -13,7 +13,6 @@ from bitnet_tuning.plan.openmp import (
     exported,
     user_set,
 )
-from bitnet_tuning.plan.plan import AUTO
 from bitnet_tuning.plan.profile import Profile, claim, day
 from bitnet_tuning.plan.setting import Setting, describe
 from bitnet_tuning.plan.threads import asked_threads
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
     from bitnet_tuning.machine.host import Host
     from bitnet_tuning.model.types import ModelFile
-    from bitnet_tuning.plan.command import Facts, Plan
+    from bitnet_tuning.plan.facts import Facts, Plan
     from bitnet_tuning.plan.request import Request
 
 

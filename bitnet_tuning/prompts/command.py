@@ -9,7 +9,7 @@ from bitnet_tuning.plan.command import batch_flags, memory_policy, tuned_flags
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.model.types import ModelFile
-    from bitnet_tuning.plan.command import Plan
+    from bitnet_tuning.plan.facts import Plan
     from bitnet_tuning.plan.request import Request
 
 

@@ -10,10 +10,9 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from bitnet_tuning.engine.find import identity
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.prompts.answers import Answer, decoded, read_answer
-from bitnet_tuning.store.state import alone, write_atomically
+from bitnet_tuning.store.state import alone, identity, write_atomically
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

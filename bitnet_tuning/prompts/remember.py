@@ -6,16 +6,16 @@ import json
 from typing import Any
 
 from bitnet_tuning.bench.statistics import Estimate
-from bitnet_tuning.engine.find import identity
+from bitnet_tuning.machine.host import fingerprint
 from bitnet_tuning.machine.root import format_list
-from bitnet_tuning.plan.profile import fingerprint
 from bitnet_tuning.prompts.command import Seats, server_command
 from bitnet_tuning.prompts.slots import Decision, Finding
+from bitnet_tuning.store.state import identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.machine.host import Host
-    from bitnet_tuning.plan.command import Plan
+    from bitnet_tuning.plan.facts import Plan
     from bitnet_tuning.plan.request import Request
     from bitnet_tuning.prompts.command import Server
     from bitnet_tuning.prompts.measure import Measured

@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
-from bitnet_tuning.engine.find import Engine, identity
+from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.errors import MissingError, TuningError
 from bitnet_tuning.launch import run
 from bitnet_tuning.launch.program import Launch
-from bitnet_tuning.launch.server import Service
-from bitnet_tuning.plan.command import Plan, flash_takes_value
+from bitnet_tuning.launch.server import Service, serve
+from bitnet_tuning.plan.command import flash_takes_value
+from bitnet_tuning.plan.facts import Plan
 from bitnet_tuning.prompts.client import Client
 from bitnet_tuning.prompts.command import LOOPBACK, Server
-from bitnet_tuning.store.state import State
+from bitnet_tuning.store.state import State, identity
 
 KEY_VARIABLE = "LLAMA_API_KEY"
 
@@ -129,7 +130,7 @@ def running(
     for attempt in range(_TRIES):
         with _free_port(hold=attempt == 0) as port:
             start = Launch(command(port), variables, plan.cpus, nice=plan.nice)
-            with run.serve(start, _IN_THE_WAY) as service:
+            with serve(start, _IN_THE_WAY) as service:
                 try:
                     ready = _until_ready(service, Client(port, key), waiting)
                 except GoneError as error:

@@ -1,0 +1,1 @@
+"""Many prompts through the engine's own server."""

@@ -1,0 +1,1 @@
+"""The cache folder: atomic writes, locks, records as JSON."""

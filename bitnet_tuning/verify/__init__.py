@@ -1,0 +1,1 @@
+"""Checks on the real engine: the self-test, and what a running engine really got."""

@@ -7,9 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from bitnet_tuning.engine.binary import GOMP, LLVM
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.model.types import I2_S
-from bitnet_tuning.plan.openmp import BINDING, GOMP, LLVM
+from bitnet_tuning.plan.openmp import BINDING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from bitnet_tuning.machine.host import Host
     from bitnet_tuning.machine.topology import Core
     from bitnet_tuning.model.types import ModelFile
-    from bitnet_tuning.plan.command import Plan
+    from bitnet_tuning.plan.facts import Plan
     from bitnet_tuning.verify.running import Watched, Work
     from bitnet_tuning.verify.selftest import Report
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from bitnet_tuning.machine.process import Received
-    from bitnet_tuning.plan.command import Plan
+    from bitnet_tuning.plan.facts import Plan
 
 
 MEBIBYTE = 1 << 20

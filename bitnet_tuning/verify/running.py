@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.machine.process import Process, Thread
     from bitnet_tuning.model.types import ModelFile
-    from bitnet_tuning.plan.command import Plan
+    from bitnet_tuning.plan.facts import Plan
 
 
 PROMPT = "How many threads"

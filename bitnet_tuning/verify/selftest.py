@@ -14,7 +14,7 @@ from bitnet_tuning.launch.run import capture
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.namedtuple import NamedTuple
-from bitnet_tuning.plan.command import Facts
+from bitnet_tuning.plan.facts import Facts
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.request import Request
 
