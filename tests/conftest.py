@@ -27,6 +27,7 @@ _KEPT = (
     "APPDATA",
     "LOCALAPPDATA",
     "USERPROFILE",
+    "PYTHONPATH",  # where the package under test may come from
     "LD_LIBRARY_PATH",  # some Pythons need it to start
     "DYLD_LIBRARY_PATH",
     "VIRTUAL_ENV",

@@ -198,6 +198,8 @@ def test_what_cannot_be_read_becomes_a_problem() -> None:
 def test_the_checks_are_pure() -> None:
     impure = {"os", "io", "pathlib", "subprocess", "time", "random", "sys", "shutil"}
     for path in (REPOSITORY / "bitnet_tuning" / "doctor").glob("*.py"):
+        if path.name == "gather.py":  # it reads the machine
+            continue
         tree = ast.parse(path.read_text())
         names = {
             alias.name.partition(".")[0]

@@ -217,7 +217,9 @@ def test_back_when_the_guardian_was_killed(computer: Computer) -> None:
 
 
 def test_back_when_the_engine_cannot_be_started(computer: Computer) -> None:
-    broken = "from bitnet_tuning import posix\nposix.os.posix_spawnp = lambda *_, **__: 1 // 0"
+    broken = (
+        "from bitnet_tuning.launch import posix\nposix.os.posix_spawnp = lambda *_, **__: 1 // 0"
+    )
     missing = broken.replace("1 // 0", "os.stat('/nowhere')")
     process = computer.start(before=missing)
     assert computer.end(process)[0] == 4
@@ -230,7 +232,7 @@ def test_back_when_the_engine_cannot_be_started(computer: Computer) -> None:
 
 def test_back_when_the_launcher_is_interrupted_on_its_own(computer: Computer) -> None:
     """Ctrl-C where no engine runs that it could be passed on to."""
-    wait = "from bitnet_tuning import launch\nlaunch.run = lambda _: os.kill(os.getpid(), 2)"
+    wait = "from bitnet_tuning.launch import run as launch\nlaunch.run = lambda _: os.kill(os.getpid(), 2)"
     assert computer.run(before=wait)[0] == 130
     assert computer.governors() == MIXED
 
@@ -441,7 +443,7 @@ def test_where_it_cannot_be_kept_what_was_before(computer: Computer, tmp_path: P
 
 def test_where_a_record_cannot_be_written(computer: Computer) -> None:
     full = (
-        "from bitnet_tuning import state\nwrite = state.write_atomically\n"
+        "from bitnet_tuning.store import state\nwrite = state.write_atomically\n"
         "def no_space(path, data):\n    if 'governor' in path: raise OSError(28, 'No space left')\n"
         "    write(path, data)\n"
         "state.write_atomically = no_space"

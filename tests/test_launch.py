@@ -192,7 +192,7 @@ def test_no_real_engine_outlives_a_killed_launcher_behind_a_script(tmp_path: Pat
     code = f"""
 import sys
 sys.path.insert(0, {str(REPO)!r})
-from bitnet_tuning import launch
+from bitnet_tuning.launch import run as launch
 launch.run(launch.Launch(({str(wrapper)!r},), {{}}))
 """
     launcher = subprocess.Popen([sys.executable, "-c", code])
@@ -210,7 +210,8 @@ def test_the_watcher_kills_where_the_kernel_does_not(tmp_path: Path) -> None:
     code = f"""
 import sys, time
 sys.path.insert(0, {str(REPO)!r})
-from bitnet_tuning import launch, ties
+from bitnet_tuning.launch import lifeline as ties
+from bitnet_tuning.launch import run as launch
 ties.Lifeline._arm = lambda self: False
 engine = "import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
 launch.run(launch.Launch((sys.executable, "-c", engine), {{}}))
@@ -442,7 +443,8 @@ def test_what_is_captured_does_not_outlive_a_killed_caller(
     code = f"""
 import sys
 sys.path.insert(0, {str(REPO)!r})
-from bitnet_tuning import launch, ties
+from bitnet_tuning.launch import lifeline as ties
+from bitnet_tuning.launch import run as launch
 if not {by_kernel}:
     ties.Lifeline._arm = lambda self: False
 launch.capture(({str(script)!r},), seconds=60)

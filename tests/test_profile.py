@@ -392,8 +392,8 @@ posix = pytest.mark.skipif(os.name != "posix", reason="signals")
 WRITER = """
 import sys
 from pathlib import Path
-from bitnet_tuning.profiles import store
-from bitnet_tuning.state import State
+from bitnet_tuning.plan.profiles import store
+from bitnet_tuning.store.state import State
 from tests import profile_samples as samples
 
 folder, writer, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])

@@ -166,5 +166,5 @@ def test_a_run_with_a_warm_cache_loads_no_slow_module(tmp_path: Path) -> None:
     assert not loaded & SLOW
     ours = {name.removeprefix("bitnet_tuning.") for name in loaded if "bitnet_tuning." in name}
     assert "launch.run" in ours
-    heavy = ("bench", "cli.show", "doctor", "embedded", "engine.probe", "machine.foreign", "serve")
+    heavy = ("bench", "doctor", "embedded", "machine.foreign", "serve")
     assert not {name for name in ours if name.startswith((*heavy, "verify"))}

@@ -259,7 +259,7 @@ def test_a_mask_for_new_files_is_respected(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
-from bitnet_tuning.state import State
+from bitnet_tuning.store.state import State
 state = State(sys.argv[1])
 for number in range(60):
     state.store("model", "k", {"writer": sys.argv[2], "text": sys.argv[2] * (2000 + 90 * number)})

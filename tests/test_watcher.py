@@ -82,7 +82,7 @@ def test_nothing_is_watched_where_nothing_is_started() -> None:
 WATCHED = """\
 import sys
 sys.path.insert(0, {repo!r})
-from bitnet_tuning import launch
+from bitnet_tuning.launch import run as launch
 argv = ({cli!r}, "-m", "x", "-p", "hello")
 done = launch.run(launch.Launch(argv, {{}}, keep_log={keep_log}, watch=lambda _: sum(range(9999))))
 sys.exit(done.code)

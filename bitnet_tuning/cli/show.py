@@ -8,7 +8,6 @@ import os
 import shlex
 import sys
 import textwrap
-from typing import Any
 
 from bitnet_tuning.cli.arguments import columns
 from bitnet_tuning.machine.root import format_list
@@ -17,6 +16,7 @@ from bitnet_tuning.plan.facts import Plan
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from typing import Any
 
 
 def plan_facts(plan: Plan) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Read all facts about this machine, or about one dumped below a root folder."""
 
 from __future__ import annotations
 

@@ -5,8 +5,6 @@ Nothing outside this package reads ``/proc`` or ``/sys`` to learn about the host
 
 from __future__ import annotations
 
-from typing import Any
-
 from bitnet_tuning.machine.memory import Memory
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.machine.topology import Core, Hybrid, Node

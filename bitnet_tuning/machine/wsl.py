@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import re
 
 from bitnet_tuning.machine.mounts import FileSystem
@@ -66,6 +65,8 @@ def read_wsl_configs(root: Root, mounts: tuple[FileSystem, ...]) -> tuple[WslCon
 
 def parse_wsl_config(path: str, text: str) -> WslConfig:
     """The ``[wsl2]`` section; a file that is none has a problem and nothing else."""
+    import configparser  # noqa: PLC0415 (half a millisecond that a run need not pay)
+
     parser = configparser.ConfigParser(
         interpolation=None, strict=False, allow_no_value=True, inline_comment_prefixes=("#", ";")
     )
