@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bitnet_tuning.bench.ledger import Check, Done, Knob, Limits, Measure, Space
 from bitnet_tuning.bench.samples import TG, Round, Run
 from bitnet_tuning.bench.search import Search
-from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting, apply, with_threads
+from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting, apply
 
 OUTLIERS, OUTLIER_SPEED = 0.02, 0.2
 TOKENS_PER_SECOND = 20.0
@@ -39,6 +39,12 @@ KNOBS = (
     Knob("flash attention", (Change("flash attention", (("flash", True),)),)),
     Knob("micro-batch", (Change("micro-batch 128", (("ubatch", 128),)),)),
 )
+
+
+def _threads(count: int) -> Change:
+    """Another number of threads, for prompts as well."""
+    plural = "" if count == 1 else "s"
+    return Change(f"{count} thread{plural}", (("threads", count), ("threads_batch", count)))
 
 
 class Machine(NamedTuple):
@@ -55,7 +61,7 @@ class Machine(NamedTuple):
     @property
     def space(self) -> Space:
         default = Setting(self.default_threads, self.default_threads, env=BOUND)
-        counts = tuple(with_threads(n) for n in self.threads if n != self.default_threads)
+        counts = tuple(_threads(n) for n in self.threads if n != self.default_threads)
         fixed = (("upstream", UPSTREAM), ("performance", default._replace(nice=-5)))
         return Space(default, fixed, counts, KNOBS)
 

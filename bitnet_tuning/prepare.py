@@ -28,8 +28,6 @@ from bitnet_tuning.store.state import State, default_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from bitnet_tuning.model.types import ModelFile
 
 
@@ -166,14 +164,8 @@ def _choose(
     return choose_build(engines, host, model, measured).engine
 
 
-def execute(
-    prepared: Prepared,
-    quiet: bool = False,
-    keep_log: bool = False,
-    watch: Callable[[int], None] | None = None,
-) -> Outcome:
-    """Runs the engine to its end and explains a death; the code is the program's own.
-    ``watch`` is as in ``Launch``."""
+def execute(prepared: Prepared, quiet: bool = False, keep_log: bool = False) -> Outcome:
+    """Runs the engine to its end and explains a death; the code is the program's own."""
     plan, request = prepared.plan, prepared.request
     outcome = run.run(
         Launch(
@@ -186,7 +178,6 @@ def execute(
             echo=_echo(request) if keep_log else None,
             interactive=request.chat,
             nice=plan.nice,
-            watch=watch,
         )
     )
     if quiet and outcome.code not in (0, 130) and sys.stderr is not None:

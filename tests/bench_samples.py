@@ -31,9 +31,16 @@ from bitnet_tuning.machine.cgroups import Throttling
 from bitnet_tuning.machine.clock import Clock
 from bitnet_tuning.machine.memory import Memory
 from bitnet_tuning.machine.power import Temperature
-from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting, apply, with_threads
+from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting, apply
 
 DEFAULT = Setting(6, 12, env=(("OMP_PLACES", "cores"), ("OMP_PROC_BIND", "close")))
+
+
+def with_threads(count: int) -> Change:
+    """Another number of threads, for prompts as well."""
+    plural = "" if count == 1 else "s"
+    return Change(f"{count} thread{plural}", (("threads", count), ("threads_batch", count)))
+
 
 SETTINGS: dict[str, Setting] = {
     "default": DEFAULT,

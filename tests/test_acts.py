@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,16 +13,14 @@ from bitnet_tuning.machine.process import Process, Thread
 from bitnet_tuning.model.types import TypeShare
 from bitnet_tuning.plan.facts import Plan
 from bitnet_tuning.verify import checks
-from bitnet_tuning.verify.checks import FAIL, PASS, SKIP, crowded
+from bitnet_tuning.verify.checks import FAIL, PASS, SKIP, Line, crowded
 from bitnet_tuning.verify.running import (
     LEAST_LOOKS,
     LEAST_SECONDS,
-    Look,
+    TOO_SOON,
     Watched,
-    Work,
-    Worker,
+    summed_up,
     watched_request,
-    work_of,
 )
 from bitnet_tuning.verify.selftest import Case, Report, Result, Variant
 from tests.machines import Machine
@@ -50,12 +49,16 @@ def host(tmp_path: Path) -> Host:
 
 
 def seen(*masks: set[int] | None, log: str = LOG, **variables: str) -> Watched:
-    workers = tuple(Worker(0.5, 0.5, None if mask is None else frozenset(mask)) for mask in masks)
-    return Watched(Work(77, {**ENV, **variables}, workers, (Worker(0.01, 0, None),)), log)
+    workers = tuple(
+        Thread(number, 0.5, 0.5, None if mask is None else frozenset(mask))
+        for number, mask in enumerate(masks)
+    )
+    process = Process(77, {**ENV, **variables}, workers)
+    return Watched(log, process=process, workers=workers, others=(Thread(99, 0.01, 0, None),))
 
 
-UNSEEN = Watched(None, LOG, "the engine ended too soon to be looked at")
-BROKEN = Watched(None, "", "the engine ended with exit code 3", failed=True)
+UNSEEN = Watched(LOG, TOO_SOON)
+BROKEN = Watched("", "the engine ended with exit code 3", failed=True)
 
 
 # Threads detected
@@ -99,13 +102,21 @@ def test_the_environment_arrives() -> None:
 
 def test_variables_that_are_lost_or_changed_fail() -> None:
     variables = {"OMP_NUM_THREADS": "8", "OMP_PLACES": "cores", "OTHER": "x"}
-    watched = Watched(Work(77, variables, (), ()), LOG)
+    watched = Watched(LOG, process=Process(77, variables, ()))
     line = checks.environment(PLAN, watched)
     assert line.state == FAIL
     assert "OMP_NUM_THREADS is '8'; OMP_PROC_BIND is missing" in line.reason
     assert "OMP_PLACES" not in line.reason
     assert "OTHER" not in line.reason
     assert "/build/bin/llama-cli" in line.reason
+
+
+def test_an_environment_that_is_hidden_is_skipped() -> None:
+    line = checks.environment(PLAN, Watched(LOG, process=Process(77, None, ())))
+    assert (line.state, line.reason) == (
+        SKIP,
+        "the environment of the engine's process 77 is hidden",
+    )
 
 
 def test_nothing_to_set_is_no_failure() -> None:
@@ -156,12 +167,11 @@ def test_more_threads_fail() -> None:
 
 def test_a_thread_that_mostly_waits_is_not_held_against_the_plan(host: Host) -> None:
     watched = seen({0, 2}, {1, 3})
-    assert watched.work is not None
-    waits = Worker(0.1, 0.7, frozenset({0, 2}))
-    work = watched.work._replace(workers=(*watched.work.workers, waits))
-    line = checks.working(PLAN, watched._replace(work=work))
+    waits = Thread(5, 0.1, 0.7, frozenset({0, 2}))
+    watched = watched._replace(workers=(*watched.workers, waits))
+    line = checks.working(PLAN, watched)
     assert (line.state, line.reason) == (PASS, "2 threads, 1 idle")
-    assert checks.places(PLAN, watched._replace(work=work), host, "libgomp").state == PASS
+    assert checks.places(PLAN, watched, host, "libgomp").state == PASS
 
 
 def test_a_run_that_fails_is_told_once() -> None:
@@ -242,6 +252,117 @@ def test_who_must_share_a_core(
     assert crowded([frozenset(mask) for mask in masks], cores, frozenset(permitted)) == left_out
 
 
+# What the kernel gave
+
+MIB = 1 << 20
+SIZE = 1000 * MIB
+
+
+def given(*niceness: int | None, steady: bool = True, **memory: Any) -> Watched:
+    threads = tuple(Thread(at, 1.0, 0.0, None, nice) for at, nice in enumerate(niceness or (0,)))
+    process = Process(77, ENV, threads, **{"resident": 1100 * MIB, **memory})
+    return Watched(LOG, process=process, workers=threads, steady=steady)
+
+
+def kernel(plan: Plan, watched: Watched, niceness: int = 0) -> Line | None:
+    """The only line, or None for no line."""
+    lines = list(checks.kernel(plan, watched, SIZE, niceness, lockable=8 * MIB))
+    assert len(lines) < 2
+    return lines[0] if lines else None
+
+
+HUGE = PLAN._replace(env={"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"})
+LOCKED = PLAN._replace(mlock=True)
+NICER = PLAN._replace(nice=-5)
+NODE_0 = PLAN._replace(node=0)
+
+
+def test_no_line_for_what_the_plan_does_not_ask_for() -> None:
+    other = {"GLIBC_TUNABLES": "glibc.malloc.arena_max=1"}
+    for plan in (PLAN, PLAN._replace(env=other), PLAN._replace(numa="distribute")):
+        assert kernel(plan, given(0)) is None
+
+
+@pytest.mark.parametrize("plan", [HUGE, LOCKED, NICER, NODE_0])
+def test_a_kernel_that_shows_nothing_is_skipped(plan: Plan) -> None:
+    for watched, reason in (
+        (UNSEEN, TOO_SOON),
+        (BROKEN, checks.NO_RUN),
+        (given(None), "the kernel does not say"),
+    ):
+        line = kernel(plan, watched)
+        assert line is not None
+        assert line.state == SKIP
+        assert line.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("niceness", "launcher", "state"),
+    [
+        ((-5, -5), 0, PASS),
+        ((-5, None), 0, PASS),
+        ((-5, 0), 0, FAIL),
+        ((0,), 0, FAIL),
+        ((5,), 10, PASS),
+        ((10,), 10, FAIL),
+        ((-20,), -18, PASS),
+    ],
+)
+def test_priority_is_added_to_the_launchers(
+    niceness: tuple[int, ...], launcher: int, state: str
+) -> None:
+    line = kernel(NICER, given(*niceness), launcher)
+    assert line is not None
+    assert (line.name, line.state) == ("priority", state)
+
+
+@pytest.mark.parametrize(
+    ("locked", "resident", "steady", "state", "words"),
+    [
+        (SIZE, SIZE, True, PASS, "1000 MiB of the model's 1000 MiB"),
+        (905 * MIB, MIB, False, PASS, "905 MiB of"),
+        (0, 1100 * MIB, True, FAIL, "; the limit is 8 MiB (ulimit -l)"),
+        (0, 1100 * MIB, False, SKIP, "before the model was loaded"),
+        (0, 500 * MIB, True, SKIP, "before the model was loaded"),
+        (0, None, True, SKIP, "before the model was loaded"),
+    ],
+)
+def test_the_model_is_to_be_locked(
+    locked: int, resident: int | None, steady: bool, state: str, words: str
+) -> None:
+    line = kernel(LOCKED, given(0, steady=steady, locked=locked, resident=resident))
+    assert line is not None
+    assert (line.name, line.state) == ("locked memory", state)
+    assert words in line.reason
+
+
+@pytest.mark.parametrize(
+    ("huge", "steady", "state"),
+    [(4 * MIB, True, PASS), (4 * MIB, False, PASS), (0, True, FAIL), (0, False, SKIP)],
+)
+def test_huge_pages(huge: int, steady: bool, state: str) -> None:
+    assert checks.asks_huge(HUGE) and not checks.asks_huge(PLAN)
+    line = kernel(HUGE, given(0, steady=steady, huge=huge))
+    assert line is not None
+    assert (line.name, line.state) == ("huge pages", state)
+
+
+@pytest.mark.parametrize(
+    ("plan", "nodes", "state"),
+    [
+        (NODE_0, {1: 10 * MIB, 0: 990 * MIB}, PASS),
+        (NODE_0, {1: 990 * MIB, 0: 10 * MIB}, FAIL),
+        (PLAN._replace(interleave=frozenset((0, 1))), {0: 400, 1: 500, 2: 100}, PASS),
+        (NODE_0, {}, SKIP),
+    ],
+)
+def test_memory_on_the_planned_nodes(plan: Plan, nodes: dict[int, int], state: str) -> None:
+    line = kernel(plan, given(0, nodes=nodes))
+    assert line is not None
+    assert (line.name, line.state) == ("memory nodes", state)
+    assert state != FAIL or "node 0: 10 MiB, node 1: 990 MiB, planned are 0" in line.reason
+
+
 # What the engine says
 
 
@@ -285,7 +406,7 @@ def test_right_and_wrong_output() -> None:
     assert "the build lacks AVX2" in wrong.reason
     tuned = checks.output(report(True), "gives other words than the default")
     assert tuned.state == FAIL
-    assert "remembered setting gives other words" in tuned.reason
+    assert "setting of the plan gives other words" in tuned.reason
 
 
 def test_the_model_is_i2_s() -> None:
@@ -316,7 +437,7 @@ def looks(
     *threads: Sequence[float] | Sequence[tuple[float, float]],
     cpus: frozenset[int] | None = ALL,
     process: int = 9,
-) -> list[Look]:
+) -> list[tuple[Process, ...]]:
     """Looks at one process; each thread by the seconds that it ran until every look, or ran
     and waited."""
 
@@ -329,7 +450,7 @@ def looks(
     ]
 
 
-def seconds(workers: Sequence[Worker]) -> list[tuple[float, float]]:
+def seconds(workers: Sequence[Thread]) -> list[tuple[float, float]]:
     return [(round(worker.ran, 2), round(worker.waited, 2)) for worker in workers]
 
 
@@ -342,9 +463,9 @@ def test_who_works_is_told_from_the_second_half() -> None:
     loads = [*ramp(0, 2), *ramp(2.1, 2.3)]
     helps = [*ramp(0, 0), *ramp(0, 0.18)]
     idles = [*ramp(0, 0), *ramp(0, 0.02)]
-    work = work_of(looks(loads, helps, idles))
-    assert work is not None
-    assert (work.process, work.variables) == (9, {"A": "1"})
+    work = summed_up(looks(loads, helps, idles))
+    assert work.process is not None
+    assert (work.process.id, work.process.variables) == (9, {"A": "1"})
     assert seconds(work.workers) == [(0.2, 0), (0.18, 0)]
     assert seconds(work.others) == [(0.02, 0)]
     assert work.workers[0].cpus == ALL
@@ -364,8 +485,8 @@ def test_who_works_is_told_from_the_second_half() -> None:
 def test_who_computes(ran: float, waited: float, works: bool) -> None:
     before = [(5.0, 1.0)] * (2 * LEAST_LOOKS - 1)
     busiest = [*before, (5.95, 1.05)]
-    work = work_of(looks([*before, (5 + ran, 1 + waited)], busiest))
-    assert work is not None
+    work = summed_up(looks([*before, (5 + ran, 1 + waited)], busiest))
+    assert work.process is not None
     assert len(work.workers) == (2 if works else 1)
     assert len(work.others) == (0 if works else 1)
 
@@ -374,22 +495,22 @@ def test_the_process_that_computes_counts_not_the_script_before_it() -> None:
     script = looks([*ramp(0.5, 0.5), *ramp(0.5, 0.5)], process=5)
     engine = looks([*ramp(0, 1), *ramp(1, 2)], process=6)
     both = [(*one, *other) for one, other in zip(script, engine, strict=True)]
-    work = work_of([*both, *script])
-    assert work is not None
-    assert work.process == 6
+    work = summed_up([*both, *script])
+    assert work.process is not None
+    assert work.process.id == 6
     assert seconds(work.workers) == [(1, 0)]
 
 
 def test_a_mask_is_the_one_that_held_most_of_the_time() -> None:
     bound = looks([*ramp(0, 1), *ramp(1, 2)], cpus=ONE)
-    work = work_of([*bound, *looks([2.0], cpus=ALL)])
-    assert work is not None
+    work = summed_up([*bound, *looks([2.0], cpus=ALL)])
+    assert work.process is not None
     assert work.workers[0].cpus == ONE
 
 
 def test_a_thread_that_comes_late_counts_from_then_on() -> None:
-    work = work_of([*looks(ramp(0, 0.3)), *looks(ramp(0.3, 0.5), ramp(7.0, 7.2))])
-    assert work is not None
+    work = summed_up([*looks(ramp(0, 0.3)), *looks(ramp(0.3, 0.5), ramp(7.0, 7.2))])
+    assert work.process is not None
     assert seconds(work.workers) == [(0.2, 0), (0.2, 0)]
 
 
@@ -403,8 +524,40 @@ def test_a_thread_that_comes_late_counts_from_then_on() -> None:
         looks([0.0, 1.0, 2.0, 3.0]),
     ],
 )
-def test_too_little_was_seen(few: list[Look]) -> None:
-    assert work_of(few) is None
+def test_too_little_was_seen(few: list[tuple[Process, ...]]) -> None:
+    assert summed_up(few) == Watched("", TOO_SOON)
+
+
+def test_the_most_memory_that_there_was_counts() -> None:
+    sizes = [100, 900, 1100, 1101, 1102, 1102]
+    memory = [
+        Process(9, {}, (Thread(1, float(at), 0.0, ALL, -5),), size, at, nodes={0: size})
+        for at, size in enumerate(sizes)
+    ]
+    seen = [*memory, *(look._replace(locked=0, nodes=None) for look in memory[::-1])]
+    threads = [Thread(1, float(at), 0.0, ALL, -5) for at in range(len(seen))]
+    found = summed_up(
+        [(each._replace(threads=(thread,)),) for each, thread in zip(seen, threads, strict=True)]
+    )
+    assert found.process is not None
+    assert found.process[3:] == (1102, 5, None, {0: 1102})
+    assert found.process.threads[0].niceness == -5
+
+
+@pytest.mark.parametrize(
+    ("sizes", "steady"),
+    [
+        ([500, 1100, 1100, 1101, 1102], True),
+        ([500, 600, 700, 1100, 1300], False),
+        ([None] * 5, False),
+    ],
+)
+def test_a_model_counts_as_loaded_once_memory_no_longer_grows(
+    sizes: list[int | None], steady: bool
+) -> None:
+    seen = looks([*ramp(0, 1), *ramp(1, 2)])
+    later = [(each._replace(resident=size),) for (each,), size in zip(seen[5:], sizes, strict=True)]
+    assert summed_up([*seen[:5], *later]).steady is steady
 
 
 # The run that is looked at
@@ -412,13 +565,14 @@ def test_too_little_was_seen(few: list[Look]) -> None:
 
 @pytest.mark.parametrize(("rate", "tokens"), [(0.5, 24), (30, 45), (5000, 1500)])
 def test_a_watched_run_lasts(rate: float, tokens: int) -> None:
-    request = watched_request(rate, MODEL, frozenset(("--ignore-eos",)), 3)
+    request = watched_request(rate, MODEL, frozenset(("--ignore-eos",)), 3, False)
     assert (request.n_predict, request.seed) == (tokens, 3)
     assert request.extra == ("--ignore-eos",)
 
 
 def test_a_watched_run_fits_into_a_small_model() -> None:
-    request = watched_request(5000, MODEL._replace(context_length=64), frozenset(), 1)
+    request = watched_request(5000, MODEL._replace(context_length=64), frozenset(), 1, True)
+    assert request.performance
     assert request.ctx_size == 64
     assert 0 < request.n_predict < 64
     assert request.extra == ()

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from bitnet_tuning import demo
-from bitnet_tuning.engine.find import has_embedded, locate
+from bitnet_tuning.engine.find import has_embedded, locate_all
 from bitnet_tuning.engine.probe import know
 from bitnet_tuning.launch import run as launch
 from bitnet_tuning.machine.detect import read_host
+from bitnet_tuning.machine.limits import read_privileges
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.plan.facts import Plan
@@ -65,7 +66,7 @@ def planned() -> int:
 
 def working(engine: FakeEngine, **behaviour: object) -> dict[str, str]:
     """Variables of an engine that works with as many threads as it should."""
-    return engine.environment(**{"work": f"{planned()} 0.3", "says": planned(), **behaviour})
+    return engine.environment(**{"work": f"{planned()} 0.6", "says": planned(), **behaviour})
 
 
 def document(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
@@ -145,7 +146,7 @@ def test_a_script_that_loses_nothing(engine: FakeEngine, tmp_path: Path) -> None
 def test_fewer_threads_wrong_words_and_another_model(engine: FakeEngine) -> None:
     """The first as with OMP_THREAD_LIMIT in a real engine, which says 2 all the same."""
     engine.curve(**{**QUIET, "texts": {}})
-    variables = working(engine, work="1 0.3", says=2)
+    variables = working(engine, work="1 0.6", says=2)
     limits = {"OMP_THREAD_LIMIT": "1", "BITNET_THREADS": "2"}
     done = ran(engine.cli, "--no-speed", "--json", model=demo.TQ2_0, **variables, **limits)
     assert done.returncode == 1
@@ -165,16 +166,16 @@ def test_threads_on_the_wrong_cpus(engine: FakeEngine) -> None:
 
 def test_a_remembered_setting_is_what_is_looked_at(engine: FakeEngine, own_state: Path) -> None:
     count = planned()
-    variables = {"FAKE_WORK": f"{count} 0.3", "FAKE_SAYS": str(count)}
+    variables = {"FAKE_WORK": f"{count} 0.6", "FAKE_SAYS": str(count)}
     state, host = State(str(own_state)), read_host()
-    known = know(locate(str(engine.cli), {}, ()), state)
+    known = know(locate_all(str(engine.cli), {}, ())[0], state)
     setting = Setting(count, count, mmap=False)
     assert store(state, profile(host, known, setting, read_model(demo.I2_S)))
     engine.curve(**QUIET, text={"mmap=0": " other words"})
     done = ran(engine.cli, "--no-speed", "--json", **variables)
     assert document(done)["setting"]["mmap"] is False
     assert failed(done) == ["correct output"]
-    assert "with the remembered setting" in reason(done, "correct output")
+    assert "with the setting of the plan" in reason(done, "correct output")
     plain = ran(engine.cli, "--no-speed", "--no-profile", "--json", **variables)
     assert document(plain)["setting"]["mmap"] is None
     assert failed(plain) == []
@@ -211,6 +212,24 @@ def test_an_engine_that_is_too_quick_to_be_seen(engine: FakeEngine) -> None:
         assert "too soon" in reason(done, name)
 
 
+def test_performance_mode_is_looked_at(engine: FakeEngine) -> None:
+    """Everything that may be had here, but for the lock: the fake locks nothing."""
+    privileges = read_privileges()
+    variables = working(engine, work=f"{planned()} 0.6")
+    done = ran(engine.cli, "--performance-mode", "--json", "--seconds", "8", **variables)
+    may_lock = privileges.lockable is None or privileges.lockable > os.path.getsize(demo.I2_S)
+    assert failed(done) == ["locked memory"] * may_lock
+    assert states(done).get("priority") == ("PASS" if privileges.lowest_nice <= -5 else None)
+    assert states(done)["threads' CPUs"] == "PASS"
+    assert document(done)["setting"]["cpus"]
+    if may_lock:
+        assert "0 MiB of the model's 1 MiB" in reason(done, "locked memory")
+        assert "measured without its lock" in done.stderr
+        assert "the program has no flag" not in done.stdout
+    if privileges.lowest_nice > -5:
+        assert "priority is not raised" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "code"),
     [
@@ -242,9 +261,12 @@ def a_plan(*command: str) -> Plan:
 
 def test_where_no_program_can_be_seen_the_reason_says_so(tmp_path: Path) -> None:
     watched = watch(
-        a_plan(sys.executable, "-c", "import time; time.sleep(0.1)"), Root(str(tmp_path))
+        a_plan(sys.executable, "-c", "import time; time.sleep(0.1)"),
+        Root(str(tmp_path)),
+        huge=False,
+        nodes=False,
     )
-    assert watched.work is None
+    assert watched.process is None
     assert watched.problem == "only Linux shows the threads of a running engine"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bitnet_tuning.bench import knobs
-from bitnet_tuning.bench.knobs import FULL, NORMAL, QUICK, Knobs
+from bitnet_tuning.bench.knobs import FULL, QUICK, Knobs
 from bitnet_tuning.bench.samples import Objective
 from bitnet_tuning.engine.binary import GOMP, NONE
 from bitnet_tuning.machine.limits import Privileges
@@ -42,7 +42,7 @@ def known(machine: Machine, **changed: Any) -> Knobs:
         environ={},
         objective=Objective(),
         n_prompt=512,
-        effort=NORMAL,
+        effort="normal",
     )
     return facts._replace(**changed)
 
@@ -210,7 +210,7 @@ def test_a_lock_is_measured_where_program_and_limit_allow_it(machine: Machine) -
     assert names(facts._replace(bench_flags=None))["mmap"] == ["no mmap", "locked"]
     small = Privileges(0, 8 << 20)
     assert names(mainline._replace(privileges=small))["mmap"] == ["no mmap"]
-    assert names(mainline._replace(effort=NORMAL))["mmap"] == ["no mmap"]
+    assert names(mainline._replace(effort="normal"))["mmap"] == ["no mmap"]
 
 
 def test_polling_is_for_builds_without_openmp(machine: Machine) -> None:
@@ -302,7 +302,7 @@ def test_hybrids_may_leave_their_fast_cores(machine: Machine) -> None:
 
 
 def test_no_change_is_idle_and_no_name_comes_twice(machine: Machine) -> None:
-    for effort in (QUICK, NORMAL, FULL):
+    for effort in (QUICK, "normal", FULL):
         facts = known(machine.regular(8), effort=effort, objective=Objective("request"))
         default = default_of(facts)
         changes = [

@@ -17,7 +17,7 @@ from bitnet_tuning._embedded import bench_options, options
 from bitnet_tuning.bench.llama_bench import Bench
 from bitnet_tuning.bench.runner import Patience, Place, Runner, find_bench
 from bitnet_tuning.bench.samples import PP, TG, Run, Sizes
-from bitnet_tuning.engine.find import EMBEDDED, locate
+from bitnet_tuning.engine.find import EMBEDDED, locate_all
 from bitnet_tuning.engine.probe import know
 from bitnet_tuning.launch.death import LONGEST, failure
 from bitnet_tuning.launch.run import Captured
@@ -40,7 +40,7 @@ Make = Callable[..., tuple[FakeEngine, Runner]]
 
 
 def place(where: str, folder: Path, model: str = demo.TQ2_0) -> Place:
-    engine = know(locate(where, {}, ()), State(str(folder / "state")))
+    engine = know(locate_all(where, {}, ())[0], State(str(folder / "state")))
     return Place(Machine(folder / "host").regular(4).host(), engine, read_model(model))
 
 

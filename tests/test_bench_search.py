@@ -12,7 +12,8 @@ from bitnet_tuning.bench.ledger import Check, Done, Knob, Limits, Measure, Space
 from bitnet_tuning.bench.samples import TG, Round, Run
 from bitnet_tuning.bench.search import Search
 from bitnet_tuning.bench.statistics import FASTER, OPEN
-from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting, with_threads
+from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting
+from tests.bench_samples import with_threads
 
 NO_MMAP = Knob("mmap", (Change("no mmap", (("mmap", False),)),))
 FLASH = Knob("flash attention", (Change("flash attention", (("flash", True),)),))

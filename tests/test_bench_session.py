@@ -16,8 +16,8 @@ from bitnet_tuning.bench.samples import PP, TG, Objective, Round, Run
 from bitnet_tuning.bench.search import Search
 from bitnet_tuning.bench.tune import Session, Tools, phases_of
 from bitnet_tuning.launch.stop import Stop, Stopped
-from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting, with_threads
-from tests.bench_samples import sample_results
+from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting
+from tests.bench_samples import sample_results, with_threads
 
 SPACE = Space(
     Setting(4, 4),

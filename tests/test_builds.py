@@ -27,7 +27,7 @@ from bitnet_tuning.engine.builds import (
     load_fastest,
     store_fastest,
 )
-from bitnet_tuning.engine.find import Engine, Location, checkout_of, locate, locate_all
+from bitnet_tuning.engine.find import Engine, Location, checkout_of, locate_all
 from bitnet_tuning.engine.probe import know
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.machine.host import Host
@@ -85,7 +85,7 @@ def test_every_build_below_a_folder_the_plain_one_first(checkout: Path) -> None:
         "buildroot/bin",
     ]
     assert {each.source for each in found} == {"named with --engine"}
-    assert locate(str(checkout), {}, ()) == found[0]
+    assert locate_all(str(checkout), {}, ())[0] == found[0]
     assert {checkout_of(each.cli) for each in found} == {str(checkout)}
     assert [build_name(each.cli) for each in found[2:4]] == ["build-b", "build-win"]
 

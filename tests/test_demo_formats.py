@@ -119,7 +119,7 @@ def test_files_are_small_enough_to_ship(path: str) -> None:
 
 
 def read_guide() -> str:
-    with open(demo.GUIDE, encoding="ascii") as file:
+    with open(os.path.join(os.path.dirname(demo.I2_S), "guide.txt"), encoding="ascii") as file:
         return file.read()
 
 

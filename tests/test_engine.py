@@ -10,7 +10,7 @@ import pytest
 
 from bitnet_tuning import demo
 from bitnet_tuning.engine import find as engines
-from bitnet_tuning.engine.find import Location, locate
+from bitnet_tuning.engine.find import Location, locate_all
 from bitnet_tuning.engine.probe import know, with_architecture
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.model.find import choose_model
@@ -48,7 +48,7 @@ def test_the_order_in_which_places_are_searched(
     environ = {"PATH": f"/nowhere:{tmp_path / 'path'}", "BITNET_ENGINE": str(variable)}
 
     def found(named: str | None = None) -> str:
-        return locate(named, environ, folders).cli
+        return locate_all(named, environ, folders)[0].cli
 
     assert found(str(flag)) == str(flag)
     assert found() == str(variable)
@@ -56,7 +56,7 @@ def test_the_order_in_which_places_are_searched(
     for place in (script, current, on_path):
         assert found() == str(place)
         place.unlink()
-    last = locate(None, environ, folders)
+    last = locate_all(None, environ, folders)[0]
     assert last.embedded and last.cli.endswith("__main__.py")
     monkeypatch.setattr(engines, "has_embedded", lambda: False)
     with pytest.raises(MissingError):
@@ -73,7 +73,7 @@ def test_a_named_engine_is_a_program_its_folder_or_a_checkout(
         named, environ = (
             (str(name), {}) if source == "--engine" else (None, {"BITNET_ENGINE": str(name)})
         )
-        location = locate(named, environ, ())
+        location = locate_all(named, environ, ())[0]
         assert location == Location(str(cli), f"named with {source}")
 
 
@@ -84,12 +84,12 @@ def test_a_named_engine_may_be_relative_or_in_the_home_folder(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("bin", "./bin/llama-cli", "~/bin/llama-cli", "."):
-        assert locate(name, {}, ()).cli == str(cli)
+        assert locate_all(name, {}, ())[0].cli == str(cli)
 
 
 def test_a_program_of_any_name_may_be_named(tmp_path: Path) -> None:
     other = program(tmp_path / "my-llama")
-    assert locate(str(other), {}, ()).cli == str(other)
+    assert locate_all(str(other), {}, ())[0].cli == str(other)
 
 
 @pytest.mark.parametrize("source", ["--engine", "BITNET_ENGINE"])
@@ -104,23 +104,23 @@ def test_a_named_engine_that_is_missing_is_an_error(
         path = str(tmp_path / name)
         named, environ = (path, {}) if source == "--engine" else (None, {"BITNET_ENGINE": path})
         with pytest.raises(MissingError, match=words) as caught:
-            locate(named, environ, (str(tmp_path),))
+            locate_all(named, environ, (str(tmp_path),))[0]
         assert caught.value.exit_code == 3
         assert source in caught.value.cause and path in caught.value.cause
 
 
 def test_the_embedded_engine_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingError, match="not installed") as caught:
-        locate("embedded", {}, ())
+        locate_all("embedded", {}, ())[0]
     assert "pip install xllamacpp" in caught.value.remedy
     monkeypatch.setattr(engines, "has_embedded", lambda: True)
-    assert locate("embedded", {}, ()).embedded
-    assert locate(None, {"BITNET_ENGINE": "embedded"}, ()).embedded
+    assert locate_all("embedded", {}, ())[0].embedded
+    assert locate_all(None, {"BITNET_ENGINE": "embedded"}, ())[0].embedded
 
 
 def test_nothing_found_says_what_was_looked_for_and_both_ways_out(tmp_path: Path) -> None:
     with pytest.raises(MissingError) as caught:
-        locate(None, {"PATH": str(tmp_path)}, (str(tmp_path / "a"), str(tmp_path / "b")))
+        locate_all(None, {"PATH": str(tmp_path)}, (str(tmp_path / "a"), str(tmp_path / "b")))[0]
     text = str(caught.value)
     for part in ("build/bin/llama-cli", f"{tmp_path}/a, {tmp_path}/b", "PATH", "embedded engine"):
         assert part in text
@@ -131,7 +131,7 @@ def test_nothing_found_says_what_was_looked_for_and_both_ways_out(tmp_path: Path
 def test_a_file_on_path_that_cannot_be_executed_is_passed_over(tmp_path: Path) -> None:
     program(tmp_path / "a" / "llama-cli").chmod(0o644)
     second = program(tmp_path / "b" / "llama-cli")
-    found = locate(None, {"PATH": f"{tmp_path}/a{os.pathsep}{tmp_path}/b"}, ())
+    found = locate_all(None, {"PATH": f"{tmp_path}/a{os.pathsep}{tmp_path}/b"}, ())[0]
     assert found == Location(str(second), "found on PATH")
 
 
@@ -142,9 +142,9 @@ def test_the_layout_of_a_windows_build(tmp_path: Path, monkeypatch: pytest.Monke
     cli = program(release / "llama-cli.exe")
     bench = program(release / "llama-bench.exe")
     program(tmp_path / "build" / "bin" / "llama-cli")  # not a program on Windows
-    assert locate(None, {}, (str(tmp_path),)).cli == str(cli)
+    assert locate_all(None, {}, (str(tmp_path),))[0].cli == str(cli)
     for name in (release, tmp_path, cli):
-        assert locate(str(name), {}, ()).cli == str(cli)
+        assert locate_all(str(name), {}, ())[0].cli == str(cli)
     assert engines.beside(str(cli), "llama-bench") == str(bench)
     assert engines.beside(str(cli), "llama-completion") is None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bitnet_tuning import demo
-from bitnet_tuning.engine.find import EMBEDDED, Engine, Location, locate
+from bitnet_tuning.engine.find import EMBEDDED, Engine, Location, locate_all
 from bitnet_tuning.engine.probe import know
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.model.gguf import read_tensors
@@ -145,7 +145,7 @@ def test_an_engine_for_another_cpu_is_not_even_tried(tmp_path: Path) -> None:
 
 def test_an_engine_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeEngine(tmp_path / "checkout")
-    engine = know(locate(str(fake.cli), {}, ()), State(str(tmp_path / "state")))
+    engine = know(locate_all(str(fake.cli), {}, ())[0], State(str(tmp_path / "state")))
     monkeypatch.setenv("FAKE_SLEEP", "60")
     monkeypatch.setattr(selftest, "RUN_SECONDS", 0.5)
     report = selftest.run_selftest(engine, Machine(tmp_path / "host").host(), demo.TQ2_0)

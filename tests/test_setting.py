@@ -19,7 +19,6 @@ from bitnet_tuning.plan.setting import (
     as_json,
     describe,
     from_json,
-    with_threads,
 )
 
 COUNTED = (("MKL_NUM_THREADS", "4"), ("OMP_NUM_THREADS", "4"), ("OMP_PLACES", "cores"))
@@ -45,15 +44,13 @@ settings = st.builds(
 
 
 def test_another_count_of_threads_takes_its_variables_along() -> None:
-    made = apply(with_threads(3), FOUR)
+    made = apply(Change("3 threads", (("threads", 3), ("threads_batch", 3))), FOUR)
     assert (made.threads, made.threads_batch) == (3, 3)
     assert dict(made.env) == {
         "MKL_NUM_THREADS": "3",
         "OMP_NUM_THREADS": "3",
         "OMP_PLACES": "cores",
     }
-    assert apply(with_threads(3, 7), FOUR).threads_batch == 7
-    assert (with_threads(1).name, with_threads(2).name) == ("1 thread", "2 threads")
 
 
 def test_a_change_sets_and_unsets_variables_and_fields() -> None:
@@ -67,7 +64,7 @@ def test_a_change_sets_and_unsets_variables_and_fields() -> None:
 
 
 def test_a_setting_without_variables_gets_none() -> None:
-    assert apply(with_threads(6), UPSTREAM) == Setting(6, 6)
+    assert apply(Change("6", (("threads", 6), ("threads_batch", 6))), UPSTREAM) == Setting(6, 6)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,10 @@ from bitnet_tuning import demo
 from tools.demo_model import corpus, evaluate, export, network, training
 from tools.demo_model.vocabulary import learn_vocabulary
 
+FOLDER = os.path.dirname(demo.I2_S)
+GUIDE = os.path.join(FOLDER, "guide.txt")
+"""The text that the model knows by heart: ASCII, ends with a newline."""
+
 VOCABULARY_SIZE = 1024
 
 
@@ -25,7 +29,7 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(True)
-    with open(demo.GUIDE, encoding="ascii") as file:
+    with open(GUIDE, encoding="ascii") as file:
         guide = file.read()
     docs = corpus.documents(guide)
     vocabulary = learn_vocabulary(guide, VOCABULARY_SIZE)
@@ -58,7 +62,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=training.Settings().steps)
     parser.add_argument("--seed", type=int, default=training.Settings().seed)
     parser.add_argument("--threads", type=int, default=1, help="more help only on an idle machine")
-    parser.add_argument("--output", default=os.path.dirname(demo.GUIDE), help="folder to write to")
+    parser.add_argument("--output", default=FOLDER, help="folder to write to")
     return parser.parse_args()
 
 

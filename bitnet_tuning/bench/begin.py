@@ -63,6 +63,8 @@ if TYPE_CHECKING:
 BUDGETS = {"quick": 60.0, "normal": 300.0, "full": 1200.0}
 """Seconds, by effort."""
 
+UNLOCKED = "performance mode is measured without its lock: llama-bench has none"
+
 TRIES = 2
 
 
@@ -170,10 +172,16 @@ def course(facts: Facts, bench: Bench | None, default: Setting, sizes: Sizes, wi
 def _performance(facts: Facts, bench: Bench | None, notes: list[str]) -> Setting:
     """The plan of performance mode, as far as the program that measures obeys it."""
     setting = setting_of(make_plan(Request(performance=True), facts._replace(profile=None)))
-    if setting.mlock and bench is not None and "-lm" not in bench.flags:
-        notes.append("performance mode is measured without its lock: llama-bench has none")
-        return setting._replace(mlock=False)
-    return setting
+    found = measurable(setting, bench)
+    if found != setting:
+        notes.append(UNLOCKED)
+    return found
+
+
+def measurable(setting: Setting, bench: Bench | None) -> Setting:
+    """Return the setting without its lock where the ``llama-bench`` that measures has none."""
+    has_lock = bench is None or "-lm" in bench.flags
+    return setting if has_lock else setting._replace(mlock=False)
 
 
 def now() -> datetime:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Maker = Callable[["Knobs", Setting], Iterator[Change]]
 
-QUICK, NORMAL, FULL = "quick", "normal", "full"
+QUICK, FULL = "quick", "full"
 
 FEW_CORES = 4
 """Up to here every count of threads is tried."""

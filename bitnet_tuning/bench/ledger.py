@@ -186,10 +186,6 @@ TAILS = 4.0
 """Degrees of freedom of the t distribution that runs are taken to have: one run that took
 five times as long counts like a twentieth of a good one."""
 
-_FROM_TAILS = 1.0
-"""Standard deviation of normally distributed runs over what the t distribution's scale comes
-to for them."""
-
 
 class Fit(NamedTuple):
     """Logarithms of speed by setting, freed from what the rounds had in common."""
@@ -270,7 +266,7 @@ def _spread(left: Sequence[float], weights: Sequence[float], freedom: int) -> fl
     if freedom < 1:
         return None
     squares = fsum(weight * each**2 for weight, each in zip(weights, left, strict=True))
-    return max(LEAST_SPREAD, _FROM_TAILS * sqrt(squares / freedom))
+    return max(LEAST_SPREAD, sqrt(squares / freedom))
 
 
 def _weights(left: Sequence[float], spread: float | None) -> list[float]:

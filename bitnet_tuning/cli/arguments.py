@@ -195,11 +195,6 @@ def add_optimized(parser: argparse.ArgumentParser) -> None:
         help="how the model gets into memory; huge: copied, in huge pages (auto: mapped, or as "
         "was measured best)",
     )
-    add(
-        "--set-governor",
-        action="store_true",
-        help="CPU governor `performance` for the run (root)",
-    )
     add("--quiet", action="store_true", help="hide the engine's log unless it fails")
     add("--stats", action="store_true", help="speeds and time to first token after the run")
     add("--prompts", metavar="FILE", help="answer many prompts: JSON lines in, JSON lines out")

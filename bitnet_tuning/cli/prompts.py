@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from bitnet_tuning.prompts.answers import Answer
 
 
-_LOOKS = 3
-"""At a server: as many as show that its memory does not grow any more."""
-
 SHOWN_PORT = 8080
 """In a plan, where no port is looked for: llama-server's own default."""
 
@@ -44,15 +41,10 @@ def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") 
     prepared = prepare(request, root)
     state = State(default_folder(os.environ))
     server = know_server(prepared.engine, state)
-    job = _Job(asks, prepared, server, state, options=options, root=root)
+    job = _Job(asks, prepared, server, state, options=options)
     if options.dry_run:
         return job.show_plan()
-    if not options.set_governor:
-        return job.run()
-    from bitnet_tuning.cli.governed import governed  # noqa: PLC0415
-
-    with governed(prepared, root, options.quiet):
-        return job.run()
+    return job.run()
 
 
 def _content(name: str) -> bytes:
@@ -79,9 +71,7 @@ class _Job:
         state: State,
         *,
         options: argparse.Namespace,
-        root: str,
     ) -> None:
-        self.root = root
         self.asks = asks
         self.prepared = prepared
         self.server = server
@@ -154,24 +144,10 @@ class _Job:
                     shows.update(total)
 
                 total = ask_all(todo, server, choice.slots, keep, self.stop.interruptible)
-            self._verify(server)
             if not quiet:
                 say(summary(total, choice.slots, server.load_seconds))
             if self.options.stats:
                 say(stats_line(total))
-
-    def _verify(self, server: Running) -> None:
-        """In performance mode: what took effect in the server, now that it did its work."""
-        options = self.options
-        if not options.performance_mode:
-            return
-        from bitnet_tuning.cli.effects import observer_of, say_effects  # noqa: PLC0415
-
-        observer = observer_of(self.prepared, self.root)
-        for _ in range(_LOOKS):
-            if observer:
-                observer.look(server.service.pid)
-        say_effects(observer, self.prepared, options.set_governor, options.quiet, options.stats)
 
     def _slots(self, todo: list[Ask]) -> Choice:
         return choose(

@@ -1,4 +1,4 @@
-"""run_inference_optimized.py: performance mode, sampling flags, figures, governor."""
+"""run_inference_optimized.py: performance mode, sampling flags, figures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bitnet_tuning.launch.program import Outcome
 from bitnet_tuning.machine.clock import SET_PERFORMANCE
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.plan.request import Request
-from bitnet_tuning.prepare import Prepared, execute, prepare
+from bitnet_tuning.prepare import execute, prepare
 
 
 def main(arguments: Sequence[str] | None = None, root: str = "/") -> int:
@@ -81,35 +81,11 @@ def _run(arguments: list[str], root: str) -> int:
         return 0
     if not options.quiet:
         say(f"threads {prepared.plan.reasons['threads']}")
-        if not options.set_governor:
-            say(governor_line(prepared.host))
-    outcome = _governed(prepared, options, root)
+        say(governor_line(prepared.host))
+    outcome = execute(prepared, quiet=options.quiet, keep_log=options.stats)
     if options.stats:
         say(stats_line(outcome, request))
     return outcome.code
-
-
-def _governed(prepared: Prepared, options: argparse.Namespace, root: str) -> Outcome:
-    """With the governor set for the run, where that is asked for."""
-    if not options.set_governor:
-        return _executed(prepared, options, root)
-    from bitnet_tuning.cli.governed import governed  # noqa: PLC0415
-
-    with governed(prepared, root, options.quiet):
-        return _executed(prepared, options, root)
-
-
-def _executed(prepared: Prepared, options: argparse.Namespace, root: str) -> Outcome:
-    """Performance mode is looked at whether it acts."""
-    if not options.performance_mode:
-        return execute(prepared, quiet=options.quiet, keep_log=options.stats)
-    from bitnet_tuning.cli.effects import observer_of, say_effects  # noqa: PLC0415
-
-    observer = observer_of(prepared, root)
-    watch = observer.look if observer else None
-    outcome = execute(prepared, quiet=options.quiet, keep_log=options.stats, watch=watch)
-    say_effects(observer, prepared, options.set_governor, options.quiet, options.stats)
-    return outcome
 
 
 def governor_line(host: Host) -> str:
@@ -117,10 +93,7 @@ def governor_line(host: Host) -> str:
     if host.governor == "performance":
         return "governor performance"
     if host.governor:
-        return (
-            f"governor {host.governor}: it may hold the clock down; `{SET_PERFORMANCE}` "
-            "changes that, --set-governor (as root) for one run"
-        )
+        return f"governor {host.governor} may hold the clock down; `{SET_PERFORMANCE}` changes it"
     if host.wsl:
         return "governor not visible: under WSL, Windows' power mode decides"
     return "governor not visible here (a virtual machine, or no frequency control)"

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from bitnet_tuning.bench.begin import default_setting
+from bitnet_tuning.bench.begin import UNLOCKED, default_setting, measurable
 from bitnet_tuning.bench.ledger import DEFAULT, UPSTREAM
 from bitnet_tuning.bench.runner import Place, Runner, find_bench
 from bitnet_tuning.bench.samples import FIRST, SECOND, TG, Run
@@ -33,7 +33,7 @@ from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import load as load_profile
 from bitnet_tuning.plan.request import Request
 from bitnet_tuning.plan.setting import UPSTREAM as UPSTREAM_SETTING
-from bitnet_tuning.plan.setting import as_json
+from bitnet_tuning.plan.setting import Setting, as_json
 from bitnet_tuning.prepare import find_pair, with_means
 from bitnet_tuning.store.state import State, default_folder
 from bitnet_tuning.verify import checks
@@ -63,6 +63,8 @@ class Subject(NamedTuple):
     facts: Facts
     plan: Plan
     """For a prompt; only its command depends on which."""
+    setting: Setting
+    """The plan's, as far as the program that measures obeys it."""
     runner: Runner
 
 
@@ -101,6 +103,7 @@ def _read(arguments: list[str]) -> argparse.Namespace:
     add("-m", "--model", help="model file (GGUF)")
     add("--engine", metavar="PATH", help="llama-cli, a folder that holds it, or `embedded`")
     times = f"time to spend ({SECONDS:g}; with a model of a few MB {SMALL_SECONDS:g})"
+    add("--performance-mode", action="store_true", help="look at the plan of performance mode")
     add("--seconds", type=number(1, 3600), metavar="S", help=times)
     add("--no-speed", action="store_true", help="leave out the comparison of speeds")
     add("--no-profile", action="store_true", help="do as if nothing had been measured here")
@@ -116,24 +119,32 @@ def _find(options: argparse.Namespace, state: State) -> Subject:
     facts = Facts(host, engine, model, choice.reason, os.environ, profile=profile)
     if choice.note:
         say(choice.note)
-    runner = Runner(Place(host, engine, model), find_bench(engine), FIRST)
-    facts = with_means(facts, Request())
-    return Subject(facts, make_plan(Request(), facts), runner)
+    request = Request(performance=options.performance_mode)
+    facts = with_means(facts, request)
+    plan = make_plan(request, facts)
+    for warning in plan.warnings:
+        say(warning)
+    bench = find_bench(engine)
+    setting = measurable(setting_of(plan), bench)
+    return Subject(facts, plan, setting, Runner(Place(host, engine, model), bench, FIRST))
 
 
 def _answers(
     subject: Subject, options: argparse.Namespace, spent: Callable[[], float]
 ) -> Iterator[Line]:
     """``spent`` tells the seconds since the start."""
-    facts, plan, runner = subject
+    facts, plan = subject.facts, subject.plan
     alone = make_plan(Request(), facts._replace(environ={}, profile=None))
     yield checks.detected(plan, alone.threads, facts.host)
-    run = _first_runs(runner, plan)
-    watched = _watched(facts, max(run.samples.get(TG, (LIKELY_RATE,))))
+    run = _first_runs(subject)
+    rate = max(run.samples.get(TG, (LIKELY_RATE,)))
+    watched = _watched(facts, rate, options.performance_mode)
     yield checks.environment(plan, watched)
     yield checks.working(plan, watched)
     yield checks.places(plan, watched, facts.host, facts.engine.openmp)
     yield checks.own_count(plan, watched)
+    lockable = facts.privileges.lockable if facts.privileges else None
+    yield from checks.kernel(plan, watched, facts.model.size, _niceness(), lockable)
     words = _output(subject)
     yield words
     yield checks.quantization(facts.engine, facts.model)
@@ -144,54 +155,62 @@ def _answers(
     yield _speed(subject, run, seconds - spent())
 
 
-def _first_runs(runner: Runner, plan: Plan) -> Run:
+def _niceness() -> int:
+    """Return this program's own; where there is none, no plan asks for another."""
+    return os.getpriority(os.PRIO_PROCESS, 0) if hasattr(os, "getpriority") else 0
+
+
+def _first_runs(subject: Subject) -> Run:
     """Two short ones; the first also reads the model from disk. The second tells how fast
     the engine is at all; where one fails, it says why."""
     run = Run(DEFAULT, {}, 0.0)
     for sizes in (FIRST, SECOND):
-        runner.sizes = sizes
-        run = runner.measure(DEFAULT, setting_of(plan))
+        subject.runner.sizes = sizes
+        run = subject.runner.measure(DEFAULT, subject.setting)
         if run.problem is not None:
             break
     return run
 
 
-def _watched(facts: Facts, rate: float) -> Watched:
+def _watched(facts: Facts, rate: float, performance: bool) -> Watched:
     """At about ``rate`` tokens/s. On a busy machine a run may be over too soon, since the
     rate was measured far too low, or leave a thread without a CPU; then another is made,
     which draws another text."""
     for seed in range(1, WATCHED_RUNS + 1):
-        request = watched_request(rate, facts.model, facts.engine.flags, seed)
+        request = watched_request(rate, facts.model, facts.engine.flags, seed, performance)
         plan = make_plan(request, facts)
-        watched = watch(plan, Root())
+        nodes = checks.wanted_nodes(plan) is not None
+        watched = watch(plan, Root(), checks.asks_huge(plan), nodes)
         if watched.problem == TOO_SOON:
             rate *= RATE_MARGIN
-        elif watched.work is None or len(watched.work.workers) >= plan.threads:
+        elif watched.process is None or len(watched.workers) >= plan.threads:
             break
     return watched
 
 
 def _output(subject: Subject) -> Line:
-    facts, plan, runner = subject
+    facts, setting = subject.facts, setting_of(subject.plan)
     try:
         report = run_selftest(facts.engine, facts.host)
         default = default_setting(facts)
     except TuningError as error:
         return Line(checks.OUTPUT, SKIP, f"there is no self-test: {error.cause}")
     problem = None
-    if report.passed and setting_of(plan) != default:
-        problem = Checker(runner.place, default).problem(setting_of(plan))
+    if report.passed and setting != default:
+        problem = Checker(subject.runner.place, default).problem(setting)
     return checks.output(report, problem)
 
 
 def _speed(subject: Subject, first: Run, seconds: float) -> Line:
-    _, plan, runner = subject
-    settings = {DEFAULT: setting_of(plan), UPSTREAM: UPSTREAM_SETTING}
+    runner = subject.runner
+    settings = {DEFAULT: subject.setting, UPSTREAM: UPSTREAM_SETTING}
     if settings[DEFAULT] == settings[UPSTREAM]:
         return nothing_to_compare()
     if first.problem is not None:
         return speed_line(Trial((), first), seconds)
     say(f"comparing speeds for {max(1.0, seconds):.0f} s")
+    if subject.setting != setting_of(subject.plan):
+        say(UNLOCKED)
     other = runner.measure(UPSTREAM, settings[UPSTREAM], (TG,))
     if other.problem is not None:
         return speed_line(Trial((), other), seconds)

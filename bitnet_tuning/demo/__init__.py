@@ -9,9 +9,6 @@ import os.path
 
 _FOLDER = os.path.dirname(os.path.realpath(__file__))
 
-GUIDE = os.path.join(_FOLDER, "guide.txt")
-"""The text that the model knows by heart: ASCII, ends with a newline."""
-
 TQ2_0 = os.path.join(_FOLDER, "demo-tq2_0.gguf")
 """The model for mainline llama.cpp and the embedded engine."""
 

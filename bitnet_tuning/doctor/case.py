@@ -76,8 +76,6 @@ class Case(NamedTuple):
     stale: tuple[Stale, ...] = ()
     """Profiles of this engine and model that are not used."""
     selftest: Report | Problem | None = None
-    left_governors: tuple[str, ...] = ()
-    """What CPUs had before a run set another governor and was killed with its guardian."""
 
     @property
     def known_engine(self) -> Engine | None:

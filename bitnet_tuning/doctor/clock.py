@@ -28,12 +28,6 @@ def _governor(case: Case) -> Verdict:
     seen = case.conditions
     if seen.governor is None and case.host.wsl:
         return unknown("WSL shows no governor: Windows' power mode decides", _WINDOWS_POWER)
-    if case.left_governors:
-        before = ", ".join(sorted(set(case.left_governors)))
-        return warn(
-            f"governor {seen.governor}, left by a run that was killed; it was {before}",
-            "the next run with --set-governor puts it back at its end (as root)",
-        )
     if seen.governor is None:
         return unknown(
             "no governor is visible, as in virtual machines and where the firmware decides",

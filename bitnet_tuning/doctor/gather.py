@@ -12,8 +12,6 @@ from bitnet_tuning.engine.builds import build_name
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.engine.probe import with_architecture
 from bitnet_tuning.errors import TuningError
-from bitnet_tuning.governor import left_behind
-from bitnet_tuning.governor_record import Ledger
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.cgroups import Cgroups
 from bitnet_tuning.machine.clock import read_base_clock
@@ -52,7 +50,7 @@ def gather(inquiry: Inquiry) -> Case:
     """Takes about a second on a live machine, and the self-test's time."""
     root = Root(inquiry.root)
     state = State(default_folder(os.environ))
-    case = _with_governors(_machine(root, read_host(inquiry.root)), root, state)
+    case = _machine(root, read_host(inquiry.root))
     case = _with_model(_with_engine(case, inquiry, state), inquiry, state)
     case = _with_profile(case, state)
     engine = case.known_engine
@@ -88,11 +86,6 @@ def _machine(root: Root, host: Host) -> Case:
         mounts=mounts,
         wsl_configs=read_wsl_configs(root, mounts) if host.wsl else (),
     )
-
-
-def _with_governors(case: Case, root: Root, state: State) -> Case:
-    left = attempt(lambda: left_behind(Ledger(root.path, state.folder)))
-    return case if isinstance(left, Problem) else case._replace(left_governors=tuple(left.values()))
 
 
 def _with_engine(case: Case, inquiry: Inquiry, state: State) -> Case:

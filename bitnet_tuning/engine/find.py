@@ -99,11 +99,6 @@ class Engine(NamedTuple):
         return (self.path if chat or self.completion is None else self.completion,)
 
 
-def locate(named: str | None, environ: Mapping[str, str], folders: tuple[str, ...]) -> Location:
-    """The first of ``locate_all``; raises MissingError."""
-    return locate_all(named, environ, folders)[0]
-
-
 def locate_all(
     named: str | None, environ: Mapping[str, str], folders: tuple[str, ...]
 ) -> tuple[Location, ...]:

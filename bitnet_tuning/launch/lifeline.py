@@ -1,18 +1,9 @@
-"""What acts when a launcher ends, however that comes (POSIX): no engine outlives it, and
-what it changed is put back."""
+"""Kill the engine when its launcher ends, however that comes (POSIX)."""
 
 from __future__ import annotations
 
 import os
 import signal
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-
-_MANY_HANDLES = 1 << 16
-"""Where the system names no bound."""
 
 
 def send(engine: int, number: int) -> None:
@@ -86,52 +77,3 @@ def watch(far: int, near: int, engine: int) -> int:
         send(engine, signal.SIGKILL)
     finally:
         os._exit(0)
-
-
-class Guardian:
-    """A process that does a task once this one is gone or dismisses it.
-
-    It has a session of its own and lets no signal in, so that only SIGKILL ends it sooner.
-    """
-
-    def __init__(self, task: Callable[[], bool], keep: int) -> None:
-        """``task`` answers whether it was done. Of all open handles the process has ``keep``
-        only: an open end of a pipe would keep its reader waiting."""
-        far, self._near = os.pipe()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        self._process = os.fork()
-        if self._process == 0:
-            _stand_guard(task, far, keep)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        os.close(far)
-
-    def dismiss(self) -> bool:
-        """Whether the task was done; returns once it is."""
-        os.close(self._near)
-        return os.waitpid(self._process, 0)[1] == 0
-
-
-def _stand_guard(task: Callable[[], bool], far: int, keep: int) -> None:
-    """Never returns."""
-    done = False
-    try:
-        os.setsid()
-        _close_all_but(far, keep)
-        os.read(far, 1)
-        done = task()
-    finally:
-        os._exit(0 if done else 1)
-
-
-def _close_all_but(*kept: int) -> None:
-    """Standard streams become /dev/null: whatever is opened next must not take their place."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for handle in (0, 1, 2):
-        if handle not in kept:
-            os.dup2(null, handle)
-    first = 3
-    for handle in sorted(kept):
-        os.closerange(first, handle)
-        first = max(first, handle + 1)
-    most = os.sysconf("SC_OPEN_MAX")
-    os.closerange(first, most if most > 0 else _MANY_HANDLES)

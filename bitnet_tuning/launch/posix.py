@@ -7,12 +7,8 @@ moment of the start.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
 
 from bitnet_tuning.launch.lifeline import Lifeline, send
 from bitnet_tuning.launch.program import (
@@ -40,7 +36,7 @@ but it is passed on only when somebody means this run."""
 
 def run_posix(launch: Launch) -> Outcome:
     own_group = not (launch.stdin == INHERIT and os.isatty(0))
-    fill_standard_handles()
+    _fill_standard_handles()
     lifeline = Lifeline()
     with _SignalsHeld() as held:
         child, pipes = _start(launch, own_group, held.before, lifeline)
@@ -51,19 +47,11 @@ def run_posix(launch: Launch) -> Outcome:
         forward.install()
         held.release()
         try:
-            outcome = _watched(child, pipes, launch)
+            outcome = _wait(child, pipes, launch)
             return outcome._replace(code=130, gave_up=True) if forward.gave_up else outcome
         finally:
             forward.remove()
             lifeline.cut()
-
-
-def _watched(child: int, pipes: Pipes, launch: Launch) -> Outcome:
-    if launch.watch is None:
-        return _wait(child, pipes, launch)
-
-    with watching(launch.watch, child):
-        return _wait(child, pipes, launch)
 
 
 def _wait(child: int, pipes: Pipes, launch: Launch) -> Outcome:
@@ -220,7 +208,7 @@ class Inherited:
             os.nice(-self.nice)
 
 
-def fill_standard_handles() -> None:
+def _fill_standard_handles() -> None:
     """Started with a standard stream closed, its handle would go to the next pipe."""
     for handle in (0, 1, 2):
         try:
@@ -251,41 +239,3 @@ def _close(*handles: int | None) -> None:
     for handle in handles:
         if handle is not None:
             os.close(handle)
-
-
-FIRST_SECONDS, LAST_SECONDS, GROWTH = 0.01, 5.0, 1.5
-"""From one look to the next: soon at first, for what a short run does, and seldom later."""
-
-LOOK_SHARE = 0.1
-"""Of one CPU's time that looks may take at the start, when they are many: to count the pages
-of a large model takes 30 ms. Once they are seldom, it is less than a hundredth."""
-
-
-@contextlib.contextmanager
-def watching(watch: Callable[[int], None], process: int) -> Iterator[None]:
-    """Calls ``watch`` again and again within the block, and never after it."""
-    ended = threading.Event()
-    thread = threading.Thread(target=_look_on, args=(watch, process, ended), daemon=True)
-    # A signal that this thread took would not wake the one that waits for the engine.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        thread.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-def _look_on(watch: Callable[[int], None], process: int, ended: threading.Event) -> None:
-    pause = FIRST_SECONDS
-    while not ended.wait(pause):
-        start = time.thread_time()
-        try:
-            watch(process)
-        except Exception:
-            return
-        least = (time.thread_time() - start) / LOOK_SHARE
-        pause = max(least, min(LAST_SECONDS, pause * GROWTH))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.namedtuple import NamedTuple
@@ -34,9 +34,6 @@ class Launch(NamedTuple):
     """Whether an interrupt may be an answer cut short, not the end of the run."""
     nice: int = 0
     """Added to the niceness; negative needs a privilege and is tried only."""
-    watch: Callable[[int], None] | None = None
-    """Called again and again while the engine runs, with its process id, in a thread of its
-    own; not on Windows. What it raises ends the watching, not the run."""
 
     @property
     def relays(self) -> bool:

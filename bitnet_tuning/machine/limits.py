@@ -40,16 +40,11 @@ def _capabilities(root: Root) -> int:
     """The effective ones: root in a container lacks some, and those that a user namespace
     grants do not count for priorities and locks. Where there are none, root may do all."""
     try:
-        effective = int(_status(root)["CapEff"], 16)
+        effective = int(root.fields("proc/self/status")["CapEff"], 16)
     except (KeyError, ValueError):
         return -1 if os.geteuid() == 0 else 0
     mapped = (root.read("proc/self/uid_map") or "").split()
     return effective if mapped in ([], ["0", "0", "4294967295"]) else 0
-
-
-def _status(root: Root) -> dict[str, str]:
-    lines = (root.read("proc/self/status") or "").splitlines()
-    return {key: value for key, _, value in (line.partition(":") for line in lines)}
 
 
 def allowed_cpus(root: Root, online: frozenset[int]) -> frozenset[int]:
@@ -61,7 +56,7 @@ def allowed_cpus(root: Root, online: frozenset[int]) -> frozenset[int]:
 def memory_nodes(root: Root) -> frozenset[int] | None:
     """NUMA nodes whose memory this process may use (cpuset(7)); None where not stated."""
     try:
-        return parse_list(_status(root)["Mems_allowed_list"]) or None
+        return parse_list(root.fields("proc/self/status")["Mems_allowed_list"]) or None
     except (KeyError, ValueError):
         return None
 
@@ -74,7 +69,7 @@ def _live_affinity() -> frozenset[int] | None:
 
 
 def _recorded_affinity(root: Root) -> frozenset[int] | None:
-    stated = _status(root)
+    stated = root.fields("proc/self/status")
     for key, parse in (("Cpus_allowed_list", parse_list), ("Cpus_allowed", parse_mask)):
         try:
             return parse(stated[key])
@@ -122,12 +117,7 @@ def read_lock_limit(root: Root) -> LockLimit | None:
     where neither tells."""
     if root.live:
         return None if os.name == "nt" else LockLimit(read_privileges(root).lockable)
-    return lock_limit_in(root, "proc/self")
-
-
-def lock_limit_in(root: Root, folder: str) -> LockLimit | None:
-    """What the kernel shows for one process."""
-    for line in (root.read(f"{folder}/limits") or "").splitlines():
+    for line in (root.read("proc/self/limits") or "").splitlines():
         if line.startswith("Max locked memory"):
             words = line.split()
             soft = words[3] if len(words) > 3 else ""

@@ -32,8 +32,7 @@ def read_memory(root: Root, groups: Cgroups) -> Memory:
 
 def _meminfo(root: Root) -> Memory:
     kilobytes: dict[str, int] = {}
-    for line in (root.read("proc/meminfo") or "").splitlines():
-        key, _, value = line.partition(":")
+    for key, value in root.fields("proc/meminfo").items():
         number = as_integer(value.removesuffix("kB").strip())
         if number is not None and 0 <= number < _NO_LIMIT >> 10:
             kilobytes[key] = number

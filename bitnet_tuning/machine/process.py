@@ -1,44 +1,72 @@
-"""Running programs, seen from outside: their threads, and the environment that they have."""
+"""Running programs seen from outside: their threads, environment and memory."""
 
 from __future__ import annotations
 
 import re
 
-from bitnet_tuning.machine.limits import LockLimit, lock_limit_in
 from bitnet_tuning.machine.root import Root, as_integer, parse_list
 from bitnet_tuning.namedtuple import NamedTuple
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
 _ENVIRONMENT = 1 << 22
-"""Bytes read of an environment. Linux takes a quarter of the stack's limit for it and the
+"""Bytes to read of an environment. Linux takes a quarter of the stack's limit for it and the
 arguments (execve(2)), 2 MiB as it is usually set."""
+
+_MAPS = 1 << 24
+"""Bytes to read of a ``numa_maps``; a mapping takes about 100."""
 
 _TICKS = 100
 """Per second, in which ``stat`` shows times on all but a few old machines. Threads are only
 compared with each other, for which any number would do."""
 
+_GROUP, _USER_TICKS, _NICENESS = 2, 11, 16
+"""Places among the words of ``stat`` behind the program's name (proc_pid_stat(5))."""
+
+_PAGES = re.compile(r"\bN(\d+)=(\d+)")
+_PAGE_SIZE = re.compile(r"\bkernelpagesize_kB=(\d+)")
+
 
 class Thread(NamedTuple):
-    """One thread of a process."""
+    """One thread of a process, until now or between two looks."""
 
     id: int
     ran: float
-    """Seconds since its start."""
+    """Seconds."""
     waited: float
-    """Seconds in which it was kept from running because its CPU was busy; 0 where the
-    kernel does not count them (CONFIG_SCHED_INFO)."""
+    """Seconds in which its CPU was busy with something else; 0 where the kernel does not
+    count them (CONFIG_SCHED_INFO)."""
     cpus: frozenset[int] | None
-    """CPUs that it may use."""
+    """CPUs that it may use; None where that is not known."""
+    niceness: int | None = None
+
+    @property
+    def wanted(self) -> float:
+        """Seconds in which it would have run."""
+        return self.ran + self.waited
 
 
 class Process(NamedTuple):
+    """One process. Sizes in bytes; None where the kernel does not say."""
+
     id: int
-    variables: dict[str, str]
+    variables: Mapping[str, str] | None
     """Its environment as it was when its program started."""
     threads: tuple[Thread, ...]
+    resident: int | None = None
+    locked: int | None = None
+    """Locked in memory."""
+    huge: int | None = None
+    """In pages larger than the usual ones; None also where they were not counted."""
+    nodes: Mapping[int, int] | None = None
+    """In the memory of each NUMA node; None also where they were not counted."""
 
 
 def shows_programs(root: Root) -> bool:
-    """Whether there is a ``proc`` that shows programs with their threads."""
+    """Return whether there is a ``proc`` that shows programs with their threads."""
     return root.exists("proc/self/task")
 
 
@@ -52,15 +80,15 @@ class Family:
         self._members = {leader}
         self._strangers: set[int] = set()
 
-    def look(self) -> tuple[Process, ...]:
-        """All members that run, by their ids; nothing where ``proc`` is not mounted."""
-        found = (_read_process(self._root, member) for member in self.members())
-        return tuple(process for process in found if process is not None)
+    def look(self, huge: bool = False, nodes: bool = False) -> tuple[Process, ...]:
+        """Return all members that run, by their ids; nothing where ``proc`` is not mounted.
 
-    def members(self) -> list[int]:
-        """Their ids, with those of members that have ended and were not waited for yet."""
+        For ``huge`` pages and for ``nodes`` the kernel counts every page, 30 ms for a GiB
+        each, against 1 ms for all the rest.
+        """
         self._welcome()
-        return sorted(self._members)
+        found = (_read(self._root, member, huge, nodes) for member in sorted(self._members))
+        return tuple(process for process in found if process is not None)
 
     def _welcome(self) -> None:
         listed = {int(name) for name in self._root.names("proc") if name.isdecimal()}
@@ -72,176 +100,91 @@ class Family:
         self._strangers &= listed
 
     def _is_kin(self, process: int) -> bool:
-        words = read_stat(self._root, f"proc/{process}/stat")
-        if len(words) < 3:
+        words = _stat(self._root, f"proc/{process}")
+        if len(words) <= _GROUP:
             return False
-        return int(words[1]) in self._members or int(words[2]) == self._leader
+        return int(words[1]) in self._members or int(words[_GROUP]) == self._leader
 
 
-def _read_process(root: Root, process: int) -> Process | None:
-    """None for one that is gone, or has ended and was not asked for its exit code yet."""
+def _read(root: Root, process: int, huge: bool, nodes: bool) -> Process | None:
+    """Return None for one that is gone, or has ended and was not waited for yet."""
     folder = f"proc/{process}"
-    if read_stat(root, f"{folder}/stat")[:1] in ([], ["Z"], ["X"]):
+    if _stat(root, folder)[:1] in ([], ["Z"], ["X"]):
         return None
     names = sorted(int(name) for name in root.names(f"{folder}/task") if name.isdecimal())
-    threads = (_read_thread(root, f"{folder}/task/{name}", name) for name in names)
+    threads = (_thread(root, f"{folder}/task/{name}", name) for name in names)
+    status = root.fields(f"{folder}/status")
     return Process(
         process,
-        read_variables(root, process) or {},
+        _variables(root, folder),
         tuple(thread for thread in threads if thread is not None),
+        _bytes(status, "VmRSS"),
+        _bytes(status, "VmLck"),
+        _huge(root, folder, status) if huge else None,
+        _nodes(root, folder) if nodes else None,
     )
 
 
-def read_variables(root: Root, process: int) -> dict[str, str] | None:
-    """The environment of a process; None where it is not shown."""
-    text = root.read(f"proc/{process}/environ", _ENVIRONMENT)
+def _stat(root: Root, folder: str) -> list[str]:
+    """Return the words behind the program's name, which may hold spaces and brackets itself:
+    the state, the parent's id, the group's and so on."""
+    return (root.read(f"{folder}/stat") or "").rpartition(")")[2].split()
+
+
+def _variables(root: Root, folder: str) -> dict[str, str] | None:
+    text = root.read(f"{folder}/environ", _ENVIRONMENT)
     if text is None:
         return None
     pairs = (entry.partition("=") for entry in text.split("\0"))
     return {name: value for name, equals, value in pairs if equals}
 
 
-def _read_thread(root: Root, folder: str, name: int) -> Thread | None:
-    times = _times(root, folder)
-    return None if times is None else Thread(name, *times, _allowed(root, folder))
+def _thread(root: Root, folder: str, name: int) -> Thread | None:
+    words = _stat(root, folder)
+    times = _times(root, folder, words)
+    if times is None:
+        return None
+    niceness = as_integer(words[_NICENESS]) if len(words) > _NICENESS else None
+    return Thread(name, *times, _allowed(root, folder), niceness)
 
 
-def _times(root: Root, folder: str) -> tuple[float, float] | None:
-    """Nanoseconds in ``schedstat``: running, and waiting; or the coarser ticks in ``stat``."""
+def _times(root: Root, folder: str, words: list[str]) -> tuple[float, float] | None:
+    """Return the nanoseconds of ``schedstat``, running and waiting, as seconds; else the
+    coarser ticks of ``stat``."""
     counted = (root.read(f"{folder}/schedstat") or "").split()
     nanoseconds = [as_integer(word) or 0 for word in counted[:2]]
     if any(nanoseconds):
         return nanoseconds[0] / 1e9, sum(nanoseconds[1:]) / 1e9
-    words = read_stat(root, f"{folder}/stat")
-    if len(words) < 13:
+    if len(words) < _USER_TICKS + 2:
         return None
-    return sum(as_integer(word) or 0 for word in words[11:13]) / _TICKS, 0.0
+    system_too = words[_USER_TICKS : _USER_TICKS + 2]
+    return sum(as_integer(word) or 0 for word in system_too) / _TICKS, 0.0
 
 
 def _allowed(root: Root, folder: str) -> frozenset[int] | None:
-    for line in (root.read(f"{folder}/status") or "").splitlines():
-        if line.startswith("Cpus_allowed_list:"):
-            try:
-                return parse_list(line.partition(":")[2])
-            except ValueError:
-                return None
-    return None
-
-
-def read_stat(root: Root, name: str) -> list[str]:
-    """The words behind the program's name, which may hold spaces and brackets itself: the
-    state, the parent's id, the group's (proc_pid_stat(5)); user and system ticks stand at
-    11 and 12."""
-    return (root.read(name) or "").rpartition(")")[2].split()
-
-
-_MAPS = 1 << 24
-"""Bytes read of a ``numa_maps``; a mapping takes about 100."""
-
-_PAGES = re.compile(r"\bN(\d+)=(\d+)")
-_PAGE_SIZE = re.compile(r"\bkernelpagesize_kB=(\d+)")
-
-_NICENESS = 16
-"""Its place among the words of ``stat`` behind the program's name."""
-
-
-class Received(NamedTuple):
-    """One process. Sizes in bytes; None where the kernel does not say."""
-
-    process: int
-    cpus: tuple[frozenset[int], ...]
-    """That each thread may use."""
-    niceness: tuple[int, ...]
-    """Of each thread."""
-    resident: int | None
-    locked: int | None
-    """In memory for good."""
-    huge: int | None
-    """In pages larger than the usual ones; None also where it was not asked for."""
-    variables: dict[str, str] | None
-    """Its environment as it was when its program started."""
-    lock_limit: LockLimit | None
-    nodes: dict[int, int]
-    """In each node's memory; empty where it was not asked for."""
-
-
-def read_received(
-    root: Root, family: Family, huge: bool = False, nodes: bool = False
-) -> Received | None:
-    """Of the member that computes: of all it has most threads, or else most memory. None
-    where there is none. For ``huge`` pages and for the ``nodes`` the kernel counts every
-    page, 30 ms for a GiB each, against 1 ms for all the rest."""
-    found = {member: _status(root, member) for member in family.members()}
-    running = {member: status for member, status in found.items() if "VmRSS" in status}
-    if not running:
-        return None
-    process = max(running, key=lambda member: _size(running[member]))
-    received = _read(root, process, running[process])
-    folder = f"proc/{process}"
-    return received._replace(
-        huge=_huge(root, folder, running[process]) if huge else None,
-        nodes=_nodes(root, folder) if nodes else {},
-    )
-
-
-def _size(status: dict[str, str]) -> tuple[int, int]:
-    return as_integer(status.get("Threads")) or 0, _bytes(status, "VmRSS") or 0
-
-
-def _read(root: Root, process: int, status: dict[str, str]) -> Received:
-    folder = f"proc/{process}"
-    tasks = [f"{folder}/task/{name}" for name in root.names(f"{folder}/task")]
-    cpus = (_received_allowed(_fields(root, f"{task}/status")) for task in tasks)
-    niceness = (_niceness(root, task) for task in tasks)
-    return Received(
-        process=process,
-        cpus=tuple(mask for mask in cpus if mask),
-        niceness=tuple(value for value in niceness if value is not None),
-        resident=_bytes(status, "VmRSS"),
-        locked=_bytes(status, "VmLck"),
-        huge=None,
-        variables=read_variables(root, process),
-        lock_limit=lock_limit_in(root, folder),
-        nodes={},
-    )
-
-
-def _status(root: Root, process: int) -> dict[str, str]:
-    return _fields(root, f"proc/{process}/status")
-
-
-def _fields(root: Root, name: str) -> dict[str, str]:
-    """``key: value`` lines."""
-    pairs = (line.partition(":") for line in (root.read(name) or "").splitlines())
-    return {key: value.strip() for key, _, value in pairs}
-
-
-def _bytes(fields: dict[str, str], key: str) -> int | None:
-    kilobytes = as_integer(fields.get(key, "").removesuffix("kB").strip())
-    return None if kilobytes is None else kilobytes * 1024
-
-
-def _received_allowed(status: dict[str, str]) -> frozenset[int] | None:
     try:
-        return parse_list(status["Cpus_allowed_list"])
+        return parse_list(root.fields(f"{folder}/status")["Cpus_allowed_list"])
     except (KeyError, ValueError):
         return None
 
 
-def _niceness(root: Root, folder: str) -> int | None:
-    words = read_stat(root, f"{folder}/stat")
-    return as_integer(words[_NICENESS]) if len(words) > _NICENESS else None
+def _bytes(fields: Mapping[str, str], key: str) -> int | None:
+    kilobytes = as_integer(fields.get(key, "").removesuffix("kB").strip())
+    return None if kilobytes is None else kilobytes * 1024
 
 
-def _huge(root: Root, folder: str, status: dict[str, str]) -> int | None:
-    """Transparent ones, and those that were set aside for it."""
-    transparent = _bytes(_fields(root, f"{folder}/smaps_rollup"), "AnonHugePages")
+def _huge(root: Root, folder: str, status: Mapping[str, str]) -> int | None:
+    """Return the size of transparent huge pages and of those reserved by an administrator."""
+    transparent = _bytes(root.fields(f"{folder}/smaps_rollup"), "AnonHugePages")
     return None if transparent is None else transparent + (_bytes(status, "HugetlbPages") or 0)
 
 
-def _nodes(root: Root, folder: str) -> dict[int, int]:
+def _nodes(root: Root, folder: str) -> dict[int, int] | None:
+    maps = root.read(f"{folder}/numa_maps", _MAPS)
+    if maps is None:
+        return None
     held: dict[int, int] = {}
-    for line in (root.read(f"{folder}/numa_maps", _MAPS) or "").splitlines():
+    for line in maps.splitlines():
         size = _PAGE_SIZE.search(line)
         for node, pages in _PAGES.findall(line):
             held[int(node)] = held.get(int(node), 0) + int(pages) * int(size[1] if size else 4)

@@ -37,6 +37,11 @@ class Root:
         finally:
             os.close(handle)
 
+    def fields(self, name: str) -> dict[str, str]:
+        """Return the ``key: value`` lines of a file; empty where it does not exist."""
+        pairs = (line.partition(":") for line in (self.read(name) or "").splitlines())
+        return {key.strip(): value.strip() for key, _, value in pairs}
+
     def names(self, folder: str) -> list[str]:
         """What a folder holds; empty where it does not exist."""
         try:
@@ -46,10 +51,6 @@ class Root:
 
     def exists(self, name: str) -> bool:
         return os.path.exists(self._prefix + name)
-
-    def real(self, name: str) -> str:
-        """The name below this root that ``name`` stands for once links are followed."""
-        return os.path.relpath(os.path.realpath(self._prefix + name), os.path.realpath(self.path))
 
     def integer(self, name: str) -> int | None:
         return as_integer(self.read(name))
@@ -142,11 +143,6 @@ def format_list(cpus: Iterable[int]) -> str:
         else:
             runs.append([cpu, cpu])
     return ",".join(f"{low}-{high}" if high > low else f"{low}" for low, high in runs)
-
-
-def format_mask(cpus: Iterable[int]) -> str:
-    """{0, 1, 8} -> ``"0x103"``, the form that llama.cpp's --cpu-mask takes."""
-    return hex(sum(1 << cpu for cpu in set(cpus)))
 
 
 def read_boot_id(root: Root) -> str:

@@ -135,8 +135,7 @@ def _nodes(root: Root, online: frozenset[int]) -> tuple[Node, ...]:
 def _node_free(root: Root, node: int) -> int | None:
     """``Node 0 MemFree:  123 kB``. Inactive file pages give way before a process dies."""
     kilobytes: dict[str, int | None] = {}
-    for line in (root.read(f"{NODE}/node{node}/meminfo") or "").splitlines():
-        key, _, value = line.partition(":")
+    for key, value in root.fields(f"{NODE}/node{node}/meminfo").items():
         kilobytes[key.rpartition(" ")[2]] = as_integer(value.removesuffix("kB").strip())
     free = kilobytes.get("MemFree")
     return None if free is None else 1024 * (free + (kilobytes.get("Inactive(file)") or 0))

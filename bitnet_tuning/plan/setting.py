@@ -67,12 +67,6 @@ def apply(change: Change, setting: Setting) -> Setting:
     return changed._replace(env=tuple(sorted(env.items())))
 
 
-def with_threads(count: int, prompt: int | None = None) -> Change:
-    """Another number of threads, for prompts as well unless ``prompt`` says how many there."""
-    fields = (("threads", count), ("threads_batch", prompt or count))
-    return Change(f"{count} thread{'' if count == 1 else 's'}", fields)
-
-
 def describe(setting: Setting) -> str:
     """The whole setting in words, for people."""
     words = [f"{setting.threads} thread{'' if setting.threads == 1 else 's'}"]

@@ -4,12 +4,13 @@ pure."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from bitnet_tuning.engine.binary import GOMP, LLVM
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.model.types import I2_S
+from bitnet_tuning.plan.memory import MEBIBYTE, TUNABLES
 from bitnet_tuning.plan.openmp import BINDING
 
 TYPE_CHECKING = False
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from bitnet_tuning.machine.topology import Core
     from bitnet_tuning.model.types import ModelFile
     from bitnet_tuning.plan.facts import Plan
-    from bitnet_tuning.verify.running import Watched, Work
+    from bitnet_tuning.verify.running import Watched
     from bitnet_tuning.verify.selftest import Report
 
 
@@ -33,6 +34,12 @@ SURE_SHARE = 0.5
 """Of the time that the busiest thread ran, which one thread too many must have to be held
 against anybody: on a busy machine a thread that hardly runs may wait as long as others
 compute."""
+
+LOCKED_SHARE = 0.9
+"""Of the model's file that is locked at least where locking acts: only the tensors are, not
+the header with the vocabulary, which was 2 % of the files seen."""
+
+LOWEST_NICE = -20
 
 _OWN_COUNT = re.compile(r"system_info: .*?\bn_threads = (\d+)(?: \(n_threads_batch = (\d+)\))?")
 
@@ -64,90 +71,86 @@ def detected(plan: Plan, by_itself: int, host: Host) -> Line:
 
 def environment(plan: Plan, watched: Watched) -> Line:
     """The variables as the process has them that computes."""
-    name, work = "environment", watched.work
-    if work is None:
+    name, process = "environment", watched.process
+    if process is None:
         return _unseen(name, watched)
-    wrong = _differences(plan, work)
+    if process.variables is None:
+        return Line(name, SKIP, f"the environment of the engine's process {process.id} is hidden")
+    wrong = _differences(plan.env, process.variables)
     if wrong:
         return Line(
             name,
             FAIL,
-            f"in the engine's process {work.process} {wrong}: look at what starts it, "
+            f"in the engine's process {process.id} {wrong}: look at what starts it, "
             f"{plan.command[0]}; a script there must pass its environment on",
         )
     if not plan.env:
         return Line(name, PASS, f"nothing is to be set: {plan.reasons['env']}")
     shown = " ".join(f"{key}={text}" for key, text in plan.env.items())
-    return Line(name, PASS, f"{shown} in the engine's process {work.process}")
+    return Line(name, PASS, f"{shown} in the engine's process {process.id}")
 
 
 def _unseen(name: str, watched: Watched) -> Line:
     return Line(name, SKIP, NO_RUN if watched.failed else watched.problem or "nothing was seen")
 
 
-def _differences(plan: Plan, work: Work) -> str:
-    """What the process has otherwise than planned; empty where that is nothing."""
-    missing = [key for key in plan.env if key not in work.variables]
-    parts = [
-        f"{key} is {text!r}" for key, text in work.variables.items() if _differs(plan, key, text)
-    ]
+def _differences(wanted: Mapping[str, str], seen: Mapping[str, str]) -> str:
+    """Return what the process has otherwise than planned; empty where that is nothing."""
+    missing = [key for key in wanted if key not in seen]
+    parts = [f"{key} is {text!r}" for key, text in seen.items() if wanted.get(key, text) != text]
     if missing:
         parts.append(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
     return "; ".join(parts)
 
 
-def _differs(plan: Plan, key: str, text: str) -> bool:
-    return plan.env.get(key, text) != text
-
-
 def working(plan: Plan, watched: Watched) -> Line:
     """Threads that spent CPU time while tokens were generated, whatever was asked for."""
-    name, work = "working threads", watched.work
+    name, workers = "working threads", watched.workers
     if watched.failed:
         return Line(name, FAIL, f"{NO_RUN}: {watched.problem}")
-    if work is None:
+    if not workers:
         return _unseen(name, watched)
-    count, most = len(work.workers), max(worker.ran for worker in work.workers)
-    surely = sum(worker.ran >= SURE_SHARE * most for worker in work.workers)
-    others = f", {len(work.others)} idle" if work.others else ""
-    facts = {"working": count, "planned": plan.threads, "shares": _shares(work)}
+    count, most = len(workers), max(worker.ran for worker in workers)
+    surely = sum(worker.ran >= SURE_SHARE * most for worker in workers)
+    others = f", {len(watched.others)} idle" if watched.others else ""
+    facts = {"working": count, "planned": plan.threads, "shares": _shares(watched)}
     if surely > plan.threads:
         reason = f"{_threads(surely)}, {plan.threads} planned: something starts more of its own"
         return Line(name, FAIL, reason, facts)
     if count < plan.threads:
-        reason = f"{count} of {plan.threads} threads{others}: {_why_fewer(work)}"
+        reason = f"{count} of {plan.threads} threads{others}: {_why_fewer(watched)}"
         return Line(name, FAIL, reason, facts)
     return Line(name, PASS, f"{_threads(plan.threads)}{others}", facts)
 
 
-def _shares(work: Work) -> list[float]:
+def _shares(watched: Watched) -> list[float]:
     """Of the time for which the busiest thread ran or waited for its CPU."""
-    threads = (*work.workers, *work.others)
+    threads = (*watched.workers, *watched.others)
     return [round(thread.wanted / threads[0].wanted, 3) for thread in threads]
 
 
-def _why_fewer(work: Work) -> str:
+def _why_fewer(watched: Watched) -> str:
     """Both variables outrank what a program asks for: OpenMP's rules on how many threads a
     parallel region gets (thread-limit-var, dyn-var)."""
-    limit = work.variables.get("OMP_THREAD_LIMIT", "")
-    if limit.isdecimal() and int(limit) <= len(work.workers):
+    variables = (watched.process and watched.process.variables) or {}
+    limit = variables.get("OMP_THREAD_LIMIT", "")
+    if limit.isdecimal() and int(limit) <= len(watched.workers):
         return f"OMP_THREAD_LIMIT={limit} allows no more, whatever -t says; unset it"
-    if work.variables.get("OMP_DYNAMIC", "").lower() in ("true", "1"):
+    if variables.get("OMP_DYNAMIC", "").lower() in ("true", "1"):
         return "OMP_DYNAMIC lets the runtime choose fewer; unset it"
     return "the engine makes less of -t, or other programs keep the CPUs busy"
 
 
 def places(plan: Plan, watched: Watched, host: Host, runtime: str | None) -> Line:
     """The CPUs on which the threads that work may run. ``runtime`` is the engine's OpenMP."""
-    name, work = "threads' CPUs", watched.work
-    if work is None:
+    name, workers = "threads' CPUs", watched.workers[: plan.threads]
+    if not workers:
         return _unseen(name, watched)
-    workers = work.workers[: plan.threads]
     masks = [worker.cpus for worker in workers if worker.cpus is not None]
     if len(masks) < len(workers):
         return Line(name, SKIP, "the kernel does not say which CPUs a thread may use")
     facts = {"cpus": [format_list(mask) for mask in masks]}
-    wrong = _misplaced(plan, work, masks, host, runtime)
+    wrong = _misplaced(plan, watched, masks, host, runtime)
     if wrong:
         return Line(name, FAIL, wrong, facts)
     shown = ", ".join(format_list(mask) for mask in sorted(set(masks), key=sorted))
@@ -156,7 +159,7 @@ def places(plan: Plan, watched: Watched, host: Host, runtime: str | None) -> Lin
 
 
 def _misplaced(
-    plan: Plan, work: Work, masks: list[frozenset[int]], host: Host, runtime: str | None
+    plan: Plan, watched: Watched, masks: list[frozenset[int]], host: Host, runtime: str | None
 ) -> str | None:
     permitted = plan.cpus or host.allowed
     every = frozenset[int]().union(*masks)
@@ -169,17 +172,17 @@ def _misplaced(
             f"{format_list(every)}, though {format_list(permitted)} may be used: look for "
             "taskset, numactl or GOMP_CPU_AFFINITY"
         )
-    if _should_bind(plan, work, host, runtime) and any(_spans(mask, host) for mask in masks):
+    if _should_bind(plan, watched, host, runtime) and any(_spans(mask, host) for mask in masks):
         return "OMP_PROC_BIND=true does not act: a thread may still move from core to core"
     return None
 
 
-def _should_bind(plan: Plan, work: Work, host: Host, runtime: str | None) -> bool:
+def _should_bind(plan: Plan, watched: Watched, host: Host, runtime: str | None) -> bool:
     """One thread alone opens no parallel region, in which runtimes bind."""
     return (
         runtime in (GOMP, LLVM)
         and BINDING.items() <= plan.env.items()
-        and len(work.workers) > 1
+        and len(watched.workers) > 1
         and host.topology_known
     )
 
@@ -187,6 +190,115 @@ def _should_bind(plan: Plan, work: Work, host: Host, runtime: str | None) -> boo
 def _spans(mask: frozenset[int], host: Host) -> bool:
     """Whether it has CPUs of several cores."""
     return sum(1 for core in host.cores if core.cpus & mask) > 1
+
+
+def asks_huge(plan: Plan) -> bool:
+    """Return whether the plan asks for huge pages, for which glibc asks the kernel."""
+    return "hugetlb" in plan.env.get(TUNABLES, "")
+
+
+def wanted_nodes(plan: Plan) -> frozenset[int] | None:
+    """Return the NUMA nodes on which memory is to lie; None where the plan names none."""
+    return plan.interleave if plan.node is None else frozenset((plan.node,))
+
+
+def kernel(
+    plan: Plan, watched: Watched, model_size: int, niceness: int, lockable: int | None
+) -> Iterator[Line]:
+    """Yield a line for each thing that the plan asks of the kernel besides the CPUs.
+
+    ``niceness`` is the launcher's; ``lockable`` bytes it may lock in memory, None for no
+    limit, or where that is not known.
+    """
+    nodes = wanted_nodes(plan)
+    if plan.nice:
+        yield _priority(plan.nice, watched, niceness)
+    if plan.mlock:
+        yield _locked(watched, model_size, lockable)
+    if asks_huge(plan):
+        yield _huge(watched, model_size)
+    if nodes is not None:
+        yield _memory_nodes(nodes, watched)
+
+
+def _priority(added: int, watched: Watched, launcher: int) -> Line:
+    """Compare the threads' niceness with the launcher's, to which the plan's is added."""
+    name, wanted = "priority", max(LOWEST_NICE, launcher + added)
+    if watched.process is None:
+        return _unseen(name, watched)
+    found = (thread.niceness for thread in watched.process.threads)
+    seen = sorted({value for value in found if value is not None})
+    shown = ", ".join(map(str, seen))
+    if not seen:
+        return Line(name, SKIP, "the kernel does not say how nice a thread is")
+    if seen[-1] <= wanted:
+        return Line(name, PASS, f"niceness {shown}")
+    return Line(
+        name,
+        FAIL,
+        f"niceness {shown} instead of {wanted}: the kernel did not grant it, or a script "
+        "around the engine changes it",
+    )
+
+
+def _locked(watched: Watched, model_size: int, lockable: int | None) -> Line:
+    name, process = "locked memory", watched.process
+    if process is None:
+        return _unseen(name, watched)
+    if process.locked is None:
+        return Line(name, SKIP, "the kernel does not say how much memory is locked")
+    reason = f"{_size(process.locked)} of the model's {_size(model_size)}"
+    if process.locked >= LOCKED_SHARE * model_size:
+        return Line(name, PASS, reason)
+    if not _is_loaded(watched, model_size):
+        return Line(name, SKIP, f"{reason}, perhaps seen before the model was loaded")
+    limit = "" if lockable is None else f"; the limit is {_size(lockable)} (ulimit -l)"
+    return Line(name, FAIL, f"{reason}{limit}")
+
+
+def _huge(watched: Watched, model_size: int) -> Line:
+    name, process = "huge pages", watched.process
+    if process is None:
+        return _unseen(name, watched)
+    if process.huge is None:
+        return Line(name, SKIP, "the kernel does not say how much memory is in huge pages")
+    if process.huge:
+        return Line(name, PASS, f"{_size(process.huge)} in huge pages")
+    if not _is_loaded(watched, model_size):
+        return Line(name, SKIP, "none seen, perhaps because the model was not loaded yet")
+    return Line(
+        name,
+        FAIL,
+        "no memory is in huge pages: the C library ignores its tunable, or no free memory is in "
+        "one piece",
+    )
+
+
+def _memory_nodes(wanted: frozenset[int], watched: Watched) -> Line:
+    """Accept most of the memory on the ``wanted`` nodes: what other programs had read of the
+    model before stays where it was."""
+    name, process = "memory nodes", watched.process
+    if process is None:
+        return _unseen(name, watched)
+    if not process.nodes:
+        return Line(name, SKIP, "the kernel does not say on which NUMA nodes memory lies")
+    inside = sum(size for node, size in process.nodes.items() if node in wanted)
+    shown = ", ".join(f"node {node}: {_size(size)}" for node, size in sorted(process.nodes.items()))
+    if inside > sum(process.nodes.values()) / 2:
+        return Line(name, PASS, shown)
+    return Line(
+        name,
+        FAIL,
+        f"{shown}, planned are {format_list(wanted)}: the nodes are full, or the page cache held "
+        "the model elsewhere",
+    )
+
+
+def _is_loaded(watched: Watched, model_size: int) -> bool:
+    """Return whether the model surely was in memory. A small one takes less than a program
+    has at its start."""
+    resident = watched.process and watched.process.resident
+    return watched.steady and resident is not None and resident >= model_size
 
 
 def own_count(plan: Plan, watched: Watched) -> Line:
@@ -210,12 +322,12 @@ def _counts(said: Mapping[str, int]) -> str:
 
 
 def output(report: Report, problem: str | None) -> Line:
-    """``problem`` is what is wrong with the words of a remembered setting."""
+    """``problem`` is what is wrong with the words that the plan's setting leads to."""
     passed = sum(result.passed for result in report.results)
     if not report.passed:
         return Line(OUTPUT, FAIL, f"the self-test fails: {report.cause}")
     if problem:
-        return Line(OUTPUT, FAIL, f"with the remembered setting {problem}")
+        return Line(OUTPUT, FAIL, f"with the setting of the plan {problem}")
     return Line(OUTPUT, PASS, f"the self-test's {passed} texts are right")
 
 
@@ -238,6 +350,10 @@ def quantization(engine: Engine, model: ModelFile) -> Line:
 
 def _threads(count: int) -> str:
     return f"{count} thread{'' if count == 1 else 's'}"
+
+
+def _size(size: int) -> str:
+    return f"{size / MEBIBYTE:.0f} MiB"
 
 
 def _cpus(count: float) -> str:

@@ -1,20 +1,21 @@
-"""Runs an engine as a plan has it, and looks at it while it generates."""
+"""Run an engine as a plan has it, and look at it while it generates: which of its threads
+compute, where, and what the kernel gave it."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from bitnet_tuning.launch.death import failure
 from bitnet_tuning.launch.run import capture
-from bitnet_tuning.machine.process import Family, shows_programs
+from bitnet_tuning.machine.process import Family, Process, Thread, shows_programs
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.plan.request import Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bitnet_tuning.machine.process import Process, Thread
     from bitnet_tuning.model.types import ModelFile
     from bitnet_tuning.plan.facts import Plan
 
@@ -22,80 +23,18 @@ if TYPE_CHECKING:
 PROMPT = "How many threads"
 
 WATCHED_SECONDS = 1.5
-"""That the generation is to last."""
+"""Aimed at for the generation."""
 
 FEWEST, MOST = 24, 1500
 """Tokens of it."""
 
 CONTEXT = 2048
 
-TOO_SOON = "the engine ended too soon to be looked at"
-
 SECONDS = 120.0
 """After these the run counts as hung. It is made once the model is in memory."""
 
-
-class Watched(NamedTuple):
-    """A run that was looked at."""
-
-    work: Work | None
-    """None where nothing could be seen."""
-    log: str
-    """The engine's stderr."""
-    problem: str | None = None
-    """Why the run failed, or why nothing could be seen of it."""
-    failed: bool = False
-
-
-def watched_request(rate: float, model: ModelFile, flags: frozenset[str], seed: int) -> Request:
-    """A generation that lasts, at ``rate`` tokens/s.
-
-    A text that the model knows by heart would end too early, and not every engine can be
-    kept from ending it. So each token is drawn from the 40 likeliest, nearly all alike.
-    """
-    context = min(CONTEXT, model.context_length or CONTEXT)
-    wanted = max(FEWEST, min(MOST, round(rate * WATCHED_SECONDS)))
-    return Request(
-        prompt=PROMPT,
-        n_predict=max(1, min(wanted, context - 4 * len(PROMPT.split()))),
-        ctx_size=context,
-        temperature=50.0,
-        top_k=40,
-        top_p=1.0,
-        min_p=0.0,
-        seed=seed,
-        extra=("--ignore-eos",) if "--ignore-eos" in flags else (),
-    )
-
-
-def watch(plan: Plan, root: Root, seconds: float = SECONDS) -> Watched:
-    """Runs the plan's command, as a launcher would."""
-    eyes = _Eyes(root)
-    done = capture(plan.command, plan.env, seconds, cpus=plan.cpus, nice=plan.nice, watch=eyes.look)
-    wrong = failure(done, seconds)
-    if wrong:
-        return Watched(None, done.stderr, wrong, failed=True)
-    work = work_of(eyes.looks)
-    if work is not None:
-        return Watched(work, done.stderr)
-    if any(eyes.looks) or shows_programs(root):
-        return Watched(None, done.stderr, TOO_SOON)
-    return Watched(None, done.stderr, "only Linux shows the threads of a running engine")
-
-
-class _Eyes:
-    """All that was seen of one program, oldest first."""
-
-    def __init__(self, root: Root) -> None:
-        self.looks: list[Look] = []
-        self._root = root
-        self._family: Family | None = None
-
-    def look(self, process: int) -> None:
-        if self._family is None:
-            self._family = Family(self._root, process)
-        self.looks.append(self._family.look())
-
+COUNT_SHARE = 0.1
+"""Of the time that the kernel may spend on counting pages."""
 
 ALWAYS_SHARE = 0.75
 """Of the time that the busiest thread ran or waited for its CPU: who has so much hardly ever
@@ -113,84 +52,160 @@ takes to load."""
 LEAST_LOOKS = 5
 """From which something is told, so that one at a start or an end does not decide."""
 
-Look = tuple["Process", ...]
+GROWTH = 1.02
+"""While tokens are generated memory still grows by some pages."""
+
+TOO_SOON = "the engine ended too soon to be looked at"
 
 
-class Worker(NamedTuple):
-    """What one thread did."""
+class Watched(NamedTuple):
+    """A run that was looked at."""
 
-    ran: float
-    """Seconds."""
-    waited: float
-    """Seconds in which its CPU was busy with something else."""
-    cpus: frozenset[int] | None
-    """Those that it might use, most of the time; None where that is not known."""
-
-    @property
-    def wanted(self) -> float:
-        """Seconds in which it would have run."""
-        return self.ran + self.waited
-
-
-class Work(NamedTuple):
-    """What was seen of the process that computed. Both groups: the busiest first."""
-
-    process: int
-    variables: Mapping[str, str]
-    workers: tuple[Worker, ...]
-    """Threads that computed."""
-    others: tuple[Worker, ...]
+    log: str
+    """The engine's stderr."""
+    problem: str | None = None
+    """Why the run failed, or why nothing could be seen of it."""
+    failed: bool = False
+    process: Process | None = None
+    """The one that computed, with the most memory that it ever had; None where nothing could
+    be seen."""
+    workers: tuple[Thread, ...] = ()
+    """Threads that computed, the busiest first."""
+    others: tuple[Thread, ...] = ()
+    """The rest of its threads, the busiest first."""
+    steady: bool = False
+    """Whether its memory no longer grew: the model was loaded."""
 
 
-def work_of(looks: Sequence[Look]) -> Work | None:
-    """From the second half of the looks at the process that computes: before that a model
-    is loaded, by one thread. None where too little was done while somebody looked."""
+def watched_request(
+    rate: float, model: ModelFile, flags: frozenset[str], seed: int, performance: bool
+) -> Request:
+    """Return a request for a generation that lasts, at ``rate`` tokens/s.
+
+    A text that the model knows by heart would end too early, and not every engine can be
+    kept from ending it. So each token is drawn from the 40 likeliest, nearly all alike.
+    """
+    context = min(CONTEXT, model.context_length or CONTEXT)
+    wanted = max(FEWEST, min(MOST, round(rate * WATCHED_SECONDS)))
+    return Request(
+        prompt=PROMPT,
+        n_predict=max(1, min(wanted, context - 4 * len(PROMPT.split()))),
+        ctx_size=context,
+        temperature=50.0,
+        top_k=40,
+        top_p=1.0,
+        min_p=0.0,
+        seed=seed,
+        performance=performance,
+        extra=("--ignore-eos",) if "--ignore-eos" in flags else (),
+    )
+
+
+def watch(plan: Plan, root: Root, huge: bool, nodes: bool) -> Watched:
+    """Run the plan's command, as a launcher would. ``huge`` and ``nodes`` have pages counted,
+    as ``Family.look`` does."""
+    eyes = _Eyes(root, huge, nodes)
+    done = capture(plan.command, plan.env, SECONDS, cpus=plan.cpus, nice=plan.nice, watch=eyes.look)
+    wrong = failure(done, SECONDS)
+    if wrong:
+        return Watched(done.stderr, wrong, failed=True)
+    if not any(eyes.looks) and not shows_programs(root):
+        return Watched(done.stderr, "only Linux shows the threads of a running engine")
+    return summed_up(eyes.looks)._replace(log=done.stderr)
+
+
+class _Eyes:
+    """All that was seen of one program, oldest first."""
+
+    def __init__(self, root: Root, huge: bool, nodes: bool) -> None:
+        self.looks: list[tuple[Process, ...]] = []
+        self._root = root
+        self._huge, self._nodes = huge, nodes
+        self._family: Family | None = None
+        self._count_at = 0.0
+
+    def look(self, process: int) -> None:
+        if self._family is None:
+            self._family = Family(self._root, process)
+        started = time.monotonic()
+        counts = started >= self._count_at
+        self.looks.append(self._family.look(self._huge and counts, self._nodes and counts))
+        if counts:
+            ended = time.monotonic()
+            self._count_at = ended + (ended - started) / COUNT_SHARE
+
+
+def summed_up(looks: Sequence[tuple[Process, ...]]) -> Watched:
+    """Return what the process that computes did in the second half of the looks at it: before
+    that a model is loaded, by one thread. ``process`` is None where too little was done while
+    somebody looked."""
     computes = _busiest(process for look in looks for process in look)
     later = computes[len(computes) // 2 :]
     threads = sorted(_threads(later), key=lambda thread: thread.wanted, reverse=True)
     ran = max((thread.ran for thread in threads), default=0.0)
     if ran < LEAST_SECONDS or len(later) < LEAST_LOOKS:
-        return None
-    workers = _workers(threads)
-    return Work(
-        later[0].id,
-        later[0].variables,  # at its end a process has none any more
-        tuple(threads[index] for index in workers),
-        tuple(thread for index, thread in enumerate(threads) if index not in workers),
+        return Watched("", TOO_SOON)
+    works = _workers(threads)
+    return Watched(
+        "",
+        process=_at_most(later[0], computes),  # at its end a process has no environment any more
+        workers=tuple(thread for thread, is_one in zip(threads, works, strict=True) if is_one),
+        others=tuple(thread for thread, is_one in zip(threads, works, strict=True) if not is_one),
+        steady=_is_steady(later),
     )
 
 
-def _workers(threads: Sequence[Worker]) -> list[int]:
-    """Which of the threads, the busiest first, computed."""
+def _workers(threads: Sequence[Thread]) -> list[bool]:
+    """Return for each of the threads, the busiest first, whether it computed."""
     most, ran = threads[0].wanted, max(thread.ran for thread in threads)
     return [
-        index
-        for index, thread in enumerate(threads)
-        if thread.wanted >= ALWAYS_SHARE * most
+        thread.wanted >= ALWAYS_SHARE * most
         or (thread.wanted >= OFTEN_SHARE * most and thread.ran >= RAN_SHARE * ran)
+        for thread in threads
     ]
 
 
 def _busiest(seen: Iterable[Process]) -> Sequence[Process]:
-    """All looks at the process that ran most: a script that started the engine only waits
-    for it."""
+    """Return all looks at the process that ran most: a script that started the engine only
+    waits for it."""
     looks: dict[int, list[Process]] = defaultdict(list)
     for process in seen:
         looks[process.id].append(process)
     return max(looks.values(), default=[], key=lambda one: sum(each.ran for each in _threads(one)))
 
 
-def _threads(looks: Sequence[Process]) -> list[Worker]:
-    """What every thread did from the first to the last look."""
+def _threads(looks: Sequence[Process]) -> list[Thread]:
+    """Return what every thread did from the first to the last look."""
     states: dict[int, list[Thread]] = defaultdict(list)
     for process in looks:
         for thread in process.threads:
             states[thread.id].append(thread)
-    return [_worker(each) for each in states.values()]
+    return [_difference(each) for each in states.values()]
 
 
-def _worker(states: Sequence[Thread]) -> Worker:
+def _difference(states: Sequence[Thread]) -> Thread:
     first, last = states[0], states[-1]
     # The CPUs of most looks: at its end a runtime may free its threads once more.
     cpus = Counter(state.cpus for state in states).most_common(1)[0][0]
-    return Worker(last.ran - first.ran, last.waited - first.waited, cpus)
+    return last._replace(ran=last.ran - first.ran, waited=last.waited - first.waited, cpus=cpus)
+
+
+def _at_most(process: Process, looks: Sequence[Process]) -> Process:
+    """Return it with the most memory that there ever was: some comes only once the model is
+    loaded, and some is gone when the engine ends."""
+    nodes = (look.nodes for look in looks if look.nodes is not None)
+    return process._replace(
+        resident=_most(look.resident for look in looks),
+        locked=_most(look.locked for look in looks),
+        huge=_most(look.huge for look in looks),
+        nodes=max(nodes, default=None, key=lambda held: sum(held.values())),
+    )
+
+
+def _most(sizes: Iterable[int | None]) -> int | None:
+    return max((size for size in sizes if size is not None), default=None)
+
+
+def _is_steady(looks: Sequence[Process]) -> bool:
+    sizes = [look.resident for look in looks if look.resident is not None]
+    return bool(sizes) and max(sizes) <= GROWTH * sizes[len(sizes) // 2]

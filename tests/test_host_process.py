@@ -9,13 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning.machine.process import Family, Thread, shows_programs
+from bitnet_tuning.machine.process import Family, Process, Thread, shows_programs
 from bitnet_tuning.machine.root import Root
 from tests.machines import Machine
 
+MAPS = """\
+7f00 default file=/model mapped=30 active=20 N0=20 N1=10 kernelpagesize_kB=4
+7f10 default anon=2 dirty=2 N1=2 kernelpagesize_kB=2048
+7f20 default
+"""
 
-def stat(pid: int, parent: int, group: int, *, state: str = "R", ticks: int = 0) -> str:
-    return f"{pid} (llama (x) cli) {state} {parent} {group} 1 0 -1 0 0 0 0 0 {ticks} 0 0 0 20 0"
+
+def stat(
+    pid: int, parent: int, group: int, *, state: str = "R", ticks: int = 0, nice: int = 0
+) -> str:
+    begin = f"{pid} (llama (x) cli) {state} {parent} {group} 1 0 -1 0 0 0 0 0"
+    return f"{begin} {ticks} 0 0 0 20 {nice} 1"
 
 
 class Programs(Machine):
@@ -52,8 +61,8 @@ def test_a_thread_counts_what_it_ran_and_waited_and_its_cpus(programs: Programs)
     programs.process(100, 1, 100).thread(100, 101, 2_000_000_000, 500_000_000, "0,4-5")
     (process,) = family(programs).look()
     assert process.threads == (
-        Thread(100, 0.005, 0.0, frozenset({0, 1})),
-        Thread(101, 2.0, 0.5, frozenset({0, 4, 5})),
+        Thread(100, 0.005, 0.0, frozenset({0, 1}), 0),
+        Thread(101, 2.0, 0.5, frozenset({0, 4, 5}), 0),
     )
 
 
@@ -132,22 +141,63 @@ def test_a_broken_stat_is_no_member(programs: Programs, content: str) -> None:
     assert 101 not in ids(family(programs))
 
 
+def test_memory_priority_and_nodes(programs: Programs) -> None:
+    programs.process(100, 1, 100)
+    programs.write("proc/100/task/100/stat", stat(100, 1, 100, nice=-5))
+    sizes = "VmLck:\t    2000 kB\nVmRSS:\t    3000 kB\nHugetlbPages:\t    2048 kB"
+    programs.write("proc/100/status", f"Name:\tx\n{sizes}")
+    programs.write("proc/100/smaps_rollup", "0-1 ---p\nRss: 9 kB\nAnonHugePages:   4096 kB")
+    programs.write("proc/100/numa_maps", MAPS)
+    (plain,) = family(programs).look()
+    assert plain == Process(
+        *(100, {"A": "1"}, (Thread(100, 0.005, 0.0, frozenset({0, 1}), -5),)),
+        resident=3000 * 1024,
+        locked=2000 * 1024,
+    )
+    (counted,) = family(programs).look(huge=True, nodes=True)
+    assert counted.huge == (4096 + 2048) * 1024
+    assert counted.nodes == {0: 20 * 4096, 1: 10 * 4096 + 2 * (2 << 20)}
+
+
+def test_what_the_kernel_does_not_show_is_not_known(programs: Programs) -> None:
+    programs.process(100, 1, 100).remove("proc/100/environ")
+    (seen,) = family(programs).look(huge=True, nodes=True)
+    assert seen[3:] == (None, None, None, None)
+    assert seen.variables is None
+
+
+LOCKER = """\
+import ctypes, mmap, os, sys
+os.nice(3)
+os.sched_setaffinity(0, {int(sys.argv[1])})
+memory = mmap.mmap(-1, 1 << 16)
+held = ctypes.c_char.from_buffer(memory)
+print(ctypes.CDLL(None).mlock(ctypes.byref(held), ctypes.c_size_t(1 << 16)), flush=True)
+input()
+"""
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
 def test_a_program_that_runs() -> None:
-    code = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])}); print(flush=True); input()"
     cpu = min(os.sched_getaffinity(0))
     with subprocess.Popen(
-        [sys.executable, "-c", code, str(cpu)],
+        [sys.executable, "-c", LOCKER, str(cpu)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "OMP_PLACES": "cores"},
         start_new_session=True,
     ) as child:
         assert child.stdout is not None
-        child.stdout.readline()
+        refused = child.stdout.readline().strip() != b"0"
         (process,) = Family(Root(), child.pid).look()
         child.communicate(b"\n", timeout=20)
+    (thread,) = process.threads
     assert process.id == child.pid
-    assert process.variables["OMP_PLACES"] == "cores"
-    assert process.threads[0].cpus == frozenset({cpu})
-    assert 0 < process.threads[0].ran < 20
+    assert process.variables is not None and process.variables["OMP_PLACES"] == "cores"
+    assert thread.cpus == frozenset({cpu})
+    assert thread.niceness == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 3)
+    assert 0 < thread.ran < 20
+    assert process.resident is not None and process.resident > 1 << 20
+    if refused:
+        pytest.skip("no memory may be locked here")
+    assert process.locked == 1 << 16
