@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from bitnet_tuning import demo
-from bitnet_tuning._embedded import bench_options, options
 from bitnet_tuning.bench.llama_bench import Bench
 from bitnet_tuning.bench.runner import Patience, Place, Runner, find_bench
 from bitnet_tuning.bench.samples import PP, TG, Run, Sizes
@@ -307,12 +306,6 @@ def test_the_embedded_engine_measures_every_knob_that_it_lists(tmp_path: Path) -
         run = runner.measure("x", setting)
         assert run.problem is None
         assert {phase: len(found) for phase, found in run.samples.items()} == {PP: 1, TG: 1}
-
-
-def test_the_embedded_bench_leaves_flash_attention_alone_as_its_cli_does() -> None:
-    unsaid = bench_options.parse(["-m", "x"]).flash_attention
-    assert unsaid == (options.parse(["-m", "x"]).flash_attention,) == ("auto",)
-    assert bench_options.parse(["-fa", "0,1,auto"]).flash_attention == ("off", "on", "auto")
 
 
 # No engine outlives the benchmark

@@ -1,1 +1,0 @@
-"""The parts of the embedded engine; ``bitnet_tuning.embedded`` is the program."""

@@ -1,1 +1,1 @@
-"""Look-alikes of llama.cpp's programs over an engine from PyPI."""
+"""The embedded engine: look-alikes of llama.cpp's programs over xllamacpp."""

@@ -1,22 +1,22 @@
-"""The default engine: look-alikes of llama.cpp's programs over xllamacpp.
+"""Run a look-alike of llama-cli, llama-bench or llama-server over xllamacpp.
 
-    python3 -m bitnet_tuning.embedded -m MODEL -p PROMPT -n N -t T
-    python3 -m bitnet_tuning.embedded bench -m MODEL -p 512 -n 128 -t 2,4
+    python3 -m bitnet_tuning.embedded [cli] -m MODEL -p PROMPT -n N -t T
+    python3 -m bitnet_tuning.embedded bench -m MODEL -p 512 -n 128 -t 2 -o json
     python3 -m bitnet_tuning.embedded server -m MODEL -np 4 --port 8080
 
-The launcher starts it as it starts a compiled engine, so it behaves like one:
-text on standard output, everything else on standard error, exit code 1 for a
-usage error or an unusable model, 130 after Ctrl-C. Beyond that 3 says that
-xllamacpp is missing.
+The launcher starts it as it starts a compiled engine, so it behaves like one: text goes to
+standard output, everything else to standard error. The exit code is 1 for a usage error or
+an unusable model, 3 if xllamacpp is missing, and 130 after Ctrl-C.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 
 if not __package__:
-    # Run by its path: this folder would shadow modules of the standard library.
+    # Started by its path: Python has put this folder on sys.path instead of the package's.
     _HERE = os.path.dirname(os.path.realpath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.realpath(path) != _HERE]
     sys.path.insert(0, os.path.dirname(os.path.dirname(_HERE)))
@@ -25,51 +25,52 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command line and return its exit code; nothing is raised."""
+def main(argv: list[str]) -> int:
+    """Run one command line and return its exit code; raise nothing."""
     from bitnet_tuning.errors import TuningError  # noqa: PLC0415 (needs the path above)
 
     try:
-        return _dispatch(sys.argv[1:] if argv is None else argv)
+        return _dispatch(argv)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
         return BROKEN_PIPE
-    except TuningError as error:
-        return _fail(str(error), error.exit_code)
     except Exception as error:
-        return _fail(f"{type(error).__name__}: {error}", 1)
+        if os.environ.get("BITNET_TUNING_DEBUG"):
+            import traceback  # noqa: PLC0415 (slow to import, rarely wanted)
+
+            traceback.print_exc()
+        if isinstance(error, TuningError):
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
 
 
 def _dispatch(argv: list[str]) -> int:
-    if argv[:1] == ["bench"]:
-        from bitnet_tuning._embedded import bench  # noqa: PLC0415
+    from bitnet_tuning.embedded.binding import version_line  # noqa: PLC0415 (needs the path above)
+    from bitnet_tuning.embedded.flags import render  # noqa: PLC0415
 
-        return bench.main(argv[1:])
-    if argv[:1] == ["server"]:
-        from bitnet_tuning._embedded import server  # noqa: PLC0415
-
-        return server.main(argv[1:])
-    from bitnet_tuning._embedded import cli  # noqa: PLC0415
-
-    return cli.main(argv)
-
-
-def _fail(message: str, code: int) -> int:
-    if os.environ.get("BITNET_TUNING_DEBUG"):
-        import traceback  # noqa: PLC0415 (slow to import, rarely wanted)
-
-        traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)
-    return code
+    named = argv[:1] in (["cli"], ["bench"], ["server"])
+    module = import_module(f"bitnet_tuning.embedded.{argv[0] if named else 'cli'}")
+    program = module.PROGRAM
+    options = program.parse(argv[named:])
+    # Help needs no xllamacpp and, like a wrong flag, does not wait for it.
+    if options.help:
+        print(render(program.title, program.flags), end="")
+    elif options.version:
+        print(version_line())
+    else:
+        program.run(options)
+    return 0
 
 
 def leave(code: int) -> None:
     """End the process now.
 
-    An orderly exit would wait for the engine's threads, which look up only
-    between batches: seconds after Ctrl-C in a long prompt. Nor does it wait, after
-    Ctrl-C, for a reader that does not read.
+    An orderly exit would wait for the engine's threads, which only look up between
+    batches: seconds after Ctrl-C in a long prompt. After Ctrl-C, standard output is not
+    flushed either, because its reader may have stopped reading.
     """
     for stream in (sys.stdout, sys.stderr)[code == INTERRUPTED :]:
         try:
@@ -80,4 +81,4 @@ def leave(code: int) -> None:
 
 
 if __name__ == "__main__":
-    leave(main())
+    leave(main(sys.argv[1:]))

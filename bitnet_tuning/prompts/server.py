@@ -102,8 +102,8 @@ def know_server(engine: Engine, state: State) -> Server:
 def _program(engine: Engine) -> tuple[str, tuple[str, ...]]:
     """The file by which the server is known, and the argv that starts it."""
     if engine.embedded:
-        folder = os.path.join(os.path.dirname(os.path.dirname(engine.path)), "_embedded")
-        return os.path.join(folder, "server.py"), (sys.executable, engine.path, "server")
+        module = os.path.join(os.path.dirname(engine.path), "server.py")
+        return module, (sys.executable, engine.path, "server")
     path = engine.server
     if path is None:
         raise MissingError(

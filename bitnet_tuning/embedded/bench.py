@@ -1,0 +1,182 @@
+"""The look-alike of llama-bench: measure prompt processing and generation apart."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from bitnet_tuning.embedded.binding import build_info
+from bitnet_tuning.embedded.engine import EmbeddedEngine, PhaseTimes
+from bitnet_tuning.embedded.flags import CliFlag, at_least, one_of
+from bitnet_tuning.embedded.options import LOAD_FLAGS, LoadOptions, LookAlike
+from bitnet_tuning.errors import TuningError
+from bitnet_tuning.model.gguf import read_model
+
+# As llama-bench writes flash attention.
+FLASH = {None: -1, False: 0, True: 1}
+
+
+@dataclass
+class BenchOptions(LoadOptions):
+    """What llama-bench's command line asks for; sizes in tokens, 0 for no such test."""
+
+    n_prompt: int = 512
+    n_gen: int = 128
+    repetitions: int = 5
+    output: str = "json"
+    mmap: bool | None = True
+
+
+class PhaseTest(NamedTuple):
+    """One row of the result."""
+
+    n_prompt: int
+    n_gen: int
+
+    @property
+    def name(self) -> str:
+        """Return a name such as pp512 or tg128."""
+        return f"pp{self.n_prompt}" if self.n_prompt else f"tg{self.n_gen}"
+
+    @property
+    def context(self) -> int:
+        """Return the tokens of context that it takes.
+
+        Generation needs one token to start from, and every test samples one more than it
+        counts: see ``_run``.
+        """
+        return max(self.n_prompt, 1) + self.n_gen + 1
+
+
+def run(options: BenchOptions) -> None:
+    """Print one row for each test as JSON. Raise TuningError for what cannot be done."""
+    pairs = ((options.n_prompt, 0), (0, options.n_gen))
+    tests = [PhaseTest(*pair) for pair in pairs if any(pair)]
+    limit = None
+    with suppress(TuningError):  # Loading says better what is wrong.
+        limit = read_model(options.model).context_length
+    for test in tests:
+        if limit is not None and test.context > limit:
+            raise TuningError(
+                f"{test.name} takes a context of {test.context} tokens, the model has {limit}"
+            )
+    context = max((test.context for test in tests), default=1)
+    engine = EmbeddedEngine(replace(options, context=context))
+    shared, vocabulary = _facts(engine)
+    rows = []
+    for test in tests:
+        started = time.time()
+        _run(engine, PhaseTest(test.n_prompt, min(test.n_gen, 1)), vocabulary)  # warm up
+        durations = [_run(engine, test, vocabulary) for _ in range(options.repetitions)]
+        rows.append(shared | record(options, test, started, durations))
+    print(json.dumps(rows, indent=2), flush=True)
+
+
+def _facts(engine: EmbeddedEngine) -> tuple[dict[str, Any], int]:
+    """Return what all rows say of engine, CPU and model, and the size of the vocabulary.
+
+    Raise MissingError for a damaged file.
+    """
+    file = read_model(engine.options.model)
+    build = build_info(engine.binding)
+    devices = engine.binding.get_device_info()
+    cpus = [each["description"] for each in devices if each["type"].name.endswith("_CPU")]
+    shared = {
+        "build_commit": build["commit"],
+        "build_number": build["build_number"],
+        "cpu_info": ", ".join(cpus),
+        "gpu_info": "",
+        "backends": "CPU",
+        "engine": f"embedded (xllamacpp {engine.binding.__version__})",
+        "model_filename": file.path,
+        "model_type": f"{file.architecture} {file.quantization.upper()}",
+        # Of the file, header included: llama-bench adds up the tensors.
+        "model_size": file.size,
+        "model_n_params": sum(share.weights for share in file.types),
+    }
+    return shared, file.vocabulary or 256  # Any model has that many.
+
+
+def record(
+    options: BenchOptions, test: PhaseTest, started: float, durations: Sequence[int]
+) -> dict[str, Any]:
+    """Return a row under llama-bench's keys: ``_ns`` in nanoseconds, ``_ts`` in tokens/s."""
+    speeds = [1e9 * (test.n_prompt + test.n_gen) / duration for duration in durations]
+    return {
+        "n_batch": options.batch,
+        "n_ubatch": options.ubatch,
+        "n_threads": options.threads,
+        "type_k": "f16",
+        "type_v": "f16",
+        "n_gpu_layers": 0,
+        "use_mmap": options.mmap,
+        "flash_attn": FLASH[options.flash],
+        "n_prompt": test.n_prompt,
+        "n_gen": test.n_gen,
+        "n_depth": 0,
+        "test_time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "avg_ns": int(statistics.fmean(durations)),
+        "stddev_ns": int(_spread(durations)),
+        "avg_ts": round(statistics.fmean(speeds), 6),
+        "stddev_ts": round(_spread(speeds), 6),
+        "samples_ns": durations,
+        "samples_ts": [round(speed, 6) for speed in speeds],
+    }
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Return the standard deviation of a sample, 0 for a single run as llama-bench does."""
+    return float(statistics.stdev(values)) if len(values) > 1 else 0.0
+
+
+def _run(engine: EmbeddedEngine, test: PhaseTest, vocabulary: int) -> int:
+    """Run one test once and return the nanoseconds that it took by the engine's own clock.
+
+    The engine's ``predicted_ms`` begins when the first token has been sampled from the
+    prompt's last step. Asking for one token more than the test has makes it cover exactly
+    ``n_gen`` steps of one token each, which is what llama-bench times; dividing
+    ``predicted_n`` by it would flatter short runs. A generation test starts, like
+    llama-bench's, from a single token. Two things stay in the figure that llama-bench
+    leaves out: picking the likeliest token and turning it into text, some tens of
+    microseconds a step.
+    """
+    n_prompt = max(test.n_prompt, 1)
+    request = {
+        "prompt": [random.randrange(vocabulary) for _ in range(n_prompt)],
+        "n_predict": test.n_gen + 1,
+        "temperature": 0,
+        "samplers": ["temperature"],
+        "ignore_eos": True,
+        "cache_prompt": False,
+    }
+    newest = PhaseTimes()
+    for piece in engine.complete(request):
+        newest = piece.times or newest
+    if (newest.prompt_n, newest.runs) != (n_prompt, test.n_gen):
+        raise TuningError(f"{test.name} did not run in full: {newest}")
+    milliseconds = newest.predicted_ms + (newest.prompt_ms if test.n_prompt else 0.0)
+    # The clock has microseconds; a step that shows none took less than one.
+    return max(int(1e6 * milliseconds), 1)
+
+
+_SHARED = ("help", "version", "model", "threads", "ubatch", "flash", "numa", "")
+
+PROGRAM = LookAlike(
+    "embedded bench: a llama-bench over xllamacpp (mainline llama.cpp on CPUs)",
+    (
+        *(flag for flag in LOAD_FLAGS if flag.field in _SHARED),
+        CliFlag("-p, --n-prompt N", "n_prompt", "prompt tokens (default: 512)", at_least(0)),
+        CliFlag("-n, --n-gen N", "n_gen", "tokens to generate (default: 128)", at_least(0)),
+        CliFlag("-r, --repetitions N", "repetitions", "runs (default: 5)", at_least(1)),
+        CliFlag("-mmp, --mmap 0|1", "mmap", "map the model file", one_of({"0": False, "1": True})),
+        CliFlag("-o, --output FORMAT", "output", "json (default)", one_of({"json": "json"})),
+    ),
+    BenchOptions,
+    run,
+)

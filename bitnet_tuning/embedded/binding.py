@@ -1,0 +1,118 @@
+"""Import xllamacpp and fill in its parameters."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from bitnet_tuning.embedded.options import LoadOptions
+from bitnet_tuning.errors import MissingError
+
+VERBOSITY_ERRORS = 1
+VERBOSITY_ALL = 10
+
+
+def load_binding() -> Any:
+    """Return the module ``xllamacpp``. Raise MissingError if it cannot be imported."""
+    try:
+        return importlib.import_module("xllamacpp")
+    except ImportError as error:
+        cause = f"the embedded engine needs the package xllamacpp ({error})"
+        remedy = "pip install xllamacpp, or this project with its extra: bitnet-tuning[embedded]"
+        if "libgomp" in str(error):
+            remedy = "its OpenMP runtime is missing; on Debian and Ubuntu: apt-get install libgomp1"
+        raise MissingError(cause, remedy) from error
+
+
+def version_line() -> str:
+    """Return ``version: embedded (...)``, with or without xllamacpp."""
+    try:
+        binding = load_binding()
+    except MissingError:
+        return "version: embedded (xllamacpp is not installed)"
+    build = build_info(binding)
+    return (
+        f"version: embedded (xllamacpp {binding.__version__}, "
+        f"llama.cpp b{build['build_number']} ({build['commit']}), "
+        f"{build['compiler']} for {build['build_target']})"
+    )
+
+
+def build_info(binding: Any) -> dict[str, Any]:
+    """Return ``build_number``, ``commit``, ``compiler`` and ``build_target`` of its llama.cpp.
+
+    Wheels are built outside llama.cpp's repository, so that its own number is 0; the last
+    part of xllamacpp's version is the llama.cpp release that it wraps.
+    """
+    build = {"build_number": 0, "commit": "unknown", "compiler": "?", "build_target": "?"}
+    build.update(getattr(binding, "BUILD_INFO", {}))
+    parts = str(binding.__version__).split(".")
+    if not build["build_number"] and len(parts) > 2 and parts[2].isdigit():
+        build["build_number"] = int(parts[2])
+    return build
+
+
+# A server made for many clients, cut down to one sequence of one program.
+# fit_params would measure the machine's memory and change what was asked for.
+QUIET_SERVER: dict[str, Any] = {
+    **dict.fromkeys(("n_parallel", "n_threads_http"), 1),
+    **dict.fromkeys(("cache_ram_mib", "n_ctx_checkpoints", "n_gpu_layers"), 0),
+    **dict.fromkeys(("cont_batching", "cache_idle_slots", "ctx_shift", "fit_params"), False),
+    **dict.fromkeys(("endpoint_slots", "endpoint_props", "endpoint_metrics"), False),
+    **dict.fromkeys(("ui", "webui"), False),
+    **dict.fromkeys(("offline", "no_kv_offload", "no_op_offload"), True),
+    "sse_ping_interval": -1,
+}
+
+
+def fill(binding: Any, options: LoadOptions) -> Any:
+    """Return CommonParams for ``options``: one sequence, on CPUs, offline."""
+    params = binding.CommonParams()
+    params.model.path = options.model
+    params.cpuparams.n_threads = options.threads
+    params.cpuparams_batch.n_threads = options.threads_batch
+    for cpu in (params.cpuparams, params.cpuparams_batch):
+        cpu.poll = options.poll
+        cpu.priority = binding.ggml_sched_priority(options.priority)
+    params.n_ctx = options.context
+    params.n_batch = options.batch
+    params.n_ubatch = options.ubatch
+    params.warmup = options.warmup
+    if options.chat_template:
+        params.chat_template = options.chat_template
+    params.verbosity = VERBOSITY_ALL if options.verbose else VERBOSITY_ERRORS
+    if options.numa:
+        strategies = binding.ggml_numa_strategy
+        params.numa = getattr(strategies, f"GGML_NUMA_STRATEGY_{options.numa.upper()}")
+    flash = {True: "ENABLED", False: "DISABLED", None: "AUTO"}[options.flash]
+    kinds = binding.llama_flash_attn_type
+    params.flash_attn_type = getattr(kinds, f"LLAMA_FLASH_ATTN_TYPE_{flash}")
+    _set_load_mode(binding, params, options.mmap, options.mlock)
+    # The thoughts of models that think are part of their text.
+    params.reasoning_format = binding.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
+    set_known(params, QUIET_SERVER)
+    return params
+
+
+def set_known(params: Any, values: dict[str, Any]) -> None:
+    """Set what this release of xllamacpp has; names come and go with llama.cpp's."""
+    for name, value in values.items():
+        if hasattr(params, name):
+            setattr(params, name, value)
+
+
+def set_host(params: Any, host: str) -> None:
+    """Set the address to listen on, in the older or the newer form."""
+    if hasattr(params, "hostnames"):
+        params.hostnames = [host]
+    else:
+        params.hostname = host
+
+
+def _set_load_mode(binding: Any, params: Any, mmap: bool | None, mlock: bool) -> None:
+    if not hasattr(params, "load_mode"):
+        set_known(params, {"use_mmap": mmap is not False, "use_mlock": mlock})
+    elif mmap is not None or mlock:
+        mapped, copied = ("MMAP_MLOCK", "MLOCK") if mlock else ("MMAP", "NONE")
+        name = copied if mmap is False else mapped
+        params.load_mode = getattr(binding.llama_load_mode, f"LLAMA_LOAD_MODE_{name}")

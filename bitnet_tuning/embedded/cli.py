@@ -1,0 +1,72 @@
+"""The look-alike of llama-cli."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from bitnet_tuning.embedded.chat import CliOptions, complete, talk, template_for
+from bitnet_tuning.embedded.engine import EmbeddedEngine, PhaseTimes
+from bitnet_tuning.embedded.flags import CliFlag, from_file, real, whole
+from bitnet_tuning.embedded.options import LOAD_FLAGS, LookAlike
+
+
+def run(options: CliOptions) -> None:
+    """Complete a prompt or chat. Raise TuningError for what cannot be done."""
+    if options.chat:
+        options.chat_template = template_for(options.model)
+    engine = EmbeddedEngine(options)
+    if not options.quiet:
+        print(f"\n{engine.system_info()}\n", file=sys.stderr, flush=True)
+    rows: list[PhaseTimes] = []
+    try:
+        (talk if options.chat else complete)(options, engine, rows)
+    finally:
+        # Also when Ctrl-C ends it: what was done has taken its time.
+        if options.perf and not options.quiet:
+            print(engine.perf(rows), file=sys.stderr, flush=True)
+
+
+PROGRAM = LookAlike(
+    "embedded: a llama-cli over xllamacpp (mainline llama.cpp on CPUs)",
+    (
+        *LOAD_FLAGS,
+        CliFlag(
+            "-p, --prompt PROMPT",
+            "prompt",
+            "prompt; in a chat the system prompt, or the first message with -sys or -st",
+            os.fsencode,
+        ),
+        CliFlag("-f, --file FNAME", "prompt", "file that holds the prompt", from_file),
+        CliFlag("-sys, --system-prompt PROMPT", "system_prompt", "for a chat", os.fsencode),
+        CliFlag("-n, --predict, --n-predict N", "n_predict", "tokens to generate", whole),
+        CliFlag("--keep N", "", "accepted; a full context ends the text, it never shifts"),
+        CliFlag("-s, --seed SEED", "seed", "sampling seed (default: -1, random)", whole),
+        CliFlag("--temp, --temperature N", "temperature", "temperature; 0 is greedy", real),
+        CliFlag("--top-k N", "top_k", "top-k sampling; 0 is off", whole),
+        CliFlag("--top-p N", "top_p", "top-p sampling; 1.0 is off", real),
+        CliFlag("--min-p N", "min_p", "min-p sampling; 0.0 is off", real),
+        CliFlag("--repeat-penalty N", "repeat_penalty", "repetition penalty; 1.0 is off", real),
+        CliFlag("--repeat-last-n N", "repeat_last_n", "tokens that penalties look at", whole),
+        CliFlag("--presence-penalty N", "presence_penalty", "0.0 is off", real),
+        CliFlag("--frequency-penalty N", "frequency_penalty", "0.0 is off", real),
+        CliFlag("--ignore-eos", "ignore_eos", "go on past the end of the text"),
+        CliFlag(
+            "-r, --reverse-prompt PROMPT",
+            "reverse_prompts",
+            "stop after this text; may be given several times",
+            os.fsencode,
+            append=True,
+        ),
+        CliFlag("-cnv, --conversation", "chat", "chat: read messages from standard input"),
+        CliFlag("-no-cnv, --no-conversation", "chat", "complete the prompt (default)"),
+        CliFlag("-st, --single-turn", "single_turn", "end the chat after one answer"),
+        CliFlag("-e, --escape, --no-escape", "escape", r"process \n and others (default), or not"),
+        CliFlag("--no-display-prompt", "display_prompt", "do not print the prompt first"),
+        CliFlag("--simple-io", "", "accepted; input and output are simple"),
+        CliFlag("--no-perf, -no-perf", "perf", "do not print timings at the end"),
+        CliFlag("--log-disable", "quiet", "nothing but errors on standard error"),
+    ),
+    CliOptions,
+    run,
+)

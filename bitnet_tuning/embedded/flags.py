@@ -1,0 +1,148 @@
+"""Read a command line as llama.cpp does.
+
+This is not argparse, because llama.cpp takes the argument after a flag as its value
+whatever it looks like (``-p -foo``, ``-n -1``), has single-dash flags of several letters
+(``-ngl``) and exits with 1 on a usage error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bitnet_tuning.errors import TuningError
+
+_ESCAPE = re.compile(rb"\\(x[0-9A-Fa-f]{2}|.)", re.DOTALL)
+_MEANING = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\": b"\\"}
+
+
+class CliFlag(NamedTuple):
+    """One flag and the option that it sets.
+
+    ``spec`` lists its names as help shows them, and a placeholder if it takes a value; a
+    placeholder in brackets is a value that may be left out. ``field`` is "" for a flag that
+    is accepted and ignored. A switch sets False if its name begins with ``-no-`` or
+    ``--no-``, else True.
+    """
+
+    spec: str
+    field: str
+    help: str
+    convert: Callable[[str], Any] = str
+    append: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """Return the spellings of the flag."""
+        return [word.rstrip(",") for word in self.spec.split() if word.startswith("-")]
+
+    @property
+    def metavar(self) -> str:
+        """Return the placeholder of the value, "" for a switch."""
+        last = self.spec.split()[-1]
+        return "" if last.startswith("-") else last
+
+
+def parse(argv: Sequence[str], table: Sequence[CliFlag]) -> dict[str, Any]:
+    """Return the options that ``argv`` sets; the last of several equal flags wins.
+
+    Raise TuningError for an unknown flag, a missing value and an unusable one.
+    """
+    by_name = {name: flag for flag in table for name in flag.names}
+    options: dict[str, Any] = {}
+    words = list(reversed(argv))
+    while words:
+        word = words.pop()
+        name = word.replace("_", "-") if word.startswith("--") else word
+        flag = by_name.get(name)
+        if flag is None:
+            raise TuningError(f"invalid argument: {word}")
+        try:
+            value = _value(flag, name, words)
+        except ValueError as error:
+            raise TuningError(f'error while handling argument "{word}": {error}') from None
+        options[flag.field] = (*options.get(flag.field, ()), value) if flag.append else value
+    options.pop("", None)
+    return options
+
+
+def _value(flag: CliFlag, name: str, rest: list[str]) -> Any:
+    if not flag.metavar:
+        return not name.startswith(("-no-", "--no-"))
+    if flag.metavar.startswith("[") and (not rest or rest[-1].startswith("-")):
+        return True
+    if not rest:
+        raise ValueError("expected value for argument")
+    return flag.convert(rest.pop())
+
+
+def number(kind: Callable[[str], Any], noun: str) -> Callable[[str], Any]:
+    """Return a converter that refuses text in words that a user understands."""
+
+    def convert(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError(f"not a {noun}: {text!r}") from None
+
+    return convert
+
+
+whole = number(int, "whole number")
+real = number(float, "number")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return a converter to integers that refuses smaller ones."""
+
+    def convert(text: str) -> int:
+        value: int = whole(text)
+        if value < least:
+            raise ValueError(f"must be at least {least}")
+        return value
+
+    return convert
+
+
+def one_of(values: Mapping[str, Any]) -> Callable[[str], Any]:
+    """Return a converter that accepts these words only."""
+
+    def convert(text: str) -> Any:
+        if text not in values:
+            raise ValueError(f"{text!r} is none of {', '.join(values)}")
+        return values[text]
+
+    return convert
+
+
+def from_file(path: str) -> bytes:
+    """Return the file's bytes without one final newline, as llama.cpp reads a prompt file.
+
+    Raise TuningError if the file cannot be read.
+    """
+    try:
+        return Path(path).read_bytes().removesuffix(b"\n")
+    except OSError as error:
+        raise TuningError(f"failed to open file '{path}': {error.strerror}") from None
+
+
+def unescape(raw: bytes) -> bytes:
+    r"""Replace ``\n \r \t \' \" \\`` and ``\x41``; any other backslash stays."""
+
+    def meaning(match: re.Match[bytes]) -> bytes:
+        letter = match[1]
+        return bytes([int(letter[1:], 16)]) if len(letter) == 3 else _MEANING.get(letter, match[0])
+
+    return _ESCAPE.sub(meaning, raw)
+
+
+def render(title: str, table: Sequence[CliFlag]) -> str:
+    """Return the help text: one line for each flag, laid out as llama.cpp does."""
+    lines = [title, "", "----- flags -----", ""]
+    for flag in table:
+        short, comma, rest = flag.spec.partition(", ")
+        spec = f"{short + comma:<7}{rest}" if comma else short
+        lines.append(f"{spec:<39} {flag.help}")
+    return "\n".join(lines) + "\n"
