@@ -90,13 +90,13 @@ def with_all_means(facts: Facts) -> Facts:
 
 
 def _with_huge(facts: Facts, root: str) -> Facts:
-    from bitnet_tuning.machine.pages import read_huge_pages  # noqa: PLC0415
+    from bitnet_tuning.machine.memory import read_huge_pages  # noqa: PLC0415
 
     return facts._replace(huge=read_huge_pages(Root(root)))
 
 
 def _with_nodes(facts: Facts, root: str) -> Facts:
-    from bitnet_tuning.machine.pages import cached_nodes  # noqa: PLC0415
+    from bitnet_tuning.machine.memory import cached_nodes  # noqa: PLC0415
 
     cached = cached_nodes(Root(root), facts.model.path)
     return facts._replace(numactl=_numactl_acts(facts), cached=cached)

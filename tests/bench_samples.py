@@ -29,8 +29,8 @@ from bitnet_tuning.bench.samples import PP, TG, Objective, Round, Run, Sizes
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.cgroups import Throttling
 from bitnet_tuning.machine.clock import Clock
-from bitnet_tuning.machine.memory import Memory
-from bitnet_tuning.machine.power import Temperature
+from bitnet_tuning.machine.load import Busy
+from bitnet_tuning.machine.sensors import Temperature
 from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting, apply
 
 DEFAULT = Setting(6, 12, env=(("OMP_PLACES", "cores"), ("OMP_PROC_BIND", "close")))
@@ -139,18 +139,21 @@ MODEL = ModelFacts(
 SNAPSHOT = conditions.Conditions(
     time=1_770_000_000.0,
     online_cpus=4,
-    other_load=0.5,
-    busiest=(conditions.Busy("firefox", 0.4),),
-    times=None,
-    own_seconds=2.5,
+    other_load_cpus=0.5,
+    busiest=(Busy("firefox", 0.4),),
+    busy_cpu_seconds=None,
+    steal_cpu_seconds=None,
+    own_cpu_seconds=2.5,
     clock=Clock(3000.0, 2900.0, 3100.0, 3500.0, None),
     governor="powersave",
-    driver="intel_pstate",
+    frequency_driver="intel_pstate",
     temperature=Temperature(61.0, "x86_pkg_temp"),
     throttle_events=3,
-    throttling=(Throttling("sys/fs/cgroup", 10, 2, 0.5),),
-    memory=Memory(16 << 30, None),
-    swap=None,
+    quota_throttling=(Throttling("sys/fs/cgroup", 10, 2, 0.5),),
+    memory_total=16 << 30,
+    memory_available=None,
+    swap_used=None,
+    swap_read_back=None,
     on_battery=False,
 )
 

@@ -12,65 +12,62 @@ from typing import Any
 
 import pytest
 
-from bitnet_tuning.machine import activity
 from bitnet_tuning.machine import conditions as snapshot
-from bitnet_tuning.machine.activity import CpuTimes, Process
+from bitnet_tuning.machine import load
 from bitnet_tuning.machine.cgroups import Throttling
 from bitnet_tuning.machine.clock import Clock
-from bitnet_tuning.machine.conditions import (
-    Busy,
-    Conditions,
-    Meanwhile,
-    as_json,
-    between,
-    busiest,
-    load,
-    meanwhile_as_json,
-    take,
-)
+from bitnet_tuning.machine.conditions import Conditions, Meanwhile, as_json, between, take
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import Host
-from bitnet_tuning.machine.memory import Memory, Swap
-from bitnet_tuning.machine.power import Temperature
+from bitnet_tuning.machine.load import Busy, ProcessTime, busiest, growth, other_load
 from bitnet_tuning.machine.root import Root
+from bitnet_tuning.machine.sensors import Temperature
 from bitnet_tuning.machine.warnings import warnings_after, warnings_before
 from tests.machines import CGROUP, GIBIBYTE, Machine
 
 QUIET = Conditions(
     time=1000.0,
     online_cpus=8,
-    other_load=0.1,
+    other_load_cpus=0.1,
     busiest=(),
-    times=CpuTimes(500.0, 5.0),
-    own_seconds=2.0,
+    busy_cpu_seconds=500.0,
+    steal_cpu_seconds=5.0,
+    own_cpu_seconds=2.0,
     clock=Clock(3000.0, 2500.0, 3500.0, 3600.0, 3600.0),
     governor="performance",
-    driver="intel_pstate",
+    frequency_driver="intel_pstate",
     temperature=Temperature(50.0, "coretemp", 100.0),
     throttle_events=7,
-    throttling=(Throttling("a", 100, 10, 1.0),),
-    memory=Memory(16 * GIBIBYTE, 8 * GIBIBYTE),
-    swap=Swap(0, 0),
+    quota_throttling=(Throttling("a", 100, 10, 1.0),),
+    memory_total=16 * GIBIBYTE,
+    memory_available=8 * GIBIBYTE,
+    swap_used=0,
+    swap_read_back=0,
     on_battery=False,
 )
 UNKNOWN = Conditions(
     time=1000.0,
     online_cpus=1,
-    other_load=None,
+    other_load_cpus=None,
     busiest=(),
-    times=None,
-    own_seconds=0.0,
+    busy_cpu_seconds=None,
+    steal_cpu_seconds=None,
+    own_cpu_seconds=0.0,
     clock=None,
     governor=None,
-    driver=None,
+    frequency_driver=None,
     temperature=None,
     throttle_events=None,
-    throttling=(),
-    memory=Memory(None, None),
-    swap=None,
+    quota_throttling=(),
+    memory_total=None,
+    memory_available=None,
+    swap_used=None,
+    swap_read_back=None,
     on_battery=None,
 )
-LATER = QUIET._replace(time=1100.0, times=CpuTimes(700.0, 6.0), own_seconds=200.0)
+LATER = QUIET._replace(
+    time=1100.0, busy_cpu_seconds=700.0, steal_cpu_seconds=6.0, own_cpu_seconds=200.0
+)
 
 
 @pytest.fixture
@@ -87,41 +84,46 @@ def host(machine: Machine) -> Host:
 
 
 def test_load_is_what_we_did_not_use() -> None:
-    before, after = CpuTimes(100.0, 0.0), CpuTimes(130.0, 0.0)
-    assert load(before, after, 20.0, 10.0) == pytest.approx(1.0)
-    assert load(before, after, 31.0, 10.0) == 0.0
+    assert other_load(30.0, 20.0, 10.0) == pytest.approx(1.0)
+    assert other_load(30.0, 31.0, 10.0) == 0.0
 
 
-@pytest.mark.parametrize(("own", "seconds"), [(1.0, 0.0), (1.0, -5.0), (-1.0, 5.0)])
-def test_load_of_counters_that_went_back(own: float, seconds: float) -> None:
-    before, after = CpuTimes(100.0, 0.0), CpuTimes(130.0, 0.0)
-    assert load(before, after, own, seconds) is None
-    assert load(after, before, 1.0, 10.0) is None
+@pytest.mark.parametrize(
+    ("busy", "own", "seconds"),
+    [(30.0, 1.0, 0.0), (30.0, 1.0, -5.0), (30.0, None, 5.0), (None, 1.0, 5.0)],
+)
+def test_load_that_is_not_known(busy: float | None, own: float | None, seconds: float) -> None:
+    assert other_load(busy, own, seconds) is None
+
+
+def test_counters_that_went_back_have_no_growth() -> None:
+    assert growth(100.0, 130.0) == 30.0
+    assert growth(130.0, 100.0) is growth(None, 1.0) is growth(1.0, None) is None
 
 
 def test_programs_are_summed_by_name_and_the_top_three_named() -> None:
-    before = {1: Process("a", 5.0), 2: Process("a", 1.0), 3: Process("b", 0.0)}
+    before = {1: ProcessTime("a", 5.0), 2: ProcessTime("a", 1.0), 3: ProcessTime("b", 0.0)}
     after = {
-        1: Process("a", 6.0),
-        2: Process("a", 2.0),
-        3: Process("b", 3.0),
-        4: Process("new", 0.5),
-        5: Process("rest", 0.2),
-        6: Process("idle", 0.001),
+        1: ProcessTime("a", 6.0),
+        2: ProcessTime("a", 2.0),
+        3: ProcessTime("b", 3.0),
+        4: ProcessTime("new", 0.5),
+        5: ProcessTime("rest", 0.2),
+        6: ProcessTime("idle", 0.001),
     }
     assert busiest(before, after, 2.0) == (Busy("b", 1.5), Busy("a", 1.0), Busy("new", 0.25))
 
 
 def test_a_process_that_got_the_number_of_another() -> None:
-    before = {1: Process("old", 50.0), 2: Process("renamed", 9.0)}
-    after = {1: Process("young", 0.5), 2: Process("other", 9.25)}
+    before = {1: ProcessTime("old", 50.0), 2: ProcessTime("renamed", 9.0)}
+    after = {1: ProcessTime("young", 0.5), 2: ProcessTime("other", 9.25)}
     assert busiest(before, after, 1.0) == (Busy("young", 0.5), Busy("other", 0.25))
     assert busiest(before, after, 0.0) == ()
 
 
 def test_between() -> None:
     after = LATER._replace(
-        throttle_events=9, throttling=(Throttling("a", 300, 50, 6.0),), swap=Swap(0, 5000)
+        throttle_events=9, quota_throttling=(Throttling("a", 300, 50, 6.0),), swap_read_back=5000
     )
     seen = between(QUIET, after)
     assert seen[:3] == pytest.approx((100.0, 0.02, 1 / 201))
@@ -131,9 +133,10 @@ def test_between() -> None:
 def test_the_level_that_was_throttled_most_counts() -> None:
     levels = (Throttling("b", 5, 0, 0.0), Throttling("a", 110, 15, 2.0), Throttling("new", 9, 9, 9))
     seen = between(
-        QUIET._replace(throttling=(*QUIET.throttling, levels[0])), LATER._replace(throttling=levels)
+        QUIET._replace(quota_throttling=(*QUIET.quota_throttling, levels[0])),
+        LATER._replace(quota_throttling=levels),
     )
-    assert (seen.periods, seen.throttled, seen.throttled_seconds) == (10, 5, 1.0)
+    assert seen[3:6] == (10, 5, 1.0)
 
 
 def test_between_unknowns() -> None:
@@ -144,9 +147,9 @@ def test_between_unknowns() -> None:
 
 
 def test_counters_that_started_anew_show_nothing() -> None:
-    after = LATER._replace(throttle_events=0, throttling=(Throttling("a", 1, 1, 0.1),))
-    seen = between(QUIET, after._replace(times=CpuTimes(1.0, 0.0)))
-    assert seen == Meanwhile(100.0, None, None, 0, 0, 0.0, 0, 0)
+    after = LATER._replace(throttle_events=0, quota_throttling=(Throttling("a", 1, 1, 0.1),))
+    seen = between(QUIET, after._replace(busy_cpu_seconds=1.0))
+    assert seen == Meanwhile(100.0, None, None, 0, 0, 0.0, None, 0)
 
 
 # JSON
@@ -174,7 +177,7 @@ def test_json_of_what_is_known_and_not() -> None:
 
 
 def test_json_of_what_happened_meanwhile() -> None:
-    facts = meanwhile_as_json(between(QUIET, LATER))
+    facts = between(QUIET, LATER)._asdict()
     assert facts["seconds"] == 100.0
     assert facts["other_load_cpus"] == pytest.approx(0.02)
     assert len(facts) == len(Meanwhile._fields)
@@ -184,7 +187,7 @@ def test_json_of_what_happened_meanwhile() -> None:
 
 
 def test_a_snapshot_of_a_dump(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(activity, "_hertz", lambda: 100)
+    monkeypatch.setattr(load, "_hertz", lambda: 100)
     machine.meminfo(16 * GIBIBYTE, 8 * GIBIBYTE).cpu_times(100, 0, 100, 900, 0, 0, 0, 50)
     machine.governors(dict.fromkeys(range(8), "schedutil"))
     machine.per_cpu("cpufreq/scaling_driver", {0: "acpi-cpufreq"})
@@ -197,20 +200,20 @@ def test_a_snapshot_of_a_dump(machine: Machine, monkeypatch: pytest.MonkeyPatch)
         machine.cpu_times(100_000, 0, 100, 900, 0, 0, 0, 50)
 
     seen = take(machine.host(), Root(str(machine.path)), 0.25, others_work)
-    assert (seen.online_cpus, seen.times) == (8, CpuTimes(1001.0, 0.5))
-    assert seen.other_load is not None and seen.other_load > 1
+    assert (seen.online_cpus, seen.busy_cpu_seconds, seen.steal_cpu_seconds) == (8, 1001.0, 0.5)
+    assert seen.other_load_cpus is not None and seen.other_load_cpus > 1
     assert seen.busiest == ()
     assert seen.clock == Clock(2000, 2000, 2000)
-    assert (seen.governor, seen.driver) == ("schedutil", "acpi-cpufreq")
-    assert seen.throttling == (Throttling(CGROUP, 4, 1, 1e-5),)
-    assert seen.memory == Memory(16 * GIBIBYTE, 8 * GIBIBYTE)
+    assert (seen.governor, seen.frequency_driver) == ("schedutil", "acpi-cpufreq")
+    assert seen.quota_throttling == (Throttling(CGROUP, 4, 1, 1e-5),)
+    assert (seen.memory_total, seen.memory_available) == (16 * GIBIBYTE, 8 * GIBIBYTE)
     assert seen.on_battery is False
-    assert (seen.temperature, seen.swap, seen.throttle_events) == (None, None, None)
+    assert (seen.temperature, seen.swap_used, seen.throttle_events) == (None, None, None)
 
 
 def test_a_snapshot_of_nothing(machine: Machine) -> None:
     seen = take(machine.host(), Root(str(machine.path)), 0.0)
-    assert seen._replace(time=1000.0, online_cpus=1, own_seconds=0.0) == UNKNOWN
+    assert seen._replace(time=1000.0, online_cpus=1, own_cpu_seconds=0.0) == UNKNOWN
     assert warnings_before(seen, machine.host(), 5 * GIBIBYTE) == ()
     assert warnings_after(seen, seen) == ()
 
@@ -229,7 +232,7 @@ def test_a_snapshot_of_garbage(machine: Machine, content: bytes) -> None:
     root, host = Root(str(machine.path)), read_host(str(machine.path))
     seen = take(host, root, 0.0)
     assert json.loads(json.dumps(as_json(seen), allow_nan=False)) == as_json(seen)
-    assert (seen.clock, seen.temperature, seen.throttling, seen.on_battery) == (
+    assert (seen.clock, seen.temperature, seen.quota_throttling, seen.on_battery) == (
         None,
         None,
         (),
@@ -288,13 +291,13 @@ def test_a_snapshot_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshot, "own_cpu_seconds", lambda: 0.0)
     monkeypatch.setitem(sys.modules, "psutil", FakePsutil(lambda: now[0]))
     seen = take(read_host(), Root(), 0.5, sleep)
-    assert (seen.time, seen.times) == (5.0, CpuTimes(105.5, 0.0))
-    assert seen.other_load == pytest.approx(1.0)
+    assert (seen.time, seen.busy_cpu_seconds, seen.steal_cpu_seconds) == (5.0, 105.5, None)
+    assert seen.other_load_cpus == pytest.approx(1.0)
     ((name, cpus),) = seen.busiest
     assert name == "browser"
     assert cpus == pytest.approx(0.9)
     assert seen.clock == Clock(3200, 3200, 3200)
-    assert seen.memory == Memory(8 * GIBIBYTE, 3 * GIBIBYTE)
+    assert (seen.memory_total, seen.memory_available) == (8 * GIBIBYTE, 3 * GIBIBYTE)
     assert (seen.governor, seen.on_battery) == (None, None)
 
 
@@ -302,7 +305,8 @@ def test_a_snapshot_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def before(host: Host, model_size: int | None = None, **changed: Any) -> tuple[str, ...]:
-    return warnings_before(QUIET._replace(**changed), host, model_size)
+    found = warnings_before(QUIET._replace(**changed), host, model_size)
+    return tuple(warning.text for warning in found)
 
 
 def test_a_quiet_machine(host: Host) -> None:
@@ -312,13 +316,13 @@ def test_a_quiet_machine(host: Host) -> None:
 
 def test_busy_neighbours_are_named(host: Host) -> None:
     programs = (Busy("chrome", 0.9), Busy("make", 0.4), Busy("sh", 0.02))
-    assert before(host, other_load=1.31, busiest=programs) == (
+    assert before(host, other_load_cpus=1.31, busiest=programs) == (
         "other processes use 1.3 of 8 CPUs (chrome 0.9, make 0.4): close them or wait",
     )
 
 
 def test_neighbours_that_cannot_be_seen(host: Host) -> None:
-    (line,) = before(host, other_load=1.0)
+    (line,) = before(host, other_load_cpus=1.0)
     assert line == "other processes use 1.0 of 8 CPUs: close them or wait"
 
 
@@ -327,7 +331,7 @@ def test_neighbours_that_cannot_be_seen(host: Host) -> None:
     [(1, 0.1, 0), (1, 0.11, 1), (8, 0.4, 0), (8, 0.41, 1), (96, 0.5, 0), (96, 0.51, 1)],
 )
 def test_how_much_load_is_worth_a_word(host: Host, cpus: int, others: float, said: int) -> None:
-    assert len(before(host, other_load=others, online_cpus=cpus)) == said
+    assert len(before(host, other_load_cpus=others, online_cpus=cpus)) == said
 
 
 @pytest.mark.parametrize(
@@ -341,7 +345,7 @@ def test_how_much_load_is_worth_a_word(host: Host, cpus: int, others: float, sai
     ],
 )
 def test_governors(host: Host, governor: str, driver: str | None, words: str) -> None:
-    (line,) = before(host, governor=governor, driver=driver)
+    (line,) = before(host, governor=governor, frequency_driver=driver)
     assert words in line
     assert line.endswith(": sudo cpupower frequency-set -g performance")
 
@@ -356,7 +360,7 @@ def test_a_limited_clock(host: Host) -> None:
     assert before(host, clock=clock) == (
         "the clock is limited to 2400 of 4800 MHz: sudo cpupower frequency-set -u 4800MHz",
     )
-    assert before(host, clock=clock._replace(limit=4700.0)) == ()
+    assert before(host, clock=clock._replace(limit_mhz=4700.0)) == ()
 
 
 @pytest.mark.parametrize(
@@ -370,9 +374,9 @@ def test_heat(host: Host, celsius: float, critical: float | None, said: int) -> 
 
 
 def test_a_model_larger_than_the_free_memory(host: Host) -> None:
-    (line,) = before(host, 10**10, memory=Memory(None, 11 * 10**9))
+    (line,) = before(host, 10**10, memory_available=11 * 10**9)
     assert line.startswith("11.0 GB of memory are free and the model needs about 11.5 GB: ")
-    assert before(host, 10**10, memory=Memory(None, 12 * 10**9)) == ()
+    assert before(host, 10**10, memory_available=12 * 10**9) == ()
 
 
 def test_a_battery(host: Host) -> None:
@@ -390,23 +394,24 @@ def test_a_quota(machine: Machine) -> None:
 
 
 def after(**changed: Any) -> tuple[str, ...]:
-    return warnings_after(QUIET, LATER._replace(**changed))
+    found = warnings_after(QUIET, LATER._replace(**changed))
+    return tuple(warning.text for warning in found)
 
 
 @pytest.mark.parametrize(
     ("changed", "line"),
     [
         (
-            {"times": CpuTimes(800.0, 5.0)},
+            {"busy_cpu_seconds": 800.0},
             "other processes used on average 1.0 of 8 CPUs: close them or wait",
         ),
         (
-            {"times": CpuTimes(600.0, 30.0)},
+            {"busy_cpu_seconds": 600.0, "steal_cpu_seconds": 30.0},
             "the hypervisor gave 20 % of the CPU time to others (steal): "
             "measure again at a quieter time",
         ),
         (
-            {"throttling": (Throttling("a", 300, 50, 6.0),)},
+            {"quota_throttling": (Throttling("a", 300, 50, 6.0),)},
             "throttled in 40 of 200 periods by quota, 5.0 s in all: settings with more threads "
             "than the quota has CPUs suffer most; raise it to compare",
         ),
@@ -424,7 +429,7 @@ def after(**changed: Any) -> tuple[str, ...]:
             "the processor is hot, 97 °C (coretemp): let it cool, clear its air vents",
         ),
         (
-            {"swap": Swap(0, 20_000_000)},
+            {"swap_read_back": 20_000_000},
             "20 MB came back from swap: close programs that need memory",
         ),
         (
@@ -444,10 +449,12 @@ def test_what_happened(changed: dict[str, Any], line: str) -> None:
 def test_little_things_are_not_worth_a_word() -> None:
     assert (
         after(
-            times=CpuTimes(702.0, 12.0),
-            throttling=(Throttling("a", 300, 20, 1.5),),
+            busy_cpu_seconds=702.0,
+            steal_cpu_seconds=12.0,
+            quota_throttling=(Throttling("a", 300, 20, 1.5),),
             clock=Clock(2000.0, 800.0, 3200.0),
-            swap=Swap(10**9, 1 << 20),
+            swap_used=10**9,
+            swap_read_back=1 << 20,
         )
         == ()
     )

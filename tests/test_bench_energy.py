@@ -18,8 +18,8 @@ from bitnet_tuning.bench.limits import (
 )
 from bitnet_tuning.bench.samples import Absent
 from bitnet_tuning.errors import TuningError
-from bitnet_tuning.machine.power import Domain, read_domains
 from bitnet_tuning.machine.root import Root
+from bitnet_tuning.machine.sensors import Domain, read_domains
 from tests.machines import Machine
 
 SPAN = 262_143_328_850

@@ -12,7 +12,7 @@ from bitnet_tuning.bench.knobs import FULL, QUICK, Knobs
 from bitnet_tuning.bench.samples import Objective
 from bitnet_tuning.engine.binary import GOMP, NONE
 from bitnet_tuning.machine.limits import Privileges
-from bitnet_tuning.machine.pages import HugePages
+from bitnet_tuning.machine.memory import HugePages
 from bitnet_tuning.plan.command import setting_of
 from bitnet_tuning.plan.facts import Facts
 from bitnet_tuning.plan.memory import need_of

@@ -89,7 +89,7 @@ def test_what_other_modules_write_into_it_follows_it(schema: Draft202012Validato
     around = Surroundings(
         conditions.as_json(seen),
         conditions.as_json(seen),
-        conditions.meanwhile_as_json(conditions.between(seen, seen._replace(time=seen.time + 60))),
+        conditions.between(seen, seen._replace(time=seen.time + 60))._asdict(),
     )
     document = sample_results()._replace(
         conditions=around,

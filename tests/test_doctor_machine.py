@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from bitnet_tuning.machine.cgroups import Throttling
-from bitnet_tuning.machine.conditions import Busy
+from bitnet_tuning.machine.load import Busy
 from bitnet_tuning.machine.memory import Memory
-from bitnet_tuning.machine.power import Temperature
+from bitnet_tuning.machine.sensors import Temperature
 from bitnet_tuning.plan.openmp import BINDING, THREAD_COUNTS
 from tests import profile_samples as samples
 from tests.doctor_cases import case_of, found_in, laptop, states
@@ -79,9 +79,9 @@ def test_quota(machine: Machine, limit: str, state: str) -> None:
 
 def test_a_quota_that_has_stopped_threads(machine: Machine) -> None:
     case = case_of(machine.cgroup2("/", {"cpu.max": "100000 100000"}))
-    often = case.conditions._replace(throttling=(Throttling("x", 100, 40, 1.0),))
+    often = case.conditions._replace(quota_throttling=(Throttling("x", 100, 40, 1.0),))
     assert "40 of 100" in found_in(case._replace(conditions=often))["CPU quota"].text
-    seldom = case.conditions._replace(throttling=(Throttling("x", 100, 4, 1.0),))
+    seldom = case.conditions._replace(quota_throttling=(Throttling("x", 100, 4, 1.0),))
     assert "of 100" not in found_in(case._replace(conditions=seldom))["CPU quota"].text
 
 
@@ -202,7 +202,7 @@ def test_temperature(machine: Machine, celsius: float, state: str) -> None:
 )
 def test_other_programs_are_named(machine: Machine, load: float | None, state: str) -> None:
     before = case_of(machine).conditions
-    seen = before._replace(other_load=load, busiest=(Busy("compiler", 1.2),))
+    seen = before._replace(other_load_cpus=load, busiest=(Busy("compiler", 1.2),))
     assert states(machine, "other programs", conditions=seen) == state
     text = found_in(case_of(machine, conditions=seen))["other programs"].text
     assert ("compiler 1.2" in text) is (state == "warn")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 
 import pytest
 
 from bitnet_tuning.machine.clock import read_base_clock
-from bitnet_tuning.machine.limits import LockLimit, read_lock_limit
-from bitnet_tuning.machine.mounts import FileSystem, holding, read_mounts
-from bitnet_tuning.machine.pages import KernelSettings, read_kernel_settings
+from bitnet_tuning.machine.limits import read_lock_limit
+from bitnet_tuning.machine.memory import read_huge_pages, read_numa_balancing
+from bitnet_tuning.machine.mounts import Mount, mount_holding, read_mounts
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.machine.wsl import parse_wsl_config, read_wsl_configs
 from tests.machines import Machine
@@ -33,7 +34,7 @@ def test_the_longest_mount_point_holds_a_path(machine: Machine) -> None:
     machine.mount("/", "ext4", "/dev/sda1").windows_drive().mount("/mnt/c/own disk", "xfs")
     mounts = read_mounts(root(machine))
     kinds = {
-        path: (found := holding(path, mounts)) and found.kind
+        path: (found := mount_holding(path, mounts)) and found.kind
         for path in ("/home/a/m.gguf", "/mnt/c/m.gguf", "/mnt/cd/m.gguf", "/mnt/c/own disk/m.gguf")
     }
     assert list(kinds.values()) == ["ext4", "9p", "ext4", "xfs"]
@@ -41,19 +42,19 @@ def test_the_longest_mount_point_holds_a_path(machine: Machine) -> None:
 
 def test_a_later_mount_hides_an_earlier_one(machine: Machine) -> None:
     machine.mount("/data", "nfs", "server:/data").mount("/data", "ext4", "/dev/sdb1")
-    found = holding("/data/m.gguf", read_mounts(root(machine)))
+    found = mount_holding("/data/m.gguf", read_mounts(root(machine)))
     assert found is not None
     assert found.kind == "ext4"
 
 
 def test_the_old_table_counts_where_there_is_no_new_one(machine: Machine) -> None:
     machine.write("proc/mounts", "C:\\134 /mnt/c drvfs rw,noatime 0 0\nbroken\n")
-    assert read_mounts(root(machine)) == (FileSystem("/mnt/c", "drvfs", "C:\\", "rw,noatime"),)
+    assert read_mounts(root(machine)) == (Mount("/mnt/c", "drvfs", "C:\\", "rw,noatime"),)
 
 
 def test_no_table_no_mounts(machine: Machine) -> None:
     assert read_mounts(root(machine)) == ()
-    assert holding("/m.gguf", ()) is None
+    assert mount_holding("/m.gguf", ()) is None
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_no_table_no_mounts(machine: Machine) -> None:
     ],
 )
 def test_windows_drives(kind: str, source: str, options: str, windows: bool) -> None:
-    assert FileSystem("/mnt/c", kind, source, options).windows is windows
+    assert Mount("/mnt/c", kind, source, options).windows is windows
 
 
 # .wslconfig
@@ -125,9 +126,9 @@ def test_every_users_file_on_every_drive(machine: Machine) -> None:
 
 @pytest.mark.parametrize(
     ("soft", "limit"),
-    [(8388608, LockLimit(8388608)), ("unlimited", LockLimit(None)), ("much", None)],
+    [(8388608, 8388608), ("unlimited", inf), ("much", None)],
 )
-def test_a_recorded_lock_limit(machine: Machine, soft: int | str, limit: LockLimit | None) -> None:
+def test_a_recorded_lock_limit(machine: Machine, soft: int | str, limit: float | None) -> None:
     assert read_lock_limit(root(machine.lock_limit(soft))) == limit
 
 
@@ -136,11 +137,13 @@ def test_no_recorded_lock_limit(machine: Machine) -> None:
 
 
 def test_kernel_settings(machine: Machine) -> None:
-    assert read_kernel_settings(root(machine)) == KernelSettings(None, None)
+    assert read_huge_pages(root(machine)).transparent is None
+    assert read_numa_balancing(root(machine)) is None
     machine.huge_pages("madvise").write("proc/sys/kernel/numa_balancing", 2)
-    assert read_kernel_settings(root(machine)) == KernelSettings("madvise", True)
+    assert read_huge_pages(root(machine)).transparent == "madvise"
+    assert read_numa_balancing(root(machine)) is True
     machine.write("proc/sys/kernel/numa_balancing", 0)
-    assert read_kernel_settings(root(machine)).numa_balancing is False
+    assert read_numa_balancing(root(machine)) is False
 
 
 def test_the_base_clock_is_stated_in_three_places(machine: Machine) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from bitnet_tuning.machine import activity
-from bitnet_tuning.machine.activity import CpuTimes, own_cpu_seconds, read_cpu_times, read_processes
+from bitnet_tuning.machine import load
 from bitnet_tuning.machine.clock import Clock, read_clock, read_driver
+from bitnet_tuning.machine.load import CpuTimes, own_cpu_seconds, read_cpu_times, read_processes
 from bitnet_tuning.machine.root import Root
 from tests.machines import Machine
 
@@ -33,7 +33,7 @@ def root(machine: Machine) -> Root:
 
 @pytest.fixture
 def hertz(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(activity, "_hertz", lambda: 100)
+    monkeypatch.setattr(load, "_hertz", lambda: 100)
 
 
 # CPU times
@@ -69,7 +69,7 @@ def test_systems_without_sysconf(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ValueError
 
     monkeypatch.setattr(os, "sysconf", unknown, raising=False)
-    assert activity._hertz() == 100
+    assert load._hertz() == 100
 
 
 def test_own_time_grows_with_finished_children() -> None:

@@ -10,18 +10,17 @@ from typing import Any
 import pytest
 
 from bitnet_tuning.machine import memory as swap
-from bitnet_tuning.machine.activity import CpuTimes
 from bitnet_tuning.machine.cgroups import Throttling, read_cgroups, read_throttling
 from bitnet_tuning.machine.clock import Clock
-from bitnet_tuning.machine.foreign import ForeignState, read_foreign_state
+from bitnet_tuning.machine.foreign import ForeignState, read_foreign_busy, read_foreign_state
 from bitnet_tuning.machine.memory import Memory, Swap, read_swap
-from bitnet_tuning.machine.power import (
+from bitnet_tuning.machine.root import Root
+from bitnet_tuning.machine.sensors import (
     Temperature,
     read_on_battery,
     read_temperature,
     read_throttle_events,
 )
-from bitnet_tuning.machine.root import Root
 from bitnet_tuning.machine.topology import read_last_level_caches
 from tests.machines import CGROUP, GIBIBYTE, Machine
 
@@ -227,12 +226,12 @@ def test_psutil_knows_all(monkeypatch: pytest.MonkeyPatch) -> None:
         sensors_battery=SimpleNamespace(power_plugged=False),
     )
     assert foreign(monkeypatch, psutil) == ForeignState(
-        times=CpuTimes(70.0, 0.0),
         clock=Clock(2100, 2100, 2100, None, 3400),
         memory=Memory(8 * GIBIBYTE, 3 * GIBIBYTE),
         swap=Swap(5, None),
         on_battery=True,
     )
+    assert read_foreign_busy() == 70.0
 
 
 @pytest.mark.parametrize("answer", [None, FileNotFoundError("no"), FakePsutil.Error("denied")])
@@ -246,15 +245,17 @@ def test_psutil_knows_little(monkeypatch: pytest.MonkeyPatch, answer: Exception 
         swap_memory=answer or OSError("no swap"),
     )
     memory = Memory(8 * GIBIBYTE, 3 * GIBIBYTE)
-    assert foreign(monkeypatch, psutil) == ForeignState(CpuTimes(6.0, 0.0), memory=memory)
+    assert foreign(monkeypatch, psutil) == ForeignState(memory=memory)
+    assert read_foreign_busy() == 6.0
 
 
 def test_psutil_without_the_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     psutil = FakePsutil(times={}, swap_memory=SimpleNamespace(used=0, sin=7))
     assert foreign(monkeypatch, psutil) == ForeignState(
-        CpuTimes(0.0, 0.0), None, Memory(8 * GIBIBYTE, 3 * GIBIBYTE), Swap(0, 7), None
+        None, Memory(8 * GIBIBYTE, 3 * GIBIBYTE), Swap(0, 7), None
     )
 
 
 def test_without_psutil(monkeypatch: pytest.MonkeyPatch) -> None:
     assert foreign(monkeypatch, None) == ForeignState()
+    assert read_foreign_busy() is None

@@ -6,7 +6,7 @@ import pytest
 
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.machine.limits import Privileges
-from bitnet_tuning.machine.pages import HugePages, parse_glibc
+from bitnet_tuning.machine.memory import HugePages, parse_glibc
 from bitnet_tuning.plan.facts import Facts, Plan
 from bitnet_tuning.plan.memory import need_of
 from bitnet_tuning.plan.plan import make_plan

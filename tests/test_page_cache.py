@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning.machine.pages import cached_nodes, parse_numa_maps
+from bitnet_tuning.machine.memory import cached_nodes, parse_numa_maps
 from bitnet_tuning.machine.root import Root
 from tests.machines import Machine
 

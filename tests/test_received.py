@@ -15,7 +15,7 @@ import pytest
 from bitnet_tuning import demo
 from bitnet_tuning.launch.run import capture
 from bitnet_tuning.machine.limits import read_privileges
-from bitnet_tuning.machine.pages import read_huge_pages
+from bitnet_tuning.machine.memory import read_huge_pages
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.plan.command import memory_policy
 from bitnet_tuning.plan.memory import FIRST_GLIBC, HUGE_PAGES

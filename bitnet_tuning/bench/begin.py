@@ -272,7 +272,8 @@ def _look(subject: Subject, shown: Bar | Lines) -> Seen:
     shown.running("preparing", "what else runs here", 0)
     host, default = subject.facts.host, subject.default
     before = conditions.take(host)
-    warnings = warnings_before(before, host, subject.facts.model.size)
+    found = warnings_before(before, host, subject.facts.model.size)
+    warnings = tuple(warning.text for warning in found)
     for warning in warnings:
         shown.note(f"warning: {warning}")
     return Seen(before, warnings, measure_bandwidth(default.threads, host, default.cpus))

@@ -16,7 +16,7 @@ from bitnet_tuning.bench.statistics import VERDICT_ROUNDS, Estimate
 from bitnet_tuning.bench.summary import against, phase_speeds
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.machine import conditions
-from bitnet_tuning.machine.conditions import Conditions, as_json, between, meanwhile_as_json
+from bitnet_tuning.machine.conditions import Conditions, as_json, between
 from bitnet_tuning.machine.warnings import warnings_after
 from bitnet_tuning.model.gguf import read_tensors
 from bitnet_tuning.plan.openmp import BINDING_BY_USER, TUNABLE, user_set
@@ -54,8 +54,9 @@ def after(results: Results, before: Conditions, host: Host) -> Results:
     """With the machine's state now, and what has become of it since ``before``, which this
     process took."""
     now = conditions.take(host)
-    warnings = tuple(dict.fromkeys((*results.warnings, *warnings_after(before, now))))
-    meanwhile = meanwhile_as_json(between(before, now))
+    found = (warning.text for warning in warnings_after(before, now))
+    warnings = tuple(dict.fromkeys((*results.warnings, *found)))
+    meanwhile = between(before, now)._asdict()
     seen = Surroundings(results.conditions.before, as_json(now), meanwhile)
     return results._replace(warnings=warnings, conditions=seen)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bitnet_tuning.engine.find import Engine
     from bitnet_tuning.machine.host import Host
     from bitnet_tuning.machine.limits import Privileges
-    from bitnet_tuning.machine.pages import HugePages
+    from bitnet_tuning.machine.memory import HugePages
     from bitnet_tuning.model.types import ModelFile
 
 

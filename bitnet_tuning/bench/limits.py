@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from bitnet_tuning.bench.samples import Absent
 from bitnet_tuning.errors import TuningError
-from bitnet_tuning.machine.power import Domain, counter_file, read_counter, read_domains
 from bitnet_tuning.machine.root import Root
+from bitnet_tuning.machine.sensors import Domain, counter_file, read_counter, read_domains
 from bitnet_tuning.model.types import tensor_bytes
 
 TYPE_CHECKING = False

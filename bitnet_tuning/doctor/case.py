@@ -7,16 +7,15 @@ from typing import Any, NamedTuple
 
 from bitnet_tuning.machine.conditions import Conditions
 from bitnet_tuning.machine.memory import Memory
-from bitnet_tuning.machine.warnings import warnings_before
+from bitnet_tuning.machine.warnings import MachineWarning, warnings_before
 from bitnet_tuning.plan.threads import Threads, choose_threads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.engine.find import Engine
     from bitnet_tuning.machine.host import Host
-    from bitnet_tuning.machine.limits import LockLimit
-    from bitnet_tuning.machine.mounts import FileSystem
-    from bitnet_tuning.machine.pages import KernelSettings
+    from bitnet_tuning.machine.memory import HugePages
+    from bitnet_tuning.machine.mounts import Mount
     from bitnet_tuning.machine.wsl import WslConfig
     from bitnet_tuning.model.types import ModelFile
     from bitnet_tuning.plan.profile import Profile
@@ -63,9 +62,12 @@ class Case(NamedTuple):
     """MHz."""
     machine_memory: Memory
     """Without the limits of control groups."""
-    lock_limit: LockLimit | None
-    kernel: KernelSettings
-    mounts: tuple[FileSystem, ...]
+    lock_limit: float | None
+    """Bytes that may be locked in memory; infinity for no limit."""
+    huge_pages: HugePages
+    numa_balancing: bool | None
+    """Whether the kernel moves pages between NUMA nodes."""
+    mounts: tuple[Mount, ...]
     wsl_configs: tuple[WslConfig, ...]
     engine: Engine | Problem | None = None
     build: Build | Problem | None = None
@@ -105,44 +107,10 @@ class Case(NamedTuple):
         """Bytes; a published model's where none is known."""
         return self.known_model.size if self.known_model else PUBLISHED_SIZE
 
-
-class Said(NamedTuple):
-    """A warning of the benchmark's, taken apart."""
-
-    cause: str
-    remedy: str
-
-
-_NOTHING_SEEN = Conditions(
-    time=0.0,
-    online_cpus=0,
-    other_load=None,
-    busiest=(),
-    times=None,
-    own_seconds=0.0,
-    clock=None,
-    governor=None,
-    driver=None,
-    temperature=None,
-    throttle_events=None,
-    throttling=(),
-    memory=Memory(None, None),
-    swap=None,
-    on_battery=None,
-)
-
-
-def spoiled(case: Case, *fields: str, quota: bool = False) -> Said | None:
-    """What a benchmark would say of these ``fields`` of the conditions alone, or with
-    ``quota`` of the host's quota: the doctor and the benchmark must not disagree."""
-    seen = {name: getattr(case.conditions, name) for name in fields}
-    conditions = _NOTHING_SEEN._replace(online_cpus=case.conditions.online_cpus, **seen)
-    host = case.host if quota else case.host._replace(quota=None)
-    warnings = warnings_before(conditions, host, case.model_size)
-    if not warnings:
-        return None
-    cause, _, remedy = warnings[0].rpartition(": ")
-    return Said(cause, remedy)
+    def warning(self, kind: str) -> MachineWarning | None:
+        """Return what the benchmark would warn of before it measures here, if anything."""
+        warnings = warnings_before(self.conditions, self.host, self.model_size)
+        return next((warning for warning in warnings if warning.kind == kind), None)
 
 
 GOOD, WARN, BAD, UNKNOWN = "good", "warn", "bad", "unknown"

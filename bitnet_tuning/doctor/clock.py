@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bitnet_tuning.doctor.case import Case, Knob, Verdict, bad, good, spoiled, unknown, warn
+from bitnet_tuning.doctor.case import Case, Knob, Verdict, bad, good, unknown, warn
+from bitnet_tuning.machine import warnings
 
 BASE_BAD, BASE_WARN = 0.5, 0.9
 """Shares of the base clock, which a healthy processor holds on all cores for ever."""
@@ -33,7 +34,7 @@ def _governor(case: Case) -> Verdict:
             "no governor is visible, as in virtual machines and where the firmware decides",
             "in a virtual machine set it on the host: sudo cpupower frequency-set -g performance",
         )
-    said = spoiled(case, "governor", "driver")
+    said = case.warning(warnings.GOVERNOR)
     if said is None:
         return good(f"governor {seen.governor}")
     # The lowest clock is a loss for certain, a clock that rises late only at the start.
@@ -42,20 +43,20 @@ def _governor(case: Case) -> Verdict:
 
 
 def _clock_limit(case: Case) -> Verdict | None:
-    said = spoiled(case, "clock")
+    said = case.warning(warnings.CLOCK)
     if said:
         return warn(said.cause, said.remedy)
     seen = case.conditions.clock
-    if seen is None or seen.limit is None:
+    if seen is None or seen.limit_mhz is None:
         return None
-    return good(f"settings allow {seen.limit:.0f} MHz")
+    return good(f"settings allow {seen.limit_mhz:.0f} MHz")
 
 
 def _clock(case: Case) -> Verdict:
     seen = case.conditions.clock
     if seen is None:
         return unknown("the clock is not visible here", "compare speeds with another machine")
-    now = seen.maximum
+    now = seen.max_mhz
     judge, compared = _judge(case, now)
     if judge is None:
         return good(f"{now:.0f} MHz{compared}")
@@ -68,7 +69,7 @@ def _clock(case: Case) -> Verdict:
 
 def _judge(case: Case, now: float) -> tuple[Callable[[str, str], Verdict] | None, str]:
     """How bad a clock of ``now`` MHz is, None for good, and what it was compared with."""
-    highest = case.conditions.clock.highest if case.conditions.clock else None
+    highest = case.conditions.clock.highest_mhz if case.conditions.clock else None
     for reference, limits, name in (
         (case.base_clock, (BASE_BAD, BASE_WARN), "base"),
         (highest, (HIGHEST_BAD, HIGHEST_WARN), "highest"),
@@ -85,7 +86,7 @@ def _clock_remedy(case: Case) -> str:
 
 
 def _power(case: Case) -> Verdict:
-    said = spoiled(case, "on_battery")
+    said = case.warning(warnings.BATTERY)
     if said:
         return warn(said.cause, said.remedy)
     if case.conditions.on_battery is None:
@@ -95,7 +96,7 @@ def _power(case: Case) -> Verdict:
 
 def _heat(case: Case) -> Verdict:
     seen = case.conditions.temperature
-    said = spoiled(case, "temperature")
+    said = case.warning(warnings.HEAT)
     if said:
         return warn(said.cause, said.remedy)
     if seen is None:
@@ -105,13 +106,13 @@ def _heat(case: Case) -> Verdict:
 
 def _others(case: Case) -> Verdict:
     """Never bad: it is the state of a moment, and goes by."""
-    said = spoiled(case, "other_load", "busiest")
+    said = case.warning(warnings.LOAD)
     seen = case.conditions
-    if seen.other_load is None:
+    if seen.other_load_cpus is None:
         return unknown("how busy other processes are is not known")
     if said:
         return warn(said.cause, said.remedy)
-    return good(f"other processes use {seen.other_load:.1f} of {seen.online_cpus} CPUs")
+    return good(f"other processes use {seen.other_load_cpus:.1f} of {seen.online_cpus} CPUs")
 
 
 KNOBS = (

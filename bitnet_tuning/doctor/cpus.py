@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bitnet_tuning.doctor.case import Case, Knob, Verdict, bad, good, spoiled, unknown, warn
+from bitnet_tuning.doctor.case import Case, Knob, Verdict, bad, good, unknown, warn
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.machine.root import format_list
-from bitnet_tuning.machine.warnings import THROTTLED_SHARE
+from bitnet_tuning.machine.warnings import QUOTA, THROTTLED_SHARE
 from bitnet_tuning.plan.openmp import THREAD_COUNTS, binds_itself, exported
 from bitnet_tuning.plan.threads import Asked, asked_threads, choose_threads
 
@@ -77,7 +77,7 @@ def _affinity(case: Case) -> Verdict:
 
 def _quota(case: Case) -> Verdict:
     host = case.host
-    said = spoiled(case, quota=True)
+    said = case.warning(QUOTA)
     if said:
         return warn(f"{said.cause}{_throttled(case)}", said.remedy)
     if host.quota is None:
@@ -87,7 +87,7 @@ def _quota(case: Case) -> Verdict:
 
 def _throttled(case: Case) -> str:
     """How often, since the control group was made."""
-    worst = max(case.conditions.throttling, key=lambda level: level.throttled, default=None)
+    worst = max(case.conditions.quota_throttling, key=lambda level: level.throttled, default=None)
     if worst is None or worst.throttled <= THROTTLED_SHARE * worst.periods:
         return ""
     return f" (so far in {worst.throttled} of {worst.periods} periods)"
@@ -154,9 +154,9 @@ def _numa(case: Case) -> Verdict:
 
 def _numa_balancing(case: Case) -> Verdict | None:
     """Only where there is more than one node to move pages between."""
-    if case.kernel.numa_balancing is None or len(case.host.nodes) < 2:
+    if case.numa_balancing is None or len(case.host.nodes) < 2:
         return None
-    if case.kernel.numa_balancing:
+    if case.numa_balancing:
         return warn(
             "the kernel moves pages between NUMA nodes by itself, which costs speed",
             "echo 0 | sudo tee /proc/sys/kernel/numa_balancing",

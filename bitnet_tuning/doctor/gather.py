@@ -18,9 +18,8 @@ from bitnet_tuning.machine.clock import read_base_clock
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.limits import read_lock_limit
-from bitnet_tuning.machine.memory import read_memory
+from bitnet_tuning.machine.memory import read_huge_pages, read_memory, read_numa_balancing
 from bitnet_tuning.machine.mounts import read_mounts
-from bitnet_tuning.machine.pages import read_kernel_settings
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.machine.wsl import read_wsl_configs
 from bitnet_tuning.model.find import choose_model, know
@@ -32,8 +31,6 @@ from bitnet_tuning.store.state import State, default_folder
 from bitnet_tuning.verify.selftest import run_selftest
 
 Read = TypeVar("Read")
-
-_NO_GROUPS = Cgroups((), (), ())
 
 
 class Inquiry(NamedTuple):
@@ -78,11 +75,12 @@ def _machine(root: Root, host: Host) -> Case:
         live=root.live,
         environ=os.environ,
         now=time.time(),
-        conditions=seen if root.live else seen._replace(other_load=None),
+        conditions=seen if root.live else seen._replace(other_load_cpus=None),
         base_clock=read_base_clock(root, host.allowed, host.brand),
-        machine_memory=read_memory(root, _NO_GROUPS),
+        machine_memory=read_memory(root, Cgroups()),
         lock_limit=read_lock_limit(root),
-        kernel=read_kernel_settings(root),
+        huge_pages=read_huge_pages(root),
+        numa_balancing=read_numa_balancing(root),
         mounts=mounts,
         wsl_configs=read_wsl_configs(root, mounts) if host.wsl else (),
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bitnet_tuning.doctor.case import Case, Knob, Verdict, bad, good, spoiled, unknown, warn
-from bitnet_tuning.machine.warnings import MEMORY_FACTOR, SWAPPED
+from bitnet_tuning.doctor.case import Case, Knob, Verdict, bad, good, unknown, warn
+from bitnet_tuning.machine.warnings import MEMORY, MEMORY_FACTOR, SWAPPED
 
 
 def gigabytes(size: float) -> str:
@@ -22,14 +22,13 @@ def needed(case: Case) -> str:
 
 
 def _memory(case: Case) -> Verdict:
-    seen = case.conditions.memory
-    if seen.available is None:
+    available = case.conditions.memory_available
+    if available is None:
         return unknown(f"how much memory is free is not known; {needed(case)}")
-    text = f"{gigabytes(seen.available)} are free, {needed(case)}"
-    said = spoiled(case, "memory")
-    if said is None:
+    text = f"{gigabytes(available)} are free, {needed(case)}"
+    if case.warning(MEMORY) is None:
         return good(text)
-    worse = bad if seen.available < case.model_size else warn
+    worse = bad if available < case.model_size else warn
     return worse(f"{text}: it may be read from disk again for every token", _memory_remedy(case))
 
 
@@ -53,29 +52,29 @@ def _group(case: Case) -> Verdict:
 
 
 def _swap(case: Case) -> Verdict:
-    swap, free = case.conditions.swap, case.conditions.memory.available
-    if swap is None:
+    swapped, free = case.conditions.swap_used, case.conditions.memory_available
+    if swapped is None:
         return unknown("swap is not shown")
-    if swap.used < SWAPPED:
+    if swapped < SWAPPED:
         return good("nothing is swapped out")
-    if free is None or swap.used <= free:
+    if free is None or swapped <= free:
         return good(
-            f"{gigabytes(swap.used)} are swapped out, which slows nothing while memory is free"
+            f"{gigabytes(swapped)} are swapped out, which slows nothing while memory is free"
         )
     return warn(
-        f"{gigabytes(swap.used)} are swapped out and only {gigabytes(free)} of memory are free",
+        f"{gigabytes(swapped)} are swapped out and only {gigabytes(free)} of memory are free",
         "close programs; then sudo swapoff -a && sudo swapon -a fetches everything back",
     )
 
 
 def _locking(case: Case) -> Verdict:
-    limit, swap = case.lock_limit, case.conditions.swap
+    limit, swapped = case.lock_limit, case.conditions.swap_used
     if limit is None:
         return unknown("how much memory may be locked is not known")
-    if limit.size is None or limit.size >= case.model_size:
+    if limit >= case.model_size:
         return good("the model may be locked in memory (--performance-mode)")
-    text = f"{gigabytes(limit.size)} may be locked, less than the model"
-    if swap is None or swap.used < SWAPPED:
+    text = f"{gigabytes(limit)} may be locked, less than the model"
+    if swapped is None or swapped < SWAPPED:
         return good(f"{text}; that matters only where memory is swapped out")
     return warn(
         f"{text}, and memory is swapped out here",
@@ -85,7 +84,7 @@ def _locking(case: Case) -> Verdict:
 
 
 def _huge_pages(case: Case) -> Verdict:
-    chosen = case.kernel.huge_pages
+    chosen = case.huge_pages.transparent
     if chosen is None:
         return unknown("the kernel shows no setting for transparent huge pages")
     if chosen != "never":

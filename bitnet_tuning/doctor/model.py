@@ -6,7 +6,7 @@ from shlex import quote
 
 from bitnet_tuning.doctor.case import Case, Knob, Problem, Verdict, bad, good, unknown, warn
 from bitnet_tuning.engine.builds import check_pair
-from bitnet_tuning.machine.mounts import FileSystem, holding
+from bitnet_tuning.machine.mounts import Mount, mount_holding
 from bitnet_tuning.model.types import I2_S
 
 _TERNARY = (I2_S, "tq1_0", "tq2_0")
@@ -45,7 +45,7 @@ def _ternary(case: Case, text: str) -> Verdict:
 def _drive(case: Case) -> Verdict | None:
     if case.model_path is None:
         return _drives(case)
-    where = holding(case.model_path, case.mounts)
+    where = mount_holding(case.model_path, case.mounts)
     if where is None:
         return unknown("which file system holds the model is not known")
     if where.windows:
@@ -65,7 +65,7 @@ def _drive(case: Case) -> Verdict | None:
 
 def _drives(case: Case) -> Verdict | None:
     """Without a model: only Windows drives are worth a word."""
-    drives: list[FileSystem] = [mount for mount in case.mounts if mount.windows]
+    drives: list[Mount] = [mount for mount in case.mounts if mount.windows]
     if not drives or case.host.wsl is None:
         return None
     points = ", ".join(dict.fromkeys(mount.point for mount in drives))

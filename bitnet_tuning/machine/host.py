@@ -1,4 +1,4 @@
-"""The machine as a plan needs to know it, read once into a frozen ``Host``.
+"""The machine as a plan needs to know it: one frozen ``Host``.
 
 Nothing outside this package reads ``/proc`` or ``/sys`` to learn about the host.
 """
@@ -25,14 +25,14 @@ class Host(NamedTuple):
     cores: tuple[Core, ...]
     """Every physical core with a CPU online."""
     nodes: tuple[Node, ...]
-    hybrid: Hybrid | None
-    quota: float | None
+    hybrid: Hybrid | None = None
+    quota: float | None = None
     """CPUs, from the tightest CFS quota."""
-    governor: str | None
-    wsl: int | None
-    memory: Memory
-    vendor: str | None
-    isa: tuple[str, ...]
+    governor: str | None = None
+    wsl: int | None = None
+    memory: Memory = Memory(None, None)
+    vendor: str | None = None
+    isa: tuple[str, ...] = ()
     topology_known: bool = True
     """False where the kernel did not say which CPUs share a core."""
     brand: str | None = None
@@ -59,7 +59,7 @@ class Host(NamedTuple):
         return self.quota is not None and self.quota < len(self.allowed_cores)
 
     def quota_stops(self, threads: int) -> bool:
-        """Whether so many threads, all awake, would use up the quota."""
+        """Return whether so many threads, all awake, would use up the quota."""
         return self.quota_binds or (self.quota is not None and threads > self.quota)
 
     @property
@@ -70,8 +70,8 @@ class Host(NamedTuple):
 
 
 def fingerprint(host: Host) -> dict[str, Any]:
-    """What of a host makes a measurement hold: topology, limits, brand. Not what varies
-    from run to run, such as free memory and the governor."""
+    """Return what of a host makes a measurement hold: topology, limits, brand. Not what
+    varies from run to run, such as free memory and the governor."""
     speeds: dict[str, set[int]] = {}
     for core in host.cores:
         speeds.setdefault(f"{core.speed:.2f}", set()).update(core.cpus)
@@ -88,14 +88,21 @@ def fingerprint(host: Host) -> dict[str, Any]:
 
 
 def host_facts(host: Host) -> dict[str, Any]:
-    """What other programs may rely on."""
+    """Return what ``host --json`` prints; other programs may rely on it."""
+    kinds = host.hybrid
     return {
         "logical_cpus": sorted(host.online),
         "allowed_cpus": sorted(host.allowed),
         "physical_cores": len(host.cores),
         "packages": host.packages,
         "numa_nodes": [{"id": node.id, "cpus": sorted(node.cpus)} for node in host.nodes],
-        "hybrid": _hybrid(host),
+        "hybrid": kinds
+        and {
+            "performance_cores": kinds.performance_cores,
+            "efficiency_cores": kinds.efficiency_cores,
+            "performance_cpus": sorted(kinds.performance_cpus),
+            "efficiency_cpus": sorted(kinds.efficiency_cpus),
+        },
         "threads_per_core": host.threads_per_core,
         "cpu_quota": host.quota,
         "usable_cores": host.usable_cores,
@@ -107,16 +114,4 @@ def host_facts(host: Host) -> dict[str, Any]:
         "vendor": host.vendor,
         "brand": host.brand,
         "topology_known": host.topology_known,
-    }
-
-
-def _hybrid(host: Host) -> dict[str, Any] | None:
-    kinds = host.hybrid
-    if kinds is None:
-        return None
-    return {
-        "performance_cores": kinds.performance_cores,
-        "efficiency_cores": kinds.efficiency_cores,
-        "performance_cpus": sorted(kinds.performance_cpus),
-        "efficiency_cpus": sorted(kinds.efficiency_cpus),
     }

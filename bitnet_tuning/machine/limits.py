@@ -1,12 +1,14 @@
-"""What this process may use of the CPUs: affinity and CFS quotas."""
+"""What this process may use: CPUs of the affinity mask, nodes, priorities, locked memory."""
 
 from __future__ import annotations
 
 import os
+from math import inf
 
-from bitnet_tuning.machine.cgroups import Cgroups
-from bitnet_tuning.machine.root import Root, as_integer, parse_list, parse_mask
+from bitnet_tuning.machine.root import Root, as_integer, parse_list, parse_mask, parse_or_none
 from bitnet_tuning.namedtuple import NamedTuple
+
+_STATUS = "proc/self/status"
 
 _CAP_IPC_LOCK, _CAP_SYS_NICE = 1 << 14, 1 << 23
 """Bits of CapEff (linux/capability.h)."""
@@ -22,7 +24,7 @@ class Privileges(NamedTuple):
 
 
 def read_privileges(root: Root | None = None) -> Privileges:
-    """From the resource limits and capabilities of this process."""
+    """Return what the resource limits and capabilities of this process allow."""
     try:
         import resource  # noqa: PLC0415
     except ImportError:  # Windows
@@ -37,90 +39,49 @@ def read_privileges(root: Root | None = None) -> Privileges:
 
 
 def _capabilities(root: Root) -> int:
-    """The effective ones: root in a container lacks some, and those that a user namespace
-    grants do not count for priorities and locks. Where there are none, root may do all."""
+    """Return the effective capabilities that count for priorities and locks.
+
+    Root in a container lacks some, and those that a user namespace grants do not count.
+    Where the kernel shows none, root may do everything.
+    """
     try:
-        effective = int(root.fields("proc/self/status")["CapEff"], 16)
+        effective = int(root.fields(_STATUS)["CapEff"], 16)
     except (KeyError, ValueError):
         return -1 if os.geteuid() == 0 else 0
     mapped = (root.read("proc/self/uid_map") or "").split()
     return effective if mapped in ([], ["0", "0", "4294967295"]) else 0
 
 
-def allowed_cpus(root: Root, online: frozenset[int]) -> frozenset[int]:
-    """Online CPUs in the affinity mask of this process (or of the dump's ``proc/self``)."""
-    mask = _live_affinity() if root.live else _recorded_affinity(root)
-    return (mask & online if mask else frozenset()) or online
-
-
-def memory_nodes(root: Root) -> frozenset[int] | None:
-    """NUMA nodes whose memory this process may use (cpuset(7)); None where not stated."""
-    try:
-        return parse_list(root.fields("proc/self/status")["Mems_allowed_list"]) or None
-    except (KeyError, ValueError):
-        return None
-
-
-def _live_affinity() -> frozenset[int] | None:
-    try:
-        return frozenset(os.sched_getaffinity(0))
-    except (AttributeError, OSError):
-        return None
-
-
-def _recorded_affinity(root: Root) -> frozenset[int] | None:
-    stated = root.fields("proc/self/status")
-    for key, parse in (("Cpus_allowed_list", parse_list), ("Cpus_allowed", parse_mask)):
-        try:
-            return parse(stated[key])
-        except (KeyError, ValueError):
-            continue
-    return None
-
-
-def cpu_quota(root: Root, groups: Cgroups) -> float | None:
-    """The tightest CFS quota over this process, in CPUs; None where there is none.
-
-    Every level up to the root of the hierarchy binds, not only the innermost.
-    """
-    quotas = [_quota_v2(root, level) for level in groups.unified]
-    quotas += [_quota_v1(root, level) for level in groups.cpu]
-    return min((quota for quota in quotas if quota is not None), default=None)
-
-
-def _quota_v2(root: Root, folder: str) -> float | None:
-    """``cpu.max`` is "quota period" in microseconds, or "max period"."""
-    words = (root.read(f"{folder}/cpu.max") or "").split()
-    quota = as_integer(words[0]) if words else None
-    period = as_integer(words[1]) if len(words) > 1 else None
-    return None if quota is None else _ratio(quota, 100_000 if period is None else period)
-
-
-def _quota_v1(root: Root, folder: str) -> float | None:
-    quota = root.integer(f"{folder}/cpu.cfs_quota_us")
-    period = root.integer(f"{folder}/cpu.cfs_period_us")
-    return None if quota is None else _ratio(quota, 100_000 if period is None else period)
-
-
-def _ratio(quota: int, period: int) -> float | None:
-    return quota / period if quota > 0 and period > 0 else None
-
-
-class LockLimit(NamedTuple):
-    """``size`` in bytes; None for no limit."""
-
-    size: int | None
-
-
-def read_lock_limit(root: Root) -> LockLimit | None:
-    """This process's own on a live system, else what ``proc/self/limits`` recorded. None
-    where neither tells."""
+def read_allowed_cpus(root: Root, online: frozenset[int]) -> frozenset[int]:
+    """Return the online CPUs in the affinity mask of this process, for a recorded machine of
+    the process that recorded it; all of them where that leaves none or is not known."""
     if root.live:
-        return None if os.name == "nt" else LockLimit(read_privileges(root).lockable)
+        try:
+            mask = frozenset(os.sched_getaffinity(0))
+        except (AttributeError, OSError):
+            return online
+        return mask & online or online
+    stated = root.fields(_STATUS)
+    listed = parse_or_none(parse_list, stated.get("Cpus_allowed_list"))
+    if listed is None:
+        listed = parse_or_none(parse_mask, stated.get("Cpus_allowed"))
+    return (listed or frozenset()) & online or online
+
+
+def read_allowed_nodes(root: Root) -> frozenset[int] | None:
+    """Return the NUMA nodes whose memory this process may use (cpuset(7)); None where the
+    kernel does not say."""
+    return parse_or_none(parse_list, root.fields(_STATUS).get("Mems_allowed_list")) or None
+
+
+def read_lock_limit(root: Root) -> float | None:
+    """Return how many bytes this process, or the recorded one, may lock in memory: infinity
+    for no limit, None where that is not known."""
+    if root.live:
+        lockable = read_privileges(root).lockable
+        return None if os.name == "nt" else inf if lockable is None else lockable
     for line in (root.read("proc/self/limits") or "").splitlines():
         if line.startswith("Max locked memory"):
-            words = line.split()
-            soft = words[3] if len(words) > 3 else ""
-            size = as_integer(soft)
-            return LockLimit(size) if size is not None or soft == "unlimited" else None
+            soft = line.split()[3:4]
+            return inf if soft == ["unlimited"] else as_integer("".join(soft))
     return None

@@ -1,15 +1,13 @@
-"""How much memory there is for this process, control groups respected."""
+"""Memory and swap, huge pages, and on which NUMA nodes the page cache holds a file."""
 
 from __future__ import annotations
 
 import os
+import re
 
-from bitnet_tuning.machine.cgroups import Cgroups
-from bitnet_tuning.machine.root import Root, as_integer
+from bitnet_tuning.machine.cgroups import Cgroups, read_memory_limits
+from bitnet_tuning.machine.root import Root
 from bitnet_tuning.namedtuple import NamedTuple
-
-_NO_LIMIT = 1 << 60
-"""Version 1 writes "no limit" as about 2**63 rounded down to a page."""
 
 
 class Memory(NamedTuple):
@@ -17,70 +15,6 @@ class Memory(NamedTuple):
 
     total: int | None
     available: int | None
-
-
-def read_memory(root: Root, groups: Cgroups) -> Memory:
-    """MemTotal and MemAvailable, each cut down to what every level of the groups leaves."""
-    machine = _meminfo(root)
-    total, available = machine.total, machine.available
-    for limit, used in _limits(root, groups):
-        total = limit if total is None else min(total, limit)
-        left = max(0, limit - used)
-        available = left if available is None else min(available, left)
-    return Memory(total, available)
-
-
-def _meminfo(root: Root) -> Memory:
-    kilobytes: dict[str, int] = {}
-    for key, value in root.fields("proc/meminfo").items():
-        number = as_integer(value.removesuffix("kB").strip())
-        if number is not None and 0 <= number < _NO_LIMIT >> 10:
-            kilobytes[key] = number
-    # Kernels before 3.14 have no MemAvailable; free and page cache come near it.
-    free = ("MemFree", "Buffers", "Cached")
-    guess = sum(kilobytes.get(key, 0) for key in free) if "MemFree" in kilobytes else None
-    available = kilobytes.get("MemAvailable", guess)
-    return Memory(_bytes(kilobytes.get("MemTotal")), _bytes(available))
-
-
-def _bytes(kilobytes: int | None) -> int | None:
-    return None if kilobytes is None else kilobytes * 1024
-
-
-def _limits(root: Root, groups: Cgroups) -> list[tuple[int, int]]:
-    """(limit, bytes in use that cannot be dropped) of each level that has a limit.
-
-    Inactive page cache is what the kernel drops before it denies memory.
-    """
-    found: list[tuple[int, int]] = []
-    for level in groups.unified:
-        limit = _smallest(root.integer(f"{level}/memory.max"), root.integer(f"{level}/memory.high"))
-        if limit is not None:
-            used = root.integer(f"{level}/memory.current") or 0
-            found.append((limit, used - (_statistic(root, level, "inactive_file") or 0)))
-    for level in groups.memory:
-        # The second is what levels outside of a container's mount leave.
-        limit = _smallest(
-            root.integer(f"{level}/memory.limit_in_bytes"),
-            _statistic(root, level, "hierarchical_memory_limit"),
-        )
-        if limit is not None:
-            used = root.integer(f"{level}/memory.usage_in_bytes") or 0
-            found.append((limit, used - (_statistic(root, level, "total_inactive_file") or 0)))
-    return [(limit, max(0, used)) for limit, used in found]
-
-
-def _smallest(*limits: int | None) -> int | None:
-    stated = [limit for limit in limits if limit is not None and 0 <= limit < _NO_LIMIT]
-    return min(stated, default=None)
-
-
-def _statistic(root: Root, level: str, key: str) -> int | None:
-    for line in (root.read(f"{level}/memory.stat") or "").splitlines():
-        name, _, value = line.partition(" ")
-        if name == key:
-            return as_integer(value.strip())
-    return None
 
 
 class Swap(NamedTuple):
@@ -92,24 +26,39 @@ class Swap(NamedTuple):
     """What was fetched back since the start of the system: each time something waited."""
 
 
+class HugePages(NamedTuple):
+    """What memory in huge pages depends on."""
+
+    transparent: str | None
+    """``always``, ``madvise`` or ``never``; None for a kernel without."""
+    glibc: tuple[int, int] | None
+    """Version of the C library of this program, which is the system's; None for another's."""
+
+
+def read_memory(root: Root, groups: Cgroups) -> Memory:
+    """Return MemTotal and MemAvailable, each cut down to what every level of the control
+    groups leaves."""
+    stated = root.numbers("proc/meminfo")
+    # Kernels before 3.14 have no MemAvailable; free and page cache come near it.
+    parts = [stated.get(key, 0) for key in ("MemFree", "Buffers", "Cached")]
+    guess = sum(parts) if "MemFree" in stated else None
+    total, available = stated.get("MemTotal"), stated.get("MemAvailable", guess)
+    for limit, used in read_memory_limits(root, groups):
+        total = limit if total is None else min(total, limit)
+        left = max(0, limit - used)
+        available = left if available is None else min(available, left)
+    return Memory(total, available)
+
+
 def read_swap(root: Root) -> Swap | None:
-    """From ``proc/meminfo`` and ``proc/vmstat``; None where they do not tell."""
-    memory = _numbers(root, "proc/meminfo", ":")
+    """Return the swap in use, from ``proc/meminfo`` and ``proc/vmstat``; None where they do
+    not tell."""
+    memory = root.numbers("proc/meminfo")
     if "SwapTotal" not in memory or "SwapFree" not in memory:
         return None
-    pages = _numbers(root, "proc/vmstat", " ").get("pswpin")
-    used = max(0, memory["SwapTotal"] - memory["SwapFree"]) * 1024
+    pages = root.numbers("proc/vmstat", " ").get("pswpin")
+    used = max(0, memory["SwapTotal"] - memory["SwapFree"])
     return Swap(used, None if pages is None else pages * _page_size())
-
-
-def _numbers(root: Root, name: str, separator: str) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for line in (root.read(name) or "").splitlines():
-        key, _, value = line.partition(separator)
-        number = as_integer(value.removesuffix("kB").strip())
-        if number is not None and number >= 0:
-            found[key] = number
-    return found
 
 
 def _page_size() -> int:
@@ -117,3 +66,78 @@ def _page_size() -> int:
         return os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return 4096
+
+
+def read_huge_pages(root: Root) -> HugePages:
+    """Return what the kernel and the C library offer."""
+    enabled = root.read("sys/kernel/mm/transparent_hugepage/enabled") or ""
+    chosen = re.search(r"\[(\w+)\]", enabled, re.ASCII)
+    try:
+        library = os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (AttributeError, OSError, ValueError):
+        library = ""
+    return HugePages(chosen[1] if chosen else None, parse_glibc(library))
+
+
+def parse_glibc(text: str) -> tuple[int, int] | None:
+    """Return (2, 36) for ``glibc 2.36``; None for anything else."""
+    name, _, version = text.partition(" ")
+    numbers = [int(part) for part in version.split(".")[:2] if part.isdecimal()]
+    return (numbers[0], numbers[1]) if name == "glibc" and len(numbers) == 2 else None
+
+
+def read_numa_balancing(root: Root) -> bool | None:
+    """Return whether the kernel moves pages between NUMA nodes; None where it does not say."""
+    balancing = root.integer("proc/sys/kernel/numa_balancing")
+    return None if balancing is None else balancing != 0
+
+
+_SAMPLES = 64
+_COUNT = re.compile(r"\bN(\d+)=(\d+)", re.ASCII)
+
+
+def cached_nodes(root: Root, path: str) -> dict[int, int] | None:
+    """Return node -> how many pages of a sample of the file are cached there; empty for a file
+    that is not in the page cache, None where the kernel does not tell.
+
+    Nothing is read from disk: only pages that are in the cache already are touched, so that
+    the kernel maps them and counts them by node in numa_maps (proc(5)); it maps their
+    neighbours with them, which makes the sample larger.
+    """
+    import mmap  # noqa: PLC0415
+
+    if not root.exists("proc/self/numa_maps"):
+        return None
+    try:
+        with open(path, "rb") as file:
+            size = os.path.getsize(path)
+            step = max(mmap.PAGESIZE, size // _SAMPLES // mmap.PAGESIZE * mmap.PAGESIZE)
+            cached = [at for at in range(0, size, step) if _is_cached(file.fileno(), at)]
+            if not cached:
+                return {}
+            with mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ) as mapped:
+                for offset in cached:
+                    mapped[offset]
+                return parse_numa_maps(root.read("proc/self/numa_maps", 1 << 24) or "", path)
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _is_cached(handle: int, offset: int) -> bool:
+    """Return whether a page can be read without a disk (preadv2(2), RWF_NOWAIT)."""
+    try:
+        return os.preadv(handle, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except BlockingIOError:
+        return False
+
+
+def parse_numa_maps(text: str, path: str) -> dict[int, int]:
+    """Return pages by node over all mappings of the file, from lines such as
+    ``7f… default file=/models/a\\040b.gguf mapped=16 N0=12 N1=4 kernelpagesize_kB=4``."""
+    name = os.path.realpath(path).replace("\\", "\\134").replace(" ", "\\040")
+    counts: dict[int, int] = {}
+    for line in text.splitlines():
+        if f"file={name}" in line.split():
+            for node, pages in _COUNT.findall(line):
+                counts[int(node)] = counts.get(int(node), 0) + int(pages)
+    return counts

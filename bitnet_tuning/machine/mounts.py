@@ -1,10 +1,10 @@
-"""Which file system a path lies in."""
+"""The table of mounted file systems."""
 
 from __future__ import annotations
 
 import re
 
-from bitnet_tuning.machine.root import Root, unescape
+from bitnet_tuning.machine.root import Root
 from bitnet_tuning.namedtuple import NamedTuple
 
 _TABLE_BYTES = 1 << 20
@@ -12,14 +12,17 @@ _TABLE_BYTES = 1 << 20
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
-class FileSystem(NamedTuple):
-    """One mount."""
+class Mount(NamedTuple):
+    """One line of the table."""
 
     point: str
     kind: str
-    """As the kernel names it: ``ext4``, ``9p``."""
+    """File system as the kernel names it: ``ext4``, ``9p``, ``cgroup2``."""
     source: str
     options: str
+    """Those of the file system; of version 1 control groups the controllers are among them."""
+    origin: str = "/"
+    """The part of the file system that is mounted: "/" but in containers and bind mounts."""
 
     @property
     def windows(self) -> bool:
@@ -29,8 +32,8 @@ class FileSystem(NamedTuple):
         return self.kind == "drvfs" or (self.kind in ("9p", "virtiofs") and bool(named))
 
 
-def read_mounts(root: Root) -> tuple[FileSystem, ...]:
-    """In the order in which they were mounted; empty where there is no table."""
+def read_mounts(root: Root) -> tuple[Mount, ...]:
+    """Return the mounts in the order in which they were made; empty where there is no table."""
     for name, parse in (
         ("proc/self/mountinfo", _from_mountinfo),
         ("proc/self/mounts", _from_mounts),
@@ -43,24 +46,33 @@ def read_mounts(root: Root) -> tuple[FileSystem, ...]:
     return ()
 
 
-def holding(path: str, mounts: tuple[FileSystem, ...]) -> FileSystem | None:
-    """The mount with the longest point above an absolute ``path``; of several on the same
-    point the last, which hides the others."""
+def mount_holding(path: str, mounts: tuple[Mount, ...]) -> Mount | None:
+    """Return the mount with the longest point above an absolute ``path``; of several on the
+    same point the last, which hides the others."""
     above = [mount for mount in mounts if f"{path}/".startswith(f"{mount.point.rstrip('/')}/")]
     return max(reversed(above), key=lambda mount: len(mount.point), default=None)
 
 
-def _from_mountinfo(line: str) -> FileSystem | None:
-    """``36 35 0:31 ORIGIN POINT options … - kind source super-options`` (proc(5))."""
+def _from_mountinfo(line: str) -> Mount | None:
+    """Parse ``36 35 0:31 ORIGIN POINT options … - kind source super-options`` (proc(5))."""
     left, dash, right = line.partition(" - ")
     fields, tail = left.split(), right.split()
     if not dash or len(fields) < 5 or len(tail) < 3:
         return None
-    return FileSystem(unescape(fields[4]), tail[0], unescape(tail[1]), tail[2])
+    return _mount(fields[4], tail[0], tail[1], tail[2], fields[3])
 
 
-def _from_mounts(line: str) -> FileSystem | None:
+def _from_mounts(line: str) -> Mount | None:
     fields = line.split()
     if len(fields) < 4:
         return None
-    return FileSystem(unescape(fields[1]), fields[2], unescape(fields[0]), fields[3])
+    return _mount(fields[1], fields[2], fields[0], fields[3], "/")
+
+
+def _mount(point: str, kind: str, source: str, options: str, origin: str) -> Mount:
+    return Mount(_unescape(point), kind, _unescape(source), options, _unescape(origin))
+
+
+def _unescape(path: str) -> str:
+    """Replace the octal escapes that the kernel writes for spaces (``\\040``) and the like."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), path)

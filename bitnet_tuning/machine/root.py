@@ -1,4 +1,4 @@
-"""Reading kernel files below a root folder, which need not be the live one."""
+"""Read kernel files below a root folder, which need not be the live one."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import re
 from collections.abc import Callable, Iterable
 
 _ENOUGH = 1 << 16
-"""Bytes read of a file; only /proc/cpuinfo of a large host is longer."""
+"""Bytes read of a file; few files are longer, such as /proc/cpuinfo of a large host."""
 
 _INTEGER = re.compile(r"-?[0-9]{1,20}", re.ASCII)
+
+_SIZE = re.compile(r"([0-9]{1,15})\s*([KMGT]?)B?", re.ASCII | re.IGNORECASE)
+_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 class Root:
     """A folder that holds ``sys`` and ``proc``.
 
-    Every reader answers ``None`` for a file that is absent, unreadable or not in
-    the form asked for: a fact that is not there is no error.
+    Every reader returns ``None`` or nothing for a file that is absent, unreadable or
+    malformed: a missing fact is not an error.
     """
 
     def __init__(self, path: str = "/") -> None:
@@ -25,7 +28,8 @@ class Root:
         self._prefix = path.rstrip("/") + "/"
 
     def read(self, name: str, limit: int = _ENOUGH) -> str | None:
-        """The text of a file, at most ``limit`` bytes, without white space and NULs around it."""
+        """Return at most ``limit`` bytes of a file as text, without surrounding white space
+        and NULs."""
         try:
             handle = os.open(self._prefix + name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         except (OSError, ValueError):
@@ -37,13 +41,27 @@ class Root:
         finally:
             os.close(handle)
 
-    def fields(self, name: str) -> dict[str, str]:
+    def pairs(self, name: str, separator: str = ":", limit: int = _ENOUGH) -> list[tuple[str, str]]:
         """Return the ``key: value`` lines of a file; empty where it does not exist."""
-        pairs = (line.partition(":") for line in (self.read(name) or "").splitlines())
-        return {key.strip(): value.strip() for key, _, value in pairs}
+        lines = (self.read(name, limit) or "").splitlines()
+        parts = (line.partition(separator) for line in lines)
+        return [(key.strip(), value.strip()) for key, _, value in parts]
+
+    def fields(self, name: str) -> dict[str, str]:
+        """Return the ``key: value`` lines of a file; of repeated keys the last."""
+        return dict(self.pairs(name))
+
+    def numbers(self, name: str, separator: str = ":") -> dict[str, int]:
+        """Return the lines of a file that hold a count, or a size in kB, as bytes."""
+        found = {}
+        for key, value in self.pairs(name, separator):
+            number = as_integer(value.removesuffix("kB").rstrip())
+            if number is not None and number >= 0:
+                found[key] = number * (1024 if value.endswith("kB") else 1)
+        return found
 
     def names(self, folder: str) -> list[str]:
-        """What a folder holds; empty where it does not exist."""
+        """Return the names in a folder; empty where it does not exist."""
         try:
             return os.listdir(self._prefix + folder)
         except OSError:
@@ -55,29 +73,28 @@ class Root:
     def integer(self, name: str) -> int | None:
         return as_integer(self.read(name))
 
-    def cpus(self, name: str) -> frozenset[int] | None:
-        """A CPU list such as ``0-3,8``; an empty file is an empty set."""
-        return _cpu_set(self.read(name), parse_list)
-
-    def cpus_of(self, *names: str) -> frozenset[int] | None:
-        """The first CPU set among several files, ``…_list`` files as lists, others as masks."""
+    def cpus(self, *names: str) -> frozenset[int] | None:
+        """Return the first CPU set among several files that is not empty: lists such as
+        ``0-3,8``, or the bit masks that are the kernel's older form."""
         for name in names:
-            parse = parse_list if name.endswith("list") else parse_mask
-            found = _cpu_set(self.read(name), parse)
+            parse = parse_list if name.endswith(("list", "/online", "/cpus")) else parse_mask
+            found = parse_or_none(parse, self.read(name))
             if found:
                 return found
         return None
 
 
 def as_integer(text: str | None) -> int | None:
-    """A decimal number of at most 64 bits, which all of the kernel's are, or None."""
+    """Return a decimal number of at most 64 bits, as all of the kernel's are, or None."""
     value = int(text) if text and _INTEGER.fullmatch(text) else None
     return value if value is not None and abs(value) < 1 << 64 else None
 
 
-def unescape(path: str) -> str:
-    """A path from a mount table, where the kernel writes a space as ``\\040``."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), path)
+def as_size(text: str | None) -> int | None:
+    """Return the bytes that a size such as ``512``, ``32768K`` or ``4 GB`` stands for, or
+    None; units are powers of 1024."""
+    found = _SIZE.fullmatch((text or "").strip())
+    return int(found[1]) * _FACTORS[found[2].upper()] if found else None
 
 
 def _drain(handle: int, limit: int) -> bytes:
@@ -89,19 +106,13 @@ def _drain(handle: int, limit: int) -> bytes:
     return b"".join(chunks)
 
 
-def _cpu_set(text: str | None, parse: Callable[[str], frozenset[int]]) -> frozenset[int] | None:
-    try:
-        return None if text is None else parse(text)
-    except ValueError:
-        return None
-
-
 MAX_CPU = 1 << 16
 """Ids from here on are taken for nonsense: the kernel's NR_CPUS ends at 8192."""
 
 
 def parse_list(text: str) -> frozenset[int]:
-    """``"0-3,8"`` -> {0, 1, 2, 3, 8}; an empty text is the empty set.
+    """Return the ids in a CPU list: ``"0-3,8"`` -> {0, 1, 2, 3, 8}; an empty text is the
+    empty set.
 
     Raises ValueError for anything that is not a CPU list.
     """
@@ -122,7 +133,8 @@ def _parse_range(part: str) -> range:
 
 
 def parse_mask(text: str) -> frozenset[int]:
-    """``"00000000,00001c07"`` -> {0, 1, 2, 10, 11, 12}: words of 32 bits, highest first.
+    """Return the ids in a CPU mask, words of 32 bits, highest first:
+    ``"00000000,00001c07"`` -> {0, 1, 2, 10, 11, 12}.
 
     Raises ValueError for anything that is not a mask.
     """
@@ -134,8 +146,18 @@ def parse_mask(text: str) -> frozenset[int]:
     return frozenset(cpu for cpu in range(value.bit_length()) if value >> cpu & 1)
 
 
+def parse_or_none(
+    parse: Callable[[str], frozenset[int]], text: str | None
+) -> frozenset[int] | None:
+    """Return what ``parse`` makes of a text, or None where there is none or it is no CPU set."""
+    try:
+        return None if text is None else parse(text)
+    except ValueError:
+        return None
+
+
 def format_list(cpus: Iterable[int]) -> str:
-    """{0, 1, 2, 3, 8} -> ``"0-3,8"``, the form that taskset and numactl take."""
+    """Return the list that taskset and numactl take: {0, 1, 2, 3, 8} -> ``"0-3,8"``."""
     runs: list[list[int]] = []
     for cpu in sorted(set(cpus)):
         if runs and cpu == runs[-1][1] + 1:
@@ -143,8 +165,3 @@ def format_list(cpus: Iterable[int]) -> str:
         else:
             runs.append([cpu, cpu])
     return ",".join(f"{low}-{high}" if high > low else f"{low}" for low, high in runs)
-
-
-def read_boot_id(root: Root) -> str:
-    """Another one after each start; empty where the kernel does not say (random(4))."""
-    return root.read("proc/sys/kernel/random/boot_id") or ""

@@ -1,4 +1,4 @@
-"""Logical CPUs, physical cores, packages and NUMA nodes, from sysfs."""
+"""Logical CPUs, physical cores and their kinds, packages, NUMA nodes and caches, from sysfs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from itertools import pairwise
 
-from bitnet_tuning.machine.root import MAX_CPU, Root, as_integer
+from bitnet_tuning.machine.root import MAX_CPU, Root, as_integer, as_size
 from bitnet_tuning.namedtuple import NamedTuple
 
 CPU = "sys/devices/system/cpu"
@@ -40,12 +40,21 @@ class Topology(NamedTuple):
     """Whether the kernel said which CPUs share a core; else each CPU counts as one."""
 
 
+def cpus_of(cores: Iterable[Core]) -> frozenset[int]:
+    return frozenset(cpu for core in cores for cpu in core.cpus)
+
+
+def read_per_cpu(root: Root, cpus: frozenset[int], name: str) -> list[int]:
+    """Return the numbers, from 0 on, in a file of each CPU's own folder."""
+    found = (root.integer(f"{CPU}/cpu{cpu}/{name}") for cpu in sorted(cpus))
+    return [value for value in found if value is not None and value >= 0]
+
+
 def read_topology(root: Root) -> Topology:
-    """What is online and how it hangs together. Never empty: a host has a CPU."""
+    """Return what is online and how it hangs together. Never empty: a host has a CPU."""
     online = _online(root) or _listed_in_cpuinfo(root) or frozenset((0,))
     groups, complete = _sibling_groups(root, online)
-    packages = _package_of(root, groups)
-    cores = tuple(Core(group, packages[group]) for group in groups)
+    cores = tuple(Core(group, _package(root, min(group))) for group in groups)
     return Topology(online, cores, _nodes(root, online), complete)
 
 
@@ -66,20 +75,22 @@ def _numbered(root: Root, folder: str, prefix: str) -> list[int]:
 
 
 def _listed_in_cpuinfo(root: Root) -> frozenset[int]:
-    """``processor : 3``, and on s390 ``processor 3: version = …``."""
+    """Parse ``processor : 3``, and on s390 ``processor 3: version = …``."""
     text = root.read("proc/cpuinfo", limit=1 << 24) or ""
     return frozenset(_ids(re.findall(r"^processor[ \t]*:?[ \t]*([0-9]+)[ \t]*(?:$|:)", text, re.M)))
 
 
 def _ids(texts: Iterable[str]) -> list[int]:
-    """Those that are ids, in ascending order."""
+    """Return those that are ids, in ascending order."""
     numbers = (as_integer(text) for text in texts)
     return sorted(number for number in numbers if number is not None and 0 <= number < MAX_CPU)
 
 
 def _sibling_groups(root: Root, online: frozenset[int]) -> tuple[list[frozenset[int]], bool]:
-    """One group per core. Neither (package, core_id) nor core_id tells cores apart:
-    core ids repeat within a package on several machines; only sibling sets do not.
+    """Return one group per core, and whether the kernel told which CPUs share a core.
+
+    Neither (package, core_id) nor core_id tells cores apart: core ids repeat within a
+    package on several machines; only sibling sets do not.
     """
     groups: list[frozenset[int]] = []
     grouped: set[int] = set()
@@ -97,7 +108,7 @@ def _sibling_groups(root: Root, online: frozenset[int]) -> tuple[list[frozenset[
 
 def _siblings(root: Root, cpu: int) -> frozenset[int] | None:
     folder = f"{CPU}/cpu{cpu}/topology"
-    return root.cpus_of(
+    return root.cpus(
         f"{folder}/thread_siblings_list",
         f"{folder}/core_cpus_list",
         f"{folder}/thread_siblings",
@@ -105,24 +116,21 @@ def _siblings(root: Root, cpu: int) -> frozenset[int] | None:
     )
 
 
-def _package_of(root: Root, groups: list[frozenset[int]]) -> dict[frozenset[int], int]:
-    return {group: _package(root, min(group)) for group in groups}
-
-
 def _package(root: Root, cpu: int) -> int:
-    """The package id, or (s390 and some virtual machines say -1) the lowest CPU in it."""
+    """Return the package id, or (s390 and some virtual machines say -1) its lowest CPU."""
     folder = f"{CPU}/cpu{cpu}/topology"
     stated = root.integer(f"{folder}/physical_package_id")
     if stated is not None and stated >= 0:
         return stated
-    together = root.cpus_of(
+    together = root.cpus(
         f"{folder}/core_siblings_list", f"{folder}/package_cpus_list", f"{folder}/core_siblings"
     )
     return min(together) if together else 0
 
 
 def _nodes(root: Root, online: frozenset[int]) -> tuple[Node, ...]:
-    """Nodes with their online CPUs; one implicit node where the kernel has no node folder."""
+    """Return the nodes with their online CPUs; one implicit node where the kernel has no node
+    folder."""
     ids = _numbered(root, NODE, "node")
     nodes = tuple(Node(node, _node_cpus(root, node) & online) for node in ids)
     if not any(node.cpus for node in nodes):
@@ -133,16 +141,14 @@ def _nodes(root: Root, online: frozenset[int]) -> tuple[Node, ...]:
 
 
 def _node_free(root: Root, node: int) -> int | None:
-    """``Node 0 MemFree:  123 kB``. Inactive file pages give way before a process dies."""
-    kilobytes: dict[str, int | None] = {}
-    for key, value in root.fields(f"{NODE}/node{node}/meminfo").items():
-        kilobytes[key.rpartition(" ")[2]] = as_integer(value.removesuffix("kB").strip())
-    free = kilobytes.get("MemFree")
-    return None if free is None else 1024 * (free + (kilobytes.get("Inactive(file)") or 0))
+    """Return free memory with inactive file pages, which give way before a process dies."""
+    stated = root.numbers(f"{NODE}/node{node}/meminfo")
+    free = stated.get(f"Node {node} MemFree")
+    return None if free is None else free + stated.get(f"Node {node} Inactive(file)", 0)
 
 
 def _node_cpus(root: Root, node: int) -> frozenset[int]:
-    return root.cpus_of(f"{NODE}/node{node}/cpulist", f"{NODE}/node{node}/cpumap") or frozenset()
+    return root.cpus(f"{NODE}/node{node}/cpulist", f"{NODE}/node{node}/cpumap") or frozenset()
 
 
 APART = 1.2
@@ -161,6 +167,8 @@ INTEL_EFFICIENCY_SPEED = 0.4
 
 
 class Hybrid(NamedTuple):
+    """How a processor with two kinds of cores splits."""
+
     performance_cores: int
     efficiency_cores: int
     performance_cpus: frozenset[int]
@@ -170,10 +178,10 @@ class Hybrid(NamedTuple):
 def read_kinds(
     root: Root, cores: tuple[Core, ...], vendor: str | None
 ) -> tuple[Hybrid | None, tuple[Core, ...]]:
-    """The split into kinds, or None, and the cores with their speeds filled in.
+    """Return the split into kinds, or None, and the cores with their speeds filled in.
 
-    Asked in turn: the kernel's own lists on Intel, the scheduler's capacities on
-    ARM, maximum frequencies.
+    It rests on the kernel's own lists on Intel, else the scheduler's capacities on ARM, else
+    maximum frequencies.
     """
     frequencies = _per_core(root, cores, "cpufreq/cpuinfo_max_freq")
     listed = _intel_efficiency_cpus(root, cores)
@@ -191,8 +199,9 @@ def read_kinds(
 
 
 def _intel_efficiency_cpus(root: Root, cores: tuple[Core, ...]) -> frozenset[int]:
-    """CPUs of cpu_atom and cpu_lowpower, where both these and cpu_core have some online."""
-    online = frozenset(cpu for core in cores for cpu in core.cpus)
+    """Return the CPUs of cpu_atom and cpu_lowpower, where both these and cpu_core have some
+    online."""
+    online = cpus_of(cores)
     fast = root.cpus("sys/devices/cpu_core/cpus") or frozenset()
     atom = root.cpus("sys/devices/cpu_atom/cpus") or frozenset()
     low_power = root.cpus("sys/devices/cpu_lowpower/cpus") or frozenset()
@@ -201,26 +210,21 @@ def _intel_efficiency_cpus(root: Root, cores: tuple[Core, ...]) -> frozenset[int
 
 
 def _per_core(root: Root, cores: tuple[Core, ...], name: str) -> list[float]:
-    """One figure per core (the largest of its CPUs), or nothing where any core has none:
-    a missing figure must not pass for a slow core."""
-    values: list[float] = []
-    for core in cores:
-        read = (root.integer(f"{CPU}/cpu{cpu}/{name}") for cpu in sorted(core.cpus))
-        known = [value for value in read if value is not None and value > 0]
-        if not known:
-            return []
-        values.append(float(max(known)))
-    return values
+    """Return one figure per core (the largest of its CPUs), or nothing where any core has
+    none: a missing figure must not pass for a slow core."""
+    figures = [float(max(read_per_cpu(root, core.cpus, name), default=0)) for core in cores]
+    return figures if all(figures) else []
 
 
 def _slower_kind(cores: tuple[Core, ...], values: list[float]) -> frozenset[int]:
-    """CPUs below the first clear gap from the top; capacities differ from CPU to CPU
-    within a kind, so a value is no kind."""
+    """Return the CPUs below the first clear gap from the top; capacities differ from CPU to
+    CPU within a kind, so a value is no kind."""
     ranked = sorted(set(values), reverse=True)
     for above, below in pairwise(ranked):
         if above / below >= APART:
-            slow = (core.cpus for core, value in zip(cores, values, strict=True) if value <= below)
-            return frozenset().union(*slow)
+            return cpus_of(
+                core for core, value in zip(cores, values, strict=True) if value <= below
+            )
     return frozenset()
 
 
@@ -238,44 +242,37 @@ def _intel_speeds(
 def _split(
     cores: tuple[Core, ...], speeds: list[float], slow: frozenset[int]
 ) -> tuple[Hybrid, tuple[Core, ...]]:
-    """Within the fast kind all speeds count as equal: favoured cores are no kind."""
+    """Rate the cores. Within the fast kind all speeds count as equal: favoured cores are no
+    kind."""
     top = max(speeds)
     rated = tuple(
         core._replace(speed=speed / top if core.cpus & slow else 1.0)
         for core, speed in zip(cores, speeds, strict=True)
     )
     efficient = [core for core in cores if core.cpus & slow]
-    fast = frozenset(cpu for core in cores for cpu in core.cpus) - slow
-    return Hybrid(len(cores) - len(efficient), len(efficient), fast, slow), rated
-
-
-_SIZE = re.compile(r"([0-9]{1,9})([KMG]?)", re.ASCII)
-_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    performance = len(cores) - len(efficient)
+    return Hybrid(performance, len(efficient), cpus_of(cores) - slow, slow), rated
 
 
 def read_last_level_caches(root: Root, cpus: frozenset[int]) -> tuple[int, ...]:
-    """Bytes of each last-level data cache that ``cpus`` use, largest first; empty where the
-    kernel does not tell, as on many ARM boards."""
+    """Return the bytes of each last-level data cache that ``cpus`` use, largest first; empty
+    where the kernel does not tell, as on many ARM boards."""
     found: dict[tuple[int, ...], int] = {}
     for cpu in sorted(cpus):
-        last = max((_cache(root, cpu, index) for index in _indexes(root, cpu)), default=None)
-        if last is not None and last[1] > 0:
-            _, size, sharing = last
+        folder = f"{CPU}/cpu{cpu}/cache"
+        names = (name for name in root.names(folder) if name.startswith("index"))
+        caches = (_cache(root, cpu, f"{folder}/{name}") for name in names)
+        _, size, sharing = max(caches, default=(0, 0, ()))
+        if size:
             found[sharing] = size
     return tuple(sorted(found.values(), reverse=True))
 
 
-def _indexes(root: Root, cpu: int) -> list[str]:
-    names = root.names(f"{CPU}/cpu{cpu}/cache")
-    return [name for name in names if name.startswith("index")]
-
-
-def _cache(root: Root, cpu: int, index: str) -> tuple[int, int, tuple[int, ...]]:
-    """Level, bytes and the CPUs that share it; level and bytes 0 for what holds no data."""
-    folder = f"{CPU}/cpu{cpu}/cache/{index}"
-    kind, level = root.read(f"{folder}/type"), root.integer(f"{folder}/level")
-    size = _SIZE.fullmatch(root.read(f"{folder}/size") or "")
-    if kind == "Instruction" or level is None or size is None:
+def _cache(root: Root, cpu: int, folder: str) -> tuple[int, int, tuple[int, ...]]:
+    """Return level, bytes and the CPUs that share it; level and bytes 0 for what holds no
+    data."""
+    level, size = root.integer(f"{folder}/level"), as_size(root.read(f"{folder}/size"))
+    if root.read(f"{folder}/type") == "Instruction" or level is None or size is None:
         return 0, 0, (cpu,)
-    sharing = root.cpus_of(f"{folder}/shared_cpu_list", f"{folder}/shared_cpu_map") or {cpu}
-    return level, int(size[1]) * _FACTORS[size[2]], tuple(sorted(sharing))
+    sharing = root.cpus(f"{folder}/shared_cpu_list", f"{folder}/shared_cpu_map") or {cpu}
+    return level, size, tuple(sorted(sharing))

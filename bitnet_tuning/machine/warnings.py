@@ -1,22 +1,21 @@
-"""What would spoil a measurement, or has: one line each, cause and remedy; pure."""
+"""What may skew a measurement, or has: the cause and the remedy of each; pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from bitnet_tuning.machine.conditions import Busy, Conditions, between
+from bitnet_tuning.machine.conditions import Conditions, between
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bitnet_tuning.machine.clock import Clock
     from bitnet_tuning.machine.host import Host
-    from bitnet_tuning.machine.power import Temperature
 
 
 BUSY_SHARE, BUSY_LEAST, BUSY_MOST = 0.05, 0.1, 0.5
-"""Load of others that is worth a word: a twentieth of all CPUs, which moves a result by as
-much as gains that matter; below a tenth of a CPU is a desktop at rest. Half a CPU matters
-on any machine: an engine's threads wait for the slowest one."""
+"""Load of others that is reported: a twentieth of all CPUs, which moves a result by as much
+as gains that matter; below a tenth of a CPU is a desktop at rest. Half a CPU matters on any
+machine: an engine's threads wait for the slowest one."""
 
 STEAL_SHARE = 0.05
 """Of the time with work to do, what the hypervisor may take."""
@@ -47,144 +46,167 @@ _DYNAMIC = ("intel_pstate", "amd-pstate-epp")
 admin-guide/pm)."""
 _GOVERNOR_REMEDY = "sudo cpupower frequency-set -g performance"
 
+LOAD, GOVERNOR, CLOCK, HEAT = "load", "governor", "clock", "heat"
+MEMORY, BATTERY, QUOTA, STEAL = "memory", "battery", "quota", "steal"
+"""Kinds of warnings: what of the machine is in the way."""
+
+
+class MachineWarning(NamedTuple):
+    """One thing that skews results."""
+
+    kind: str
+    cause: str
+    remedy: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.cause}: {self.remedy}"
+
 
 def warnings_before(
     conditions: Conditions, host: Host, model_size: int | None = None
-) -> tuple[str, ...]:
-    """What is in the way now. ``model_size`` in bytes."""
+) -> tuple[MachineWarning, ...]:
+    """Return what would skew a measurement now. ``model_size`` in bytes."""
     return (
-        *_load(conditions.other_load, conditions.online_cpus, conditions.busiest, "use"),
-        *_governor(conditions.governor, conditions.driver),
-        *_clock_limit(conditions.clock),
-        *_heat(conditions.temperature),
-        *_memory(conditions.memory.available, model_size),
-        *_battery(conditions.on_battery),
+        *_load(conditions.other_load_cpus, conditions, "use"),
+        *_governor(conditions),
+        *_clock_limit(conditions),
+        *_heat(conditions),
+        *_memory(conditions.memory_available, model_size),
+        *_battery(conditions),
         *_quota(host),
     )
 
 
-def warnings_after(before: Conditions, after: Conditions) -> tuple[str, ...]:
-    """What happened meanwhile, or is in the way since."""
+def warnings_after(before: Conditions, after: Conditions) -> tuple[MachineWarning, ...]:
+    """Return what skewed a measurement between two snapshots, or would skew the next one."""
     seen = between(before, after)
     return (
-        *_load(seen.other_load, after.online_cpus, (), "used on average"),
+        *_load(seen.other_load_cpus, after._replace(busiest=()), "used on average"),
         *_steal(seen.steal_share),
-        *_throttled(seen.throttled, seen.periods, seen.throttled_seconds),
-        *_clock_fall(before.clock, after.clock),
+        *_throttled(seen.quota_throttled_periods, seen.quota_periods, seen.quota_throttled_seconds),
+        *_clock_fall(before, after),
         *_throttle_events(seen.throttle_events),
-        *_heat(after.temperature),
+        *_heat(after),
         *_swapped(seen.swapped_in),
         *_changes(before, after),
     )
 
 
-def _load(others: float | None, cpus: int, busiest: tuple[Busy, ...], verb: str) -> Iterator[str]:
-    """Figures with one decimal; programs that would show as 0.0 are not named."""
+def _load(others: float | None, conditions: Conditions, verb: str) -> Iterator[MachineWarning]:
+    """Show figures with one decimal, without programs that would show as 0.0."""
+    cpus = conditions.online_cpus
     bearable = max(BUSY_LEAST, min(BUSY_MOST, BUSY_SHARE * cpus))
     if others is None or others <= bearable:
         return
-    named = ", ".join(f"{it.name} {it.cpus:.1f}" for it in busiest if it.cpus >= 0.05)
+    programs = [program for program in conditions.busiest if program.cpus >= 0.05]
+    named = ", ".join(f"{program.name} {program.cpus:.1f}" for program in programs)
     who = f" ({named})" if named else ""
-    yield f"other processes {verb} {others:.1f} of {cpus} CPUs{who}: close them or wait"
+    cause = f"other processes {verb} {others:.1f} of {cpus} CPUs{who}"
+    yield MachineWarning(LOAD, cause, "close them or wait")
 
 
-def _governor(governor: str | None, driver: str | None) -> Iterator[str]:
+def _governor(conditions: Conditions) -> Iterator[MachineWarning]:
+    governor, driver = conditions.governor, conditions.frequency_driver
     names = (governor or "").split(",")
     if "powersave" in names and driver not in _DYNAMIC:
-        yield f"governor powersave keeps the lowest clock: {_GOVERNOR_REMEDY}"
+        cause = "governor powersave keeps the lowest clock"
     elif driver not in _DYNAMIC and {"ondemand", "conservative", "schedutil"} & set(names):
-        yield f"governor {governor} raises the clock only after load begins: {_GOVERNOR_REMEDY}"
+        cause = f"governor {governor} raises the clock only after load begins"
     elif "powersave" in names:
-        yield f"governor powersave of {driver} may hold the clock back: {_GOVERNOR_REMEDY}"
-
-
-def _clock_limit(clock: Clock | None) -> Iterator[str]:
-    if clock and clock.limit and clock.highest and clock.limit < CLOCK_LIMIT * clock.highest:
-        yield (
-            f"the clock is limited to {clock.limit:.0f} of {clock.highest:.0f} MHz: "
-            f"sudo cpupower frequency-set -u {clock.highest:.0f}MHz"
-        )
-
-
-def _clock_fall(before: Clock | None, after: Clock | None) -> Iterator[str]:
-    """Of the fastest CPU, which was busy at both moments; others may idle."""
-    if before and after and after.maximum < CLOCK_FALL * before.maximum:
-        yield (
-            f"the clock fell from {before.maximum:.0f} to {after.maximum:.0f} MHz: "
-            "let the machine cool and measure again"
-        )
-
-
-def _heat(temperature: Temperature | None) -> Iterator[str]:
-    if temperature is None:
+        cause = f"governor powersave of {driver} may hold the clock back"
+    else:
         return
-    critical = temperature.critical
-    if temperature.celsius >= (HOT if critical is None else critical - HOT_MARGIN):
-        seen = f"{temperature.celsius:.0f} °C ({temperature.sensor})"
-        yield f"the processor is hot, {seen}: let it cool, clear its air vents"
+    yield MachineWarning(GOVERNOR, cause, _GOVERNOR_REMEDY)
 
 
-def _throttle_events(events: int | None) -> Iterator[str]:
+def _clock_limit(conditions: Conditions) -> Iterator[MachineWarning]:
+    clock = conditions.clock
+    if clock is None or clock.limit_mhz is None or clock.highest_mhz is None:
+        return
+    if clock.limit_mhz < CLOCK_LIMIT * clock.highest_mhz:
+        cause = f"the clock is limited to {clock.limit_mhz:.0f} of {clock.highest_mhz:.0f} MHz"
+        remedy = f"sudo cpupower frequency-set -u {clock.highest_mhz:.0f}MHz"
+        yield MachineWarning(CLOCK, cause, remedy)
+
+
+def _clock_fall(before: Conditions, after: Conditions) -> Iterator[MachineWarning]:
+    """Compare the fastest CPU, which was busy at both moments; others may idle."""
+    if before.clock is None or after.clock is None:
+        return
+    first, last = before.clock.max_mhz, after.clock.max_mhz
+    if last < CLOCK_FALL * first:
+        cause = f"the clock fell from {first:.0f} to {last:.0f} MHz"
+        yield MachineWarning(CLOCK, cause, "let the machine cool and measure again")
+
+
+def _heat(conditions: Conditions) -> Iterator[MachineWarning]:
+    seen = conditions.temperature
+    if seen and seen.celsius >= (HOT if seen.critical is None else seen.critical - HOT_MARGIN):
+        cause = f"the processor is hot, {seen.celsius:.0f} °C ({seen.sensor})"
+        yield MachineWarning(HEAT, cause, "let it cool, clear its air vents")
+
+
+def _throttle_events(events: int | None) -> Iterator[MachineWarning]:
     if events:
-        yield (
-            "the processor lowered its clock because of heat: "
-            "later figures are too low, let it cool and measure again"
-        )
+        cause = "the processor lowered its clock because of heat"
+        remedy = "later figures are too low, let it cool and measure again"
+        yield MachineWarning(HEAT, cause, remedy)
 
 
-def _memory(available: int | None, model_size: int | None) -> Iterator[str]:
+def _memory(available: int | None, model_size: int | None) -> Iterator[MachineWarning]:
     if available is None or model_size is None or available >= MEMORY_FACTOR * model_size:
         return
-    free, needed = _gigabytes(available), _gigabytes(MEMORY_FACTOR * model_size)
-    yield (
-        f"{free} of memory are free and the model needs about {needed}: "
-        "it may be read from disk again and again; close programs or take a smaller model"
+    free, needed = available / 1e9, MEMORY_FACTOR * model_size / 1e9
+    yield MachineWarning(
+        MEMORY,
+        f"{free:.1f} GB of memory are free and the model needs about {needed:.1f} GB",
+        "it may be read from disk again and again; close programs or take a smaller model",
     )
 
 
-def _swapped(size: int | None) -> Iterator[str]:
+def _swapped(size: int | None) -> Iterator[MachineWarning]:
     if size is not None and size >= SWAPPED:
-        yield f"{size / 1e6:.0f} MB came back from swap: close programs that need memory"
+        cause = f"{size / 1e6:.0f} MB came back from swap"
+        yield MachineWarning(MEMORY, cause, "close programs that need memory")
 
 
-def _battery(on_battery: bool | None) -> Iterator[str]:
-    if on_battery:
-        yield "the machine runs on its battery, with a lower clock: plug it in"
+def _battery(conditions: Conditions) -> Iterator[MachineWarning]:
+    if conditions.on_battery:
+        cause = "the machine runs on its battery, with a lower clock"
+        yield MachineWarning(BATTERY, cause, "plug it in")
 
 
-def _quota(host: Host) -> Iterator[str]:
+def _quota(host: Host) -> Iterator[MachineWarning]:
     if host.quota is not None and host.quota_binds:
-        yield (
+        yield MachineWarning(
+            QUOTA,
             f"a quota allows {host.quota:g} of {len(host.allowed)} CPUs, and more threads are "
-            "stopped in every period: raise it (docker run --cpus) to use the machine"
+            "stopped in every period",
+            "raise it (docker run --cpus) to use the machine",
         )
 
 
-def _throttled(throttled: int, periods: int, seconds: float) -> Iterator[str]:
+def _throttled(throttled: int, periods: int, seconds: float) -> Iterator[MachineWarning]:
     if periods and throttled > THROTTLED_SHARE * periods:
-        yield (
-            f"throttled in {throttled} of {periods} periods by quota, {seconds:.1f} s in all: "
-            "settings with more threads than the quota has CPUs suffer most; raise it to compare"
+        yield MachineWarning(
+            QUOTA,
+            f"throttled in {throttled} of {periods} periods by quota, {seconds:.1f} s in all",
+            "settings with more threads than the quota has CPUs suffer most; raise it to compare",
         )
 
 
-def _steal(share: float | None) -> Iterator[str]:
+def _steal(share: float | None) -> Iterator[MachineWarning]:
     if share is not None and share > STEAL_SHARE:
-        yield (
-            f"the hypervisor gave {100 * share:.0f} % of the CPU time to others (steal): "
-            "measure again at a quieter time"
-        )
+        cause = f"the hypervisor gave {100 * share:.0f} % of the CPU time to others (steal)"
+        yield MachineWarning(STEAL, cause, "measure again at a quieter time")
 
 
-def _changes(before: Conditions, after: Conditions) -> Iterator[str]:
+def _changes(before: Conditions, after: Conditions) -> Iterator[MachineWarning]:
     if after.on_battery and not before.on_battery:
-        yield "the machine went over to its battery: plug it in and measure again"
+        cause = "the machine went over to its battery"
+        yield MachineWarning(BATTERY, cause, "plug it in and measure again")
     if before.governor != after.governor:
-        yield (
-            f"the governor changed from {before.governor or 'none'} to "
-            f"{after.governor or 'none'}: measure again"
-        )
-
-
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:.1f} GB"
+        old, new = before.governor or "none", after.governor or "none"
+        cause = f"the governor changed from {old} to {new}"
+        yield MachineWarning(GOVERNOR, cause, "measure again")

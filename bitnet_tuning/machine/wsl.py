@@ -1,16 +1,14 @@
-"""Whether this Linux is the Windows Subsystem for Linux."""
+"""The Windows Subsystem for Linux: its version and its configuration files."""
 
 from __future__ import annotations
 
-import re
-
-from bitnet_tuning.machine.mounts import FileSystem
-from bitnet_tuning.machine.root import Root, as_integer
+from bitnet_tuning.machine.mounts import Mount
+from bitnet_tuning.machine.root import Root, as_integer, as_size
 from bitnet_tuning.namedtuple import NamedTuple
 
 
 def read_wsl(root: Root) -> int | None:
-    """1, 2, or None outside WSL.
+    """Return 1 or 2 for the version of WSL, None outside it.
 
     Version 1 releases look like ``4.4.0-19041-Microsoft``, version 2 ones like
     ``5.15.90.1-microsoft-standard-WSL2``; a kernel that the user built may say
@@ -26,7 +24,8 @@ def read_wsl(root: Root) -> int | None:
 
 
 def _release_in_version(root: Root) -> str:
-    """``Linux version RELEASE (builder) …``: the builder may well be somebody at Microsoft."""
+    """Return RELEASE of ``Linux version RELEASE (builder) …``: the builder may well be somebody
+    at Microsoft."""
     words = (root.read("proc/version") or "").split()
     return words[2] if len(words) > 2 else ""
 
@@ -34,12 +33,9 @@ def _release_in_version(root: Root) -> str:
 _CUSTOMARY = "mnt/c"
 """Where WSL mounts the first drive unless ``wsl.conf`` says something else."""
 
-_SIZE = re.compile(r"([0-9]{1,15})(?:\s*([KMGT]?)B)?", re.ASCII | re.IGNORECASE)
-_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
 
 class WslConfig(NamedTuple):
-    """One user's file. None for what it does not say."""
+    """One user's ``.wslconfig``. None for what it does not say."""
 
     path: str
     memory: int | None = None
@@ -49,9 +45,9 @@ class WslConfig(NamedTuple):
     """What of it cannot be understood."""
 
 
-def read_wsl_configs(root: Root, mounts: tuple[FileSystem, ...]) -> tuple[WslConfig, ...]:
-    """Those of every Windows user that can be read: Linux does not know which of them
-    started it."""
+def read_wsl_configs(root: Root, mounts: tuple[Mount, ...]) -> tuple[WslConfig, ...]:
+    """Return the files of every Windows user that can be read: Linux does not know which of
+    them started it."""
     drives = [mount.point.strip("/") for mount in mounts if mount.windows]
     found = []
     for drive in dict.fromkeys((*drives, _CUSTOMARY)):
@@ -64,7 +60,8 @@ def read_wsl_configs(root: Root, mounts: tuple[FileSystem, ...]) -> tuple[WslCon
 
 
 def parse_wsl_config(path: str, text: str) -> WslConfig:
-    """The ``[wsl2]`` section; a file that is none has a problem and nothing else."""
+    """Return what the ``[wsl2]`` section says; a file that cannot be parsed has a problem and
+    nothing else."""
     import configparser  # noqa: PLC0415 (half a millisecond that a run need not pay)
 
     parser = configparser.ConfigParser(
@@ -76,13 +73,7 @@ def parse_wsl_config(path: str, text: str) -> WslConfig:
         return WslConfig(path, problems=(str(error).splitlines()[0],))
     sections = (parser[name] for name in parser.sections() if name.lower() == "wsl2")
     stated = {key: value or "" for section in sections for key, value in section.items()}
-    memory, processors = _bytes(stated.get("memory")), as_integer(stated.get("processors"))
+    memory, processors = as_size(stated.get("memory")), as_integer(stated.get("processors"))
     understood = {"memory": memory, "processors": processors}
     problems = [f"{key}={stated[key]}" for key in stated if understood.get(key, 0) is None]
     return WslConfig(path, memory, processors, tuple(problems))
-
-
-def _bytes(text: str | None) -> int | None:
-    """``4GB``, ``512MB``, a plain number of bytes."""
-    found = _SIZE.fullmatch((text or "").strip())
-    return int(found[1]) * _FACTORS[(found[2] or "").upper()] if found else None

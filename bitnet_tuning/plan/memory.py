@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from bitnet_tuning.machine.limits import Privileges
-    from bitnet_tuning.machine.pages import HugePages
+    from bitnet_tuning.machine.memory import HugePages
     from bitnet_tuning.model.types import ModelFile
     from bitnet_tuning.plan.facts import Facts
     from bitnet_tuning.plan.request import Request
