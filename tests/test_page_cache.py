@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning.machine.memory import cached_nodes, parse_numa_maps
+from bitnet_tuning.machine.memory import cached_nodes, read_numa_maps
 from bitnet_tuning.machine.root import Root
 from tests.machines import Machine
 
+PAGE = 4096
 MAPS = """\
 7f10 default file=/models/m.gguf mapped=16 active=0 N0=12 N1=4 kernelpagesize_kB=4
 7f20 default file=/models/m.gguf mapped=3 N1=3 kernelpagesize_kB=4
@@ -20,10 +21,13 @@ MAPS = """\
 """
 
 
-def test_pages_are_counted_by_node() -> None:
-    assert parse_numa_maps(MAPS, "/models/m.gguf") == {0: 12, 1: 7}
-    assert parse_numa_maps(MAPS, "/a b.gguf") == {2: 7}
-    assert parse_numa_maps(MAPS, "/other") == {}
+def test_pages_are_counted_by_node(tmp_path: Path) -> None:
+    root = Root(str(Machine(tmp_path).write("proc/7/numa_maps", MAPS).path))
+    assert read_numa_maps(root, "7", "/models/m.gguf") == {0: 12 * PAGE, 1: 7 * PAGE}
+    assert read_numa_maps(root, "7", "/a b.gguf") == {2: 7 * PAGE}
+    assert read_numa_maps(root, "7", "/other") == {}
+    assert read_numa_maps(root, "7") == {0: 17 * PAGE, 1: 16 * PAGE, 2: 7 * PAGE}
+    assert read_numa_maps(root, "8") is None
 
 
 def test_a_kernel_that_does_not_tell(tmp_path: Path) -> None:
@@ -32,7 +36,7 @@ def test_a_kernel_that_does_not_tell(tmp_path: Path) -> None:
     machine = Machine(tmp_path / "root")
     assert cached_nodes(Root(str(machine.path)), str(model)) is None
     machine.write("proc/self/numa_maps", f"7f default file={model} mapped=2 N3=2")
-    assert cached_nodes(Root(str(machine.path)), str(model)) == {3: 2}
+    assert cached_nodes(Root(str(machine.path)), str(model)) == {3: 2 * PAGE}
     assert cached_nodes(Root(str(machine.path)), str(tmp_path / "none")) is None
 
 
@@ -46,4 +50,4 @@ def test_a_real_file_in_the_real_page_cache(tmp_path: Path) -> None:
     found = cached_nodes(Root(), str(model))
     if not found:
         pytest.skip("this file system keeps no page cache, or cannot read without waiting")
-    assert sum(found.values()) >= 64
+    assert sum(found.values()) >= 64 * PAGE

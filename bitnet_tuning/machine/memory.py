@@ -93,11 +93,14 @@ def read_numa_balancing(root: Root) -> bool | None:
 
 
 _SAMPLES = 64
-_COUNT = re.compile(r"\bN(\d+)=(\d+)", re.ASCII)
+_MAPS = 1 << 24
+"""Bytes to read of a ``numa_maps``; a mapping takes about 100."""
+_PAGES = re.compile(r"\bN(\d+)=(\d+)", re.ASCII)
+_PAGE_SIZE = re.compile(r"\bkernelpagesize_kB=(\d+)", re.ASCII)
 
 
 def cached_nodes(root: Root, path: str) -> dict[int, int] | None:
-    """Return node -> how many pages of a sample of the file are cached there; empty for a file
+    """Return node -> bytes of a sample of the file that are cached there; empty for a file
     that is not in the page cache, None where the kernel does not tell.
 
     Nothing is read from disk: only pages that are in the cache already are touched, so that
@@ -118,7 +121,7 @@ def cached_nodes(root: Root, path: str) -> dict[int, int] | None:
             with mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ) as mapped:
                 for offset in cached:
                     mapped[offset]
-                return parse_numa_maps(root.read("proc/self/numa_maps", 1 << 24) or "", path)
+                return read_numa_maps(root, "self", path)
     except (AttributeError, OSError, ValueError):
         return None
 
@@ -131,13 +134,21 @@ def _is_cached(handle: int, offset: int) -> bool:
         return False
 
 
-def parse_numa_maps(text: str, path: str) -> dict[int, int]:
-    """Return pages by node over all mappings of the file, from lines such as
-    ``7f… default file=/models/a\\040b.gguf mapped=16 N0=12 N1=4 kernelpagesize_kB=4``."""
-    name = os.path.realpath(path).replace("\\", "\\134").replace(" ", "\\040")
-    counts: dict[int, int] = {}
+def read_numa_maps(root: Root, process: str, path: str | None = None) -> dict[int, int] | None:
+    """Return the bytes that a process has mapped by NUMA node, or those that it has mapped of
+    one file; None where the kernel does not tell.
+
+    Lines look like ``7f… default file=/models/a\\040b.gguf N0=12 N1=4 kernelpagesize_kB=4``.
+    """
+    text = root.read(f"proc/{process}/numa_maps", _MAPS)
+    if text is None:
+        return None
+    name = os.path.realpath(path or "").replace("\\", "\\134").replace(" ", "\\040")
+    held: dict[int, int] = {}
     for line in text.splitlines():
-        if f"file={name}" in line.split():
-            for node, pages in _COUNT.findall(line):
-                counts[int(node)] = counts.get(int(node), 0) + int(pages)
-    return counts
+        if path is None or f"file={name}" in line.split():
+            size = _PAGE_SIZE.search(line)
+            for node, pages in _PAGES.findall(line):
+                bytes_there = int(pages) * int(size[1] if size else 4) * 1024
+                held[int(node)] = held.get(int(node), 0) + bytes_there
+    return held

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
-from bitnet_tuning.machine.root import Root, as_integer, parse_list
+from bitnet_tuning.machine.memory import read_numa_maps
+from bitnet_tuning.machine.root import Root, as_integer, parse_list, parse_or_none
 from bitnet_tuning.namedtuple import NamedTuple
 
 TYPE_CHECKING = False
@@ -16,18 +15,12 @@ _ENVIRONMENT = 1 << 22
 """Bytes to read of an environment. Linux takes a quarter of the stack's limit for it and the
 arguments (execve(2)), 2 MiB as it is usually set."""
 
-_MAPS = 1 << 24
-"""Bytes to read of a ``numa_maps``; a mapping takes about 100."""
-
 _TICKS = 100
 """Per second, in which ``stat`` shows times on all but a few old machines. Threads are only
 compared with each other, for which any number would do."""
 
 _GROUP, _USER_TICKS, _NICENESS = 2, 11, 16
 """Places among the words of ``stat`` behind the program's name (proc_pid_stat(5))."""
-
-_PAGES = re.compile(r"\bN(\d+)=(\d+)")
-_PAGE_SIZE = re.compile(r"\bkernelpagesize_kB=(\d+)")
 
 
 class Thread(NamedTuple):
@@ -113,15 +106,15 @@ def _read(root: Root, process: int, huge: bool, nodes: bool) -> Process | None:
         return None
     names = sorted(int(name) for name in root.names(f"{folder}/task") if name.isdecimal())
     threads = (_thread(root, f"{folder}/task/{name}", name) for name in names)
-    status = root.fields(f"{folder}/status")
+    status = root.numbers(f"{folder}/status")
     return Process(
         process,
         _variables(root, folder),
         tuple(thread for thread in threads if thread is not None),
-        _bytes(status, "VmRSS"),
-        _bytes(status, "VmLck"),
+        status.get("VmRSS"),
+        status.get("VmLck"),
         _huge(root, folder, status) if huge else None,
-        _nodes(root, folder) if nodes else None,
+        read_numa_maps(root, str(process)) if nodes else None,
     )
 
 
@@ -162,30 +155,10 @@ def _times(root: Root, folder: str, words: list[str]) -> tuple[float, float] | N
 
 
 def _allowed(root: Root, folder: str) -> frozenset[int] | None:
-    try:
-        return parse_list(root.fields(f"{folder}/status")["Cpus_allowed_list"])
-    except (KeyError, ValueError):
-        return None
+    return parse_or_none(parse_list, root.fields(f"{folder}/status").get("Cpus_allowed_list"))
 
 
-def _bytes(fields: Mapping[str, str], key: str) -> int | None:
-    kilobytes = as_integer(fields.get(key, "").removesuffix("kB").strip())
-    return None if kilobytes is None else kilobytes * 1024
-
-
-def _huge(root: Root, folder: str, status: Mapping[str, str]) -> int | None:
+def _huge(root: Root, folder: str, status: Mapping[str, int]) -> int | None:
     """Return the size of transparent huge pages and of those reserved by an administrator."""
-    transparent = _bytes(root.fields(f"{folder}/smaps_rollup"), "AnonHugePages")
-    return None if transparent is None else transparent + (_bytes(status, "HugetlbPages") or 0)
-
-
-def _nodes(root: Root, folder: str) -> dict[int, int] | None:
-    maps = root.read(f"{folder}/numa_maps", _MAPS)
-    if maps is None:
-        return None
-    held: dict[int, int] = {}
-    for line in maps.splitlines():
-        size = _PAGE_SIZE.search(line)
-        for node, pages in _PAGES.findall(line):
-            held[int(node)] = held.get(int(node), 0) + int(pages) * int(size[1] if size else 4)
-    return {node: kilobytes * 1024 for node, kilobytes in held.items()}
+    transparent = root.numbers(f"{folder}/smaps_rollup").get("AnonHugePages")
+    return None if transparent is None else transparent + status.get("HugetlbPages", 0)

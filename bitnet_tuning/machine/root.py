@@ -165,3 +165,8 @@ def format_list(cpus: Iterable[int]) -> str:
         else:
             runs.append([cpu, cpu])
     return ",".join(f"{low}-{high}" if high > low else f"{low}" for low, high in runs)
+
+
+def read_boot_id(root: Root) -> str:
+    """Return an id that differs after each start; empty where there is none (random(4))."""
+    return root.read("proc/sys/kernel/random/boot_id") or ""
