@@ -10,6 +10,9 @@ from bitnet_tuning.errors import TuningError
 
 NAME = "bitnet-tuning"
 
+MEBIBYTE, GIBIBYTE = 1 << 20, 1 << 30
+"""Units in which messages show sizes."""
+
 Body = Callable[[list[str]], int]
 
 

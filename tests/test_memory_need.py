@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bitnet_tuning.plan.memory import MEBIBYTE, cache_bytes, fits, need_of, sum_text
+from bitnet_tuning.console import MEBIBYTE
+from bitnet_tuning.plan.memory import cache_bytes, fits, need_of, sum_text
 from tests.test_plan import MODEL
 
 BITNET_2B = MODEL._replace(size=1125 * MEBIBYTE, heads=20, kv_width=2 * 640)

@@ -40,6 +40,7 @@ from bitnet_tuning.bench.summary import (
     speed,
     times,
 )
+from bitnet_tuning.console import GIBIBYTE, MEBIBYTE
 from bitnet_tuning.machine.root import format_list
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -204,7 +205,7 @@ def _footer(results: Results) -> str:
     return element("footer", escape(text))
 
 
-GB, GIBIBYTE, MEBIBYTE = 10**9, 1 << 30, 1 << 20
+GB = 10**9
 
 
 def certainty(results: Results) -> str:

@@ -6,11 +6,10 @@ import json
 from typing import Any
 
 from bitnet_tuning.cli.arguments import Parser, add_root
+from bitnet_tuning.console import GIBIBYTE
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import Host, host_facts
 from bitnet_tuning.machine.root import format_list
-
-GIBIBYTE = 1 << 30
 
 
 def run(arguments: list[str]) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bitnet_tuning.cli.arguments import Parser, add_root
-from bitnet_tuning.console import say
+from bitnet_tuning.console import GIBIBYTE, say
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.plan.profile import Evidence, Profile, Ratio, day, load, ratio_text
@@ -170,7 +170,6 @@ def _import(options: argparse.Namespace, state: State) -> int:
     return 0
 
 
-GIBIBYTE = 1 << 30
 HEADER = ("ID", "DATE", "ENGINE", "MODEL", "SETTING", "OVER THE DEFAULT", "STATE")
 
 

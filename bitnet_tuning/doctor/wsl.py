@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from math import ceil
 
+from bitnet_tuning.console import GIBIBYTE
 from bitnet_tuning.doctor.case import Case, Knob, Verdict, bad, good, unknown, warn
 from bitnet_tuning.doctor.cpus import BENCHMARK
 from bitnet_tuning.doctor.memory import gigabytes, need, needed
 from bitnet_tuning.machine.wsl import WslConfig
-
-GIBIBYTE = 1 << 30
 
 ROOM = 3 * GIBIBYTE
 """Bytes for all else in the virtual machine: an idle one takes half of a GiB, an editor's

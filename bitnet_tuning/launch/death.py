@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 
+from bitnet_tuning.console import MEBIBYTE
 from bitnet_tuning.namedtuple import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.launch.run import Captured
-
-
-MEBIBYTE = 1 << 20
 
 
 class Speed(NamedTuple):

@@ -7,8 +7,9 @@ measurement, which compares greedy texts, or from want of memory, and is said.
 
 from __future__ import annotations
 
+from bitnet_tuning.console import MEBIBYTE
 from bitnet_tuning.namedtuple import NamedTuple
-from bitnet_tuning.plan.memory import DEFAULT_UBATCH, MEBIBYTE, Need, fits, need_of, sum_text
+from bitnet_tuning.plan.memory import DEFAULT_UBATCH, Need, fits, need_of, sum_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ cache for 2048 tokens, 255.5 MiB of buffers with a micro-batch of 512, 31.9 with
 
 from __future__ import annotations
 
+from bitnet_tuning.console import MEBIBYTE
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.openmp import user_set
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from bitnet_tuning.plan.facts import Facts
     from bitnet_tuning.plan.request import Request
 
-
-MEBIBYTE = 1 << 20
 
 DEFAULT_UBATCH = 512
 """llama.cpp's own micro-batch, in tokens."""

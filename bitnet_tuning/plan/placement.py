@@ -8,10 +8,11 @@ every node has CPUs and all of them may be used.
 
 from __future__ import annotations
 
+from bitnet_tuning.console import MEBIBYTE
 from bitnet_tuning.engine.binary import NONE
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.namedtuple import NamedTuple
-from bitnet_tuning.plan.memory import MEBIBYTE, Need
+from bitnet_tuning.plan.memory import Need
 from bitnet_tuning.plan.openmp import ACTIVE, binds_itself, waits_by_user
 
 TYPE_CHECKING = False

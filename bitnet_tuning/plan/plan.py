@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bitnet_tuning.console import GIBIBYTE
 from bitnet_tuning.engine import instruction_sets
 from bitnet_tuning.engine.builds import check_isa, check_pair
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from bitnet_tuning.model.types import ModelFile
     from bitnet_tuning.plan.memory import Need
     from bitnet_tuning.plan.request import Request
-
-
-GIBIBYTE = 1 << 30
 
 
 def make_plan(request: Request, facts: Facts) -> Plan:

@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from bitnet_tuning.console import MEBIBYTE
 from bitnet_tuning.engine.binary import GOMP, LLVM
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.model.types import I2_S
-from bitnet_tuning.plan.memory import MEBIBYTE, TUNABLES
+from bitnet_tuning.plan.memory import TUNABLES
 from bitnet_tuning.plan.openmp import BINDING
 
 TYPE_CHECKING = False
