@@ -434,7 +434,7 @@ def after(**changed: Any) -> tuple[str, ...]:
         ),
         (
             {"on_battery": True},
-            "the machine went over to its battery: plug it in and measure again",
+            "the machine switched to its battery: plug it in and measure again",
         ),
         (
             {"governor": None},

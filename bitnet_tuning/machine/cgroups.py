@@ -9,6 +9,9 @@ from bitnet_tuning.namedtuple import NamedTuple
 _NO_LIMIT = 1 << 60
 """Version 1 writes "no limit" as about 2**63 rounded down to a page."""
 
+_UNIFIED = ""
+"""Stands for version 2, as in ``proc/self/cgroup``."""
+
 _PERIOD = 100_000
 """Microseconds of a quota's period where none is stated."""
 
@@ -51,18 +54,16 @@ def read_cgroups(root: Root) -> Cgroups:
     mounts = [mount for mount in read_mounts(root) if mount.kind in ("cgroup", "cgroup2")]
     mounts = mounts or _customary(root)
     paths = _paths(root)
-    first = {
-        controller: [m for m in mounts if m.kind == "cgroup" and controller in _controllers(m)]
-        for controller in ("cpu", "memory")
-    }
-    return Cgroups(
-        _levels([mount for mount in mounts if mount.kind == "cgroup2"], paths.get("", "/")),
-        *(_levels(found, paths.get(controller, "/")) for controller, found in first.items()),
-    )
+
+    def levels(controller: str) -> tuple[str, ...]:
+        showing = [mount for mount in mounts if controller in _controllers(mount)]
+        return _levels(showing, paths.get(controller, "/"))
+
+    return Cgroups(levels(_UNIFIED), levels("cpu"), levels("memory"))
 
 
 def _controllers(mount: Mount) -> list[str]:
-    return mount.options.split(",")
+    return [_UNIFIED] if mount.kind == "cgroup2" else mount.options.split(",")
 
 
 def _customary(root: Root) -> list[Mount]:
@@ -75,7 +76,7 @@ def _customary(root: Root) -> list[Mount]:
 
 
 def _paths(root: Root) -> dict[str, str]:
-    """Return controller -> path within its hierarchy; "" stands for version 2."""
+    """Return controller -> path of this process's group within its hierarchy."""
     paths: dict[str, str] = {}
     for line in (root.read("proc/self/cgroup") or "").splitlines():
         fields = line.split(":", 2)
@@ -111,7 +112,7 @@ def _below(path: str, origin: str) -> str | None:
 def read_quota(root: Root, groups: Cgroups) -> float | None:
     """Return the tightest CFS quota over this process, in CPUs; None where there is none.
 
-    Version 2 writes "quota period" or "max period" in microseconds to one file.
+    One file of version 2 says "quota period" or "max period", in microseconds.
     """
     stated = [(root.read(f"{level}/cpu.max") or "").split() for level in groups.unified]
     pairs = [(words[0], words[1] if len(words) > 1 else None) for words in stated if words]

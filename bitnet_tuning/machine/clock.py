@@ -9,7 +9,7 @@ from bitnet_tuning.machine.topology import CPU, read_per_cpu
 from bitnet_tuning.namedtuple import NamedTuple
 
 _HIGHEST_MHZ = 20_000
-"""No processor has run at more, so a larger number is no clock."""
+"""No processor has run faster, so a larger number is not a clock."""
 _HIGHEST_BASE_MHZ = 10_000
 
 _IN_BRAND = re.compile(r"@ *([0-9.]{1,6}) *GHz", re.ASCII)
@@ -34,8 +34,8 @@ class Clock(NamedTuple):
 
 
 def read_clock(root: Root, cpus: frozenset[int]) -> Clock | None:
-    """Return the clock by cpufreq, else by ``proc/cpuinfo``; None where neither tells, as on
-    most ARM machines without cpufreq."""
+    """Return the clock from cpufreq, else from ``proc/cpuinfo``; None where neither has it, as
+    on most ARM machines without cpufreq."""
     now = _cpufreq(root, cpus, "scaling_cur_freq") or _from_cpuinfo(root, cpus)
     if not now:
         return None
@@ -73,7 +73,7 @@ def _from_cpuinfo(root: Root, cpus: frozenset[int]) -> list[float]:
 
 def read_base_clock(root: Root, cpus: frozenset[int], brand: str | None) -> float | None:
     """Return the base clock of the fastest of ``cpus`` in MHz: intel_pstate's file in kHz,
-    ACPI's in MHz, else what the brand says (``@ 2.10GHz``). None where none does."""
+    ACPI's in MHz, else what the brand says (``@ 2.10GHz``). None where none of them says."""
     for name, factor in (("cpufreq/base_frequency", 1000), ("acpi_cppc/nominal_freq", 1)):
         clocks = [value / factor for value in read_per_cpu(root, cpus, name)]
         known = [clock for clock in clocks if 0 < clock <= _HIGHEST_BASE_MHZ]
@@ -87,8 +87,8 @@ def read_base_clock(root: Root, cpus: frozenset[int], brand: str | None) -> floa
 
 
 def read_driver(root: Root, cpus: frozenset[int]) -> str | None:
-    """Return what sets the clock, such as ``intel_pstate``: the same governor name means
-    another thing with some drivers."""
+    """Return the driver that sets the clock, such as ``intel_pstate``: what a governor's name
+    means depends on it."""
     for cpu in sorted(cpus):
         name = root.read(f"{CPU}/cpu{cpu}/cpufreq/scaling_driver") or ""
         if name and name.isprintable() and len(name) <= 16:

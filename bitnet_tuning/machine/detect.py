@@ -36,9 +36,9 @@ class Processor(NamedTuple):
 
 
 def read_host(root: str = "/") -> Host:
-    """Read the machine below ``root``; a live system that is not Linux is asked instead.
+    """Read the machine below ``root``; on macOS and Windows, ask the system instead.
 
-    Never fails: what cannot be read is None, or counts as the plainest case.
+    Never fails: what cannot be read is None, or assumed to be the plainest case.
     """
     if root == "/" and not sys.platform.startswith("linux"):
         from bitnet_tuning.machine.foreign import read_foreign_host  # noqa: PLC0415
@@ -90,7 +90,7 @@ def _read_processor(root: Root) -> Processor:
 
 
 def _brand(stated: dict[str, str]) -> str | None:
-    """Return the name; 64-bit ARM has none, but numbers that stand for one."""
+    """Return the processor's name; on 64-bit ARM, the numbers that identify it."""
     named = next((stated[key] for key in _BRAND_KEYS if key in stated), None)
     if named is None and "cpu part" in stated:
         return f"ARM implementer {stated.get('cpu implementer', '?')}, part {stated['cpu part']}"

@@ -32,7 +32,7 @@ _SYSCTL_FLAGS = {
     "hw.optional.avx2_0": "avx2",
     "hw.optional.avx512f": "avx512f",
 }
-"""Linux's names of what sysctl calls otherwise."""
+"""Linux's names for sysctl's."""
 _SYSCTL = (
     _BRAND,
     "hw.logicalcpu",
@@ -101,7 +101,7 @@ def _host(cores: tuple[Core, ...], **known: Any) -> Host:
 
 
 def _sysctl() -> dict[str, str]:
-    """Return values by name, without those that this machine does not have."""
+    """Return the values that this machine has, by name."""
     import subprocess  # noqa: PLC0415
 
     try:
@@ -172,8 +172,8 @@ def _psutil() -> ModuleType | None:
 
 
 def _ask(question: Callable[[Any], Any]) -> Any:
-    """Return what psutil answers; None without it, or where it cannot tell. Which functions
-    there are, and how they fail, depends on the system and on psutil's version."""
+    """Return what psutil answers; None if it is not installed or cannot tell. Which functions
+    exist, and how they fail, depends on the system and on psutil's version."""
     psutil = _psutil()
     if psutil is None:
         return None

@@ -36,9 +36,9 @@ class Host(NamedTuple):
     topology_known: bool = True
     """False where the kernel did not say which CPUs share a core."""
     brand: str | None = None
-    """What the processor is called."""
+    """The processor's name."""
     mems: frozenset[int] | None = None
-    """NUMA nodes whose memory may be used; None where the only one is."""
+    """NUMA nodes whose memory may be used; None where there is only one."""
 
     @property
     def packages(self) -> int:

@@ -53,8 +53,8 @@ def _capabilities(root: Root) -> int:
 
 
 def read_allowed_cpus(root: Root, online: frozenset[int]) -> frozenset[int]:
-    """Return the online CPUs in the affinity mask of this process, for a recorded machine of
-    the process that recorded it; all of them where that leaves none or is not known."""
+    """Return the online CPUs in the affinity mask of this process (of the recording one, for
+    a recorded machine); all of them if that leaves none or is unknown."""
     if root.live:
         try:
             mask = frozenset(os.sched_getaffinity(0))
@@ -76,7 +76,7 @@ def read_allowed_nodes(root: Root) -> frozenset[int] | None:
 
 def read_lock_limit(root: Root) -> float | None:
     """Return how many bytes this process, or the recorded one, may lock in memory: infinity
-    for no limit, None where that is not known."""
+    for no limit, None if unknown."""
     if root.live:
         lockable = read_privileges(root).lockable
         return None if os.name == "nt" else inf if lockable is None else lockable

@@ -1,4 +1,4 @@
-"""How much the processors do: for everyone, for other programs, and for this process."""
+"""CPU time: of everyone, of other programs, and of this process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class CpuTimes(NamedTuple):
 
     busy: float
     steal: float
-    """When a CPU of a virtual machine had work but the hypervisor ran something else."""
+    """Time in which a virtual machine's CPU had work but the hypervisor ran something else."""
 
 
 class ProcessTime(NamedTuple):
@@ -75,8 +75,8 @@ def own_cpu_seconds() -> float:
 
 
 def read_processes() -> dict[int, ProcessTime]:
-    """Return every other process of this system that psutil shows, by its id, without ours
-    and our children's. Empty without psutil, and shorter in a container."""
+    """Return by id the processes that psutil shows, without this one and its children. Empty
+    without psutil, and shorter in a container."""
     try:
         import psutil  # noqa: PLC0415
     except ImportError:
@@ -97,8 +97,8 @@ def read_processes() -> dict[int, ProcessTime]:
 
 
 def _printable(name: str) -> str:
-    """Return a name that cannot move a terminal's cursor: a process chooses its own. Workers
-    of the kernel are named after what they do at the moment (``kworker/0:1-events``)."""
+    """Return a name that cannot move a terminal's cursor: a process chooses its own. Kernel
+    workers lose the part that changes with their work (``kworker/0:1-events``)."""
     name = "kworker" if name.startswith("kworker/") else name[:40]
     return "".join(letter if letter.isprintable() else "?" for letter in name) or "?"
 
@@ -109,8 +109,8 @@ def growth(before: Number | None, after: Number | None) -> Number | None:
 
 
 def other_load(busy: float | None, own: float | None, seconds: float) -> float | None:
-    """Return the CPUs that others used in ``seconds`` of wall time, in which all CPUs worked
-    for ``busy`` seconds and we for ``own`` of them; None where that is not known."""
+    """Return the CPUs that others used in ``seconds`` of wall time, of ``busy`` seconds of CPU
+    time of which ``own`` were ours; None where that is unknown."""
     if busy is None or own is None or seconds <= 0:
         return None
     return max(0.0, busy - own) / seconds

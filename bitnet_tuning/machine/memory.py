@@ -21,9 +21,9 @@ class Swap(NamedTuple):
     """Bytes."""
 
     used: int
-    """What lies there now; that alone slows nothing down."""
+    """In swap now; that alone slows nothing down."""
     read_back: int | None = None
-    """What was fetched back since the start of the system: each time something waited."""
+    """Fetched back since boot; each time something waited."""
 
 
 class HugePages(NamedTuple):
@@ -32,12 +32,12 @@ class HugePages(NamedTuple):
     transparent: str | None
     """``always``, ``madvise`` or ``never``; None for a kernel without."""
     glibc: tuple[int, int] | None
-    """Version of the C library of this program, which is the system's; None for another's."""
+    """Version of this program's C library, the system's; None for another C library."""
 
 
 def read_memory(root: Root, groups: Cgroups) -> Memory:
-    """Return MemTotal and MemAvailable, each cut down to what every level of the control
-    groups leaves."""
+    """Return MemTotal and MemAvailable, reduced to what every level of the control groups
+    leaves."""
     stated = root.numbers("proc/meminfo")
     # Kernels before 3.14 have no MemAvailable; free and page cache come near it.
     parts = [stated.get(key, 0) for key in ("MemFree", "Buffers", "Cached")]

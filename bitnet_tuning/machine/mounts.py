@@ -20,9 +20,9 @@ class Mount(NamedTuple):
     """File system as the kernel names it: ``ext4``, ``9p``, ``cgroup2``."""
     source: str
     options: str
-    """Those of the file system; of version 1 control groups the controllers are among them."""
+    """Options of the file system; controllers, for version 1 control groups."""
     origin: str = "/"
-    """The part of the file system that is mounted: "/" but in containers and bind mounts."""
+    """The part of the file system that is mounted: "/" except in containers and bind mounts."""
 
     @property
     def windows(self) -> bool:

@@ -138,7 +138,8 @@ def _thread(root: Root, folder: str, name: int) -> Thread | None:
     if times is None:
         return None
     niceness = as_integer(words[_NICENESS]) if len(words) > _NICENESS else None
-    return Thread(name, *times, _allowed(root, folder), niceness)
+    cpus = root.fields(f"{folder}/status").get("Cpus_allowed_list")
+    return Thread(name, *times, parse_or_none(parse_list, cpus), niceness)
 
 
 def _times(root: Root, folder: str, words: list[str]) -> tuple[float, float] | None:
@@ -152,10 +153,6 @@ def _times(root: Root, folder: str, words: list[str]) -> tuple[float, float] | N
         return None
     system_too = words[_USER_TICKS : _USER_TICKS + 2]
     return sum(as_integer(word) or 0 for word in system_too) / _TICKS, 0.0
-
-
-def _allowed(root: Root, folder: str) -> frozenset[int] | None:
-    return parse_or_none(parse_list, root.fields(f"{folder}/status").get("Cpus_allowed_list"))
 
 
 def _huge(root: Root, folder: str, status: Mapping[str, int]) -> int | None:

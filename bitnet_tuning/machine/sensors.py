@@ -44,7 +44,7 @@ class Domain(NamedTuple):
 
 
 def read_temperature(root: Root) -> Temperature | None:
-    """Return what hwmon shows, which knows a critical point, else what thermal zones show."""
+    """Return what hwmon shows, which has critical points, else what thermal zones show."""
     found = _from_chips(root) or _from_zones(root)
     return max(found, key=lambda seen: seen.celsius, default=None)
 
@@ -84,16 +84,17 @@ def _degrees(root: Root, file: str) -> float | None:
 
 
 def read_throttle_events(root: Root, cpus: frozenset[int]) -> int | None:
-    """Return how often heat lowered the clock since the start of the system, counted on every
-    CPU: only its growth means something. None where it is not counted (not Intel, most VMs)."""
+    """Return how often heat lowered the clock since boot, summed over CPUs that may share a
+    counter: only its growth means something. None where it is not counted (not Intel, most
+    VMs)."""
     packages = read_per_cpu(root, cpus, "thermal_throttle/package_throttle_count")
     counts = packages + read_per_cpu(root, cpus, "thermal_throttle/core_throttle_count")
     return sum(counts) if counts else None
 
 
 def read_domains(root: Root) -> tuple[Domain, ...]:
-    """Return the counters of whole packages (``package-0``, …), readable or not; the
-    machine's own (``psys``), which not every machine has, is none of them."""
+    """Return the counters of whole packages (``package-0``, …), readable or not, without the
+    counter of the whole machine (``psys``) that some have."""
     names = (name for name in sorted(root.names(_POWERCAP)) if _PACKAGE.fullmatch(name))
     return tuple(
         Domain(folder, root.integer(f"{folder}/max_energy_range_uj"))
@@ -113,10 +114,10 @@ def read_counter(root: Root, domain: Domain) -> int | None:
 
 
 def read_on_battery(root: Root) -> bool | None:
-    """Return whether the machine runs on its battery. None where no supply tells: most
+    """Return whether the machine runs on battery. None where no supply says so: most
     desktops, servers and virtual machines show none.
 
-    A mouse's battery is a supply too; its ``scope`` is Device.
+    The battery of a mouse is a supply too; its ``scope`` is Device.
     """
     outlets, batteries = set(), set()
     for name in root.names(_SUPPLIES):

@@ -28,8 +28,8 @@ class Node(NamedTuple):
     id: int
     cpus: frozenset[int]
     free: int | None = None
-    """Bytes of its memory that are free or hold file pages nobody used lately; None where
-    not known, and on the only node: there the machine's own figures say it."""
+    """Bytes of its memory that are free or inactive page cache; None where that is unknown,
+    and on the only node, where the machine's own figures apply."""
 
 
 class Topology(NamedTuple):
@@ -81,7 +81,7 @@ def _listed_in_cpuinfo(root: Root) -> frozenset[int]:
 
 
 def _ids(texts: Iterable[str]) -> list[int]:
-    """Return those that are ids, in ascending order."""
+    """Return the texts that are CPU or node ids, in ascending order."""
     numbers = (as_integer(text) for text in texts)
     return sorted(number for number in numbers if number is not None and 0 <= number < MAX_CPU)
 
@@ -132,12 +132,13 @@ def _nodes(root: Root, online: frozenset[int]) -> tuple[Node, ...]:
     """Return the nodes with their online CPUs; one implicit node where the kernel has no node
     folder."""
     ids = _numbered(root, NODE, "node")
-    nodes = tuple(Node(node, _node_cpus(root, node) & online) for node in ids)
-    if not any(node.cpus for node in nodes):
-        return (Node(0, online),)
-    if len(nodes) < 2:
-        return nodes
-    return tuple(node._replace(free=_node_free(root, node.id)) for node in nodes)
+    nodes = []
+    for node in ids:
+        folder = f"{NODE}/node{node}"
+        cpus = root.cpus(f"{folder}/cpulist", f"{folder}/cpumap") or frozenset()
+        free = _node_free(root, node) if len(ids) > 1 else None
+        nodes.append(Node(node, cpus & online, free))
+    return tuple(nodes) if any(node.cpus for node in nodes) else (Node(0, online),)
 
 
 def _node_free(root: Root, node: int) -> int | None:
@@ -147,12 +148,8 @@ def _node_free(root: Root, node: int) -> int | None:
     return None if free is None else free + stated.get(f"Node {node} Inactive(file)", 0)
 
 
-def _node_cpus(root: Root, node: int) -> frozenset[int]:
-    return root.cpus(f"{NODE}/node{node}/cpulist", f"{NODE}/node{node}/cpumap") or frozenset()
-
-
 APART = 1.2
-"""Ratio of neighbouring speeds from which on they are two kinds of core.
+"""Smallest ratio of neighbouring speeds that makes them two kinds of core.
 
 Favoured cores of one kind differ by up to 1.09 (Ryzen 7950X3D: 5.7 and 5.25 GHz);
 kinds by at least 1.25 (Core Ultra 155U: 4.8 and 3.8 GHz; GB10: capacities 997 and 731).
@@ -180,7 +177,7 @@ def read_kinds(
 ) -> tuple[Hybrid | None, tuple[Core, ...]]:
     """Return the split into kinds, or None, and the cores with their speeds filled in.
 
-    It rests on the kernel's own lists on Intel, else the scheduler's capacities on ARM, else
+    Sources are the kernel's own lists on Intel, else the scheduler's capacities on ARM, else
     maximum frequencies.
     """
     frequencies = _per_core(root, cores, "cpufreq/cpuinfo_max_freq")
@@ -217,8 +214,8 @@ def _per_core(root: Root, cores: tuple[Core, ...], name: str) -> list[float]:
 
 
 def _slower_kind(cores: tuple[Core, ...], values: list[float]) -> frozenset[int]:
-    """Return the CPUs below the first clear gap from the top; capacities differ from CPU to
-    CPU within a kind, so a value is no kind."""
+    """Return the CPUs below the first clear gap from the top. Capacities differ from CPU to
+    CPU within a kind, so distinct values alone do not make a kind."""
     ranked = sorted(set(values), reverse=True)
     for above, below in pairwise(ranked):
         if above / below >= APART:
@@ -242,8 +239,8 @@ def _intel_speeds(
 def _split(
     cores: tuple[Core, ...], speeds: list[float], slow: frozenset[int]
 ) -> tuple[Hybrid, tuple[Core, ...]]:
-    """Rate the cores. Within the fast kind all speeds count as equal: favoured cores are no
-    kind."""
+    """Rate the cores against the fastest. All cores of the fast kind count as equally fast:
+    favoured cores are not a kind."""
     top = max(speeds)
     rated = tuple(
         core._replace(speed=speed / top if core.cpus & slow else 1.0)
@@ -269,8 +266,7 @@ def read_last_level_caches(root: Root, cpus: frozenset[int]) -> tuple[int, ...]:
 
 
 def _cache(root: Root, cpu: int, folder: str) -> tuple[int, int, tuple[int, ...]]:
-    """Return level, bytes and the CPUs that share it; level and bytes 0 for what holds no
-    data."""
+    """Return level, bytes and the CPUs that share a cache; 0 bytes if it holds no data."""
     level, size = root.integer(f"{folder}/level"), as_size(root.read(f"{folder}/size"))
     if root.read(f"{folder}/type") == "Instruction" or level is None or size is None:
         return 0, 0, (cpu,)

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 BUSY_SHARE, BUSY_LEAST, BUSY_MOST = 0.05, 0.1, 0.5
-"""Load of others that is reported: a twentieth of all CPUs, which moves a result by as much
-as gains that matter; below a tenth of a CPU is a desktop at rest. Half a CPU matters on any
-machine: an engine's threads wait for the slowest one."""
+"""Load of others that is reported: a twentieth of all CPUs, which changes a result by as much
+as gains that matter. Less than a tenth of a CPU is an idle desktop; half a CPU matters on any
+machine, because an engine's threads wait for the slowest one."""
 
 STEAL_SHARE = 0.05
-"""Of the time with work to do, what the hypervisor may take."""
+"""Share of the time with work to do that the hypervisor may take."""
 
 THROTTLED_SHARE = 0.05
-"""Of the quota's periods. One in twenty may be the engine's start."""
+"""Share of the quota's periods. One in twenty may be the engine's start."""
 
 CLOCK_LIMIT = 0.95
 """A lower limit than this share of the highest clock is a setting, not rounding: clock
@@ -39,11 +39,11 @@ MEMORY_FACTOR = 1.15
 640 values x 2 bytes x 2048 = 157 MB, 13 % of its 1.2 GB."""
 
 SWAPPED = 16 << 20
-"""Bytes back from swap that take a disk a noticeable moment."""
+"""Bytes from swap that a disk needs a noticeable time to read."""
 
 _DYNAMIC = ("intel_pstate", "amd-pstate-epp")
-"""Drivers whose ``powersave`` is no lowest clock but follows the load (kernel documentation,
-admin-guide/pm)."""
+"""Drivers whose ``powersave`` is not the lowest clock but follows the load (kernel
+documentation, admin-guide/pm)."""
 _GOVERNOR_REMEDY = "sudo cpupower frequency-set -g performance"
 
 LOAD, GOVERNOR, CLOCK, HEAT = "load", "governor", "clock", "heat"
@@ -94,7 +94,7 @@ def warnings_after(before: Conditions, after: Conditions) -> tuple[MachineWarnin
 
 
 def _load(others: float | None, conditions: Conditions, verb: str) -> Iterator[MachineWarning]:
-    """Show figures with one decimal, without programs that would show as 0.0."""
+    """Name the busiest programs, without those whose share rounds to 0.0."""
     cpus = conditions.online_cpus
     bearable = max(BUSY_LEAST, min(BUSY_MOST, BUSY_SHARE * cpus))
     if others is None or others <= bearable:
@@ -204,7 +204,7 @@ def _steal(share: float | None) -> Iterator[MachineWarning]:
 
 def _changes(before: Conditions, after: Conditions) -> Iterator[MachineWarning]:
     if after.on_battery and not before.on_battery:
-        cause = "the machine went over to its battery"
+        cause = "the machine switched to its battery"
         yield MachineWarning(BATTERY, cause, "plug it in and measure again")
     if before.governor != after.governor:
         old, new = before.governor or "none", after.governor or "none"
