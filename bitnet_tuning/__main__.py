@@ -14,6 +14,7 @@ COMMANDS = {
     "plan": "what would be run, and why",
     "doctor": "what keeps this machine from its speed, and what to do",
     "selftest": "whether an engine computes the right tokens",
+    "env": "what bitnet-env.sh exports to a shell, and why",
     "profile": "measured winners: list, show, remove, export, import",
 }
 

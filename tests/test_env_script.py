@@ -1,4 +1,4 @@
-"""bitnet-env.sh in every shell: the counts that Python computes, and no other trace."""
+"""bitnet-env.sh in every shell: what Python computes, from Python once, and no other trace."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from itertools import product
 from pathlib import Path
@@ -16,18 +15,23 @@ import pytest
 
 from bitnet_tuning.engine.binary import LLVM
 from bitnet_tuning.machine.detect import read_host
-from bitnet_tuning.machine.foreign import macos_host
-from bitnet_tuning.machine.host import Host
-from bitnet_tuning.machine.memory import Memory
-from bitnet_tuning.plan.openmp import BINDING, THREAD_COUNTS, choose_variables, exported
+from bitnet_tuning.plan.openmp import (
+    BINDING,
+    MARK,
+    THREAD_COUNTS,
+    choose_variables,
+    exported,
+    shell_exports,
+)
 from bitnet_tuning.plan.threads import choose_threads
 from tests.conftest import REPOSITORY
-from tests.machines import CGROUP, CPU, Machine, x86_entries
+from tests.machines import Machine
 
 SCRIPT = REPOSITORY / "bitnet-env.sh"
-DUMPS = REPOSITORY.parent / "shared" / "hosts"
-NAMES = (*THREAD_COUNTS, *BINDING, "KMP_BLOCKTIME")
-OURS = re.compile(r"(OMP|KMP|GOMP|MKL|OPENBLAS)_\w+=.*")
+BOOT = "proc/sys/kernel/random/boot_id"
+BOUND = {"BITNET_ENV_BIND": "1"}
+NOTHING = "bitnet-env.sh: exported nothing: no Python 3.10 or later answers\n"
+OURS = re.compile(r"((OMP|KMP|GOMP|MKL|OPENBLAS)_\w+|BITNET_ENV_COUNT)=.*")
 
 COMMANDS = {
     "bash": ["bash", "--norc", "--noprofile"],
@@ -99,251 +103,327 @@ def shell(request: pytest.FixtureRequest) -> Shell:
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     """Six cores with two threads each."""
-    return Machine(tmp_path / "root").regular(cores=6, threads=2)
+    machine = Machine(tmp_path / "root").regular(cores=6, threads=2).affinity("0-11")
+    return machine.write(BOOT, "a0a0")
 
 
-def everything(threads: int, *, spinning: bool = True) -> dict[str, str]:
+class Asked:
+    """The python3 on PATH, which notes that it is started."""
+
+    def __init__(self, folder: Path, program: str = sys.executable) -> None:
+        folder.mkdir()
+        self.log = folder / "log"
+        self.log.touch()
+        (folder / "python3").write_text(
+            f"#!/bin/sh\necho \"$*\" >>'{self.log}'\nexec '{program}' \"$@\"\n"
+        )
+        (folder / "python3").chmod(0o755)
+
+    @property
+    def calls(self) -> list[str]:
+        return self.log.read_text().splitlines()
+
+
+@pytest.fixture(autouse=True)
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """What is asked in every test: this Python."""
+    asked = Asked(tmp_path / "programs")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'programs'}{os.pathsep}{os.environ['PATH']}")
+    return asked
+
+
+def everything(threads: int, *, spinning: bool = True, bound: bool = False) -> dict[str, str]:
     """All that the script exports where the user set nothing."""
-    waiting = {"KMP_BLOCKTIME": "200"} if spinning else {}
-    return {**dict.fromkeys(THREAD_COUNTS, str(threads)), **BINDING, **waiting}
+    counts = dict.fromkeys(THREAD_COUNTS, str(threads))
+    binding = BINDING if bound else {}
+    mark = {} if bound or spinning else {MARK: str(threads)}
+    return {**counts, **binding, **({"KMP_BLOCKTIME": "200"} if spinning else {}), **mark}
 
 
-# The same counts as Python's
+# One Python, and none while nothing changes
 
 
-def computed(host: Host) -> str:
-    """As ``counts`` prints it."""
-    threads = choose_threads(host, {}, None, None, None).generation
-    return f"{threads} {'' if host.quota_binds else '200'}"
+def test_what_is_kept_starts_no_program(shell: Shell, machine: Machine, asked: Asked) -> None:
+    assert shell.sourced(machine.path) == everything(6)
+    assert len(asked.calls) == 1
+    assert asked.calls[0].startswith("-m bitnet_tuning env --sh ")
+    code = "PATH=/nowhere; . ./bitnet-env.sh; PATH=/usr/bin:/bin"
+    assert shell.sourced(machine.path, code=code) == everything(6)
+    assert len(asked.calls) == 1
 
 
-def counts(shell: Shell, roots: Iterable[Path | str]) -> list[str]:
-    """Threads and KMP_BLOCKTIME for each root, all from one shell."""
-    code = "while read -r BITNET_ENV_ROOT; do . ./bitnet-env.sh; echo $OMP_NUM_THREADS "
-    done = shell.run(code + '"${KMP_BLOCKTIME-}"; done', lines=map(str, roots))
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout.splitlines()
+def test_every_shell_takes_what_one_was_told(machine: Machine, asked: Asked) -> None:
+    for name in filter(shutil.which, COMMANDS):
+        assert Shell(name).sourced(machine.path) == everything(6)
+    assert len(asked.calls) == 1
 
 
-def check(shell: Shell, roots: Mapping[str, Path]) -> None:
-    found = dict(zip(roots, counts(shell, roots.values()), strict=True))
-    assert found == {name: computed(read_host(str(root))) for name, root in roots.items()}
+def test_two_contexts_do_not_displace_each_other(
+    shell: Shell, machine: Machine, asked: Asked
+) -> None:
+    for _ in range(2):
+        assert shell.sourced(machine.affinity("0-11").path) == everything(6)
+        assert shell.sourced(machine.affinity("0-2").path) == everything(3)
+    assert len(asked.calls) == 2
 
 
-@pytest.fixture(scope="module")
-def dumps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folders = {}
-    for path in sorted(DUMPS.glob("*.tar.gz")):
-        folders[path.name] = tmp_path_factory.mktemp("dump")
-        with tarfile.open(path) as archive:
-            # What is not looked at is most of it.
-            needed = [one for one in archive if not re.search(r"/(cache|cpuidle)/", one.name)]
-            archive.extractall(folders[path.name], needed, filter="tar")
-    return folders
+def test_another_group_with_the_same_limits_is_no_change(
+    shell: Shell, machine: Machine, asked: Asked
+) -> None:
+    """Every terminal is a group of its own under systemd."""
+    files = {f"{group}/cgroup.procs": "" for group in ("one", "two")}
+    machine.cgroup2("/one", {**files, "cpu.max": "300000 100000"})
+    assert shell.sourced(machine.path) == everything(3, spinning=False)
+    machine.write("proc/self/cgroup", "0::/two")
+    assert shell.sourced(machine.path) == everything(3, spinning=False)
+    assert len(asked.calls) == 1
+    machine.write("proc/self/cgroup", "0::/not shown")
+    assert shell.sourced(machine.path) == everything(3, spinning=False)
+    assert len(asked.calls) == 2
 
 
-@pytest.mark.skipif(not DUMPS.is_dir(), reason="no dumps beside the checkout")
-def test_dumps_of_real_machines(shell: Shell, dumps: dict[str, Path]) -> None:
-    check(shell, dumps)
+# A stale answer is never used
 
 
-New = Callable[[str], Machine]
-"""A made-up machine by name, with nothing in it yet."""
+def test_a_changed_mask(shell: Shell, machine: Machine) -> None:
+    assert shell.sourced(machine.path) == everything(6)
+    assert shell.sourced(machine.affinity("0-1").path) == everything(2)
 
 
-def topologies(new: New) -> None:
-    """Ways in which kernels have shown CPUs and cores."""
-    for size in product((1, 3, 13), (1, 2, 4), (1, 2)):
-        new(f"cores, threads, packages {size}").regular(*size)
-    groups = [[0, 17, 33], [1], [2, 65], [40, 41]]
-    for masks, new_names, end in product((False, True), (False, True), (b"\n", b"", b"\n\0")):
-        one = new(f"masks {masks}, new names {new_names}, end {end!r}")
-        one.cores(groups, masks=masks, new_names=new_names, end=end)
-    new("nothing")
-    new("only ids").bare_cpus([0, 2, 5, 11])
-    new("cpuinfo").cpuinfo(x86_entries(5))
-    new("s390").cpuinfo(f"processor {cpu}: version = 00" for cpu in range(3))
-    new("offline").regular(8, 2).offline(1, 2, 9)
-    new("folders").regular(12, 2).offline(3, 4).remove(f"{CPU}/online")
-    described = new("a folder that says nothing").regular(4).remove(f"{CPU}/online")
-    described.write(f"{CPU}/cpu9/uevent", "")
-    lists = {0: "0,2", 1: "0-1", 2: "2", 3: "9,3"}
-    new("disagreement").regular(4).per_cpu("topology/thread_siblings_list", lists)
-    for text in ("", "0-", "3-1", "0-3-5", "x", "-1", "0,,2", "0-99999"):
-        new(f"online {text!r}").regular(4).write(f"{CPU}/online", text)
-
-
-def hybrids(new: New) -> None:
-    """Kinds of cores, told by lists, capacities and clocks."""
-    for size in product((1, 2, 3, 4, 8), (1, 4, 8, 12)):
-        new(f"listed {size}").hybrid(*size)
-    for text in ("4-7", "", "90", "x"):
-        new(f"atoms {text!r}").regular(8).intel_kinds("0-3", text, "6-7")
-    for values, vendor in product(FIGURES, ("GenuineIntel", "AuthenticAMD", "")):
-        named = dict(enumerate(values))
-        one = new(f"clocks {values} {vendor}").regular(len(values)).frequencies(named)
-        one.cpuinfo(x86_entries(2, vendor=vendor))
-        new(f"capacities {values} {vendor}").regular(len(values)).capacities(named)
-    clocks = {cpu: 5_000_000 if cpu < 4 else 4_000_000 for cpu in range(12)}
-    new("lists and clocks").hybrid(2, 8).frequencies(clocks)
-    new("a core without a clock").regular(3).frequencies({0: 9, 2: 5})
-    for cpus in ("0-3", "3-11", "2,7,9"):
-        new(f"{cpus} of a hybrid").hybrid(2, 8).affinity(cpus)
-
-
-FIGURES = (
-    [1024] * 8,
-    [997, 990, 970, 731, 720, 718, 700, 690],
-    [1024, 1024, 512, 512],
-    [1000, 840, 710, 600, 500],
-    [1200, 1000, 999, 998, 997, 996, 995],
-    [1, 99, 99],
-    [1024, 430, 430, 430, 430, 430, 430],
-)
-
-
-def limits(new: New) -> None:
-    """Affinity and quotas."""
-    for cpus in ("0-3", "0,8", "5", "", "70-80", "0-8191", "?", "1,3,5,9,11", "0-15"):
-        new(f"affinity {cpus!r}").affinity(cpus)
-    for mask in ("00000000,00000103", "ff", "zz", "1,00000000", ""):
-        new(f"mask {mask!r}").write("proc/self/status", f"Name:\tx\nCpus_allowed:\t{mask}")
-    for text in QUOTAS:
-        new(f"cpu.max {text!r}").cgroup2("/", {"cpu.max": text})
-    for level in ("", "a/", "a/b/"):
-        files = {f"{one}cpu.max": "600000 100000" for one in ("", "a/", "a/b/")}
-        new(f"level {level}").cgroup2("/a/b", {**files, f"{level}cpu.max": "300000 100000"})
-    new("both").affinity("0-5").cgroup2("/", {"cpu.max": "300000 100000"})
-    for controllers, quota, period in product(
-        ("cpu", "cpuacct,cpu", "cpuset", "memory"), (200_000, -1, 75_000), (100_000, 50_000, 0, "")
-    ):
-        files = {"job/cpu.cfs_quota_us": str(quota), "job/cpu.cfs_period_us": str(period)}
-        new(f"{controllers} {quota} {period}").cgroup1(controllers, "/job", files)
-    outer = {"cpu.cfs_quota_us": 150_000, "a/b/cpu.cfs_quota_us": 400_000}
-    new("an outer level of version 1").cgroup1("cpu", "/a/b", outer)
-
-
-QUOTAS = (
-    *("max 100000", "400000 100000", "150000 100000", "50000 100000", "290000 100000"),
-    *("200000", "0 100000", "100000 0", "-1 100000", "", "many 100000", "300000 x"),
-    *("800000 100000", "799999 100000", "0300000 0100000", "9" * 17 + " 1"),
-)
-
-
-def mounts(new: New) -> None:
-    """Places of control groups."""
-    two = {"cpu.max": "200000 100000", "docker:1:2/cpu.max": "100000 100000"}
-    one = {"ours/cpu.max": "100000 100000"}
-    for path in ("/", "/..", "/../x", "/a/../../b", "/gone (deleted)", "/docker:1:2", "//"):
-        new(f"group {path}").cgroup2(path, two)
-    for origin in ("/docker/12", "/docker/1", "/docker", "/other", "/docker/12/"):
-        new(f"origin {origin}").cgroup2("/docker/12", two, origin=origin)
-    for mount in ("/cgroup2", "/mnt/a b/groups", "/x"):
-        new(f"at {mount}").cgroup2("/", two, mount=mount)
-    others = new("two mounts").cgroup2("/ours", two, mount="/other", origin="/theirs")
-    others.cgroup2("/ours", one)
-    apart = new("mounts of others").cgroup2("/ours", two, mount="/other", origin="/theirs")
-    apart.cgroup2("/ours", {"cpu.max": "100000 100000"}, mount="/third", origin="/third")
-    first = new("mounts of others, version 1")
-    for number, origin in enumerate(("/theirs", "/third")):
-        files = {"cpu.cfs_quota_us": 300_000 - 100_000 * number}
-        first.cgroup1("cpu", "/ours", files, mount=f"/cpu{number}", origin=origin)
-    crowded(new("a long table").cgroup2("/ours", one))
-    for table in ("proc/self/mounts", "proc/mounts"):
-        found = new(table).write("proc/self/cgroup", "0::/a\n4:x,cpu:/b")
-        found.write(table, "proc /proc proc rw 0 0\nn /g cgroup2 rw 0 0\nn /h cgroup rw,cpu 0 0")
-        found.write("g/a/cpu.max", "500000 100000").write("h/b/cpu.cfs_quota_us", 300_000)
-    for place in ("cpu.max", "job/cpu.max", "unified/job/cpu.max", "cpu,x/job/cpu.cfs_quota_us"):
-        bare = new(f"customary {place}").write("proc/self/cgroup", "3:cpu:/job\n0::/job")
-        bare.write("proc/self/mountinfo", "22 1 8:1 / / rw - ext4 /dev/sda1 rw")
-        bare.write(f"{CGROUP}/{place}", 200_000)
-
-
-def crowded(machine: Machine) -> Machine:
-    """Ours is the last of a hundred mounts."""
-    table = machine.path / "proc/self/mountinfo"
-    others = (f"{number} 1 7:1 / /snap/{number} rw - squashfs /dev/x ro" for number in range(99))
-    return machine.write("proc/self/mountinfo", "\n".join((*others, table.read_text().strip())))
-
-
-@pytest.fixture(scope="module")
-def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    base = tmp_path_factory.mktemp("roots")
-    named: dict[str, Path] = {}
-
-    def new(name: str) -> Machine:
-        assert name not in named
-        named[name] = base / f"root {len(named)}"
-        return Machine(named[name])
-
-    def eight(name: str) -> Machine:
-        return new(name).regular(8, 2)
-
-    topologies(new)
-    hybrids(new)
-    limits(eight)
-    mounts(eight)
-    return named
-
-
-def test_made_up_machines(shell: Shell, roots: dict[str, Path]) -> None:
-    check(shell, roots)
-
-
-def test_the_made_up_machines_differ(roots: dict[str, Path]) -> None:
-    found = {computed(read_host(str(root))) for root in roots.values()}
-    assert {f"{threads} 200" for threads in range(1, 13)} <= found
-    assert {"1 ", "2 ", "3 ", "4 "} <= found
-
-
-@pytest.mark.parametrize(
-    ("physical", "fast", "slow"), [(8, 4, 4), (10, 8, 2), (4, 4, 0), (12, 1, 11), (11, 5, 6)]
-)
-def test_macos(shell: Shell, tmp_path: Path, physical: int, fast: int, slow: int) -> None:
-    """Its program is asked; names that a machine lacks are complained about."""
-    values = {"hw.physicalcpu": physical}
-    if slow:
-        values |= {"hw.perflevel0.physicalcpu": fast, "hw.perflevel1.physicalcpu": slow}
-    program = tmp_path / "usr/sbin/sysctl"
-    program.parent.mkdir(parents=True)
-    (tmp_path / "System/Library").mkdir(parents=True)
-    said = "".join(f"echo {name}: {value}\n" for name, value in values.items())
-    program.write_text(f"#!/bin/sh\necho unknown oid >&2\n{said}exit 1\n")
-    program.chmod(0o755)
-    assert counts(shell, [tmp_path]) == [computed(macos_host(values, Memory(None, None)))]
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads this machine")
-def test_this_machine(shell: Shell) -> None:
-    assert counts(shell, [""]) == counts(shell, ["/"]) == [computed(read_host())]
+def test_a_cpu_switched_off(shell: Shell, machine: Machine) -> None:
+    assert shell.sourced(machine.path) == everything(6)
+    assert shell.sourced(machine.offline(5, 11).path) == everything(5)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
-def test_this_process_on_one_cpu(shell: Shell) -> None:
+def test_a_changed_mask_of_this_process(shell: Shell) -> None:
     one = {min(os.sched_getaffinity(0))}
-    done = shell.run(
-        ". ./bitnet-env.sh; echo $OMP_NUM_THREADS",
-        prepare=lambda: os.sched_setaffinity(0, one),
+    code = ". ./bitnet-env.sh; echo $OMP_NUM_THREADS"
+    before = shell.run(code).stdout
+    bound = shell.run(code, prepare=lambda: os.sched_setaffinity(0, one)).stdout
+    assert (before, bound) == (
+        f"{choose_threads(read_host(), {}, None, None, None).generation}\n",
+        "1\n",
     )
-    assert done.stdout == "1\n"
+    assert shell.run(code).stdout == before
 
 
-def test_no_program_is_started(shell: Shell, machine: Machine) -> None:
-    machine.hybrid(2, 8).affinity("0-11").cgroup2("/", {"cpu.max": "900000 100000"})
-    code = "PATH=/nowhere; . ./bitnet-env.sh; echo $OMP_NUM_THREADS"
-    assert shell.run(code, machine.path).stdout.split()[0] == computed(machine.host()).split()[0]
+@pytest.mark.parametrize("level", ["", "a/", "a/b/"])
+def test_a_changed_quota(shell: Shell, machine: Machine, level: str) -> None:
+    machine.cgroup2("/a/b", {f"{one}cpu.max": "max 100000" for one in ("", "a/", "a/b/")})
+    assert shell.sourced(machine.path) == everything(6)
+    machine.write(f"sys/fs/cgroup/{level}cpu.max", "200000 100000")
+    assert shell.sourced(machine.path) == everything(2, spinning=False)
+
+
+@pytest.mark.parametrize("level", ["", "a/", "a/b/"])
+@pytest.mark.parametrize("controllers", ["cpu", "cpu,cpuacct"])
+def test_a_changed_quota_of_version_1(
+    shell: Shell, machine: Machine, level: str, controllers: str
+) -> None:
+    files = {"cpu.cfs_quota_us": -1, "cpu.cfs_period_us": 100_000}
+    levels = ("", "a/", "a/b/")
+    machine.cgroup1(
+        controllers, "/a/b", {f"{one}{name}": files[name] for one in levels for name in files}
+    )
+    assert shell.sourced(machine.path) == everything(6)
+    machine.write(f"sys/fs/cgroup/{controllers}/{level}cpu.cfs_quota_us", 200_000)
+    assert shell.sourced(machine.path) == everything(2, spinning=False)
+    machine.write(f"sys/fs/cgroup/{controllers}/{level}cpu.cfs_period_us", 50_000)
+    assert shell.sourced(machine.path) == everything(4, spinning=False)
+
+
+def test_a_quota_of_a_container(shell: Shell, machine: Machine) -> None:
+    """Its own group is the root of the mount."""
+    machine.cgroup2("/docker/12", {"cpu.max": "400000 100000"}, origin="/docker/12")
+    assert shell.sourced(machine.path) == everything(4, spinning=False)
+    machine.write("sys/fs/cgroup/cpu.max", "200000 100000")
+    assert shell.sourced(machine.path) == everything(2, spinning=False)
+
+
+def test_a_quota_where_only_python_looks_is_never_kept(
+    shell: Shell, machine: Machine, asked: Asked
+) -> None:
+    machine.cgroup2("/", {"cpu.max": "400000 100000"}, mount="/mnt/a b")
+    for quota in (4, 2):
+        machine.write("mnt/a b/cpu.max", f"{quota}00000 100000")
+        assert shell.sourced(machine.path) == everything(quota, spinning=False)
+    assert len(asked.calls) == 2
+
+
+def test_another_boot(shell: Shell, machine: Machine, asked: Asked) -> None:
+    assert shell.sourced(machine.path) == everything(6)
+    siblings = dict.fromkeys((4, 5, 10, 11), "4-5,10-11")
+    machine.per_cpu("topology/thread_siblings_list", siblings)
+    assert shell.sourced(machine.path) == everything(6)
+    assert len(asked.calls) == 1, "nothing that changes without a boot"
+    machine.write(BOOT, "b1b1")
+    assert shell.sourced(machine.path) == everything(5)
+    assert len(asked.calls) == 2
+
+
+def test_without_a_boot_id_nothing_is_kept(
+    shell: Shell, machine: Machine, asked: Asked, own_state: Path
+) -> None:
+    machine.remove(BOOT)
+    for cpus, threads in (("0-11", 6), ("0-1", 2)):
+        assert shell.sourced(machine.affinity(cpus).path) == everything(threads)
+    assert len(asked.calls) == 2
+    assert not own_state.exists()
+
+
+def test_without_a_home_nothing_is_kept(
+    shell: Shell, machine: Machine, asked: Asked, tmp_path: Path
+) -> None:
+    code = f"unset HOME BITNET_TUNING_HOME; cd '{tmp_path}'; . '{SCRIPT}'"
+    assert shell.sourced(machine.path, code=code) == everything(6)
+    assert shell.sourced(machine.path, code=code) == everything(6)
+    assert len(asked.calls) == 2
+    assert not (tmp_path / ".cache").exists()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the package and the script, as old as they are."""
+    place = tmp_path / "a folder; with 'all' $sorts \\ü"
+    ignored = shutil.ignore_patterns("__pycache__", "*.gguf")
+    shutil.copytree(REPOSITORY / "bitnet_tuning", place / "bitnet_tuning", ignore=ignored)
+    shutil.copy2(SCRIPT, place)
+    return place
+
+
+@pytest.mark.parametrize("seconds", [-1_000_000, 0])
+def test_a_changed_package(
+    shell: Shell, machine: Machine, checkout: Path, asked: Asked, seconds: int
+) -> None:
+    """Changed now, or replaced by an older release, whose files are all older."""
+    (module,) = checkout.rglob("threads.py")
+
+    def source() -> dict[str, str]:
+        done = shell.run(". ./bitnet-env.sh; env", machine.path, folder=checkout)
+        assert done.stderr == ""
+        return variables_in(done.stdout)
+
+    assert source() == source() == everything(6)
+    assert len(asked.calls) == 1
+    text = module.read_text()
+    module.write_text(text.replace("MOST_THREADS = 12", "MOST_THREADS = 3"))
+    if seconds:
+        for path in checkout.rglob("*.py"):
+            time = path.stat().st_mtime + seconds
+            os.utime(path, (time, time))
+    assert module.read_text() != text
+    assert source() == everything(3)
+
+
+def test_a_package_that_has_just_been_changed_is_not_kept(
+    shell: Shell, machine: Machine, checkout: Path, asked: Asked
+) -> None:
+    """The next change might look as old."""
+    (module,) = checkout.rglob("threads.py")
+    module.touch()
+    for _ in range(2):
+        shell.run(". ./bitnet-env.sh", machine.path, folder=checkout)
+    assert len(asked.calls) == 2
+
+
+def test_another_checkout_is_asked_itself(
+    shell: Shell, machine: Machine, checkout: Path, asked: Asked
+) -> None:
+    assert shell.sourced(machine.path) == everything(6)
+    done = shell.run(". ./bitnet-env.sh; env", machine.path, folder=checkout)
+    assert variables_in(done.stdout) == everything(6)
+    assert len(asked.calls) == 2
+
+
+# What is kept is not trusted
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["", "x 0", "4", "0 0", "007 0", "4 2", "4 0 0", "1234 0", "$(touch hit) 0", "4;touch hit 0"],
+)
+def test_a_damaged_answer(
+    shell: Shell, machine: Machine, own_state: Path, tmp_path: Path, answer: str
+) -> None:
+    assert shell.sourced(machine.path) == everything(6)
+    (file,) = own_state.iterdir()
+    time = file.stat().st_mtime_ns
+    file.write_text(file.read_text().replace("\n6 0\n", f"\n{answer}\n"))
+    os.utime(file, ns=(time, time))
+    assert shell.sourced(machine.path) == everything(6)
+    assert not list(REPOSITORY.glob("hit"))
+
+
+@pytest.mark.parametrize("size", [0, 10, -1, -2, -3, -4, -6])
+def test_a_torn_file(shell: Shell, machine: Machine, own_state: Path, size: int) -> None:
+    assert shell.sourced(machine.path) == everything(6)
+    (file,) = own_state.iterdir()
+    time = file.stat().st_mtime_ns
+    file.write_text(file.read_text()[:size])
+    os.utime(file, ns=(time, time))
+    assert shell.sourced(machine.path) == everything(6)
+
+
+def test_a_folder_that_cannot_be_written(
+    shell: Shell, machine: Machine, own_state: Path, asked: Asked
+) -> None:
+    own_state.write_text("a file")
+    assert shell.sourced(machine.path) == shell.sourced(machine.path) == everything(6)
+    assert len(asked.calls) == 2
+
+
+# Where no Python answers
+
+
+@pytest.mark.parametrize("program", [None, "false", "true"])
+def test_without_a_python(
+    shell: Shell, machine: Machine, tmp_path: Path, program: str | None
+) -> None:
+    """None on PATH, one that fails as an old one does, one that says nothing."""
+    path = tmp_path / "others"
+    if program:
+        Asked(path, f"/bin/{program}")
+    for verbose, said in (("", ""), ("1", NOTHING)):
+        own = {"BITNET_ENV_VERBOSE": verbose}
+        code = f"PATH='{path}'; . ./bitnet-env.sh; echo $?; PATH=/usr/bin:/bin; env"
+        done = shell.run(f"set -eu; {code}", machine.path, variables=own)
+        assert (done.stdout[:2], done.stderr) == ("0\n", said)
+        assert variables_in(done.stdout) == {}
+
+
+def test_without_a_python_earlier_exports_stay(shell: Shell, machine: Machine) -> None:
+    code = ". ./bitnet-env.sh; PATH=/nowhere BITNET_TUNING_HOME=/nowhere; . ./bitnet-env.sh; "
+    assert shell.sourced(machine.path, code=f"{code} PATH=/usr/bin:/bin") == everything(6)
+
+
+def test_modules_in_the_current_folder_are_not_imported(
+    shell: Shell, machine: Machine, tmp_path: Path
+) -> None:
+    place = tmp_path / "downloads"
+    place.mkdir()
+    for name in ("bitnet_tuning", "argparse", "os", "glob"):
+        (place / f"{name}.py").write_text("open('imported', 'w')")
+    done = shell.run(f". '{SCRIPT}'; env", machine.path, folder=place)
+    assert variables_in(done.stdout) == everything(6)
+    assert not (place / "imported").exists()
 
 
 # Ways to source it
 
 
-def test_everything_is_exported(shell: Shell, machine: Machine) -> None:
+def test_the_binding_is_exported_on_demand(shell: Shell, machine: Machine) -> None:
     assert shell.sourced(machine.path) == everything(6)
+    assert shell.sourced(machine.path, BOUND) == everything(6, bound=True)
+    code = "BITNET_ENV_BIND=1; . ./bitnet-env.sh; BITNET_ENV_BIND=; . ./bitnet-env.sh"
+    assert shell.sourced(machine.path, code=code) == everything(6)
 
 
 def test_no_spinning_under_a_quota(shell: Shell, machine: Machine) -> None:
     machine.cgroup2("/", {"cpu.max": "250000 100000"})
-    assert shell.sourced(machine.path) == everything(2, spinning=False)
+    threads = choose_threads(machine.host(), {}, None, None, None).generation
+    assert shell.sourced(machine.path) == everything(threads, spinning=False)
+    assert shell.sourced(machine.path, BOUND) == everything(threads, spinning=False, bound=True)
 
 
 STRANGE = """\
@@ -385,27 +465,37 @@ def test_the_status_before_does_not_matter(shell: Shell, machine: Machine) -> No
 
 
 def test_a_root_without_anything_is_one_cpu(shell: Shell, tmp_path: Path) -> None:
-    assert shell.sourced(tmp_path / "absent") == everything(1)
+    (tmp_path / "bare").mkdir()
+    assert shell.sourced(tmp_path / "bare") == everything(1)
 
 
-@pytest.mark.parametrize("linked", [False, True])
-def test_any_folder_and_a_path_with_spaces(
-    shell: Shell, machine: Machine, tmp_path: Path, linked: bool
+@pytest.mark.parametrize("start", ["", "cd /; ", "set -eu; "])
+def test_a_path_with_spaces_and_a_link(
+    shell: Shell, machine: Machine, checkout: Path, asked: Asked, start: str
 ) -> None:
-    place = tmp_path / "a folder; with 'all' $sorts"
-    place.mkdir()
-    if linked:
-        (place / "env *.sh").symlink_to(SCRIPT)
-    else:
-        shutil.copy(SCRIPT, place / "env *.sh")
-    done = shell.run(". './env *.sh'; env", machine.path, folder=place)
-    assert (variables_in(done.stdout), done.stderr) == (everything(6), "")
+    link = checkout.parent / "env *.sh"
+    link.symlink_to(checkout / "bitnet-env.sh")
+    for path in (checkout / "bitnet-env.sh", link):
+        done = shell.run(f'{start}. "$FILE"; env', machine.path, variables={"FILE": str(path)})
+        assert (variables_in(done.stdout), done.stderr) == (everything(6), "")
+    assert len(asked.calls) == 1
+
+
+def test_a_copy_of_the_script_asks_an_installed_package(
+    shell: Shell, machine: Machine, tmp_path: Path, asked: Asked
+) -> None:
+    shutil.copy(SCRIPT, tmp_path / "copy.sh")
+    own = {"PYTHONPATH": str(REPOSITORY)}
+    for _ in range(2):
+        done = shell.run(". ./copy.sh; env", machine.path, folder=tmp_path, variables=own)
+        assert variables_in(done.stdout) == everything(6)
+    assert len(asked.calls) == 1
 
 
 def test_an_interactive_shell(shell: Shell, machine: Machine) -> None:
     """It says what it says about a file with nothing in it; aliases do not matter."""
-    crowded(machine.cgroup2("/ours", {"ours/cpu.max": "300000 100000"}))
-    aliases = "alias grep='grep --color=always -n' cores='lscpu -e' bitnet='run it'\n"
+    machine.cgroup2("/ours", {"ours/cpu.max": "300000 100000"})
+    aliases = "alias cd='cd -P' python3='python3 -i' cores='lscpu -e' bitnet='run it'\n"
     empty, done = (
         shell.run(f"{aliases} . {file}; env", machine.path, flags=["-i"])
         for file in ("/dev/null", "./bitnet-env.sh")
@@ -479,16 +569,26 @@ COUNTS, PAIR, WAITING = set(THREAD_COUNTS), set(BINDING), {"KMP_BLOCKTIME"}
         (("OMP_WAIT_POLICY",), COUNTS | PAIR),
         (("KMP_LIBRARY",), COUNTS | PAIR),
         (("OMP_NUM_THREADS", "OMP_PROC_BIND"), set()),
-        (("OMP_PLACES", "KMP_LIBRARY"), set()),
+        (("OMP_PLACES", "KMP_LIBRARY"), COUNTS),
     ],
 )
 def test_what_the_user_set_stays(
     shell: Shell, machine: Machine, mine: tuple[str, ...], added: set[str]
 ) -> None:
     own = {name: MINE[name] for name in mine}
-    assert shell.sourced(machine.path, own) == {
-        **{name: value for name, value in everything(6).items() if name in added},
+    whole = everything(6, bound=True)
+    lone = {MARK: "6"} if added == COUNTS else {}
+    assert shell.sourced(machine.path, {**own, **BOUND}) == {
+        **{name: value for name, value in whole.items() if name in added},
         **own,
+        **lone,
+    }
+    unbound = added - PAIR
+    lone = {MARK: "6"} if unbound and "KMP_BLOCKTIME" not in unbound else {}
+    assert shell.sourced(machine.path, own) == {
+        **{name: value for name, value in whole.items() if name in unbound and unbound != WAITING},
+        **own,
+        **lone,
     }
 
 
@@ -510,14 +610,22 @@ def test_what_could_not_be_told_from_the_users_is_not_added(
 
 def owners() -> list[dict[str, str]]:
     """What users may have set: one variable, two of them, ours by chance, nothing at all."""
-    like_ours = everything(6)
+    like_ours = everything(6, bound=True)
     single = [{name: value} for name, value in (*MINE.items(), *like_ours.items())]
     pairs = [{**one, **other} for one, other in product(single, single) if one != other]
     return [{}, {"OMP_NUM_THREADS": "", "OMP_PLACES": ""}, *single, *pairs[::7]]
 
 
-def test_what_it_adds_is_recognised_and_taken_back(shell: Shell, machine: Machine) -> None:
+@pytest.mark.parametrize("bound", [False, True])
+@pytest.mark.parametrize("quota", ["max", "250000"])
+def test_what_it_adds_is_recognised_and_taken_back(
+    shell: Shell, machine: Machine, quota: str, bound: bool
+) -> None:
     """Launchers and ``off`` name exactly what was added, whatever the user had set."""
+    machine.cgroup2("/", {"cpu.max": f"{quota} 100000"})
+    host = machine.host()
+    threads = choose_threads(host, {}, None, None, None).generation
+    bind = BOUND if bound else {}
     cases = owners()
     code = (
         'while read -r own; do (eval "export $own"; . ./bitnet-env.sh; env; echo next\n'
@@ -525,7 +633,7 @@ def test_what_it_adds_is_recognised_and_taken_back(shell: Shell, machine: Machin
         ") done"
     )
     lines = [" ".join(f"{name}={value}" for name, value in own.items()) or "OWN=" for own in cases]
-    done = shell.run(code, machine.path, lines=lines)
+    done = shell.run(code, machine.path, lines=lines, variables=bind)
     assert done.stderr == ""
     found = [variables_in(text) for text in done.stdout.split("next\n")]
     for index, own in enumerate(cases):
@@ -533,10 +641,12 @@ def test_what_it_adds_is_recognised_and_taken_back(shell: Shell, machine: Machin
         once, twice, off = found[3 * index : 3 * index + 3]
         assert once == twice
         assert real.items() <= once.items()
-        added = {name: value for name, value in once.items() if name not in real}
+        added = {name: value for name, value in once.items() if value and name not in real}
         assert exported(once) == added.keys(), own
         assert {name: value for name, value in off.items() if value} == real
-        wanted = choose_variables(LLVM, (), 6, False, real).variables
+        assert added == shell_exports({**real, **bind}, threads, host.quota_binds), own
+        added.pop(MARK, None)
+        wanted = choose_variables(LLVM, (), threads, host.quota_binds, real).variables
         assert added.items() <= wanted.items()
 
 
@@ -546,7 +656,8 @@ def test_launchers_compute_anew_what_was_exported(shell: Shell, machine: Machine
     decided = choose_threads(machine.host(), environ, None, None, None)
     assert decided.generation == 2
     assert "2 of 6 physical cores" in decided.reason
-    assert choose_variables(LLVM, (), 2, False, environ).variables == everything(2)
+    wanted = everything(2, bound=True)
+    assert choose_variables(LLVM, (), 2, False, environ).variables == wanted
 
 
 def test_another_shell_with_other_limits_computes_anew(shell: Shell, machine: Machine) -> None:
@@ -584,7 +695,7 @@ def test_off_takes_everything_back(shell: Shell, machine: Machine) -> None:
 def test_off_leaves_what_was_changed_since(shell: Shell, machine: Machine) -> None:
     off = "BITNET_ENV=off; . ./bitnet-env.sh"
     code = f". ./bitnet-env.sh; OMP_PROC_BIND=close; {off}"
-    assert shell.sourced(machine.path, code=code) == {
+    assert shell.sourced(machine.path, BOUND, code) == {
         "OMP_PROC_BIND": "close",
         "OMP_PLACES": "cores",
     }
@@ -597,29 +708,68 @@ def test_off_with_nothing_set(shell: Shell, machine: Machine) -> None:
 def test_words_of_the_program_that_sources_it(shell: Shell, machine: Machine) -> None:
     done = shell.run(". ./bitnet-env.sh; env", machine.path, arguments=["off", "now"])
     assert variables_in(done.stdout) == everything(6)
+    done = shell.run(". ./bitnet-env.sh; env", machine.path, arguments=["prompts.jsonl"])
+    assert (variables_in(done.stdout), done.stderr) == (everything(6), "")
+    code = "BITNET_ENV=1; . ./bitnet-env.sh; env"
+    done = shell.run(code, machine.path, arguments=["train"])
+    assert (variables_in(done.stdout), done.stderr) == (everything(6), "")
+
+
+# Neither sourced nor known
+
+
+@pytest.mark.parametrize("word", ["on", "OFF", "nonsense", "--help", "-"])
+def test_an_unknown_word(shell: Shell, machine: Machine, word: str, asked: Asked) -> None:
+    given = f"BITNET_ENV={word}; . ./bitnet-env.sh"
+    if shell.name != "dash":
+        given = f". ./bitnet-env.sh {word}"
+    done = shell.run(f"set -eu; {given}; echo $?; env", machine.path)
+    assert done.stdout.startswith("0\n")
+    assert variables_in(done.stdout) == {}
+    assert done.stderr == (
+        f"bitnet-env.sh: no such word: {word} (off takes back); nothing changed\n"
+    )
+    assert asked.calls == []
+
+
+@pytest.mark.parametrize("name", ["bitnet-env.sh", "./bitnet-env.sh", str(SCRIPT)])
+def test_executed(shell: Shell, asked: Asked, name: str) -> None:
+    done = subprocess.run(
+        [*shell.command, name], capture_output=True, text=True, cwd=REPOSITORY, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "bitnet-env.sh: run, not sourced: nothing changed; use . ./bitnet-env.sh\n"
+    )
+    assert asked.calls == []
 
 
 # What it says
 
 
 def test_a_line_where_it_is_wanted(shell: Shell, machine: Machine) -> None:
-    verbose = {"BITNET_ENV_VERBOSE": "1", "OMP_PLACES": "sockets"}
+    verbose = {"BITNET_ENV_VERBOSE": "1"}
     code = ". ./bitnet-env.sh; BITNET_ENV=off; . ./bitnet-env.sh; . ./bitnet-env.sh"
     done = shell.run(f"{code}; echo end", machine.path, variables=verbose)
     assert done.stdout == "end\n"
-    first, second, third = done.stderr.splitlines()
-    assert first == third
-    assert first.startswith("bitnet-env.sh: exported OMP_NUM_THREADS=6 MKL_NUM_THREADS=6 ")
-    assert first.endswith(" KMP_BLOCKTIME=200; as you set them: OMP_PLACES")
-    assert second.startswith("bitnet-env.sh: took back OMP_NUM_THREADS MKL_NUM_THREADS ")
+    names = "OMP_NUM_THREADS MKL_NUM_THREADS OPENBLAS_NUM_THREADS KMP_BLOCKTIME"
+    exports = " ".join(f"{name}={value}" for name, value in everything(6).items())
+    assert done.stderr.splitlines() == [
+        f"bitnet-env.sh: exported {exports}",
+        f"bitnet-env.sh: took back {names}",
+        f"bitnet-env.sh: exported {exports}",
+    ]
 
 
-def test_where_it_exports_nothing_it_says_why(shell: Shell, machine: Machine) -> None:
-    verbose = {"BITNET_ENV_VERBOSE": "1", **BINDING}
+def test_where_it_exports_nothing_it_says_so(shell: Shell, machine: Machine) -> None:
+    verbose = {"BITNET_ENV_VERBOSE": "1", "OMP_NUM_THREADS": "3", "KMP_BLOCKTIME": "0"}
     done = shell.run(". ./bitnet-env.sh", machine.path, variables=verbose)
-    assert done.stderr == (
-        "bitnet-env.sh: exported nothing; as you set them: OMP_PROC_BIND OMP_PLACES\n"
-    )
+    assert done.stderr == "bitnet-env.sh: exported nothing: the rest is yours\n"
+
+
+def test_length() -> None:
+    assert len(SCRIPT.read_text().splitlines()) <= 100
 
 
 def test_shellcheck() -> None:

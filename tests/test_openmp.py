@@ -8,11 +8,13 @@ from bitnet_tuning.engine.binary import GOMP, LLVM, MSVC, NONE
 from bitnet_tuning.plan.openmp import (
     BINDING,
     BLOCKTIME_MS,
+    MARK,
     THREAD_COUNTS,
     OpenMP,
     binds_itself,
     choose_variables,
     exported,
+    shell_exports,
     user_set,
     user_threads,
 )
@@ -208,6 +210,18 @@ def test_two_groups_are_enough(own: dict[str, str], sourced: dict[str, str]) -> 
 def test_one_group_may_be_the_users_own(own: dict[str, str]) -> None:
     assert exported(own) == frozenset()
     assert all(user_set(own, name) == bool(value) for name, value in own.items())
+
+
+def test_marked_counts_are_not_the_users() -> None:
+    """Where a quota binds, nothing else is exported."""
+    marked = {**dict.fromkeys(THREAD_COUNTS, "6"), MARK: "6"}
+    assert exported(marked) == marked.keys()
+    assert user_threads(marked) is None
+    assert shell_exports(marked, 2, True) == {**dict.fromkeys(THREAD_COUNTS, "2"), MARK: "2"}
+    for change in ({"OMP_NUM_THREADS": "1"}, {"OPENBLAS_NUM_THREADS": ""}, {MARK: "5"}):
+        assert not exported({**marked, **change})
+    job = {**dict.fromkeys(THREAD_COUNTS, "1"), MARK: "6"}
+    assert user_threads(job) == 1
 
 
 def test_other_variables_beside_what_was_sourced_are_the_users() -> None:

@@ -14,6 +14,9 @@ from bitnet_tuning.namedtuple import NamedTuple
 THREAD_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 BINDING = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
 
+MARK = "BITNET_ENV_COUNT"
+"""What bitnet-env.sh exports beside thread counts that stand alone: the same count."""
+
 BLOCKTIME_MS = "200"
 """Milliseconds that LLVM's threads spin before they sleep: its documented default, which
 it is reported to lower to 0 on hybrid CPUs. 0 was measured at 8.8 tokens/s against 24.7."""
@@ -131,13 +134,41 @@ def user_set(environ: Mapping[str, str], name: str) -> bool:
 def exported(environ: Mapping[str, str]) -> frozenset[str]:
     """Those variables of this environment that bitnet-env.sh set.
 
-    It leaves no mark of its own, so what it sets is the mark: thread counts, binding and
-    waiting, of which two groups hold what it writes. A single one may be the user's own, and
-    the file never leaves one alone. Whoever changes a group by hand takes it over.
+    What it sets is the mark: thread counts, binding and waiting, of which two groups hold what
+    it writes. A single one may be the user's own; where the counts would stand alone, as under
+    a quota, they come with a variable of their own. Whoever changes a group by hand takes it
+    over.
     """
-    groups = (_exported_counts(environ), _exported_binding(environ), _exported_waiting(environ))
-    found = [group for group in groups if group]
+    found = [group for group in _like_exported(environ) if group]
     return frozenset().union(*found) if len(found) > 1 else frozenset()
+
+
+def shell_exports(environ: Mapping[str, str], threads: int, quota_binds: bool) -> dict[str, str]:
+    """Return what bitnet-env.sh exports to a shell with this environment.
+
+    The file has the same rule: nothing that the user set, and nothing that ``exported`` could
+    not tell from the user's own afterwards.
+    """
+    own = {name: value for name, value in environ.items() if user_set(environ, name)}
+    if any(_like_exported(own)):
+        return {}
+    counts = {name: str(threads) for name in THREAD_COUNTS if name not in own}
+    equal = any(own.get(name) == str(threads) for name in THREAD_COUNTS)
+    if "OMP_NUM_THREADS" in own or len(counts) < 2 or equal:
+        counts = {}
+    binding = _binding(own) if own.get("BITNET_ENV_BIND") == "1" else {}
+    waiting = _waiting(quota_binds, own).variables
+    mark = {MARK: str(threads)} if counts and not (binding or waiting) else {}
+    groups = [group for group in (counts, binding, waiting, mark) if group]
+    return {**counts, **binding, **waiting, **mark} if len(groups) > 1 else {}
+
+
+def _like_exported(environ: Mapping[str, str]) -> tuple[frozenset[str], ...]:
+    """The variables of each group, where they hold what bitnet-env.sh writes."""
+    counts = _exported_counts(environ)
+    marked = counts and environ.get(MARK) == environ["OMP_NUM_THREADS"]
+    mark = frozenset((MARK,)) if marked else frozenset()
+    return counts, _exported_binding(environ), _exported_waiting(environ), mark
 
 
 def _exported_counts(environ: Mapping[str, str]) -> frozenset[str]:

@@ -1,0 +1,119 @@
+"""``python3 -m bitnet_tuning env``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bitnet_tuning.__main__ import main
+from bitnet_tuning.cli import env
+from bitnet_tuning.plan.openmp import BINDING, THREAD_COUNTS
+from tests.machines import Machine
+
+BOOT = "proc/sys/kernel/random/boot_id"
+EARLIER = {**dict.fromkeys(THREAD_COUNTS, "3"), "KMP_BLOCKTIME": "200"}
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path / "root").regular(cores=6, threads=2)
+
+
+def printed(machine: Machine, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    assert main(["env", "--root", str(machine.path), *flags]) == 0
+    seen = capsys.readouterr()
+    assert seen.err == ""
+    return seen.out
+
+
+def test_what_the_script_reads(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(machine, capsys, "--sh") == "6 0\n"
+    machine.cgroup2("/", {"cpu.max": "200000 100000"})
+    assert printed(machine, capsys, "--sh") == "2 1\n"
+
+
+@pytest.mark.parametrize("own", [EARLIER, {"OMP_NUM_THREADS": "3"}, {"BITNET_THREADS": "3"}])
+def test_the_shells_variables_are_the_scripts_business(
+    machine: Machine,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    own: dict[str, str],
+) -> None:
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    assert printed(machine, capsys, "--sh") == "6 0\n"
+
+
+def test_text(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(machine, capsys)
+    assert "threads: 6: 6 of 6 physical cores may be used" in text
+    assert "exports: OMP_NUM_THREADS=6 MKL_NUM_THREADS=6 OPENBLAS_NUM_THREADS=6 KMP" in text
+    assert "OMP_PROC_BIND OMP_PLACES: exported only with BITNET_ENV_BIND=1" in text
+
+
+def test_text_under_a_quota(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    machine.cgroup2("/", {"cpu.max": "200000 100000"})
+    text = printed(machine, capsys)
+    assert "a quota of 2 CPUs binds" in text
+    assert "KMP_BLOCKTIME: not exported" in text
+
+
+def test_text_names_what_the_user_set(
+    machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**EARLIER, **BINDING, "BITNET_THREADS": "4", "KMP_LIBRARY": "x"}.items():
+        monkeypatch.setenv(name, value)
+    text = printed(machine, capsys)
+    assert "threads: 4: BITNET_THREADS says so" in text
+    assert "left as you set them: KMP_LIBRARY\n" in text
+
+
+@pytest.mark.parametrize(
+    ("looked", "kept"),
+    [
+        (":{0}/sys/fs/cgroup:{0}/sys/fs/cgroup/a:", True),
+        (":{0}/sys/fs/cgroup:", False),
+        ("", False),
+    ],
+)
+def test_an_answer_is_kept_where_the_script_looks_at_every_limit(
+    machine: Machine,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    looked: str,
+    kept: bool,
+) -> None:
+    machine.write(BOOT, "a0").cgroup2("/a", {"a/cpu.max": "max 100000"})
+    file = tmp_path / "state" / "env-a0"
+    flags = ["--keep", str(file), "--key", "k", "--looked", looked.format(machine.path)]
+    assert printed(machine, capsys, "--sh", *flags) == "6 0\n"
+    assert file.exists() == kept
+
+
+def test_few_answers_are_kept_newest_first(tmp_path: Path) -> None:
+    file = tmp_path / "state" / "env-a0"
+    for number in range(env.MOST_KEPT + 3):
+        env.keep(str(file), "/script", f"key {number}", f"{number} 0")
+    lines = file.read_text().splitlines()[3:]
+    assert len(lines) == 2 * env.MOST_KEPT
+    assert lines[:4] == ["key 18", "18 0", "key 17", "17 0"]
+    env.keep(str(file), "/another", "key", "1 0")
+    assert file.read_text().splitlines()[3:] == ["key", "1 0"]
+
+
+def test_answers_of_boots_long_past_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env.keep(str(tmp_path / "env-a0"), "/script", "key", "1 0")
+    later = os.stat(tmp_path / "env-a0").st_ctime + env.OLDEST_S + 60
+    monkeypatch.setattr("time.time", lambda: later)
+    env.keep(str(tmp_path / "env-b1"), "/script", "key", "1 0")
+    assert [path.name for path in tmp_path.iterdir()] == ["env-b1"]
+
+
+@pytest.mark.parametrize(("path", "script"), [("relative", "/script"), ("/x/env-a0", "/a\nb")])
+def test_what_the_script_could_not_read_back_is_not_kept(path: str, script: str) -> None:
+    with pytest.raises(ValueError, match="cannot be kept"):
+        env.keep(path, script, "key", "1 0")
