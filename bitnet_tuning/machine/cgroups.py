@@ -129,26 +129,22 @@ def read_quota(root: Root, groups: Cgroups) -> float | None:
 def read_memory_limits(root: Root, groups: Cgroups) -> list[MemoryLimit]:
     """Return the limit of each level that has one, and what is used of it."""
     found = []
-    for level in groups.unified:
-        stated = [root.integer(f"{level}/{name}") for name in ("memory.max", "memory.high")]
-        found += _memory_limit(root, level, stated, "memory.current", "inactive_file")
-    for level in groups.memory:
-        # The second is what levels outside of a container's mount leave.
-        statistics = root.numbers(f"{level}/memory.stat", " ")
-        limit = root.integer(f"{level}/memory.limit_in_bytes")
-        stated = [limit, statistics.get("hierarchical_memory_limit")]
-        found += _memory_limit(root, level, stated, "memory.usage_in_bytes", "total_inactive_file")
+    for version, levels in ((2, groups.unified), (1, groups.memory)):
+        for level in levels:
+            statistics = root.numbers(f"{level}/memory.stat", " ")
+            if version == 2:
+                stated = [root.integer(f"{level}/memory.{name}") for name in ("max", "high")]
+                usage, dropped = "memory.current", statistics.get("inactive_file", 0)
+            else:
+                # The second is what levels outside of a container's mount leave.
+                limit = root.integer(f"{level}/memory.limit_in_bytes")
+                stated = [limit, statistics.get("hierarchical_memory_limit")]
+                usage, dropped = "memory.usage_in_bytes", statistics.get("total_inactive_file", 0)
+            limits = [limit for limit in stated if limit is not None and 0 <= limit < _NO_LIMIT]
+            if limits:
+                used = root.integer(f"{level}/{usage}") or 0
+                found.append(MemoryLimit(min(limits), max(0, used - dropped)))
     return found
-
-
-def _memory_limit(
-    root: Root, level: str, stated: list[int | None], usage: str, inactive: str
-) -> list[MemoryLimit]:
-    limits = [limit for limit in stated if limit is not None and 0 <= limit < _NO_LIMIT]
-    if not limits:
-        return []
-    dropped = root.numbers(f"{level}/memory.stat", " ").get(inactive, 0)
-    return [MemoryLimit(min(limits), max(0, (root.integer(f"{level}/{usage}") or 0) - dropped))]
 
 
 def read_throttling(root: Root, groups: Cgroups) -> tuple[Throttling, ...]:

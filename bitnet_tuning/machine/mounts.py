@@ -75,4 +75,6 @@ def _mount(point: str, kind: str, source: str, options: str, origin: str) -> Mou
 
 def _unescape(path: str) -> str:
     """Replace the octal escapes that the kernel writes for spaces (``\\040``) and the like."""
+    if "\\" not in path:
+        return path
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), path)

@@ -55,9 +55,9 @@ class Root:
         """Return the lines of a file that hold a count, or a size in kB, as bytes."""
         found = {}
         for key, value in self.pairs(name, separator):
-            number = as_integer(value.removesuffix("kB").rstrip())
-            if number is not None and number >= 0:
-                found[key] = number * (1024 if value.endswith("kB") else 1)
+            digits = value.removesuffix("kB").rstrip()
+            if digits.isdecimal() and len(digits) < 20:
+                found[key] = int(digits) * (1 if digits == value else 1024)
         return found
 
     def names(self, folder: str) -> list[str]:
