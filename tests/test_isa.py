@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from bitnet_tuning.engine import instruction_sets
+from bitnet_tuning.engine.binary import configured_isa
 from bitnet_tuning.engine.builds import check_isa
 from bitnet_tuning.engine.find import Engine, Location
-from bitnet_tuning.engine.instruction_sets import configured_isa
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.machine.host import Host
 from tests.engines import FakeEngine

@@ -7,6 +7,7 @@ from typing import Any
 
 from bitnet_tuning.cli.arguments import Parser, add_root
 from bitnet_tuning.console import GIBIBYTE
+from bitnet_tuning.engine.instruction_sets import vector_flags
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import Host, host_facts
 from bitnet_tuning.machine.root import format_list
@@ -31,21 +32,6 @@ def _with_flags(host: Host, root: str) -> Host:
     return host._replace(isa=cpuinfo_flags())
 
 
-_VECTOR_PREFIXES = (
-    "avx",
-    "fma",
-    "f16c",
-    "sse4",
-    "ssse3",
-    "amx",
-    "asimd",
-    "neon",
-    "sve",
-    "i8mm",
-    "vsx",
-)
-
-
 def as_text(facts: dict[str, Any]) -> str:
     """A line per fact, CPU sets as lists, sizes in GiB, only vector extensions of the ISA."""
     shown = dict(facts)
@@ -66,7 +52,7 @@ def as_text(facts: dict[str, Any]) -> str:
         )
     for key in ("memory_total", "memory_available"):
         shown[key] = None if facts[key] is None else f"{facts[key] / GIBIBYTE:.1f} GiB"
-    shown["isa"] = " ".join(flag for flag in facts["isa"] if flag.startswith(_VECTOR_PREFIXES))
+    shown["isa"] = " ".join(vector_flags(facts["isa"]))
     width = max(len(key) for key in shown)
     return "\n".join(f"{key:{width}}  {_plain(value)}" for key, value in shown.items())
 

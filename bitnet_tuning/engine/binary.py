@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable
+
+from bitnet_tuning.engine.instruction_sets import of_compiler, ordered
 
 GOMP, LLVM, MSVC, NONE = "libgomp", "libomp", "vcomp", "none"
 """OpenMP runtimes: GNU's, LLVM's (Intel's is the same code), Microsoft's, no OpenMP at all."""
@@ -105,3 +108,63 @@ def contains(path: str, marks: Iterable[bytes]) -> bool:
             return any(data.find(mark) >= 0 for mark in marks)
     except (OSError, ValueError):
         return False
+
+
+_CACHE = "CMakeCache.txt"
+_COMMANDS = "compile_commands.json"
+_LARGEST = 1 << 25
+"""Bytes of either file that are read; llama.cpp's have some hundred thousand."""
+
+_LEVELS = 3
+"""Folders above the program: build/bin/Release/llama-cli lies three below the checkout."""
+
+_KERNEL_SOURCES = ("ggml.c", "ggml-cpu.c", "ggml-cpu.cpp", "ggml-quants.c")
+"""Source files that are compiled with the options of the kernels."""
+
+_OPTION = re.compile(r"^GGML_([A-Z0-9_]+):[A-Z]+=(?:ON|TRUE|YES|1)\s*$", re.MULTILINE | re.I)
+_COMPILER_OPTIONS = re.compile(r"^CMAKE_(?:C|CXX)_FLAGS:[A-Z]+=(.*)$", re.MULTILINE)
+
+
+def configured_isa(cli: str) -> frozenset[str]:
+    """The instruction sets that the build of ``cli`` needs, in llama.cpp's names; empty where
+    its folder does not say, as for -march=native."""
+    folder = _folder(os.path.realpath(cli))
+    if folder is None:
+        return frozenset()
+    return _compiled(os.path.join(folder, _COMMANDS)) or _cached(os.path.join(folder, _CACHE))
+
+
+def _folder(program: str) -> str | None:
+    folder = program
+    for _ in range(_LEVELS):
+        folder = os.path.dirname(folder)
+        if os.path.isfile(os.path.join(folder, _CACHE)):
+            return folder
+    return None
+
+
+def _compiled(path: str) -> frozenset[str]:
+    """From the very commands that compiled the kernels."""
+    try:
+        entries = json.loads(_read(path))
+        for entry in entries:
+            if re.split(r"[/\\]", entry["file"])[-1] in _KERNEL_SOURCES:
+                return of_compiler(entry.get("arguments") or entry["command"].split())
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        pass  # another generator's, or damaged: the cache will do
+    return frozenset()
+
+
+def _cached(path: str) -> frozenset[str]:
+    text = _read(path)
+    flags = [word for line in _COMPILER_OPTIONS.findall(text) for word in line.split()]
+    return of_compiler(flags) | set(ordered(_OPTION.findall(text)))
+
+
+def _read(path: str) -> str:
+    """Empty where it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(_LARGEST)
+    except OSError:
+        return ""

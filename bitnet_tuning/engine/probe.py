@@ -9,7 +9,6 @@ import sys
 from bitnet_tuning import demo
 from bitnet_tuning.engine import binary, instruction_sets
 from bitnet_tuning.engine.find import ARCHITECTURES, Engine, Location, beside, embedded_library
-from bitnet_tuning.engine.instruction_sets import configured_isa
 from bitnet_tuning.launch.run import Captured, capture
 from bitnet_tuning.machine.detect import read_flags
 from bitnet_tuning.store.state import ABSENT, State, identity
@@ -54,7 +53,7 @@ def probe(location: Location) -> Record:
         "chat_flags": sorted(parse_flags(chat_help.stdout + chat_help.stderr)),
         "openmp": binary.openmp_runtime(files),
         "blas": list(binary.blas_libraries(files)),
-        "isa": sorted(isa or (set() if location.embedded else configured_isa(location.cli))),
+        "isa": sorted(isa or (set() if location.embedded else binary.configured_isa(location.cli))),
         "i2_s": i2_s,
         "architectures": _architectures(files),
         "completion": completion,

@@ -7,6 +7,9 @@ from bitnet_tuning.namedtuple import NamedTuple
 I2_S = "i2_s"
 """bitnet.cpp's own ternary type: number 36, which mainline llama.cpp does not have."""
 
+TERNARY = (I2_S, "tq1_0", "tq2_0")
+"""The tensor types of ternary weights."""
+
 _TYPES = {
     0: ("f32", 1, 4),
     1: ("f16", 1, 2),
