@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from bitnet_tuning.doctor.case import Build, Case, Finding
-from bitnet_tuning.doctor.examine import examine
-from bitnet_tuning.doctor.gather import Inquiry, gather
+from bitnet_tuning.doctor import examine
+from bitnet_tuning.doctor.case import BuildFiles, Case, Finding
+from bitnet_tuning.doctor.gather import gather
 from bitnet_tuning.machine import conditions
 from tests import profile_samples as samples
 from tests.machines import GIBIBYTE, Machine, x86_entries
@@ -26,12 +26,12 @@ def laptop(folder: Path) -> Machine:
 def case_of(machine: Machine, environ: Mapping[str, str] | None = None, **fields: Any) -> Case:
     """The machine with a good engine and model, and the fields that are given."""
     with mock.patch.object(conditions, "spin"):  # no clock of a fake root rises
-        case = gather(Inquiry(str(machine.path), selftest=False))
+        case = gather(str(machine.path), selftest=False)
     known = {
         "environ": environ or {},
         "now": NOW,
         "engine": samples.ENGINE,
-        "build": Build(NOW, None, ()),
+        "build": BuildFiles(NOW, None, ()),
         "model": samples.MODEL,
         "model_path": samples.MODEL.path,
     }

@@ -22,7 +22,7 @@ from bitnet_tuning.verify.running import (
     summed_up,
     watched_request,
 )
-from bitnet_tuning.verify.selftest import Case, Report, Result, Variant
+from bitnet_tuning.verify.selftest import KnownText, Report, Result, Variant
 from tests.machines import Machine
 from tests.profile_samples import ENGINE, MODEL
 
@@ -394,7 +394,7 @@ def test_what_a_run_said_counts_even_where_it_was_not_seen() -> None:
 
 
 def report(*passed: bool) -> Report:
-    case = Case("a", "b", 1)
+    case = KnownText("a", "b", 1)
     results = tuple(Result(case, Variant(1), each, "") for each in passed)
     return Report("engine", "model", results, None if all(passed) else "the build lacks AVX2")
 

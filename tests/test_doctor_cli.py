@@ -17,9 +17,9 @@ import pytest
 from bitnet_tuning import demo
 from bitnet_tuning.__main__ import main
 from bitnet_tuning.cli.doctor import as_text, show
-from bitnet_tuning.doctor import case, examine, gather
-from bitnet_tuning.doctor.case import Finding, Knob, Problem, Verdict
-from bitnet_tuning.errors import UsageError
+from bitnet_tuning.doctor import CHECKS, case, examine, gather
+from bitnet_tuning.doctor.case import Check, Finding
+from bitnet_tuning.errors import TuningError, UsageError
 from bitnet_tuning.machine import conditions
 from tests.conftest import REPOSITORY
 from tests.doctor_cases import case_of, laptop
@@ -163,14 +163,14 @@ def test_closed_output_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_check_that_fails_is_not_known(machine: Machine) -> None:
-    def broken(_: object) -> Verdict:
+    def broken(_: object) -> Finding:
         raise ZeroDivisionError("by zero")
 
-    def refused(_: object) -> Verdict:
+    def refused(_: object) -> Finding:
         raise UsageError("senseless", "correct it")
 
-    knobs = [Knob("x", broken, "nowhere"), Knob("y", refused, "nowhere")]
-    first, second = examine.examine(case_of(machine), knobs)
+    checks: list[Check] = [("x", broken, "nowhere"), ("y", refused, "nowhere")]
+    first, second = examine(case_of(machine), checks)
     assert (first.name, first.state, first.text, first.advice) == (
         "y",
         "bad",
@@ -181,9 +181,9 @@ def test_a_check_that_fails_is_not_known(machine: Machine) -> None:
 
 
 def test_names_are_unique_and_every_source_is_stated() -> None:
-    names = [knob.name for knob in examine.KNOBS]
+    names = [name for name, _, _ in CHECKS]
     assert len(set(names)) == len(names)
-    assert all(knob.source for knob in examine.KNOBS)
+    assert all(source for _, _, source in CHECKS)
 
 
 def test_what_cannot_be_read_becomes_a_problem() -> None:
@@ -191,7 +191,7 @@ def test_what_cannot_be_read_becomes_a_problem() -> None:
         raise FileNotFoundError(2, "No such file", "x")
 
     found = gather.attempt(fails)
-    assert isinstance(found, Problem)
+    assert isinstance(found, TuningError)
     assert "FileNotFoundError" in found.cause
 
 

@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 
-from bitnet_tuning.doctor.case import Build, Problem
+from bitnet_tuning.doctor.case import BuildFiles
 from bitnet_tuning.doctor.gather import read_build
 from bitnet_tuning.engine.find import Engine, Location
+from bitnet_tuning.errors import TuningError
 from bitnet_tuning.plan.profiles import Stale, Stored
-from bitnet_tuning.verify.selftest import Case as SelftestCase
-from bitnet_tuning.verify.selftest import Report, Result, Variant
+from bitnet_tuning.verify.selftest import KnownText, Report, Result, Variant
 from tests import profile_samples as samples
 from tests.doctor_cases import NOW, case_of, found_in, laptop, states
 from tests.machines import Machine, x86_entries
 
 DAY = 86400.0
 ENGINE, MODEL = samples.ENGINE, samples.MODEL
-PROBLEM = Problem("no such thing: x", "name another one")
+PROBLEM = TuningError("no such thing: x", "name another one")
 EMBEDDED = ENGINE._replace(
     location=Location("/e.py", "asked for with --engine", embedded=True), i2_s=False
 )
@@ -56,7 +56,9 @@ def machine(tmp_path: Path) -> Machine:
         (None, "-", ""),
     ],
 )
-def test_engine(machine: Machine, engine: Engine | Problem | None, state: str, text: str) -> None:
+def test_engine(
+    machine: Machine, engine: Engine | TuningError | None, state: str, text: str
+) -> None:
     assert states(machine, "engine", engine=engine) == state
     found = found_in(case_of(machine, engine=engine))
     assert state == "-" or text in found["engine"].text
@@ -73,7 +75,7 @@ def test_engine(machine: Machine, engine: Engine | Problem | None, state: str, t
     ],
 )
 def test_age(machine: Machine, built: float | None, changed: float | None, state: str) -> None:
-    assert states(machine, "engine age", build=Build(built, changed, ())) == state
+    assert states(machine, "engine age", build=BuildFiles(built, changed, ())) == state
 
 
 @pytest.mark.parametrize(
@@ -130,23 +132,23 @@ def test_openmp_runtime(machine: Machine, runtime: str | None, state: str) -> No
 @pytest.mark.parametrize(
     ("build", "state"),
     [
-        (Build(NOW, None, ()), "good"),
-        (Build(NOW, None, ("/other/libggml.so",)), "bad"),
+        (BuildFiles(NOW, None, ()), "good"),
+        (BuildFiles(NOW, None, ("/other/libggml.so",)), "bad"),
         (PROBLEM, "unknown"),
         (None, "-"),
     ],
 )
-def test_libraries(machine: Machine, build: Build | Problem | None, state: str) -> None:
+def test_libraries(machine: Machine, build: BuildFiles | TuningError | None, state: str) -> None:
     assert states(machine, "libraries", build=build) == state
 
 
 def result(passed: bool) -> Result:
-    return Result(SelftestCase("a", "b", 1), Variant(1), passed, "b" if passed else "GGGG")
+    return Result(KnownText("a", "b", 1), Variant(1), passed, "b" if passed else "GGGG")
 
 
 def report(*passed: bool) -> Report:
-    cause = None if all(passed) else "the build lacks AVX2: build it again"
-    return Report("/e", "/m", tuple(map(result, passed)), cause)
+    why = (None, None) if all(passed) else ("the build lacks AVX2", "build it again")
+    return Report("/e", "/m", tuple(map(result, passed)), *why)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def report(*passed: bool) -> Report:
         (None, "unknown"),
     ],
 )
-def test_selftest(machine: Machine, found: Report | Problem | None, state: str) -> None:
+def test_selftest(machine: Machine, found: Report | TuningError | None, state: str) -> None:
     assert states(machine, "self-test", selftest=found) == state
 
 
@@ -311,7 +313,7 @@ class Checkout:
         path.write_text("code")
         return path
 
-    def read(self, **environ: Any) -> Build:
+    def read(self, **environ: Any) -> BuildFiles:
         return read_build(self.engine, {name: str(value) for name, value in environ.items()})
 
 
@@ -336,7 +338,7 @@ def test_an_engine_outside_of_a_checkout_has_no_sources(tmp_path: Path) -> None:
 
 
 def test_what_pip_installed_has_no_age() -> None:
-    assert read_build(EMBEDDED, {}) == Build(None, None, ())
+    assert read_build(EMBEDDED, {}) == BuildFiles(None, None, ())
 
 
 def test_files_that_are_gone_are_an_error(checkout: Checkout) -> None:

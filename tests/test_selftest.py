@@ -17,12 +17,12 @@ from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.model.gguf import read_tensors
 from bitnet_tuning.store.state import State
 from bitnet_tuning.verify import selftest
-from bitnet_tuning.verify.selftest import Case, Report, Result, Variant
+from bitnet_tuning.verify.selftest import KnownText, Report, Result, Variant
 from tests.engines import FakeEngine
 from tests.machines import Machine
 
 REPO = Path(__file__).resolve().parent.parent
-CASE = Case("a prompt", " and its text", 4)
+CASE = KnownText("a prompt", " and its text", 4)
 TWO, ONE, BATCHED = Variant(2), Variant(1), Variant(2, 32, 32)
 
 
@@ -79,7 +79,7 @@ def test_the_likeliest_cause_is_named(
     words: str,
 ) -> None:
     host = read_host(str(tmp_path))._replace(isa=tuple(flags.split()))
-    assert words in selftest.diagnose(report, an_engine(**engine), host, control)
+    assert words in selftest.diagnose(report, an_engine(**engine), host, control)[0]
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import textwrap
 from collections.abc import Sequence
 
 from bitnet_tuning.cli.arguments import Parser, add_root, columns
+from bitnet_tuning.doctor import examine
 from bitnet_tuning.doctor.case import BAD, GOOD, UNKNOWN, WARN, Finding, as_json, exit_code, summary
-from bitnet_tuning.doctor.examine import examine
-from bitnet_tuning.doctor.gather import Inquiry, gather
+from bitnet_tuning.doctor.gather import gather
 
 _ABOUT = (
     "Judge every knob that speed depends on, and say what to do. Nothing is changed and "
@@ -24,7 +24,7 @@ def run(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     # A recorded machine is not this one, whose engine a self-test would run.
     selftest = options.root == "/" if options.selftest is None else options.selftest
-    findings = examine(gather(Inquiry(options.root, options.engine, options.model, selftest)))
+    findings = examine(gather(options.root, options.engine, options.model, selftest))
     if options.json:
         print(json.dumps(as_json(findings, options.strict), indent=2))
     else:

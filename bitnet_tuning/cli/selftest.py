@@ -39,7 +39,7 @@ def report_facts(report: Report) -> dict[str, Any]:
         "engine": report.engine,
         "model": report.model,
         "passed": report.passed,
-        "cause": report.cause,
+        "cause": report.diagnosis,
         "cases": [
             {
                 "prompt": result.case.prompt,
@@ -58,11 +58,11 @@ def as_text(report: Report) -> str:
     lines = [f"engine {report.engine}", f"model  {report.model}"]
     for result in report.results:
         lines += _result_lines(result)
-    passed = sum(result.passed for result in report.results)
     verdict = "PASS" if report.passed else "FAIL"
-    lines.append(f"{verdict}: {passed} of {len(report.results)} runs gave the expected text")
-    if report.cause:
-        lines.append(f"likely cause: {report.cause}")
+    total = len(report.results)
+    lines.append(f"{verdict}: {report.right} of {total} runs gave the expected text")
+    if report.diagnosis:
+        lines.append(f"likely cause: {report.diagnosis}")
     return "\n".join(lines)
 
 

@@ -1,5 +1,55 @@
 """What keeps this machine, engine and model from their speed.
 
-``facts`` holds what was read, each check decides one knob, ``examine`` runs them all.
-Every module here is pure; ``cli.doctor_facts`` reads and ``cli.doctor_table`` shows.
+``gather`` reads the facts into a ``Case``, the other modules judge it and are pure, ``examine``
+runs all their checks.
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bitnet_tuning.doctor import build, clock, cpus, environment, model, wsl
+from bitnet_tuning.doctor.case import Case, Check, Finding, bad, ordered, unknown
+from bitnet_tuning.errors import TuningError
+
+CHECKS: tuple[Check, ...] = (
+    *build.CHECKS,
+    *model.CHECKS,
+    *cpus.CHECKS,
+    *environment.CHECKS,
+    *clock.CHECKS,
+    *wsl.CHECKS,
+)
+"""What keeps an engine from running at all comes first: of equally bad findings the first one
+is where to begin."""
+
+
+def examine(case: Case, checks: Sequence[Check] = CHECKS) -> list[Finding]:
+    """Return a finding for every check that applies to the case, the worst first."""
+    judged = ((_judge(check, case), check) for check in checks)
+    return ordered([_labelled(finding, check) for finding, check in judged if finding])
+
+
+def _judge(check: Check, case: Case) -> Finding | None:
+    """Return what the check finds; one that fails does not keep the others from being made."""
+    try:
+        return check[1](case)
+    except TuningError as error:
+        return bad(error.cause, error.remedy)
+    except Exception as error:
+        return unknown(
+            f"this check failed: {type(error).__name__}: {error}",
+            "this is a bug in bitnet-tuning; report it with the output of "
+            "`python3 -m bitnet_tuning host --json`",
+        )
+
+
+def _labelled(finding: Finding, check: Check) -> Finding:
+    name, _, source = check
+    _, state, text, advice, _ = finding
+    return Finding(name, state, _printable(text), advice and _printable(advice), source)
+
+
+def _printable(text: str) -> str:
+    """Replace what could move a terminal's cursor: paths and variables may hold that."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

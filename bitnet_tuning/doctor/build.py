@@ -1,11 +1,12 @@
-"""The engine: found, which one, how old, which kernels and libraries; pure."""
+"""The engine: which one, how old, its kernels and libraries, what was measured of it; pure."""
 
 from __future__ import annotations
 
-from bitnet_tuning.doctor.case import Case, Knob, Problem, Verdict, bad, good, unknown, warn
-from bitnet_tuning.doctor.cpus import BENCHMARK
+from bitnet_tuning.doctor.case import BENCHMARK, Case, Check, Finding, bad, good, unknown, warn
 from bitnet_tuning.engine.binary import NONE
-from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, refusal
+from bitnet_tuning.engine.find import Engine
+from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, WIDE, has, refusal
+from bitnet_tuning.errors import TuningError
 from bitnet_tuning.model.types import I2_S
 from bitnet_tuning.plan.profile import claim, day
 from bitnet_tuning.plan.setting import describe
@@ -21,11 +22,11 @@ _DAY = 86400.0
 _SELFTEST = "python3 -m bitnet_tuning selftest"
 
 
-def _engine(case: Case) -> Verdict | None:
+def _engine(case: Case) -> Finding | None:
     engine = case.engine
     if engine is None:
         return None
-    if isinstance(engine, Problem):
+    if isinstance(engine, TuningError):
         return bad(engine.cause, engine.remedy)
     if engine.embedded and "no compiled engine" in engine.location.source:
         return warn(
@@ -41,12 +42,11 @@ def _engine(case: Case) -> Verdict | None:
             f"see what it says: {engine.path} --help",
         )
     version = f", version {engine.version}" if engine.version else ""
-    return good(f"{_generation(case)}: {engine.path}{version}")
+    return good(f"{_kind(engine)}: {engine.path}{version}")
 
 
-def _generation(case: Case) -> str:
-    engine = case.known_engine
-    if engine is None or engine.embedded:
+def _kind(engine: Engine) -> str:
+    if engine.embedded:
         return "the embedded engine"
     is_mainline = engine.i2_s is False
     kind = "mainline llama.cpp" if is_mainline else "bitnet.cpp"
@@ -56,10 +56,9 @@ def _generation(case: Case) -> str:
     return f"{kind} of {since} or later, whose llama-completion completes prompts"
 
 
-def _age(case: Case) -> Verdict | None:
-    """Nothing for what pip installed."""
+def _age(case: Case) -> Finding | None:
     build = case.build
-    if build is None or isinstance(build, Problem) or build.built is None:
+    if build is None or isinstance(build, TuningError) or build.built is None:
         return None
     days = max(0.0, case.now - build.built) / _DAY
     if build.changed is not None and build.changed > build.built + SAME_TIME:
@@ -73,19 +72,19 @@ def _age(case: Case) -> Verdict | None:
     return warn(text, "update and build it again: git pull --recurse-submodules, then setup_env.py")
 
 
-def _cpu_kernels(case: Case) -> Verdict:
-    """What the processor itself offers to i2_s."""
-    isa = case.host.isa
-    if not isa:
+def _cpu_kernels(case: Case) -> Finding:
+    """Judge what the processor offers to i2_s."""
+    if not case.host.isa:
         return unknown("the CPU's instruction sets are not known", _SELFTEST)
-    if "avx2" in isa:
+    cpu = has(case.host.isa)
+    if "AVX2" in cpu:
         return good("the CPU has AVX2, which i2_s kernels use")
-    if "asimddp" in isa:
+    if "DOTPROD" in cpu:
         return good("the CPU has NEON with dot products, which i2_s kernels use")
-    if "asimd" in isa or "neon" in isa:
+    if "NEON" in cpu:
         return warn(
             "the CPU has NEON without dot products: i2_s takes a slower way",
-            "nothing but another CPU helps; a smaller model is faster",
+            "only another CPU helps; a smaller model is faster",
         )
     return bad(
         "the CPU has neither AVX2 nor NEON, and i2_s has kernels for no other",
@@ -93,8 +92,8 @@ def _cpu_kernels(case: Case) -> Verdict:
     )
 
 
-def _build_kernels(case: Case) -> Verdict | None:
-    """What the build made of it, by its system_info line."""
+def _build_kernels(case: Case) -> Finding | None:
+    """Judge what the build offers to i2_s, by its system_info line."""
     engine, model = case.known_engine, case.known_model
     if engine is None:
         return None
@@ -110,19 +109,18 @@ def _build_kernels(case: Case) -> Verdict | None:
     )
 
 
-def _wide_vectors(case: Case) -> Verdict | None:
-    """AVX-512 and VNNI, of which much is promised elsewhere."""
-    wide = [name for name in case.host.isa if name.startswith("avx512") or "vnni" in name]
+def _wide_vectors(case: Case) -> Finding | None:
+    wide = has(case.host.isa) & WIDE
     if not wide:
         return None
-    names = "AVX-512" if any(name.startswith("avx512") for name in wide) else "VNNI"
+    names = "AVX-512" if "AVX512" in wide else "VNNI"
     engine = case.known_engine
-    if engine and engine.isa and not engine.isa & {"AVX512", "AVX_VNNI"}:
+    if engine and engine.isa and not engine.isa & WIDE:
         return good(f"the CPU has {names}, the build does not use it; i2_s has no kernel for it")
     return good(f"the CPU has {names}; i2_s has no kernel for it and runs its AVX2 one")
 
 
-def _openmp(case: Case) -> Verdict | None:
+def _openmp(case: Case) -> Finding | None:
     engine = case.known_engine
     if engine is None:
         return None
@@ -135,11 +133,11 @@ def _openmp(case: Case) -> Verdict | None:
     return good(f"{engine.openmp}; --poll, --prio and --cpu-mask do nothing with it")
 
 
-def _libraries(case: Case) -> Verdict | None:
+def _libraries(case: Case) -> Finding | None:
     build = case.build
     if build is None:
         return None
-    if isinstance(build, Problem):
+    if isinstance(build, TuningError):
         return unknown(f"the engine's files: {build.cause}", build.remedy)
     if build.swapped:
         return bad(
@@ -149,27 +147,25 @@ def _libraries(case: Case) -> Verdict | None:
     return good("the engine uses the libraries that it was built with")
 
 
-def _selftest(case: Case) -> Verdict | None:
+def _selftest(case: Case) -> Finding | None:
     report = case.selftest
     if case.known_engine is None:
         return None
     if report is None:
         return unknown("the self-test was left out", _SELFTEST)
-    if isinstance(report, Problem):
+    if isinstance(report, TuningError):
         return bad(f"the self-test could not run: {report.cause}", report.remedy)
-    passed = sum(result.passed for result in report.results)
-    text = f"{passed} of {len(report.results)} runs gave the expected text"
+    text = f"{report.right} of {len(report.results)} runs gave the expected text"
     if report.passed:
         return good(text)
-    cause, _, remedy = (report.cause or "not known").partition(": ")
-    return bad(f"{text}: {cause}", remedy or _SELFTEST)
+    return bad(f"{text}: {report.cause}", report.remedy or _SELFTEST)
 
 
-def _profile(case: Case) -> Verdict | None:
+def _profile(case: Case) -> Finding | None:
     profile = case.profile
     if case.known_engine is None or case.known_model is None:
         return None
-    if isinstance(profile, Problem):
+    if isinstance(profile, TuningError):
         return unknown(f"the stored profile cannot be read: {profile.cause}", profile.remedy)
     if profile is not None:
         if profile.setting is None:
@@ -185,14 +181,14 @@ def _profile(case: Case) -> Verdict | None:
 
 _KERNEL_SOURCE = "bitnet.cpp: src/ggml-bitnet-mad.cpp has AVX2 and NEON kernels only"
 
-KNOBS = (
-    Knob("engine", _engine, "--help and --version, asked once and remembered"),
-    Knob("engine age", _age, "when its files and the checkout's sources were last written"),
-    Knob("CPU for i2_s", _cpu_kernels, _KERNEL_SOURCE),
-    Knob("build for i2_s", _build_kernels, f"the engine's system_info; {_KERNEL_SOURCE}"),
-    Knob("wide vectors", _wide_vectors, _KERNEL_SOURCE),
-    Knob("OpenMP runtime", _openmp, "which libraries the engine needs; llama.cpp's ggml-cpu"),
-    Knob("libraries", _libraries, "ld.so(8): LD_LIBRARY_PATH goes before a program's RUNPATH"),
-    Knob("self-test", _selftest, "the demo model, whose text any correct kernel continues alike"),
-    Knob("profile", _profile, "measured on this machine by benchmark_optimized.py"),
+CHECKS: tuple[Check, ...] = (
+    ("engine", _engine, "--help and --version, asked once and remembered"),
+    ("engine age", _age, "when its files and the checkout's sources were last written"),
+    ("CPU for i2_s", _cpu_kernels, _KERNEL_SOURCE),
+    ("build for i2_s", _build_kernels, f"the engine's system_info; {_KERNEL_SOURCE}"),
+    ("wide vectors", _wide_vectors, _KERNEL_SOURCE),
+    ("OpenMP runtime", _openmp, "which libraries the engine needs; llama.cpp's ggml-cpu"),
+    ("libraries", _libraries, "ld.so(8): LD_LIBRARY_PATH goes before a program's RUNPATH"),
+    ("self-test", _selftest, "the demo model, whose text any correct kernel continues alike"),
+    ("profile", _profile, "measured on this machine by benchmark_optimized.py"),
 )

@@ -1,12 +1,13 @@
-"""All that the checks judge; pure."""
+"""What the checks judge, and what they answer; pure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.conditions import Conditions
-from bitnet_tuning.machine.memory import Memory
+from bitnet_tuning.machine.memory import HugePages, Memory
 from bitnet_tuning.machine.warnings import MachineWarning, warnings_before
 from bitnet_tuning.plan.threads import Threads, choose_threads
 
@@ -14,7 +15,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.engine.find import Engine
     from bitnet_tuning.machine.host import Host
-    from bitnet_tuning.machine.memory import HugePages
     from bitnet_tuning.machine.mounts import Mount
     from bitnet_tuning.machine.wsl import WslConfig
     from bitnet_tuning.model.types import ModelFile
@@ -22,34 +22,30 @@ if TYPE_CHECKING:
     from bitnet_tuning.plan.profiles import Stale
     from bitnet_tuning.verify.selftest import Report
 
-    pass
 
+BENCHMARK = "python3 benchmark_optimized.py"
 
 PUBLISHED_SIZE = 1_200_000_000
-"""Bytes of BitNet b1.58 2B-4T's i2_s file, rounded: for hosts that are judged without a model."""
+"""Bytes of BitNet b1.58 2B-4T's i2_s file, rounded; used where no model is known."""
 
 
-class Problem(NamedTuple):
-    """Why something is not known."""
-
-    cause: str
-    remedy: str
-
-
-class Build(NamedTuple):
+class BuildFiles(NamedTuple):
     """An engine's files. Times in seconds since the epoch."""
 
     built: float | None
     """When the newest of them was written; None for what pip installed."""
     changed: float | None
-    """When the newest source of its checkout was; None without one."""
+    """When the newest source of its checkout was written; None without a checkout."""
     swapped: tuple[str, ...]
     """Libraries of other builds that LD_LIBRARY_PATH puts in place of the engine's own."""
 
 
 class Case(NamedTuple):
-    """One machine with one engine and model. A None among what was asked for means that it
-    was not: a recorded machine has neither engine nor processes."""
+    """A machine with one engine and one model.
+
+    A field that could not be read holds the error. None means that it was not asked for: a
+    recorded machine has neither engine nor processes.
+    """
 
     host: Host
     live: bool
@@ -69,36 +65,36 @@ class Case(NamedTuple):
     """Whether the kernel moves pages between NUMA nodes."""
     mounts: tuple[Mount, ...]
     wsl_configs: tuple[WslConfig, ...]
-    engine: Engine | Problem | None = None
-    build: Build | Problem | None = None
-    model: ModelFile | Problem | None = None
+    engine: Engine | TuningError | None = None
+    build: BuildFiles | TuningError | None = None
+    model: ModelFile | TuningError | None = None
     model_path: str | None = None
     """Absolute, links resolved, as the machine itself sees it."""
-    profile: Profile | Problem | None = None
+    profile: Profile | TuningError | None = None
     stale: tuple[Stale, ...] = ()
-    """Profiles of this engine and model that are not used."""
-    selftest: Report | Problem | None = None
+    """Profiles of this engine and model that no longer apply."""
+    selftest: Report | TuningError | None = None
 
     @property
     def known_engine(self) -> Engine | None:
-        return None if isinstance(self.engine, Problem) else self.engine
+        return None if isinstance(self.engine, TuningError) else self.engine
 
     @property
     def known_model(self) -> ModelFile | None:
-        return None if isinstance(self.model, Problem) else self.model
+        return None if isinstance(self.model, TuningError) else self.model
 
     @property
     def known_profile(self) -> Profile | None:
-        return None if isinstance(self.profile, Problem) else self.profile
+        return None if isinstance(self.profile, TuningError) else self.profile
 
     @property
     def computed(self) -> Threads:
-        """What the facts alone come to, whatever the environment says."""
+        """The threads that the facts alone lead to, whatever the environment says."""
         return choose_threads(self.host, {}, None, None, None)
 
     @property
     def wanted_threads(self) -> int:
-        """For generation: what was measured as best, else what is computed."""
+        """Threads for generation: the measured number, else the computed one."""
         profile = self.known_profile
         return profile.setting.threads if profile and profile.setting else self.computed.generation
 
@@ -114,76 +110,67 @@ class Case(NamedTuple):
 
 
 GOOD, WARN, BAD, UNKNOWN = "good", "warn", "bad", "unknown"
-
 WORST_FIRST = (BAD, WARN, UNKNOWN, GOOD)
 
 
-class Verdict(NamedTuple):
-    """What a check says of its knob."""
+class Finding(NamedTuple):
+    """What a check answers. ``name`` and ``source`` are those of the check."""
 
+    name: str
     state: str
     """``good``, ``warn``, ``bad`` or ``unknown``."""
     text: str
-    advice: str | None = None
-    """What to do; commands are ready to paste, and never run by the doctor."""
-
-
-class Finding(NamedTuple):
-    """A verdict with the knob's name and where its knowledge is from."""
-
-    name: str
-    state: str
-    text: str
     advice: str | None
+    """What to do; commands can be pasted, and the doctor never runs them."""
     source: str
 
 
-Check = Callable[["Case"], Verdict | None]
-"""Answers None where the knob does not exist, or there is nothing to judge."""
+Check = tuple[str, Callable[[Case], Finding | None], str]
+"""A name, the function that judges, and what its finding rests on: documentation, source code,
+a measurement. The function returns None where there is nothing to judge."""
 
 
-class Knob(NamedTuple):
-    name: str
-    check: Check
-    source: str
-    """What the verdict rests on: documentation, source code, a measurement."""
+def good(text: str, advice: str | None = None) -> Finding:
+    return Finding("", GOOD, text, advice, "")
 
 
-def good(text: str, advice: str | None = None) -> Verdict:
-    return Verdict(GOOD, text, advice)
+def warn(text: str, advice: str) -> Finding:
+    return Finding("", WARN, text, advice, "")
 
 
-def warn(text: str, advice: str) -> Verdict:
-    return Verdict(WARN, text, advice)
+def bad(text: str, advice: str) -> Finding:
+    return Finding("", BAD, text, advice, "")
 
 
-def bad(text: str, advice: str) -> Verdict:
-    return Verdict(BAD, text, advice)
+def unknown(text: str, advice: str | None = None) -> Finding:
+    return Finding("", UNKNOWN, text, advice, "")
 
 
-def unknown(text: str, advice: str | None = None) -> Verdict:
-    return Verdict(UNKNOWN, text, advice)
+def warned(case: Case, kind: str) -> Finding | None:
+    """Return the benchmark's warning of this kind as a finding; None without one."""
+    warning = case.warning(kind)
+    return warning and warn(warning.cause, warning.remedy)
 
 
 def ordered(findings: Sequence[Finding]) -> list[Finding]:
-    """The worst first; else as they were checked."""
+    """Return the findings, the worst first, else in the order of the checks."""
     return sorted(findings, key=lambda finding: WORST_FIRST.index(finding.state))
 
 
 def counts(findings: Sequence[Finding]) -> dict[str, int]:
-    """How many there are of each state."""
+    """Return the number of findings in each state."""
     states = [finding.state for finding in findings]
     return {state: states.count(state) for state in WORST_FIRST}
 
 
 def exit_code(findings: Sequence[Finding], strict: bool) -> int:
-    """1 where something is bad; 2 where ``strict`` minds warnings and there are some."""
+    """Return 1 if anything is bad, 2 if ``strict`` and there are warnings, else 0."""
     found = counts(findings)
     return 1 if found[BAD] else 2 if strict and found[WARN] else 0
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """One line."""
+    """Return one line with the counts and the check to begin with."""
     found = counts(findings)
     total = f"{found[BAD]} bad, {found[WARN]} to improve, {found[UNKNOWN]} not known"
     worst = ordered(findings)[0] if findings else None
@@ -192,8 +179,8 @@ def summary(findings: Sequence[Finding]) -> str:
 
 
 def as_json(findings: Sequence[Finding], strict: bool) -> dict[str, Any]:
-    """``findings`` worst first, and ``summary`` with a count for each state, the exit code
-    and the line that is printed."""
+    """Return ``findings``, the worst first, and ``summary`` with the count of each state, the
+    exit code and the printed line."""
     return {
         "findings": [finding._asdict() for finding in ordered(findings)],
         "summary": {

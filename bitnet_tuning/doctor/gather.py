@@ -1,13 +1,13 @@
-"""Reading what the doctor judges. Nothing here fails for what is not there."""
+"""Read what the doctor judges. Nothing here fails for what is not there."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
-from bitnet_tuning.doctor.case import Build, Case, Problem
+from bitnet_tuning.doctor.case import BuildFiles, Case
 from bitnet_tuning.engine.builds import build_name
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.engine.probe import with_architecture
@@ -23,7 +23,6 @@ from bitnet_tuning.machine.mounts import read_mounts
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.machine.wsl import read_wsl_configs
 from bitnet_tuning.model.find import choose_model, know
-from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.plan.profile import load as load_profile
 from bitnet_tuning.plan.profiles import find_stale
 from bitnet_tuning.prepare import engine_folders, find_engine
@@ -33,41 +32,39 @@ from bitnet_tuning.verify.selftest import run_selftest
 Read = TypeVar("Read")
 
 
-class Inquiry(NamedTuple):
-    """What is to be judged. Of a recorded machine (``root``), an engine and a model only
-    where they are named."""
-
-    root: str = "/"
-    engine: str | None = None
-    model: str | None = None
-    selftest: bool = True
-
-
-def gather(inquiry: Inquiry) -> Case:
-    """Takes about a second on a live machine, and the self-test's time."""
-    root = Root(inquiry.root)
+def gather(
+    root: str = "/", engine: str | None = None, model: str | None = None, selftest: bool = True
+) -> Case:
+    """Read the machine below ``root``, and its engine and model; of a recorded machine only
+    the ones that are named. Take about a second on a live machine, and the self-test's time."""
+    place = Root(root)
     state = State(default_folder(os.environ))
-    case = _machine(root, read_host(inquiry.root))
-    case = _with_model(_with_engine(case, inquiry, state), inquiry, state)
+    case = _machine(place, read_host(root))
+    if place.live or engine is not None:
+        case = _with_engine(case, engine, model, state)
+    if place.live:
+        case = _with_model(case, model, state)
+    elif model is not None:
+        case = _with_recorded_model(case, root, model, state)
     case = _with_profile(case, state)
-    engine = case.known_engine
-    if engine is None or not inquiry.selftest:
+    found = case.known_engine
+    if found is None or not selftest:
         return case
-    return case._replace(selftest=attempt(lambda: run_selftest(engine, read_host())))
+    return case._replace(selftest=attempt(lambda: run_selftest(found, read_host())))
 
 
-def attempt(read: Callable[[], Read]) -> Read | Problem:
-    """What ``read`` answers, or why it does not."""
+def attempt(read: Callable[[], Read]) -> Read | TuningError:
+    """Return what ``read`` returns, or why it fails."""
     try:
         return read()
     except TuningError as error:
-        return Problem(error.cause, error.remedy)
+        return error
     except Exception as error:
-        return Problem(f"{type(error).__name__}: {error}", "BITNET_TUNING_DEBUG=1 shows more")
+        return TuningError(f"{type(error).__name__}: {error}", "BITNET_TUNING_DEBUG=1 shows more")
 
 
 def _machine(root: Root, host: Host) -> Case:
-    """Conditions come first: a probe of the engine would be a load itself."""
+    """Read the machine, its load first: a probe of the engine would be a load itself."""
     seen = conditions.take(host, root, conditions.LOAD_SECONDS if root.live else 0.0)
     mounts = read_mounts(root)
     return Case(
@@ -86,43 +83,33 @@ def _machine(root: Root, host: Host) -> Case:
     )
 
 
-def _with_engine(case: Case, inquiry: Inquiry, state: State) -> Case:
-    if not case.live and inquiry.engine is None:
-        return case
-    engine = attempt(lambda: find_engine(inquiry.engine, state, inquiry.model))
-    if isinstance(engine, Problem):
+def _with_engine(case: Case, named: str | None, model: str | None, state: State) -> Case:
+    engine = attempt(lambda: find_engine(named, state, model))
+    if isinstance(engine, TuningError):
         return case._replace(engine=engine)
     build = attempt(lambda: read_build(engine, case.environ))
     return case._replace(engine=engine, build=build)
 
 
-def _with_model(case: Case, inquiry: Inquiry, state: State) -> Case:
-    if not case.live:
-        return case if inquiry.model is None else _recorded_model(case, inquiry, state)
-    engine = case.known_engine
-    model = attempt(lambda: _find_model(engine, inquiry.model, state))
-    if isinstance(model, Problem):
-        return case._replace(model=model)
+def _with_model(case: Case, named: str | None, state: State) -> Case:
+    """Choose the model as a run with this engine would."""
+    engine, folders = case.known_engine, engine_folders()
+    if engine and engine.checkout and engine.checkout not in folders:
+        folders = (*folders, engine.checkout)
+    embedded = engine is not None and engine.embedded
+    chosen = attempt(lambda: choose_model(named, os.environ, folders, embedded, state))
+    if isinstance(chosen, TuningError):
+        return case._replace(model=chosen)
+    model = chosen.model
     case = case._replace(model=model, model_path=os.path.realpath(model.path))
     return case._replace(engine=with_architecture(engine, model.architecture)) if engine else case
 
 
-def _find_model(engine: Engine | None, named: str | None, state: State) -> ModelFile:
-    """As a run with this engine would choose it; raises MissingError."""
-    folders = engine_folders()
-    if engine and engine.checkout and engine.checkout not in folders:
-        folders = (*folders, engine.checkout)
-    embedded = engine is not None and engine.embedded
-    return choose_model(named, os.environ, folders, embedded, state).model
-
-
-def _recorded_model(case: Case, inquiry: Inquiry, state: State) -> Case:
-    """A path of the recorded machine, whose file may lie below the root folder."""
-    path = os.path.abspath(inquiry.model or "")
-    base = os.path.abspath(inquiry.root)
+def _with_recorded_model(case: Case, root: str, named: str, state: State) -> Case:
+    """Read a model of the recorded machine, whose file may lie below the root folder."""
+    path, base = os.path.abspath(named), os.path.abspath(root)
     inside = path if path.startswith(f"{base}{os.sep}") else f"{base}{path}"
-    there = path if inside == path else inside
-    model = attempt(lambda: know(there if os.path.exists(there) else path, state))
+    model = attempt(lambda: know(inside if os.path.exists(inside) else path, state))
     return case._replace(model=model, model_path=inside[len(base) :])
 
 
@@ -132,41 +119,36 @@ def _with_profile(case: Case, state: State) -> Case:
         return case
     profile = attempt(lambda: load_profile(state, host, engine, model))
     stale = attempt(lambda: find_stale(state, host, engine, model)) if profile is None else []
-    if isinstance(stale, Problem):
+    if isinstance(stale, TuningError):
         return case._replace(profile=stale)
     return case._replace(profile=profile, stale=tuple(stale))
 
 
 _SOURCE_FOLDERS = ("src", "include", "common", "ggml", "3rdparty")
-"""Of a checkout of bitnet.cpp or llama.cpp; what else it holds does not change a build."""
+"""Folders of a checkout of bitnet.cpp or llama.cpp whose files change a build."""
 
 _SOURCES = (".c", ".cc", ".cpp", ".h", ".hpp", ".S", "CMakeLists.txt")
 _GENERATED = ("build-info.cpp",)
 """Written into the sources by every build."""
 
 _MOST_FOLDERS = 2000
-"""A checkout has some hundreds; what is more is not looked at."""
+"""Folders that are read. A checkout has some hundreds."""
 
 
-def read_build(engine: Engine, environ: Mapping[str, str]) -> Build:
-    """Raises OSError for files that are gone."""
+def read_build(engine: Engine, environ: Mapping[str, str]) -> BuildFiles:
+    """Return what is known of the engine's files. Raise OSError for files that are gone."""
     if engine.embedded:
-        return Build(None, None, ())
-    return Build(
+        return BuildFiles(None, None, ())
+    return BuildFiles(
         built=max(os.stat(file).st_mtime for file in engine.files),
-        changed=_newest_source(engine.checkout),
+        changed=max(_source_times(engine.checkout), default=None),
         swapped=_swapped(engine, environ),
     )
 
 
-def _newest_source(checkout: str | None) -> float | None:
-    """Seconds since the epoch."""
-    times = _source_times(checkout) if checkout else ()
-    return max(times, default=None)
-
-
-def _source_times(checkout: str) -> Iterator[float]:
-    folders = [os.path.join(checkout, name) for name in _SOURCE_FOLDERS]
+def _source_times(checkout: str | None) -> Iterator[float]:
+    """Yield when each source was written, in seconds since the epoch."""
+    folders = [os.path.join(checkout, name) for name in _SOURCE_FOLDERS] if checkout else []
     for _ in range(_MOST_FOLDERS):
         if not folders:
             return
@@ -186,7 +168,7 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _swapped(engine: Engine, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Libraries outside of the engine's own build with the names of those that it needs."""
+    """Return libraries outside of the engine's build that have the names of those it needs."""
     checkout = engine.checkout
     folder = os.path.dirname(engine.path)
     own = os.path.realpath(os.path.join(checkout, build_name(engine.path)) if checkout else folder)
@@ -201,5 +183,5 @@ def _swapped(engine: Engine, environ: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _stem(path: str) -> str:
-    """``libggml`` of ``libggml.so.0.9``."""
+    """Return ``libggml`` for ``libggml.so.0.9``."""
     return os.path.basename(path).partition(".so")[0]

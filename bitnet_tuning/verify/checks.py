@@ -324,12 +324,11 @@ def _counts(said: Mapping[str, int]) -> str:
 
 def output(report: Report, problem: str | None) -> Line:
     """``problem`` is what is wrong with the words that the plan's setting leads to."""
-    passed = sum(result.passed for result in report.results)
     if not report.passed:
-        return Line(OUTPUT, FAIL, f"the self-test fails: {report.cause}")
+        return Line(OUTPUT, FAIL, f"the self-test fails: {report.diagnosis}")
     if problem:
         return Line(OUTPUT, FAIL, f"with the setting of the plan {problem}")
-    return Line(OUTPUT, PASS, f"the self-test's {passed} texts are right")
+    return Line(OUTPUT, PASS, f"the self-test's {report.right} texts are right")
 
 
 def quantization(engine: Engine, model: ModelFile) -> Line:

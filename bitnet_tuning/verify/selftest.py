@@ -1,5 +1,5 @@
-"""Does this build compute the right tokens? The demo model knows a text by heart, and
-any correct kernel continues it in the same words."""
+"""Check that a build computes the right tokens: the demo model knows texts by heart, and any
+correct kernel continues them in the same words."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from bitnet_tuning import demo
+from bitnet_tuning.engine.instruction_sets import X86, has
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.launch.death import NO_END, failure
 from bitnet_tuning.launch.run import capture
@@ -25,18 +26,18 @@ if TYPE_CHECKING:
 
 
 RUN_SECONDS = 30.0
-"""After this a run counts as hung; a correct one takes a fraction of a second."""
+"""Seconds after which a run counts as hung; a correct one takes a fraction of a second."""
 
 END_MARK = "[end of text]"
 CONTEXT = 512
 
 BEYOND = 32
-"""Tokens asked for beyond the expected text. llama-completion of late 2026 ends without
-its last words on stdout now and then (llama.cpp issue 22142: its log thread is not waited
-for); they may then be lost without harm."""
+"""Tokens asked for beyond the expected text. llama-completion of late 2026 sometimes exits before
+its last words reach stdout (llama.cpp issue 22142: it does not wait for its log thread); this
+many may be lost without harm."""
 
 
-class Case(NamedTuple):
+class KnownText(NamedTuple):
     """A prompt with the text that greedy decoding must add to it."""
 
     prompt: str
@@ -45,7 +46,7 @@ class Case(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """How a case is run; None leaves the engine's own."""
+    """How a prompt is run; None leaves the engine's own batch."""
 
     threads: int
     batch: int | None = None
@@ -57,30 +58,44 @@ class Variant(NamedTuple):
 
 
 class Result(NamedTuple):
-    """One run. ``got`` is the text after the prompt, ``problem`` why there is none."""
+    """One run."""
 
-    case: Case
+    case: KnownText
     variant: Variant
     passed: bool
     got: str
+    """The text after the prompt."""
     problem: str | None = None
+    """Why there is no text."""
 
 
 class Report(NamedTuple):
-    """A whole self-test; ``cause`` names what a failure most likely comes from."""
+    """A whole self-test."""
 
     engine: str
     model: str
     results: tuple[Result, ...]
     cause: str | None = None
+    """What a failure most likely comes from."""
+    remedy: str | None = None
+
+    @property
+    def right(self) -> int:
+        """Number of runs that gave the expected text."""
+        return sum(result.passed for result in self.results)
 
     @property
     def passed(self) -> bool:
-        return all(result.passed for result in self.results)
+        return self.right == len(self.results)
+
+    @property
+    def diagnosis(self) -> str | None:
+        """Cause and remedy in one line."""
+        return f"{self.cause}: {self.remedy}" if self.remedy else self.cause
 
 
-def load_cases() -> tuple[Case, ...]:
-    """The expected texts that ship with the model. Raises MissingError."""
+def load_cases() -> tuple[KnownText, ...]:
+    """Return the expected texts that ship with the model. Raise MissingError."""
     try:
         with open(demo.EXPECTED, encoding="utf-8") as file:
             cases = json.load(file)["cases"]
@@ -88,17 +103,17 @@ def load_cases() -> tuple[Case, ...]:
         raise MissingError(
             f"cannot read {demo.EXPECTED}: {error}", "install bitnet-tuning again"
         ) from error
-    return tuple(Case(case["prompt"], case["text"], case["tokens"]) for case in cases)
+    return tuple(KnownText(case["prompt"], case["text"], case["tokens"]) for case in cases)
 
 
 def right_model(engine: Engine) -> str:
-    """The demo file for this engine: i2_s where it may have the kernels."""
+    """Return the demo file for this engine: i2_s where it may have the kernels."""
     return demo.TQ2_0 if engine.i2_s is False else demo.I2_S
 
 
-def variants(cases: Sequence[Case], usable: int) -> Iterator[tuple[Case, Variant]]:
-    """Each prompt in one way: the longest cut into batches, where kernels for single and
-    for many tokens take turns, the others with one thread or with all."""
+def variants(cases: Sequence[KnownText], usable: int) -> Iterator[tuple[KnownText, Variant]]:
+    """Yield each prompt with one way to run it: the longest in batches, where kernels for
+    single and for many tokens take turns, the others with one thread or with all."""
     most = max(2, usable)
     ways = (
         Variant(most, 32, 32),
@@ -114,8 +129,8 @@ def variants(cases: Sequence[Case], usable: int) -> Iterator[tuple[Case, Variant
 
 
 def run_selftest(engine: Engine, host: Host, model_path: str | None = None) -> Report:
-    """Runs every case; stops at the first run that hangs. Raises MissingError where the
-    model file is not there, UnsupportedError where the engine cannot load it."""
+    """Run every case; stop at the first run that hangs. Raise MissingError where the model
+    file is not there, UnsupportedError where the engine cannot load it."""
     model = read_model(model_path or right_model(engine))
     results: list[Result] = []
     for case, variant in variants(load_cases(), host.usable_cores):
@@ -126,11 +141,14 @@ def run_selftest(engine: Engine, host: Host, model_path: str | None = None) -> R
     report = Report(engine.path, model.path, tuple(results))
     if report.passed:
         return report
-    return report._replace(cause=diagnose(report, engine, host, _control(report, engine, host)))
+    cause, remedy = diagnose(report, engine, host, _control(report, engine, host))
+    return report._replace(cause=cause, remedy=remedy)
 
 
-def run_case(engine: Engine, host: Host, model: ModelFile, case: Case, variant: Variant) -> Result:
-    """One run; a second one where the first ended early but for that was right."""
+def run_case(
+    engine: Engine, host: Host, model: ModelFile, case: KnownText, variant: Variant
+) -> Result:
+    """Run a case; run it again if it was right up to an early end."""
     result = _run_once(engine, host, model, case, variant)
     cut_short = not result.problem and case.text.strip().startswith(result.got.strip())
     if result.passed or not cut_short:
@@ -138,10 +156,10 @@ def run_case(engine: Engine, host: Host, model: ModelFile, case: Case, variant: 
     return _run_once(engine, host, model, case, variant)
 
 
-def _run_once(engine: Engine, host: Host, model: ModelFile, case: Case, variant: Variant) -> Result:
-    request = case_request(case)._replace(
-        threads=variant.threads, batch=variant.batch, ubatch=variant.ubatch
-    )
+def _run_once(
+    engine: Engine, host: Host, model: ModelFile, case: KnownText, variant: Variant
+) -> Result:
+    request = case_request(case)._replace(**variant._asdict())
     plan = make_plan(request, Facts(host, engine, model, "the demo model", os.environ))
     done = capture(plan.command, plan.env, RUN_SECONDS)
     problem = failure(done, RUN_SECONDS)
@@ -149,78 +167,75 @@ def _run_once(engine: Engine, host: Host, model: ModelFile, case: Case, variant:
     return Result(case, variant, problem is None and matches(got, case.text), got, problem)
 
 
-def case_request(case: Case) -> Request:
-    """What asks an engine for a case's text."""
+def case_request(case: KnownText) -> Request:
+    """Return the request that asks an engine for a case's text."""
     return Request(
         prompt=case.prompt, n_predict=case.tokens + BEYOND, ctx_size=CONTEXT, temperature=0.0
     )
 
 
 def continuation(stdout: str, prompt: str) -> str:
-    """What the engine added to the prompt, without the mark that the text has ended."""
+    """Return what the engine added to the prompt, without the mark that the text has ended."""
     _, found, after = stdout.partition(prompt)
     text = (after if found else stdout).rstrip()
     return text.removesuffix(END_MARK).rstrip()
 
 
 def matches(got: str, expected: str) -> bool:
-    """White space at the ends does not count: engines differ in it. The text may go on."""
+    """Return whether the text begins as expected. White space at the ends does not count:
+    engines differ in it."""
     return got.strip().startswith(expected.strip())
 
 
 def _control(report: Report, engine: Engine, host: Host) -> bool | None:
-    """Whether the same weights come out right through other kernels; None where no such
-    file or no engine to read it."""
+    """Return whether the same weights come out right through other kernels; None where there
+    is no such file or no engine to read it."""
     if report.model != demo.I2_S or engine.i2_s is False:
         return None
     first = report.results[0]
     return run_case(engine, host, read_model(demo.TQ2_0), first.case, Variant(1)).passed
 
 
-def diagnose(report: Report, engine: Engine, host: Host, control: bool | None) -> str:
-    """The likeliest cause of a failure, in a sentence with its remedy; pure. ``control``
-    says whether the same weights came out right as TQ2_0, where that was tried."""
+def diagnose(report: Report, engine: Engine, host: Host, control: bool | None) -> tuple[str, str]:
+    """Return the likeliest cause of a failure, and the remedy; pure. ``control`` says whether
+    the same weights came out right as TQ2_0, where that was tried."""
     return next(_causes(report, engine, host, control))
 
 
-def _causes(report: Report, engine: Engine, host: Host, control: bool | None) -> Iterator[str]:
-    """Every cause that fits what was seen, the surest first; the last one always fits."""
+def _causes(
+    report: Report, engine: Engine, host: Host, control: bool | None
+) -> Iterator[tuple[str, str]]:
+    """Yield every cause that fits what was seen, the surest first; the last one always fits."""
     failed = [result for result in report.results if not result.passed]
     problems = " ".join(result.problem or "" for result in failed)
+    cpu = has(host.isa)
+    may_have_i2_s = cpu & X86 and engine.i2_s is not False
     if "tensor type 36" in problems or "invalid ggml type 36" in problems:
-        yield "the engine is mainline llama.cpp, which has no i2_s: use a bitnet.cpp build"
+        yield "the engine is mainline llama.cpp, which has no i2_s", "use a bitnet.cpp build"
     if "SIGILL" in problems:
-        yield "the build uses instructions that this CPU lacks: build it on this machine"
-    isa = _isa_cause(engine, host)
-    if isa:
-        yield isa
+        yield "the build uses instructions that this CPU lacks", "build it on this machine"
+    if may_have_i2_s and "AVX2" not in cpu:
+        yield "this CPU has no AVX2, which i2_s kernels need", "use a TQ2_0 or TQ1_0 file"
+    elif may_have_i2_s and engine.isa and "AVX2" not in engine.isa:
+        yield (
+            "the build lacks AVX2, which i2_s kernels need and this CPU has",
+            "build with -DGGML_AVX2=ON -DGGML_FMA=ON, or -DGGML_NATIVE=ON",
+        )
     if all(result.variant.batch for result in failed):
         sizes = "; ".join(sorted({str(result.variant) for result in failed}))
-        yield f"only cut into batches it goes wrong ({sizes}): leave -b and -ub alone"
-    if all(result.variant.threads > 1 for result in failed) and _one_thread_passed(report):
-        yield "only several threads go wrong: the OpenMP runtime and the build do not fit"
+        yield f"only prompts cut into batches go wrong ({sizes})", "leave -b and -ub alone"
+    one_thread = [result.passed for result in report.results if result.variant.threads == 1]
+    if any(one_thread) and all(result.variant.threads > 1 for result in failed):
+        yield (
+            "only several threads go wrong, so the OpenMP runtime and the build do not fit",
+            "build it again on this machine",
+        )
     if control:
         yield (
-            "the same weights as TQ2_0 come out right, so the i2_s kernels are at fault: "
-            "build bitnet.cpp anew with clang 18 or later, for this CPU"
+            "the same weights as TQ2_0 come out right, so the i2_s kernels are at fault",
+            "build bitnet.cpp again with clang 18 or later, for this CPU",
         )
-    yield "not known: the model file may be damaged; else build bitnet.cpp anew with clang 18"
-
-
-def _isa_cause(engine: Engine, host: Host) -> str | None:
-    """i2_s has kernels for AVX2 and NEON only; without them ggml computes garbage."""
-    x86 = any(flag in host.isa for flag in ("sse2", "avx", "avx2"))
-    if not x86 or engine.i2_s is False:
-        return None
-    if "avx2" not in host.isa:
-        return "this CPU has no AVX2, which the i2_s kernels need: use a TQ2_0 or TQ1_0 file"
-    if engine.isa and "AVX2" not in engine.isa:
-        return (
-            "the build lacks AVX2, which the i2_s kernels need and this CPU has: "
-            "build with -DGGML_AVX2=ON -DGGML_FMA=ON, or -DGGML_NATIVE=ON"
-        )
-    return None
-
-
-def _one_thread_passed(report: Report) -> bool:
-    return any(result.passed and result.variant.threads == 1 for result in report.results)
+    yield (
+        "the cause is not known",
+        "the model file may be damaged; otherwise build bitnet.cpp again with clang 18",
+    )
