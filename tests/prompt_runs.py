@@ -81,12 +81,13 @@ class Prompts:
             start_new_session=True,
         )
 
-    def to_file(self, mode: str, *flags: str, **behaviour: object) -> Done:
-        """To its end, its answers in ``self.out``: ``wb`` for ``>``, ``ab`` for ``>>``."""
-        with self.out.open(mode) as out:
-            process = self.begin(*flags, out=out, **behaviour)
-        error = process.communicate(timeout=SECONDS)[1]
-        return checked(process.returncode, self.out.read_bytes(), error)
+    def to_file(self, *flags: str, **behaviour: object) -> Done:
+        """To its end, with its answers in ``self.out``, which are also the result's."""
+        process = self.begin("-o", str(self.out), *flags, out=subprocess.PIPE, **behaviour)
+        out, error = process.communicate(timeout=SECONDS)
+        assert out == b""
+        content = self.out.read_bytes() if self.out.exists() else b""
+        return checked(process.returncode, content, error)
 
 
 def checked(code: int, out: bytes, error: bytes) -> Done:
@@ -104,13 +105,3 @@ def with_fake(folder: Path) -> Prompts:
 
 def with_embedded(folder: Path) -> Prompts:
     return Prompts(folder, "embedded", demo.TQ2_0, None)
-
-
-def journals(state: Path) -> list[Path]:
-    return sorted(state.glob("prompts-*.jsonl"))
-
-
-def kept(state: Path) -> list[int]:
-    """Places of the prompts whose answers the only journal holds."""
-    (journal,) = journals(state)
-    return [json.loads(line)["place"] for line in journal.read_bytes().split(b"\n")[1:-1]]

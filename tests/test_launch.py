@@ -98,6 +98,18 @@ def test_no_signal_stays_blocked_or_ignored(capfd: pytest.CaptureFixture[str]) -
     assert blocked == 0
 
 
+def test_where_the_end_of_children_is_ignored_the_code_is_the_engines() -> None:
+    code = f"""
+import signal, sys
+sys.path.insert(0, {str(REPO)!r})
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+from bitnet_tuning.launch import run as launch
+sys.exit(launch.run(launch.Launch(("sh", "-c", "exit 7"), {{}})).code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=SECONDS, check=False)
+    assert done.returncode == 7
+
+
 @pytest.mark.parametrize("code", [0, 1, 3, 77])
 def test_the_exit_code_is_the_engines(engine: FakeEngine, code: int) -> None:
     process = start(engine, "-p", "a", exit=code)
@@ -204,11 +216,83 @@ launch.run(launch.Launch(({str(wrapper)!r},), {{}}))
     until(lambda: not alive(process))
 
 
+STARTS = {
+    "run": "launch.run(start)",
+    "fork": "posix._lead_group = lambda: None; launch.run(start)",
+    "capture": "launch.capture(start.argv, seconds=60)",
+    "serve": "with server.serve(start) as service: service.ended(60)",
+}
+KILLED = """
+import os, signal, subprocess, sys
+sys.path.insert(0, {repo!r})
+from bitnet_tuning.launch import lifeline as ties, posix, run as launch, server
+from bitnet_tuning.launch.program import Launch
+
+fork, spawn, tie = os.fork, os.posix_spawnp, ties.Lifeline.tie
+launcher = os.getpid()
+
+def die(engine):
+    with open({note!r}, "w") as file:
+        file.write(str(engine))
+    os.kill(launcher, signal.SIGKILL)
+
+def spawned(path, *args, **named):  # as posix starts an engine
+    child = spawn(path, *args, **named)
+    if path != "true":
+        die(child)
+    return child
+
+def forked():  # as it does on other systems and without a group of its own
+    child = fork()
+    if child and os.getpid() == launcher:
+        die(child)
+    return child
+
+class Popen(subprocess.Popen):
+    def __init__(self, *args, **named):
+        super().__init__(*args, **named)
+        die(self.pid)
+
+def tied(self, engine):
+    die(os.getpid())
+    while os.getppid() == launcher:
+        pass
+    tie(self, engine)
+
+if {moment!r} == "before it is tied":
+    ties.Lifeline.tie = tied
+else:
+    os.fork, os.posix_spawnp, subprocess.Popen = forked, spawned, Popen
+if not {by_kernel!r}:
+    ties.Lifeline._arm = lambda self: False
+start = Launch((sys.executable, "-c", "import time; time.sleep(60)"), {{}})
+{way}
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
+@pytest.mark.parametrize("by_kernel", [True, False])
+@pytest.mark.parametrize("moment", ["before it is tied", "right after the start"])
+@pytest.mark.parametrize("way", STARTS)
+def test_nothing_outlives_a_launcher_that_is_killed_while_it_starts_it(
+    tmp_path: Path, way: str, moment: str, by_kernel: bool
+) -> None:
+    """The moments between the fork and the first thing that the launcher does with the child."""
+    if (way, by_kernel, moment) == ("run", True, "before it is tied"):
+        pytest.skip("the group is tied before there is an engine in it")
+    note = tmp_path / "engine"
+    known = {"repo": str(REPO), "note": str(note), "moment": moment, "by_kernel": by_kernel}
+    code = KILLED.format(way=STARTS[way], **known)
+    launcher = subprocess.run([sys.executable, "-c", code], timeout=SECONDS, check=False)
+    assert launcher.returncode == -signal.SIGKILL
+    until(lambda: not alive(int(note.read_text())))
+
+
 def test_the_watcher_kills_where_the_kernel_does_not(tmp_path: Path) -> None:
     """The fall-back for other systems: the launcher dies, its watcher kills the engine."""
     note = tmp_path / "engine"
     code = f"""
-import sys, time
+import sys
 sys.path.insert(0, {str(REPO)!r})
 from bitnet_tuning.launch import lifeline as ties
 from bitnet_tuning.launch import run as launch
@@ -219,7 +303,6 @@ launch.run(launch.Launch((sys.executable, "-c", engine), {{}}))
     launcher = subprocess.Popen([sys.executable, "-c", code])
     until(lambda: note.exists() and note.read_text() != "")
     process = int(note.read_text())
-    time.sleep(0.2)  # the watcher is there soon after the engine
     assert alive(process)
     launcher.kill()
     launcher.wait()
@@ -451,7 +534,6 @@ launch.capture(({str(script)!r},), seconds=60)
 """
     caller = subprocess.Popen([sys.executable, "-c", code])
     until(lambda: note.exists() and note.read_text().strip() != "")
-    time.sleep(0.2)  # the watcher is there soon after the program
     process = int(note.read_text())
     assert alive(process)
     caller.kill()

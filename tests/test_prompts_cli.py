@@ -14,7 +14,7 @@ import pytest
 from bitnet_tuning import demo
 from tests.engines import FakeEngine
 from tests.processes import alive, until
-from tests.prompt_runs import REPO, SECONDS, Prompts, journals, with_fake
+from tests.prompt_runs import REPO, SECONDS, Prompts, with_fake
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="fake engines are scripts: POSIX")
 
@@ -195,6 +195,9 @@ def test_without_a_server_beside_the_engine_the_remedy_is_named(tmp_path: Path) 
         (("-f", "x"), "-f/--file: not together with --prompts"),
         (("-cnv",), "-cnv/--conversation: not together with --prompts"),
         (("--slots", "0"), "--slots"),
+        (("--resume",), "--resume: needs -o FILE"),
+        (("-o", "/nowhere/out"), "-o/--output: /nowhere/out: No such file"),
+        (("-o", "/dev/null"), "-o/--output: /dev/null is not a regular file"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(
@@ -206,7 +209,7 @@ def test_flags_that_do_not_go_together_are_refused(
     assert words in done.err
 
 
-@pytest.mark.parametrize("flags", [("--resume",), ("--slots", "2")])
+@pytest.mark.parametrize("flags", [("--resume",), ("--slots", "2"), ("-o", "x")])
 def test_its_flags_need_prompts(prompts: Prompts, flags: tuple[str, ...]) -> None:
     command = [*prompts.command()[:-2], "-p", "x", *flags]
     done = subprocess.run(command, capture_output=True, check=False, timeout=SECONDS)
@@ -218,7 +221,7 @@ def test_a_bad_line_is_told_before_anything_is_started(prompts: Prompts) -> None
     prompts.file.write_text('"good"\n{"prompt": 3}\n')
     done = prompts.run()
     assert done.code == 2
-    assert "line 2: its prompt is no text" in done.err
+    assert "line 2: its prompt is not a string" in done.err
     assert prompts.fake.runs() == []
 
 
@@ -226,7 +229,7 @@ def test_prompts_that_cannot_be_read_are_missing(prompts: Prompts) -> None:
     assert prompts.run().code == 3
 
 
-def test_a_closed_reader_ends_the_run_and_nothing_stays(prompts: Prompts, own_state: Path) -> None:
+def test_a_closed_reader_ends_the_run_and_nothing_stays(prompts: Prompts) -> None:
     prompts.write([f"p{number}" for number in range(50)])
     process = prompts.begin("--slots", "1", out=subprocess.PIPE, seconds=0.01)
     assert process.stdout is not None
@@ -235,46 +238,34 @@ def test_a_closed_reader_ends_the_run_and_nothing_stays(prompts: Prompts, own_st
     assert process.wait(SECONDS) in (141, -13)
     (server,) = prompts.fake.servers()
     until(lambda: not alive(server["pid"]))
-    assert journals(own_state)
 
 
-def test_slots_are_measured_once_and_remembered(prompts: Prompts) -> None:
-    prompts.write([f"p{number}" for number in range(8)])
-    first = prompts.run("-n", "100", seconds=0.04, cores=4)
-    assert "4 slots: ×" in first.err and "measured now" in first.err
-    measured, used = prompts.fake.servers()
-    assert measured["argv"][measured["argv"].index("-np") + 1] == "8"
-    assert used["argv"][used["argv"].index("-np") + 1] == "4"
-    second = prompts.run("-n", "100", seconds=0.04, cores=4)
-    assert "measured before" in second.err
-    assert len(prompts.fake.servers()) == 3
-
-
-def test_slots_that_change_a_greedy_text_are_out(prompts: Prompts) -> None:
-    """They are not for texts in which chance has a part anyway."""
-    prompts.write([f"p{number}" for number in range(8)])
-    done = prompts.run("-n", "100", "-temp", "0", seconds=0.04, cores=4, differs=1)
-    assert "2 slots are out" in done.err
-    assert "1 slot: with more at a time greedy texts came out otherwise" in done.err
-    run = prompts.fake.servers()[-1]
-    assert run["argv"][run["argv"].index("-np") + 1] == "1"
-    done = prompts.run("-n", "100", differs=1)
-    assert "4 slots: ×" in done.err and "measured before" in done.err
-
-
-def test_few_prompts_are_not_worth_a_measurement(prompts: Prompts) -> None:
-    prompts.write(["a", "b", "c"])
-    done = prompts.run()
+@pytest.mark.parametrize(
+    ("count", "flags", "slots", "why"),
+    [
+        (6, (), 4, "the default"),
+        (3, (), 3, "there are no more prompts"),
+        (6, ("-temp", "0"), 1, "answers must be reproducible"),
+        (6, ("--seed", "1"), 1, "answers must be reproducible"),
+        (6, ("--seed", "-1"), 4, "the default"),
+        (6, ("-temp", "0", "--slots", "2"), 2, "as --slots says"),
+    ],
+)
+def test_the_default_number_of_slots(
+    prompts: Prompts, count: int, flags: tuple[str, ...], slots: int, why: str
+) -> None:
+    prompts.write([f"p{number}" for number in range(count)])
+    done = prompts.run(*flags)
     (run,) = prompts.fake.servers()
-    assert run["argv"][run["argv"].index("-np") + 1] == "3"
-    assert "nothing was measured" in done.err
+    assert run["argv"][run["argv"].index("-np") + 1] == str(slots)
+    assert done.err.count(why) == 1
 
 
-def test_a_measurement_that_is_refused_is_not_the_end(prompts: Prompts) -> None:
-    prompts.write([f"p{number}" for number in range(8)])
-    done = prompts.run("-n", "100", refuses=": how many")
-    assert (done.code, len(done.answers)) == (0, 8)
-    assert "slots were not measured: the server said it is 400" in done.err
+def test_one_line_that_must_be_reproducible_is_enough_for_one_slot(prompts: Prompts) -> None:
+    prompts.write(["a", {"prompt": "b", "seed": 3}, "c"])
+    prompts.run()
+    (run,) = prompts.fake.servers()
+    assert run["argv"][run["argv"].index("-np") + 1] == "1"
 
 
 def test_the_plan_command_shows_the_same(prompts: Prompts) -> None:

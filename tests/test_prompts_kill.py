@@ -16,19 +16,9 @@ from typing import Any
 import pytest
 
 from tests.processes import alive, until
-from tests.prompt_runs import (
-    SECONDS,
-    Prompts,
-    checked,
-    journals,
-    kept,
-    with_embedded,
-    with_fake,
-)
+from tests.prompt_runs import REPO, SECONDS, Prompts, checked, with_embedded, with_fake
 
-pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="looks at /proc and appends to files"
-)
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
 
 MANY = [f"prompt {number}" for number in range(12)]
 ENDS = {
@@ -49,50 +39,109 @@ def answered(path: Path) -> list[str]:
 
 
 def ended_early(prompts: Prompts, number: signal.Signals, **behaviour: object) -> int:
-    """Signals a launcher that has printed some answers; answers its exit code."""
-    with prompts.out.open("wb") as out:
-        process = prompts.begin("--slots", "3", out=out, seconds=0.05, **behaviour)
-    until(lambda: prompts.out.read_bytes().count(b"\n") >= 3)
+    """Signals a launcher that has written some answers; answers its exit code."""
+    flags = ("--slots", "3", "-o", str(prompts.out))
+    process = prompts.begin(*flags, out=subprocess.DEVNULL, seconds=0.05, **behaviour)
+    until(lambda: prompts.out.exists() and prompts.out.read_bytes().count(b"\n") >= 3)
     process.send_signal(number)
     error = process.communicate(timeout=SECONDS)[1]
     checked(process.returncode, b"", error)
     return process.returncode
 
 
-@pytest.mark.parametrize("mode", ["wb", "ab"])
 @pytest.mark.parametrize("number", ENDS)
 def test_a_launcher_that_is_ended_leaves_nothing_and_goes_on(
-    prompts: Prompts, own_state: Path, number: signal.Signals, mode: str
+    prompts: Prompts, own_state: Path, number: signal.Signals
 ) -> None:
     prompts.write(MANY)
     assert ended_early(prompts, number, leaves=1) == ENDS[number]
     (server,) = prompts.fake.servers()
     child = json.loads((prompts.fake.bin / "children.jsonl").read_text())["pid"]
     until(lambda: not alive(server["pid"]) and not alive(child))
-    before = set(kept(own_state))
+    kept = prompts.out.read_bytes()
+    before = set(answered(prompts.out))
     assert 3 <= len(before) < len(MANY)
-    assert prompts.to_file(mode, "--slots", "3", "--resume").code == 0
-    assert answered(prompts.out) == MANY
+    done = prompts.to_file("--slots", "3", "--resume")
+    assert done.code == 0
+    assert f"{len(before)} of 12 prompts were answered before" in done.err
+    assert done.out.startswith(kept)
+    assert sorted(answered(prompts.out)) == sorted(MANY)
     last = prompts.fake.servers()[-1]["pid"]
     again = {each["prompt"] for each in prompts.fake.asked() if each["pid"] == last}
-    assert again == {MANY[place] for place in set(range(len(MANY))) - before}
-    assert journals(own_state) == []
+    assert again == set(MANY) - before
+    assert not list(own_state.glob("prompts*")) and not list(own_state.glob("*.lock"))
 
 
-@pytest.mark.parametrize("mode", ["wb", "ab"])
+def patched(prompts: Prompts, code: str) -> subprocess.CompletedProcess[bytes]:
+    """A run with one slot whose ``write`` and ``flush`` are those of ``code``."""
+    program = f"""
+import os, signal, sys
+sys.path.insert(0, {str(REPO)!r})
+from bitnet_tuning.cli.run_optimized import main
+from bitnet_tuning.serve import answers
+
+whole, fsync, count = answers._write, os.fsync, 0
+write, flush = whole, fsync
+{code}
+answers._write, os.fsync = write, flush
+sys.exit(main(sys.argv[1:]))
+"""
+    flags = [*prompts.command("--slots", "1")[2:], "-o", str(prompts.out)]
+    command = [sys.executable, "-c", program, *flags]
+    return subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_kill_9_between_any_two_steps_of_a_write_loses_only_what_is_in_flight(
+    prompts: Prompts, after: int
+) -> None:
+    """Killed after the third answer's first byte, its last one, its flush, or before it."""
+    prompts.write(MANY)
+    done = patched(
+        prompts,
+        f"""
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def write(handle, data):
+    global count
+    count += 1
+    if count == 3 and {after} == 0:
+        die()
+    if count == 3 and {after} == 1:
+        data = data[:1]
+    whole(handle, data)
+    if count == 3 and {after} in (1, 2):
+        die()
+
+def flush(handle):
+    fsync(handle)
+    if count == 3:
+        die()
+""",
+    )
+    assert done.returncode == -signal.SIGKILL
+    whole = prompts.out.read_bytes().count(b"\n")
+    assert whole == (2 if after < 2 else 3)
+    resumed = prompts.to_file("--slots", "1", "--resume")
+    assert (resumed.code, answered(prompts.out)) == (0, MANY)
+    assert ("cut off the last line" in resumed.err) == (after == 1)
+    assert sum(each["prompt"] == MANY[0] for each in prompts.fake.asked()) == 1
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGKILL, 137), (signal.SIGSEGV, 139), (signal.SIGTERM, 143)]
 )
 def test_a_server_that_dies_is_explained_and_replaced_by_resume(
-    prompts: Prompts, own_state: Path, number: signal.Signals, code: int, mode: str
+    prompts: Prompts, number: signal.Signals, code: int
 ) -> None:
     prompts.write(MANY)
-    done = prompts.to_file("wb", "--slots", "2", dies=f"6 {int(number)}", seconds=0.01)
+    done = prompts.to_file("--slots", "2", dies=f"6 {int(number)}", seconds=0.01)
     assert done.code == code
     assert "--resume" in done.err
-    assert 3 <= len(kept(own_state)) <= 5
-    assert prompts.to_file(mode, "--slots", "2", "--resume").code == 0
-    assert answered(prompts.out) == MANY
+    assert 3 <= len(done.answers) <= 5
+    assert prompts.to_file("--slots", "2", "--resume").code == 0
+    assert sorted(answered(prompts.out)) == sorted(MANY)
     asked = Counter(each["prompt"] for each in prompts.fake.asked())
     assert max(asked.values()) <= 2
 
@@ -102,121 +151,120 @@ def test_a_server_that_never_answers_can_be_left(prompts: Prompts) -> None:
     assert ended_early(prompts, signal.SIGINT, hangs=5) == 130
     (server,) = prompts.fake.servers()
     until(lambda: not alive(server["pid"]))
-    assert prompts.to_file("ab", "--slots", "2", "--resume").code == 0
-    assert answered(prompts.out) == MANY
+    assert prompts.to_file("--slots", "2", "--resume").code == 0
+    assert sorted(answered(prompts.out)) == sorted(MANY)
 
 
-def test_an_answer_that_was_torn_is_mended(prompts: Prompts, own_state: Path) -> None:
-    """The end of the file and of the journal, as a full disk may leave them."""
+@pytest.mark.parametrize("torn", [b'{"id', b'{"id": 5, "prompt": "prompt 5", "te', b"\0\0\0"])
+def test_an_answer_that_was_torn_is_cut_off_and_asked_again(prompts: Prompts, torn: bytes) -> None:
     prompts.write(MANY)
-    prompts.to_file("wb", "--slots", "1", dies="6 9")
-    prompts.out.write_bytes(prompts.out.read_bytes()[:-4])
-    (journal,) = journals(own_state)
-    with journal.open("ab") as file:
-        file.write(b'{"place": 5, "ans')
-    assert prompts.to_file("ab", "--slots", "2", "--resume").code == 0
-    assert answered(prompts.out) == MANY
+    whole = prompts.to_file("--slots", "1", dies="6 9").out
+    prompts.out.write_bytes(whole + torn)
+    done = prompts.to_file("--slots", "1", "--resume")
+    assert "cut off the last line" in done.err
+    assert done.out.startswith(whole)
+    assert (done.code, answered(prompts.out)) == (0, MANY)
 
 
-def test_what_else_a_file_holds_stays(prompts: Prompts) -> None:
+def test_an_answer_that_lacks_only_its_newline_is_kept(prompts: Prompts) -> None:
     prompts.write(MANY)
-    prompts.out.write_bytes(b"a heading without an end")
-    prompts.to_file("ab", "--slots", "1", dies="6 9")
-    assert prompts.to_file("ab", "--slots", "2", "--resume").code == 0
-    heading, *rest = prompts.out.read_bytes().split(b"\n")
-    assert heading == b"a heading without an end"
-    assert [json.loads(line)["prompt"] for line in rest[:-1]] == MANY
+    whole = prompts.to_file("--slots", "1", dies="6 9").out
+    prompts.out.write_bytes(whole[:-1])
+    done = prompts.to_file("--slots", "1", "--resume")
+    assert done.out.startswith(whole)
+    assert (done.code, answered(prompts.out)) == (0, MANY)
 
 
-def test_a_run_killed_at_its_very_end_has_nothing_left_to_say(
-    prompts: Prompts, own_state: Path
-) -> None:
-    """The journal is gone, but the file holds it all."""
-    prompts.write(MANY)
-    prompts.to_file("wb", "--slots", "1")
-    before = prompts.out.read_bytes()
-    done = prompts.to_file("ab", "--slots", "1", "--resume")
-    assert (done.code, done.out) == (0, before)
+def test_a_complete_file_needs_no_server(prompts: Prompts) -> None:
+    prompts.write(["a", "too long"])
+    before = prompts.to_file("--slots", "1", refuses="long")
+    done = prompts.to_file("--slots", "1", "--resume")
+    assert (before.code, done.code, done.out) == (1, 1, before.out)
+    assert "refused 1 of 2" in done.err
     assert len(prompts.fake.servers()) == 1
 
 
-def test_resume_without_anything_to_resume_answers_all(prompts: Prompts) -> None:
+def test_resume_without_a_file_answers_all(prompts: Prompts) -> None:
     prompts.write(MANY)
-    done = prompts.run("--slots", "1", "--resume")
-    assert done.code == 0
-    assert [answer["prompt"] for answer in done.answers] == MANY
-
-
-def test_without_resume_the_unfinished_run_is_set_aside(prompts: Prompts, own_state: Path) -> None:
-    prompts.write(MANY)
-    prompts.to_file("wb", "--slots", "1", dies="6 9")
-    done = prompts.to_file("wb", "--slots", "1")
-    assert done.code == 0
-    assert "--resume would have gone on" in done.err
+    assert prompts.to_file("--slots", "1", "--resume").code == 0
     assert answered(prompts.out) == MANY
-    assert len(list(own_state.glob("prompts-*.jsonl.*-*"))) == 1
-    assert len({each["pid"] for each in prompts.fake.asked()}) == 2
-    last = prompts.fake.servers()[-1]["pid"]
-    assert sum(each["pid"] == last for each in prompts.fake.asked()) == len(MANY)
 
 
-def test_a_damaged_journal_is_set_aside_and_what_is_good_is_used(
-    prompts: Prompts, own_state: Path
-) -> None:
+def test_prompts_that_are_added_are_all_that_is_asked(prompts: Prompts) -> None:
+    prompts.write(MANY[:3])
+    prompts.to_file("--slots", "1")
     prompts.write(MANY)
-    prompts.to_file("wb", "--slots", "1", dies="6 9")
-    (journal,) = journals(own_state)
-    lines = journal.read_bytes().split(b"\n")
-    journal.write_bytes(b"\n".join([*lines[:3], b"\0\0", *lines[4:]]))
-    done = prompts.to_file("ab", "--slots", "2", "--resume")
-    assert done.code == 0
-    assert "damaged" in done.err
+    assert prompts.to_file("--slots", "1", "--resume").code == 0
     assert answered(prompts.out) == MANY
+    assert len(prompts.fake.asked()) == len(MANY)
+
+
+def test_a_file_that_is_not_empty_is_not_overwritten(prompts: Prompts) -> None:
+    prompts.write(MANY)
+    prompts.out.write_bytes(b"")
+    before = prompts.to_file("--slots", "1", dies="6 9").out
+    done = prompts.to_file("--slots", "1")
+    assert (done.code, done.out) == (2, before)
+    assert "is not empty\n  add --resume to go on with it, or name another file" in done.err
+    assert len(prompts.fake.servers()) == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"notes\n", b"notes", b'"text"\n', b'{"id": 0, "prompt": "prompt 0", "text": "x"}\n', b"\0\n"],
+)
+def test_a_file_of_something_else_is_not_touched(prompts: Prompts, content: bytes) -> None:
+    prompts.write(MANY)
+    prompts.out.write_bytes(content)
+    done = prompts.to_file("--resume")
+    assert (done.code, done.out) == (2, content)
+    assert "line 1 is not an answer to these prompts" in done.err
+    assert prompts.fake.servers() == []
 
 
 @pytest.mark.parametrize(
     "change", [("-n", "9"), ("-temp", "0.1"), ("-c", "512"), ("--seed", "3"), ("--", "--extra")]
 )
-def test_other_numbers_are_another_run(
-    prompts: Prompts, own_state: Path, change: tuple[str, ...]
-) -> None:
+def test_answers_of_other_settings_are_not_mixed(prompts: Prompts, change: tuple[str, ...]) -> None:
     prompts.write(MANY)
-    prompts.to_file("wb", "--slots", "1", dies="6 9")
-    done = prompts.to_file("wb", "--slots", "1", "--resume", *change)
-    assert "0 of 12 prompts were answered before" in done.err
-    assert len(journals(own_state)) == 1
+    before = prompts.to_file("--slots", "1", dies="6 9").out
+    done = prompts.to_file("--slots", "1", "--resume", *change)
+    assert (done.code, done.out) == (2, before)
+    assert "with this model and these flags" in done.err
 
 
 def test_two_runs_at_once_are_refused(prompts: Prompts) -> None:
     prompts.write(MANY)
-    process = prompts.begin("--slots", "1", out=subprocess.DEVNULL, seconds=0.1)
+    flags = ("--slots", "1", "-o", str(prompts.out))
+    process = prompts.begin(*flags, out=subprocess.DEVNULL, seconds=0.1)
     try:
         until(prompts.fake.asked)
-        second = prompts.run("--resume")
+        second = prompts.run("--resume", "-o", str(prompts.out))
     finally:
         process.kill()
         process.communicate()
     assert second.code == 1
-    assert "another run is answering these very prompts" in second.err
+    assert "another run is writing its answers to" in second.err
     assert len(prompts.fake.servers()) == 1
 
 
-def test_a_journal_is_for_its_owner_only(prompts: Prompts, own_state: Path) -> None:
+def test_a_full_disk_is_told_and_nothing_whole_is_lost(prompts: Prompts) -> None:
     prompts.write(MANY)
-    prompts.to_file("wb", "--slots", "1", dies="3 9")
-    (journal,) = journals(own_state)
-    assert journal.stat().st_mode & 0o077 == 0
-
-
-def test_without_a_place_for_a_journal_answers_come_all_the_same(
-    prompts: Prompts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("BITNET_TUNING_HOME", str(tmp_path / "file" / "folder"))
-    prompts.write(["a", "b"])
-    done = prompts.run()
-    assert (done.code, len(done.answers)) == (0, 2)
-    assert "cannot be kept" in done.err
+    done = patched(
+        prompts,
+        """
+def write(handle, data):
+    if b"prompt 3" in data:
+        whole(handle, data[:5])
+        raise OSError(28, "No space left on device")
+    whole(handle, data)
+""",
+    )
+    assert done.returncode == 1
+    assert b"cannot write to" in done.stderr and b"No space left on device" in done.stderr
+    assert b"3 of 12 prompts are answered; --resume goes on" in done.stderr
+    assert prompts.to_file("--slots", "1", "--resume").code == 0
+    assert answered(prompts.out) == MANY
 
 
 # The embedded engine: a real server with a real model
@@ -273,19 +321,15 @@ def children(parent: int) -> list[dict[str, Any]]:
 
 
 @has_embedded
-@pytest.mark.parametrize("mode", ["wb", "ab"])
 @pytest.mark.parametrize("victim", ["launcher", "server"])
-def test_kill_9_in_the_middle_loses_and_doubles_nothing(
-    tmp_path: Path, victim: str, mode: str
-) -> None:
+def test_kill_9_in_the_middle_loses_and_doubles_nothing(tmp_path: Path, victim: str) -> None:
     prompts = with_embedded(tmp_path)
     prompts.write([{"prompt": prompt, "id": n} for n, prompt in enumerate(QUESTIONS)])
     flags = ("-temp", "0", "-n", "400", "--slots", "2", "--", "--poll", "0")
-    prompts.to_file("wb", *flags)
-    whole = prompts.out.read_bytes()
-    with prompts.out.open("wb") as out:
-        process = prompts.begin(*flags, out=out)
-    until(lambda: prompts.out.read_bytes().count(b"\n") >= 2)
+    whole = prompts.to_file(*flags).out.splitlines()
+    prompts.out.unlink()
+    process = prompts.begin("-o", str(prompts.out), *flags, out=subprocess.DEVNULL)
+    until(lambda: prompts.out.exists() and prompts.out.read_bytes().count(b"\n") >= 2)
     (server,) = children(process.pid)
     assert "server" in server["argv"]
     (key,) = (each for each in server["environ"] if each.startswith("LLAMA_API_KEY="))
@@ -294,16 +338,16 @@ def test_kill_9_in_the_middle_loses_and_doubles_nothing(
     process.communicate(timeout=SECONDS)
     assert process.returncode == (-9 if victim == "launcher" else 137)
     until(lambda: not alive(server["pid"]))
-    assert prompts.out.read_bytes() != whole
-    resumed = prompts.to_file(mode, "--resume", *flags)
+    assert len(prompts.out.read_bytes().splitlines()) < len(whole)
+    resumed = prompts.to_file("--resume", *flags)
     assert resumed.code == 0, resumed.err
-    assert prompts.out.read_bytes() == whole
+    assert sorted(resumed.out.splitlines()) == sorted(whole)
 
 
 def test_a_pause_holds_the_server_as_well(prompts: Prompts) -> None:
     prompts.write(MANY)
-    with prompts.out.open("wb") as out:
-        process = prompts.begin("--slots", "1", out=out, seconds=0.05)
+    flags = ("--slots", "1", "-o", str(prompts.out))
+    process = prompts.begin(*flags, out=subprocess.DEVNULL, seconds=0.05)
     until(prompts.fake.asked)
     (server,) = prompts.fake.servers()
     process.send_signal(signal.SIGTSTP)

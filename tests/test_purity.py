@@ -22,7 +22,7 @@ STARTERS = {"fork", "forkpty", "system", "popen", "startfile"}
 STARTER_PREFIXES = ("exec", "spawn", "posix_spawn")
 MAY_START = {
     "launch/run.py": {"subprocess"},
-    "launch/posix.py": {"posix_spawnp"},  # launch's own part for these systems
+    "launch/posix.py": {"posix_spawnp", "fork", "execvpe"},  # launch's own part for these systems
     "launch/server.py": {"subprocess"},  # launch's own part for servers
     "launch/lifeline.py": {"fork"},  # a watcher for systems without a parent-death signal
     "machine/foreign.py": {"subprocess"},  # sysctl on macOS

@@ -198,9 +198,19 @@ def add_optimized(parser: argparse.ArgumentParser) -> None:
     add("--quiet", action="store_true", help="hide the engine's log unless it fails")
     add("--stats", action="store_true", help="speeds and time to first token after the run")
     add("--prompts", metavar="FILE", help="answer many prompts: JSON lines in, JSON lines out")
-    add("--resume", action="store_true", help="with --prompts: go on where a run was ended")
-    slots = integer(1, MOST_SLOTS)
-    add("--slots", type=slots, metavar="N", help="with --prompts: how many at a time (measured)")
+    add(
+        *("-o", "--output"),
+        metavar="FILE",
+        help="with --prompts: write each answer to this file as soon as it is complete",
+    )
+    add("--resume", action="store_true", help="with -o: answer only what the file lacks")
+    add(
+        "--slots",
+        type=integer(1, MOST_SLOTS),
+        metavar="N",
+        help="with --prompts: how many to answer at a time (1 with temperature 0 or a seed, "
+        "else at most 4)",
+    )
 
 
 def to_request(options: argparse.Namespace, extra: tuple[str, ...]) -> Request:

@@ -1,50 +1,128 @@
-"""``--prompts``: many prompts, the model loaded once."""
+"""``--prompts``: answer many prompts with the model loaded once."""
 
 from __future__ import annotations
 
 import os
 import sys
+import time
+from contextlib import contextmanager, nullcontext
+from functools import partial
 
-from bitnet_tuning.cli.prompts_progress import progress, stats_line, summary
-from bitnet_tuning.cli.prompts_slots import Choice, Subject, choose, choose_unmeasured
 from bitnet_tuning.cli.show import shown
 from bitnet_tuning.console import say
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA
-from bitnet_tuning.errors import MissingError, UsageError
+from bitnet_tuning.errors import MissingError, TuningError, UsageError
 from bitnet_tuning.launch.death import explain
 from bitnet_tuning.launch.stop import Stop, Stopped
-from bitnet_tuning.prepare import Prepared, prepare
-from bitnet_tuning.prompts import sink
-from bitnet_tuning.prompts.asks import Ask, parse
-from bitnet_tuning.prompts.command import Seats, Server, context_of, server_command
-from bitnet_tuning.prompts.journal import Journal, Run, identify, journal_of
-from bitnet_tuning.prompts.server import GoneError, Running, know_server, running
-from bitnet_tuning.prompts.session import Output, Total, ask_all
-from bitnet_tuning.store.state import State, default_folder
+from bitnet_tuning.prepare import prepare
+from bitnet_tuning.serve.answers import AnswerFile, AnswerStream
+from bitnet_tuning.serve.prompts import parse
+from bitnet_tuning.serve.server import (
+    GoneError,
+    choose_slots,
+    context_of,
+    fitting_slots,
+    know_server,
+    running,
+    server_command,
+)
+from bitnet_tuning.serve.session import ask_all
+from bitnet_tuning.store.state import State, default_folder, identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from bitnet_tuning.plan.request import Request
-    from bitnet_tuning.prompts.answers import Answer
+    from bitnet_tuning.prepare import Prepared
+    from bitnet_tuning.serve.answers import Answer
+    from bitnet_tuning.serve.prompts import Prompt
+    from bitnet_tuning.serve.server import Running
+    from bitnet_tuning.serve.session import Totals
 
 
 SHOWN_PORT = 8080
-"""In a plan, where no port is looked for: llama-server's own default."""
+"""The port in a plan that is only shown: llama-server's own default."""
+
+LINE_SECONDS = 10.0
+"""Seconds between two lines of progress."""
 
 
 def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") -> int:
-    """Answers all prompts of a file; 1 where the engine refused some. Raises TuningError."""
-    asks = parse(_content(options.prompts), request)
+    """Answer all prompts of a file; return 1 if the engine refused any. Raise TuningError."""
+    prompts = parse(_content(options.prompts), request)
     prepared = prepare(request, root)
-    state = State(default_folder(os.environ))
-    server = know_server(prepared.engine, state)
-    job = _Job(asks, prepared, server, state, options=options)
+    server = know_server(prepared.engine, State(default_folder(os.environ)))
+    plan, model, request = prepared.plan, prepared.choice.model, prepared.request
+    context = context_of(request, model)
+    fitting = fitting_slots(model, context, plan.ubatch, prepared.host.memory.available)
+    slots, reason = choose_slots(options.slots, prompts, fitting)
+    if fitting is not None and slots > fitting:
+        say(f"warning: {slots} slots may not fit in memory, {fitting} would")
+
+    def command(port: int) -> tuple[str, ...]:
+        return server_command(plan, request, server, slots=slots, context=context, port=port)
+
     if options.dry_run:
-        return job.show_plan()
-    return job.run()
+        where = "standard input" if options.prompts == "-" else options.prompts
+        reasons = {
+            **plan.reasons,
+            "command": "the engine's server answers all prompts, the model loaded once; "
+            "its port is any that is free, a key for it is in the environment",
+            "slots": reason,
+            "prompts": f"{len(prompts)} in {where}",
+        }
+        shown(plan._replace(command=command(SHOWN_PORT), reasons=reasons), options)
+        return 0
+    setting = [identity(os.path.realpath(plan.model)), context, request.extra]
+    with Stop() as stop, _answers(options, prompts, setting, stop) as answers:
+        if isinstance(answers, AnswerFile):
+            _resume(answers, options, len(prompts))
+        if len(answers.answered) < len(prompts) and not options.quiet:
+            say(f"threads {plan.reasons['threads']}")
+            say(reason)
+        start = partial(running, command, plan, "--api-key" in server.flags, stop.interruptible)
+        try:
+            _answer_rest(prompts, answers, start, slots, options=options, stop=stop)
+        except Stopped as stopped:
+            say(f"ended by {stopped}: {_so_far(answers, len(prompts))}")
+            return 128 + stopped.number
+        except GoneError as gone:
+            _explain(gone, prepared)
+            say(_so_far(answers, len(prompts)))
+            return gone.exit_code
+        except TuningError:
+            say(_so_far(answers, len(prompts)))
+            raise
+    if answers.refused:
+        say(f"the engine refused {answers.refused} of {len(prompts)} prompts: see their `error`")
+    return 1 if answers.refused else 0
+
+
+def _answer_rest(
+    prompts: tuple[Prompt, ...],
+    answers: AnswerFile | AnswerStream,
+    start: Callable[[], AbstractContextManager[Running]],
+    slots: int,
+    *,
+    options: argparse.Namespace,
+    stop: Stop,
+) -> None:
+    """Start the server and ask it every prompt that has no answer yet. Raise TuningError."""
+    todo = [prompt for prompt in prompts if prompt.place not in answers.answered]
+    if not todo:
+        return
+    with start() as ready:
+        with _progress(len(prompts), len(answers.answered), options.quiet) as show:
+
+            def keep(answer: Answer, totals: Totals) -> None:
+                answers.add(answer)
+                show(totals)
+
+            totals = ask_all(todo, ready, slots, keep, stop.interruptible)
+        _report(totals, slots, ready.load_seconds, options)
 
 
 def _content(name: str) -> bytes:
@@ -60,170 +138,99 @@ def _content(name: str) -> bytes:
         ) from error
 
 
-class _Job:
-    """One call of the program."""
+def _answers(
+    options: argparse.Namespace, prompts: tuple[Prompt, ...], setting: object, stop: Stop
+) -> AbstractContextManager[AnswerFile | AnswerStream]:
+    if options.output is not None:
+        return AnswerFile(options.output, prompts, setting)
+    if sys.stdout is None:
+        raise UsageError("standard output is closed", "name a file for the answers with -o")
+    return nullcontext(AnswerStream(stop.interruptible))
 
-    def __init__(
-        self,
-        asks: tuple[Ask, ...],
-        prepared: Prepared,
-        server: Server,
-        state: State,
-        *,
-        options: argparse.Namespace,
-    ) -> None:
-        self.asks = asks
-        self.prepared = prepared
-        self.server = server
-        self.state = state
-        self.options = options
-        self.context = context_of(prepared.request, prepared.choice.model)
-        self.stop = Stop()
 
-    def show_plan(self) -> int:
-        choice = choose_unmeasured(self.options.slots, self.asks, self._subject())
-        plan = self.prepared.plan
-        where = "standard input" if self.options.prompts == "-" else self.options.prompts
-        reasons = {
-            **plan.reasons,
-            "command": "the engine's server answers all prompts, the model loaded once; "
-            "its port is any that is free, a key for it is in the environment",
-            "slots": choice.reason,
-            "prompts": f"{len(self.asks)} in {where}",
-        }
-        command = self._command(Seats(choice.slots, self.context), SHOWN_PORT)
-        shown(plan._replace(command=command, reasons=reasons), self.options)
-        return 0
+def _resume(answers: AnswerFile, options: argparse.Namespace, count: int) -> None:
+    """Read what the file holds, or require that it holds nothing. Raise UsageError."""
+    if not options.resume:
+        answers.require_empty()
+        return
+    if answers.read():
+        say(f"cut off the last line of {answers.path}: that answer was not written completely")
+    if not options.quiet:
+        say(f"{len(answers.answered)} of {count} prompts were answered before")
 
-    def run(self) -> int:
-        if sys.stdout is None:
-            raise UsageError("standard output is closed: the answers go there")
-        run = identify(self.asks, self.prepared.request, self.prepared.plan.model, self.context)
-        with journal_of(self.state, run) as journal, self.stop:
-            try:
-                return self._resumed(run, journal)
-            except Stopped as stopped:
-                say(f"ended by {stopped}: {_so_far(journal)}")
-                return 128 + stopped.number
-            except GoneError as gone:
-                self._explain(gone)
-                say(_so_far(journal))
-                return gone.exit_code
-            finally:
-                _say_notes(journal)
 
-    def _resumed(self, run: Run, journal: Journal) -> int:
-        journal.open(self.options.resume)
-        _say_notes(journal)
-        first = begin(run, journal, self.options.resume)
-        output = Output(first, self.stop.interruptible)
-        output.show(journal.answers.values())
-        todo = [ask for ask in self.asks if ask.place not in journal.answers]
-        if self.options.resume and not self.options.quiet:
-            say(f"{len(self.asks) - len(todo)} of {len(self.asks)} prompts were answered before")
-        if todo:
-            self._answer(todo, journal, output)
-        journal.close(complete=True)
-        refused = sum(answer.refused for answer in journal.answers.values())
-        if refused:
-            say(f"the engine refused {refused} of {len(self.asks)} prompts: see their `error`")
-        return 1 if refused else 0
+def _so_far(answers: AnswerFile | AnswerStream, count: int) -> str:
+    hint = "--resume goes on" if isinstance(answers, AnswerFile) else "with -o, --resume goes on"
+    return f"{len(answers.answered)} of {count} prompts are answered; {hint} with the rest"
 
-    def _answer(self, todo: list[Ask], journal: Journal, output: Output) -> None:
-        quiet = self.options.quiet
-        choice = self._slots(todo)
-        if not quiet:
-            say(f"threads {self.prepared.plan.reasons['threads']}")
-            say(choice.reason)
-        with self._server(Seats(choice.slots, self.context)) as server:
-            with progress(len(self.asks), len(journal.answers), quiet) as shows:
 
-                def keep(answer: Answer, total: Total) -> None:
-                    journal.add(answer)  # on disk first: what is shown is never asked again
-                    output.show((answer,))
-                    shows.update(total)
+def _explain(gone: GoneError, prepared: Prepared) -> None:
+    lines = gone.last_lines()
+    if lines:
+        say(f"the server's last lines:\n{lines}")
+    has_kernels = bool(prepared.engine.isa & KERNEL_ISA)
+    size, available = prepared.choice.model.size, prepared.host.memory.available
+    say(explain(gone.code, size, available, has_kernels) or str(gone))
 
-                total = ask_all(todo, server, choice.slots, keep, self.stop.interruptible)
-            if not quiet:
-                say(summary(total, choice.slots, server.load_seconds))
-            if self.options.stats:
-                say(stats_line(total))
 
-    def _slots(self, todo: list[Ask]) -> Choice:
-        return choose(
-            self.options.slots,
-            todo,
-            self._subject(),
-            self._server,
-            waiting=self.stop.interruptible,
-            note=_unsaid if self.options.quiet else say,
+@contextmanager
+def _progress(count: int, before: int, quiet: bool) -> Iterator[Callable[[Totals], None]]:
+    """Yield what shows the progress: a bar on a terminal with rich, else a line now and then."""
+    bar = None
+    if not quiet and sys.stderr is not None and sys.stderr.isatty():
+        try:
+            from rich.console import Console  # noqa: PLC0415 (not there in a drop-in copy)
+            from rich.progress import Progress  # noqa: PLC0415
+        except ImportError:
+            pass
+        else:
+            bar = Progress(
+                *Progress.get_default_columns(),
+                "{task.completed}/{task.total}",
+                console=Console(stderr=True, highlight=False),
+                transient=True,
+            )
+    if bar is not None:
+        with bar:
+            task = bar.add_task("", total=count, completed=before)
+            yield lambda totals: bar.update(
+                task, completed=before + totals.prompts, description=_speed(totals)
+            )
+        return
+    last = time.monotonic()
+
+    def show(totals: Totals) -> None:
+        nonlocal last
+        if not quiet and time.monotonic() >= last + LINE_SECONDS:
+            last = time.monotonic()
+            say(f"{before + totals.prompts} of {count} prompts, {_speed(totals)}")
+
+    yield show
+
+
+def _report(totals: Totals, slots: int, load_seconds: float, options: argparse.Namespace) -> None:
+    if not options.quiet:
+        say(
+            f"{totals.prompts} prompts, {totals.tokens} tokens generated, {_speed(totals)}, "
+            f"{totals.seconds:.1f} s, {slots} {'slot' if slots == 1 else 'slots'}; "
+            f"the model was loaded in {load_seconds:.1f} s"
         )
-
-    def _server(self, seats: Seats) -> AbstractContextManager[Running]:
-        return running(
-            lambda port: self._command(seats, port),
-            self.prepared.plan,
-            self.server.knows_keys,
-            self.stop.interruptible,
+    if options.stats and any(totals.timings.values()):
+        # By the server's clock, and the slots overlap in time.
+        found = totals.timings
+        say(
+            f"in each slot: prompt {_rate(found['prompt_n'], found['prompt_ms'])}, "
+            f"generation {_rate(found['predicted_n'], found['predicted_ms'])}"
         )
-
-    def _command(self, seats: Seats, port: int) -> tuple[str, ...]:
-        plan, request = self.prepared.plan, self.prepared.request
-        return server_command(plan, request, self.server, seats, port)
-
-    def _subject(self) -> Subject:
-        prepared = self.prepared
-        return Subject(
-            prepared.host,
-            self.server,
-            prepared.choice.model,
-            prepared.plan,
-            prepared.request,
-            self.context,
-            self.state,
-        )
-
-    def _explain(self, gone: GoneError) -> None:
-        lines = gone.last_lines()
-        if lines:
-            say(f"the server's last lines:\n{lines}")
-        prepared = self.prepared
-        has_kernels = bool(prepared.engine.isa & KERNEL_ISA)
-        size, available = prepared.choice.model.size, prepared.host.memory.available
-        say(explain(gone.code, size, available, has_kernels) or str(gone))
+    elif options.stats:
+        say("the server gave no timings")
 
 
-def begin(run: Run, journal: Journal, resume: bool) -> int:
-    """Looks at what standard output holds already, mends its end, and answers the index of
-    the first prompt whose answer is to be printed."""
-    content = sink.contents()
-    if content is None:
-        if resume and sink.is_filled_file():
-            say("cannot see what the output file holds: answers are printed from the first on")
-        return 0
-    found = sink.standing(content, run.asks, journal.answers) if resume else sink.NOTHING
-    if len(found.answers) < len(run.asks) and not journal.existed:
-        found = sink.NOTHING  # others' answers, perhaps to the same prompts with other flags
-    if found == sink.NOTHING and content:
-        found = sink.NOTHING._replace(open_line=not content.endswith(b"\n"))
-    sink.mend(found, len(content))
-    for answer in found.answers:
-        if answer.place not in journal.answers:
-            journal.add(answer)
-    return len(found.answers)
+def _speed(totals: Totals) -> str:
+    return f"{totals.tokens / totals.seconds if totals.seconds else 0.0:.1f} tokens/s"
 
 
-def _so_far(journal: Journal) -> str:
-    count = len(journal.answers)
-    return (
-        f"{count} of {len(journal.run.asks)} prompts are answered; --resume goes on with the rest"
-    )
-
-
-def _unsaid(_text: str) -> None:
-    """For --quiet."""
-
-
-def _say_notes(journal: Journal) -> None:
-    while journal.notes:
-        say(journal.notes.pop(0))
+def _rate(tokens: int, milliseconds: float) -> str:
+    if not milliseconds:
+        return "not measured"
+    return f"{tokens / milliseconds * 1000:.1f} tokens/s ({tokens} tokens)"

@@ -53,9 +53,14 @@ def optimized_request(
 def check_prompts(options: argparse.Namespace) -> None:
     """Raises UsageError for what does not go with ``--prompts``, or not without."""
     if options.prompts is None:
-        if options.resume or options.slots is not None:
-            flag = "--resume" if options.resume else "--slots"
-            raise UsageError(f"argument {flag}: only together with --prompts")
+        ours = (
+            ("-o/--output", options.output is not None),
+            ("--resume", options.resume),
+            ("--slots", options.slots is not None),
+        )
+        for flag, is_given in ours:
+            if is_given:
+                raise UsageError(f"argument {flag}: only together with --prompts")
         return
     others = (
         ("-p/--prompt", options.prompt is not None),
@@ -67,6 +72,11 @@ def check_prompts(options: argparse.Namespace) -> None:
             raise UsageError(f"argument {flag}: not together with --prompts")
     if not options.prompts:
         raise UsageError("argument --prompts: the name of the file is empty")
+    if options.resume and not options.output:
+        raise UsageError(
+            "argument --resume: needs -o FILE, the file of answers to go on with",
+            "answers that went to standard output cannot be resumed",
+        )
 
 
 def _run(arguments: list[str], root: str) -> int:

@@ -15,18 +15,22 @@ def send(engine: int, number: int) -> None:
         pass
 
 
-class Lifeline:
-    """A pipe of which the launcher alone holds the writing end, until it is gone.
+_MANY_HANDLES = 1 << 16
+"""File descriptors that the watcher closes, open or not."""
 
-    On Linux the engine inherits the reading end, set up so that the kernel sends the
-    engine SIGKILL when the other end is closed, however that came (fcntl(2), F_SETSIG).
-    That does what prctl's parent-death signal does, which Python reaches only through
-    ctypes and a slower kind of fork. Elsewhere a small process watches the reading end.
+
+class Lifeline:
+    """A pipe whose writing end the launcher alone holds, so that it closes with the launcher.
+
+    An engine is tied to it before it is executed, so a launcher that is killed at any moment
+    leaves nothing behind. On Linux the engine inherits the reading end, set up so that the
+    kernel sends SIGKILL to its owner, the engine, when the other end is closed (fcntl(2),
+    F_SETSIG). That does what prctl's parent-death signal does, which Python reaches only
+    through ctypes. Elsewhere a small process watches that end.
     """
 
     def __init__(self) -> None:
         self.far, self.near = os.pipe()
-        self.watcher: int | None = None
         self.by_kernel = self._arm()
 
     def _arm(self) -> bool:
@@ -37,42 +41,38 @@ class Lifeline:
             fcntl.fcntl(self.far, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
         except (ImportError, AttributeError, OSError):
             return False
-        os.set_inheritable(self.far, True)
         return True
 
     def tie(self, engine: int) -> None:
-        """To be called as soon as the engine's process id, or group as in ``send``, is known."""
+        """Kill ``engine``, as in ``send``, once the launcher is gone.
+
+        To be called before a child executes the engine. Until then the child holds the near
+        end as well: a launcher that is killed meanwhile counts as gone at that moment.
+        """
         if self.by_kernel:
             import fcntl  # noqa: PLC0415
 
             fcntl.fcntl(self.far, fcntl.F_SETOWN, engine)
+            os.set_inheritable(self.far, True)
         else:
-            self.watcher = watch(self.far, self.near, engine)
-        os.close(self.far)
-
-    def drop(self) -> None:
-        """The engine was never started."""
-        os.close(self.far)
-        os.close(self.near)
+            _watch(self.far, engine)
 
     def cut(self) -> None:
-        """The engine has ended."""
-        if self.watcher is not None:
-            os.kill(self.watcher, signal.SIGKILL)
-            os.waitpid(self.watcher, 0)
+        """Let go of an engine that has ended. One that still runs is killed."""
+        # Without another reader, closing the far end first lets no signal arise.
+        os.close(self.far)
         os.close(self.near)
 
 
-def watch(far: int, near: int, engine: int) -> int:
-    """Forks a process that kills ``engine``, as in ``send``, once every ``near`` but its
-    own is closed; answers its process id."""
-    watcher = os.fork()
-    if watcher:
-        return watcher
+def _watch(far: int, engine: int) -> None:
+    """Fork a process that kills ``engine``, as in ``send``, once the launcher's end is closed."""
+    if os.fork():
+        return
     try:
-        os.close(near)
-        for handle in (0, 1, 2):
-            os.close(handle)  # an open end of a pipe here would keep its reader waiting
+        os.setsid()  # signals to the engine's group are not for the watcher
+        # An open end of a pipe here would keep its reader waiting.
+        os.closerange(0, far)
+        os.closerange(far + 1, _MANY_HANDLES)
         os.read(far, 1)
         send(engine, signal.SIGKILL)
     finally:

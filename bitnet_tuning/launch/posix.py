@@ -1,14 +1,17 @@
 """Starting an engine on POSIX systems, with the signals that are meant for it.
 
-With posix_spawn, which is quicker than ``subprocess`` or a fork: nothing of this program
-runs in the child. What the child inherits (affinity, niceness) is set here for the
-moment of the start.
+With posix_spawn, which is quicker than ``subprocess`` or a fork, where the engine gets a
+process group of its own: the group is made before, so that it is tied to the launcher's
+lifeline before the engine is in it. Elsewhere with a fork, in which the child ties itself.
+What the child inherits (affinity, niceness) is set here for the moment of the start.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+from functools import partial
 
 from bitnet_tuning.launch.lifeline import Lifeline, send
 from bitnet_tuning.launch.program import (
@@ -25,6 +28,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
 
+    Streams = tuple[int, int | None, int | None]
+
 
 FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 """Signals that are passed on to an engine."""
@@ -36,30 +41,46 @@ but it is passed on only when somebody means this run."""
 
 def run_posix(launch: Launch) -> Outcome:
     own_group = not (launch.stdin == INHERIT and os.isatty(0))
-    _fill_standard_handles()
+    fill_standard_handles()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited ignored, no child can be waited for
     lifeline = Lifeline()
-    with _SignalsHeld() as held:
-        child, pipes = _start(launch, own_group, held.before, lifeline)
-        # A group of its own may hold a script around the real engine: all of it is meant.
-        engine = -child if own_group else child
-        lifeline.tie(engine)
-        forward = _Forwarder(engine, own_group, ends=not launch.interactive)
-        forward.install()
-        held.release()
-        try:
-            outcome = _wait(child, pipes, launch)
-            return outcome._replace(code=130, gave_up=True) if forward.gave_up else outcome
-        finally:
-            forward.remove()
-            lifeline.cut()
+    leader = _lead_group() if own_group and lifeline.by_kernel else None
+    try:
+        with _SignalsHeld() as held:
+            child, pipes = _start(launch, own_group, leader, held.before, lifeline)
+            # A group of its own may hold a script around the real engine: all of it is meant.
+            engine = -(leader or child) if own_group else child
+            forward = _Forwarder(engine, own_group, ends=not launch.interactive)
+            forward.install()
+            held.release()
+            try:
+                outcome = _wait(child, engine, pipes, launch)
+                return outcome._replace(code=130, gave_up=True) if forward.gave_up else outcome
+            finally:
+                forward.remove()
+    finally:
+        lifeline.cut()
+        if leader is not None:
+            os.waitpid(leader, 0)
 
 
-def _wait(child: int, pipes: Pipes, launch: Launch) -> Outcome:
+def _lead_group() -> int | None:
+    """Start a process that ends at once and leads a new group; return its id.
+
+    Until it is waited for, the group has that number. Return None without such a program.
+    """
+    try:
+        return os.posix_spawnp("true", ["true"], {}, setpgroup=0)
+    except OSError:
+        return None
+
+
+def _wait(child: int, engine: int, pipes: Pipes, launch: Launch) -> Outcome:
     if not launch.relays:
         return Outcome(_shell_code(os.waitpid(child, 0)[1]))
     from bitnet_tuning.launch.relay import relay  # noqa: PLC0415
 
-    return relay(child, pipes, launch, lambda: _shell_code(os.waitpid(child, 0)[1]))
+    return relay(child, engine, pipes, launch, lambda: _shell_code(os.waitpid(child, 0)[1]))
 
 
 def _shell_code(status: int) -> int:
@@ -138,32 +159,85 @@ class _Forwarder:
 
 
 def _start(
-    launch: Launch, own_group: bool, mask: set[int], lifeline: Lifeline
+    launch: Launch, own_group: bool, leader: int | None, mask: set[int], lifeline: Lifeline
 ) -> tuple[int, Pipes]:
-    """The engine's process id and our ends of its pipes. ``mask`` holds the signals that
-    it starts with blocked. Raises UnsupportedError where it cannot be executed."""
+    """Return the engine's process id and our ends of its pipes.
+
+    ``mask`` holds the signals that it starts with blocked. Raise UnsupportedError where the
+    engine cannot be executed.
+    """
     pipes, far = _open_pipes(launch)
     try:
         with _MayPrint(own_group), Inherited(launch.cpus, launch.nice):
-            child = os.posix_spawnp(
-                launch.argv[0],
-                launch.argv,
-                {**os.environ, **launch.variables},
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, handle, target)
-                    for target, handle in enumerate(far)
-                    if handle is not None
-                ],
-                setsigdef=signals(_BACK_TO_DEFAULT),
-                setsigmask=mask,
-                **({"setpgroup": 0} if own_group else {}),  # type: ignore[arg-type]
-            )
+            start = partial(_fork, own_group) if leader is None else partial(_spawn, leader)
+            return start(launch, mask, lifeline, far), pipes
     except OSError as error:
-        lifeline.drop()
         raise cannot_start(launch.argv, error) from error
     finally:
         _close(*far)
-    return child, pipes
+
+
+def _spawn(leader: int, launch: Launch, mask: set[int], lifeline: Lifeline, far: Streams) -> int:
+    """Start the engine in the leader's group; return its id."""
+    lifeline.tie(-leader)
+    return os.posix_spawnp(
+        launch.argv[0],
+        launch.argv,
+        {**os.environ, **launch.variables},
+        file_actions=[
+            (os.POSIX_SPAWN_DUP2, handle, target)
+            for target, handle in enumerate(far)
+            if handle is not None
+        ],
+        setpgroup=leader,
+        setsigdef=signals(_BACK_TO_DEFAULT),
+        setsigmask=mask,
+    )
+
+
+def _fork(own_group: bool, launch: Launch, mask: set[int], lifeline: Lifeline, far: Streams) -> int:
+    """Start the engine in a group of its own, or in ours; return its id."""
+    report, failure = os.pipe()
+    try:
+        child = os.fork()
+        if child == 0:
+            _become_engine(own_group, launch, mask, lifeline, far=far, failure=failure)
+    finally:
+        os.close(failure)
+    with open(report, "rb", buffering=0) as reader:
+        number = reader.read()  # nothing, once the engine is executed
+    if number:
+        os.waitpid(child, 0)
+        raise OSError(int(number), os.strerror(int(number)))
+    return child
+
+
+def _become_engine(
+    own_group: bool,
+    launch: Launch,
+    mask: set[int],
+    lifeline: Lifeline,
+    *,
+    far: Streams,
+    failure: int,
+) -> None:
+    """In the child: execute the engine, or write the error's number to ``failure``."""
+    try:
+        if own_group:
+            os.setpgid(0, 0)
+        lifeline.tie(-os.getpid() if own_group else os.getpid())
+        for target, handle in enumerate(far):
+            if handle is not None:
+                os.dup2(handle, target)
+        for name in _BACK_TO_DEFAULT:
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        os.execvpe(launch.argv[0], launch.argv, {**os.environ, **launch.variables})
+    except Exception as error:
+        number = getattr(error, "errno", None) or errno.EINVAL
+        os.write(failure, str(number).encode())
+    finally:
+        os._exit(127)
 
 
 class _MayPrint:
@@ -208,7 +282,7 @@ class Inherited:
             os.nice(-self.nice)
 
 
-def _fill_standard_handles() -> None:
+def fill_standard_handles() -> None:
     """Started with a standard stream closed, its handle would go to the next pipe."""
     for handle in (0, 1, 2):
         try:
@@ -218,7 +292,7 @@ def _fill_standard_handles() -> None:
             os.set_inheritable(opened, True)
 
 
-def _open_pipes(launch: Launch) -> tuple[Pipes, tuple[int, int | None, int | None]]:
+def _open_pipes(launch: Launch) -> tuple[Pipes, Streams]:
     """Our ends, and the engine's stdin, stdout and stderr (None: ours)."""
     stdin_near = stdin_kept = stdout = stdout_far = stderr = stderr_far = None
     if launch.stdin == FEED:

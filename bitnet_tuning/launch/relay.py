@@ -24,12 +24,16 @@ _ENDED_AS_ASKED = (130, 137)
 """What llama-cli answers to an interrupt at its prompt, and to being killed because it hung."""
 
 
-def relay(child: int, pipes: Pipes, launch: Launch, wait: Callable[[], int]) -> Outcome:
-    """Passes the streams on until the engine has ended and its output is all here."""
+def relay(
+    child: int, engine: int, pipes: Pipes, launch: Launch, wait: Callable[[], int]
+) -> Outcome:
+    """Pass the streams on until the engine has ended and its output is all here.
+
+    ``engine`` is what gets signals, as in ``ties.send``.
+    """
     log = bytearray()
     clock = FirstToken(launch.echo) if launch.echo is not None else None
-    # A fed engine does not share the terminal, so it has a group of its own.
-    feeder = Feeder(-child, pipes) if pipes.stdin is not None else None
+    feeder = Feeder(engine, pipes) if pipes.stdin is not None else None
     exited = _exit_handle(child)
     sources = {handle for handle in (pipes.stdout, pipes.stderr) if handle is not None}
     while sources or not _has_exited(exited, child):

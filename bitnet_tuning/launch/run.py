@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 
-from bitnet_tuning.launch.lifeline import Lifeline, send
+from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.program import (
     NO_INPUT,
     Launch,
@@ -18,7 +18,6 @@ from bitnet_tuning.namedtuple import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
     from subprocess import Popen
 
 
@@ -71,62 +70,20 @@ def capture(
     or when this process is gone. ``watch`` is called again and again while it runs, with
     its process id, which on POSIX systems is its process group's as well.
     """
-    import subprocess  # noqa: PLC0415
+    from subprocess import PIPE, TimeoutExpired  # noqa: PLC0415
 
-    kept = {name: value for name, value in os.environ.items() if name not in unset}
-    lifeline = None if os.name == "nt" else Lifeline()
+    from bitnet_tuning.launch.server import beside, kill  # noqa: PLC0415
+
     try:
-        with inherited(cpus, nice):
-            child = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env={**kept, **(variables or {})},
-                pass_fds=(lifeline.far,) if lifeline else (),
-                start_new_session=True,
-            )
-    except (OSError, ValueError) as error:
-        if lifeline:
-            lifeline.drop()
-        return Captured(127, "", str(error))
-    return _captured(child, lifeline, seconds, watch)
-
-
-def inherited(cpus: frozenset[int] | None, nice: int) -> AbstractContextManager[object]:
-    """What a program that is started inside is to inherit, where the system can do that."""
-    from contextlib import nullcontext  # noqa: PLC0415
-
-    if os.name == "nt" or not (cpus or nice):
-        return nullcontext()
-    from bitnet_tuning.launch.posix import Inherited  # noqa: PLC0415
-
-    return Inherited(cpus, nice)
-
-
-def _captured(
-    child: Popen[bytes],
-    lifeline: Lifeline | None,
-    seconds: float,
-    watch: Callable[[int], None] | None,
-) -> Captured:
-    from subprocess import TimeoutExpired  # noqa: PLC0415
-
-    if lifeline:
-        lifeline.tie(-child.pid)
-    try:
-        output, log = _printed(child, seconds, watch)
-        return Captured(child.returncode, _text(output), _text(log))
-    except TimeoutExpired:
-        _kill(child)
-        return _rest(child)
-    except BaseException:
-        _kill(child)
-        _rest(child)
-        raise
-    finally:
-        if lifeline:
-            lifeline.cut()
+        with beside(Launch(argv, variables or {}, cpus, nice=nice), unset, PIPE) as child:
+            try:
+                output, log = _printed(child, seconds, watch)
+            except TimeoutExpired:
+                kill(child)
+                return _rest(child)
+            return Captured(child.returncode, _text(output), _text(log))
+    except UnsupportedError as error:
+        return Captured(127, "", error.cause)
 
 
 def _printed(
@@ -147,14 +104,6 @@ def _printed(
             if time.monotonic() >= end:
                 raise
             watch(child.pid)
-
-
-def _kill(child: Popen[bytes]) -> None:
-    """The child and, where it is a script, the engine behind it."""
-    if os.name == "nt":
-        child.kill()
-    else:
-        send(-child.pid, signal.SIGKILL)
 
 
 def _rest(child: Popen[bytes]) -> Captured:

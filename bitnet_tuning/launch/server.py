@@ -1,4 +1,4 @@
-"""A server that runs beside its launcher: launch's own part for those."""
+"""Programs that run beside their launcher: servers, and what is captured."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from threading import Thread
 
 from bitnet_tuning.launch.lifeline import Lifeline, send
+from bitnet_tuning.launch.posix import Inherited, fill_standard_handles
 from bitnet_tuning.launch.program import Launch, cannot_start
-from bitnet_tuning.launch.run import inherited
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,56 +66,79 @@ class Service:
 
 
 @contextmanager
-def serving(launch: Launch, unset: frozenset[str]) -> Iterator[Service]:
-    """As ``launch.serve``, which is the way to it."""
+def beside(launch: Launch, unset: frozenset[str], stderr: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program beside this one until the end of the block, in a session of its own.
+
+    It has this process's environment but for ``unset`` and with the launch's variables, no
+    input, and a pipe for its stdout. It and all of its group are killed at the end of the
+    block, and also if this process is gone before. Raise UnsupportedError if it cannot be
+    started.
+    """
+    kept = {name: value for name, value in os.environ.items() if name not in unset}
+    fill_standard_handles()
     lifeline = None if os.name == "nt" else Lifeline()
     try:
-        child = _start(launch, unset, lifeline)
-    except BaseException:
-        if lifeline:
-            lifeline.drop()
-        raise
-    try:
-        if lifeline:
-            lifeline.tie(-child.pid)
-        service = Service(child)
-        with _paused_together(child.pid):
-            yield service
+        child = _start(launch, {**kept, **launch.variables}, stderr, lifeline)
+        try:
+            yield child
+        finally:
+            if child.poll() is None:
+                kill(child)
+                child.wait()
     finally:
-        if child.poll() is None:
-            _kill(child)
         if lifeline:
             lifeline.cut()
 
 
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    """It and, where it is a script, the engine behind it. It has nothing to save."""
-    if os.name == "nt":
-        child.kill()
-    else:
-        send(-child.pid, signal.SIGKILL)
-    child.wait()
-
-
 def _start(
-    launch: Launch, unset: frozenset[str], lifeline: Lifeline | None
+    launch: Launch, environ: dict[str, str], stderr: int, lifeline: Lifeline | None
 ) -> subprocess.Popen[bytes]:
-    """In a group of its own, as one that must not get the terminal's Ctrl-C. Raises
-    UnsupportedError."""
-    kept = {name: value for name, value in os.environ.items() if name not in unset}
     try:
         with inherited(launch.cpus, launch.nice):
             return subprocess.Popen(
                 launch.argv,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env={**kept, **launch.variables},
+                stderr=stderr,
+                env=environ,
                 pass_fds=(lifeline.far,) if lifeline else (),
                 start_new_session=True,
+                # Safe beside threads: nothing in it takes a lock.
+                preexec_fn=partial(_tie, lifeline) if lifeline else None,  # noqa: PLW1509
             )
     except OSError as error:
         raise cannot_start(launch.argv, error) from error
+    except ValueError as error:  # a null byte
+        raise cannot_start(launch.argv, OSError(str(error))) from error
+
+
+def _tie(lifeline: Lifeline) -> None:
+    """In a child that leads its session: tie it and its group."""
+    lifeline.tie(-os.getpid())
+
+
+def inherited(cpus: frozenset[int] | None, nice: int) -> AbstractContextManager[object]:
+    """Give what is started inside these CPUs and this niceness, if the system can do that."""
+    return nullcontext() if os.name == "nt" or not (cpus or nice) else Inherited(cpus, nice)
+
+
+def kill(child: subprocess.Popen[bytes]) -> None:
+    """Kill the child and, where it is a script, the engine behind it."""
+    if os.name == "nt":
+        child.kill()
+    else:
+        send(-child.pid, signal.SIGKILL)
+
+
+@contextmanager
+def serve(launch: Launch, unset: frozenset[str] = frozenset()) -> Iterator[Service]:
+    """Run a server beside this program until the end of the block, and keep its log.
+
+    Its environment is without ``unset``. It dies with this process, however that ends. Raise
+    UnsupportedError if it cannot be started.
+    """
+    with beside(launch, unset, subprocess.STDOUT) as child, _paused_together(child.pid):
+        yield Service(child)
 
 
 @contextmanager
@@ -136,12 +160,3 @@ def _paused_together(leader: int) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTSTP, before)
-
-
-def serve(launch: Launch, unset: frozenset[str] = frozenset()) -> AbstractContextManager[Service]:
-    """Runs a server beside this program until the end of the block, its log kept and its
-    environment without ``unset``. It dies with this process, however that ends. Raises
-    UnsupportedError where it cannot be started."""
-    from bitnet_tuning.launch.server import serving  # noqa: PLC0415
-
-    return serving(launch, unset)

@@ -1,1 +1,1 @@
-"""Many prompts through the engine's own server."""
+"""Answer many prompts with the model loaded once, through the engine's own server."""

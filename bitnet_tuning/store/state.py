@@ -175,14 +175,21 @@ def _is_held(path: str) -> bool:
     except OSError:
         return False
     try:
-        _take(handle)
-    except (BlockingIOError, PermissionError):
-        return True
-    except OSError:
-        return False
+        return not hold(handle)
     finally:
         os.close(handle)
-    return False
+
+
+def hold(handle: int) -> bool:
+    """Take the lock on an open file until it is closed; return False if another process holds
+    it, and True as well if the file system knows no locks."""
+    try:
+        _take(handle)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _patiently(handle: int, patience: float) -> bool:

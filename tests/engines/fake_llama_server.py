@@ -5,12 +5,10 @@ It appends a JSON line about its start to ``runs.jsonl`` beside itself and one f
 completion to ``asked.jsonl``, and behaves as FAKE_SERVER_* variables say:
 
 FAKE_SERVER_SECONDS  that a completion takes (default 0)
-FAKE_SERVER_CORES    completions that are computed at a time (default: as many as slots)
 FAKE_SERVER_DIES     "3 9": at the third completion it kills itself with signal 9
 FAKE_SERVER_HANGS    from this completion on it never answers
 FAKE_SERVER_REFUSES  prompts with this text in them get status 400
 FAKE_SERVER_FAILS    prompts with this text in them get status 500
-FAKE_SERVER_DIFFERS  "1": texts are others where more than one is computed at a time
 FAKE_SERVER_TAKEN    so many starts find their port taken
 FAKE_SERVER_UNFIT    "1": it ends with a message instead of loading
 FAKE_SERVER_NO_KEY   "1": it is of a time before API keys
@@ -77,14 +75,11 @@ def lines(name: str) -> int:
 
 
 class Work:
-    """What is computed, and how much of it at a time."""
+    """What is computed, in as many slots as were asked for."""
 
     def __init__(self) -> None:
-        slots = int(value("-np"))
-        self.slots = threading.Semaphore(slots)
-        self.cores = threading.Semaphore(int(said("CORES") or slots))
+        self.slots = threading.Semaphore(int(value("-np")))
         self.lock = threading.Lock()
-        self.busy = 0
         self.count = 0
 
     def complete(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -109,17 +104,9 @@ class Work:
             time.sleep(600)
 
     def _reply(self, body: dict[str, Any]) -> dict[str, Any]:
-        with self.lock:
-            self.busy += 1
-        with self.cores:
-            time.sleep(float(said("SECONDS") or 0))
-            with self.lock:
-                shared = self.busy > 1
-        with self.lock:
-            self.busy -= 1
-        changed = " otherwise" if said("DIFFERS") and shared else ""
+        time.sleep(float(said("SECONDS") or 0))
         return {
-            "content": f" and its answer, {body['prompt']!r}{changed}",
+            "content": f" and its answer, {body['prompt']!r}",
             "tokens_predicted": max(1, body["n_predict"]),
             "tokens_evaluated": len(body["prompt"].split()),
             "stopped_eos": body["n_predict"] < 0,

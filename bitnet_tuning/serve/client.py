@@ -1,4 +1,4 @@
-"""Talking to llama.cpp's server over HTTP, on this machine only."""
+"""Talk to llama.cpp's server over HTTP, on this machine only."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import json
 from http.client import HTTPConnection, HTTPException
 from typing import Any
 
-from bitnet_tuning.prompts.command import LOOPBACK
+LOOPBACK = "127.0.0.1"
 
 HEALTH_SECONDS = 10.0
-"""A server that works on a long prompt may be late with its answer."""
+"""Seconds to wait for an answer about its health: a long prompt delays it."""
 
 _REASON = 500
-"""Characters of a refusal that are kept where it is not JSON."""
+"""Characters to keep of a refusal that is not JSON."""
 
 
 class BrokenError(Exception):
-    """No whole reply came: the server is gone, or going."""
+    """Say that no whole reply came: the server is gone, or about to go."""
 
 
 class RefusedError(Exception):
-    """The server said no. ``status`` is HTTP's."""
+    """Say that the server refused a request; ``status`` is HTTP's."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -29,7 +29,7 @@ class RefusedError(Exception):
 
 
 class Client:
-    """One server. Each request has a connection of its own: its end means something."""
+    """Send requests to one server, each over a connection of its own."""
 
     def __init__(self, port: int, key: str | None) -> None:
         self._port = port
@@ -38,15 +38,17 @@ class Client:
             self._headers["Authorization"] = f"Bearer {key}"
 
     def ready(self) -> bool:
-        """Whether it has loaded its model and answers."""
+        """Return True if the server has loaded its model and answers."""
         try:
             return self._exchange("GET", "/health", None, HEALTH_SECONDS)[0] == 200
         except BrokenError:
             return False
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The reply to one prompt, however long it takes. Raises RefusedError where the
-        server says no, BrokenError where it says nothing."""
+        """Return the reply to one prompt, however long it takes.
+
+        Raise RefusedError if the server refuses it, BrokenError if no reply comes.
+        """
         status, content = self._exchange("POST", "/completion", body, None)
         try:
             reply = json.loads(content)

@@ -1,4 +1,4 @@
-"""The prompts of a file: JSON lines in, checked records out; pure."""
+"""Read prompts: JSON lines in, checked records out; pure."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 _SEED_MASK = (1 << 32) - 1
 
 
-class Ask(NamedTuple):
-    """One prompt with all that is asked of the engine. None leaves a value to the engine."""
+class Prompt(NamedTuple):
+    """One prompt with its sampling settings. None leaves a value to the engine."""
 
     place: int
-    """Among the prompts, from 0."""
+    """Position among the prompts, from 0."""
     id: str | int | float
-    prompt: str
+    text: str
     n_predict: int
-    """Tokens; negative: until the model ends or the context is full."""
+    """Tokens to generate; negative: until the model ends or the context is full."""
     temperature: float
     seed: int | None = None
     top_k: int | None = None
@@ -34,18 +34,22 @@ class Ask(NamedTuple):
     repeat_penalty: float | None = None
 
     def body(self) -> dict[str, Any]:
-        """The request, as llama.cpp's server takes it. What is not said is not sent: the
-        server's defaults are llama-cli's, from the same library.
+        """Return the request body for llama.cpp's server.
 
-        Nothing of an earlier prompt is used again, so that an answer does not depend on
-        which slot it gets.
+        Values that are None are left out: the server has llama-cli's defaults. The server must
+        not reuse an earlier prompt's cache, so that an answer does not depend on its slot.
         """
         said = {name: getattr(self, name) for name in _SAMPLING if getattr(self, name) is not None}
         if self.seed is not None:
             said["seed"] = self.seed & _SEED_MASK
         # The server has no "until the context is full": -1 ends there as well.
         length = max(self.n_predict, -1)
-        return {"prompt": self.prompt, **said, "n_predict": length, "cache_prompt": False}
+        return {"prompt": self.text, **said, "n_predict": length, "cache_prompt": False}
+
+    @property
+    def is_reproducible(self) -> bool:
+        """True if asking again must give the same text: temperature 0, or a fixed seed."""
+        return self.temperature == 0 or self.seed not in (None, -1)
 
 
 _SAMPLING = ("temperature", "seed", "top_k", "top_p", "min_p", "repeat_penalty")
@@ -65,34 +69,39 @@ _KEYS = ("prompt", "id", *_WHOLE, *_REAL)
 
 
 class _BadLineError(Exception):
-    """What is wrong with a line, in words."""
+    """Say what is wrong with a line."""
 
 
-def parse(content: bytes, request: Request) -> tuple[Ask, ...]:
-    """The prompts of a file, its defaults from ``request``. Raises UsageError, which names
-    the line."""
-    asks: list[Ask] = []
+def parse(content: bytes, request: Request) -> tuple[Prompt, ...]:
+    """Return the prompts of a file, with defaults from ``request``.
+
+    Raise UsageError, which names the line, for anything that is not a prompt.
+    """
+    prompts: list[Prompt] = []
     seen: dict[object, int] = {}
     for number, line in _lines(content):
         try:
-            ask = _ask(len(asks), _decoded(line), request)
-            if ask.id in seen:
-                raise _BadLineError(f"the id {ask.id!r} stands in line {seen[ask.id]} already")
+            prompt = _prompt(len(prompts), _decoded(line), request)
+            if prompt.id in seen:
+                raise _BadLineError(f"line {seen[prompt.id]} has the id {prompt.id!r} already")
         except _BadLineError as error:
             raise UsageError(
                 f"argument --prompts: line {number}: {error}",
-                'a line is a JSON text, or an object such as {"id": 1, "prompt": "..."}',
+                'a line is a JSON string, or an object such as {"id": 1, "prompt": "..."}',
             ) from None
-        seen[ask.id] = number
-        asks.append(ask)
-    if not asks:
-        raise UsageError("argument --prompts: there is no prompt in it")
-    return tuple(asks)
+        seen[prompt.id] = number
+        prompts.append(prompt)
+    if not prompts:
+        raise UsageError("argument --prompts: the file holds no prompt")
+    return tuple(prompts)
 
 
 def _lines(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Those that are not blank, with their numbers. Only a newline ends a line: JSON texts
-    may hold other characters at which Python would part them."""
+    """Yield the lines that are not blank, with their numbers.
+
+    Only a newline ends a line: JSON strings may hold other characters at which
+    ``str.splitlines`` would split.
+    """
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if line.strip():
             yield number, line
@@ -108,15 +117,15 @@ def _decoded(line: bytes) -> dict[str, Any]:
     if isinstance(value, str):
         return {"prompt": value}
     if not isinstance(value, dict):
-        raise _BadLineError("it is neither a text nor an object")
+        raise _BadLineError("it is neither a string nor an object")
     return value
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
-def _ask(index: int, line: dict[str, Any], request: Request) -> Ask:
+def _prompt(index: int, line: dict[str, Any], request: Request) -> Prompt:
     unknown = sorted(set(line) - set(_KEYS))
     if unknown:
         raise _BadLineError(f"unknown key {unknown[0]!r}; known are {', '.join(_KEYS)}")
@@ -125,22 +134,22 @@ def _ask(index: int, line: dict[str, Any], request: Request) -> Ask:
     values = {name: getattr(request, name) for name in (*_WHOLE, *_REAL)}
     for name in set(line) - {"prompt", "id"}:
         values[name] = _number(name, line[name])
-    return Ask(index, _id(line.get("id", index)), _prompt(line["prompt"]), **values)
+    return Prompt(index, _id(line.get("id", index)), _text(line["prompt"]), **values)
 
 
 def _number(name: str, value: object) -> float:
     kinds = int if name in _WHOLE else (int, float)
     low, high = _WHOLE[name] if name in _WHOLE else _REAL[name]
     if isinstance(value, bool) or not isinstance(value, kinds):
-        raise _BadLineError(f"{name} is no {'whole ' if name in _WHOLE else ''}number")
+        raise _BadLineError(f"{name} is not a {'whole ' if name in _WHOLE else ''}number")
     if not low <= value <= high or value == float("inf"):
-        raise _BadLineError(f"{name} {value} is out of its range")
+        raise _BadLineError(f"{name} {value} is out of range")
     return value
 
 
 def _id(value: object) -> str | int | float:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise _BadLineError("its id is neither a text nor a number")
+        raise _BadLineError("its id is neither a string nor a number")
     if isinstance(value, str):
         _check_text(value, "its id")
     elif abs(value) == float("inf"):
@@ -148,9 +157,9 @@ def _id(value: object) -> str | int | float:
     return value
 
 
-def _prompt(value: object) -> str:
+def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise _BadLineError("its prompt is no text")
+        raise _BadLineError("its prompt is not a string")
     if not value:
         raise _BadLineError("its prompt is empty")
     _check_text(value, "its prompt")

@@ -1,1 +1,0 @@
-"""Many prompts with the model loaded once: asked through the engine's own server."""

@@ -1,0 +1,266 @@
+"""The engine's server: its command line, its slots, starting it and waiting for it."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple
+
+from bitnet_tuning.errors import MissingError, TuningError
+from bitnet_tuning.launch.program import Launch
+from bitnet_tuning.launch.run import capture
+from bitnet_tuning.launch.server import serve
+from bitnet_tuning.plan.command import batch_flags, flash_takes_value, memory_policy, tuned_flags
+from bitnet_tuning.plan.memory import cache_bytes, need_of
+from bitnet_tuning.serve.client import LOOPBACK, Client
+from bitnet_tuning.store.state import identity
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bitnet_tuning.engine.find import Engine
+    from bitnet_tuning.launch.server import Service
+    from bitnet_tuning.model.types import ModelFile
+    from bitnet_tuning.plan.facts import Plan
+    from bitnet_tuning.plan.request import Request
+    from bitnet_tuning.serve.prompts import Prompt
+    from bitnet_tuning.store.state import State
+
+
+MOST_DEFAULT_SLOTS = 4
+"""On two cores 4 slots were 1.7 times as fast as 1, and 8 no faster than 4 (2B i2_s model)."""
+
+MEMORY_SHARE = 0.9
+"""Part of the available memory that model, caches and buffers may take."""
+
+_UNSTATED_CONTEXT = 2048
+"""Tokens, for a model that does not state its length and a request that leaves it to it."""
+
+KEY_VARIABLE = "LLAMA_API_KEY"
+
+_IN_THE_WAY = frozenset(
+    (
+        KEY_VARIABLE,
+        "LLAMA_ARG_API_PREFIX",
+        "LLAMA_ARG_EMBEDDINGS",
+        "LLAMA_ARG_RERANKING",
+        "LLAMA_ARG_SSL_CERT_FILE",
+        "LLAMA_ARG_SSL_KEY_FILE",
+        "LLAMA_ARG_NO_CONT_BATCHING",
+    )
+)
+"""Variables of llama.cpp that would make the server another one than is asked here."""
+
+_TRIES = 4
+"""Ports to try: one that was free a moment ago is rarely taken."""
+
+_NAP = 0.02
+_GONE_SECONDS = 3.0
+"""Seconds to wait for a server to exit after its connection drops."""
+
+_NOT_BOUND = re.compile(r"couldn't bind|failed to bind|cannot bind|address already in use", re.I)
+_LOG_LINES = 12
+
+Waiting = Callable[[], AbstractContextManager[object]]
+
+
+class Server(NamedTuple):
+    """The engine's server and what its help lists."""
+
+    program: tuple[str, ...]
+    """The argv that starts it, without flags."""
+    flags: frozenset[str]
+    flash_takes_value: bool
+
+
+class GoneError(TuningError):
+    """Say that the server ended by itself. ``code`` is a shell's; ``log`` the end of its log."""
+
+    def __init__(self, code: int, log: str) -> None:
+        super().__init__(f"the server ended with {code}")
+        self.code = code
+        self.log = log
+        self.exit_code = code if code > 0 else 1
+
+    def last_lines(self) -> str:
+        return "\n".join(self.log.strip().splitlines()[-_LOG_LINES:])
+
+
+class Running(NamedTuple):
+    """A server that has loaded its model."""
+
+    service: Service
+    client: Client
+    load_seconds: float
+
+    def check(self, trouble: Exception) -> TuningError:
+        """Return the error to raise for a connection that broke."""
+        code = self.service.ended(_GONE_SECONDS)
+        if code is not None:
+            return GoneError(code, self.service.log())
+        return TuningError(
+            f"the server (process {self.service.pid}) does not answer properly: {trouble}"
+        )
+
+
+def context_of(request: Request, model: ModelFile) -> int:
+    """Return the tokens of context for each prompt: as many as a run of its own has."""
+    return request.ctx_size or model.context_length or _UNSTATED_CONTEXT
+
+
+def fitting_slots(
+    model: ModelFile, context: int, ubatch: int | None, available: int | None
+) -> int | None:
+    """Return how many slots of ``context`` tokens fit into ``available`` bytes beside the model,
+    at least 1; None if that is not known."""
+    each = cache_bytes(model, context)
+    if not each or available is None:
+        return None
+    beside = need_of(model, context, ubatch)
+    return max(1, int((MEMORY_SHARE * available - beside.model - beside.buffers) // each))
+
+
+def choose_slots(
+    asked: int | None, prompts: Sequence[Prompt], fitting: int | None
+) -> tuple[int, str]:
+    """Return how many prompts to answer at a time, and the reason."""
+    if asked is not None:
+        return asked, f"{_count(asked)}, as --slots says"
+    if any(prompt.is_reproducible for prompt in prompts):
+        # More at a time sum in another order: two likely tokens may change places.
+        return 1, (
+            "1 slot: with temperature 0 or a seed, answers must be reproducible "
+            "(--slots N answers more at a time)"
+        )
+    slots = min(MOST_DEFAULT_SLOTS, len(prompts), fitting or MOST_DEFAULT_SLOTS)
+    if slots == MOST_DEFAULT_SLOTS:
+        return slots, f"{_count(slots)}: the default (--slots N changes it)"
+    why = "there are no more prompts" if slots == len(prompts) else "no more fit in memory"
+    return slots, f"{_count(slots)}: {why}"
+
+
+def _count(slots: int) -> str:
+    return "1 slot" if slots == 1 else f"{slots} slots"
+
+
+def server_command(
+    plan: Plan, request: Request, server: Server, *, slots: int, context: int, port: int
+) -> tuple[str, ...]:
+    """Return the server's command line.
+
+    llama.cpp divides ``-c`` evenly among the slots. A prompt that does not fit is refused, not
+    cut: hence no context shift, which is on by default in the first generation of servers.
+    """
+    flags = server.flags
+    return (
+        *memory_policy(plan.node, plan.interleave),
+        *server.program,
+        *("-m", plan.model),
+        *("-t", str(plan.threads)),
+        *("-tb", str(plan.threads_batch)),
+        *("-ngl", "0"),
+        *("-c", str(slots * context)),
+        *("-np", str(slots)),
+        *(flag for flag in ("-cb", "--no-context-shift") if flag in flags),
+        *batch_flags(plan),
+        *tuned_flags(plan, flags, server.flash_takes_value),
+        *("--host", LOOPBACK),
+        *("--port", str(port)),
+        *request.extra,
+    )
+
+
+def know_server(engine: Engine, state: State) -> Server:
+    """Return the server beside the engine and what its help lists, which is remembered until
+    its file changes. Raise MissingError if there is none."""
+    path, program = _program(engine)
+    seen = identity(path)
+    record = state.load("server", path, {"identity": list, "flags": list})
+    if record is None or record["identity"] != seen:
+        from bitnet_tuning.engine.probe import parse_flags  # noqa: PLC0415 (once for each server)
+
+        said = capture((*program, "--help"))
+        record = {"identity": seen, "flags": sorted(parse_flags(said.stdout + said.stderr))}
+        if record["flags"]:
+            state.store("server", path, record)
+    flags = frozenset(map(str, record["flags"]))
+    return Server(program, flags, flash_takes_value(engine))
+
+
+def _program(engine: Engine) -> tuple[str, tuple[str, ...]]:
+    """Return the file that identifies the server, and the argv that starts it."""
+    if engine.embedded:
+        module = os.path.join(os.path.dirname(engine.path), "server.py")
+        return module, (sys.executable, engine.path, "server")
+    path = engine.server
+    if path is None:
+        raise MissingError(
+            f"--prompts needs llama-server beside {engine.path}",
+            "build it: cmake --build build --target llama-server",
+        )
+    return path, (path,)
+
+
+@contextmanager
+def running(
+    command: Callable[[int], tuple[str, ...]],
+    plan: Plan,
+    has_key: bool,
+    waiting: Waiting = nullcontext,
+) -> Iterator[Running]:
+    """Run a server until the end of the block; ``command`` takes its port.
+
+    Raise GoneError if it ends before it is ready, UnsupportedError if it cannot be started.
+    """
+    key = secrets.token_urlsafe(32) if has_key else None
+    variables = {**plan.env, **({KEY_VARIABLE: key} if key else {})}
+    for attempt in range(_TRIES):
+        with _free_port(hold=attempt == 0) as port:
+            start = Launch(command(port), variables, plan.cpus, nice=plan.nice)
+            with serve(start, _IN_THE_WAY) as service:
+                try:
+                    ready = _until_ready(service, Client(port, key), waiting)
+                except GoneError as error:
+                    if attempt + 1 < _TRIES and _NOT_BOUND.search(error.log):
+                        continue
+                    raise
+                yield ready
+                return
+
+
+@contextmanager
+def _free_port(hold: bool) -> Iterator[int]:
+    """Yield a free port of the loopback, and keep it free of other programs if ``hold``.
+
+    On Linux a socket that does not listen keeps others away, but not a server that sets one of
+    these options, as llama.cpp's does.
+    """
+    with socket.socket() as reserved:
+        for option in ("SO_REUSEADDR", "SO_REUSEPORT") if hold and _linux() else ():
+            reserved.setsockopt(socket.SOL_SOCKET, getattr(socket, option), 1)
+        reserved.bind((LOOPBACK, 0))
+        port = int(reserved.getsockname()[1])
+        if not (hold and _linux()):
+            reserved.close()
+        yield port
+
+
+def _linux() -> bool:
+    return sys.platform.startswith("linux")
+
+
+def _until_ready(service: Service, client: Client, waiting: Waiting) -> Running:
+    start = time.monotonic()
+    while True:
+        with waiting():
+            code = service.ended(_NAP)
+            is_ready = code is None and client.ready()
+        if code is not None:
+            raise GoneError(code, service.log())
+        if is_ready:
+            return Running(service, client, time.monotonic() - start)
