@@ -161,7 +161,7 @@ def _choose(
 
     host = host or read_host()
     measured = load_fastest(state, host, engines, model) if model else {}
-    return choose_build(engines, host, model, measured).engine
+    return choose_build(engines, host, model, measured)
 
 
 def execute(prepared: Prepared, quiet: bool = False, keep_log: bool = False) -> Outcome:

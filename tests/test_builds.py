@@ -150,7 +150,7 @@ def chosen(
     measured: dict[str, Ranked] | None = None,
 ) -> tuple[str, str]:
     """Its name, and why."""
-    found = choose_build(every, host, model, measured or {}).engine
+    found = choose_build(every, host, model, measured or {})
     return build_name(found.path), found.location.source
 
 

@@ -307,7 +307,7 @@ def _show(field: Field, compared: Compared, options: argparse.Namespace) -> None
     """To standard output, with what a run will take from now on."""
     host, model = field.host, field.choice.model
     measured = load_fastest(field.state, host, field.engines, model)
-    chosen = choose_build(field.engines, host, model, measured).engine
+    chosen = choose_build(field.engines, host, model, measured)
     if options.json:
         print(json.dumps(_as_json(compared, chosen, options.objective), indent=2))
         return

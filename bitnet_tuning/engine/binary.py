@@ -1,4 +1,4 @@
-"""What an engine's program and libraries contain, without running the engine itself."""
+"""Read from an engine's files what it is made of, without running the engine itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from bitnet_tuning.engine.instruction_sets import of_compiler, ordered
 
 GOMP, LLVM, MSVC, NONE = "libgomp", "libomp", "vcomp", "none"
-"""OpenMP runtimes: GNU's, LLVM's (Intel's is the same code), Microsoft's, no OpenMP at all."""
+"""OpenMP runtimes: GNU's, LLVM's (Intel's is the same code), Microsoft's, and no OpenMP."""
 
 _OWN_LIBRARY = re.compile(r"(lib)?(ggml|llama|mtmd|bitnet|xllamacpp)[^/\\]*\.(so|dylib|dll)", re.I)
 _EXECUTABLE_MAGIC = (
@@ -28,18 +28,18 @@ _RUNTIMES = (
     (MSVC, (b"vcomp140",)),
     (LLVM, (b"libomp.so", b"libiomp5", b"libomp140", b"libomp.dylib", b"KMP_BLOCKTIME")),
 )
-"""Names as they stand in the tables of libraries that a program needs, and one from the
-code of GNU's and LLVM's runtimes, for where they are linked statically. ggml sets
-KMP_BLOCKTIME in any OpenMP build, so LLVM is looked for last."""
+"""Names in the table of libraries that a program needs, and one from the code of GNU's and
+LLVM's runtimes, for static linking. ggml sets KMP_BLOCKTIME in any OpenMP build, so LLVM is
+looked for last."""
 
 _BLAS = (("openblas", b"libopenblas"), ("mkl", b"libmkl_"))
 
 Trace = Callable[[str], str]
-"""Lists the libraries of a program, as ``ldd`` prints them."""
+"""Returns the libraries of a program, as ``ldd`` prints them."""
 
 
 def is_executable_image(path: str) -> bool:
-    """Whether the file is a compiled program, not a script."""
+    """Return whether the file is a compiled program, not a script."""
     try:
         with open(path, "rb") as file:
             return file.read(4).startswith(_EXECUTABLE_MAGIC)
@@ -48,7 +48,7 @@ def is_executable_image(path: str) -> bool:
 
 
 def own_files(program: str, trace: Trace) -> tuple[str, ...]:
-    """The program and those of its libraries that were built with it, resolved."""
+    """Return the program and those of its libraries that were built with it, links resolved."""
     beside = os.path.dirname(os.path.realpath(program))
     found = [os.path.realpath(program)]
     found += [
@@ -59,8 +59,8 @@ def own_files(program: str, trace: Trace) -> tuple[str, ...]:
 
 
 def _linked(program: str, trace: Trace) -> list[str]:
-    """Paths in ``name => /path (0x…)`` lines, and in those of libraries that are linked by
-    their path; the loader resolves run paths as at a start."""
+    """Return the paths in lines like ``name => /path (0x…)`` and ``/path (0x…)``; the loader
+    resolves run paths as at a start."""
     if not sys.platform.startswith("linux") or not is_executable_image(program):
         return []
     return re.findall(r"(?:^\s*|=> )(/\S.*?) \(0x", trace(program), re.MULTILINE)
@@ -74,7 +74,7 @@ def _names(folder: str) -> list[str]:
 
 
 def openmp_runtime(files: Iterable[str]) -> str | None:
-    """The runtime that any of the files needs or contains; None where nothing can be said."""
+    """Return the runtime that any of the files needs or contains; None if they do not tell."""
     images = _ggml_images(files)
     for runtime, names in _RUNTIMES:
         if any(contains(path, names) for path in images):
@@ -83,26 +83,27 @@ def openmp_runtime(files: Iterable[str]) -> str | None:
 
 
 def _ggml_images(files: Iterable[str]) -> list[str]:
-    """The compiled files, if ggml is among them: of a script, or of a program that only
-    starts another one, nothing can be said."""
+    """Return the compiled files, if ggml is among them: a script, or a program that only
+    starts another one, tells nothing."""
     images = [path for path in files if is_executable_image(path)]
     return images if any(contains(path, (b"ggml_",)) for path in images) else []
 
 
 def blas_libraries(files: Iterable[str]) -> tuple[str, ...]:
+    """Return which of ``openblas`` and ``mkl`` the files need."""
     paths = list(files)
     return tuple(name for name, mark in _BLAS if any(contains(path, (mark,)) for path in paths))
 
 
 def knows_name(files: Iterable[str], name: str) -> bool | None:
-    """Whether ``name`` stands as a C string in one of the files; None where nothing can be
-    said."""
+    """Return whether one of the files holds ``name`` as a C string; None if they do not tell."""
     images = _ggml_images(files)
     mark = name.encode() + b"\0"
     return any(contains(path, (mark,)) for path in images) if images else None
 
 
 def contains(path: str, marks: Iterable[bytes]) -> bool:
+    """Return whether the file holds any of the ``marks``; False if it cannot be read."""
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return any(data.find(mark) >= 0 for mark in marks)
@@ -113,7 +114,7 @@ def contains(path: str, marks: Iterable[bytes]) -> bool:
 _CACHE = "CMakeCache.txt"
 _COMMANDS = "compile_commands.json"
 _LARGEST = 1 << 25
-"""Bytes of either file that are read; llama.cpp's have some hundred thousand."""
+"""Bytes of either file that are read; those of llama.cpp have some hundred thousand."""
 
 _LEVELS = 3
 """Folders above the program: build/bin/Release/llama-cli lies three below the checkout."""
@@ -126,8 +127,8 @@ _COMPILER_OPTIONS = re.compile(r"^CMAKE_(?:C|CXX)_FLAGS:[A-Z]+=(.*)$", re.MULTIL
 
 
 def configured_isa(cli: str) -> frozenset[str]:
-    """The instruction sets that the build of ``cli`` needs, in llama.cpp's names; empty where
-    its folder does not say, as for -march=native."""
+    """Return the instruction sets that the build of ``cli`` needs, by llama.cpp's names; empty
+    where its folder does not tell, as for -march=native."""
     folder = _folder(os.path.realpath(cli))
     if folder is None:
         return frozenset()
@@ -144,14 +145,14 @@ def _folder(program: str) -> str | None:
 
 
 def _compiled(path: str) -> frozenset[str]:
-    """From the very commands that compiled the kernels."""
+    """Return what the commands that compiled the kernels build for."""
     try:
         entries = json.loads(_read(path))
         for entry in entries:
             if re.split(r"[/\\]", entry["file"])[-1] in _KERNEL_SOURCES:
                 return of_compiler(entry.get("arguments") or entry["command"].split())
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        pass  # another generator's, or damaged: the cache will do
+        pass  # another generator's, or damaged: read the cache instead
     return frozenset()
 
 
@@ -162,7 +163,7 @@ def _cached(path: str) -> frozenset[str]:
 
 
 def _read(path: str) -> str:
-    """Empty where it cannot be read."""
+    """Return the file's text; empty if it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read(_LARGEST)

@@ -1,5 +1,4 @@
-"""Which of several builds runs a model: what this CPU can run, what was measured, what fits
-best; pure."""
+"""Choose between several builds: what this CPU can run, what was measured, what fits best."""
 
 from __future__ import annotations
 
@@ -29,26 +28,18 @@ if TYPE_CHECKING:
 
 FASTER, SLOWER, OPEN = "faster", "slower", "no difference shown"
 OUT = "out"
-"""How the verdict of a build begins that failed while it was compared, or wrote wrong words."""
+"""Beginning of the verdict of a build that failed while it was compared, or wrote wrong words."""
 
 
 class Ranked(NamedTuple):
-    """What a comparison found of one build, as it still is."""
+    """What a comparison found of a build that has not changed since."""
 
     verdict: str
     """Against the comparison's reference; the reference's own is ``no difference shown``."""
     ratio: float
     """Median speed over the reference's."""
     claim: str
-    """In half a sentence."""
-
-
-class Chosen(NamedTuple):
-    """A build, with the reason in its location."""
-
-    engine: Engine
-    left_out: tuple[str, ...]
-    """Builds that cannot run here, each with why."""
+    """The result in half a sentence."""
 
 
 def choose_build(
@@ -56,22 +47,23 @@ def choose_build(
     host: Host,
     model: ModelFile | None,
     measured: Mapping[str, Ranked],
-) -> Chosen:
-    """The first of the best. Without a ``model`` the choice is for an i2_s one; ``measured``
-    is by the program's path. Raises UnsupportedError where none can run here."""
+) -> Engine:
+    """Return the best build, with the reason in its location. ``measured`` is by the program's
+    path; without a ``model`` the choice is for i2_s. Raise UnsupportedError where none can run
+    here."""
     every = tuple(engines)
     runnable, refused = usable(every, host, model)
     if not runnable:
         raise _none(refused)
     able, weak = _with_kernels(runnable, model)
     winner, why = _best(able, host, measured)
-    left_out = tuple(f"{build_name(path)} {what}" for path, what in (*refused, *weak))
+    left_out = (f"{build_name(path)} {what}" for path, what in (*refused, *weak))
     source = "; ".join((f"{winner.location.source}, of {len(every)} builds there {why}", *left_out))
-    return Chosen(winner._replace(location=winner.location._replace(source=source)), left_out)
+    return winner._replace(location=winner.location._replace(source=source))
 
 
 def build_name(path: str) -> str:
-    """As a user calls a build: ``build-gcc`` for build-gcc/bin/llama-cli."""
+    """Return a build's name for users: ``build-gcc`` for build-gcc/bin/llama-cli."""
     parts = path.replace("\\", "/").split("/")[:-1]
     if parts[-1:] == ["Release"]:
         parts.pop()
@@ -81,7 +73,7 @@ def build_name(path: str) -> str:
 def usable(
     engines: Iterable[Engine], host: Host, model: ModelFile | None
 ) -> tuple[tuple[Engine, ...], Refused]:
-    """Those that can run the model on this CPU; and of the others path and why not."""
+    """Return those that can run the model on this CPU, and path and reason of the others."""
     fine, refused = [], []
     for engine in engines:
         try:
@@ -106,7 +98,7 @@ def _none(refused: Refused) -> UnsupportedError:
 def _with_kernels(
     engines: tuple[Engine, ...], model: ModelFile | None
 ) -> tuple[tuple[Engine, ...], Refused]:
-    """For i2_s without those that compute garbage, unless there are no others."""
+    """Leave out those that compute garbage for i2_s, unless there are no others."""
     if model is not None and model.quantization != I2_S:
         return engines, ()
     able = tuple(each for each in engines if each.isa & instruction_sets.KERNEL_ISA or not each.isa)
@@ -123,7 +115,7 @@ def _with_kernels(
 def _best(
     engines: tuple[Engine, ...], host: Host, measured: Mapping[str, Ranked]
 ) -> tuple[Engine, str]:
-    """With why, as the rest of a sentence."""
+    """Return the best with the reason, as the rest of a sentence."""
     known = {each.path: found for each in engines if (found := measured.get(each.path))}
     faster = [each for each in engines if each.path in known and known[each.path].verdict == FASTER]
     if faster:
@@ -141,7 +133,7 @@ def _best(
 
 
 def _widest(engines: tuple[Engine, ...], host: Host) -> tuple[Engine, str]:
-    """The first of those that use most of what the CPU has."""
+    """Return the first of those that use most of what the CPU has, with the reason."""
     if len(engines) == 1:
         return engines[0], "the only one that remains"
     used = [instruction_sets.matching(each.isa, host.isa) for each in engines]
@@ -243,7 +235,7 @@ def _ranked(record: Record, path: str) -> Ranked:
 
 
 def check_pair(engine: Engine, model: ModelFile) -> None:
-    """Refuses what would fail after loading, or worse, compute garbage; says what works."""
+    """Raise UnsupportedError for what would fail after loading, or compute garbage."""
     if model.quantization in ("tl1", "tl2"):
         raise UnsupportedError(
             f"{model.path} is a {model.quantization} file: it works only in a build generated "
@@ -265,7 +257,7 @@ def check_pair(engine: Engine, model: ModelFile) -> None:
 
 
 def check_isa(engine: Engine, host: Host) -> None:
-    """Refuses a build for another CPU, before an illegal instruction ends it without a word."""
+    """Raise UnsupportedError for a build that this CPU would end by an illegal instruction."""
     refused = instruction_sets.refusal(engine, host.isa)
     if refused is None:
         return

@@ -1,4 +1,4 @@
-"""Find an engine; what is known of one."""
+"""Find engines, and hold what is known of one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EMBEDDED = "embedded"
 _SUFFIX = ".exe" if os.name == "nt" else ""
 _CLI = "llama-cli" + _SUFFIX
 _BUILD = "build"
-"""How the names of folders begin in which CMake builds; the plain one comes first."""
+"""How the names of build folders begin; the plain one comes first."""
 _BINS = (os.path.join("bin", "Release"), "bin")
 
 ARCHITECTURES = (
@@ -28,7 +28,7 @@ ARCHITECTURES = (
     "qwen2",
     "qwen3",
 )
-"""Those in which ternary models are published; whether an engine knows them is probed."""
+"""Architectures of published ternary models; a probe asks whether an engine knows them."""
 
 
 class Location(NamedTuple):
@@ -42,14 +42,14 @@ class Location(NamedTuple):
 
 
 class Engine(NamedTuple):
-    """An engine and what a probe learned of it. None stands for "not known"."""
+    """An engine and what a probe learned of it. None means "not known"."""
 
     location: Location
     version: str
     flags: frozenset[str]
-    """What the help of the program for one-shot prompts lists."""
+    """In the help of the program for one-shot prompts."""
     chat_flags: frozenset[str]
-    """What llama-cli's own help lists."""
+    """In llama-cli's own help."""
     openmp: str | None
     blas: tuple[str, ...]
     isa: frozenset[str]
@@ -59,11 +59,11 @@ class Engine(NamedTuple):
     files: tuple[str, ...]
     """The program and its own libraries."""
     completion: str | None
-    """llama-completion beside llama-cli: there, llama-cli is a chat program."""
+    """llama-completion beside llama-cli, which then is a chat program."""
     cpu: frozenset[str] = frozenset()
-    """Flags of the CPU on which it was asked."""
+    """Flags of the CPU on which it was probed."""
     ran: bool | None = None
-    """Whether the demo model ran there; False where SIGILL ended it."""
+    """Whether the demo model ran there; False if SIGILL ended it."""
 
     @property
     def bench(self) -> str | None:
@@ -85,15 +85,15 @@ class Engine(NamedTuple):
 
     @property
     def checkout(self) -> str | None:
-        """The folder that holds build*/bin/llama-cli, where it is laid out like that."""
+        """The folder that holds build*/bin/llama-cli; None for another layout."""
         return checkout_of(self.path)
 
     def flags_for(self, chat: bool) -> frozenset[str]:
-        """Of the program that ``program`` starts."""
+        """Return the flags of the program that ``program`` starts."""
         return self.chat_flags if chat else self.flags
 
     def program(self, chat: bool) -> tuple[str, ...]:
-        """The argv that starts it for a chat or for a one-shot prompt."""
+        """Return the argv that starts a chat or a one-shot prompt."""
         if self.embedded:
             return (sys.executable, self.path)
         return (self.path if chat or self.completion is None else self.completion,)
@@ -102,11 +102,12 @@ class Engine(NamedTuple):
 def locate_all(
     named: str | None, environ: Mapping[str, str], folders: tuple[str, ...]
 ) -> tuple[Location, ...]:
-    """The engine to use: the named one, BITNET_ENGINE, a build below one of ``folders``,
-    PATH, the embedded one; raises MissingError. There are several to choose from only below
-    a folder with several builds; the one in ``build`` is the first of them.
+    """Return the engine to use: the named one, BITNET_ENGINE, a build below one of
+    ``folders``, PATH, the embedded one. A folder with several builds gives several to choose
+    from, the one in ``build`` first.
 
-    A named engine that is not there is an error: never quietly another one.
+    Raise MissingError where there is none, also for a named engine: it is never silently
+    replaced by another.
     """
     for name, source in ((named, "--engine"), (environ.get("BITNET_ENGINE"), "BITNET_ENGINE")):
         if name:
@@ -129,7 +130,7 @@ def locate_all(
 
 
 def _named(name: str, source: str) -> tuple[Location, ...]:
-    """A program, a folder that holds it, or what is built below a checkout."""
+    """Return a named program, the one in a named folder, or the builds below a checkout."""
     if name == EMBEDDED:
         if not has_embedded():
             raise MissingError(
@@ -150,19 +151,17 @@ def _named(name: str, source: str) -> tuple[Location, ...]:
 
 
 def _built_below(folder: str) -> tuple[str, ...]:
-    """One llama-cli for every ``build*`` in the folder; two names of one file count once."""
+    """Return one llama-cli for every ``build*`` in the folder; links to one file count once."""
     path = os.path.abspath(folder)
     try:
         names = [name for name in os.listdir(path) if name.startswith(_BUILD)]
     except OSError:
         return ()
     names.sort(key=lambda name: (name != _BUILD, name))
-    every = [cli for name in names for cli in _programs(os.path.join(path, name))[:1]]
-    if len(every) < 2:
-        return tuple(every)
     apart: dict[str, str] = {}
-    for cli in every:
-        apart.setdefault(os.path.realpath(cli), cli)
+    for name in names:
+        for cli in _programs(os.path.join(path, name))[:1]:
+            apart.setdefault(os.path.realpath(cli), cli)
     return tuple(apart.values())
 
 
@@ -172,7 +171,7 @@ def _programs(build: str) -> tuple[str, ...]:
 
 
 def checkout_of(cli: str) -> str | None:
-    """The folder in whose ``build*/bin`` the program lies; None for another layout."""
+    """Return the folder in whose ``build*/bin`` the program lies; None for another layout."""
     folder = os.path.dirname(cli)
     for place in _BINS:
         build = folder.removesuffix(os.sep + place)
@@ -182,7 +181,7 @@ def checkout_of(cli: str) -> str | None:
 
 
 def on_path(path: str, name: str = _CLI) -> str | None:
-    """A program in one of the folders of PATH."""
+    """Return the program in the first of the folders of PATH that has it."""
     for folder in path.split(os.pathsep):
         candidate = os.path.join(folder or os.curdir, name)
         if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
@@ -191,12 +190,12 @@ def on_path(path: str, name: str = _CLI) -> str | None:
 
 
 def has_embedded() -> bool:
-    """Whether this Python can run the embedded engine."""
+    """Return whether this Python can run the embedded engine."""
     return embedded_library() is not None
 
 
 def embedded_library() -> str | None:
-    """The folder of the installed xllamacpp, found without importing it."""
+    """Return the folder of the installed xllamacpp, found without importing it."""
     for folder in sys.path:
         candidate = os.path.join(folder or os.curdir, "xllamacpp")
         if os.path.isfile(os.path.join(candidate, "__init__.py")):
@@ -211,8 +210,8 @@ def _embedded(source: str) -> Location:
 
 
 def beside(cli: str, name: str) -> str | None:
-    """Another program of the same build, such as ``llama-bench``; beside the program
-    itself where ``cli`` is a link to it."""
+    """Return another program of the same build, such as ``llama-bench``; where ``cli`` is a
+    link, also look beside its target."""
     for program in (cli, os.path.realpath(cli)):
         path = os.path.join(os.path.dirname(program), name + _SUFFIX)
         if os.path.isfile(path):
