@@ -78,7 +78,7 @@ def choose_model(
         f"no model: looked for {DEFAULT} and other i2_s files under models/ "
         f"in {', '.join(folders)}",
         "name one with -m or BITNET_MODEL; "
-        "huggingface-cli download microsoft/BitNet-b1.58-2B-4T-gguf "
+        "hf download microsoft/BitNet-b1.58-2B-4T-gguf "
         "--local-dir models/BitNet-b1.58-2B-4T gets one",
     )
 

@@ -1,8 +1,7 @@
-"""The header of a GGUF model file, read without loading the model.
+"""Read the header of a GGUF model file without loading the model.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. PyPI's ``gguf``
-reader is not used because it refuses i2_s (tensor type 36) and would cost the run
-path an import of numpy.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. PyPI's ``gguf`` reader is not
+used: it refuses i2_s (tensor type 36), hangs on some damaged files and imports numpy.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    pass
+    Metadata = dict[str, "Value | None"]
 
 
 MAGIC = b"GGUF"
@@ -48,16 +47,16 @@ _MAX_NESTING = 4
 _MOST_TENSORS = _MOST_PAIRS = 1 << 16
 _MOST_STRINGS = _MOST_ARRAYS = 1 << 22
 _LONGEST_NAME = (1 << 16) - 1
-"""Bytes of a key, as the format has it."""
+"""Bytes of a key, as the format limits it."""
 _KEPT = 1 << 10
-"""Bytes kept of a text: none that is needed comes near it."""
+"""Bytes kept of a text; no needed one is that long."""
 _MOST_WEIGHTS = (1 << 63) - 1
 
 Value = int | float | str | bool
 
 
 class _CorruptError(Exception):
-    """The bytes are not a whole GGUF header; the text says in which way."""
+    """The bytes are not a whole GGUF header; the text says why."""
 
 
 class TensorInfo(NamedTuple):
@@ -75,31 +74,27 @@ class TensorInfo(NamedTuple):
         return prod(self.shape)
 
 
-class _Header(NamedTuple):
-    metadata: dict[str, Value | None]
-    tensors: tuple[TensorInfo, ...]
-
-
 def read_model(path: str) -> ModelFile:
-    """The facts in the header of ``path``.
+    """Return the facts in the header of ``path``.
 
-    Raises MissingError, which says whether the file is absent, unreadable, a
-    folder, empty, no GGUF file, damaged, or shorter than its header says.
+    Raise MissingError, which says whether the file is absent, unreadable, a folder, empty, no
+    GGUF file, damaged, or shorter than its header says.
     """
-    size, header = _read(path)
-    return model_facts(path, size, header.metadata, header.tensors)
+    size, metadata, tensors = _read(path)
+    return _model_facts(path, size, metadata, tensors)
 
 
 def read_tensors(path: str) -> tuple[TensorInfo, ...]:
-    """Every tensor of the file, in its order; raises MissingError as ``read_model`` does."""
-    return _read(path)[1].tensors
+    """Return every tensor of the file, in its order. Raise MissingError as ``read_model``."""
+    return _read(path)[2]
 
 
-def _read(path: str) -> tuple[int, _Header]:
+def _read(path: str) -> tuple[int, Metadata, tuple[TensorInfo, ...]]:
+    """Return the file's size in bytes, its metadata and its tensors."""
     try:
         size = _checked_size(path)
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return size, _parse(data)
+            return size, *_parse(data)
     except OSError as error:
         raise MissingError(
             f"cannot read the model {path}: {error.strerror or error}",
@@ -129,7 +124,7 @@ def _checked_size(path: str) -> int:
 
 
 class _Reader:
-    """A cursor over the mapped file that never runs past its end."""
+    """A cursor over the mapped file that never moves past its end."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data = data
@@ -137,7 +132,7 @@ class _Reader:
         self.end = len(data)
 
     def skip(self, count: int) -> int:
-        """Moves on by ``count`` bytes and answers where it was."""
+        """Move on by ``count`` bytes and return where it was."""
         start = self.at
         if count > self.end - start:
             raise _CorruptError("it ends in the middle of its header (truncated)")
@@ -149,7 +144,7 @@ class _Reader:
         return int(struct.unpack_from("<" + form, self.data, self.skip(size))[0])
 
     def count(self, what: str, smallest: int, most: int | None = None) -> int:
-        """A 64-bit count of things that take at least ``smallest`` bytes each."""
+        """Read a 64-bit count of things that take at least ``smallest`` bytes each."""
         count = self.number("Q")
         if count * smallest > self.end - self.at:
             raise _CorruptError(
@@ -165,12 +160,12 @@ class _Reader:
         return self.data[start : self.at].decode("utf-8", "replace")
 
     def text(self) -> str:
-        """A string value, of which only the beginning is kept."""
+        """Read a string value, of which only the beginning is kept."""
         start = self.skip(self.count("bytes in a string", 1))
         return self.data[start : min(self.at, start + _KEPT)].decode("utf-8", "replace")
 
 
-def _parse(data: mmap.mmap) -> _Header:
+def _parse(data: mmap.mmap) -> tuple[Metadata, tuple[TensorInfo, ...]]:
     reader = _Reader(data)
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
         raise _CorruptError(f"it begins with {bytes(data[:4])!r}, not b'GGUF'")
@@ -184,11 +179,11 @@ def _parse(data: mmap.mmap) -> _Header:
         raise _CorruptError("it holds no tensors")
     if not metadata.get("general.architecture"):
         raise _CorruptError("it does not name its architecture")
-    alignment = integer(metadata.get("general.alignment")) or 32
+    alignment = _integer(metadata.get("general.alignment")) or 32
     start = -(-reader.at // alignment) * alignment
     infos = tuple(info._replace(offset=start + info.offset) for info in relative)
     _check_length(infos, reader.end)
-    return _Header(metadata, infos)
+    return metadata, infos
 
 
 def _check_version(version: int) -> None:
@@ -205,7 +200,7 @@ def _pair(reader: _Reader) -> tuple[str, Value | None]:
 
 
 def _value(reader: _Reader, kind: int, depth: int) -> Value | None:
-    """A scalar or string as it is, an array as its length."""
+    """Read a scalar or string as it is, of an array only its length."""
     if kind == _STRING:
         return reader.text()
     if kind == _ARRAY:
@@ -236,7 +231,7 @@ def _array_length(reader: _Reader, depth: int) -> int:
 
 
 def _skip_strings(reader: _Reader, count: int) -> None:
-    """A vocabulary and its merges are 400,000 strings, so this loop is kept bare."""
+    """Skip strings in a bare loop: a vocabulary and its merges are 400,000 of them."""
     unpack, data, at, end = struct.Struct("<Q").unpack_from, reader.data, reader.at, reader.end
     for _ in range(count):
         if at + 8 > end:
@@ -262,7 +257,6 @@ def _check_length(infos: tuple[TensorInfo, ...], size: int) -> None:
         raise _CorruptError(f"it is truncated: {size} bytes of {needed}")
 
 
-_PARTS = ("key", "value")
 _STATED = (
     "context_length",
     "block_count",
@@ -273,18 +267,15 @@ _STATED = (
     "attention.key_length",
     "attention.value_length",
 )
-"""Numbers of a header that are kept, behind the architecture's name."""
+"""Keys of numbers that are kept, without the architecture's name before them."""
 
 
-def model_facts(
-    path: str,
-    size: int,
-    metadata: dict[str, Value | None],
-    infos: tuple[TensorInfo, ...],
+def _model_facts(
+    path: str, size: int, metadata: Metadata, infos: tuple[TensorInfo, ...]
 ) -> ModelFile:
-    file_type = integer(metadata.get("general.file_type"))
+    file_type = _integer(metadata.get("general.file_type"))
     architecture = str(metadata["general.architecture"])
-    stated = {key: integer(metadata.get(f"{architecture}.{key}")) for key in _STATED}
+    stated = {key: _integer(metadata.get(f"{architecture}.{key}")) for key in _STATED}
     return ModelFile(
         path=path,
         size=size,
@@ -295,7 +286,7 @@ def model_facts(
         context_length=stated["context_length"],
         layers=stated["block_count"],
         embedding_length=stated["embedding_length"],
-        vocabulary=stated["vocab_size"] or integer(metadata.get("tokenizer.ggml.tokens")),
+        vocabulary=stated["vocab_size"] or _integer(metadata.get("tokenizer.ggml.tokens")),
         chat_template="tokenizer.chat_template" in metadata,
         heads=stated["attention.head_count"],
         kv_width=_kv_width(stated),
@@ -303,17 +294,17 @@ def model_facts(
 
 
 def _kv_width(stated: dict[str, int | None]) -> int | None:
-    """Heads share keys and values where there are fewer of these; a list of counts, one for
-    each layer, is taken for as many as there are heads."""
+    """Return how many numbers of a token a layer keeps. Heads share keys and values where
+    there are fewer of these; a list of counts, one a layer, is taken for the heads' number."""
     heads, length = stated["attention.head_count"], stated["embedding_length"]
     if not heads or not length:
         return None
     shared = min(stated["attention.head_count_kv"] or heads, heads)
-    key, value = (stated[f"attention.{part}_length"] or length // heads for part in _PARTS)
-    return shared * (key + value)
+    lengths = (stated[f"attention.{part}_length"] for part in ("key", "value"))
+    return shared * sum(given or length // heads for given in lengths)
 
 
-def integer(value: Value | None) -> int | None:
+def _integer(value: Value | None) -> int | None:
     return int(value) if isinstance(value, int) else None
 
 
@@ -327,6 +318,7 @@ def _shares(infos: Sequence[TensorInfo], file_type: int | None) -> tuple[TypeSha
 
 
 def _dominant(infos: Sequence[TensorInfo], file_type: int | None) -> str:
-    """Of the layers only: a small model's embedding outweighs its ternary weights."""
+    """Return the type of most weights of the layers: a small model's embedding outweighs its
+    ternary weights."""
     layers = [info for info in infos if info.name.startswith("blk.")] or infos
     return _shares(layers, file_type)[0].name

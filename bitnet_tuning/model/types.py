@@ -1,11 +1,11 @@
-"""What a model file is made of: ggml's tensor types, and the facts of a header; pure."""
+"""ggml's tensor types, and the facts in a model's header; pure."""
 
 from __future__ import annotations
 
 from bitnet_tuning.namedtuple import NamedTuple
 
 I2_S = "i2_s"
-"""bitnet.cpp's own ternary type: number 36, which mainline llama.cpp does not have."""
+"""bitnet.cpp's own ternary type, which mainline llama.cpp does not have."""
 
 TERNARY = (I2_S, "tq1_0", "tq2_0")
 """The tensor types of ternary weights."""
@@ -28,15 +28,16 @@ _TYPES = {
     30: ("bf16", 1, 2),
     34: ("tq1_0", 256, 54),
     35: ("tq2_0", 256, 66),
+    36: (I2_S, 4, 1),
 }
 """Tensor type -> name, weights per block, bytes per block (ggml.h, ggml-common.h)."""
 
 _I2_S_TRAILER = 32
-"""An i2_s tensor ends with its one scale, padded to 32 bytes."""
+"""Bytes behind an i2_s tensor: its one scale, padded."""
 
 
 class TypeShare(NamedTuple):
-    """How much of a model one tensor type holds."""
+    """The part of a model that is of one tensor type."""
 
     name: str
     tensors: int
@@ -44,7 +45,7 @@ class TypeShare(NamedTuple):
 
 
 class ModelFile(NamedTuple):
-    """What a header says of a model. Counts that it does not state are None."""
+    """The facts in a model's header. Counts that it does not state are None."""
 
     path: str
     size: int
@@ -66,21 +67,14 @@ class ModelFile(NamedTuple):
 
 
 def tensor_bytes(kind: int, weights: int) -> int:
-    """Bytes that a tensor takes; 0 for a type whose size is not known here."""
-    if kind == 36:
-        return weights // 4 + _I2_S_TRAILER
-    if kind not in _TYPES:
-        return 0
-    _, block, size = _TYPES[kind]
-    return weights // block * size
+    """Return the bytes that a tensor takes; 0 for a type whose size is not known here."""
+    name, block, size = _TYPES.get(kind, ("", 1, 0))
+    return weights // block * size + (_I2_S_TRAILER if name == I2_S else 0)
 
 
 def type_name(kind: int, file_type: int | None) -> str:
-    """A tensor type's name. 38 and 39 mean tl1 and tl2 in bitnet.cpp, another type and
-    mxfp4 in llama.cpp; the file type (tl1 38, tl2 39, there mxfp4 38) tells them apart.
-    """
-    if kind == 36:
-        return I2_S
+    """Return a tensor type's name. 38 and 39 are tl1 and tl2 in bitnet.cpp, another type and
+    mxfp4 in llama.cpp; the file type (tl1 38, tl2 39, there mxfp4 38) tells them apart."""
     if (kind, file_type) in ((38, 38), (39, 39)):
         return "tl1" if kind == 38 else "tl2"
     return _TYPES[kind][0] if kind in _TYPES else f"type {kind}"
