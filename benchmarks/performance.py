@@ -31,13 +31,10 @@ from bitnet_tuning.bench.runner import Place, Runner, find_bench
 from bitnet_tuning.bench.samples import PP, TG, Objective, Round, Run, Sizes, value
 from bitnet_tuning.bench.statistics import Estimate, floor, itself, ratio, ratios, verdict
 from bitnet_tuning.bench.words import Checker
-from bitnet_tuning.machine.detect import read_host
-from bitnet_tuning.plan.command import setting_of
-from bitnet_tuning.plan.facts import Facts
+from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.plan import make_plan
-from bitnet_tuning.plan.request import Request
 from bitnet_tuning.plan.setting import Setting, describe
-from bitnet_tuning.prepare import find_pair, with_all_means
+from bitnet_tuning.prepare import read_facts, with_all_means
 from bitnet_tuning.store.state import State, default_folder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -76,8 +73,8 @@ def read_options() -> argparse.Namespace:
 
 
 def facts_of(options: argparse.Namespace) -> Facts:
-    engine, choice = find_pair(options.engine, options.model, State(default_folder(os.environ)))
-    return with_all_means(Facts(read_host(), engine, choice.model, choice.reason, os.environ))
+    request = Request(engine=options.engine, model=options.model, profile=False)
+    return with_all_means(read_facts(request, State(default_folder(os.environ))))
 
 
 def planned(subject: Subject, **wishes: object) -> Setting:
@@ -86,7 +83,7 @@ def planned(subject: Subject, **wishes: object) -> Setting:
     plan = make_plan(request, subject.facts)
     for warning in plan.warnings:
         print(f"  note: {warning}")
-    return setting_of(plan)
+    return plan.setting
 
 
 def compare_modes(subject: Subject, options: argparse.Namespace) -> None:

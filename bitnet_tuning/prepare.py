@@ -1,4 +1,4 @@
-"""The way from a request to a finished run, shared by every program that runs a prompt."""
+"""From a request to a finished run: find, read, plan, execute. Every command calls this."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.limits import read_privileges
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.model.find import Choice, choose_model
-from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.command import memory_policy
-from bitnet_tuning.plan.facts import Facts, Plan
+from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.memory import HUGE, LOCKED
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import load as load_profile
-from bitnet_tuning.plan.request import Request
 from bitnet_tuning.store.state import State, default_folder
 
 TYPE_CHECKING = False
@@ -35,58 +33,46 @@ _LONGEST_ECHO = 1 << 20
 """Bytes of a prompt file that are looked for in the output."""
 
 
-class Prepared(NamedTuple):
-    """A run that only needs to be started."""
-
-    request: Request
-    host: Host
-    engine: Engine
-    choice: Choice
-    plan: Plan
-    stdin: str
-
-
-def prepare(request: Request, root: str = "/") -> Prepared:
-    """Reads the facts and decides. Says on stderr what the user should know; raises
+def prepare(request: Request, root: str = "/") -> tuple[Facts, Plan]:
+    """Read the facts below ``root`` and decide. Say on stderr what the user should know; raise
     TuningError."""
     if request.prompt_file is not None:
         _check_prompt_file(request.prompt_file, request.chat)
     state = State(default_folder(os.environ))
+    facts = read_facts(request, state, root)
+    plan = make_plan(request, facts)
+    if facts.engine.embedded and EMBEDDED not in (request.engine, os.environ.get("BITNET_ENGINE")):
+        say("no compiled engine found: using the embedded one")
+    say_all(facts.note, *plan.warnings, state.warning and f"warning: {state.warning}")
+    return facts, plan
+
+
+def read_facts(request: Request, state: State, root: str = "/") -> Facts:
+    """Find engine and model, and read what a decision on the request needs. Raise
+    TuningError."""
     host = read_host(root)
     engine, choice = find_pair(request.engine, request.model, state, host)
-    stdin = _stdin(request, engine)
+    profile = load_profile(state, host, engine, choice.model) if request.profile else None
+    setting = profile.setting if profile else None
+    needs_privileges = request.performance or request.memory == LOCKED
     facts = Facts(
         host,
         engine,
         choice.model,
         choice.reason,
         os.environ,
-        feeds_stdin=stdin == FEED,
-        profile=load_profile(state, host, engine, choice.model) if request.profile else None,
+        note=choice.note,
+        stdin=_stdin(request, engine),
+        privileges=read_privileges() if needs_privileges or (setting and setting.mlock) else None,
+        profile=profile,
         prompt_file_bytes=_file_size(request.prompt_file),
     )
-    facts = with_means(facts, request, root)
-    plan = make_plan(request, facts)
-    if engine.embedded and EMBEDDED not in (request.engine, os.environ.get("BITNET_ENGINE")):
-        say("no compiled engine found: using the embedded one")
-    _say_all(choice.note, *plan.warnings, state.warning and f"warning: {state.warning}")
-    return Prepared(request, host, engine, choice, plan, stdin)
-
-
-def with_means(facts: Facts, request: Request, root: str = "/") -> Facts:
-    """What only some requests and some machines make worth a look, added."""
-    setting = facts.profile.setting if facts.profile else None
-    if request.performance or request.memory == LOCKED or (setting and setting.mlock):
-        facts = facts._replace(privileges=read_privileges())
-    if request.memory == HUGE:
-        facts = _with_huge(facts, root)
-    return _with_nodes(facts, root) if len(facts.host.nodes) > 1 else facts
+    return _with_nodes(_with_huge(facts, root) if request.memory == HUGE else facts, root)
 
 
 def with_all_means(facts: Facts) -> Facts:
-    """As a search wants it, which may try anything."""
-    facts = _with_huge(facts._replace(privileges=read_privileges()), "/")
-    return _with_nodes(facts, "/") if len(facts.host.nodes) > 1 else facts
+    """Return the facts with everything that a search needs, which may try anything."""
+    return _with_nodes(_with_huge(facts._replace(privileges=read_privileges()), "/"), "/")
 
 
 def _with_huge(facts: Facts, root: str) -> Facts:
@@ -96,6 +82,8 @@ def _with_huge(facts: Facts, root: str) -> Facts:
 
 
 def _with_nodes(facts: Facts, root: str) -> Facts:
+    if len(facts.host.nodes) < 2:
+        return facts
     from bitnet_tuning.machine.memory import cached_nodes  # noqa: PLC0415
 
     cached = cached_nodes(Root(root), facts.model.path)
@@ -103,8 +91,8 @@ def _with_nodes(facts: Facts, root: str) -> Facts:
 
 
 def _numactl_acts(facts: Facts) -> bool:
-    """Whether it is installed and may do what it is there for: containers often forbid
-    memory policies (set_mempolicy(2)), and then it would end instead of the engine."""
+    """Return whether numactl is installed and may do what it is there for: containers often
+    forbid memory policies (set_mempolicy(2)), and then it would end instead of the engine."""
     if on_path(facts.environ.get("PATH", ""), "numactl") is None:
         return False
     node = min(node.id for node in facts.host.nodes)
@@ -164,20 +152,21 @@ def _choose(
     return choose_build(engines, host, model, measured)
 
 
-def execute(prepared: Prepared, quiet: bool = False, keep_log: bool = False) -> Outcome:
-    """Runs the engine to its end and explains a death; the code is the program's own."""
-    plan, request = prepared.plan, prepared.request
+def execute(
+    request: Request, facts: Facts, plan: Plan, quiet: bool = False, keep_log: bool = False
+) -> Outcome:
+    """Run the engine to its end and explain a death; the code is the program's own."""
     outcome = run.run(
         Launch(
             argv=plan.command,
-            variables=plan.env,
-            cpus=plan.cpus,
-            stdin=prepared.stdin,
+            variables=plan.setting.variables,
+            cpus=plan.setting.cpus,
+            stdin=facts.stdin,
             keep_log=keep_log or quiet,
             show_log=not quiet,
             echo=_echo(request) if keep_log else None,
             interactive=request.chat,
-            nice=plan.nice,
+            nice=plan.setting.nice,
         )
     )
     if quiet and outcome.code not in (0, 130) and sys.stderr is not None:
@@ -186,26 +175,27 @@ def execute(prepared: Prepared, quiet: bool = False, keep_log: bool = False) -> 
     if outcome.gave_up:
         say(f"the engine did not end within {INTERRUPT_GRACE} s of Ctrl-C: killed")
     elif outcome.code > 128 or outcome.code < 0:
-        _explain(outcome.code, prepared)
+        say_all(explain_death(outcome.code, facts))
     return outcome
 
 
-def _explain(code: int, prepared: Prepared) -> None:
-    from bitnet_tuning.launch.death import explain  # noqa: PLC0415
+def explain_death(code: int, facts: Facts) -> str | None:
+    """Return what probably ended an engine with this exit code; None where nothing is known."""
+    from bitnet_tuning.launch.death import explain  # noqa: PLC0415 (an engine seldom dies)
 
-    has_kernels = bool(prepared.engine.isa & KERNEL_ISA)
-    size, available = prepared.choice.model.size, prepared.host.memory.available
-    _say_all(explain(code, size, available, has_kernels))
+    has_kernels = bool(facts.engine.isa & KERNEL_ISA)
+    return explain(code, facts.model.size, facts.host.memory.available, has_kernels)
 
 
-def _say_all(*lines: str | None) -> None:
+def say_all(*lines: str | None) -> None:
+    """Say each line on stderr, leaving out those that are empty."""
     for line in lines:
         if line:
             say(line)
 
 
 def _echo(request: Request) -> bytes | None:
-    """The prompt, with which an engine's output begins; None where that is not known."""
+    """Return the prompt, with which an engine's output begins; None where that is not known."""
     path = request.prompt_file
     if request.chat:
         return None
@@ -218,7 +208,8 @@ def _echo(request: Request) -> bytes | None:
 
 
 def _check_prompt_file(path: str, chat: bool) -> None:
-    """Of a pipe, as in ``-f <(command)``, nothing is read: what it holds comes only once."""
+    """Raise TuningError for a prompt file that is of no use. Of a pipe, as in
+    ``-f <(command)``, nothing is read: what it holds comes only once."""
     if chat and _is_stdin(path):
         raise UsageError("argument -f/--file: a chat cannot read its prompt from its own input")
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):

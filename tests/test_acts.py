@@ -12,6 +12,7 @@ from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.process import Process, Thread
 from bitnet_tuning.model.types import TypeShare
 from bitnet_tuning.plan.facts import Plan
+from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.verify import checks
 from bitnet_tuning.verify.checks import FAIL, PASS, SKIP, Line, crowded
 from bitnet_tuning.verify.running import (
@@ -28,17 +29,17 @@ from tests.profile_samples import ENGINE, MODEL
 
 ENV = {"OMP_NUM_THREADS": "2", "OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
 PLAN = Plan(
+    Setting(2, 2, tuple(ENV.items())),
+    {"threads": "2: 2 of 2 physical cores may be used", "env": "it has no OpenMP"},
     command=("/build/bin/llama-cli", "-t", "2"),
-    env=ENV,
-    cpus=None,
-    threads=2,
-    threads_batch=2,
-    batch=None,
-    ubatch=None,
-    engine="/build/bin/llama-cli",
-    model="/models/m.gguf",
-    reasons={"threads": "2: 2 of 2 physical cores may be used", "env": "it has no OpenMP"},
 )
+
+
+def planned(**fields: Any) -> Plan:
+    """The plan with other fields of its setting."""
+    return PLAN._replace(setting=PLAN.setting._replace(**fields))
+
+
 LOG = "llama: loading\nsystem_info: n_threads = 2 (n_threads_batch = 2) / 2 | AVX = 1 |\n"
 
 
@@ -70,13 +71,13 @@ def test_the_detected_threads_come_with_their_reason(host: Host) -> None:
 
 
 def test_threads_of_the_users_own_are_told_beside_the_machines(host: Host) -> None:
-    line = checks.detected(PLAN._replace(threads=1), 2, host)
+    line = checks.detected(planned(threads=1), 2, host)
     assert line.state == PASS
     assert "the machine alone would have 2" in line.reason
 
 
 def test_more_threads_than_cpus_fail(host: Host) -> None:
-    line = checks.detected(PLAN._replace(threads=5), 2, host)
+    line = checks.detected(planned(threads=5), 2, host)
     assert line.state == FAIL
     assert "more than the 4 CPUs" in line.reason
 
@@ -87,7 +88,7 @@ def test_more_threads_than_the_quota_fail(host: Host, quota: float, state: str) 
 
 
 def test_one_thread_on_half_a_cpu_is_the_least_there_is(host: Host) -> None:
-    one = PLAN._replace(threads=1)
+    one = planned(threads=1)
     assert checks.detected(one, 1, host._replace(quota=0.5)).state == PASS
 
 
@@ -120,7 +121,7 @@ def test_an_environment_that_is_hidden_is_skipped() -> None:
 
 
 def test_nothing_to_set_is_no_failure() -> None:
-    line = checks.environment(PLAN._replace(env={}), seen({0}, {1}))
+    line = checks.environment(planned(env=()), seen({0}, {1}))
     assert line.state == PASS
     assert "it has no OpenMP" in line.reason
 
@@ -192,7 +193,7 @@ def test_threads_with_a_core_each(host: Host) -> None:
 
 def test_threads_that_may_go_everywhere_without_a_binding(host: Host) -> None:
     everywhere = seen({0, 1, 2, 3}, {0, 1, 2, 3})
-    line = checks.places(PLAN._replace(env={}), everywhere, host, "libgomp")
+    line = checks.places(planned(env=()), everywhere, host, "libgomp")
     assert (line.state, line.reason) == (PASS, "0-3")
 
 
@@ -223,7 +224,7 @@ def test_threads_that_share_a_core_fail(host: Host) -> None:
 
 
 def test_threads_outside_of_the_plan_fail(host: Host) -> None:
-    line = checks.places(PLAN._replace(cpus=frozenset({0, 2})), seen({0}, {1}), host, None)
+    line = checks.places(planned(cpus=frozenset({0, 2})), seen({0}, {1}), host, None)
     assert line.state == FAIL
     assert "they may use 0-1, planned are 0,2 only" in line.reason
 
@@ -271,15 +272,15 @@ def kernel(plan: Plan, watched: Watched, niceness: int = 0) -> Line | None:
     return lines[0] if lines else None
 
 
-HUGE = PLAN._replace(env={"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"})
-LOCKED = PLAN._replace(mlock=True)
-NICER = PLAN._replace(nice=-5)
-NODE_0 = PLAN._replace(node=0)
+HUGE = planned(env=(("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),))
+LOCKED = planned(mlock=True)
+NICER = planned(nice=-5)
+NODE_0 = planned(node=0)
 
 
 def test_no_line_for_what_the_plan_does_not_ask_for() -> None:
     other = {"GLIBC_TUNABLES": "glibc.malloc.arena_max=1"}
-    for plan in (PLAN, PLAN._replace(env=other), PLAN._replace(numa="distribute")):
+    for plan in (PLAN, planned(env=tuple(other.items())), planned(numa="distribute")):
         assert kernel(plan, given(0)) is None
 
 
@@ -352,7 +353,7 @@ def test_huge_pages(huge: int, steady: bool, state: str) -> None:
     [
         (NODE_0, {1: 10 * MIB, 0: 990 * MIB}, PASS),
         (NODE_0, {1: 990 * MIB, 0: 10 * MIB}, FAIL),
-        (PLAN._replace(interleave=frozenset((0, 1))), {0: 400, 1: 500, 2: 100}, PASS),
+        (planned(interleave=frozenset((0, 1))), {0: 400, 1: 500, 2: 100}, PASS),
         (NODE_0, {}, SKIP),
     ],
 )

@@ -20,7 +20,7 @@ from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.limits import read_privileges
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.model.gguf import read_model
-from bitnet_tuning.plan.facts import Plan
+from bitnet_tuning.plan.facts import Plan, Request
 from bitnet_tuning.plan.profiles import store
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.plan.threads import choose_threads
@@ -61,7 +61,7 @@ def ran(
 
 def planned() -> int:
     """Threads that this machine leads to."""
-    return choose_threads(read_host(), {}, None, None, None).generation
+    return choose_threads(Request(), read_host(), {}).setting.threads
 
 
 def working(engine: FakeEngine, **behaviour: object) -> dict[str, str]:
@@ -256,7 +256,7 @@ def test_pytest_finds_no_test_in_the_program() -> None:
 
 
 def a_plan(*command: str) -> Plan:
-    return Plan(command, {}, None, 1, 1, None, None, command[0], "m.gguf", {})
+    return Plan(Setting(1, 1), {}, command=command)
 
 
 def test_where_no_program_can_be_seen_the_reason_says_so(tmp_path: Path) -> None:

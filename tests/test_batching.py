@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from bitnet_tuning.plan.batch import Batch, choose_batch, estimate, logical
-from bitnet_tuning.plan.facts import Facts
+from bitnet_tuning.engine.find import Engine
+from bitnet_tuning.plan.facts import Facts, Plan, Request
+from bitnet_tuning.plan.memory import choose_batch, estimate, with_setting
 from bitnet_tuning.plan.plan import make_plan
-from bitnet_tuning.plan.request import Request
+from bitnet_tuning.plan.setting import UPSTREAM
 from tests.profile_samples import ENGINE, GIBIBYTE, MODEL
 from tests.test_plan import a_host
 
@@ -15,8 +16,17 @@ SMALL = MODEL._replace(heads=20, kv_width=1280)
 MEBIBYTE = 1 << 20
 
 
-def chosen(size: int | None, request: Request | None = None, available: int = GIBIBYTE) -> Batch:
-    return choose_batch(request or Request(), SMALL, size, available)
+def chosen(
+    size: int | None,
+    request: Request | None = None,
+    available: int | None = GIBIBYTE,
+    engine: Engine = ENGINE,
+) -> Plan:
+    """What is chosen for a prompt file of ``size`` bytes."""
+    host = a_host(4, available=available)
+    facts = Facts(host, engine, SMALL, "named", {}, prompt_file_bytes=size)
+    request = (request or Request())._replace(prompt_file="f")
+    return choose_batch(Plan(UPSTREAM, {}), request, facts)
 
 
 @pytest.mark.parametrize(
@@ -36,15 +46,15 @@ def chosen(size: int | None, request: Request | None = None, available: int = GI
 def test_a_short_prompt_gets_buffers_that_hold_it_whole(size: int | None, ubatch: int) -> None:
     """No text has more tokens than bytes, but for a few special ones."""
     batch = chosen(size)
-    assert (batch.batch, batch.ubatch) == (ubatch, ubatch)
+    assert (batch.batch, batch.setting.ubatch) == (ubatch, ubatch)
     assert batch.warnings == ()
 
 
 def test_the_reason_says_what_it_saves() -> None:
-    assert "about 12 tokens" in chosen(50).reason
-    assert "223 MiB smaller" in chosen(50).reason
-    assert "about 1000 tokens" in chosen(4000).reason
-    assert "not known" in chosen(None).reason
+    assert "about 12 tokens" in chosen(50).reasons["ubatch"]
+    assert "223 MiB smaller" in chosen(50).reasons["batch"]
+    assert "about 1000 tokens" in chosen(4000).reasons["batch"]
+    assert "not known" in chosen(None).reasons["batch"]
     assert estimate(0) == 1
 
 
@@ -54,13 +64,13 @@ def test_the_reason_says_what_it_saves() -> None:
 )
 def test_what_was_asked_for_stays(request_: Request, batch: int | None, ubatch: int | None) -> None:
     made = chosen(5, request_)
-    assert (made.batch, made.ubatch) == (batch, ubatch)
+    assert (made.batch, made.setting.ubatch) == (batch, ubatch)
 
 
 def test_an_engine_without_the_flag_is_not_given_it() -> None:
-    made = choose_batch(Request(), SMALL, 5, GIBIBYTE, has_flag=False)
-    assert (made.batch, made.ubatch) == (None, None)
-    assert "no flag" in made.reason
+    made = chosen(5, engine=ENGINE._replace(flags=ENGINE.flags - {"-ub"}))
+    assert (made.batch, made.setting.ubatch) == (None, None)
+    assert "no flag" in made.reasons["ubatch"]
 
 
 @pytest.mark.parametrize(
@@ -69,18 +79,25 @@ def test_an_engine_without_the_flag_is_not_given_it() -> None:
 def test_want_of_memory_makes_long_prompts_smaller(available: int, ubatch: int | None) -> None:
     """150 MiB of cache and 255 of buffers for 512; the model's own pages give way."""
     made = chosen(4000, Request(ctx_size=2048), available * MEBIBYTE)
-    assert made.ubatch == ubatch
+    assert made.setting.ubatch == ubatch
     assert len(made.warnings) == (ubatch is not None)
     if ubatch:
-        assert "cache 150" in made.reason and f"available: {available} MiB" in made.reason
+        assert (
+            "cache 150" in made.reasons["ubatch"]
+            and f"available: {available} MiB" in made.reasons["ubatch"]
+        )
 
 
 def test_memory_that_is_not_known_changes_nothing() -> None:
-    assert choose_batch(Request(), SMALL, 4000, None).ubatch is None
+    assert chosen(4000, available=None).setting.ubatch is None
 
 
 def test_a_large_micro_batch_needs_a_large_batch() -> None:
-    assert (logical(None), logical(2048), logical(4096)) == (None, None, 4096)
+    plan = Plan(UPSTREAM, {})
+    made = [
+        with_setting(plan, UPSTREAM._replace(ubatch=size), Request()) for size in (None, 2048, 4096)
+    ]
+    assert [each.batch for each in made] == [None, None, 4096]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +116,7 @@ def test_a_plan_knows_the_length_of_a_prompt(
 ) -> None:
     facts = Facts(a_host(4), ENGINE, SMALL, "named", {}, prompt_file_bytes=size)
     plan = make_plan(request_, facts)
-    assert plan.ubatch == plan.batch == ubatch
+    assert plan.setting.ubatch == plan.batch == ubatch
     flags = [f"{flag} {ubatch}" for flag in ("-b", "-ub")] if ubatch else []
     words = " ".join(plan.command)
     assert all(flag in words for flag in flags)

@@ -13,11 +13,9 @@ from bitnet_tuning.bench.samples import Objective
 from bitnet_tuning.engine.binary import GOMP, NONE
 from bitnet_tuning.machine.limits import Privileges
 from bitnet_tuning.machine.memory import HugePages
-from bitnet_tuning.plan.command import setting_of
-from bitnet_tuning.plan.facts import Facts
+from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.memory import need_of
 from bitnet_tuning.plan.plan import make_plan
-from bitnet_tuning.plan.request import Request
 from bitnet_tuning.plan.setting import Setting, apply
 from tests.machines import Machine
 from tests.profile_samples import ENGINE, MODEL
@@ -51,7 +49,7 @@ def default_of(facts: Knobs) -> Setting:
     plan = make_plan(
         Request(), Facts(facts.host, facts.engine, facts.model, "named", facts.environ)
     )
-    return setting_of(plan)
+    return plan.setting
 
 
 def names(facts: Knobs) -> dict[str, list[str]]:

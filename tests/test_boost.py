@@ -10,9 +10,8 @@ from bitnet_tuning.engine.binary import GOMP, LLVM, MSVC, NONE
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.limits import Privileges
-from bitnet_tuning.plan.facts import Facts, Plan
+from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.plan import make_plan
-from bitnet_tuning.plan.request import Request
 from tests.machines import Machine
 from tests.profile_samples import ENGINE, MODEL
 from tests.test_plan import a_host, a_hybrid_host
@@ -36,7 +35,7 @@ def plan(
 
 
 def waits(made: Plan) -> dict[str, str]:
-    return {name: made.env[name] for name in WAITING if name in made.env}
+    return {name: text for name, text in made.setting.env if name in WAITING}
 
 
 @pytest.mark.parametrize(
@@ -53,25 +52,25 @@ def test_threads_spin_in_the_runtimes_own_way(
     runtime: str | None, variables: dict[str, str], poll: int | None
 ) -> None:
     made = plan(runtime=runtime)
-    assert (waits(made), made.poll) == (variables, poll)
+    assert (waits(made), made.setting.poll) == (variables, poll)
     assert ("--poll" in made.command) == (poll is not None)
     spins = "spin while they wait" in made.reasons["performance"]
     assert spins == bool(variables or poll)
     usual = plan(runtime=runtime, request=FAST._replace(performance=False))
     assert waits(usual) == ({"KMP_BLOCKTIME": "200"} if runtime == LLVM else {})
-    assert usual.poll is None
+    assert usual.setting.poll is None
 
 
 @pytest.mark.parametrize("runtime", [LLVM, GOMP, NONE])
 def test_never_past_a_quota(runtime: str) -> None:
     made = plan(a_host(4, quota=2), runtime=runtime)
-    assert (waits(made), made.poll, made.cpus) == ({}, None, None)
+    assert (waits(made), made.setting.poll, made.setting.cpus) == ({}, None, None)
     assert "quota" in made.reasons["performance"]
     assert "quota" in made.reasons["cpus"]
     ample = plan(a_host(4, quota=4), runtime=runtime)
-    assert waits(ample) or ample.poll
+    assert waits(ample) or ample.setting.poll
     forced = plan(a_host(2, quota=3), runtime=runtime, request=FAST._replace(threads=4))
-    assert (waits(forced), forced.poll) == ({}, None)
+    assert (waits(forced), forced.setting.poll) == ({}, None)
 
 
 def test_more_threads_than_cpus_do_not_spin() -> None:
@@ -87,44 +86,44 @@ def test_more_threads_than_cpus_do_not_spin() -> None:
 @pytest.mark.parametrize("runtime", [LLVM, GOMP, NONE])
 def test_how_the_user_lets_threads_wait_is_left_alone(runtime: str, mine: dict[str, str]) -> None:
     made = plan(runtime=runtime, environ=mine)
-    assert not set(mine) & set(made.env)
-    assert "infinite" not in made.env.values() and "active" not in made.env.values()
-    assert made.poll is None
+    assert not set(mine) & set(made.setting.variables)
+    assert not {"infinite", "active"} & set(made.setting.variables.values())
+    assert made.setting.poll is None
 
 
 def test_the_engine_is_bound_to_the_chosen_cores() -> None:
-    assert plan(a_host(16), request=FAST._replace(threads=4)).cpus == frozenset(
+    assert plan(a_host(16), request=FAST._replace(threads=4)).setting.cpus == frozenset(
         cpu + second for cpu in range(4) for second in (0, 16)
     )
     all_of_them = plan(a_host(4))
-    assert all_of_them.cpus == frozenset(range(8))
+    assert all_of_them.setting.cpus == frozenset(range(8))
     assert "performance mode" in all_of_them.reasons["cpus"]
-    assert plan(a_host(4), request=FAST._replace(performance=False)).cpus is None
+    assert plan(a_host(4), request=FAST._replace(performance=False)).setting.cpus is None
 
 
 def test_performance_cores_stay_where_the_plan_has_them() -> None:
     usual = plan(a_hybrid_host(), request=FAST._replace(performance=False))
     made = plan(a_hybrid_host())
-    assert made.cpus == usual.cpus == frozenset(range(16))
+    assert made.setting.cpus == usual.setting.cpus == frozenset(range(16))
     assert made.reasons["cpus"] == usual.reasons["cpus"]
 
 
 @pytest.mark.parametrize("name", ["OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"])
 def test_places_that_the_user_chose_are_not_bound_over(name: str) -> None:
     made = plan(environ={name: "x"})
-    assert made.cpus is None
+    assert made.setting.cpus is None
     assert "yourself" in made.reasons["cpus"]
 
 
 def test_a_node_is_enough_of_a_binding(tmp_path: Path) -> None:
     machine = Machine(tmp_path).regular(16, packages=2, node_per_package=True)
     made = plan(machine.meminfo(8 << 30, 6 << 30).host())
-    assert made.cpus == frozenset(range(16))
+    assert made.setting.cpus == frozenset(range(16))
     assert made.reasons["cpus"] == "bound to NUMA node 0"
 
 
 def test_what_is_not_permitted_is_a_warning_and_the_rest_stays() -> None:
     made = plan(lowest=0)
-    assert made.nice == 0
+    assert made.setting.nice == 0
     assert any("priority" in warning for warning in made.warnings)
-    assert waits(made) and made.cpus and made.mlock
+    assert waits(made) and made.setting.cpus and made.setting.mlock

@@ -7,9 +7,12 @@ import sys
 import pytest
 
 from bitnet_tuning.engine.find import Engine, Location
+from bitnet_tuning.launch.program import FEED, NO_INPUT
 from bitnet_tuning.plan.command import build_command
-from bitnet_tuning.plan.facts import Plan
-from bitnet_tuning.plan.request import Request
+from bitnet_tuning.plan.facts import Facts, Plan, Request
+from bitnet_tuning.plan.setting import Setting
+from tests.profile_samples import MODEL
+from tests.test_plan import a_host
 
 COMMON = {"-m", "-p", "-f", "-n", "-t", "-tb", "-c", "--temp", "-b", "-ub", "--mlock"}
 FIRST_FLAGS = frozenset(COMMON | {"-cnv", "--no-escape", "--simple-io"})
@@ -40,25 +43,16 @@ EMBEDDED = FIRST._replace(
     chat_flags=FIRST_FLAGS | {"-no-cnv", "-sys"},
 )
 
-PLAN = Plan(
-    command=(),
-    env={},
-    cpus=None,
-    threads=4,
-    threads_batch=6,
-    batch=None,
-    ubatch=None,
-    engine="/build/bin/llama-cli",
-    model="/models/m.gguf",
-    reasons={},
-)
+PLAN = Plan(Setting(4, 6), {})
 HELLO = Request(prompt="hello")
 
 
 def command(
-    request: Request, engine: Engine = FIRST, plan: Plan = PLAN, feeds_stdin: bool = False
+    request: Request, engine: Engine = FIRST, plan: Plan = PLAN, stdin: str = NO_INPUT
 ) -> list[str]:
-    return list(build_command(plan, request, engine, feeds_stdin))
+    model = MODEL._replace(path="/models/m.gguf")
+    facts = Facts(a_host(4), engine, model, "named", {}, stdin=stdin)
+    return list(build_command(plan, request, facts))
 
 
 def after(arguments: list[str], flag: str) -> str:
@@ -134,10 +128,10 @@ def test_a_chat_may_have_no_prompt() -> None:
 
 def test_a_fed_chat_is_asked_for_simple_input() -> None:
     chat = HELLO._replace(chat=True)
-    assert "--simple-io" in command(chat, feeds_stdin=True)
+    assert "--simple-io" in command(chat, stdin=FEED)
     assert "--simple-io" not in command(chat)
     without = FIRST._replace(chat_flags=FIRST_FLAGS - {"--simple-io"})
-    assert "--simple-io" not in command(chat, without, feeds_stdin=True)
+    assert "--simple-io" not in command(chat, without, stdin=FEED)
 
 
 @pytest.mark.parametrize("flag", ["-tb", "--no-escape"])
@@ -165,7 +159,7 @@ def test_sampling_and_sizes_are_passed_where_they_were_said() -> None:
         repeat_penalty=1.5,
         seed=-1,
     )
-    arguments = command(request, plan=PLAN._replace(batch=256, ubatch=64, mlock=True))
+    arguments = command(request, plan=Plan(Setting(4, 6, ubatch=64, mlock=True), {}, batch=256))
     values = {
         "-n": "-1",
         "-c": "0",
@@ -192,7 +186,7 @@ def test_what_was_not_said_is_left_to_the_engine() -> None:
 def test_extra_arguments_come_last_and_untouched(engine: Engine, chat: bool) -> None:
     extra = ("--unheard-of", "", "two words", "--", "-p", "\udcff")
     request = HELLO._replace(extra=extra, chat=chat)
-    assert command(request, engine, feeds_stdin=chat)[-len(extra) :] == list(extra)
+    assert command(request, engine, stdin=FEED if chat else NO_INPUT)[-len(extra) :] == list(extra)
 
 
 @pytest.mark.parametrize("text", ["-x", "--", 'it\'s "q"\n$(x)', "a\\nb", " ", "\udcff", "🐍"])
@@ -208,9 +202,9 @@ TUNABLE_EMBEDDED = EMBEDDED._replace(flags=EMBEDDED.flags | KNOBS)
 
 
 def added(engine: Engine, **fields: object) -> list[str]:
-    """The words that these fields of a plan add to a command."""
+    """The words that these fields of a setting add to a command."""
     plain = command(HELLO, engine)
-    words = command(HELLO, engine, PLAN._replace(**fields))  # type: ignore[arg-type]
+    words = command(HELLO, engine, Plan(PLAN.setting._replace(**fields), {}))  # type: ignore[arg-type]
     return [word for word in words if word not in plain]
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from bitnet_tuning.engine.binary import LLVM
 from bitnet_tuning.machine.detect import read_host
+from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.openmp import (
     BINDING,
     MARK,
@@ -202,7 +203,7 @@ def test_a_changed_mask_of_this_process(shell: Shell) -> None:
     before = shell.run(code).stdout
     bound = shell.run(code, prepare=lambda: os.sched_setaffinity(0, one)).stdout
     assert (before, bound) == (
-        f"{choose_threads(read_host(), {}, None, None, None).generation}\n",
+        f"{choose_threads(Request(), read_host(), {}).setting.threads}\n",
         "1\n",
     )
     assert shell.run(code).stdout == before
@@ -421,7 +422,7 @@ def test_the_binding_is_exported_on_demand(shell: Shell, machine: Machine) -> No
 
 def test_no_spinning_under_a_quota(shell: Shell, machine: Machine) -> None:
     machine.cgroup2("/", {"cpu.max": "250000 100000"})
-    threads = choose_threads(machine.host(), {}, None, None, None).generation
+    threads = choose_threads(Request(), machine.host(), {}).setting.threads
     assert shell.sourced(machine.path) == everything(threads, spinning=False)
     assert shell.sourced(machine.path, BOUND) == everything(threads, spinning=False, bound=True)
 
@@ -624,7 +625,7 @@ def test_what_it_adds_is_recognised_and_taken_back(
     """Launchers and ``off`` name exactly what was added, whatever the user had set."""
     machine.cgroup2("/", {"cpu.max": f"{quota} 100000"})
     host = machine.host()
-    threads = choose_threads(host, {}, None, None, None).generation
+    threads = choose_threads(Request(), host, {}).setting.threads
     bind = BOUND if bound else {}
     cases = owners()
     code = (
@@ -646,18 +647,18 @@ def test_what_it_adds_is_recognised_and_taken_back(
         assert {name: value for name, value in off.items() if value} == real
         assert added == shell_exports({**real, **bind}, threads, host.quota_binds), own
         added.pop(MARK, None)
-        wanted = choose_variables(LLVM, (), threads, host.quota_binds, real).variables
+        wanted = choose_variables(LLVM, (), threads, host.quota_binds, real)[0]
         assert added.items() <= wanted.items()
 
 
 def test_launchers_compute_anew_what_was_exported(shell: Shell, machine: Machine) -> None:
     environ = shell.sourced(machine.path)
     machine.affinity("0-1")
-    decided = choose_threads(machine.host(), environ, None, None, None)
-    assert decided.generation == 2
-    assert "2 of 6 physical cores" in decided.reason
+    decided = choose_threads(Request(), machine.host(), environ)
+    assert decided.setting.threads == 2
+    assert "2 of 6 physical cores" in decided.reasons["threads"]
     wanted = everything(2, bound=True)
-    assert choose_variables(LLVM, (), 2, False, environ).variables == wanted
+    assert choose_variables(LLVM, (), 2, False, environ)[0] == wanted
 
 
 def test_another_shell_with_other_limits_computes_anew(shell: Shell, machine: Machine) -> None:

@@ -7,10 +7,9 @@ import pytest
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.machine.limits import Privileges
 from bitnet_tuning.machine.memory import HugePages, parse_glibc
-from bitnet_tuning.plan.facts import Facts, Plan
+from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.memory import need_of
 from bitnet_tuning.plan.plan import make_plan
-from bitnet_tuning.plan.request import Request
 from tests.profile_samples import ENGINE, GIBIBYTE, MODEL
 from tests.test_plan import a_host
 
@@ -21,7 +20,7 @@ MAINLINE = ENGINE._replace(flags=frozenset({"-tb", "--load-mode"}))
 
 
 def plan(
-    memory: str | None,
+    memory: str = "auto",
     *,
     available: int | None = 8 * GIBIBYTE,
     engine: Engine = ENGINE,
@@ -38,29 +37,29 @@ def plan(
 def loads(made: Plan) -> tuple[bool, bool, bool]:
     """Copied, in huge pages, locked: as the command and the environment have it."""
     flags = ("--no-mmap" in made.command, "--mlock" in made.command)
-    assert flags == (made.mmap is False, made.mlock)
-    huge = made.env.get("GLIBC_TUNABLES") == "glibc.malloc.hugetlb=1"
+    assert flags == (made.setting.mmap is False, made.setting.mlock)
+    huge = made.setting.variables.get("GLIBC_TUNABLES") == "glibc.malloc.hugetlb=1"
     return flags[0], huge, flags[1]
 
 
 @pytest.mark.parametrize(
     ("memory", "expected"),
     [
-        (None, (False, False, False)),
+        ("auto", (False, False, False)),
         ("mmap", (False, False, False)),
         ("copy", (True, False, False)),
         ("huge", (True, True, False)),
         ("locked", (False, False, True)),
     ],
 )
-def test_each_way_reaches_the_engine(memory: str | None, expected: tuple[bool, ...]) -> None:
+def test_each_way_reaches_the_engine(memory: str, expected: tuple[bool, ...]) -> None:
     made = plan(memory)
     assert loads(made) == expected
     assert made.warnings == ()
 
 
-@pytest.mark.parametrize("memory", [None, "mmap", "copy", "huge", "locked"])
-def test_the_sum_is_in_the_reasons(memory: str | None) -> None:
+@pytest.mark.parametrize("memory", ["auto", "mmap", "copy", "huge", "locked"])
+def test_the_sum_is_in_the_reasons(memory: str) -> None:
     assert (
         "model 1024 + cache 150 + buffers 256 = 1430 MiB; available: 8192 MiB"
         in (plan(memory).reasons["memory"])
@@ -70,15 +69,13 @@ def test_the_sum_is_in_the_reasons(memory: str | None) -> None:
 @pytest.mark.parametrize(
     ("memory", "expected"),
     [
-        (None, (False, False, True)),
+        ("auto", (False, False, True)),
         ("copy", (True, False, True)),
         ("huge", (True, True, True)),
         ("mmap", (False, False, False)),
     ],
 )
-def test_performance_mode_locks_what_is_there(
-    memory: str | None, expected: tuple[bool, ...]
-) -> None:
+def test_performance_mode_locks_what_is_there(memory: str, expected: tuple[bool, ...]) -> None:
     assert loads(plan(memory, performance=True)) == expected
 
 
@@ -96,7 +93,7 @@ def test_nothing_is_chosen_that_could_get_the_process_killed(memory: str) -> Non
     ("huge", "environ", "word"),
     [
         (HugePages("never", (2, 36)), {}, "transparent_hugepage"),
-        (HugePages(None, (2, 36)), {}, "transparent_hugepage"),
+        (HugePages("auto", (2, 36)), {}, "transparent_hugepage"),
         (HugePages("always", (2, 34)), {}, "glibc is 2.34, the first that asks for them is 2.35"),
         (HugePages("always", None), {}, "glibc"),
         (None, {}, "glibc"),
@@ -108,15 +105,15 @@ def test_huge_pages_need_kernel_and_library(
 ) -> None:
     made = plan("huge", huge=huge, environ=environ)
     assert loads(made) == (False, False, False)
-    assert "GLIBC_TUNABLES" not in made.env
+    assert "GLIBC_TUNABLES" not in made.setting.variables
     (warning,) = made.warnings
     assert word in warning
 
 
 def test_the_limit_of_locked_memory_counts() -> None:
-    assert plan("locked", privileges=Privileges(0, GIBIBYTE)).mlock
+    assert plan("locked", privileges=Privileges(0, GIBIBYTE)).setting.mlock
     made = plan("locked", privileges=Privileges(0, GIBIBYTE - 1))
-    assert not made.mlock
+    assert not made.setting.mlock
     assert "the limit is 1023 MiB (ulimit -l), the model has 1024" in made.warnings[0]
     assert "unlocked" in made.reasons["memory"]
 

@@ -34,10 +34,6 @@ def test_long_contexts_have_wider_buffers() -> None:
     assert need_of(BITNET_2B, 32768, 512).buffers > 2 * need_of(BITNET_2B, 2048, 512).buffers
 
 
-def test_every_sequence_has_a_cache() -> None:
-    assert need_of(BITNET_2B, 2048, 64, 4).cache == 4 * need_of(BITNET_2B, 2048, 64).cache
-
-
 def test_a_model_that_says_little_counts_as_one_without_shared_heads() -> None:
     bare = BITNET_2B._replace(kv_width=None)
     assert cache_bytes(bare, 1) == 30 * 2 * 2560 * 2

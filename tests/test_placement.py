@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from bitnet_tuning.engine.find import Engine
-from bitnet_tuning.plan.facts import Facts, Plan
+from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.placement import chosen_cores
 from bitnet_tuning.plan.plan import make_plan
-from bitnet_tuning.plan.request import Request
 from tests.machines import GIBIBYTE, NODE, Machine
 from tests.profile_samples import ENGINE, MODEL
 
@@ -60,7 +59,8 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def untouched(plan: Plan) -> bool:
-    return (plan.cpus, plan.node, plan.interleave, plan.numa) == (None,) * 4
+    setting = plan.setting
+    return (setting.cpus, setting.node, setting.interleave, setting.numa) == (None,) * 4
 
 
 def test_on_one_node_nothing_is_done_and_said_so(machine: Machine) -> None:
@@ -72,8 +72,9 @@ def test_on_one_node_nothing_is_done_and_said_so(machine: Machine) -> None:
 
 def test_what_fits_on_one_node_stays_there(machine: Machine) -> None:
     plan = Bench(machine, cores=16).plan()
-    assert (plan.threads, plan.threads_batch) == (12, 16)
-    assert (plan.cpus, plan.node, plan.numa) == (frozenset(range(16)), 0, None)
+    setting = plan.setting
+    assert (setting.threads, setting.threads_batch) == (12, 16)
+    assert (setting.cpus, setting.node, setting.numa) == (frozenset(range(16)), 0, None)
     assert plan.command[:4] == ("numactl", "--preferred=0", "--", ENGINE.path)
     assert "fit on node 0 (16 cores, 16384 MiB free)" in plan.reasons["numa"]
     assert plan.reasons["cpus"] == "bound to NUMA node 0"
@@ -82,21 +83,22 @@ def test_what_fits_on_one_node_stays_there(machine: Machine) -> None:
 
 def test_the_node_with_most_free_memory_is_taken(machine: Machine) -> None:
     bench = Bench(machine, cores=16).node(0, range(16), free=4).node(1, range(16, 32), free=8)
-    assert bench.plan().node == 1
+    assert bench.plan().setting.node == 1
     bench.node(0, range(16), free=4, inactive=6)
-    assert bench.plan().node == 0, "file pages that nobody uses give way"
+    assert bench.plan().setting.node == 0, "file pages that nobody uses give way"
 
 
 def test_without_numactl_affinity_and_the_engines_own_flag(machine: Machine) -> None:
     bench = Bench(machine, cores=16)
     plan = bench.plan(numactl=False)
-    assert (plan.cpus, plan.node, plan.numa) == (frozenset(range(16)), None, "isolate")
+    setting = plan.setting
+    assert (setting.cpus, setting.node, setting.numa) == (frozenset(range(16)), None, "isolate")
     assert plan.command[0] == ENGINE.path
     assert plan.command[plan.command.index("--numa") + 1] == "isolate"
-    assert "OMP_PROC_BIND" not in plan.env, "the engine binds its threads itself"
+    assert "OMP_PROC_BIND" not in plan.setting.variables, "the engine binds its threads itself"
     assert "moves them to its nodes" in plan.reasons["env"]
     bare = bench.plan(numactl=False, engine=ENGINE._replace(flags=frozenset({"-tb"})))
-    assert (bare.cpus, bare.numa) == (frozenset(range(16)), None)
+    assert (bare.setting.cpus, bare.setting.numa) == (frozenset(range(16)), None)
     assert "--numa" not in bare.command
 
 
@@ -105,40 +107,41 @@ def test_isolate_is_not_used_where_it_would_leave_the_mask(machine: Machine) -> 
     machine.affinity("0-13,16-29")
     bench.memory_nodes("0-1", "0-13,16-29")
     plan = bench.plan(numactl=False)
-    assert (plan.cpus, plan.numa) == (frozenset(range(14)), None)
-    assert "OMP_PROC_BIND" in plan.env
+    assert (plan.setting.cpus, plan.setting.numa) == (frozenset(range(14)), None)
+    assert "OMP_PROC_BIND" in plan.setting.variables
 
 
 @pytest.mark.parametrize("numactl", [True, False])
 def test_too_many_threads_for_a_node_are_spread(machine: Machine, numactl: bool) -> None:
     plan = Bench(machine).plan(numactl=numactl)
-    assert (plan.threads, plan.threads_batch) == (12, 16)
-    assert (plan.cpus, plan.node, plan.interleave) == (None, None, None)
-    assert plan.numa == "distribute"
+    setting = plan.setting
+    assert (setting.threads, setting.threads_batch) == (12, 16)
+    assert (setting.cpus, setting.node, setting.interleave) == (None, None, None)
+    assert plan.setting.numa == "distribute"
     assert plan.command[0] == ENGINE.path
     assert "12 threads and 1206 MiB do not fit on one of 2 nodes" in plan.reasons["numa"]
 
 
 def test_too_large_a_model_for_a_node_is_spread(machine: Machine) -> None:
     bench = Bench(machine, cores=16, free=1.25)
-    assert bench.plan().numa == "distribute"
+    assert bench.plan().setting.numa == "distribute"
 
 
 def test_chosen_threads_decide_as_well(machine: Machine) -> None:
     bench = Bench(machine)
-    assert bench.plan(HELLO._replace(threads=8)).node == 0
-    assert bench.plan(HELLO._replace(threads=9)).numa == "distribute"
+    assert bench.plan(HELLO._replace(threads=8)).setting.node == 0
+    assert bench.plan(HELLO._replace(threads=9)).setting.numa == "distribute"
     few = bench.plan(HELLO._replace(threads=4, threads_batch=16))
-    assert few.numa == "distribute"
+    assert few.setting.numa == "distribute"
 
 
 def test_memory_only_nodes_never_get_threads(machine: Machine) -> None:
     bench = Bench(machine).node(2)
     plan = bench.plan()
-    assert plan.numa == "numactl"
-    assert plan.interleave == frozenset((0, 1))
+    assert plan.setting.numa == "numactl"
+    assert plan.setting.interleave == frozenset((0, 1))
     assert plan.command[:3] == ("numactl", "--interleave=0-1", "--")
-    assert plan.cpus == frozenset(range(16))
+    assert plan.setting.cpus == frozenset(range(16))
     bare = bench.plan(numactl=False)
     assert untouched(bare)
     assert "no numactl that may act" in bare.reasons["numa"]
@@ -147,8 +150,8 @@ def test_memory_only_nodes_never_get_threads(machine: Machine) -> None:
 def test_nodes_outside_the_cpuset_are_not_used(machine: Machine) -> None:
     bench = Bench(machine, nodes=3).memory_nodes("0-1", "0-15")
     plan = bench.plan()
-    assert plan.interleave == frozenset((0, 1))
-    assert plan.cpus == frozenset(range(16))
+    assert plan.setting.interleave == frozenset((0, 1))
+    assert plan.setting.cpus == frozenset(range(16))
     bench.memory_nodes("1", "0-15")
     assert untouched(bench.plan())
     assert "NUMA node 1" in bench.plan().reasons["numa"]
@@ -167,7 +170,7 @@ def test_places_that_the_user_chose_are_left_alone(machine: Machine, name: str) 
 def test_the_node_whose_page_cache_has_the_model_comes_first(machine: Machine) -> None:
     bench = Bench(machine, cores=16).node(1, range(16, 32), free=1)
     plan = bench.plan(cached={0: 2, 1: 98})
-    assert plan.node == 1, "what lies there takes no more room"
+    assert plan.setting.node == 1, "what lies there takes no more room"
     assert plan.warnings == ()
 
 
@@ -190,7 +193,7 @@ def test_a_model_cached_on_one_of_the_nodes_it_is_spread_over(machine: Machine) 
 def test_memory_that_is_not_told_does_not_keep_threads_apart(machine: Machine) -> None:
     machine.regular(16, packages=2, node_per_package=True)
     plan = make_plan(HELLO, Facts(machine.host(), ENGINE, SMALL, "named", {}, numactl=True))
-    assert plan.node == 0
+    assert plan.setting.node == 0
     assert "memory not known" in plan.reasons["numa"]
 
 

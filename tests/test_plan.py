@@ -14,9 +14,8 @@ from bitnet_tuning.machine.limits import Privileges
 from bitnet_tuning.machine.memory import Memory
 from bitnet_tuning.machine.topology import Core, Hybrid, Node
 from bitnet_tuning.model.types import ModelFile
-from bitnet_tuning.plan.facts import Facts, Plan
+from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.plan import make_plan
-from bitnet_tuning.plan.request import Request
 
 GIBIBYTE = 1 << 30
 CONTRACT = (
@@ -111,7 +110,7 @@ def plan(
 
 
 def test_the_contracts_fields_in_their_order() -> None:
-    facts = plan_facts(plan())
+    facts = plan_facts(Facts(a_host(4), ENGINE, MODEL, "", {}), plan())
     assert tuple(facts) == CONTRACT
     assert facts["command"][0] == "/build/bin/llama-cli"
     assert facts["env"]["OMP_NUM_THREADS"] == "4"
@@ -193,28 +192,28 @@ def test_a_pair_that_may_work_is_not_refused(engine: Engine, model: dict[str, st
 )
 def test_threads_stay_within_the_quota(quota: float | None, threads: int) -> None:
     made = plan(host=a_host(8, quota))
-    assert (made.threads, made.threads_batch) == (threads, threads)
+    assert (made.setting.threads, made.setting.threads_batch) == (threads, threads)
 
 
 def test_large_hosts_generate_with_twelve_and_read_prompts_with_all() -> None:
     made = plan(host=a_host(64))
-    assert (made.threads, made.threads_batch) == (12, 64)
+    assert (made.setting.threads, made.setting.threads_batch) == (12, 64)
     assert "--max-threads" in made.reasons["threads"]
-    assert plan(HELLO._replace(max_threads=20), a_host(64)).threads == 20
+    assert plan(HELLO._replace(max_threads=20), a_host(64)).setting.threads == 20
 
 
 def test_a_hybrid_host_is_decided_by_cores_with_its_reason() -> None:
     made = plan(host=a_hybrid_host())
-    assert made.threads == 8
-    assert made.cpus == frozenset(range(16))
+    assert made.setting.threads == 8
+    assert made.setting.cpus == frozenset(range(16))
     assert "8 performance and 4 efficiency cores" in made.reasons["threads"]
-    assert plan_facts(made)["cpus"] == "0-15"
+    assert plan_facts(Facts(a_hybrid_host(), ENGINE, MODEL, "", {}), made)["cpus"] == "0-15"
     assert "taskset -c 0-15 " in shell_line(made)
 
 
 def test_obeyed_thread_counts_are_warned_about_when_they_oversubscribe() -> None:
     made = plan(HELLO._replace(threads=6))
-    assert made.threads == 6
+    assert made.setting.threads == 6
     (warning,) = made.warnings
     assert "-t asks for 6" in warning and "4 physical cores" in warning
     assert plan(HELLO._replace(threads=4)).warnings == ()
@@ -234,15 +233,15 @@ def test_waiting_is_tuned_where_it_works_and_no_quota_binds(
     runtime: str, quota: float | None, blocktime: str | None
 ) -> None:
     made = plan(host=a_host(4, quota), engine=ENGINE._replace(openmp=runtime))
-    assert made.env.get("KMP_BLOCKTIME") == blocktime
-    assert ("OMP_PROC_BIND" in made.env) == (runtime != "none")
+    assert made.setting.variables.get("KMP_BLOCKTIME") == blocktime
+    assert ("OMP_PROC_BIND" in made.setting.variables) == (runtime != "none")
 
 
 def test_what_the_user_set_is_not_in_the_plans_environment() -> None:
     mine = {"OMP_PROC_BIND": "spread", "KMP_BLOCKTIME": "1"}
     made = plan(engine=ENGINE._replace(openmp="libomp"), environ=mine)
-    assert not set(mine) & set(made.env)
-    assert "OMP_PLACES" not in made.env  # half a binding would be another one
+    assert not set(mine) & set(made.setting.variables)
+    assert "OMP_PLACES" not in made.setting.variables  # half a binding would be another one
 
 
 @pytest.mark.parametrize(
@@ -267,7 +266,7 @@ FAST = HELLO._replace(performance=True)
 
 def test_performance_mode_with_every_privilege() -> None:
     made = plan(FAST, privileges=ROOT)
-    assert (made.mlock, made.nice, made.warnings) == (True, -5, ())
+    assert (made.setting.mlock, made.setting.nice, made.warnings) == (True, -5, ())
     assert "--mlock" in made.command
     assert "locked" in made.reasons["memory"] and "-5" in made.reasons["performance"]
     assert "nice -n -5 " in shell_line(made)
@@ -275,7 +274,7 @@ def test_performance_mode_with_every_privilege() -> None:
 
 def test_without_performance_mode_nothing_is_raised_or_locked() -> None:
     made = plan(privileges=ROOT)
-    assert (made.mlock, made.nice) == (False, 0)
+    assert (made.setting.mlock, made.setting.nice) == (False, 0)
     assert "--mlock" not in made.command
     assert "performance" not in made.reasons
 
@@ -293,7 +292,7 @@ def test_memory_is_locked_only_where_that_is_allowed_and_safe(
     privileges: Privileges, available: int | None, engine: Engine, word: str
 ) -> None:
     made = plan(FAST, a_host(4, available=available), engine, privileges=privileges)
-    assert not made.mlock
+    assert not made.setting.mlock
     assert "--mlock" not in made.command
     (warning,) = made.warnings
     assert word in warning
@@ -302,12 +301,12 @@ def test_memory_is_locked_only_where_that_is_allowed_and_safe(
 
 def test_a_chats_own_program_must_be_able_to_lock() -> None:
     engine = ENGINE._replace(chat_flags=ENGINE.chat_flags - {"--mlock"})
-    assert plan(FAST, engine=engine, privileges=ROOT).mlock
-    assert not plan(FAST._replace(chat=True), engine=engine, privileges=ROOT).mlock
+    assert plan(FAST, engine=engine, privileges=ROOT).setting.mlock
+    assert not plan(FAST._replace(chat=True), engine=engine, privileges=ROOT).setting.mlock
 
 
 @pytest.mark.parametrize(("lowest", "nice"), [(-20, -5), (-5, -5), (-4, 0), (0, 0), (20, 0)])
 def test_priority_is_raised_only_with_the_privilege(lowest: int, nice: int) -> None:
     made = plan(FAST, privileges=Privileges(lowest, None))
-    assert made.nice == nice
+    assert made.setting.nice == nice
     assert any("priority" in warning for warning in made.warnings) == (nice == 0)

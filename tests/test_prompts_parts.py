@@ -12,8 +12,8 @@ import pytest
 
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.model.types import ModelFile
-from bitnet_tuning.plan.facts import Plan
-from bitnet_tuning.plan.request import Request
+from bitnet_tuning.plan.facts import Plan, Request
+from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.serve import answers
 from bitnet_tuning.serve.answers import Answer, AnswerStream
 from bitnet_tuning.serve.prompts import Prompt, parse
@@ -203,22 +203,7 @@ def test_each_slot_has_the_context_of_a_single_run() -> None:
     assert context_of(Request(ctx_size=0), MODEL._replace(context_length=None)) == 2048
 
 
-PLAN = Plan(
-    command=(),
-    env={},
-    cpus=None,
-    threads=3,
-    threads_batch=4,
-    batch=None,
-    ubatch=64,
-    engine="/e",
-    model="/m.gguf",
-    reasons={},
-    mlock=True,
-    mmap=False,
-    flash=True,
-    poll=0,
-)
+PLAN = Plan(Setting(3, 4, ubatch=64, mlock=True, mmap=False, flash=True, poll=0), {})
 
 
 def test_flags_go_only_to_a_server_that_lists_them() -> None:
@@ -226,10 +211,11 @@ def test_flags_go_only_to_a_server_that_lists_them() -> None:
     base = "s -m /m.gguf -t 3 -tb 4 -ngl 0 -c 1024 -np 2"
     end = "--host 127.0.0.1 --port 9 -x"
     request = Request(extra=("-x",))
-    got = " ".join(server_command(PLAN, request, bare, slots=2, context=512, port=9))
+    sizes: dict[str, Any] = {"model": "/m.gguf", "slots": 2, "context": 512, "port": 9}
+    got = " ".join(server_command(PLAN, request, bare, **sizes))
     assert got == f"{base} -ub 64 {end}"
     flags = ("-cb", "--no-context-shift", "--mlock", "--no-mmap", "-fa", "--poll")
     full = bare._replace(flags=frozenset(flags))
-    got = " ".join(server_command(PLAN, request, full, slots=2, context=512, port=9))
+    got = " ".join(server_command(PLAN, request, full, **sizes))
     tuned = "-ub 64 --no-mmap --mlock -fa --poll 0"
     assert got == f"{base} -cb --no-context-shift {tuned} {end}"

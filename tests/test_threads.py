@@ -9,8 +9,10 @@ import pytest
 
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.machine.host import Host
+from bitnet_tuning.plan.facts import Plan, Request
 from bitnet_tuning.plan.openmp import BINDING, THREAD_COUNTS
-from bitnet_tuning.plan.threads import MOST_THREADS, Threads, best_count, choose_threads
+from bitnet_tuning.plan.setting import Setting
+from bitnet_tuning.plan.threads import MOST_THREADS, best_count, choose_threads
 from tests.machines import Machine
 
 SOURCED = {**dict.fromkeys(THREAD_COUNTS, "3"), **BINDING}
@@ -30,8 +32,9 @@ def choose(
     threads: int | None = None,
     batch: int | None = None,
     most: int | None = None,
-) -> Threads:
-    return choose_threads(host, environ or {}, threads, batch, most)
+) -> Plan:
+    request = Request(threads=threads, threads_batch=batch, max_threads=most)
+    return choose_threads(request, host, environ or {})
 
 
 def quota(machine: Machine, cpus: float) -> Machine:
@@ -63,21 +66,21 @@ def quota(machine: Machine, cpus: float) -> Machine:
 )
 def test_one_kind(machine: Machine, build: Build, generation: int, prompt: int) -> None:
     chosen = choose(build(machine).host())
-    assert (chosen.generation, chosen.prompt, chosen.cpus) == (generation, prompt, None)
-    assert chosen.reason.startswith(f"{generation}: ")
+    assert chosen.setting == Setting(generation, prompt)
+    assert chosen.reasons["threads"].startswith(f"{generation}: ")
     assert chosen.warnings == ()
 
 
 def test_reasons_name_what_decided(machine: Machine) -> None:
     quota(machine.regular(8, threads=2).affinity("0-5"), 2.5)
-    reason = choose(machine.host()).reason
+    reason = choose(machine.host()).reasons["threads"]
     assert "6 of 8 physical cores may be used" in reason
     assert "a second thread on a core gains nothing" in reason
     assert "a quota of 2.5 CPUs binds" in reason
 
 
 def test_unknown_siblings_are_named(machine: Machine) -> None:
-    assert "is not known" in choose(machine.bare_cpus(range(4)).host()).reason
+    assert "is not known" in choose(machine.bare_cpus(range(4)).host()).reasons["threads"]
 
 
 # The bound
@@ -88,8 +91,8 @@ def test_unknown_siblings_are_named(machine: Machine) -> None:
 )
 def test_max_threads(machine: Machine, most: int | None, generation: int) -> None:
     chosen = choose(machine.regular(24).host(), most=most)
-    assert (chosen.generation, chosen.prompt) == (generation, 24)
-    assert ("--max-threads" in chosen.reason) == (generation < 24)
+    assert (chosen.setting.threads, chosen.setting.threads_batch) == (generation, 24)
+    assert ("--max-threads" in chosen.reasons["threads"]) == (generation < 24)
 
 
 # Hybrids
@@ -115,9 +118,9 @@ def test_intel_hybrids(
     host = machine.hybrid(fast, slow).host()
     chosen = choose(host)
     assert host.hybrid is not None
-    assert chosen.generation == generation
-    assert chosen.cpus == (host.hybrid.performance_cpus if bound else None)
-    assert chosen.prompt == (fast if bound else fast + slow)
+    assert chosen.setting.threads == generation
+    assert chosen.setting.cpus == (host.hybrid.performance_cpus if bound else None)
+    assert chosen.setting.threads_batch == (fast if bound else fast + slow)
 
 
 @pytest.mark.parametrize(
@@ -136,50 +139,50 @@ def test_arm_hybrids(
 ) -> None:
     machine.cores([[cpu] for cpu in range(len(capacities))])
     chosen = choose(machine.capacities(dict(enumerate(capacities))).host())
-    assert (chosen.generation, chosen.cpus) == (generation, cpus)
+    assert (chosen.setting.threads, chosen.setting.cpus) == (generation, cpus)
 
 
 def test_a_hybrid_with_an_affinity_of_one_kind(machine: Machine) -> None:
     machine.hybrid(2, 8)
     for cpus, generation in (("0-3", 2), ("4-9", 6)):
         chosen = choose(machine.affinity(cpus).host())
-        assert (chosen.generation, chosen.prompt, chosen.cpus) == (generation, generation, None)
+        assert chosen.setting == Setting(generation, generation)
 
 
 def test_bound_cpus_are_allowed_ones(machine: Machine) -> None:
     chosen = choose(machine.hybrid(6, 8).affinity("1-7,12-15").host())
-    assert (chosen.generation, chosen.cpus) == (4, frozenset(range(1, 8)))
+    assert (chosen.setting.threads, chosen.setting.cpus) == (4, frozenset(range(1, 8)))
 
 
 def test_a_hybrid_with_a_quota(machine: Machine) -> None:
     chosen = choose(quota(machine.hybrid(6, 8), 4).host())
-    assert (chosen.generation, chosen.prompt) == (4, 4)
-    assert chosen.cpus == frozenset(range(12))
+    assert (chosen.setting.threads, chosen.setting.threads_batch) == (4, 4)
+    assert chosen.setting.cpus == frozenset(range(12))
 
 
 def test_a_quota_that_makes_slow_cores_worthless(machine: Machine) -> None:
     """Four of ten cores' time: two fast ones with two slow ones do less than two fast ones."""
     chosen = choose(quota(machine.hybrid(2, 8), 4).host())
-    assert (chosen.generation, chosen.cpus) == (2, frozenset(range(4)))
+    assert (chosen.setting.threads, chosen.setting.cpus) == (2, frozenset(range(4)))
 
 
 def test_max_threads_on_a_hybrid(machine: Machine) -> None:
     machine.hybrid(8, 16)
-    assert choose(machine.host(), most=4).generation == 4
-    assert choose(machine.host(), most=24).generation == 24
+    assert choose(machine.host(), most=4).setting.threads == 4
+    assert choose(machine.host(), most=24).setting.threads == 24
 
 
 def test_more_prompt_threads_than_bound_cores_are_not_bound(machine: Machine) -> None:
     host = machine.hybrid(6, 8).host()
-    assert choose(host, batch=6).cpus is not None
+    assert choose(host, batch=6).setting.cpus is not None
     chosen = choose(host, batch=14)
-    assert (chosen.generation, chosen.prompt, chosen.cpus) == (6, 14, None)
-    assert "--threads-batch" in chosen.cpus_reason
+    assert chosen.setting == Setting(6, 14)
+    assert "--threads-batch" in chosen.reasons["cpus"]
 
 
 def test_a_limit_that_did_not_decide_is_not_named(machine: Machine) -> None:
-    assert "--max-threads" not in choose(machine.hybrid(6, 8).host()).reason
-    assert "--max-threads" in choose(machine.hybrid(6, 8).host(), most=4).reason
+    assert "--max-threads" not in choose(machine.hybrid(6, 8).host()).reasons["threads"]
+    assert "--max-threads" in choose(machine.hybrid(6, 8).host(), most=4).reasons["threads"]
 
 
 @pytest.mark.parametrize(
@@ -187,12 +190,12 @@ def test_a_limit_that_did_not_decide_is_not_named(machine: Machine) -> None:
 )
 def test_places_that_the_user_chose_are_left_to_them(machine: Machine, name: str) -> None:
     chosen = choose(machine.hybrid(6, 8).host(), {name: "0-3"})
-    assert (chosen.generation, chosen.cpus) == (6, None)
-    assert "you chose" in chosen.cpus_reason
+    assert (chosen.setting.threads, chosen.setting.cpus) == (6, None)
+    assert "you chose" in chosen.reasons["cpus"]
 
 
 def test_what_was_sourced_does_not_keep_from_binding(machine: Machine) -> None:
-    assert choose(machine.hybrid(6, 8).host(), SOURCED).cpus is not None
+    assert choose(machine.hybrid(6, 8).host(), SOURCED).setting.cpus is not None
 
 
 # What somebody asked for
@@ -214,8 +217,8 @@ def test_precedence(
     machine: Machine, flag: int | None, environ: dict[str, str], count: int, by: str
 ) -> None:
     chosen = choose(machine.regular(8).host(), environ, threads=flag)
-    assert (chosen.generation, chosen.prompt, chosen.cpus) == (count, count, None)
-    assert chosen.reason == f"{count}, as {by} says"
+    assert chosen.setting == Setting(count, count)
+    assert chosen.reasons["threads"] == f"{count}, as {by} says"
 
 
 @pytest.mark.parametrize(
@@ -230,14 +233,14 @@ def test_precedence(
     ],
 )
 def test_nobody_asked(machine: Machine, environ: dict[str, str]) -> None:
-    assert choose(machine.regular(8).host(), environ).generation == 8
+    assert choose(machine.regular(8).host(), environ).setting.threads == 8
 
 
 @pytest.mark.parametrize("text", ["four", "-1", "2.5", "4 2", "0x4"])
 def test_a_senseless_variable_is_refused(machine: Machine, text: str) -> None:
     with pytest.raises(UsageError, match="BITNET_THREADS"):
         choose(machine.regular(8).host(), {"BITNET_THREADS": text})
-    assert choose(machine.host(), {"BITNET_THREADS": text}, threads=2).generation == 2
+    assert choose(machine.host(), {"BITNET_THREADS": text}, threads=2).setting.threads == 2
 
 
 @pytest.mark.parametrize(
@@ -251,7 +254,7 @@ def test_too_many_are_obeyed_with_a_warning(
     host = machine.regular(4, threads=2).host()
     environ = {} if by == "flag" else {by: str(count)}
     chosen = choose(host, environ, threads=count if by == "flag" else None, most=2)
-    assert (chosen.generation, chosen.prompt) == (count, count)
+    assert (chosen.setting.threads, chosen.setting.threads_batch) == (count, count)
     assert len(chosen.warnings) == (limit is not None)
     assert all(f"{count} threads, more than" in warning for warning in chosen.warnings)
     assert all(limit is not None and limit in warning for warning in chosen.warnings)
@@ -259,19 +262,19 @@ def test_too_many_are_obeyed_with_a_warning(
 
 def test_more_than_the_quota_is_warned_of(machine: Machine) -> None:
     chosen = choose(quota(machine.regular(8), 1.5).host(), threads=2)
-    assert chosen.generation == 2
+    assert chosen.setting.threads == 2
     assert "the quota of 1.5 CPUs" in chosen.warnings[0]
 
 
 def test_a_flag_for_prompts_alone(machine: Machine) -> None:
     chosen = choose(machine.regular(8).host(), batch=2)
-    assert (chosen.generation, chosen.prompt, chosen.warnings) == (8, 2, ())
-    assert "--threads-batch" in chosen.prompt_reason
+    assert (chosen.setting.threads, chosen.setting.threads_batch, chosen.warnings) == (8, 2, ())
+    assert "--threads-batch" in chosen.reasons["threads_batch"]
 
 
 def test_both_flags(machine: Machine) -> None:
     chosen = choose(machine.regular(4).host(), threads=2, batch=9)
-    assert (chosen.generation, chosen.prompt) == (2, 9)
+    assert (chosen.setting.threads, chosen.setting.threads_batch) == (2, 9)
     assert len(chosen.warnings) == 1
     assert chosen.warnings[0].startswith("--threads-batch")
 

@@ -9,12 +9,10 @@ import pytest
 
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.machine.limits import Privileges
-from bitnet_tuning.plan.command import apply_setting, setting_of
-from bitnet_tuning.plan.facts import Facts, Plan
+from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.openmp import BINDING
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import EngineKey
-from bitnet_tuning.plan.request import Request
 from bitnet_tuning.plan.setting import Setting
 from tests import profile_samples as samples
 from tests.machines import Machine
@@ -73,7 +71,7 @@ def flag(plan: Plan, name: str) -> str:
 
 def test_a_profile_decides_every_field_and_says_why(bench: Bench) -> None:
     made = bench.plan()
-    assert setting_of(made) == SETTING
+    assert made.setting == SETTING
     assert (flag(made, "-t"), flag(made, "-tb")) == ("3", "4")
     assert "--no-mmap" in made.command
     assert made.reasons["threads"] == f"3: {CLAIM}"
@@ -101,7 +99,7 @@ def test_every_knob_of_a_profile_reaches_the_command(bench: Bench) -> None:
         numa="distribute",
     )
     made = bench.plan(setting=knobs)
-    assert setting_of(made) == knobs._replace(env=tuple(sorted(knobs.env)))
+    assert made.setting == knobs._replace(env=tuple(sorted(knobs.env)))
     words = {"--no-mmap", "-fa", "--poll", "--numa", "-ub"}
     assert words <= set(made.command)
     named = ("ubatch", "mmap", "flash", "poll", "numa")
@@ -131,7 +129,7 @@ def test_whoever_chooses_the_threads_gets_nothing_of_the_profile(
 ) -> None:
     request = HELLO._replace(**change)  # type: ignore[arg-type]
     made, computed = bench.plan(request, environ), bench.computed(request, environ)
-    assert made.threads == threads
+    assert made.setting.threads == threads
     assert made._replace(reasons=computed.reasons) == computed
     assert "a measured profile (3 threads, 4 for prompts, no mmap" in made.reasons["threads"]
     assert "left out" in made.reasons["threads"]
@@ -152,7 +150,7 @@ def test_whoever_leaves_the_threads_open_gets_the_profile(
     bench: Bench, change: dict[str, object], environ: dict[str, str]
 ) -> None:
     made = bench.plan(HELLO._replace(**change), environ)  # type: ignore[arg-type]
-    assert setting_of(made) == SETTING
+    assert made.setting == SETTING
     assert made.reasons["threads"] == f"3: {CLAIM}"
 
 
@@ -160,7 +158,7 @@ def test_the_users_micro_batch_replaces_the_profiles(bench: Bench) -> None:
     setting = SETTING._replace(ubatch=128)
     assert flag(bench.plan(setting=setting), "-ub") == "128"
     made = bench.plan(HELLO._replace(ubatch=64, batch=64), setting=setting)
-    assert (flag(made, "-ub"), flag(made, "-b"), made.threads) == ("64", "64", 3)
+    assert (flag(made, "-ub"), flag(made, "-b"), made.setting.threads) == ("64", "64", 3)
     assert made.reasons["ubatch"] == "as --ubatch-size says"
     assert made.reasons["batch"] == "as --batch-size says"
 
@@ -180,8 +178,8 @@ def test_what_the_user_set_is_never_overwritten(
 ) -> None:
     setting = SETTING._replace(env=(*BOUND, ("KMP_BLOCKTIME", "infinite")))
     made = bench.plan(environ=environ, setting=setting)
-    assert set(made.env) == kept
-    assert made.threads == 3
+    assert set(made.setting.variables) == kept
+    assert made.setting.threads == 3
     dropped = {name for name, _ in setting.env} - kept
     assert made.reasons["threads"] == f"3: {CLAIM}{PARTLY if dropped else ''}"
     assert all(name in made.reasons["env"] for name in dropped)
@@ -189,25 +187,25 @@ def test_what_the_user_set_is_never_overwritten(
 
 def test_places_that_the_user_chose_keep_the_profiles_cpus_out(bench: Bench) -> None:
     setting = SETTING._replace(cpus=frozenset((0, 1)))
-    assert bench.plan(setting=setting).cpus == setting.cpus
+    assert bench.plan(setting=setting).setting.cpus == setting.cpus
     made = bench.plan(environ={"GOMP_CPU_AFFINITY": "0-3"}, setting=setting)
-    assert made.cpus is None
+    assert made.setting.cpus is None
     assert "yourself" in made.reasons["cpus"]
 
 
 def test_a_profile_without_binding_undoes_what_the_shell_exported(bench: Bench) -> None:
     free = SETTING._replace(env=(("OMP_NUM_THREADS", "3"),))
-    assert "OMP_PROC_BIND" not in bench.plan(setting=free).env
+    assert "OMP_PROC_BIND" not in bench.plan(setting=free).setting.variables
     made = bench.plan(environ=EXPORTED, setting=free)
-    assert made.env == {"OMP_NUM_THREADS": "3", "OMP_PROC_BIND": "false"}
+    assert made.setting.variables == {"OMP_NUM_THREADS": "3", "OMP_PROC_BIND": "false"}
 
 
 def test_a_binding_of_the_user_beside_what_was_exported_stays(bench: Bench) -> None:
     free = SETTING._replace(env=(("OMP_NUM_THREADS", "3"),))
     environ = {**EXPORTED, "OMP_PROC_BIND": "close", "KMP_BLOCKTIME": "200"}
     made = bench.plan(environ=environ, setting=free)
-    assert made.env == {"OMP_NUM_THREADS": "3"}
-    assert made.threads == 3
+    assert made.setting.variables == {"OMP_NUM_THREADS": "3"}
+    assert made.setting.threads == 3
 
 
 def test_that_the_default_stays_is_added_to_the_reason(bench: Bench) -> None:
@@ -233,7 +231,7 @@ def test_a_model_is_read_without_mmap_only_where_it_fits(
     assert ("--no-mmap" in made.command) == copied
     assert ("mmap" in made.reasons) == copied
     assert (PARTLY in made.reasons["threads"]) == (not copied)
-    assert made.threads == 3
+    assert made.setting.threads == 3
     assert [warning for warning in made.warnings if "without mmap" in warning] == (
         [] if copied else list(made.warnings)
     )
@@ -246,14 +244,14 @@ def test_a_copy_of_the_model_must_pay_for_its_loading(bench: Bench) -> None:
     for tokens, copied in ((252, False), (253, True), (-1, True), (-2, True)):
         made = bench.plan(HELLO._replace(n_predict=tokens), setting=huge)
         assert ("--no-mmap" in made.command) == copied
-        assert ("GLIBC_TUNABLES" in made.env) == copied
-        assert made.threads == 3
+        assert ("GLIBC_TUNABLES" in made.setting.variables) == copied
+        assert made.setting.threads == 3
         assert ("pays from some 253 tokens on" in made.reasons["mmap"]) == (not copied)
     chat = bench.plan(HELLO._replace(n_predict=10, chat=True), setting=huge)
     assert "--no-mmap" in chat.command
     asked = bench.plan(HELLO._replace(n_predict=10, memory="copy"), setting=huge)
     assert "--no-mmap" in asked.command
-    assert "GLIBC_TUNABLES" not in asked.env
+    assert "GLIBC_TUNABLES" not in asked.setting.variables
 
 
 def test_performance_mode_adds_to_the_profile(bench: Bench) -> None:
@@ -261,7 +259,7 @@ def test_performance_mode_adds_to_the_profile(bench: Bench) -> None:
     made = bench.plan(HELLO._replace(performance=True), privileges=everything)
     env = tuple(sorted((*SETTING.env, ("KMP_BLOCKTIME", "infinite"))))
     cpus = frozenset(range(8))
-    assert setting_of(made) == SETTING._replace(env=env, cpus=cpus, mlock=True, nice=-5)
+    assert made.setting == SETTING._replace(env=env, cpus=cpus, mlock=True, nice=-5)
     assert {"--no-mmap", "--mlock"} <= set(made.command)
     assert "locked" in made.reasons["memory"]
     assert PARTLY not in made.reasons["threads"]
@@ -279,10 +277,10 @@ def test_a_chat_takes_what_its_own_program_knows(bench: Bench) -> None:
 def test_a_setting_replaces_all_that_can_be_tuned(bench: Bench) -> None:
     """As the benchmark runs one."""
     facts = Facts(bench.machine.host(), ENGINE, MODEL, "named with -m", {})
-    plan = make_plan(HELLO, facts)
-    other = SETTING._replace(threads=1, threads_batch=2, mmap=False, flash=True)
-    made = apply_setting(plan, other, HELLO, facts)
-    assert setting_of(made) == other
+    other = SETTING._replace(threads=1, threads_batch=2, mmap=False, flash=True, ubatch=4096)
+    made = make_plan(HELLO, facts, other)
+    assert (made.setting, made.batch) == (other, 4096)
     assert (flag(made, "-t"), flag(made, "-tb")) == ("1", "2")
     assert {"--no-mmap", "-fa"} <= set(made.command)
-    assert apply_setting(made, setting_of(plan), HELLO, facts) == plan
+    plan = make_plan(HELLO, facts)
+    assert make_plan(HELLO, facts, plan.setting) == plan

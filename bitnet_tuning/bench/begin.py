@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import NamedTuple
@@ -34,24 +33,20 @@ from bitnet_tuning.bench.samples import (
     Sizes,
     choose_sizes,
 )
-from bitnet_tuning.console import say
 from bitnet_tuning.engine.find import EMBEDDED
 from bitnet_tuning.errors import TuningError, UnsupportedError, UsageError
 from bitnet_tuning.launch.stop import Stop
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.conditions import Conditions, as_json
-from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import host_facts
 from bitnet_tuning.machine.warnings import warnings_before
-from bitnet_tuning.plan.command import setting_of
-from bitnet_tuning.plan.facts import Facts
+from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import EngineKey
 from bitnet_tuning.plan.profiles import engine_key
-from bitnet_tuning.plan.request import Request
 from bitnet_tuning.plan.setting import UPSTREAM as UPSTREAM_SETTING
 from bitnet_tuning.plan.setting import Setting
-from bitnet_tuning.prepare import find_pair, with_all_means
+from bitnet_tuning.prepare import read_facts, say_all, with_all_means
 from bitnet_tuning.store.state import State
 from bitnet_tuning.verify import selftest
 
@@ -87,7 +82,7 @@ class Course(NamedTuple):
 
 def default_setting(facts: Facts) -> Setting:
     """What the plan computes by itself. Raises TuningError."""
-    return setting_of(make_plan(Request(), facts._replace(profile=None)))
+    return make_plan(Request(), facts._replace(profile=None)).setting
 
 
 def self_tested(facts: Facts) -> str | None:
@@ -171,7 +166,7 @@ def course(facts: Facts, bench: Bench | None, default: Setting, sizes: Sizes, wi
 
 def _performance(facts: Facts, bench: Bench | None, notes: list[str]) -> Setting:
     """The plan of performance mode, as far as the program that measures obeys it."""
-    setting = setting_of(make_plan(Request(performance=True), facts._replace(profile=None)))
+    setting = make_plan(Request(performance=True), facts._replace(profile=None)).setting
     found = measurable(setting, bench)
     if found != setting:
         notes.append(UNLOCKED)
@@ -207,15 +202,11 @@ def find_subject(options: argparse.Namespace, earlier: Results | None, state: St
         embedded = earlier.engine.generation == "embedded"
         engine_named = engine_named or (EMBEDDED if embedded else earlier.engine.path)
         model_named = model_named or earlier.model.path
-    engine, choice = find_pair(engine_named, model_named, state)
-    host = read_host()
-    facts = with_all_means(Facts(host, engine, choice.model, choice.reason, os.environ))
-    for note in (choice.note, state.warning):
-        if note:
-            say(note)
-    runner = Runner(Place(host, engine, choice.model), find_bench(engine), SECOND)
-    default = default_setting(facts)
-    return Subject(facts, engine_key(engine), default, runner, state)
+    request = Request(engine=engine_named, model=model_named, profile=False)
+    facts = with_all_means(read_facts(request, state))
+    say_all(facts.note, state.warning)
+    runner = Runner(Place(*facts[:3]), find_bench(facts.engine), SECOND)
+    return Subject(facts, engine_key(facts.engine), default_setting(facts), runner, state)
 
 
 class Seen(NamedTuple):

@@ -13,12 +13,17 @@ from bitnet_tuning.engine.binary import GOMP, LLVM, NONE
 from bitnet_tuning.machine.root import format_list, parse_list
 from bitnet_tuning.plan import setting
 from bitnet_tuning.plan.command import flash_takes_value
-from bitnet_tuning.plan.memory import DEFAULT_UBATCH, HUGE_PAGES, need_of, no_huge, no_lock
+from bitnet_tuning.plan.memory import (
+    DEFAULT_UBATCH,
+    HUGE_PAGES,
+    has_room,
+    need_of,
+    no_huge,
+    no_lock,
+)
 from bitnet_tuning.plan.openmp import BINDING, TUNABLE, WAITING_BY_USER, binds_itself, user_set
 from bitnet_tuning.plan.placement import DISTRIBUTE, ISOLATE, all_usable, usable_nodes
-from bitnet_tuning.plan.setting import Change, Setting
-from bitnet_tuning.plan.threads import MOST_THREADS_ENGINE
-from bitnet_tuning.plan.tuned import has_room
+from bitnet_tuning.plan.setting import MOST_THREADS_ENGINE, Change, Setting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from bitnet_tuning.bench.samples import PP, TG
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.death import Speed, parse_timings
 from bitnet_tuning.plan.command import memory_policy
+from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.openmp import exported
-from bitnet_tuning.plan.request import Request
 from bitnet_tuning.plan.setting import Setting
 
 TYPE_CHECKING = False

@@ -14,7 +14,6 @@ from bitnet_tuning.engine.probe import parse_flags
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.death import failure
 from bitnet_tuning.launch.run import Captured, capture
-from bitnet_tuning.plan.command import apply_setting
 from bitnet_tuning.plan.facts import Facts
 from bitnet_tuning.plan.plan import make_plan
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from bitnet_tuning.engine.find import Engine
     from bitnet_tuning.machine.host import Host
     from bitnet_tuning.model.types import ModelFile
-    from bitnet_tuning.plan.request import Request
+    from bitnet_tuning.plan.facts import Request
     from bitnet_tuning.plan.setting import Setting
 
 
@@ -158,5 +157,4 @@ def run_cli(place: Place, setting: Setting, request: Request, seconds: float) ->
     cannot work together, and for a knob that the cli does not have."""
     check_cli(setting, place.engine.flags)
     facts = Facts(*place, "measured", os.environ)
-    plan = apply_setting(make_plan(request, facts), setting, request, facts)
-    return run_setting(setting, plan.command, seconds)
+    return run_setting(setting, make_plan(request, facts, setting).command, seconds)

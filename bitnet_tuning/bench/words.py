@@ -9,8 +9,8 @@ from bitnet_tuning.bench.runner import TRIES, Patience, Place, run_cli
 from bitnet_tuning.errors import TuningError, UnsupportedError
 from bitnet_tuning.launch.death import failure, parse_timings, shorten
 from bitnet_tuning.model.gguf import read_model
+from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.memory import DEFAULT_UBATCH
-from bitnet_tuning.plan.request import Request
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.verify import selftest
 

@@ -1,4 +1,4 @@
-"""Flags that several programs share, and their checks."""
+"""Flags that several programs share, their checks, and the request that they make."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable
 
 from bitnet_tuning.errors import MissingError, UsageError
-from bitnet_tuning.plan.memory import WAYS
-from bitnet_tuning.plan.request import Request
-from bitnet_tuning.plan.threads import MOST_THREADS_ENGINE
+from bitnet_tuning.plan.facts import Request
+from bitnet_tuning.plan.memory import AUTO, WAYS
+from bitnet_tuning.plan.setting import MOST_THREADS_ENGINE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def columns() -> int:
-    """Of the terminal, as shutil.get_terminal_size has it: COLUMNS, its own word, 80."""
+    """Return the terminal's width, as shutil.get_terminal_size does: COLUMNS, its own word, 80."""
     stated = os.environ.get("COLUMNS", "")
     if stated.isdecimal() and 0 < len(stated) < 6 and int(stated) > 0:
         return int(stated)
@@ -52,7 +52,7 @@ def columns() -> int:
 
 
 def split_extra(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Our own arguments, and what follows ``--`` for the engine.
+    """Return our own arguments, and what follows ``--`` for the engine.
 
     A prompt may look like a flag (``-p -x``), so it is tied to its own one; behind a mark,
     since the argparse of many a Python drops a value ``--`` even so.
@@ -73,7 +73,7 @@ def split_extra(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
 
 
 def integer(low: int, high: int = _INT32) -> Callable[[str], int]:
-    """An argparse type: a whole number from ``low`` to ``high``."""
+    """Return an argparse type: a whole number from ``low`` to ``high``."""
 
     def parse(text: str) -> int:
         if not (text.isascii() and text.removeprefix("-").isdecimal() and len(text) < 20):
@@ -87,7 +87,7 @@ def integer(low: int, high: int = _INT32) -> Callable[[str], int]:
 
 
 def number(low: float, high: float = _INFINITE) -> Callable[[str], float]:
-    """An argparse type: a finite number from ``low`` to ``high``."""
+    """Return an argparse type: a finite number from ``low`` to ``high``."""
 
     def parse(text: str) -> float:
         try:
@@ -103,16 +103,40 @@ def number(low: float, high: float = _INFINITE) -> Callable[[str], float]:
 
 
 def prompt(text: str) -> str:
+    """Check a prompt, as an argparse type, and take the mark of ``split_extra`` off it."""
     text = text.removeprefix(_MARK)
     if not text:
         raise argparse.ArgumentTypeError("the prompt is empty")
     return text
 
 
-def add_upstream(parser: argparse.ArgumentParser, prompt_required: bool) -> None:
-    """The flags of bitnet.cpp's own run_inference.py."""
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that names the engine."""
+    parser.add_argument(
+        "--engine", metavar="PATH", help="llama-cli, a folder that holds it, or `embedded`"
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that names the model."""
+    parser.add_argument("-m", "--model", metavar="FILE", help="model file (GGUF)")
+
+
+def add_no_profile(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that leaves measured profiles out; stored as ``profile``."""
+    parser.add_argument(
+        "--no-profile", dest="profile", action="store_false", help="ignore saved measurements"
+    )
+
+
+def add_run(parser: argparse.ArgumentParser, prompt_required: bool) -> None:
+    """Add the flags of bitnet.cpp's own run_inference.py, and those that all runs have.
+
+    The name that a flag is stored under, here and in ``add_optimized``, is a field of Request
+    wherever there is one.
+    """
     add = parser.add_argument
-    add("-m", "--model", help="model file (GGUF, i2_s)")
+    add_model(parser)
     add("-n", "--n-predict", type=integer(-2), default=128, metavar="N", help="tokens to generate")
     add("-p", "--prompt", type=prompt, required=prompt_required, help="text to continue")
     add(
@@ -120,7 +144,7 @@ def add_upstream(parser: argparse.ArgumentParser, prompt_required: bool) -> None
         type=integer(0, MOST_THREADS_ENGINE),
         default=0,
         metavar="N",
-        help="threads; 0 finds them by itself (default)",
+        help="threads; 0: chosen automatically (default)",
     )
     add(
         *("-c", "--ctx-size"),
@@ -130,39 +154,40 @@ def add_upstream(parser: argparse.ArgumentParser, prompt_required: bool) -> None
         help="context size in tokens",
     )
     add(
-        "-temp",
-        "--temperature",
+        *("-temp", "--temperature"),
         type=number(0),
         default=0.8,
         metavar="T",
         help="sampling temperature",
     )
-    add("-cnv", "--conversation", action="store_true", help="chat; the prompt is the system prompt")
+    add(
+        *("-cnv", "--conversation"),
+        dest="chat",
+        action="store_true",
+        help="chat; the prompt is the system prompt",
+    )
+    add_engine(parser)
+    add_no_profile(parser)
+    add("--dry-run", action="store_true", help="print the command and the reasons; run nothing")
+    add("--json", action="store_true", help="with --dry-run: print the plan as JSON")
 
 
 def root_folder(text: str) -> str:
-    """An argparse type; raises MissingError for what is no folder."""
+    """Check a folder, as an argparse type; raise MissingError for what is none."""
     if not os.path.isdir(text):
         raise MissingError(f"no such folder: {text}", "name one that holds sys and proc")
     return text
 
 
 def add_root(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the flag that names the folder of another machine's facts."""
     parser.add_argument("--root", type=root_folder, default="/", metavar="DIR", help=what)
 
 
-def add_ours(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--engine", metavar="PATH", help="llama-cli, a folder that holds it, or `embedded`")
-    add("--no-profile", action="store_true", help="do as if nothing had been measured here")
-    add("--dry-run", action="store_true", help="print the command and the reasons; run nothing")
-    add("--json", action="store_true", help="with --dry-run: print the plan as JSON")
-
-
 def add_optimized(parser: argparse.ArgumentParser) -> None:
-    """What run_inference_optimized.py takes beyond that."""
+    """Add what run_inference_optimized.py takes beyond that."""
     add = parser.add_argument
-    add("-f", "--file", metavar="FILE", help="read the prompt from a file")
+    add("-f", "--file", dest="prompt_file", metavar="FILE", help="read the prompt from a file")
     add("--top-k", type=integer(0), metavar="K", help="sample from the K likeliest tokens; 0: all")
     add(
         "--top-p",
@@ -180,18 +205,19 @@ def add_optimized(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=integer(-1, (1 << 32) - 1), metavar="N", help="random seed; -1 for any")
     threads = integer(1, MOST_THREADS_ENGINE)
     add("-tb", "--threads-batch", type=threads, metavar="N", help="threads for the prompt")
-    add("--max-threads", type=threads, metavar="N", help="upper bound of found threads (12)")
-    add("-b", "--batch-size", type=integer(1), metavar="N", help="logical batch size")
-    add("-ub", "--ubatch-size", type=integer(1), metavar="N", help="physical batch size")
+    add("--max-threads", type=threads, metavar="N", help="most threads to choose (12)")
+    add("-b", "--batch-size", dest="batch", type=integer(1), metavar="N", help="logical batch")
+    add("-ub", "--ubatch-size", dest="ubatch", type=integer(1), metavar="N", help="micro-batch")
     add(
         "--performance-mode",
+        dest="performance",
         action="store_true",
         help="all that costs something else: spinning threads, fixed CPUs, priority, locked memory",
     )
     add(
         "--memory",
         choices=WAYS,
-        default="auto",
+        default=AUTO,
         help="how the model gets into memory; huge: copied, in huge pages (auto: mapped, or as "
         "was measured best)",
     )
@@ -213,32 +239,11 @@ def add_optimized(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def to_request(options: argparse.Namespace, extra: tuple[str, ...]) -> Request:
-    """The checked command line of either program; raises UsageError."""
+def read_request(parser: Parser, arguments: list[str]) -> tuple[Request, argparse.Namespace]:
+    """Parse the command line of a run; raise UsageError."""
+    ours, extra = split_extra(arguments)
+    options = parser.parse_args(ours)
     if options.json and not options.dry_run:
         raise UsageError("--json shows the plan and goes with --dry-run", "add --dry-run")
-    extended = vars(options).get
-    return Request(
-        prompt=options.prompt,
-        prompt_file=extended("file"),
-        model=options.model,
-        engine=options.engine,
-        n_predict=options.n_predict,
-        ctx_size=options.ctx_size,
-        temperature=options.temperature,
-        threads=options.threads or None,
-        threads_batch=extended("threads_batch"),
-        max_threads=extended("max_threads"),
-        batch=extended("batch_size"),
-        ubatch=extended("ubatch_size"),
-        top_k=extended("top_k"),
-        top_p=extended("top_p"),
-        min_p=extended("min_p"),
-        repeat_penalty=extended("repeat_penalty"),
-        seed=extended("seed"),
-        chat=options.conversation,
-        performance=bool(extended("performance_mode")),
-        memory=None if extended("memory", "auto") == "auto" else options.memory,
-        profile=not options.no_profile,
-        extra=extra,
-    )
+    fields = {name: value for name, value in vars(options).items() if name in Request._fields}
+    return Request(**fields, extra=extra), options

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 
 from bitnet_tuning.bench.ledger import MODES
 from bitnet_tuning.bench.samples import OBJECTIVES
-from bitnet_tuning.cli.arguments import Parser, integer, number
+from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, integer, number
 from bitnet_tuning.console import guarded
 from bitnet_tuning.errors import MissingError, UsageError
-from bitnet_tuning.plan.threads import MOST_THREADS_ENGINE
+from bitnet_tuning.plan.setting import MOST_THREADS_ENGINE
 
 LEAST_BUDGET = 5.0
 _LONGEST = 7 * 24 * 3600.0
@@ -70,9 +70,8 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
 
 
 def _add_subject(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("-m", "--model", help="model file (GGUF)")
-    add("--engine", metavar="PATH", help="llama-cli, a folder that holds it, or `embedded`")
+    add_model(parser)
+    add_engine(parser)
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from bitnet_tuning.cli.arguments import Parser, add_root, columns
+from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_root, columns
 from bitnet_tuning.doctor import examine
 from bitnet_tuning.doctor.case import BAD, GOOD, UNKNOWN, WARN, Finding, as_json, exit_code, summary
 from bitnet_tuning.doctor.gather import gather
@@ -48,8 +48,8 @@ def _parser() -> Parser:
         action=argparse.BooleanOptionalAction,
         help="run the self-test, some seconds (default: yes, but with --root no)",
     )
-    add("--engine", metavar="PATH", help="llama-cli, a folder that holds it, or `embedded`")
-    add("-m", "--model", metavar="FILE", help="model file")
+    add_engine(parser)
+    add_model(parser)
     return parser
 
 

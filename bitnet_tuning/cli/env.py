@@ -14,6 +14,7 @@ from bitnet_tuning.machine.cgroups import read_cgroups
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.root import Root, read_boot_id
+from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.openmp import (
     BINDING,
     BINDING_BY_USER,
@@ -52,7 +53,7 @@ def run(arguments: list[str]) -> int:
         print(as_text(host))
         return 0
     # The shell heeds the user's variables, so the answer is the machine's alone.
-    answer = f"{choose_threads(host, {}, None, None, None).generation} {int(host.quota_binds)}"
+    answer = f"{choose_threads(Request(), host, {}).setting.threads} {int(host.quota_binds)}"
     print(answer)
     if options.keep and may_keep(Root(options.root), options.looked):
         try:
@@ -70,13 +71,13 @@ def as_text(host: Host) -> str:
     environ = os.environ
     mine = {name: value for name, value in environ.items() if name == "BITNET_THREADS"}
     asked = asked_threads(None, mine)
-    decided = choose_threads(host, {}, None, None, None)
-    threads = asked.number if asked else decided.generation
+    decided = choose_threads(Request(), host, {})
+    threads = asked.number if asked else decided.setting.threads
     exports = shell_exports(environ, threads, host.quota_binds)
     names = (*THREAD_COUNTS, *BINDING_BY_USER, *WAITING_BY_USER)
     kept = [name for name in names if user_set(environ, name)]
     lines = {
-        "threads": f"{threads}: {asked.by} says so" if asked else decided.reason,
+        "threads": f"{threads}: {asked.by} says so" if asked else decided.reasons["threads"],
         "exports": " ".join(f"{name}={value}" for name, value in exports.items()) or "nothing",
         "left as you set them": " ".join(kept) or "-",
     }

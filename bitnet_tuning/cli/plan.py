@@ -7,10 +7,6 @@ from bitnet_tuning.cli.run_optimized import optimized_request
 from bitnet_tuning.cli.show import shown
 from bitnet_tuning.prepare import prepare
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    pass
-
 
 def run(arguments: list[str]) -> int:
     parser = Parser(prog="bitnet_tuning plan", description="Show the plan for a run; run nothing.")
@@ -21,5 +17,5 @@ def run(arguments: list[str]) -> int:
         from bitnet_tuning.cli.prompts import run_prompts  # noqa: PLC0415 (most plans have none)
 
         return run_prompts(request, options, options.root)
-    shown(prepare(request, options.root).plan, options)
+    shown(*prepare(request, options.root), options)
     return 0

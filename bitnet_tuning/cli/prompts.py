@@ -10,11 +10,9 @@ from functools import partial
 
 from bitnet_tuning.cli.show import shown
 from bitnet_tuning.console import say
-from bitnet_tuning.engine.instruction_sets import KERNEL_ISA
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
-from bitnet_tuning.launch.death import explain
 from bitnet_tuning.launch.stop import Stop, Stopped
-from bitnet_tuning.prepare import prepare
+from bitnet_tuning.prepare import explain_death, prepare
 from bitnet_tuning.serve.answers import AnswerFile, AnswerStream
 from bitnet_tuning.serve.prompts import parse
 from bitnet_tuning.serve.server import (
@@ -35,8 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from bitnet_tuning.plan.request import Request
-    from bitnet_tuning.prepare import Prepared
+    from bitnet_tuning.plan.facts import Facts, Request
     from bitnet_tuning.serve.answers import Answer
     from bitnet_tuning.serve.prompts import Prompt
     from bitnet_tuning.serve.server import Running
@@ -53,17 +50,19 @@ LINE_SECONDS = 10.0
 def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") -> int:
     """Answer all prompts of a file; return 1 if the engine refused any. Raise TuningError."""
     prompts = parse(_content(options.prompts), request)
-    prepared = prepare(request, root)
-    server = know_server(prepared.engine, State(default_folder(os.environ)))
-    plan, model, request = prepared.plan, prepared.choice.model, prepared.request
+    facts, plan = prepare(request, root)
+    server = know_server(facts.engine, State(default_folder(os.environ)))
+    model, available = facts.model, facts.host.memory.available
     context = context_of(request, model)
-    fitting = fitting_slots(model, context, plan.ubatch, prepared.host.memory.available)
+    fitting = fitting_slots(model, context, plan.setting.ubatch, available)
     slots, reason = choose_slots(options.slots, prompts, fitting)
     if fitting is not None and slots > fitting:
         say(f"warning: {slots} slots may not fit in memory, {fitting} would")
 
     def command(port: int) -> tuple[str, ...]:
-        return server_command(plan, request, server, slots=slots, context=context, port=port)
+        return server_command(
+            plan, request, server, model=model.path, slots=slots, context=context, port=port
+        )
 
     if options.dry_run:
         where = "standard input" if options.prompts == "-" else options.prompts
@@ -74,9 +73,9 @@ def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") 
             "slots": reason,
             "prompts": f"{len(prompts)} in {where}",
         }
-        shown(plan._replace(command=command(SHOWN_PORT), reasons=reasons), options)
+        shown(facts, plan._replace(command=command(SHOWN_PORT), reasons=reasons), options)
         return 0
-    setting = [identity(os.path.realpath(plan.model)), context, request.extra]
+    setting = [identity(os.path.realpath(model.path)), context, request.extra]
     with Stop() as stop, _answers(options, prompts, setting, stop) as answers:
         if isinstance(answers, AnswerFile):
             _resume(answers, options, len(prompts))
@@ -90,7 +89,7 @@ def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") 
             say(f"ended by {stopped}: {_so_far(answers, len(prompts))}")
             return 128 + stopped.number
         except GoneError as gone:
-            _explain(gone, prepared)
+            _explain(gone, facts)
             say(_so_far(answers, len(prompts)))
             return gone.exit_code
         except TuningError:
@@ -164,13 +163,11 @@ def _so_far(answers: AnswerFile | AnswerStream, count: int) -> str:
     return f"{len(answers.answered)} of {count} prompts are answered; {hint} with the rest"
 
 
-def _explain(gone: GoneError, prepared: Prepared) -> None:
+def _explain(gone: GoneError, facts: Facts) -> None:
     lines = gone.last_lines()
     if lines:
         say(f"the server's last lines:\n{lines}")
-    has_kernels = bool(prepared.engine.isa & KERNEL_ISA)
-    size, available = prepared.choice.model.size, prepared.host.memory.available
-    say(explain(gone.code, size, available, has_kernels) or str(gone))
+    say(explain_death(gone.code, facts) or str(gone))
 
 
 @contextmanager

@@ -1,10 +1,10 @@
-"""run_inference.py: upstream's flags, the threads found by itself."""
+"""run_inference.py: upstream's flags, the threads chosen automatically."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bitnet_tuning.cli.arguments import Parser, add_ours, add_upstream, split_extra, to_request
+from bitnet_tuning.cli.arguments import Parser, add_run, read_request
 from bitnet_tuning.cli.show import shown
 from bitnet_tuning.console import guarded
 from bitnet_tuning.prepare import execute, prepare
@@ -16,9 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     parser = Parser(description="Run a prompt with bitnet.cpp, at the speed this machine has.")
-    add_upstream(parser, prompt_required=True)
-    add_ours(parser)
-    ours, extra = split_extra(arguments)
-    options = parser.parse_args(ours)
-    prepared = prepare(to_request(options, extra))
-    return 0 if shown(prepared.plan, options) else execute(prepared).code
+    add_run(parser, prompt_required=True)
+    request, options = read_request(parser, arguments)
+    facts, plan = prepare(request)
+    return 0 if shown(facts, plan, options) else execute(request, facts, plan).code

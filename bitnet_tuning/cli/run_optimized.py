@@ -5,14 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from bitnet_tuning.cli.arguments import (
-    Parser,
-    add_optimized,
-    add_ours,
-    add_upstream,
-    split_extra,
-    to_request,
-)
+from bitnet_tuning.cli.arguments import Parser, add_optimized, add_run, read_request
 from bitnet_tuning.cli.show import shown
 from bitnet_tuning.console import guarded, say
 from bitnet_tuning.errors import UsageError
@@ -20,7 +13,7 @@ from bitnet_tuning.launch.death import Speed, parse_timings
 from bitnet_tuning.launch.program import Outcome
 from bitnet_tuning.machine.clock import SET_PERFORMANCE
 from bitnet_tuning.machine.host import Host
-from bitnet_tuning.plan.request import Request
+from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.prepare import execute, prepare
 
 
@@ -32,26 +25,24 @@ def main(arguments: Sequence[str] | None = None, root: str = "/") -> int:
 def optimized_request(
     parser: Parser, arguments: list[str], stand_in: str | None = None
 ) -> tuple[Request, argparse.Namespace]:
-    """Adds the flags to ``parser`` and reads them; raises UsageError. A ``stand_in`` takes
-    the place of a prompt that is not given."""
-    add_upstream(parser, prompt_required=False)
+    """Add the flags to ``parser`` and read them; raise UsageError. A ``stand_in`` takes the
+    place of a prompt that is not given."""
+    add_run(parser, prompt_required=False)
     add_optimized(parser)
-    add_ours(parser)
-    ours, extra = split_extra(arguments)
-    options = parser.parse_args(ours)
+    request, options = read_request(parser, arguments)
     check_prompts(options)
-    if options.prompt is not None and options.file is not None:
+    if request.prompt is not None and request.prompt_file is not None:
         raise UsageError("argument -f/--file: not together with -p/--prompt")
-    is_given = options.prompt is not None or options.file is not None or options.prompts
-    if not is_given and not options.conversation:
+    is_given = request.prompt is not None or request.prompt_file is not None or options.prompts
+    if not is_given and not request.chat:
         if stand_in is None:
             raise UsageError("argument -p/--prompt: a prompt is needed", "give one with -p or -f")
-        options.prompt = stand_in
-    return to_request(options, extra), options
+        request = request._replace(prompt=stand_in)
+    return request, options
 
 
 def check_prompts(options: argparse.Namespace) -> None:
-    """Raises UsageError for what does not go with ``--prompts``, or not without."""
+    """Raise UsageError for what does not go with ``--prompts``, or not without."""
     if options.prompts is None:
         ours = (
             ("-o/--output", options.output is not None),
@@ -64,8 +55,8 @@ def check_prompts(options: argparse.Namespace) -> None:
         return
     others = (
         ("-p/--prompt", options.prompt is not None),
-        ("-f/--file", options.file is not None),
-        ("-cnv/--conversation", options.conversation),
+        ("-f/--file", options.prompt_file is not None),
+        ("-cnv/--conversation", options.chat),
     )
     for flag, is_given in others:
         if is_given:
@@ -86,20 +77,20 @@ def _run(arguments: list[str], root: str) -> int:
         from bitnet_tuning.cli.prompts import run_prompts  # noqa: PLC0415 (a run has none)
 
         return run_prompts(request, options, root)
-    prepared = prepare(request, root)
-    if shown(prepared.plan, options):
+    facts, plan = prepare(request, root)
+    if shown(facts, plan, options):
         return 0
     if not options.quiet:
-        say(f"threads {prepared.plan.reasons['threads']}")
-        say(governor_line(prepared.host))
-    outcome = execute(prepared, quiet=options.quiet, keep_log=options.stats)
+        say(f"threads {plan.reasons['threads']}")
+        say(governor_line(facts.host))
+    outcome = execute(request, facts, plan, quiet=options.quiet, keep_log=options.stats)
     if options.stats:
         say(stats_line(outcome, request))
     return outcome.code
 
 
 def governor_line(host: Host) -> str:
-    """The governor, and what to do where it may hold the clock down."""
+    """Return the governor, and what to do where it may hold the clock down."""
     if host.governor == "performance":
         return "governor performance"
     if host.governor:
@@ -110,7 +101,7 @@ def governor_line(host: Host) -> str:
 
 
 def stats_line(outcome: Outcome, request: Request) -> str:
-    """The engine's own figures, and our clock's for the first token."""
+    """Return the engine's own figures, and our clock's for the first token."""
     timings = parse_timings(outcome.log.decode("utf-8", "replace"))
     if timings.prompt is None and timings.generation is None:
         return f"the engine printed no timings; {_first_token(outcome.first_token, request)}"

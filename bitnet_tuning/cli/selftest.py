@@ -6,7 +6,7 @@ import json
 import os
 from typing import Any
 
-from bitnet_tuning.cli.arguments import Parser
+from bitnet_tuning.cli.arguments import Parser, add_engine
 from bitnet_tuning.console import say
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.prepare import find_engine
@@ -21,7 +21,7 @@ def run(arguments: list[str]) -> int:
         prog="bitnet_tuning selftest",
         description="Run the demo model through an engine and compare its words.",
     )
-    parser.add_argument("--engine", metavar="PATH", help="llama-cli, its folder, or `embedded`")
+    add_engine(parser)
     parser.add_argument("--model", metavar="FILE", help="another file of the demo model")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Show a plan: as JSON, or as a shell line with the reasons."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import textwrap
 
 from bitnet_tuning.cli.arguments import columns
 from bitnet_tuning.machine.root import format_list
-from bitnet_tuning.plan.facts import Plan
+from bitnet_tuning.plan.facts import Facts, Plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,28 +19,36 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def plan_facts(plan: Plan) -> dict[str, Any]:
-    """What other programs may rely on."""
+def shown(facts: Facts, plan: Plan, options: argparse.Namespace) -> bool:
+    """Print the plan if only that was asked for, and return whether it was."""
+    if options.dry_run:
+        show_plan(facts, plan, options.json)
+    return bool(options.dry_run)
+
+
+def plan_facts(facts: Facts, plan: Plan) -> dict[str, Any]:
+    """Return what other programs may rely on."""
+    setting = plan.setting
     return {
         "command": list(plan.command),
-        "env": plan.env,
-        "cpus": None if plan.cpus is None else format_list(plan.cpus),
-        "threads": plan.threads,
-        "threads_batch": plan.threads_batch,
+        "env": dict(setting.env),
+        "cpus": None if setting.cpus is None else format_list(setting.cpus),
+        "threads": setting.threads,
+        "threads_batch": setting.threads_batch,
         "batch": plan.batch,
-        "ubatch": plan.ubatch,
-        "engine": plan.engine,
-        "model": plan.model,
+        "ubatch": setting.ubatch,
+        "engine": facts.engine.path,
+        "model": facts.model.path,
         "reasons": plan.reasons,
     }
 
 
-def show_plan(plan: Plan, as_json: bool) -> None:
-    """JSON, or a line for a shell on stdout with the reasons on stderr."""
+def show_plan(facts: Facts, plan: Plan, as_json: bool) -> None:
+    """Print JSON, or a line for a shell on stdout with the reasons on stderr."""
     if sys.stdout is None:  # closed: nobody wants to see it
         return
     if as_json:
-        print(json.dumps(plan_facts(plan), indent=2), flush=True)
+        print(json.dumps(plan_facts(facts, plan), indent=2), flush=True)
         return
     # A prompt may hold bytes that no encoding has; they go out as they came in.
     sys.stdout.buffer.write(os.fsencode(shell_line(plan)) + b"\n")
@@ -50,7 +58,7 @@ def show_plan(plan: Plan, as_json: bool) -> None:
 
 
 def reasons_text(reasons: dict[str, str]) -> str:
-    """A paragraph per field, as wide as the terminal."""
+    """Return a paragraph per field, as wide as the terminal."""
     width = max(len(field) for field in reasons) + 2
     line = max(40 + width, min(100, columns()))
     return "\n".join(
@@ -67,19 +75,11 @@ def reasons_text(reasons: dict[str, str]) -> str:
 
 
 def shell_line(plan: Plan) -> str:
-    """A command that can be pasted into a POSIX shell."""
-    words = [f"{name}={shlex.quote(value)}" for name, value in plan.env.items()]
-    if plan.cpus is not None:
-        words += ["taskset", "-c", format_list(plan.cpus)]
-    if plan.nice:
-        words += ["nice", "-n", str(plan.nice)]
+    """Return a command that can be pasted into a POSIX shell."""
+    setting = plan.setting
+    words = [f"{name}={shlex.quote(value)}" for name, value in setting.env]
+    if setting.cpus is not None:
+        words += ["taskset", "-c", format_list(setting.cpus)]
+    if setting.nice:
+        words += ["nice", "-n", str(setting.nice)]
     return " ".join([*words, shlex.join(plan.command)])
-
-
-def shown(plan: Plan, options: argparse.Namespace) -> bool:
-    """Whether only the plan was asked for; it is printed then."""
-    if not options.dry_run:
-        return False
-
-    show_plan(plan, options.json)
-    return True

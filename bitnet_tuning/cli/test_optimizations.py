@@ -22,19 +22,15 @@ from bitnet_tuning.bench.upstream import (
     trial_sizes,
 )
 from bitnet_tuning.bench.words import Checker
-from bitnet_tuning.cli.arguments import Parser, number
+from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_no_profile, number
 from bitnet_tuning.console import guarded, say
 from bitnet_tuning.errors import TuningError
-from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.root import Root
-from bitnet_tuning.plan.command import setting_of
-from bitnet_tuning.plan.facts import Facts, Plan
+from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.plan import make_plan
-from bitnet_tuning.plan.profile import load as load_profile
-from bitnet_tuning.plan.request import Request
 from bitnet_tuning.plan.setting import UPSTREAM as UPSTREAM_SETTING
 from bitnet_tuning.plan.setting import Setting, as_json
-from bitnet_tuning.prepare import find_pair, with_means
+from bitnet_tuning.prepare import read_facts, say_all
 from bitnet_tuning.store.state import State, default_folder
 from bitnet_tuning.verify import checks
 from bitnet_tuning.verify.checks import FAIL, PASS, SKIP, Line
@@ -79,7 +75,8 @@ def _run(arguments: list[str]) -> int:
     subject = _find(options, state)
     lines = []
     if not options.json:
-        print(f"engine {subject.plan.engine}\nmodel  {subject.plan.model}", flush=True)
+        facts = subject.facts
+        print(f"engine {facts.engine.path}\nmodel  {facts.model.path}", flush=True)
     for line in _answers(subject, options, lambda: time.monotonic() - started):
         lines.append(line)
         if not options.json:
@@ -100,33 +97,31 @@ def _read(arguments: list[str]) -> argparse.Namespace:
         "SKIP, with the reason. Exits with 1 for any FAIL.",
     )
     add = parser.add_argument
-    add("-m", "--model", help="model file (GGUF)")
-    add("--engine", metavar="PATH", help="llama-cli, a folder that holds it, or `embedded`")
+    add_model(parser)
+    add_engine(parser)
     times = f"time to spend ({SECONDS:g}; with a model of a few MB {SMALL_SECONDS:g})"
     add("--performance-mode", action="store_true", help="look at the plan of performance mode")
     add("--seconds", type=number(1, 3600), metavar="S", help=times)
     add("--no-speed", action="store_true", help="leave out the comparison of speeds")
-    add("--no-profile", action="store_true", help="do as if nothing had been measured here")
+    add_no_profile(parser)
     add("--json", action="store_true", help="print JSON")
     return parser.parse_args(arguments)
 
 
 def _find(options: argparse.Namespace, state: State) -> Subject:
     """Raises TuningError."""
-    engine, choice = find_pair(options.engine, options.model, state)
-    host, model = read_host(), choice.model
-    profile = None if options.no_profile else load_profile(state, host, engine, model)
-    facts = Facts(host, engine, model, choice.reason, os.environ, profile=profile)
-    if choice.note:
-        say(choice.note)
-    request = Request(performance=options.performance_mode)
-    facts = with_means(facts, request)
+    request = Request(
+        engine=options.engine,
+        model=options.model,
+        performance=options.performance_mode,
+        profile=options.profile,
+    )
+    facts = read_facts(request, state)
     plan = make_plan(request, facts)
-    for warning in plan.warnings:
-        say(warning)
-    bench = find_bench(engine)
-    setting = measurable(setting_of(plan), bench)
-    return Subject(facts, plan, setting, Runner(Place(host, engine, model), bench, FIRST))
+    say_all(facts.note, *plan.warnings)
+    bench = find_bench(facts.engine)
+    setting = measurable(plan.setting, bench)
+    return Subject(facts, plan, setting, Runner(Place(*facts[:3]), bench, FIRST))
 
 
 def _answers(
@@ -135,7 +130,7 @@ def _answers(
     """``spent`` tells the seconds since the start."""
     facts, plan = subject.facts, subject.plan
     alone = make_plan(Request(), facts._replace(environ={}, profile=None))
-    yield checks.detected(plan, alone.threads, facts.host)
+    yield checks.detected(plan, alone.setting.threads, facts.host)
     run = _first_runs(subject)
     rate = max(run.samples.get(TG, (LIKELY_RATE,)))
     watched = _watched(facts, rate, options.performance_mode)
@@ -183,13 +178,13 @@ def _watched(facts: Facts, rate: float, performance: bool) -> Watched:
         watched = watch(plan, Root(), checks.asks_huge(plan), nodes)
         if watched.problem == TOO_SOON:
             rate *= RATE_MARGIN
-        elif watched.process is None or len(watched.workers) >= plan.threads:
+        elif watched.process is None or len(watched.workers) >= plan.setting.threads:
             break
     return watched
 
 
 def _output(subject: Subject) -> Line:
-    facts, setting = subject.facts, setting_of(subject.plan)
+    facts, setting = subject.facts, subject.plan.setting
     try:
         report = run_selftest(facts.engine, facts.host)
         default = default_setting(facts)
@@ -209,7 +204,7 @@ def _speed(subject: Subject, first: Run, seconds: float) -> Line:
     if first.problem is not None:
         return speed_line(Trial((), first), seconds)
     say(f"comparing speeds for {max(1.0, seconds):.0f} s")
-    if subject.setting != setting_of(subject.plan):
+    if subject.setting != subject.plan.setting:
         say(UNLOCKED)
     other = runner.measure(UPSTREAM, settings[UPSTREAM], (TG,))
     if other.problem is not None:
@@ -229,11 +224,10 @@ def summary(lines: Sequence[Line]) -> str:
 
 def _document(subject: Subject, lines: Sequence[Line], seconds: float) -> dict[str, Any]:
     """``lines`` by their names: state, reason, and the figures where there are some."""
-    plan = subject.plan
     return {
-        "engine": plan.engine,
-        "model": plan.model,
-        "setting": as_json(setting_of(plan)),
+        "engine": subject.facts.engine.path,
+        "model": subject.facts.model.path,
+        "setting": as_json(subject.plan.setting),
         "passed": not any(line.state == FAIL for line in lines),
         "seconds": round(seconds, 3),
         "lines": [line._asdict() for line in lines],

@@ -9,7 +9,8 @@ from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.conditions import Conditions
 from bitnet_tuning.machine.memory import HugePages, Memory
 from bitnet_tuning.machine.warnings import MachineWarning, warnings_before
-from bitnet_tuning.plan.threads import Threads, choose_threads
+from bitnet_tuning.plan.facts import Plan, Request
+from bitnet_tuning.plan.threads import choose_threads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,15 +89,15 @@ class Case(NamedTuple):
         return None if isinstance(self.profile, TuningError) else self.profile
 
     @property
-    def computed(self) -> Threads:
+    def computed(self) -> Plan:
         """The threads that the facts alone lead to, whatever the environment says."""
-        return choose_threads(self.host, {}, None, None, None)
+        return choose_threads(Request(), self.host, {})
 
     @property
     def wanted_threads(self) -> int:
         """Threads for generation: the measured number, else the computed one."""
         profile = self.known_profile
-        return profile.setting.threads if profile and profile.setting else self.computed.generation
+        return ((profile and profile.setting) or self.computed.setting).threads
 
     @property
     def model_size(self) -> int:

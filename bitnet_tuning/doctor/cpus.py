@@ -6,6 +6,7 @@ from bitnet_tuning.doctor.case import BENCHMARK, Case, Check, Finding, bad, good
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.machine.warnings import QUOTA, THROTTLED_SHARE
+from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.openmp import THREAD_COUNTS, binds_itself, exported
 from bitnet_tuning.plan.threads import Asked, asked_threads, choose_threads
 
@@ -16,13 +17,13 @@ def _threads(case: Case) -> Finding:
     """Raise UsageError for a senseless BITNET_THREADS."""
     asked, wanted, computed = asked_threads(None, case.environ), case.wanted_threads, case.computed
     if asked is None:
-        measured = wanted != computed.generation
-        reason = f"{wanted}, as measured" if measured else computed.reason
+        measured = wanted != computed.setting.threads
+        reason = f"{wanted}, as measured" if measured else computed.reasons["threads"]
         return _exported(case, wanted) or good(reason)
     variable, quota = _variable(asked), case.host.quota
     remedy = f"unset {variable}, or set it to {wanted}"
     if asked.number > len(case.host.allowed) or (quota is not None and asked.number > quota):
-        (warning,) = choose_threads(case.host, case.environ, None, None, None).warnings
+        (warning,) = choose_threads(Request(), case.host, case.environ).warnings
         return bad(warning, remedy)
     if asked.number < wanted:
         worse = bad if 2 * asked.number <= wanted else warn
@@ -38,7 +39,7 @@ def _variable(asked: Asked) -> str:
 def _exported(case: Case, wanted: int) -> Finding | None:
     """Warn of what bitnet-env.sh exported elsewhere and does not fit here."""
     count = case.environ.get(THREAD_COUNTS[0])
-    if not exported(case.environ) or count in (str(wanted), str(case.computed.generation)):
+    if not exported(case.environ) or count in (str(wanted), str(case.computed.setting.threads)):
         return None
     return warn(
         f"bitnet-env.sh exported {count} threads, {wanted} suit this machine: these scripts "
@@ -104,8 +105,8 @@ def _hybrid(case: Case) -> Finding:
         text = (
             f"{kinds.performance_cores} performance and {kinds.efficiency_cores} efficiency cores"
         )
-        if not (binds_itself(case.environ) and case.computed.cpus):
-            return good(f"{text}; {case.computed.cpus_reason}")
+        if not (binds_itself(case.environ) and case.computed.setting.cpus):
+            return good(f"{text}; {case.computed.reasons['cpus']}")
         return warn(
             f"{text}: your own binding keeps threads from being put on fast cores",
             "unset OMP_PROC_BIND OMP_PLACES GOMP_CPU_AFFINITY KMP_AFFINITY",

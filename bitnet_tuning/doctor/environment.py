@@ -46,7 +46,7 @@ def _is_zero(case: Case, name: str) -> bool:
 
 def _limit(case: Case) -> Finding:
     text = _value(case, "OMP_THREAD_LIMIT")
-    wanted = max(case.wanted_threads, case.computed.prompt)
+    wanted = max(case.wanted_threads, case.computed.setting.threads_batch)
     if not text:
         return good("no OMP_THREAD_LIMIT")
     if not text.isdecimal() or len(text) > 9:

@@ -1,4 +1,5 @@
-"""How much memory a run takes at most, and in which way its model is read; pure.
+"""How much memory a run takes at most, how many tokens of a prompt are computed at once, and
+how the model is read; pure.
 
 The sums hold for bitnet.cpp with the 2B model to the megabyte: 1125 MiB of model, 150 MiB of
 cache for 2048 tokens, 255.5 MiB of buffers with a micro-batch of 512, 31.9 with one of 64.
@@ -14,15 +15,53 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from bitnet_tuning.machine.host import Host
     from bitnet_tuning.machine.limits import Privileges
     from bitnet_tuning.machine.memory import HugePages
     from bitnet_tuning.model.types import ModelFile
-    from bitnet_tuning.plan.facts import Facts
-    from bitnet_tuning.plan.request import Request
+    from bitnet_tuning.plan.facts import Facts, Plan, Request
+    from bitnet_tuning.plan.setting import Setting
 
+
+AUTO, MAPPED, LOCKED, COPIED, HUGE = WAYS = ("auto", "mmap", "locked", "copy", "huge")
+"""How a model may get into memory, as --memory has it."""
+
+BY_DEFAULT = "mapped: its pages are shared with the page cache and can be dropped"
+"""What that comes to where nothing else is asked for."""
+
+RESIDENT_SHARE = 0.8
+"""Of the available memory, which a run with a locked or copied model may take."""
+
+TUNABLES = "GLIBC_TUNABLES"
+HUGE_PAGES = {TUNABLES: "glibc.malloc.hugetlb=1"}
+"""Makes glibc's malloc ask for transparent huge pages (its manual, Memory Allocation
+Tunables). 2 would take pages from a pool that an administrator reserved."""
+
+FIRST_GLIBC = (2, 35)
+"""The first version that knows the tunable."""
+
+DEFAULT_BATCH = 2048
+"""llama.cpp's own logical batch, in tokens."""
 
 DEFAULT_UBATCH = 512
 """llama.cpp's own micro-batch, in tokens."""
+
+LEAST_UBATCH = 64
+"""Tokens. llama.cpp pads a context's mask to 32 (GGML_KQ_MASK_PAD), in some releases to 64,
+and refuses or enlarges batches below that."""
+
+BYTES_PER_TOKEN = 4.0
+"""Of English text with a vocabulary of a hundred thousand or more; for the estimate that is
+shown. What is decided rests on the bound of one byte."""
+
+_SPECIAL = 8
+"""Tokens that a template or the model's beginning may add, at most."""
+
+_BATCH_SHARE = 0.9
+"""Of the available memory, which cache and buffers should stay below."""
+
+_USUAL_CONTEXT = 2048
+"""Tokens, as run_inference.py has it by default."""
 
 _F32 = 4
 _UNSTATED_CONTEXT = 4096
@@ -43,27 +82,28 @@ class Need(NamedTuple):
         return self.model + self.cache + self.buffers
 
 
-def need_of(model: ModelFile, ctx_size: int, ubatch: int | None, sequences: int = 1) -> Need:
-    """For a context of ``ctx_size`` tokens (0: the model's own) in each of ``sequences``."""
-    context = sequences * (ctx_size or model.context_length or _UNSTATED_CONTEXT)
+def need_of(model: ModelFile, ctx_size: int, ubatch: int | None) -> Need:
+    """Return what a run takes with a context of ``ctx_size`` tokens; 0 is the model's own."""
+    context = ctx_size or model.context_length or _UNSTATED_CONTEXT
     return Need(model.size, cache_bytes(model, context), buffer_bytes(model, context, ubatch))
 
 
 def cache_bytes(model: ModelFile, tokens: int) -> int:
-    """Of the keys and values of so many tokens, in F16. Without a word on its attention heads
-    a model counts as one without shared ones, which takes most."""
+    """Return the bytes of so many tokens' keys and values, in F16. Without a word on its
+    attention heads a model counts as one without shared ones, which takes most."""
     width = model.kv_width or 2 * (model.embedding_length or 0)
     return tokens * (model.layers or 0) * width * 2
 
 
 def buffer_bytes(model: ModelFile, context: int, ubatch: int | None) -> int:
-    """The widest results of a step: logits, or every head's weights over the context."""
+    """Return the bytes of a step's widest results: logits, or every head's weights over the
+    context."""
     widest = max(model.vocabulary or 0, (model.heads or 0) * context)
     return _F32 * (ubatch or DEFAULT_UBATCH) * (widest + (model.embedding_length or 0))
 
 
 def sum_text(need: Need, available: int | None) -> str:
-    """The sum, and what it is held against, for people."""
+    """Return the sum, and what it is held against, for people."""
     parts = (("model", need.model), ("cache", need.cache), ("buffers", need.buffers))
     terms = " + ".join(f"{name} {_mebibytes(size)}" for name, size in parts)
     held = "not known" if available is None else f"{_mebibytes(available)} MiB"
@@ -71,7 +111,7 @@ def sum_text(need: Need, available: int | None) -> str:
 
 
 def fits(need: Need, available: int | None, share: float) -> bool:
-    """Whether the sum takes at most ``share`` of what is available, which must be known."""
+    """Return whether the sum takes at most ``share`` of what is available, which must be known."""
     return available is not None and need.total <= share * available
 
 
@@ -79,31 +119,82 @@ def _mebibytes(size: int) -> int:
     return -(-size // MEBIBYTE)
 
 
-LOCK_SHARE = 0.8
-"""Of the available memory, which a run with a locked model may take."""
-
-COPY_SHARE = 0.8
-"""Of the available memory, which a run with a copied model may take."""
-
-TUNABLES = "GLIBC_TUNABLES"
-HUGE_PAGES = {TUNABLES: "glibc.malloc.hugetlb=1"}
-"""Makes glibc's malloc ask for transparent huge pages (its manual, Memory Allocation
-Tunables). 2 would take pages from a pool that an administrator reserved."""
-
-FIRST_GLIBC = (2, 35)
-"""That knows the tunable."""
+def has_room(host: Host, model: ModelFile) -> bool:
+    """Return whether the model may be read without mmap, with a context of usual length."""
+    need = need_of(model, min(_USUAL_CONTEXT, model.context_length or _USUAL_CONTEXT), None)
+    return fits(need, host.memory.available, RESIDENT_SHARE)
 
 
-def choose_loading(
-    request: Request, facts: Facts, flags: frozenset[str], need: Need, lock: bool
-) -> Loading:
-    """``flags`` are those of the program that will run; ``lock`` says that the model is to be
-    locked where that is safe. What was asked for and cannot be had is a warning."""
-    wanted = request.memory or AUTO
-    available = facts.host.memory.available
+def choose_batch(plan: Plan, request: Request, facts: Facts) -> Plan:
+    """Return the plan with its batch and micro-batch.
+
+    A micro-batch that holds the whole prompt computes it as a larger one would, token for
+    token: only buffers get smaller. One that cuts the prompt may round differently, so it
+    comes from a measurement, which compares greedy texts, or from want of memory, and is said.
+    """
+    model, available = facts.model, facts.host.memory.available
+    length = request.prompt_bytes(facts.prompt_file_bytes)
+    default = "the engine's own default"
+    has_flag = "-ub" in facts.engine.flags_for(request.chat)
+    if request.batch or request.ubatch or not has_flag:
+        default += "" if has_flag else ": it has no flag for it"
+        why = "as --batch-size says" if request.batch else default
+        why_ubatch = "as --ubatch-size says" if request.ubatch else default
+        return _sized(plan, request.batch, request.ubatch, why, why_ubatch)
+    if length is not None and length + _SPECIAL <= DEFAULT_UBATCH // 2:
+        size = max(LEAST_UBATCH, 1 << (length + _SPECIAL - 1).bit_length())
+        saved = need_of(model, 0, DEFAULT_UBATCH).buffers - need_of(model, 0, size).buffers
+        why = (
+            f"{size}: the prompt of {length} bytes (about {estimate(length)} tokens) fits in it "
+            f"whole; its buffers are {saved // MEBIBYTE} MiB smaller"
+        )
+        return _sized(plan, size, size, why)
+
+    def held(ubatch: int) -> Need:
+        """A mapped model does not count: its pages give way."""
+        return need_of(model, request.ctx_size, ubatch)._replace(model=0)
+
+    if available is None or fits(held(DEFAULT_UBATCH), available, _BATCH_SHARE):
+        known = f"the prompt has about {estimate(length)} tokens" if length is not None else ""
+        why = known or "the prompt's length is not known before it starts"
+        return _sized(plan, None, None, f"{default}: {why}")
+    size = DEFAULT_UBATCH // 2
+    while size > LEAST_UBATCH and not fits(held(size), available, _BATCH_SHARE):
+        size //= 2
+    warning = f"micro-batch {size} instead of {DEFAULT_UBATCH} for want of memory"
+    why = f"{size}, for want of memory: {sum_text(held(size), available)}"
+    plan = plan.updated(plan.setting, {}, (f"{warning}: long prompts take longer",))
+    return _sized(plan, size, size, why)
+
+
+def _sized(
+    plan: Plan, batch: int | None, ubatch: int | None, why: str, why_ubatch: str | None = None
+) -> Plan:
+    reasons = {"batch": why, "ubatch": why_ubatch or why}
+    return plan._replace(batch=batch).updated(plan.setting._replace(ubatch=ubatch), reasons)
+
+
+def with_setting(plan: Plan, setting: Setting, request: Request) -> Plan:
+    """Return the plan with another setting, and a logical batch that its micro-batch fits in:
+    engines cut a micro-batch down to theirs."""
+    if setting.ubatch == plan.setting.ubatch:
+        return plan._replace(setting=setting)
+    needed = setting.ubatch if (setting.ubatch or 0) > DEFAULT_BATCH else None
+    return plan._replace(setting=setting, batch=request.batch or needed)
+
+
+def estimate(prompt_bytes: int) -> int:
+    """Return how many tokens a text of so many bytes is likely to have."""
+    return max(1, round(prompt_bytes / BYTES_PER_TOKEN))
+
+
+def choose_loading(plan: Plan, request: Request, facts: Facts, need: Need) -> Plan:
+    """Return the plan with the way the model gets into memory. What was asked for and cannot
+    be had is a warning."""
+    flags, available = facts.engine.flags_for(request.chat), facts.host.memory.available
+    wanted, setting = request.memory, plan.setting
     warnings: list[str] = []
-    said = [BY_DEFAULT]
-    copied, env = False, {}
+    said = BY_DEFAULT
     if wanted in (COPIED, HUGE):
         refused = no_copy(flags, need, available)
         if refused is None and wanted == HUGE:
@@ -111,30 +202,28 @@ def choose_loading(
         if refused:
             warnings.append(refused)
         else:
-            copied, env = True, dict(HUGE_PAGES) if wanted == HUGE else {}
-            said = ["copied into memory" + (" in huge pages" if env else "")]
-    locked = wanted == LOCKED or (lock and wanted != MAPPED)
-    if locked:
+            setting = setting._replace(mmap=False).with_env(HUGE_PAGES if wanted == HUGE else {})
+            said = "copied into memory" + (" in huge pages" if wanted == HUGE else "")
+    if wanted == LOCKED or (request.performance and wanted != MAPPED):
         refused = no_lock(flags, need, available, facts.privileges)
         if refused:
             warnings.append(refused)
-            locked = False
-        said.append("the model stays unlocked" if refused else "locked, so that none is swapped")
-    reason = f"{'; '.join(said)}; {sum_text(need, available)}"
-    return Loading(False if copied else None, locked, env, reason, tuple(warnings))
+        setting = setting._replace(mlock=refused is None)
+        said += "; the model stays unlocked" if refused else "; locked, so that none is swapped"
+    return plan.updated(setting, {"memory": f"{said}; {sum_text(need, available)}"}, warnings)
 
 
 def no_copy(flags: frozenset[str], need: Need, available: int | None) -> str | None:
-    """Why the model is not read without mmap, or None where it may be."""
+    """Return why the model is not read without mmap, or None where it may be."""
     if not flags & {"--no-mmap", "--load-mode"}:
         return "the model is mapped: this engine cannot read it otherwise"
-    if not fits(need, available, COPY_SHARE):
+    if not fits(need, available, RESIDENT_SHARE):
         return f"the model is mapped, not copied: too little memory ({sum_text(need, available)})"
     return None
 
 
 def no_huge(huge: HugePages | None, environ: Mapping[str, str]) -> str | None:
-    """Why malloc cannot be made to use huge pages, or None where it can."""
+    """Return why malloc cannot be made to use huge pages, or None where it can."""
     if huge is None or huge.glibc is None:
         return "no huge pages: they are asked for through glibc, which this system has not"
     if huge.glibc < FIRST_GLIBC:
@@ -153,11 +242,11 @@ def no_huge(huge: HugePages | None, environ: Mapping[str, str]) -> str | None:
 def no_lock(
     flags: frozenset[str], need: Need, available: int | None, privileges: Privileges | None
 ) -> str | None:
-    """Why the model is not locked in memory, or None where that is allowed and safe."""
+    """Return why the model is not locked in memory, or None where that is allowed and safe."""
     limit = privileges.lockable if privileges else 0
     if not flags & {"--mlock", "--load-mode"}:
         return "the model is not locked in memory: this engine cannot"
-    if not fits(need, available, LOCK_SHARE):
+    if not fits(need, available, RESIDENT_SHARE):
         return (
             "the model is not locked in memory: too little is available "
             f"({sum_text(need, available)})"
@@ -168,21 +257,3 @@ def no_lock(
             f"(ulimit -l), the model has {-(-need.model // MEBIBYTE)}"
         )
     return None
-
-
-AUTO, MAPPED, LOCKED, COPIED, HUGE = WAYS = ("auto", "mmap", "locked", "copy", "huge")
-"""How a model may get into memory, as --memory has it."""
-
-BY_DEFAULT = "mapped: its pages are shared with the page cache and can be dropped"
-"""What that comes to where nothing else is asked for."""
-
-
-class Loading(NamedTuple):
-    """How the model gets into memory."""
-
-    mmap: bool | None
-    """None where the engine maps the file as it does by itself."""
-    mlock: bool
-    env: dict[str, str]
-    reason: str
-    warnings: tuple[str, ...] = ()

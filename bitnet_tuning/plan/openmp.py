@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bitnet_tuning.engine.binary import GOMP, LLVM, MSVC, NONE
-from bitnet_tuning.namedtuple import NamedTuple
 
 THREAD_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 BINDING = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
@@ -41,13 +40,6 @@ TUNABLE = frozenset(
 """All that a measured setting may bring into an engine's environment."""
 
 
-class OpenMP(NamedTuple):
-    """Variables to set for the engine, and why."""
-
-    variables: dict[str, str]
-    reason: str
-
-
 def choose_variables(
     runtime: str | None,
     blas: tuple[str, ...],
@@ -56,9 +48,9 @@ def choose_variables(
     environ: Mapping[str, str],
     *,
     moved: bool = False,
-) -> OpenMP:
-    """What to set for an engine with this OpenMP ``runtime`` (None: not known). ``moved`` says
-    that the engine binds its threads to NUMA nodes by itself.
+) -> tuple[dict[str, str], str]:
+    """Return the variables to set for an engine with this OpenMP ``runtime`` (None: not
+    known), and why. ``moved`` says that the engine binds its threads to NUMA nodes by itself.
 
     Nothing that the user set is set again; a variable that the engine ignores is left out.
     """
@@ -69,27 +61,25 @@ def choose_variables(
         reasons += ["threads not bound: the engine moves them to its nodes"] if moved else []
         reasons += [f"threads not bound: you set {name}" for name in _set(environ, BINDING_BY_USER)]
     if runtime == LLVM:
-        waiting = _waiting(quota_binds, environ)
-        wanted |= waiting.variables
-        reasons.append(waiting.reason)
+        waiting, reason = _waiting(quota_binds, environ)
+        wanted |= waiting
+        reasons.append(reason)
     kept = _set(environ, tuple(name for name in wanted if environ.get(name) != wanted[name]))
     if kept:
         reasons.append(f"{', '.join(kept)} as you set it")
-    return OpenMP(
-        {name: value for name, value in wanted.items() if not user_set(environ, name)},
-        "; ".join(reasons),
-    )
+    ours = {name: value for name, value in wanted.items() if not user_set(environ, name)}
+    return ours, "; ".join(reasons)
 
 
-def _waiting(quota_binds: bool, environ: Mapping[str, str]) -> OpenMP:
-    """How long LLVM's threads spin. KMP_BLOCKTIME outranks the other ways to say it."""
+def _waiting(quota_binds: bool, environ: Mapping[str, str]) -> tuple[dict[str, str], str]:
+    """Decide how long LLVM's threads spin. KMP_BLOCKTIME outranks the other ways to say it."""
     chosen = _set(environ, WAITING_BY_USER)
     if chosen:
-        return OpenMP({}, f"how threads wait is yours: you set {', '.join(chosen)}")
+        return {}, (f"how threads wait is yours: you set {', '.join(chosen)}")
     if quota_binds:
-        return OpenMP({}, "KMP_BLOCKTIME is left alone: spinning would use up the CPU quota")
+        return {}, ("KMP_BLOCKTIME is left alone: spinning would use up the CPU quota")
     reason = "KMP_BLOCKTIME keeps its threads awake between tokens"
-    return OpenMP({"KMP_BLOCKTIME": BLOCKTIME_MS}, reason)
+    return {"KMP_BLOCKTIME": BLOCKTIME_MS}, reason
 
 
 def waits_by_user(environ: Mapping[str, str]) -> list[str]:
@@ -157,7 +147,7 @@ def shell_exports(environ: Mapping[str, str], threads: int, quota_binds: bool) -
     if "OMP_NUM_THREADS" in own or len(counts) < 2 or equal:
         counts = {}
     binding = _binding(own) if own.get("BITNET_ENV_BIND") == "1" else {}
-    waiting = _waiting(quota_binds, own).variables
+    waiting, _ = _waiting(quota_binds, own)
     mark = {MARK: str(threads)} if counts and not (binding or waiting) else {}
     groups = [group for group in (counts, binding, waiting, mark) if group]
     return {**counts, **binding, **waiting, **mark} if len(groups) > 1 else {}

@@ -11,16 +11,15 @@ from __future__ import annotations
 from bitnet_tuning.console import MEBIBYTE
 from bitnet_tuning.engine.binary import NONE
 from bitnet_tuning.machine.root import format_list
-from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.memory import Need
 from bitnet_tuning.plan.openmp import ACTIVE, binds_itself, waits_by_user
+from bitnet_tuning.plan.threads import asked_threads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.machine.host import Host
     from bitnet_tuning.machine.topology import Core, Node
-    from bitnet_tuning.plan.facts import Facts
-    from bitnet_tuning.plan.threads import Threads
+    from bitnet_tuning.plan.facts import Facts, Plan, Request
 
 
 DISTRIBUTE, ISOLATE, NUMACTL = "distribute", "isolate", "numactl"
@@ -32,33 +31,36 @@ _MOSTLY = 0.9
 """Share of a model's cached pages from which on they count as lying on one node."""
 
 
-def choose_placement(
-    facts: Facts, threads: Threads, need: Need, flags: frozenset[str]
-) -> Placement:
-    """For the threads that were chosen; on several nodes fewer may serve the prompt."""
-    host = facts.host
-    stay = Placement(threads.cpus, threads.prompt)
+def choose_placement(plan: Plan, request: Request, facts: Facts, need: Need) -> Plan:
+    """Return the plan with its threads and memory placed on NUMA nodes. Where they stay on one
+    node, fewer threads may serve the prompt."""
+    host, setting = facts.host, plan.setting
     nodes = usable_nodes(host)
     if len(host.nodes) < 2:
-        return stay._replace(reason="one NUMA node: nothing to do")
+        return _left_alone(plan, "one NUMA node: nothing to do")
     if len(nodes) < 2:
         (only,) = nodes or host.nodes[:1]
-        return stay._replace(
-            reason=f"all that may be used is on NUMA node {only.id}: nothing to do",
-            warnings=_misplaced(facts, frozenset((only.id,))),
-        )
+        why = f"all that may be used is on NUMA node {only.id}: nothing to do"
+        return _left_alone(plan, why, _misplaced(facts, frozenset((only.id,))))
     if binds_itself(facts.environ):
-        return stay._replace(reason="left alone: you chose places for the threads yourself")
-    if threads.cpus is not None:
-        return stay._replace(reason="left alone: the threads are bound to the fastest cores")
-    node = _node_for(facts, threads, need, nodes)
+        return _left_alone(plan, "left alone: you chose places for the threads yourself")
+    if setting.cpus is not None:
+        return _left_alone(plan, "left alone: the threads are bound to the fastest cores")
+    is_asked = bool(request.threads_batch or asked_threads(request.threads, facts.environ))
+    together = max(setting.threads, setting.threads_batch if is_asked else 1)
+    flags = facts.engine.flags_for(request.chat)
+    node = _node_for(facts, together, need, nodes)
     if node is not None:
-        return _on_one(facts, threads, node, flags)
-    return _on_all(facts, threads, need, nodes, flags)
+        return _on_one(plan, facts, node, flags, is_asked)
+    return _on_all(plan, facts, need, nodes, flags)
+
+
+def _left_alone(plan: Plan, why: str, warnings: tuple[str, ...] = ()) -> Plan:
+    return plan.updated(plan.setting, {"numa": why}, warnings)
 
 
 def usable_nodes(host: Host) -> tuple[Node, ...]:
-    """Those with CPUs and memory that this process may use."""
+    """Return the nodes with CPUs and memory that this process may use."""
     return tuple(
         node
         for node in host.nodes
@@ -70,11 +72,10 @@ def cores_on(host: Host, node: Node) -> list[Core]:
     return [core for core in host.allowed_cores if core.cpus & node.cpus]
 
 
-def _node_for(facts: Facts, threads: Threads, need: Need, nodes: tuple[Node, ...]) -> Node | None:
-    """A node that holds all; the one whose page cache has the model first, then the one
-    with most free memory."""
+def _node_for(facts: Facts, count: int, need: Need, nodes: tuple[Node, ...]) -> Node | None:
+    """Return a node with room for ``count`` threads and all memory; the one whose page cache
+    has the model first, then the one with most free memory."""
     cached = facts.cached or {}
-    count = max(threads.generation, threads.prompt if threads.prompt_asked else 1)
 
     def holds(node: Node) -> bool:
         room = node.free is None or need.total <= NODE_SHARE * node.free
@@ -95,70 +96,66 @@ def _share(cached: dict[int, int], node: int) -> float:
     return cached.get(node, 0) / total if total else 0.0
 
 
-def _on_one(facts: Facts, threads: Threads, node: Node, flags: frozenset[str]) -> Placement:
-    host = facts.host
-    cores = cores_on(host, node)
-    why = f"threads and model fit on node {node.id} ({len(cores)} cores, {_free(node)})"
-    numa = None
+def _on_one(plan: Plan, facts: Facts, node: Node, flags: frozenset[str], is_asked: bool) -> Plan:
+    """``is_asked`` says that the user set the number of threads for the prompt."""
+    host, setting = facts.host, plan.setting
+    cores = len(cores_on(host, node))
+    why = f"threads and model fit on node {node.id} ({cores} cores, {_free(node)})"
+    setting = setting._replace(cpus=node.cpus & host.allowed)
     if facts.numactl:
+        setting = setting._replace(node=node.id)
         why += "; its memory is taken first, through numactl"
     elif "--numa" in flags and node.cpus <= host.allowed:
-        numa = ISOLATE
+        setting = setting._replace(numa=ISOLATE)
         why += "; no numactl that may act: affinity and the engine's own --numa isolate"
     else:
         why += "; no numactl that may act: affinity alone, memory is taken where threads run"
-    return Placement(
-        cpus=node.cpus & host.allowed,
-        prompt_threads=threads.prompt if threads.prompt_asked else min(threads.prompt, len(cores)),
-        node=node.id if facts.numactl else None,
-        numa=numa,
-        reason=why,
-        cpus_reason=f"bound to NUMA node {node.id}",
-        warnings=_misplaced(facts, frozenset((node.id,))),
-    )
+    reasons = {"cpus": f"bound to NUMA node {node.id}", "numa": why}
+    if cores < setting.threads_batch and not is_asked:
+        setting = setting._replace(threads_batch=cores)
+        reasons["threads_batch"] = f"{cores}: the cores of the node that generates"
+    return plan.updated(setting, reasons, _misplaced(facts, frozenset((node.id,))))
 
 
 def _on_all(
-    facts: Facts,
-    threads: Threads,
-    need: Need,
-    nodes: tuple[Node, ...],
-    flags: frozenset[str],
-) -> Placement:
+    plan: Plan, facts: Facts, need: Need, nodes: tuple[Node, ...], flags: frozenset[str]
+) -> Plan:
     """Spread over the nodes, by the engine where its way respects the limits here."""
-    host = facts.host
+    host, setting = facts.host, plan.setting
     largest = max(len(cores_on(host, node)) for node in nodes)
+    ids = frozenset(node.id for node in nodes)
+    reasons = {}
     why = (
-        f"{threads.generation} threads and {-(-need.total // MEBIBYTE)} MiB do not fit on one of "
+        f"{setting.threads} threads and {-(-need.total // MEBIBYTE)} MiB do not fit on one of "
         f"{len(nodes)} nodes (at most {largest} cores, {', '.join(map(_free, nodes))})"
     )
-    ids = frozenset(node.id for node in nodes)
-    stay = Placement(threads.cpus, threads.prompt, warnings=_misplaced(facts, ids, spread=True))
-    if "--numa" in flags and all_usable(host, nodes):
-        return stay._replace(numa=DISTRIBUTE, reason=f"{why}: --numa distribute spreads them")
-    limits = "some nodes have no CPUs, or none that may be used"
-    if "--numa" not in flags:
-        limits = "the engine has no --numa"
-    if facts.numactl:
-        return stay._replace(
-            interleave=ids,
-            numa=NUMACTL if "--numa" in flags else None,
-            cpus=frozenset().union(*(node.cpus for node in nodes)) & host.allowed,
-            cpus_reason=f"bound to NUMA nodes {format_list(ids)}",
-            reason=f"{why}; {limits}: numactl interleaves memory over nodes {format_list(ids)}",
-        )
-    return stay._replace(
-        reason=f"{why}; {limits}, and there is no numactl that may act: left alone"
-    )
+    has_flag = "--numa" in flags
+    if has_flag and all_usable(host, nodes):
+        setting = setting._replace(numa=DISTRIBUTE)
+        why += ": --numa distribute spreads them"
+    else:
+        no_cpus = "some nodes have no CPUs, or none that may be used"
+        why += f"; {no_cpus if has_flag else 'the engine has no --numa'}"
+        if facts.numactl:
+            setting = setting._replace(
+                interleave=ids,
+                numa=NUMACTL if has_flag else None,
+                cpus=frozenset().union(*(node.cpus for node in nodes)) & host.allowed,
+            )
+            reasons["cpus"] = f"bound to NUMA nodes {format_list(ids)}"
+            why += f": numactl interleaves memory over nodes {format_list(ids)}"
+        else:
+            why += ", and there is no numactl that may act: left alone"
+    return plan.updated(setting, {**reasons, "numa": why}, _misplaced(facts, ids, spread=True))
 
 
 def all_usable(host: Host, nodes: tuple[Node, ...]) -> bool:
-    """Whether each node has CPUs and memory, all of it usable."""
+    """Return whether each node has CPUs and memory, all of it usable."""
     return len(nodes) == len(host.nodes) and all(node.cpus <= host.allowed for node in nodes)
 
 
 def _misplaced(facts: Facts, wanted: frozenset[int], spread: bool = False) -> tuple[str, ...]:
-    """A warning where the page cache holds the model elsewhere: a mapped model stays there."""
+    """Warn where the page cache holds the model elsewhere: a mapped model stays there."""
     cached = facts.cached or {}
     total = sum(cached.values())
     inside = sum(pages for node, pages in cached.items() if node in wanted)
@@ -178,7 +175,7 @@ def _free(node: Node) -> str:
 
 
 def chosen_cores(host: Host, count: int) -> frozenset[int]:
-    """The CPUs of so many allowed cores, the fastest first, those of one node together."""
+    """Return the CPUs of so many allowed cores, the fastest first, those of one node together."""
     home = {cpu: node.id for node in host.nodes for cpu in node.cpus}
     ranked = sorted(
         host.allowed_cores,
@@ -194,26 +191,29 @@ EAGER_POLL = 100
 """The highest level of --poll: threads never sleep while they wait."""
 
 
-def choose_boost(facts: Facts, threads: int, placement: Placement, flags: frozenset[str]) -> Boost:
-    """``threads`` is the largest number that runs at once."""
-    nice, said, warnings = _priority(facts)
-    waiting, poll, why = _waiting(facts, threads, flags)
-    cpus, cpus_reason = _affinity(facts, threads, placement)
-    return Boost(nice, waiting, poll, cpus, f"{said}; {why}", cpus_reason, warnings)
-
-
-def _priority(facts: Facts) -> tuple[int, str, tuple[str, ...]]:
+def choose_boost(plan: Plan, facts: Facts, flags: frozenset[str]) -> Plan:
+    """Return the plan with what performance mode adds: priority, eager waiting, fixed CPUs."""
     lowest = facts.privileges.lowest_nice if facts.privileges else 0
+    nice, said, warnings = 0, "ordinary priority", []
     if lowest <= PERFORMANCE_NICE:
-        return PERFORMANCE_NICE, f"niceness {PERFORMANCE_NICE:+d} where the kernel grants it", ()
-    warning = "priority is not raised: that needs root or a nice limit (ulimit -e)"
-    return 0, "ordinary priority", (warning,)
+        nice, said = PERFORMANCE_NICE, f"niceness {PERFORMANCE_NICE:+d} where the kernel grants it"
+    else:
+        warnings.append("priority is not raised: that needs root or a nice limit (ulimit -e)")
+    threads = max(plan.setting.threads, plan.setting.threads_batch)
+    waiting, poll, why = _waiting(facts, threads, flags)
+    reasons = {"performance": f"{said}; {why}"}
+    setting = plan.setting._replace(nice=nice, poll=poll).with_env(waiting)
+    if setting.cpus is None and setting.numa is None:
+        cpus, reasons["cpus"] = _affinity(facts, threads)
+        setting = setting._replace(cpus=cpus)
+    return plan.updated(setting, reasons, warnings)
 
 
 def _waiting(
     facts: Facts, threads: int, flags: frozenset[str]
 ) -> tuple[dict[str, str], int | None, str]:
-    """Spinning threads use up a quota, and keep each other from CPUs that they share."""
+    """Return variables, the level of --poll, and why. Spinning threads use up a quota, and keep
+    each other from CPUs that they share."""
     host, runtime = facts.host, facts.engine.openmp
     chosen = waits_by_user(facts.environ)
     if chosen:
@@ -230,12 +230,8 @@ def _waiting(
     return {}, None, "how threads wait is left to the engine: its runtime is not known"
 
 
-def _affinity(
-    facts: Facts, threads: int, placement: Placement
-) -> tuple[frozenset[int] | None, str]:
+def _affinity(facts: Facts, threads: int) -> tuple[frozenset[int] | None, str]:
     host = facts.host
-    if placement.cpus is not None or placement.numa is not None:
-        return None, ""
     if binds_itself(facts.environ):
         return None, "not bound: you chose places for the threads yourself"
     if host.quota_binds:
@@ -243,35 +239,3 @@ def _affinity(
     cores = len(host.allowed_cores)
     which = f"the {threads} chosen cores" if threads < cores else "the cores that may be used"
     return chosen_cores(host, threads), f"bound to {which} (performance mode)"
-
-
-class Placement(NamedTuple):
-    """On which CPUs the threads run and on which NUMA nodes the memory lies."""
-
-    cpus: frozenset[int] | None
-    """To bind the engine to."""
-    prompt_threads: int
-    reason: str = ""
-    node: int | None = None
-    """Whose memory is taken first (numactl --preferred)."""
-    interleave: frozenset[int] | None = None
-    """Nodes over which memory is spread page by page (numactl --interleave)."""
-    numa: str | None = None
-    """The engine's own flag."""
-    cpus_reason: str | None = None
-    """Why these CPUs, where the nodes decide it."""
-    warnings: tuple[str, ...] = ()
-
-
-class Boost(NamedTuple):
-    """What performance mode adds."""
-
-    nice: int
-    env: dict[str, str]
-    """How threads wait."""
-    poll: int | None
-    cpus: frozenset[int] | None
-    """To bind the engine to; None where it stays as planned."""
-    reason: str
-    cpus_reason: str = ""
-    warnings: tuple[str, ...] = ()

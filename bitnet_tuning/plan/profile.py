@@ -9,8 +9,7 @@ from bitnet_tuning.machine.host import fingerprint
 from bitnet_tuning.machine.root import parse_list
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.openmp import TUNABLE
-from bitnet_tuning.plan.setting import Setting, as_json, from_json
-from bitnet_tuning.plan.threads import MOST_THREADS_ENGINE
+from bitnet_tuning.plan.setting import MOST_THREADS_ENGINE, Setting, as_json, from_json
 from bitnet_tuning.store.state import State, digest, identity
 
 TYPE_CHECKING = False

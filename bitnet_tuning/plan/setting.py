@@ -1,9 +1,9 @@
-"""What can be tuned: one way to run an engine, what sets two of them apart, and its forms
-for people and for files; pure."""
+"""One way to run an engine: everything that can be tuned, and its forms for people and for
+files; pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from bitnet_tuning.machine.root import format_list, parse_list
 from bitnet_tuning.namedtuple import NamedTuple
@@ -12,6 +12,9 @@ from bitnet_tuning.plan.openmp import THREAD_COUNTS
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+MOST_THREADS_ENGINE = 512
+"""GGML_MAX_N_THREADS in ggml.h: an engine asserts on more."""
 
 
 class Setting(NamedTuple):
@@ -41,6 +44,16 @@ class Setting(NamedTuple):
     interleave: frozenset[int] | None = None
     """NUMA nodes over which numactl spreads memory."""
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment as a dictionary."""
+        return dict(self.env)
+
+    def with_env(self, more: Mapping[str, str], without: Iterable[str] = ()) -> Setting:
+        """Return the setting with variables added, and those named in ``without`` removed."""
+        env = {name: text for name, text in self.env if name not in without} | dict(more)
+        return self._replace(env=tuple(sorted(env.items())))
+
 
 UPSTREAM = Setting(2, 2)
 """What bitnet.cpp's own run_inference.py does: 2 threads, nothing in the environment."""
@@ -58,24 +71,27 @@ class Change(NamedTuple):
 
 
 def apply(change: Change, setting: Setting) -> Setting:
-    """The setting with one change made; thread counts in its environment follow its threads."""
-    env = {name: text for name, text in setting.env if name not in change.unset_env}
-    env |= dict(change.set_env)
+    """Return the setting with one change made; thread counts in its environment follow its
+    threads."""
     fields: dict[str, Any] = dict(change.fields)
-    changed = setting._replace(**fields)
-    env |= {name: str(changed.threads) for name in THREAD_COUNTS if name in env}
-    return changed._replace(env=tuple(sorted(env.items())))
+    changed = setting._replace(**fields).with_env(dict(change.set_env), change.unset_env)
+    counts = set(THREAD_COUNTS) & dict(changed.env).keys()
+    return changed.with_env(dict.fromkeys(counts, str(changed.threads)))
 
 
 def describe(setting: Setting) -> str:
-    """The whole setting in words, for people."""
+    """Return the whole setting in words, for people."""
     words = [f"{setting.threads} thread{'' if setting.threads == 1 else 's'}"]
     if setting.threads_batch != setting.threads:
         words.append(f"{setting.threads_batch} for prompts")
     if setting.cpus is not None:
         words.append(f"on CPUs {format_list(setting.cpus)}")
-    words += [f"{'' if on else 'no '}{name}" for name, on in _switches(setting) if on is not None]
-    words += [f"{name} {value}" for name, value in _values(setting) if value is not None]
+    for field, name in _NAMES.items():
+        value = getattr(setting, field)
+        if isinstance(value, bool):
+            words.append(name if value else f"no {name}")
+        elif value is not None:
+            words.append(f"{name} {value}")
     words += [f"{name}={text}" for name, text in setting.env if name not in THREAD_COUNTS]
     if setting.interleave is not None:
         words.append(f"memory spread over nodes {format_list(setting.interleave)}")
@@ -86,17 +102,15 @@ def describe(setting: Setting) -> str:
     return ", ".join(words)
 
 
-def _switches(setting: Setting) -> tuple[tuple[str, bool | None], ...]:
-    return (("mmap", setting.mmap), ("flash attention", setting.flash))
-
-
-def _values(setting: Setting) -> tuple[tuple[str, int | str | None], ...]:
-    return (
-        ("micro-batch", setting.ubatch),
-        ("poll", setting.poll),
-        ("numa", setting.numa),
-        ("memory of node", setting.node),
-    )
+_NAMES = {
+    "mmap": "mmap",
+    "flash": "flash attention",
+    "ubatch": "micro-batch",
+    "poll": "poll",
+    "numa": "numa",
+    "node": "memory of node",
+}
+"""Fields that ``describe`` names with their value, or with "no" where they are off."""
 
 
 def as_json(setting: Setting) -> dict[str, Any]:

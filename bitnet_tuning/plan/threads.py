@@ -6,39 +6,22 @@ from collections.abc import Mapping
 
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.namedtuple import NamedTuple
+from bitnet_tuning.plan.facts import Plan
 from bitnet_tuning.plan.openmp import binds_itself, user_threads
+from bitnet_tuning.plan.setting import MOST_THREADS_ENGINE, Setting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from bitnet_tuning.machine.host import Host
+    from bitnet_tuning.plan.facts import Request
 
 
 MOST_THREADS = 12
 """Default upper bound for token generation. It reads every weight once per token, so
 memory bandwidth is spent long before cores are; more need --max-threads."""
 
-MOST_THREADS_ENGINE = 512
-"""GGML_MAX_N_THREADS in ggml.h: an engine asserts on more."""
-
 WORTHWHILE = 1.1
 """Gain in expected speed that slower cores must bring before they are used."""
-
-
-class Threads(NamedTuple):
-    """A decision with its reasons and warnings."""
-
-    generation: int
-    prompt: int
-    cpus: frozenset[int] | None
-    """CPUs to bind the engine to, where the kernel must be kept from others."""
-    reason: str
-    prompt_reason: str
-    cpus_reason: str
-    warnings: tuple[str, ...] = ()
-    prompt_asked: bool = False
-    """Whether the user set the number of threads for the prompt."""
 
 
 class Asked(NamedTuple):
@@ -48,49 +31,36 @@ class Asked(NamedTuple):
     by: str
 
 
-def choose_threads(
-    host: Host,
-    environ: Mapping[str, str],
-    threads: int | None,
-    threads_batch: int | None,
-    most: int | None,
-) -> Threads:
-    """Precedence: flag, BITNET_THREADS, the user's OMP_NUM_THREADS, computed.
+def choose_threads(request: Request, host: Host, environ: Mapping[str, str]) -> Plan:
+    """Return a plan with the threads and their CPUs decided, and nothing else.
 
-    Raises UsageError for a BITNET_THREADS that is no positive number.
+    Precedence: flag, BITNET_THREADS, the user's OMP_NUM_THREADS, computed. Raise UsageError
+    for a BITNET_THREADS that is no positive number.
     """
-    asked = asked_threads(threads, environ)
-    computed = _computed(host, environ, most or MOST_THREADS)
+    asked, batch = asked_threads(request.threads, environ), request.threads_batch
     if asked:
-        computed = computed._replace(
-            generation=asked.number,
-            prompt=asked.number,
-            cpus=None,
-            reason=f"{asked.number}, as {asked.by} says",
-            prompt_reason="as many as for generation, which you set",
-            cpus_reason="not bound: the number of threads is yours",
-            warnings=_oversubscribed(asked.number, host, asked.by),
-            prompt_asked=True,
-        )
-    if threads_batch:
-        computed = computed._replace(
-            prompt=threads_batch,
-            **_unbound(computed, threads_batch),
-            prompt_reason=f"{threads_batch}, as --threads-batch says",
-            warnings=computed.warnings + _oversubscribed(threads_batch, host, "--threads-batch"),
-            prompt_asked=True,
-        )
-    return computed
-
-
-def _unbound(threads: Threads, count: int) -> dict[str, Any]:
-    """Not to be bound to fewer cores than there are threads."""
-    if threads.cpus is None or threads.prompt >= count:
-        return {}
-    return {"cpus": None, "cpus_reason": "not bound: --threads-batch asks for more cores"}
+        count = asked.number
+        reasons = {
+            "threads": f"{count}, as {asked.by} says",
+            "threads_batch": "as many as for generation, which you set",
+            "cpus": "not bound: the number of threads is yours",
+        }
+        plan = Plan(Setting(count, count), reasons, _oversubscribed(count, host, asked.by))
+    else:
+        plan = _computed(host, environ, request.max_threads or MOST_THREADS)
+    if not batch:
+        return plan
+    setting = plan.setting._replace(threads_batch=batch)
+    reasons = {"threads_batch": f"{batch}, as --threads-batch says"}
+    if setting.cpus is not None and batch > plan.setting.threads_batch:
+        setting = setting._replace(cpus=None)
+        reasons["cpus"] = "not bound: --threads-batch asks for more cores"
+    return plan.updated(setting, reasons, _oversubscribed(batch, host, "--threads-batch"))
 
 
 def asked_threads(threads: int | None, environ: Mapping[str, str]) -> Asked | None:
+    """Return the thread count that somebody set; None where it is to be computed. Raise
+    UsageError for a senseless BITNET_THREADS."""
     if threads:
         return Asked(threads, "-t")
     text = environ.get("BITNET_THREADS", "").strip()
@@ -122,28 +92,34 @@ def _oversubscribed(count: int, host: Host, by: str) -> tuple[str, ...]:
     )
 
 
-def _computed(host: Host, environ: Mapping[str, str], most: int) -> Threads:
+def _computed(host: Host, environ: Mapping[str, str], most: int) -> Plan:
     usable = host.usable_cores
     speeds = sorted((core.speed for core in host.allowed_cores), reverse=True)
     count = best_count(speeds, min(usable, most))
-    base = Threads(count, usable, None, _why(host, count, most), _why_prompt(usable), "not bound")
+    which = f"all {usable} usable cores" if usable > 1 else "the only usable core"
+    reasons = {
+        "threads": _why(host, count, most),
+        "threads_batch": f"{which}: a prompt is bound by arithmetic, not by memory",
+        "cpus": "not bound to CPUs here: all cores are of one kind",
+    }
+    plan = Plan(Setting(count, usable), reasons)
     if host.hybrid is None or len(set(speeds)) == 1:
-        return base._replace(cpus_reason="not bound to CPUs here: all cores are of one kind")
+        return plan
     # One mask binds the whole process, so the prompt's threads stay with those that generate:
     # on a few chips a prompt would gain from the other cores, but an answer lasts longer.
     chosen = [core for core in host.allowed_cores if core.speed >= speeds[count - 1]]
     prompt = min(usable, len(chosen))
-    base = base._replace(
-        prompt=prompt, prompt_reason=f"{prompt}: all usable cores of the kinds that generate"
-    )
+    setting = plan.setting._replace(threads_batch=prompt)
     if len(chosen) == len(host.allowed_cores):
-        return base._replace(cpus_reason="not bound: every core is used")
-    if binds_itself(environ):
-        return base._replace(cpus_reason="not bound: you chose places for the threads yourself")
-    cpus = frozenset(cpu for core in chosen for cpu in core.cpus) & host.allowed
-    return base._replace(
-        cpus=cpus, cpus_reason=f"bound to the {len(chosen)} fastest cores, away from slower ones"
-    )
+        why = "not bound: every core is used"
+    elif binds_itself(environ):
+        why = "not bound: you chose places for the threads yourself"
+    else:
+        why = f"bound to the {len(chosen)} fastest cores, away from slower ones"
+        cpus = frozenset(cpu for core in chosen for cpu in core.cpus) & host.allowed
+        setting = setting._replace(cpus=cpus)
+    kinds = f"{prompt}: all usable cores of the kinds that generate"
+    return plan.updated(setting, {"threads_batch": kinds, "cpus": why})
 
 
 def best_count(speeds: list[float], most: int) -> int:
@@ -190,8 +166,3 @@ def _why_hybrid(host: Host, count: int) -> str:
 
 def _cpus(count: float) -> str:
     return f"{count:g} CPU{'' if count == 1 else 's'}"
-
-
-def _why_prompt(usable: int) -> str:
-    which = f"all {usable} usable cores" if usable > 1 else "the only usable core"
-    return f"{which}: a prompt is bound by arithmetic, not by memory"

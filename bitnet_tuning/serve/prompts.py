@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bitnet_tuning.plan.request import Request
+    from bitnet_tuning.plan.facts import Request
 
 
 _SEED_MASK = (1 << 32) - 1

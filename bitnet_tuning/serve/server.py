@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from bitnet_tuning.engine.find import Engine
     from bitnet_tuning.launch.server import Service
     from bitnet_tuning.model.types import ModelFile
-    from bitnet_tuning.plan.facts import Plan
-    from bitnet_tuning.plan.request import Request
+    from bitnet_tuning.plan.facts import Plan, Request
     from bitnet_tuning.serve.prompts import Prompt
     from bitnet_tuning.store.state import State
 
@@ -149,26 +148,26 @@ def _count(slots: int) -> str:
 
 
 def server_command(
-    plan: Plan, request: Request, server: Server, *, slots: int, context: int, port: int
+    plan: Plan, request: Request, server: Server, *, model: str, slots: int, context: int, port: int
 ) -> tuple[str, ...]:
     """Return the server's command line.
 
     llama.cpp divides ``-c`` evenly among the slots. A prompt that does not fit is refused, not
     cut: hence no context shift, which is on by default in the first generation of servers.
     """
-    flags = server.flags
+    flags, setting = server.flags, plan.setting
     return (
-        *memory_policy(plan.node, plan.interleave),
+        *memory_policy(setting.node, setting.interleave),
         *server.program,
-        *("-m", plan.model),
-        *("-t", str(plan.threads)),
-        *("-tb", str(plan.threads_batch)),
+        *("-m", model),
+        *("-t", str(setting.threads)),
+        *("-tb", str(setting.threads_batch)),
         *("-ngl", "0"),
         *("-c", str(slots * context)),
         *("-np", str(slots)),
         *(flag for flag in ("-cb", "--no-context-shift") if flag in flags),
         *batch_flags(plan),
-        *tuned_flags(plan, flags, server.flash_takes_value),
+        *tuned_flags(setting, flags, server.flash_takes_value),
         *("--host", LOOPBACK),
         *("--port", str(port)),
         *request.extra,
@@ -218,10 +217,10 @@ def running(
     Raise GoneError if it ends before it is ready, UnsupportedError if it cannot be started.
     """
     key = secrets.token_urlsafe(32) if has_key else None
-    variables = {**plan.env, **({KEY_VARIABLE: key} if key else {})}
+    variables = {**plan.setting.variables, **({KEY_VARIABLE: key} if key else {})}
     for attempt in range(_TRIES):
         with _free_port(hold=attempt == 0) as port:
-            start = Launch(command(port), variables, plan.cpus, nice=plan.nice)
+            start = Launch(command(port), variables, plan.setting.cpus, nice=plan.setting.nice)
             with serve(start, _IN_THE_WAY) as service:
                 try:
                     ready = _until_ready(service, Client(port, key), waiting)

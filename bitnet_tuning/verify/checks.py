@@ -60,12 +60,12 @@ class Line(NamedTuple):
 def detected(plan: Plan, by_itself: int, host: Host) -> Line:
     """``by_itself`` is the number of threads that the host alone leads to."""
     name, reason = "threads detected", plan.reasons["threads"]
-    if plan.threads != by_itself:
+    if plan.setting.threads != by_itself:
         reason = f"{reason} (the machine alone would have {by_itself})"
     cpus = len(host.allowed)
-    if plan.threads > cpus:
+    if plan.setting.threads > cpus:
         return Line(name, FAIL, f"{reason}; that is more than the {_cpus(cpus)} that may be used")
-    if host.quota is not None and plan.threads > max(1.0, host.quota):
+    if host.quota is not None and plan.setting.threads > max(1.0, host.quota):
         return Line(name, FAIL, f"{reason}; that is more than the quota of {_cpus(host.quota)}")
     return Line(name, PASS, reason)
 
@@ -77,7 +77,8 @@ def environment(plan: Plan, watched: Watched) -> Line:
         return _unseen(name, watched)
     if process.variables is None:
         return Line(name, SKIP, f"the environment of the engine's process {process.id} is hidden")
-    wrong = _differences(plan.env, process.variables)
+    env = plan.setting.variables
+    wrong = _differences(env, process.variables)
     if wrong:
         return Line(
             name,
@@ -85,9 +86,9 @@ def environment(plan: Plan, watched: Watched) -> Line:
             f"in the engine's process {process.id} {wrong}: look at what starts it, "
             f"{plan.command[0]}; a script there must pass its environment on",
         )
-    if not plan.env:
+    if not env:
         return Line(name, PASS, f"nothing is to be set: {plan.reasons['env']}")
-    shown = " ".join(f"{key}={text}" for key, text in plan.env.items())
+    shown = " ".join(f"{key}={text}" for key, text in env.items())
     return Line(name, PASS, f"{shown} in the engine's process {process.id}")
 
 
@@ -111,17 +112,17 @@ def working(plan: Plan, watched: Watched) -> Line:
         return Line(name, FAIL, f"{NO_RUN}: {watched.problem}")
     if not workers:
         return _unseen(name, watched)
-    count, most = len(workers), max(worker.ran for worker in workers)
+    planned, count, most = plan.setting.threads, len(workers), max(worker.ran for worker in workers)
     surely = sum(worker.ran >= SURE_SHARE * most for worker in workers)
     others = f", {len(watched.others)} idle" if watched.others else ""
-    facts = {"working": count, "planned": plan.threads, "shares": _shares(watched)}
-    if surely > plan.threads:
-        reason = f"{_threads(surely)}, {plan.threads} planned: something starts more of its own"
+    facts = {"working": count, "planned": planned, "shares": _shares(watched)}
+    if surely > planned:
+        reason = f"{_threads(surely)}, {planned} planned: something starts more of its own"
         return Line(name, FAIL, reason, facts)
-    if count < plan.threads:
-        reason = f"{count} of {plan.threads} threads{others}: {_why_fewer(watched)}"
+    if count < planned:
+        reason = f"{count} of {planned} threads{others}: {_why_fewer(watched)}"
         return Line(name, FAIL, reason, facts)
-    return Line(name, PASS, f"{_threads(plan.threads)}{others}", facts)
+    return Line(name, PASS, f"{_threads(planned)}{others}", facts)
 
 
 def _shares(watched: Watched) -> list[float]:
@@ -144,7 +145,7 @@ def _why_fewer(watched: Watched) -> str:
 
 def places(plan: Plan, watched: Watched, host: Host, runtime: str | None) -> Line:
     """The CPUs on which the threads that work may run. ``runtime`` is the engine's OpenMP."""
-    name, workers = "threads' CPUs", watched.workers[: plan.threads]
+    name, workers = "threads' CPUs", watched.workers[: plan.setting.threads]
     if not workers:
         return _unseen(name, watched)
     masks = [worker.cpus for worker in workers if worker.cpus is not None]
@@ -162,7 +163,7 @@ def places(plan: Plan, watched: Watched, host: Host, runtime: str | None) -> Lin
 def _misplaced(
     plan: Plan, watched: Watched, masks: list[frozenset[int]], host: Host, runtime: str | None
 ) -> str | None:
-    permitted = plan.cpus or host.allowed
+    permitted = plan.setting.cpus or host.allowed
     every = frozenset[int]().union(*masks)
     if every - permitted:
         return f"they may use {format_list(every)}, planned are {format_list(permitted)} only"
@@ -182,7 +183,7 @@ def _should_bind(plan: Plan, watched: Watched, host: Host, runtime: str | None) 
     """One thread alone opens no parallel region, in which runtimes bind."""
     return (
         runtime in (GOMP, LLVM)
-        and BINDING.items() <= plan.env.items()
+        and BINDING.items() <= plan.setting.variables.items()
         and len(watched.workers) > 1
         and host.topology_known
     )
@@ -195,12 +196,13 @@ def _spans(mask: frozenset[int], host: Host) -> bool:
 
 def asks_huge(plan: Plan) -> bool:
     """Return whether the plan asks for huge pages, for which glibc asks the kernel."""
-    return "hugetlb" in plan.env.get(TUNABLES, "")
+    return "hugetlb" in plan.setting.variables.get(TUNABLES, "")
 
 
 def wanted_nodes(plan: Plan) -> frozenset[int] | None:
     """Return the NUMA nodes on which memory is to lie; None where the plan names none."""
-    return plan.interleave if plan.node is None else frozenset((plan.node,))
+    node = plan.setting.node
+    return plan.setting.interleave if node is None else frozenset((node,))
 
 
 def kernel(
@@ -212,9 +214,9 @@ def kernel(
     limit, or where that is not known.
     """
     nodes = wanted_nodes(plan)
-    if plan.nice:
-        yield _priority(plan.nice, watched, niceness)
-    if plan.mlock:
+    if plan.setting.nice:
+        yield _priority(plan.setting.nice, watched, niceness)
+    if plan.setting.mlock:
         yield _locked(watched, model_size, lockable)
     if asks_huge(plan):
         yield _huge(watched, model_size)
@@ -309,9 +311,10 @@ def own_count(plan: Plan, watched: Watched) -> Line:
     if found is None:
         return Line(name, SKIP, NO_RUN if watched.failed else "the engine does not print it")
     said = {"n_threads": int(found[1]), "n_threads_batch": int(found[2] or found[1])}
-    planned = {"n_threads": plan.threads, "n_threads_batch": plan.threads_batch}
+    setting = plan.setting
+    planned = {"n_threads": setting.threads, "n_threads_batch": setting.threads_batch}
     if not found[2]:
-        planned["n_threads_batch"] = plan.threads
+        planned["n_threads_batch"] = setting.threads
     if said == planned:
         return Line(name, PASS, _counts(said))
     reason = f"{_counts(said)}, planned are {planned['n_threads']} and {planned['n_threads_batch']}"

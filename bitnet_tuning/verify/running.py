@@ -12,7 +12,7 @@ from bitnet_tuning.launch.death import failure
 from bitnet_tuning.launch.run import capture
 from bitnet_tuning.machine.process import Family, Process, Thread, shows_programs
 from bitnet_tuning.machine.root import Root
-from bitnet_tuning.plan.request import Request
+from bitnet_tuning.plan.facts import Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,7 +105,14 @@ def watch(plan: Plan, root: Root, huge: bool, nodes: bool) -> Watched:
     """Run the plan's command, as a launcher would. ``huge`` and ``nodes`` have pages counted,
     as ``Family.look`` does."""
     eyes = _Eyes(root, huge, nodes)
-    done = capture(plan.command, plan.env, SECONDS, cpus=plan.cpus, nice=plan.nice, watch=eyes.look)
+    done = capture(
+        plan.command,
+        plan.setting.variables,
+        SECONDS,
+        cpus=plan.setting.cpus,
+        nice=plan.setting.nice,
+        watch=eyes.look,
+    )
     wrong = failure(done, SECONDS)
     if wrong:
         return Watched(done.stderr, wrong, failed=True)

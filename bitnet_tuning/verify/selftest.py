@@ -15,9 +15,8 @@ from bitnet_tuning.launch.run import capture
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.namedtuple import NamedTuple
-from bitnet_tuning.plan.facts import Facts
+from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.plan import make_plan
-from bitnet_tuning.plan.request import Request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -161,7 +160,7 @@ def _run_once(
 ) -> Result:
     request = case_request(case)._replace(**variant._asdict())
     plan = make_plan(request, Facts(host, engine, model, "the demo model", os.environ))
-    done = capture(plan.command, plan.env, RUN_SECONDS)
+    done = capture(plan.command, plan.setting.variables, RUN_SECONDS)
     problem = failure(done, RUN_SECONDS)
     got = "" if done.code is None else continuation(done.stdout, case.prompt)
     return Result(case, variant, problem is None and matches(got, case.text), got, problem)
