@@ -102,7 +102,8 @@ def test_all_is_well(engine: FakeEngine) -> None:
     assert "FAIL" not in done.stdout
     assert "SKIP" not in done.stdout
     assert "tokens/s            faster: 30" in done.stdout
-    assert "OMP_PLACES=cores in the engine's process" in done.stdout
+    assert "OMP_PLACES=cores OMP_PROC_BIND=true" in done.stdout
+    assert " in the engine's process" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("PASS: 8 passed, 0 failed, 0 skipped, in ")
 
 
