@@ -28,11 +28,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bitnet_tuning.bench.llama_bench import words
 from bitnet_tuning.bench.runner import Place, Runner, find_bench
-from bitnet_tuning.bench.samples import PP, TG, Objective, Round, Run, Sizes, value
-from bitnet_tuning.bench.statistics import Estimate, floor, itself, ratio, ratios, verdict
+from bitnet_tuning.bench.samples import Round, Run, Sizes, value
+from bitnet_tuning.bench.statistics import floor, itself, ratio, ratios, verdict
 from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.plan import make_plan
+from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
 from bitnet_tuning.plan.setting import Setting, describe
 from bitnet_tuning.prepare import read_facts, with_all_means
 from bitnet_tuning.store.state import State, default_folder

@@ -24,8 +24,9 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bitnet_tuning.bench.ledger import Check, Done, Knob, Limits, Measure, Space
-from bitnet_tuning.bench.samples import TG, Round, Run
+from bitnet_tuning.bench.samples import Round, Run
 from bitnet_tuning.bench.search import Search
+from bitnet_tuning.plan.profile import TG
 from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting, apply
 
 OUTLIERS, OUTLIER_SPEED = 0.02, 0.2

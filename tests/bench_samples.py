@@ -10,28 +10,28 @@ from typing import Any
 from bitnet_tuning.bench import limits, statistics
 from bitnet_tuning.bench.ledger import Knob, Space
 from bitnet_tuning.bench.results import (
+    Assignment,
     CheckFacts,
     Decision,
     EngineFacts,
-    FileFacts,
-    HybridFacts,
     Kept,
-    Machine,
     ModelFacts,
-    NodeFacts,
-    Options,
     Part,
     Program,
     Results,
     Surroundings,
 )
-from bitnet_tuning.bench.samples import PP, TG, Objective, Round, Run, Sizes
+from bitnet_tuning.bench.samples import Round, Run, Sizes
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.cgroups import Throttling
 from bitnet_tuning.machine.clock import Clock
+from bitnet_tuning.machine.host import HostFacts, NodeCpus
 from bitnet_tuning.machine.load import Busy
 from bitnet_tuning.machine.sensors import Temperature
+from bitnet_tuning.machine.topology import Hybrid
+from bitnet_tuning.plan.profile import PP, TG, Objective
 from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting, apply
+from bitnet_tuning.store.state import FileIdentity
 
 DEFAULT = Setting(6, 12, env=(("OMP_PLACES", "cores"), ("OMP_PROC_BIND", "close")))
 
@@ -80,14 +80,14 @@ SPEEDS: dict[str, tuple[float, float]] = {
 }
 """True pp and tg, tokens/s."""
 
-HOST = Machine(
+HOST = HostFacts(
     brand="Example Core i5-1235U",
-    logical_cpus=tuple(range(12)),
-    allowed_cpus=tuple(range(12)),
+    logical_cpus=frozenset(range(12)),
+    allowed_cpus=frozenset(range(12)),
     physical_cores=10,
     packages=1,
-    numa_nodes=(NodeFacts(0, tuple(range(12))),),
-    hybrid=HybridFacts(2, 8, (0, 1, 2, 3), tuple(range(4, 12))),
+    numa_nodes=(NodeCpus(0, frozenset(range(12))),),
+    hybrid=Hybrid(2, 8, frozenset(range(4)), frozenset(range(4, 12))),
     threads_per_core=2,
     cpu_quota=None,
     usable_cores=10,
@@ -107,7 +107,7 @@ ENGINE = EngineFacts(
     openmp="libomp",
     isa=("AVX2", "FMA"),
     files=(
-        FileFacts("/home/ada/BitNet/build/bin/llama-cli", 2_412_344, 1_760_000_000_123_456_789),
+        FileIdentity("/home/ada/BitNet/build/bin/llama-cli", 2_412_344, 1_760_000_000_123_456_789),
     ),
     bench=("/home/ada/BitNet/build/bin/llama-bench",),
     git_commit="01eb415772c342d9f20dc42772f1583ae1e5b102",
@@ -235,7 +235,7 @@ def sample_results(
         updated="2026-01-31T20:19:41Z",
         state="finished",
         program=Program("bitnet-tuning", "0.1.0", "5eb47b721dc4d2b2b6bb2e0f4ef1f4a1e1b2c3d4"),
-        options=Options(300.0, "normal", objective, None, None, Sizes(64, 16, 2)),
+        options=Assignment(300.0, "normal", objective, None, None, Sizes(64, 16, 2)),
         host=HOST,
         engine=ENGINE,
         model=MODEL,
@@ -249,7 +249,7 @@ def sample_results(
         ),
         notes=("a run takes 1.5 s",),
         warnings=("other processes use 0.4 of 12 CPUs (firefox 0.3): close them or wait",),
-        conditions=Surroundings(conditions.as_json(SNAPSHOT)),
+        conditions=Surroundings(SNAPSHOT),
         bandwidth=Part(BANDWIDTH),
         roof=Part({**limits.as_json(limit), "words": limits.words(limit)}),
         energy=Part(reason="only root may read /sys/class/powercap/intel-rapl:0/energy_uj"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from bitnet_tuning.engine.find import Engine, Location
 from bitnet_tuning.machine.host import Host, fingerprint
 from bitnet_tuning.model.types import ModelFile
-from bitnet_tuning.plan.profile import EngineKey, Evidence, ModelKey, Profile, Ratio
+from bitnet_tuning.plan.profile import EngineKey, Estimate, Evidence, ModelKey, Objective, Profile
 from bitnet_tuning.plan.profiles import engine_key
 from bitnet_tuning.plan.setting import Setting
 from tests.machines import Machine, x86_entries
@@ -49,11 +49,11 @@ BOUND = (("OMP_NUM_THREADS", "3"), ("OMP_PLACES", "cores"), ("OMP_PROC_BIND", "t
 SETTING = Setting(threads=3, threads_batch=4, env=BOUND, mmap=False)
 
 EVIDENCE = Evidence(
-    objective={"name": "tg", "n_prompt": 128, "n_gen": 128},
+    objective=Objective("tg", 128, 128),
     verdict="faster",
-    ratio=Ratio(1.21, 1.15, 1.27, 14),
+    ratio=Estimate(1.21, 1.15, 1.27, 14),
     floor=1.03,
-    against_upstream=Ratio(1.62, 1.5, 1.7, 14),
+    against_upstream=Estimate(1.62, 1.5, 1.7, 14),
     speeds={"pp": None, "tg": 24.7},
     results="/home/x/results.json",
     budget=300,

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from bitnet_tuning.bench.ledger import DEFAULT, UPSTREAM
-from bitnet_tuning.bench.samples import TG, Run
+from bitnet_tuning.bench.samples import Run
 from bitnet_tuning.bench.upstream import (
     BLOCK,
     LEAST_BLOCKS,
@@ -20,6 +20,7 @@ from bitnet_tuning.bench.upstream import (
     speed_line,
     trial_sizes,
 )
+from bitnet_tuning.plan.profile import TG
 from bitnet_tuning.verify.checks import FAIL, PASS, SKIP
 
 

@@ -17,10 +17,11 @@ import pytest
 from bitnet_tuning import demo
 from bitnet_tuning.bench import builds
 from bitnet_tuning.bench.builds import Contender, judge, measure_rounds, rounds_in
-from bitnet_tuning.bench.samples import PP, TG, Objective, Round, Run
+from bitnet_tuning.bench.samples import Round, Run
 from bitnet_tuning.cli.benchmark import main
 from bitnet_tuning.engine.builds import FASTER, OPEN, OUT, SLOWER
 from bitnet_tuning.errors import UnsupportedError
+from bitnet_tuning.plan.profile import PP, TG, Objective
 from bitnet_tuning.prepare import find_pair
 from bitnet_tuning.store.state import State
 from tests.engines import FakeEngine

@@ -10,7 +10,7 @@ import pytest
 from bitnet_tuning.bench import compare, statistics
 from bitnet_tuning.bench.compare import as_json, as_text
 from bitnet_tuning.bench.results import Results
-from bitnet_tuning.bench.samples import TG
+from bitnet_tuning.plan.profile import TG
 from tests.bench_samples import SETTINGS, SPEEDS, Simulator, sample_results
 
 FASTER = {name: (pp, tg * 1.4) for name, (pp, tg) in SPEEDS.items()}

@@ -16,13 +16,14 @@ from bitnet_tuning.machine import conditions as snapshot
 from bitnet_tuning.machine import load
 from bitnet_tuning.machine.cgroups import Throttling
 from bitnet_tuning.machine.clock import Clock
-from bitnet_tuning.machine.conditions import Conditions, Meanwhile, as_json, between, take
+from bitnet_tuning.machine.conditions import Conditions, Meanwhile, between, take
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.load import Busy, ProcessTime, busiest, growth, other_load
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.machine.sensors import Temperature
 from bitnet_tuning.machine.warnings import warnings_after, warnings_before
+from bitnet_tuning.store.codec import to_json
 from tests.machines import CGROUP, GIBIBYTE, Machine
 
 QUIET = Conditions(
@@ -157,15 +158,15 @@ def test_counters_that_started_anew_show_nothing() -> None:
 
 @pytest.mark.parametrize("conditions", [QUIET, UNKNOWN])
 def test_json_has_every_field_always(conditions: Conditions) -> None:
-    facts = as_json(conditions._replace(busiest=(Busy("x", 0.5),)))
+    facts = to_json(conditions._replace(busiest=(Busy("x", 0.5),)))
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
-    assert set(facts) == set(as_json(QUIET))
+    assert set(facts) == set(to_json(QUIET))
     assert facts["busiest"] == [{"name": "x", "cpus": 0.5}]
     assert facts["time"] == "1970-01-01T00:16:40+00:00"
 
 
 def test_json_of_what_is_known_and_not() -> None:
-    known, unknown = as_json(QUIET), as_json(UNKNOWN)
+    known, unknown = to_json(QUIET), to_json(UNKNOWN)
     assert known["clock"]["max_mhz"] == 3500.0
     assert known["temperature"] == {"celsius": 50.0, "sensor": "coretemp", "critical": 100.0}
     assert known["quota_throttling"] == [
@@ -231,7 +232,7 @@ def test_a_snapshot_of_garbage(machine: Machine, content: bytes) -> None:
             path.write_bytes(content)
     root, host = Root(str(machine.path)), read_host(str(machine.path))
     seen = take(host, root, 0.0)
-    assert json.loads(json.dumps(as_json(seen), allow_nan=False)) == as_json(seen)
+    assert json.loads(json.dumps(to_json(seen), allow_nan=False)) == to_json(seen)
     assert (seen.clock, seen.temperature, seen.quota_throttling, seen.on_battery) == (
         None,
         None,

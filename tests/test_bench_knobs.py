@@ -9,13 +9,13 @@ import pytest
 
 from bitnet_tuning.bench import knobs
 from bitnet_tuning.bench.knobs import FULL, QUICK, Knobs
-from bitnet_tuning.bench.samples import Objective
 from bitnet_tuning.engine.binary import GOMP, NONE
 from bitnet_tuning.machine.limits import Privileges
 from bitnet_tuning.machine.memory import HugePages
 from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.memory import need_of
 from bitnet_tuning.plan.plan import make_plan
+from bitnet_tuning.plan.profile import Objective
 from bitnet_tuning.plan.setting import Setting, apply
 from tests.machines import Machine
 from tests.profile_samples import ENGINE, MODEL

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from bitnet_tuning import demo
 from bitnet_tuning.bench import llama_bench
 from bitnet_tuning.bench.llama_bench import Bench, Row, bench_commands, parse_bench
-from bitnet_tuning.bench.samples import PP, TG
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.model.gguf import read_model
+from bitnet_tuning.plan.profile import PP, TG
 from bitnet_tuning.plan.setting import UPSTREAM, Setting
 
 COMMON = frozenset(("-m", "-p", "-n", "-t", "-r", "-o", "-ub", "-fa", "--numa", "--poll", "-ngl"))

@@ -21,7 +21,7 @@ from bitnet_tuning.bench.results import CheckFacts, Part, Results, Surroundings
 from bitnet_tuning.bench.samples import Round, Run
 from bitnet_tuning.bench.summary import answer, guide_row, rows, times
 from bitnet_tuning.errors import MissingError, UsageError
-from tests.bench_samples import SPEEDS, Simulator, sample_results
+from tests.bench_samples import SNAPSHOT, SPEEDS, Simulator, sample_results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -172,7 +172,7 @@ def spoilt(results: Results) -> Results:
         notes=(EVIL,),
         warnings=(EVIL,),
         energy=Part(None, EVIL),
-        conditions=Surroundings({"clock": EVIL}, {"clock": {"mean_mhz": EVIL}}),
+        conditions=Surroundings(SNAPSHOT._replace(governor=EVIL, frequency_driver=EVIL), SNAPSHOT),
         program=results.program._replace(version=EVIL),
     )
 

@@ -23,22 +23,21 @@ from bitnet_tuning.bench import summary as export
 from bitnet_tuning.bench.limits import Energy
 from bitnet_tuning.bench.limits import energy_as_json as energy_json
 from bitnet_tuning.bench.results import (
-    Machine,
     Part,
     Surroundings,
-    default_path,
+    from_document,
     load,
     new_path,
-    results_from_json,
     save,
-    to_json,
+    to_document,
 )
-from bitnet_tuning.bench.samples import PP, TG, Round, Run
+from bitnet_tuning.bench.samples import Round, Run
 from bitnet_tuning.engine.find import Engine, Location
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.host import host_facts
 from bitnet_tuning.model.types import ModelFile
+from bitnet_tuning.plan.profile import PP, TG
 from tests.bench_samples import SNAPSHOT, SPEEDS, Simulator, sample_results
 from tests.machines import Machine as FakeMachine
 
@@ -67,29 +66,29 @@ def test_a_document_comes_back_as_it_was(tmp_path: Path) -> None:
 
 def test_it_follows_its_schema(schema: Draft202012Validator, tmp_path: Path) -> None:
     whole = sample_results()
-    assert problems(schema, to_json(whole)) == []
+    assert problems(schema, to_document(whole)) == []
     begun = whole._replace(
         state="running", rounds=(), checks=(), decision=None, profile=None, settings={}
     )
-    assert problems(schema, to_json(begun)) == []
-    assert results_from_json(to_json(begun), "here") == begun
+    assert problems(schema, to_document(begun)) == []
+    assert from_document(to_document(begun), "here") == begun
 
 
 def test_failures_follow_it_too(schema: Draft202012Validator) -> None:
     made = Simulator()
     made.add("threads", ["default", "upstream"], SPEEDS, {"upstream": "killed by SIGSEGV"})
-    document = to_json(sample_results()._replace(rounds=tuple(made.rounds)))
+    document = to_document(sample_results()._replace(rounds=tuple(made.rounds)))
     assert problems(schema, document) == []
-    document["rounds"][0]["runs"][1]["problem"] = None
+    document["rounds"][0]["runs"][1]["samples"] = {"tg": []}
     assert problems(schema, document) != []
 
 
 def test_what_other_modules_write_into_it_follows_it(schema: Draft202012Validator) -> None:
     seen, limit = SNAPSHOT, limits.Roof(30e9, 10**9, 20.0)
     around = Surroundings(
-        conditions.as_json(seen),
-        conditions.as_json(seen),
-        conditions.between(seen, seen._replace(time=seen.time + 60))._asdict(),
+        seen,
+        seen,
+        conditions.between(seen, seen._replace(time=seen.time + 60)),
     )
     document = sample_results()._replace(
         conditions=around,
@@ -98,21 +97,26 @@ def test_what_other_modules_write_into_it_follows_it(schema: Draft202012Validato
     )
     written = json.loads(results.to_text(document))
     assert problems(schema, written) == []
-    assert results_from_json(written, "here") == document
+    assert from_document(written, "here") == document
 
 
 def test_any_machine_can_be_named(schema: Draft202012Validator, tmp_path: Path) -> None:
     facts = host_facts(FakeMachine(tmp_path).regular(4, 2).host())
-    machine = results.machine(facts)
-    assert (machine.physical_cores, machine.logical_cpus) == (4, tuple(range(8)))
-    assert problems(schema, to_json(sample_results()._replace(host=machine))) == []
-    assert set(Machine._fields) <= set(facts)
+    document = sample_results()._replace(host=facts)
+    assert problems(schema, to_document(document)) == []
+    assert from_document(json.loads(results.to_text(document)), "here") == document
+
+
+def test_the_schema_in_the_documentation_is_current(repository: Path) -> None:
+    """`python3 tools/results_schema.py` writes it."""
+    kept = json.loads((repository / "docs" / "results.schema.json").read_text())
+    assert kept == results.document_schema()
 
 
 def test_every_field_is_in_the_schema_and_in_the_manual(repository: Path) -> None:
     manual = (repository / "docs" / "results.md").read_text(encoding="utf-8")
     schema = json.loads((repository / "docs" / "results.schema.json").read_text())
-    document = to_json(sample_results())
+    document = to_document(sample_results())
     assert list(document) == list(schema["properties"])
     names = {name for name in _names(schema) if re.fullmatch(r"[a-z_]+", name)}
     missing = {name for name in names if f"`{name}`" not in manual}
@@ -141,15 +145,15 @@ def _names(schema: Any) -> set[str]:
         (("host", "logical_cpus", 3), 1.5, "host.logical_cpus[3]"),
         (("engine", "files", 0, "size"), None, "engine.files[0].size"),
         (("model", "extra"), 1, "model.extra"),
-        (("settings", "default", "threads"), 0, "settings.default"),
-        (("settings", "default", "cpus"), "x", "settings.default"),
-        (("settings", "default", "words"), None, "settings.default"),
+        (("settings", "default", "threads"), 0, "settings.default.threads"),
+        (("settings", "default", "cpus"), "x", "settings.default.cpus"),
+        (("settings", "default", "colour"), None, "settings.default.colour"),
         (("rounds", 2, "runs", 0, "setting"), "unheard of", "rounds[2]"),
-        (("rounds", 2, "runs", 0, "samples", "tg", 0), -1.0, "rounds[2]"),
-        (("rounds", 2, "runs", 0, "samples", "tg"), [], "rounds[2]"),
-        (("rounds", 2, "runs", 0, "samples", "xx"), [1.0], "rounds[2]"),
+        (("rounds", 2, "runs", 0, "samples", "tg", 0), -1.0, "rounds[2].runs[0].samples.tg[0]"),
+        (("rounds", 2, "runs", 0, "samples", "tg"), [], "rounds[2].runs[0].samples.tg"),
+        (("rounds", 2, "runs", 0, "samples", "xx"), [1.0], "rounds[2].runs[0].samples"),
         (("rounds", 2, "runs", 0, "samples", "tg", 0), "fast", "rounds[2].runs[0].samples.tg[0]"),
-        (("rounds", 2, "runs", 0, "samples"), {}, "rounds[2]"),
+        (("rounds", 2, "runs", 0, "samples"), {}, "rounds[2].runs[0]"),
         (("checks", 0, "setting"), "unheard of", "checks"),
         (("decision", "winner"), "unheard of", "decision.winner"),
         (("decision", "estimate"), 1.2, "decision.estimate"),
@@ -171,10 +175,10 @@ def test_damage_is_named(tmp_path: Path, path: tuple[Any, ...], value: Any, name
 
 
 def test_a_field_that_is_gone_is_named() -> None:
-    document = to_json(sample_results())
+    document = to_document(sample_results())
     del document["model"]["size"]
     with pytest.raises(UsageError, match=re.escape("damaged: model.size: missing")):
-        results_from_json(document, "here")
+        from_document(document, "here")
 
 
 @pytest.mark.parametrize(
@@ -209,7 +213,7 @@ def test_numbers_that_json_lacks_are_refused(tmp_path: Path) -> None:
 
 def test_a_newer_document_says_what_to_do() -> None:
     with pytest.raises(UsageError, match="newer") as caught:
-        results_from_json({"schema": 2, "something": "else"}, "future.json")
+        from_document({"schema": 2, "something": "else"}, "future.json")
     assert "update" in caught.value.remedy
 
 
@@ -241,13 +245,9 @@ def test_names_that_no_terminal_shows_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_dated_name_that_is_not_taken(tmp_path: Path) -> None:
-    first = default_path(str(tmp_path), NOW)
-    assert Path(first).name == "results-2026-01-31T20-59-59Z.json"
-    Path(first).write_text("")
-    second = default_path(str(tmp_path), NOW)
-    assert Path(second).name == "results-2026-01-31T20-59-59Z-2.json"
-    os.symlink("nowhere", second)
-    assert default_path(str(tmp_path), NOW).endswith("Z-3.json")
+    assert Path(new_path(str(tmp_path), NOW)).name == "results-2026-01-31T20-59-59Z.json"
+    os.symlink("nowhere", tmp_path / "results-2026-01-31T20-59-59Z-2.json")
+    assert new_path(str(tmp_path), NOW).endswith("Z-3.json")
 
 
 def test_two_that_begin_in_the_same_second_have_a_file_each(tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ def test_an_engine_and_a_model_are_named(schema: Draft202012Validator, tmp_path:
     assert (facts.generation, facts.git_commit, facts.isa) == ("classic", COMMIT, ("AVX2", "NEON"))
     assert [(file.path, file.size) for file in facts.files] == [(cli, 7)]
     document = sample_results()._replace(engine=facts, model=subjects.model_facts(model, None))
-    assert problems(schema, to_json(document)) == []
+    assert problems(schema, to_document(document)) == []
 
 
 WHOLE = json.loads(results.to_text(sample_results()))
@@ -385,10 +385,10 @@ def test_whatever_is_damaged_is_refused_or_harmless(path: tuple[Any, ...], value
         place = place[step]
     place[path[-1]] = value
     try:
-        found = results_from_json(document, "damaged.json")
+        found = from_document(document, "damaged.json")
     except UsageError as error:
         assert error.remedy
         return
-    assert results_from_json(json.loads(results.to_text(found)), "again") == found
+    assert from_document(json.loads(results.to_text(found)), "again") == found
     assert summary.rows(found) and summary.answer(found)
     assert compare.as_text(compare.compare(found, sample_results()))

@@ -15,12 +15,13 @@ import pytest
 from bitnet_tuning import demo
 from bitnet_tuning.bench.llama_bench import Bench
 from bitnet_tuning.bench.runner import Patience, Place, Runner, find_bench
-from bitnet_tuning.bench.samples import PP, TG, Run, Sizes
+from bitnet_tuning.bench.samples import Run, Sizes
 from bitnet_tuning.engine.find import EMBEDDED, locate_all
 from bitnet_tuning.engine.probe import know
 from bitnet_tuning.launch.death import LONGEST, failure
 from bitnet_tuning.launch.run import Captured
 from bitnet_tuning.model.gguf import read_model
+from bitnet_tuning.plan.profile import PP, TG
 from bitnet_tuning.plan.setting import UPSTREAM, Setting
 from bitnet_tuning.store.state import State
 from tests.engines import FakeEngine

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import pytest
 
 from bitnet_tuning.bench.ledger import Check, Done, Knob, Limits, Measure, Space
-from bitnet_tuning.bench.samples import TG, Round, Run
+from bitnet_tuning.bench.samples import Round, Run
 from bitnet_tuning.bench.search import Search
 from bitnet_tuning.bench.statistics import FASTER, OPEN
+from bitnet_tuning.plan.profile import TG
 from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting
 from tests.bench_samples import with_threads
 

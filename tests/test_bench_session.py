@@ -12,10 +12,11 @@ import pytest
 
 from bitnet_tuning.bench.ledger import Check, Done, Knob, Limits, Measure, Space
 from bitnet_tuning.bench.results import Results
-from bitnet_tuning.bench.samples import PP, TG, Objective, Round, Run
+from bitnet_tuning.bench.samples import Round, Run
 from bitnet_tuning.bench.search import Search
 from bitnet_tuning.bench.tune import Session, Tools, phases_of
 from bitnet_tuning.launch.stop import Stop, Stopped
+from bitnet_tuning.plan.profile import PP, TG, Objective
 from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting
 from tests.bench_samples import sample_results, with_threads
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from bitnet_tuning.bench import knobs
 from bitnet_tuning.bench.ledger import Knob, Space
 from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting
+from bitnet_tuning.store.codec import from_json, to_json
 
 SPACE = Space(
     Setting(6, 8, (("OMP_NUM_THREADS", "6"),), frozenset((0, 1, 2, 3))),
@@ -26,8 +26,8 @@ SPACE = Space(
 
 
 def test_there_and_back() -> None:
-    text = json.dumps(knobs.as_json(SPACE), allow_nan=False)
-    assert knobs.from_json(json.loads(text)) == SPACE
+    text = json.dumps(to_json(SPACE), allow_nan=False)
+    assert from_json(Space, json.loads(text)) == SPACE
 
 
 @pytest.mark.parametrize(
@@ -52,10 +52,10 @@ def test_there_and_back() -> None:
     ],
 )
 def test_what_was_never_written_is_refused(path: tuple[Any, ...], value: object) -> None:
-    facts = copy.deepcopy(knobs.as_json(SPACE))
+    facts = copy.deepcopy(to_json(SPACE))
     at: Any = facts
     for step in path[:-1]:
         at = at[step]
     at[path[-1]] = value
     with pytest.raises(ValueError):
-        knobs.from_json(json.loads(json.dumps(facts)))
+        from_json(Space, json.loads(json.dumps(facts)))

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet_tuning.bench import statistics
-from bitnet_tuning.bench.samples import PP, TG, Objective, Round, Run
-from bitnet_tuning.bench.statistics import FASTER, OPEN, SLOWER, Estimate
+from bitnet_tuning.bench.samples import Round, Run
+from bitnet_tuning.bench.statistics import FASTER, OPEN, SLOWER
+from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
 
 SPEEDS = st.lists(st.floats(0.1, 100), min_size=1, max_size=15)
 RESAMPLES = 20_000

@@ -8,8 +8,7 @@ import pytest
 
 from bitnet_tuning.bench import plots, statistics
 from bitnet_tuning.bench.results import CheckFacts, Results
-from bitnet_tuning.bench.samples import PP, TG, Objective, Round, Run
-from bitnet_tuning.bench.statistics import Estimate
+from bitnet_tuning.bench.samples import Round, Run
 from bitnet_tuning.bench.summary import (
     CLAIM,
     TOO_FEW,
@@ -23,6 +22,7 @@ from bitnet_tuning.bench.summary import (
     rows,
     times,
 )
+from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
 from tests.bench_samples import SETTINGS, SPEEDS, Simulator, sample_results
 
 WINNER = "4 threads + no mmap"

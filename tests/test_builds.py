@@ -20,7 +20,8 @@ from bitnet_tuning.engine.builds import (
     OPEN,
     OUT,
     SLOWER,
-    Found,
+    BuildResult,
+    ComparedBuilds,
     Ranked,
     build_name,
     choose_build,
@@ -257,19 +258,11 @@ def known(checkout: Path, state: State) -> tuple[Engine, ...]:
 
 
 def remember(state: State, host: Host, every: tuple[Engine, ...], fastest: str) -> None:
-    found = {each.path: Found(OPEN, None) for each in every}
+    found = {each.path: BuildResult(OPEN, None) for each in every}
     winner = next(path for path in found if build_name(path) == fastest)
-    found[winner] = Found(FASTER, (1.25, 1.2, 1.3))
-    store_fastest(
-        state,
-        host,
-        every,
-        MODEL,
-        found,
-        reference=every[0].path,
-        created="2026-11-23T04:05:06Z",
-        objective="tg",
-    )
+    found[winner] = BuildResult(FASTER, (1.25, 1.2, 1.3))
+    compared = ComparedBuilds("2026-11-23T04:05:06Z", "tg", every[0].path, found)
+    store_fastest(state, host, every, MODEL, compared)
 
 
 def newer(path: Path) -> None:
@@ -462,16 +455,22 @@ def test_without_a_model_the_choice_is_for_i2_s(checkout: Path, state: State) ->
 
 
 def older(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: record[name] for name in record if name not in ("probe", "cpu", "ran")}
+    """As this was kept before records had versions."""
+    flat = {name: record["engine"][name] for name in ("version", "flags", "isa")}
+    return {"schema": 1, "key": record["key"], "identities": record["files"], "probe": 2, **flat}
+
+
+def asked_on(*flags: str, ran: bool = True) -> Callable[[Any], Any]:
+    """Another CPU than this."""
+    return lambda record: {**record, "engine": {**record["engine"], "ran": ran, "cpu": flags}}
 
 
 @pytest.mark.parametrize(
     "change",
     [
         older,
-        lambda record: {**record, "cpu": None},
-        lambda record: {**record, "probe": 1},
-        lambda record: {**record, "ran": False, "cpu": ["of another machine"]},
+        lambda record: {**record, "version": 2},
+        asked_on("of", "another", "machine", ran=False),
     ],
 )
 def test_what_older_versions_or_other_cpus_remember_is_asked_anew(
@@ -499,13 +498,11 @@ def test_what_a_build_is_for_holds_on_another_cpu(
     fake = FakeEngine(checkout).isa("AVX2", "AVX512")
     know(Location(str(fake.cli), "found"), state)
     (record,) = own_state.glob("engine-*.json")
-    record.write_text(
-        json.dumps({**json.loads(record.read_text()), "cpu": ["of", "another", "machine"]})
-    )
+    record.write_text(json.dumps(asked_on("another")(json.loads(record.read_text()))))
     asked = len(fake.runs())
     engine = know(Location(str(fake.cli), "found"), state)
     assert len(fake.runs()) == asked
-    assert engine.cpu == {"of", "another", "machine"}
+    assert engine.cpu == {"another"}
 
 
 def test_a_build_that_picks_its_kernels_is_asked_on_each_cpu(
@@ -515,5 +512,5 @@ def test_a_build_that_picks_its_kernels_is_asked_on_each_cpu(
     (fake.bin / "libggml-cpu-haswell.so").write_bytes(b"\x7fELF")
     first = know(Location(str(fake.cli), "found"), state)
     (record,) = own_state.glob("engine-*.json")
-    record.write_text(json.dumps({**json.loads(record.read_text()), "cpu": ["another"]}))
+    record.write_text(json.dumps(asked_on("another")(json.loads(record.read_text()))))
     assert know(Location(str(fake.cli), "found"), state) == first

@@ -13,6 +13,7 @@ import pytest
 
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import host_facts
+from bitnet_tuning.store.codec import to_json
 from tests.conftest import REPOSITORY
 
 DUMPS = REPOSITORY.parent / "shared" / "hosts"
@@ -62,7 +63,7 @@ def check(name: str, facts: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_dump(dumps: dict[str, Path], name: str) -> None:
     host = read_host(str(dumps[name]))
-    check(name, host_facts(host))
+    check(name, to_json(host_facts(host)))
     assert sum(len(core.cpus) for core in host.cores) == len(host.online)
     assert frozenset().union(*(core.cpus for core in host.cores)) == host.online
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from bitnet_tuning.engine.find import Engine
-from bitnet_tuning.machine.host import fingerprint
-from bitnet_tuning.plan.profile import Profile, as_record, claim, from_record, load
+from bitnet_tuning.machine.host import Fingerprint, fingerprint
+from bitnet_tuning.plan.profile import Profile, claim, load
 from bitnet_tuning.plan.profiles import (
     Stored,
     find_stale,
@@ -28,6 +28,7 @@ from bitnet_tuning.plan.profiles import (
     stored_profiles,
     what_changed,
 )
+from bitnet_tuning.store.codec import from_json, to_json
 from bitnet_tuning.store.state import State, locked
 from tests import profile_samples as samples
 from tests.machines import Machine, x86_entries
@@ -191,7 +192,7 @@ def test_what_is_out_of_date_is_found_and_what_is_not_is_left_out(bench: Bench) 
     assert find_stale(bench.state, host, bench.engine, MODEL) == []
     newer = bench.engine._replace(version="4000 (new)")
     (stale,) = find_stale(bench.state, host, newer, MODEL)
-    assert stale.stored.profile == bench.profile
+    assert stale.profile == bench.profile
     assert stale.changes == ("engine version '3957 (5eb47b72)', now '4000 (new)'",)
 
 
@@ -207,7 +208,8 @@ def test_hosts_share_a_folder(bench: Bench) -> None:
 
 def test_a_fingerprint_is_the_same_every_time(bench: Bench) -> None:
     first = fingerprint(bench.machine.host())
-    assert first == fingerprint(bench.machine.host()) == json.loads(json.dumps(first))
+    assert first == fingerprint(bench.machine.host())
+    assert from_json(Fingerprint, json.loads(json.dumps(to_json(first)))) == first
 
 
 # Damage
@@ -262,7 +264,7 @@ def edited(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
                 "model": {"architecture": "a", "quantization": "q", "size": 1, "name": "n"},
                 "setting": SETTING._replace(env=dict(SETTING.env))._asdict(),  # type: ignore[arg-type]
                 "evidence": {
-                    **EVIDENCE._asdict(),
+                    **to_json(EVIDENCE),
                     "ratio": {"median": 1.2, "low": 1.1, "high": 1.3, "rounds": 9},
                     "against_upstream": None,
                 },
@@ -274,7 +276,7 @@ def edited(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
 
 
 def test_the_record_of_these_tests_is_right() -> None:
-    assert as_record(from_record(edited(lambda record: None))) == edited(lambda record: None)
+    assert to_json(from_json(Profile, edited(lambda record: None))) == edited(lambda record: None)
 
 
 def at(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:
@@ -329,7 +331,7 @@ WRONG = {
 @pytest.mark.parametrize("what", WRONG)
 def test_a_record_that_no_tuning_writes_is_refused_in_a_line(what: str) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
-        from_record(edited(WRONG[what]))
+        from_json(Profile, edited(WRONG[what]))
     assert len(str(caught.value)) < 300
     assert str(caught.value).isprintable()
 
@@ -374,7 +376,7 @@ def test_a_read_only_folder_is_read(bench: Bench) -> None:
     [("tg", "default"), ("pp", "for prompts"), ("request", "for whole requests")],
 )
 def test_the_claim_says_what_is_faster(bench: Bench, objective: str, end: str) -> None:
-    evidence = EVIDENCE._replace(objective={**EVIDENCE.objective, "name": objective})
+    evidence = EVIDENCE._replace(objective=EVIDENCE.objective._replace(name=objective))
     said = claim(bench.profile._replace(evidence=evidence))
     assert said.startswith(samples.CLAIM)
     assert said.endswith(end)

@@ -275,8 +275,8 @@ def test_another_engine_is_refused(fleet: Fleet) -> None:
         (b"[]", "no JSON object"),
         (b"{}", "schema and version"),
         (b'{"schema": 1, "version": 2}', "(1, 2)"),
-        (b'{"schema": 1, "version": 1}', "lacks 'created'"),
-        (b'{"schema": 1, "version": 1, "created": "\\u001b[2J"}', "lacks 'engine'"),
+        (b'{"schema": 1, "version": 1}', "created: missing"),
+        (b'{"schema": 1, "version": 1, "created": "\\u001b[2J"}', "engine: missing"),
     ],
 )
 def test_a_file_that_holds_no_profile_is_one_line(fleet: Fleet, content: bytes, said: str) -> None:

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.store.state import SCHEMA, State, default_folder, digest, write_atomically
+
+
+class Kept(NamedTuple):
+    n: int = 0
+    text: str = ""
+    more: tuple[float | None, ...] = ()
 
 
 @pytest.fixture
@@ -38,46 +45,47 @@ def colliding_keys() -> tuple[str, str]:
 
 
 def test_nothing_is_there_at_first(state: State, folder: Path) -> None:
-    assert state.load("model", "k") is None
+    assert state.load("model", "k", Kept) is None
     assert state.warning is None
     assert not folder.exists()
 
 
 def test_a_record_comes_back(state: State) -> None:
-    state.store("model", "k", {"a": [1, None, "\u00e4"], "b": {"c": 1.5}})
-    record = state.load("model", "k")
-    assert record is not None
-    assert (record["a"], record["b"]) == ([1, None, "\u00e4"], {"c": 1.5})
-    assert State(state.folder).load("model", "k") == record
+    kept = Kept(3, "\u00e4", (1.5, None))
+    state.store("model", "k", kept)
+    assert state.load("model", "k", Kept) == kept
+    assert State(state.folder).load("model", "k", Kept) == kept
     assert state.warning is None
 
 
 def test_kinds_and_keys_are_apart(state: State) -> None:
-    state.store("model", "k", {"n": 1})
-    state.store("engine", "k", {"n": 2})
-    state.store("model", "l", {"n": 3})
-    found = [state.load(*where) for where in (("model", "k"), ("engine", "k"), ("model", "l"))]
-    assert [record and record["n"] for record in found] == [1, 2, 3]
+    state.store("model", "k", Kept(1))
+    state.store("engine", "k", Kept(2))
+    state.store("model", "l", Kept(3))
+    found = [
+        state.load(*where, Kept) for where in (("model", "k"), ("engine", "k"), ("model", "l"))
+    ]
+    assert [record and record.n for record in found] == [1, 2, 3]
 
 
 def test_storing_again_replaces(state: State, folder: Path) -> None:
     for number in range(3):
-        state.store("model", "k", {"n": number})
-    record = state.load("model", "k")
+        state.store("model", "k", Kept(number))
+    record = state.load("model", "k", Kept)
     assert record is not None
-    assert record["n"] == 2
+    assert record.n == 2
     assert only_file(folder).suffix == ".json"
 
 
 def test_keys_with_the_same_file_are_not_confused(state: State, folder: Path) -> None:
     first, second = colliding_keys()
-    state.store("model", first, {"n": 1})
-    assert state.load("model", second) is None
-    state.store("model", second, {"n": 2})
-    assert state.load("model", first) is None
-    record = state.load("model", second)
+    state.store("model", first, Kept(1))
+    assert state.load("model", second, Kept) is None
+    state.store("model", second, Kept(2))
+    assert state.load("model", first, Kept) is None
+    record = state.load("model", second, Kept)
     assert record is not None
-    assert record["n"] == 2
+    assert record.n == 2
     assert only_file(folder)
 
 
@@ -88,15 +96,15 @@ def test_keys_that_differ_little_have_other_digests() -> None:
 
 
 def test_all_records_of_a_kind(state: State, folder: Path) -> None:
-    assert state.load_all("model", {}) == {}
+    assert state.load_all("model", Kept) == {}
     for key in ("a", "b", "c", "d"):
-        assert state.store("model", key, {"n": key})
-    state.store("engine", "a", {"n": "other"})
+        assert state.store("model", key, Kept(text=key))
+    state.store("engine", "a", Kept(9))
     (folder / f"model-{digest('b')}.json").write_text("{")
     (folder / f"model-{digest('c')}.json").write_text('{"schema": 99}')
     (folder / f"model-{digest('d')}.json.123.tmp").write_text("half")
-    found = state.load_all("model", {"n": str})
-    assert {mark: record["n"] for mark, record in found.items()} == {
+    found = state.load_all("model", Kept)
+    assert {mark: record.text for mark, record in found.items()} == {
         digest("a"): "a",
         digest("d"): "d",
     }
@@ -106,17 +114,17 @@ def test_all_records_of_a_kind(state: State, folder: Path) -> None:
 
 def test_a_key_that_is_not_text(state: State) -> None:
     key = os.fsdecode(b"/models/\xff.gguf")
-    state.store("model", key, {"path": key})
-    record = state.load("model", key)
+    state.store("model", key, Kept(text=key))
+    record = state.load("model", key, Kept)
     assert record is not None
-    assert record["path"] == key
+    assert record.text == key
 
 
 def test_another_schema_is_not_read(state: State, folder: Path) -> None:
-    state.store("model", "k", {"n": 1})
+    state.store("model", "k", Kept(1))
     path = only_file(folder)
     path.write_text(path.read_text().replace(f'"schema": {SCHEMA}', '"schema": 99'))
-    assert state.load("model", "k") is None
+    assert state.load("model", "k", Kept) is None
     assert state.warning is None
     assert path.exists()
 
@@ -139,28 +147,28 @@ def test_another_schema_is_not_read(state: State, folder: Path) -> None:
     ids=lambda content: repr(content[:8]),
 )
 def test_a_damaged_record_is_set_aside(state: State, folder: Path, content: bytes) -> None:
-    state.store("model", "k", {"n": 1})
+    state.store("model", "k", Kept(1))
     path = only_file(folder)
     path.write_bytes(content)
-    assert state.load("model", "k") is None
+    assert state.load("model", "k", Kept) is None
     assert state.warning is not None
     assert str(path) in state.warning
     assert only_file(folder).read_bytes() == content
     assert only_file(folder).name == f"{path.name}.broken"
-    state.store("model", "k", {"n": 2})
+    state.store("model", "k", Kept(2))
     again = State(state.folder)
-    assert again.load("model", "k") is not None
+    assert again.load("model", "k", Kept) is not None
     assert again.warning is None
 
 
 def test_one_warning_only(state: State, folder: Path) -> None:
     for key in "ab":
-        state.store("model", key, {})
+        state.store("model", key, Kept())
     for path in folder.iterdir():
         path.write_text("?")
-    assert state.load("model", "a") is None
+    assert state.load("model", "a", Kept) is None
     first = state.warning
-    assert state.load("model", "b") is None
+    assert state.load("model", "b", Kept) is None
     assert state.warning == first
 
 
@@ -168,16 +176,16 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     """Below a regular file; permissions would not keep root out."""
     (tmp_path / "file").touch()
     state = State(str(tmp_path / "file" / "state"))
-    state.store("model", "k", {"n": 1})
+    state.store("model", "k", Kept(1))
     assert state.warning is not None
     assert "cannot keep" in state.warning
-    assert state.load("model", "k") is None
+    assert state.load("model", "k", Kept) is None
 
 
 def test_a_folder_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     state = State(str(tmp_path / "file" / "state"))
-    assert state.load("model", "k") is None
+    assert state.load("model", "k", Kept) is None
     assert state.warning is not None
     assert "cannot read" in state.warning
 
@@ -186,18 +194,18 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_read_only_folder(state: State, folder: Path) -> None:
     folder.mkdir()
     folder.chmod(0o500)
-    state.store("model", "k", {"n": 1})
+    state.store("model", "k", Kept(1))
     assert state.warning is not None
     assert list(folder.iterdir()) == []
 
 
 def test_a_folder_in_place_of_a_record(state: State, folder: Path) -> None:
-    state.store("model", "k", {"n": 1})
+    state.store("model", "k", Kept(1))
     path = only_file(folder)
     path.unlink()
     (path / "in the way").mkdir(parents=True)
-    assert state.load("model", "k") is None
-    state.store("model", "k", {"n": 2})
+    assert state.load("model", "k", Kept) is None
+    state.store("model", "k", Kept(2))
     assert state.warning is not None
     assert only_file(folder) == path
 
@@ -205,7 +213,7 @@ def test_a_folder_in_place_of_a_record(state: State, folder: Path) -> None:
 def test_a_full_disk_leaves_no_draft(
     state: State, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state.store("model", "k", {"n": 1})
+    state.store("model", "k", Kept(1))
     path = only_file(folder)
     before = path.read_bytes()
 
@@ -213,7 +221,7 @@ def test_a_full_disk_leaves_no_draft(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    state.store("model", "k", {"n": 2})
+    state.store("model", "k", Kept(2))
     assert state.warning is not None
     assert "No space left" in state.warning
     assert only_file(folder).read_bytes() == before
@@ -260,11 +268,12 @@ def test_a_mask_for_new_files_is_respected(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from bitnet_tuning.store.state import State
+from tests.test_state import Kept
 state = State(sys.argv[1])
 for number in range(60):
-    state.store("model", "k", {"writer": sys.argv[2], "text": sys.argv[2] * (2000 + 90 * number)})
-    record = state.load("model", "k")
-    assert record and set(record["text"]) == {record["writer"]}, record
+    state.store("model", "k", Kept(int(sys.argv[2]), sys.argv[2] * (2000 + 90 * number)))
+    record = state.load("model", "k", Kept)
+    assert record and set(record.text) == {str(record.n)}, record
 assert state.warning is None, state.warning
 """
 
@@ -282,7 +291,7 @@ def test_many_writers_leave_whole_records(folder: Path, repository: Path) -> Non
         _, errors = writer.communicate(timeout=60)
         assert writer.returncode == 0, errors.decode()
     record = json.loads(only_file(folder).read_text())
-    assert set(record["text"]) == {record["writer"]}
+    assert set(record["text"]) == {str(record["n"])}
 
 
 # Where they are kept

@@ -14,35 +14,23 @@ from bitnet_tuning.bench.knobs import QUICK, Knobs
 from bitnet_tuning.bench.ledger import DEFAULT, MODES, PERFORMANCE, UPSTREAM, Space
 from bitnet_tuning.bench.results import (
     RUNNING,
-    Machine,
-    Options,
+    Assignment,
     Results,
     Surroundings,
-    machine,
     stamp,
 )
 from bitnet_tuning.bench.runner import Place, Runner, find_bench
-from bitnet_tuning.bench.samples import (
-    FIRST,
-    PP,
-    SECOND,
-    TG,
-    Absent,
-    Objective,
-    Run,
-    Sizes,
-    choose_sizes,
-)
+from bitnet_tuning.bench.samples import FIRST, SECOND, Absent, Run, Sizes, choose_sizes
 from bitnet_tuning.engine.find import EMBEDDED
 from bitnet_tuning.errors import TuningError, UnsupportedError, UsageError
 from bitnet_tuning.launch.stop import Stop
 from bitnet_tuning.machine import conditions
-from bitnet_tuning.machine.conditions import Conditions, as_json
-from bitnet_tuning.machine.host import host_facts
+from bitnet_tuning.machine.conditions import Conditions
+from bitnet_tuning.machine.host import HostFacts, host_facts
 from bitnet_tuning.machine.warnings import warnings_before
 from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.plan import make_plan
-from bitnet_tuning.plan.profile import EngineKey
+from bitnet_tuning.plan.profile import PP, TG, EngineKey, Objective
 from bitnet_tuning.plan.profiles import engine_key
 from bitnet_tuning.plan.setting import UPSTREAM as UPSTREAM_SETTING
 from bitnet_tuning.plan.setting import Setting
@@ -241,7 +229,7 @@ def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Bar 
     objective = Objective(options.objective, options.n_prompt or 128, options.n_gen or 128)
     wish = Wish(options.effort, objective, options.threads, options.modes)
     chosen = course(subject.facts, subject.runner.bench, subject.default, sizes, wish)
-    asked = Options(
+    asked = Assignment(
         budget=options.budget or BUDGETS[options.effort],
         effort=options.effort,
         objective=objective,
@@ -253,7 +241,7 @@ def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Bar 
     for text in notes:
         shown.note(text)
     results = _document(subject, asked, chosen.space)._replace(
-        notes=notes, warnings=seen.warnings, conditions=Surroundings(as_json(seen.before))
+        notes=notes, warnings=seen.warnings, conditions=Surroundings(seen.before)
     )
     return Begun(results, seen)
 
@@ -270,7 +258,7 @@ def _look(subject: Subject, shown: Bar | Lines) -> Seen:
     return Seen(before, warnings, measure_bandwidth(default.threads, host, default.cpus))
 
 
-def _document(subject: Subject, asked: Options, space: Space) -> Results:
+def _document(subject: Subject, asked: Assignment, space: Space) -> Results:
     facts, bench = subject.facts, subject.runner.bench
     read = finish.read_per_token(facts.model.path)
     created = stamp(now())
@@ -280,7 +268,7 @@ def _document(subject: Subject, asked: Options, space: Space) -> Results:
         state=RUNNING,
         program=subjects.program(),
         options=asked,
-        host=machine(host_facts(facts.host)),
+        host=host_facts(facts.host),
         engine=subjects.engine_facts(facts.engine, bench.program if bench else None),
         model=subjects.model_facts(facts.model, None if isinstance(read, Absent) else read),
         space=space,
@@ -319,5 +307,5 @@ def _check_same(subject: Subject, earlier: Results) -> None:
         )
 
 
-def _lasting(host: Machine) -> Machine:
+def _lasting(host: HostFacts) -> HostFacts:
     return host._replace(memory_available=None, memory_total=None, governor=None)

@@ -19,14 +19,15 @@ from bitnet_tuning.bench.display import Bar, Lines, watcher
 from bitnet_tuning.bench.ledger import DEFAULT
 from bitnet_tuning.bench.results import stamp
 from bitnet_tuning.bench.runner import Place, Runner, find_bench
-from bitnet_tuning.bench.samples import PP, SECOND, TG, Objective, Round, Run
-from bitnet_tuning.bench.statistics import VERDICT_ROUNDS, Estimate
+from bitnet_tuning.bench.samples import SECOND, Round, Run
+from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
 from bitnet_tuning.bench.summary import times
 from bitnet_tuning.bench.tune import LOCK, phases_of
 from bitnet_tuning.console import say
 from bitnet_tuning.engine.builds import (
     OUT,
-    Found,
+    BuildResult,
+    ComparedBuilds,
     build_name,
     choose_build,
     load_fastest,
@@ -40,6 +41,7 @@ from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.model.find import Choice
 from bitnet_tuning.plan.facts import Facts
+from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
 from bitnet_tuning.prepare import find_builds
 from bitnet_tuning.store.state import State, alone, default_folder
 
@@ -287,20 +289,16 @@ def _remember(field: Field, compared: Compared, objective: str) -> None:
         say("nothing is remembered: too little was measured; give it more with --budget")
         return
     engines = [engine for engine, _ in compared.judged]
-    found = {
-        engine.path: Found(each.verdict, each.ratio and each.ratio[:3])
-        for engine, each in compared.judged
-    }
-    store_fastest(
-        field.state,
-        field.host,
-        engines,
-        field.choice.model,
-        found,
-        reference=engines[0].path,
+    found = ComparedBuilds(
         created=stamp(now()),
         objective=objective,
+        reference=engines[0].path,
+        builds={
+            engine.path: BuildResult(each.verdict, each.ratio and each.ratio[:3])
+            for engine, each in compared.judged
+        },
     )
+    store_fastest(field.state, field.host, engines, field.choice.model, found)
 
 
 def _show(field: Field, compared: Compared, options: argparse.Namespace) -> None:

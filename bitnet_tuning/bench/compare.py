@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.ledger import DEFAULT
 from bitnet_tuning.bench.results import EngineFacts, Results
-from bitnet_tuning.bench.samples import PP, TG, Objective
-from bitnet_tuning.bench.statistics import Estimate
 from bitnet_tuning.bench.summary import TIMES, noise_floor, phase_speeds, thinned, times
+from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
 
 
 class Difference(NamedTuple):

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from bitnet_tuning.bench.results import Part, Results
     from bitnet_tuning.bench.samples import Round
     from bitnet_tuning.bench.search import Search
-    from bitnet_tuning.bench.statistics import Estimate
     from bitnet_tuning.bench.summary import Row
+    from bitnet_tuning.plan.profile import Estimate
 
 
 LINE_SECONDS = 10.0

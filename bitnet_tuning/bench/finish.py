@@ -11,20 +11,21 @@ from bitnet_tuning.bench import bandwidth, limits
 from bitnet_tuning.bench.bandwidth import Bandwidth, measure_bandwidth
 from bitnet_tuning.bench.ledger import DEFAULT, UPSTREAM, Done
 from bitnet_tuning.bench.results import Decision, Kept, Part, Results, Surroundings
-from bitnet_tuning.bench.samples import PP, TG, Absent
-from bitnet_tuning.bench.statistics import VERDICT_ROUNDS, Estimate
+from bitnet_tuning.bench.samples import Absent
+from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
 from bitnet_tuning.bench.summary import against, phase_speeds
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.machine import conditions
-from bitnet_tuning.machine.conditions import Conditions, as_json, between
+from bitnet_tuning.machine.conditions import Conditions, between
 from bitnet_tuning.machine.warnings import warnings_after
 from bitnet_tuning.model.gguf import read_tensors
 from bitnet_tuning.plan.openmp import BINDING_BY_USER, TUNABLE, user_set
 from bitnet_tuning.plan.profile import (
+    PP,
+    TG,
     EngineKey,
     Evidence,
     Profile,
-    Ratio,
     claim,
     engine_changes,
     load,
@@ -56,8 +57,7 @@ def after(results: Results, before: Conditions, host: Host) -> Results:
     now = conditions.take(host)
     found = (warning.text for warning in warnings_after(before, now))
     warnings = tuple(dict.fromkeys((*results.warnings, *found)))
-    meanwhile = between(before, now)._asdict()
-    seen = Surroundings(results.conditions.before, as_json(now), meanwhile)
+    seen = Surroundings(results.conditions.before, now, between(before, now))
     return results._replace(warnings=warnings, conditions=seen)
 
 
@@ -183,16 +183,12 @@ def evidence(results: Results, path: str) -> Evidence:
     assert decision is not None
     speeds = phase_speeds(results, decision.winner)
     return Evidence(
-        objective=results.options.objective._asdict(),
+        objective=results.options.objective,
         verdict=decision.verdict,
-        ratio=_ratio(decision.estimate),
+        ratio=decision.estimate,
         floor=decision.floor,
-        against_upstream=_ratio(against(results, decision.winner, UPSTREAM)),
+        against_upstream=against(results, decision.winner, UPSTREAM),
         speeds={phase: median(speeds[phase]) if speeds[phase] else None for phase in (PP, TG)},
         results=os.path.abspath(path),
         budget=results.options.budget,
     )
-
-
-def _ratio(found: Estimate | None) -> Ratio | None:
-    return None if found is None else Ratio(found.median, found.low, found.high, found.count)

@@ -6,13 +6,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from math import fsum, log, sqrt
 from statistics import median
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from bitnet_tuning.bench import statistics
-from bitnet_tuning.bench.samples import Objective, Round, value
-from bitnet_tuning.bench.statistics import Estimate
+from bitnet_tuning.bench.samples import Round, value
 from bitnet_tuning.launch.death import NO_END
+from bitnet_tuning.namedtuple import NamedTuple
+from bitnet_tuning.plan.profile import Estimate, Objective
 from bitnet_tuning.plan.setting import Change, Setting
+from bitnet_tuning.store.codec import Annotated, Via
 
 DEFAULT, UPSTREAM, PERFORMANCE = "default", "upstream", "performance"
 """Names of settings: what our plan computes, what bitnet.cpp's own script does, and
@@ -30,14 +32,22 @@ class Knob(NamedTuple):
     changes: tuple[Change, ...]
 
 
+_FIXED = Via(dict[str, Setting], lambda named: tuple(named.items()), dict)
+_KNOBS = Via(
+    dict[str, tuple[Change, ...]],
+    lambda named: tuple(Knob(*each) for each in named.items()),
+    dict,
+)
+
+
 class Space(NamedTuple):
     """All that may be measured."""
 
     default: Setting
-    fixed: tuple[tuple[str, Setting], ...]
+    fixed: Annotated[tuple[tuple[str, Setting], ...], _FIXED]
     """Measured and shown, but never winners."""
     threads: tuple[Change, ...]
-    knobs: tuple[Knob, ...]
+    knobs: Annotated[tuple[Knob, ...], _KNOBS]
 
 
 class Limits(NamedTuple):

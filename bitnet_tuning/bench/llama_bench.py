@@ -8,12 +8,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from bitnet_tuning.bench.samples import PP, TG
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.death import Speed, parse_timings
 from bitnet_tuning.plan.command import memory_policy
 from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.openmp import exported
+from bitnet_tuning.plan.profile import PP, TG
 from bitnet_tuning.plan.setting import Setting
 
 TYPE_CHECKING = False

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.ledger import DEFAULT
 from bitnet_tuning.bench.results import Results
-from bitnet_tuning.bench.samples import PP, TG
-from bitnet_tuning.bench.statistics import Estimate
 from bitnet_tuning.bench.summary import Row, digits, noise_floor, phase_speeds, problem_of, times
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.plan.openmp import THREAD_COUNTS
+from bitnet_tuning.plan.profile import PP, TG, Estimate
 from bitnet_tuning.plan.setting import Setting
 
 TYPE_CHECKING = False

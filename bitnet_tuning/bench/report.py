@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from bitnet_tuning.bench import plots, statistics
@@ -23,7 +23,6 @@ from bitnet_tuning.bench.plots import (
     table,
 )
 from bitnet_tuning.bench.results import FINISHED, Part, Results, write
-from bitnet_tuning.bench.samples import PP, TG
 from bitnet_tuning.bench.statistics import FASTER, SLOWER
 from bitnet_tuning.bench.summary import (
     FAILED,
@@ -42,6 +41,7 @@ from bitnet_tuning.bench.summary import (
 )
 from bitnet_tuning.console import GIBIBYTE, MEBIBYTE
 from bitnet_tuning.machine.root import format_list
+from bitnet_tuning.plan.profile import PP, TG, Estimate
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """Nothing is loaded and no script runs, whatever the names in a document hold."""
@@ -259,11 +259,9 @@ def _with(value: float | None, unit: float, name: str) -> str:
     return "" if value is None else f"{digits(value / unit)} {name}"
 
 
-def _number(facts: Mapping[str, Any] | None, *path: str) -> float | None:
-    """A number at a path; None where there is none."""
-    place: Any = facts
-    for name in path:
-        place = place.get(name) if isinstance(place, Mapping) else None
+def _number(facts: Mapping[str, Any] | None, name: str) -> float | None:
+    """A number by its name; None where there is none."""
+    place = (facts or {}).get(name)
     return place if isinstance(place, (int, float)) and not isinstance(place, bool) else None
 
 
@@ -297,7 +295,7 @@ def _sizes_words(sizes: Any) -> str:
     return f"{sizes.n_prompt} tokens of prompt, {sizes.n_gen} generated, {repeated}"
 
 
-def _noise_words(noise: statistics.Estimate) -> str:
+def _noise_words(noise: Estimate) -> str:
     return f"{TIMES}{noise.low:.2f} to {TIMES}{noise.high:.2f}, {noise.count} rounds"
 
 
@@ -313,7 +311,10 @@ def _objective(results: Results) -> str:
 def machine(results: Results) -> Iterator[str]:
     """The host, and its state around the measurement."""
     host, hybrid = results.host, results.host.hybrid
-    before, during = results.conditions.before, results.conditions.meanwhile
+    before, after, during = results.conditions
+    around = [each for each in (before, after) if each is not None]
+    clocks = [each.clock.mean_mhz for each in around if each.clock]
+    heat = [each.temperature.celsius for each in around if each.temperature]
     kinds = (
         f" ({hybrid.performance_cores} performance, {hybrid.efficiency_cores} efficiency)"
         if hybrid
@@ -331,17 +332,16 @@ def machine(results: Results) -> Iterator[str]:
             ("Memory available", _with(host.memory_available, GIBIBYTE, "GiB")),
             ("Governor", host.governor),
             ("WSL", host.wsl),
-            ("Other load before", _with(_number(before, "other_load_cpus"), 1, "CPUs")),
-            ("Other load meanwhile", _with(_number(during, "other_load_cpus"), 1, "CPUs")),
-            ("Clock before and after", _both(results, "MHz", "clock", "mean_mhz")),
-            ("Temperature before and after", _both(results, "\u00b0C", "temperature", "celsius")),
+            ("Other load before", _with(before and before.other_load_cpus, 1, "CPUs")),
+            ("Other load meanwhile", _with(during and during.other_load_cpus, 1, "CPUs")),
+            ("Clock before and after", _both("MHz", clocks)),
+            ("Temperature before and after", _both("\u00b0C", heat)),
         )
     )
 
 
-def _both(results: Results, unit: str, *path: str) -> str:
-    seen = [_number(facts, *path) for facts in results.conditions[:2]]
-    known = [f"{value:.0f}" for value in seen if value is not None]
+def _both(unit: str, values: Iterable[float]) -> str:
+    known = [f"{value:.0f}" for value in values]
     return f"{f' {TO} '.join(known)} {unit}" if known else ""
 
 

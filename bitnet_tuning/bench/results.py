@@ -1,24 +1,36 @@
-"""One benchmark as a document: all that was measured, on what, how, and what came of it;
-pure. docs/results.md says what each field means."""
+"""One benchmark as a document: all that was measured, on what, how, and what came of it.
+docs/results.md says what each field means, docs/results.schema.json is generated from here."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timezone
-from typing import Any, Literal, NamedTuple
+from itertools import count
+from typing import Any
 
-from bitnet_tuning.bench import knobs
 from bitnet_tuning.bench.ledger import Space
-from bitnet_tuning.bench.samples import OBJECTIVES, PP, TG, Objective, Round, Sizes
-from bitnet_tuning.bench.statistics import Estimate
+from bitnet_tuning.bench.samples import Round, Sizes
 from bitnet_tuning.errors import UsageError
-from bitnet_tuning.plan import setting
-from bitnet_tuning.plan.setting import Setting
-from bitnet_tuning.store.codec import DamagedError, build, plain
-from bitnet_tuning.store.state import write_atomically
+from bitnet_tuning.machine.conditions import Conditions, Meanwhile
+from bitnet_tuning.machine.host import HostFacts
+from bitnet_tuning.namedtuple import NamedTuple
+from bitnet_tuning.plan.profile import Estimate, Objective
+from bitnet_tuning.plan.setting import Setting, Threads, describe
+from bitnet_tuning.store.codec import (
+    Annotated,
+    Count,
+    DamagedError,
+    Literal,
+    Moment,
+    Written,
+    from_json,
+    schema_of,
+    to_json,
+)
+from bitnet_tuning.store.state import FileIdentity, write_atomically
 
 SCHEMA = 1
 
@@ -26,7 +38,10 @@ RUNNING: Literal["running"] = "running"
 INTERRUPTED: Literal["interrupted"] = "interrupted"
 FINISHED: Literal["finished"] = "finished"
 
-State = Literal["running", "interrupted", "finished"]
+Commit = Annotated[str, {"pattern": "^([0-9a-f]{40}|[0-9a-f]{64})$"}]
+Seconds = Annotated[float, {"minimum": 0}]
+Factor = Annotated[float, {"minimum": 1}]
+Worded = Annotated[Setting, Written(texts={"words": describe})]
 
 
 class Program(NamedTuple):
@@ -34,71 +49,22 @@ class Program(NamedTuple):
 
     name: str
     version: str
-    git_commit: str | None
+    git_commit: Commit | None
     """Of its own checkout; None where it is installed."""
 
 
-class Options(NamedTuple):
+class Assignment(NamedTuple):
     """What was asked for."""
 
-    budget: float
-    """Seconds."""
+    budget: Seconds
     effort: Literal["quick", "normal", "full"]
     objective: Objective
-    threads: tuple[int, ...] | None
+    threads: tuple[Threads, ...] | None
     """The only counts to try; None for those that suit the machine."""
     modes: tuple[str, ...] | None
     """The only modes to measure; None for all."""
     sizes: Sizes | None
     """Tokens and samples of every run; None until the engine's speed is known."""
-
-
-class NodeFacts(NamedTuple):
-    id: int
-    cpus: tuple[int, ...]
-
-
-class HybridFacts(NamedTuple):
-    performance_cores: int
-    efficiency_cores: int
-    performance_cpus: tuple[int, ...]
-    efficiency_cpus: tuple[int, ...]
-
-
-class Machine(NamedTuple):
-    """The host, as ``python3 -m bitnet_tuning host --json`` prints it."""
-
-    brand: str | None
-    """The processor's name for people."""
-    logical_cpus: tuple[int, ...]
-    allowed_cpus: tuple[int, ...]
-    physical_cores: int
-    packages: int
-    numa_nodes: tuple[NodeFacts, ...]
-    hybrid: HybridFacts | None
-    threads_per_core: int
-    cpu_quota: float | None
-    """CPUs."""
-    usable_cores: int
-    governor: str | None
-    wsl: int | None
-    memory_total: int | None
-    """Bytes."""
-    memory_available: int | None
-    """Bytes."""
-    isa: tuple[str, ...]
-    vendor: str | None
-    topology_known: bool
-
-
-class FileFacts(NamedTuple):
-    """How a file is told from its later versions."""
-
-    path: str
-    size: int
-    """Bytes."""
-    modified: int
-    """Nanoseconds since 1970."""
 
 
 class EngineFacts(NamedTuple):
@@ -110,10 +76,10 @@ class EngineFacts(NamedTuple):
     """``completion`` has a llama-completion beside its llama-cli."""
     openmp: str | None
     isa: tuple[str, ...]
-    files: tuple[FileFacts, ...]
+    files: tuple[FileIdentity, ...]
     bench: tuple[str, ...] | None
     """The start of llama-bench's command line; None where the cli's timings were read."""
-    git_commit: str | None
+    git_commit: Commit | None
     """Of the checkout that it was built in."""
 
 
@@ -124,9 +90,9 @@ class ModelFacts(NamedTuple):
     name: str
     architecture: str
     quantization: str
-    size: int
+    size: Count
     """Bytes of the file."""
-    bytes_per_token: int | None
+    bytes_per_token: Count | None
     """Read from memory for each generated token."""
 
 
@@ -135,16 +101,16 @@ class CheckFacts(NamedTuple):
 
     setting: str
     problem: str | None
-    after_round: int
+    after_round: Count
     """Number of the last round before it; 0 for none."""
 
 
 class Surroundings(NamedTuple):
-    """The machine's state around the measurement, as bench.conditions writes it."""
+    """The machine's state around the measurement. None for what was not taken."""
 
-    before: Mapping[str, Any] | None = None
-    after: Mapping[str, Any] | None = None
-    meanwhile: Mapping[str, Any] | None = None
+    before: Conditions | None = None
+    after: Conditions | None = None
+    meanwhile: Meanwhile | None = None
 
 
 class Part(NamedTuple):
@@ -162,7 +128,7 @@ class Decision(NamedTuple):
     verdict: str
     estimate: Estimate | None
     """Ratio of the finalist's value to the default's, in the duel."""
-    floor: float | None
+    floor: Factor | None
     """How far from 1, as a factor, the default strays from itself; at least 1."""
     reason: str
 
@@ -176,20 +142,19 @@ class Kept(NamedTuple):
 
 
 class Results(NamedTuple):
-    """The whole document."""
+    """Results of a bitnet-tuning benchmark. docs/results.md explains every field."""
 
-    created: str
-    """ISO 8601, UTC."""
-    updated: str
-    state: State
+    created: Moment
+    updated: Moment
+    state: Literal["running", "interrupted", "finished"]
     program: Program
-    options: Options
-    host: Machine
+    options: Assignment
+    host: HostFacts
     engine: EngineFacts
     model: ModelFacts
     space: Space
     """All that may be measured."""
-    settings: Mapping[str, Setting]
+    settings: Mapping[str, Worded]
     """What was named so far."""
     rounds: tuple[Round, ...] = ()
     checks: tuple[CheckFacts, ...] = ()
@@ -203,70 +168,31 @@ class Results(NamedTuple):
     decision: Decision | None = None
     profile: Kept | None = None
 
-
-def machine(facts: Mapping[str, Any]) -> Machine:
-    """From what the host command prints; facts that the document does not have are left
-    out. Raises DamagedError where one is missing."""
-    known = {name: facts[name] for name in Machine._fields if name in facts}
-    return build(Machine, known, "host", {})
-
-
-def to_json(results: Results) -> dict[str, Any]:
-    """As it is saved; every setting with its description in words."""
-    return {"schema": SCHEMA, **plain(results, {Setting: _setting_json, Space: knobs.as_json})}
-
-
-def _setting_json(value: Setting) -> dict[str, Any]:
-    return {**setting.as_json(value), "words": setting.describe(value)}
+    def validate(self) -> None:
+        """Raise DamagedError where something names a setting that is not there."""
+        names = {check.setting: ".checks" for check in self.checks}
+        for index, each in enumerate(self.rounds):
+            names |= {run.setting: f".rounds[{index}]" for run in each.runs}
+        if self.decision is not None:
+            names[self.decision.winner] = ".decision.winner"
+        for name, place in names.items():
+            if name not in self.settings:
+                raise DamagedError(f"there is no setting {name!r}", place)
 
 
-def from_json(facts: Mapping[str, Any]) -> Results:
-    """The inverse; raises DamagedError, a ValueError, that names the field. ``schema`` must
-    have been looked at."""
-    content = {name: part for name, part in facts.items() if name != "schema"}
-    results = build(Results, content, "", {Setting: _setting, Space: knobs.from_json})
-    for where, problem in _contradictions(results):
-        raise DamagedError(where, problem)
-    return results
+def to_document(results: Results) -> dict[str, Any]:
+    """Return the results as JSON; every setting with its description in words."""
+    return {"schema": SCHEMA, **to_json(results)}
 
 
-def _setting(facts: Mapping[str, Any]) -> Setting:
-    if not isinstance(facts, Mapping) or not isinstance(facts.get("words"), str):
-        raise ValueError("not a setting")
-    # Words follow from the rest.
-    return setting.from_json({name: part for name, part in facts.items() if name != "words"})
-
-
-def _contradictions(results: Results) -> Iterable[tuple[str, str]]:
-    """What the parts say of each other and of speeds, which types cannot hold."""
-    if results.options.objective.name not in OBJECTIVES:
-        yield "options.objective.name", f"not one of {', '.join(OBJECTIVES)}"
-    if min(results.options.objective[1:]) < 1:
-        yield "options.objective", "a request without tokens"
-    for name in ("created", "updated"):
-        if not _is_stamp(getattr(results, name)):
-            yield name, "not a time such as 2026-01-31T23:59:59Z"
-    names = {check.setting: "checks" for check in results.checks}
-    if results.decision is not None:
-        names[results.decision.winner] = "decision.winner"
-    for index, one in enumerate(results.rounds):
-        where = f"rounds[{index}]"
-        names |= {run.setting: where for run in one.runs}
-        for run in one.runs:
-            if not run.samples.keys() <= {PP, TG}:
-                yield where, "samples of an unknown phase"
-            if min((speed for phase in run.samples.values() for speed in phase), default=1) <= 0:
-                yield where, "a speed that is not positive"
-            if not all(run.samples.values()) or bool(run.samples) != (run.problem is None):
-                yield where, "a run has samples or a problem, and only one of the two"
-    for name, where in names.items():
-        if name not in results.settings:
-            yield where, f"there is no setting {name!r}"
-
-
-def _is_stamp(text: str) -> bool:
-    shape = "".join("0" if letter.isdigit() and letter.isascii() else letter for letter in text)
-    return shape == "0000-00-00T00:00:00Z"
+def document_schema() -> dict[str, Any]:
+    """Return the JSON schema of ``to_document``'s result."""
+    schema = schema_of(Results)
+    return {
+        **schema,
+        "properties": {"schema": {"const": SCHEMA}, **schema["properties"]},
+        "required": ["schema", *schema["required"]],
+    }
 
 
 LARGEST = 1 << 28
@@ -278,23 +204,14 @@ def stamp(now: datetime) -> str:
     return now.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def default_path(folder: str, now: datetime) -> str:
-    """A name below ``folder`` that is not taken: results-2026-01-31T23-59-59Z.json."""
-    base = os.path.join(folder, f"results-{stamp(now).replace(':', '-')}")
-    path, number = f"{base}.json", 1
-    while os.path.lexists(path):
-        number += 1
-        path = f"{base}-{number}.json"
-    return path
-
-
 def new_path(folder: str, now: datetime) -> str:
-    """As ``default_path``, and taken at once by an empty file: of two programs that begin in
-    the same second, none writes over the other's results."""
+    """Return a file below ``folder`` that nobody has, results-2026-01-31T23-59-59Z.json, and
+    create it: of two programs that begin in the same second, none writes over the other's."""
     with contextlib.suppress(OSError):
         os.makedirs(folder, exist_ok=True)
-    while True:
-        path = default_path(folder, now)
+    base = os.path.join(folder, f"results-{stamp(now).replace(':', '-')}")
+    for number in count(1):
+        path = f"{base}.json" if number == 1 else f"{base}-{number}.json"
         try:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
         except FileExistsError:
@@ -302,6 +219,7 @@ def new_path(folder: str, now: datetime) -> str:
         except OSError:  # what saves there will say why
             pass
         return path
+    raise AssertionError
 
 
 def to_text(results: Results) -> str:
@@ -311,7 +229,7 @@ def to_text(results: Results) -> str:
     document is saved after every round.
     """
     lines = []
-    for name, part in to_json(results).items():
+    for name, part in to_document(results).items():
         text = _lines(part) if name in ("rounds", "settings") else _dump(part)
         lines.append(f"{_dump(name)}: {text}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
@@ -360,28 +278,28 @@ def load(path: str) -> Results:
         facts = json.loads(data, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"no JSON ({error})") from error
-    return results_from_json(facts, path)
+    return from_document(facts, path)
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number")
 
 
-def results_from_json(facts: object, source: str) -> Results:
-    """The document in ``facts``, which came from ``source``; raises UsageError."""
-    schema = facts.get("schema") if isinstance(facts, Mapping) else None
-    if not isinstance(facts, Mapping) or not isinstance(schema, int) or isinstance(schema, bool):
+def from_document(facts: object, source: str) -> Results:
+    """Return the results in ``facts``, which came from ``source``. Raise UsageError."""
+    schema = facts.get("schema") if isinstance(facts, dict) else None
+    if type(schema) is not int or not isinstance(facts, dict):
         raise _damaged(source, "this is no document of a benchmark")
     if schema > SCHEMA:
         raise UsageError(
             f"{source} was written by a newer version: schema {schema}, known here: {SCHEMA}",
             "update bitnet-tuning, or measure again",
         )
+    if schema < SCHEMA:
+        raise _damaged(source, f"schema: there is no schema {schema}")
     try:
-        if schema != SCHEMA:
-            raise ValueError(f"schema: there is no schema {schema}")
-        return from_json(facts)
-    except (ValueError, RecursionError) as error:
+        return from_json(Results, {name: facts[name] for name in facts if name != "schema"})
+    except DamagedError as error:
         raise _damaged(source, str(error)) from error
 
 

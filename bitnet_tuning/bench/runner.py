@@ -9,13 +9,14 @@ from typing import NamedTuple
 from bitnet_tuning.bench import llama_bench
 from bitnet_tuning.bench.ledger import DEFAULT
 from bitnet_tuning.bench.llama_bench import NEEDED, Bench, Speeds, Tests, check_cli, stale
-from bitnet_tuning.bench.samples import PP, TG, Run
+from bitnet_tuning.bench.samples import Run
 from bitnet_tuning.engine.probe import parse_flags
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.death import failure
 from bitnet_tuning.launch.run import Captured, capture
 from bitnet_tuning.plan.facts import Facts
 from bitnet_tuning.plan.plan import make_plan
+from bitnet_tuning.plan.profile import PP, TG
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

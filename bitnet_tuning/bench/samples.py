@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import median
-from typing import NamedTuple
 
-PP, TG = "pp", "tg"
-"""Prompt processing and token generation: kept apart, as keys of samples everywhere."""
+from bitnet_tuning.namedtuple import NamedTuple
+from bitnet_tuning.plan.profile import PP, TG, Objective, Phase
+from bitnet_tuning.store.codec import Annotated, DamagedError, Positive
 
-OBJECTIVES = (TG, PP, "request")
+Speeds = Annotated[tuple[Positive, ...], {"minItems": 1}]
 
 
 class Run(NamedTuple):
@@ -17,12 +17,17 @@ class Run(NamedTuple):
 
     setting: str
     """The setting's name within the search."""
-    samples: Mapping[str, tuple[float, ...]]
+    samples: Mapping[Phase, Speeds]
     """tokens/s by phase, every sample; empty for a failure."""
     seconds: float
     """Wall time of the process, loading included."""
     problem: str | None = None
     """Why there are no samples."""
+
+    def validate(self) -> None:
+        """Raise DamagedError for a run that neither went well nor failed, or both."""
+        if bool(self.samples) != (self.problem is None):
+            raise DamagedError("a run has samples or a problem, and only one of the two")
 
 
 class Round(NamedTuple):
@@ -36,20 +41,6 @@ class Round(NamedTuple):
     """In the order in which they ran. A setting may stand there twice: against itself."""
     elapsed: float
     """Seconds of the budget that were spent when the round ended."""
-
-
-class Objective(NamedTuple):
-    """What is to be fast. ``request`` weighs a prompt of ``n_prompt`` tokens with an answer
-    of ``n_gen``."""
-
-    name: str = TG
-    n_prompt: int = 128
-    n_gen: int = 128
-
-    @property
-    def phases(self) -> tuple[str, ...]:
-        """What must be measured for it."""
-        return (PP, TG) if self.name == "request" else (self.name,)
 
 
 def value(run: Run, objective: Objective) -> float | None:

@@ -35,7 +35,7 @@ from bitnet_tuning.bench.stages import (
     simplicity,
     won_by,
 )
-from bitnet_tuning.bench.statistics import Estimate
+from bitnet_tuning.plan.profile import Estimate
 from bitnet_tuning.plan.setting import Change, Setting, apply
 
 ADOPT = 1.0

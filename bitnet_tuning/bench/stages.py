@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.ledger import DEFAULT, Done, Fit, Ledger, Measure
-from bitnet_tuning.bench.statistics import Estimate
+from bitnet_tuning.plan.profile import Estimate
 from bitnet_tuning.plan.setting import Change, Setting
 
 LOOSE, STRICT = 3.0, 1.8

@@ -10,9 +10,9 @@ from functools import lru_cache
 from itertools import accumulate
 from math import comb, exp, fsum, log
 from statistics import median
-from typing import NamedTuple
 
-from bitnet_tuning.bench.samples import Objective, Round, value
+from bitnet_tuning.bench.samples import Round, value
+from bitnet_tuning.plan.profile import Estimate, Objective
 
 LEVEL = 0.95
 """Of every interval that is shown."""
@@ -34,17 +34,6 @@ VERDICT_ROUNDS = 6
 comparisons of a setting with itself, all of six in 3 %, which is within 1 - LEVEL."""
 
 FASTER, SLOWER, OPEN = "faster", "slower", "no difference shown"
-
-
-class Estimate(NamedTuple):
-    """A median and how far it can be trusted."""
-
-    median: float
-    low: float
-    """The interval's ends, in the median's unit."""
-    high: float
-    count: int  # type: ignore[assignment]  # hides a method that records do not need
-    """Values, or rounds, that it rests on."""
 
 
 def estimate(values: Iterable[float], level: float = LEVEL) -> Estimate:

@@ -3,14 +3,15 @@ names them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from typing import Literal
 
 import bitnet_tuning
-from bitnet_tuning.bench.results import EngineFacts, FileFacts, ModelFacts, Program
+from bitnet_tuning.bench.results import EngineFacts, ModelFacts, Program
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.model.types import ModelFile
-from bitnet_tuning.store.state import identity
+from bitnet_tuning.store.codec import Literal
+from bitnet_tuning.store.state import FileIdentity, identity
 
 NAME = "bitnet-tuning"
 
@@ -45,27 +46,17 @@ def _generation(engine: Engine) -> Literal["classic", "completion", "embedded"]:
     return "completion" if engine.completion else "classic"
 
 
-def _files(paths: tuple[str, ...]) -> list[FileFacts]:
+def _files(paths: tuple[str, ...]) -> list[FileIdentity]:
     found = []
     for path in paths:
-        try:
-            _, size, modified = identity(path)
-        except OSError:
-            continue
-        assert isinstance(size, int) and isinstance(modified, int)
-        found.append(FileFacts(path, size, modified))
+        with contextlib.suppress(OSError):
+            found.append(identity(path))
     return found
 
 
 def model_facts(model: ModelFile, bytes_per_token: int | None) -> ModelFacts:
-    return ModelFacts(
-        path=model.path,
-        name=model.name,
-        architecture=model.architecture,
-        quantization=model.quantization,
-        size=model.size,
-        bytes_per_token=bytes_per_token,
-    )
+    shared = {name: getattr(model, name) for name in ModelFacts._fields[:-1]}
+    return ModelFacts(**shared, bytes_per_token=bytes_per_token)
 
 
 def git_commit(folder: str) -> str | None:

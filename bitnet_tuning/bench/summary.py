@@ -11,8 +11,8 @@ from typing import NamedTuple
 from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.ledger import DEFAULT, PERFORMANCE, UPSTREAM
 from bitnet_tuning.bench.results import Results
-from bitnet_tuning.bench.samples import PP, TG, Round, Run
-from bitnet_tuning.bench.statistics import Estimate
+from bitnet_tuning.bench.samples import Round, Run
+from bitnet_tuning.plan.profile import PP, TG, Estimate
 from bitnet_tuning.plan.setting import describe
 
 FIXED = (DEFAULT, UPSTREAM, PERFORMANCE)

@@ -23,16 +23,17 @@ from bitnet_tuning.bench.results import (
     new_path,
     save,
     stamp,
-    to_json,
+    to_document,
     write,
 )
-from bitnet_tuning.bench.samples import PP, TG, Objective, Round, Run
+from bitnet_tuning.bench.samples import Round, Run
 from bitnet_tuning.bench.search import Search
 from bitnet_tuning.bench.summary import to_csv
 from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.console import say
 from bitnet_tuning.errors import UnsupportedError, UsageError
 from bitnet_tuning.launch.stop import Stop, Stopped
+from bitnet_tuning.plan.profile import PP, TG, Objective
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.store.state import State, alone, default_folder
 
@@ -297,7 +298,7 @@ def _write(results: Results, options: argparse.Namespace, path: str) -> None:
 
         write_report(results, options.report)
     if options.json:
-        print(json.dumps(to_json(results), indent=2))
+        print(json.dumps(to_document(results), indent=2))
     else:
         show(results)
         print(f"Results: {path}")

@@ -9,26 +9,17 @@ from statistics import median
 from typing import NamedTuple
 
 from bitnet_tuning.bench.ledger import DEFAULT, UPSTREAM
-from bitnet_tuning.bench.samples import (
-    LEAST_GENERATED,
-    MOST_GENERATED,
-    TG,
-    Objective,
-    Round,
-    Run,
-    Sizes,
-    value,
-)
+from bitnet_tuning.bench.samples import LEAST_GENERATED, MOST_GENERATED, Round, Run, Sizes, value
 from bitnet_tuning.bench.statistics import (
     SLOWER,
     VERDICT_ROUNDS,
-    Estimate,
     floor,
     itself,
     ratio,
     ratios,
     verdict,
 )
+from bitnet_tuning.plan.profile import TG, Estimate, Objective
 from bitnet_tuning.verify.checks import FAIL, PASS, SKIP, Line
 
 NAME = "tokens/s"

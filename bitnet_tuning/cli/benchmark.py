@@ -8,10 +8,10 @@ import os
 from collections.abc import Callable, Sequence
 
 from bitnet_tuning.bench.ledger import MODES
-from bitnet_tuning.bench.samples import OBJECTIVES
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, integer, number
 from bitnet_tuning.console import guarded
 from bitnet_tuning.errors import MissingError, UsageError
+from bitnet_tuning.plan.profile import OBJECTIVES
 from bitnet_tuning.plan.setting import MOST_THREADS_ENGINE
 
 LEAST_BUDGET = 5.0

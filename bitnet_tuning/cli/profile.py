@@ -12,19 +12,20 @@ from bitnet_tuning.cli.arguments import Parser, add_root
 from bitnet_tuning.console import GIBIBYTE, say
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
 from bitnet_tuning.machine.detect import read_host
-from bitnet_tuning.plan.profile import Evidence, Profile, Ratio, day, load, ratio_text
+from bitnet_tuning.machine.host import Host
+from bitnet_tuning.plan.profile import Estimate, Profile, load, ratio_text
 from bitnet_tuning.plan.profiles import (
     Stored,
     bound_to,
     engine_key,
     find_stale,
     id_of,
+    in_words,
     read_profile,
     remove,
     store,
     stored_profiles,
     to_document,
-    what_changed,
 )
 from bitnet_tuning.plan.setting import describe
 from bitnet_tuning.prepare import find_engine, find_pair
@@ -34,6 +35,7 @@ _TUNE = "python3 benchmark_optimized.py makes one"
 
 
 def run(arguments: list[str]) -> int:
+    """Run one of the subcommands."""
     options = _parser().parse_args(arguments)
     state = State(default_folder(os.environ))
     try:
@@ -83,56 +85,50 @@ def _add_facts(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(options: argparse.Namespace, state: State) -> int:
-    host = read_host(options.root)
-    found = [(stored, what_changed(stored.profile, host)) for stored in stored_profiles(state)]
+    found = stored_profiles(state, read_host(options.root))
     if options.json:
-        print(json.dumps([_facts(stored, changes) for stored, changes in found], indent=2))
+        print(json.dumps([_facts(stored) for stored in found], indent=2))
     elif found:
-        print(table([row(stored, changes) for stored, changes in found]))
+        print(table([row(stored) for stored in found]))
     else:
         say(f"no profile in {state.folder}; {_TUNE}")
     return 0
 
 
-def _facts(stored: Stored, changes: Sequence[str]) -> dict[str, Any]:
-    document = to_document(stored.profile)
-    return {"id": stored.id, "valid": not changes, "changed": list(changes), **document}
+def _facts(stored: Stored) -> dict[str, Any]:
+    state = {"id": stored.id, "valid": not stored.changes, "changed": stored.changes}
+    return {**state, **to_document(stored.profile)}
 
 
 def _show(options: argparse.Namespace, state: State) -> int:
+    host = read_host(options.root)
     is_current = options.id == "current"
-    stored = _current(options, state) if is_current else _named(options.id, state)
-    changes = what_changed(stored.profile, read_host(options.root))
-    if options.json:
-        print(json.dumps(_facts(stored, changes), indent=2))
-    else:
-        print(details(stored, changes))
+    stored = _current(options, state, host) if is_current else _named(options.id, state, host)
+    print(json.dumps(_facts(stored), indent=2) if options.json else details(stored))
     return 0
 
 
-def _current(options: argparse.Namespace, state: State) -> Stored:
-    """The one that a run would use; raises MissingError that says why there is none."""
+def _current(options: argparse.Namespace, state: State, host: Host) -> Stored:
+    """Return the profile that a run would use. Raise MissingError that says why there is none."""
     engine, choice = find_pair(options.engine, options.model, state)
-    host = read_host(options.root)
     profile = load(state, host, engine, choice.model)
     if profile is not None:
         return Stored(id_of(profile), profile)
     stale = find_stale(state, host, engine, choice.model)
-    reasons = [f"{item.stored.id} is out of date: {'; '.join(item.changes)}" for item in stale]
+    reasons = [f"{stored.id} is out of date: {'; '.join(stored.changes)}" for stored in stale]
     what = f"no profile for {engine.path} with {choice.model.path} here"
     raise MissingError(". ".join([what, *reasons]), _TUNE)
 
 
-def _named(start: str, state: State) -> Stored:
-    """By its id or the start of it; raises MissingError, or UsageError for several."""
-    stored = stored_profiles(state)
-    found = [item for item in stored if start and item.id.startswith(start)]
+def _named(start: str, state: State, host: Host | None = None) -> Stored:
+    """Return the profile whose id begins so. Raise MissingError, or UsageError for several."""
+    stored = stored_profiles(state, host)
+    found = [each for each in stored if start and each.id.startswith(start)]
     if len(found) == 1:
         return found[0]
+    ids = ", ".join(each.id for each in found or stored)
     if found:
-        ids = ", ".join(item.id for item in found)
         raise UsageError(f"{start!r} is the start of several ids: {ids}", "give more of it")
-    ids = ", ".join(item.id for item in stored)
     raise MissingError(f"no profile {start!r}", f"there are: {ids}" if ids else f"none; {_TUNE}")
 
 
@@ -143,7 +139,7 @@ def _remove(options: argparse.Namespace, state: State) -> int:
     gone = remove(state, [stored.id for stored in chosen])
     for stored in chosen:
         if stored.id in gone:
-            print(f"removed {' '.join(row(stored, ())[:-1])}")
+            print(f"removed {' '.join(row(stored)[:-1])}")
     if not chosen:
         say("there is no profile to remove")
     return 0
@@ -166,69 +162,62 @@ def _import(options: argparse.Namespace, state: State) -> int:
     mark = store(state, bound)
     if mark is None:
         raise TuningError("the profile could not be kept", state.warning or "")
-    print(f"imported {' '.join(row(Stored(mark, bound), ())[:-1])}")
+    print(f"imported {' '.join(row(Stored(mark, bound))[:-1])}")
     return 0
 
 
 HEADER = ("ID", "DATE", "ENGINE", "MODEL", "SETTING", "OVER THE DEFAULT", "STATE")
 
 
-def row(stored: Stored, changes: Sequence[str]) -> tuple[str, ...]:
-    """The fields of ``HEADER``."""
+def row(stored: Stored) -> tuple[str, ...]:
+    """Return the fields of ``HEADER``."""
     profile = stored.profile
-    ratio = profile.evidence.ratio if profile.setting else None
     return (
         stored.id,
-        day(profile),
+        profile.day,
         profile.engine.path,
         _model(profile),
         _setting(profile),
-        _ratio(ratio),
-        f"stale: {'; '.join(changes)}" if changes else "valid",
+        _ratio(profile.evidence.ratio) if profile.setting else "-",
+        f"stale: {'; '.join(stored.changes)}" if stored.changes else "valid",
     )
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as what stands in them."""
+    """Return columns as wide as what stands in them."""
     lines = [HEADER, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(f"{text:{width}}" for text, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
 
 
-def details(stored: Stored, changes: Sequence[str]) -> str:
-    """A line per fact."""
-    profile = stored.profile
-    facts = {
-        "id": stored.id,
-        "state": "; ".join(["stale", *changes]) if changes else "valid",
-        "created": profile.created,
-        "setting": _setting(profile),
-        **_evidence(profile.evidence),
-        "engine": f"{profile.engine.path} ({profile.engine.version or 'version not known'})",
-        "model": f"{_model(profile)}, {profile.model.size / GIBIBYTE:.2f} GiB",
-        **{f"host {name}": _plain(value) for name, value in profile.host.items()},
-    }
-    width = max(len(name) for name in facts)
-    return "\n".join(f"{name:{width}}  {text}" for name, text in facts.items())
-
-
-def _evidence(evidence: Evidence) -> dict[str, str]:
+def details(stored: Stored) -> str:
+    """Return a line per fact."""
+    profile, evidence = stored.profile, stored.profile.evidence
     objective = evidence.objective
     speeds = (f"{phase} {speed:.1f} tokens/s" for phase, speed in evidence.speeds.items() if speed)
-    return {
+    facts = {
+        "id": stored.id,
+        "state": "; ".join(["stale", *stored.changes]) if stored.changes else "valid",
+        "created": profile.created,
+        "setting": _setting(profile),
         "verdict": evidence.verdict,
-        "objective": f"{objective['name']}, prompt of {objective['n_prompt']} tokens, "
-        f"answer of {objective['n_gen']}",
+        "objective": f"{objective.name}, prompt of {objective.n_prompt} tokens, "
+        f"answer of {objective.n_gen}",
         "over the default": _ratio(evidence.ratio, rounds=True),
         "noise floor": "-" if evidence.floor is None else f"{evidence.floor:.3f}",
         "over upstream": _ratio(evidence.against_upstream, rounds=True),
         "speeds": ", ".join(speeds) or "-",
         "samples": evidence.results or "-",
         "budget": "-" if evidence.budget is None else f"{evidence.budget:g} s",
+        "engine": f"{profile.engine.path} ({profile.engine.version or 'version not known'})",
+        "model": f"{_model(profile)}, {profile.model.size / GIBIBYTE:.2f} GiB",
+        **{f"host {name}": in_words(value) for name, value in profile.host._asdict().items()},
     }
+    width = max(map(len, facts))
+    return "\n".join(f"{name:{width}}  {text}" for name, text in facts.items())
 
 
 def _setting(profile: Profile) -> str:
@@ -240,13 +229,7 @@ def _model(profile: Profile) -> str:
     return " ".join(part for part in (model.name, model.architecture, model.quantization) if part)
 
 
-def _ratio(ratio: Ratio | None, rounds: bool = False) -> str:
+def _ratio(ratio: Estimate | None, rounds: bool = False) -> str:
     if ratio is None:
         return "-"
-    return f"{ratio_text(ratio)}, {ratio.rounds} rounds" if rounds else ratio_text(ratio)
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, dict):
-        return "; ".join(f"{name}: {text}" for name, text in value.items())
-    return "-" if value is None else str(value)
+    return f"{ratio_text(ratio)}, {ratio.count} rounds" if rounds else ratio_text(ratio)

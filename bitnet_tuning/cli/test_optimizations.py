@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from bitnet_tuning.bench.begin import UNLOCKED, default_setting, measurable
 from bitnet_tuning.bench.ledger import DEFAULT, UPSTREAM
 from bitnet_tuning.bench.runner import Place, Runner, find_bench
-from bitnet_tuning.bench.samples import FIRST, SECOND, TG, Run
+from bitnet_tuning.bench.samples import FIRST, SECOND, Run
 from bitnet_tuning.bench.upstream import (
     Trial,
     compare,
@@ -28,9 +28,11 @@ from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.plan import make_plan
+from bitnet_tuning.plan.profile import TG
 from bitnet_tuning.plan.setting import UPSTREAM as UPSTREAM_SETTING
-from bitnet_tuning.plan.setting import Setting, as_json
+from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.prepare import read_facts, say_all
+from bitnet_tuning.store.codec import to_json
 from bitnet_tuning.store.state import State, default_folder
 from bitnet_tuning.verify import checks
 from bitnet_tuning.verify.checks import FAIL, PASS, SKIP, Line
@@ -227,7 +229,7 @@ def _document(subject: Subject, lines: Sequence[Line], seconds: float) -> dict[s
     return {
         "engine": subject.facts.engine.path,
         "model": subject.facts.model.path,
-        "setting": as_json(subject.plan.setting),
+        "setting": to_json(subject.plan.setting),
         "passed": not any(line.state == FAIL for line in lines),
         "seconds": round(seconds, 3),
         "lines": [line._asdict() for line in lines],

@@ -8,7 +8,7 @@ from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, WIDE, has, refusal
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.model.types import I2_S
-from bitnet_tuning.plan.profile import claim, day
+from bitnet_tuning.plan.profile import claim
 from bitnet_tuning.plan.setting import describe
 
 OLD = 365.0
@@ -169,13 +169,11 @@ def _profile(case: Case) -> Finding | None:
         return unknown(f"the stored profile cannot be read: {profile.cause}", profile.remedy)
     if profile is not None:
         if profile.setting is None:
-            return good(f"a tuning on {day(profile)} found nothing faster than the default")
+            return good(f"a tuning on {profile.day} found nothing faster than the default")
         return good(f"{describe(profile.setting)}: {claim(profile)}")
     if case.stale:
         newest = case.stale[0]
-        return warn(
-            f"profile {newest.stored.id} is out of date: {'; '.join(newest.changes)}", BENCHMARK
-        )
+        return warn(f"profile {newest.id} is out of date: {'; '.join(newest.changes)}", BENCHMARK)
     return unknown("nothing was measured for this machine, engine and model", BENCHMARK)
 
 

@@ -10,7 +10,8 @@ from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.machine.host import fingerprint
 from bitnet_tuning.model.types import I2_S
 from bitnet_tuning.namedtuple import NamedTuple
-from bitnet_tuning.store.state import digest, identity
+from bitnet_tuning.store.codec import Moment, Positive, Text
+from bitnet_tuning.store.state import identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     Refused = tuple[tuple[str, str], ...]
     from collections.abc import Sequence
 
-    from bitnet_tuning.store.state import Record, Shape, State
+    from bitnet_tuning.store.state import State
 
 
 FASTER, SLOWER, OPEN = "faster", "slower", "no difference shown"
@@ -145,93 +146,79 @@ def _widest(engines: tuple[Engine, ...], host: Host) -> tuple[Engine, str]:
 
 
 KIND = "builds"
-_SHAPE: Shape = {"created": str, "objective": str, "reference": str, "builds": dict}
 
 
-class Found(NamedTuple):
+class BuildResult(NamedTuple):
     """One build against the reference."""
 
-    verdict: str
-    ratio: tuple[float, float, float] | None
+    verdict: Text
+    ratio: tuple[Positive, Positive, Positive] | None
     """Median and the ends of its interval; None for the reference and without a measurement."""
+    files: tuple[tuple[Text, int, int], ...] = ()
+    """The identity of each of its files."""
+
+
+class ComparedBuilds(NamedTuple):
+    """What a comparison of builds found."""
+
+    created: Moment
+    objective: Text
+    reference: Text
+    """Path of the build against which all were measured."""
+    builds: dict[Text, BuildResult]
+    """By path."""
 
 
 def store_fastest(
-    state: State,
-    host: Host,
-    engines: Sequence[Engine],
-    model: ModelFile,
-    found: Mapping[str, Found],
-    *,
-    reference: str,
-    created: str,
-    objective: str,
+    state: State, host: Host, engines: Sequence[Engine], model: ModelFile, found: ComparedBuilds
 ) -> bool:
-    """Whether it could be kept. ``found`` is by path, and ``reference`` the path of what all
-    was measured against."""
+    """Remember what was found of these builds as they are now. Return whether it was kept."""
     builds = {
-        engine.path: {
-            "files": _files(engine),
-            "verdict": found[engine.path].verdict,
-            "ratio": found[engine.path].ratio,
-        }
+        engine.path: found.builds[engine.path]._replace(files=_files(engine))
         for engine in engines
-        if engine.path in found
+        if engine.path in found.builds
     }
-    record = {
-        "created": created,
-        "objective": objective,
-        "reference": reference,
-        "builds": builds,
-    }
-    return state.store(KIND, _key(host, engines[0], model), record)
+    return state.store(KIND, _key(host, engines[0], model), found._replace(builds=builds))
 
 
 def load_fastest(
     state: State, host: Host, engines: Sequence[Engine], model: ModelFile
 ) -> dict[str, Ranked]:
-    """By path, for every build that is the one that was measured. Nothing where the
-    reference is another by now: all was measured against that."""
-    record = state.load(KIND, _key(host, engines[0], model), _SHAPE)
-    if record is None:
+    """Return by path what was found of every build that still is the one that was measured;
+    nothing where the reference is another by now: all was measured against that."""
+    found = state.load(KIND, _key(host, engines[0], model), ComparedBuilds)
+    if found is None:
         return {}
-    try:
-        same = {each.path for each in engines if _is_same(record, each)}
-        if record["reference"] not in same:
-            return {}
-        return {path: _ranked(record, path) for path in same}
-    except (LookupError, TypeError, ValueError):
-        state.set_aside(state.path(KIND, digest(_key(host, engines[0], model))))
-        return {}
+    same = {each.path for each in engines if _is_same(found, each)}
+    return {path: _ranked(found, path) for path in same} if found.reference in same else {}
 
 
 def _key(host: Host, engine: Engine, model: ModelFile) -> str:
     parts = (checkout_of(engine.path), model.architecture, model.quantization, model.size)
-    return json.dumps([*parts, fingerprint(host)], sort_keys=True)
+    return json.dumps([*parts, fingerprint(host)._asdict()], sort_keys=True)
 
 
-def _files(engine: Engine) -> list[list[object]]:
-    return [identity(path) for path in engine.files]
+def _files(engine: Engine) -> tuple[tuple[str, int, int], ...]:
+    return tuple(identity(path) for path in engine.files)
 
 
-def _is_same(record: Record, engine: Engine) -> bool:
-    measured = record["builds"].get(engine.path)
+def _is_same(found: ComparedBuilds, engine: Engine) -> bool:
+    measured = found.builds.get(engine.path)
     try:
-        return measured is not None and measured["files"] == _files(engine)
+        return measured is not None and measured.files == _files(engine)
     except OSError:
         return False
 
 
-def _ranked(record: Record, path: str) -> Ranked:
-    found = record["builds"][path]
-    if found["ratio"] is None:
-        return Ranked(found["verdict"], 1.0, OPEN)
-    middle, low, high = map(float, found["ratio"])
-    what = {"pp": ", for prompts", "request": ", for whole requests"}.get(record["objective"], "")
-    over = build_name(record["reference"])
-    when = f"measured on {record['created'][:10]}"
+def _ranked(found: ComparedBuilds, path: str) -> Ranked:
+    verdict, ratio, _ = found.builds[path]
+    if ratio is None:
+        return Ranked(verdict, 1.0, OPEN)
+    middle, low, high = ratio
+    what = {"pp": ", for prompts", "request": ", for whole requests"}.get(found.objective, "")
+    over, when = build_name(found.reference), f"measured on {found.created[:10]}"
     claim = f"×{middle:.2f} ({low:.2f}–{high:.2f}) over {over}{what}, {when}"
-    return Ranked(found["verdict"], middle, claim)
+    return Ranked(verdict, middle, claim)
 
 
 def check_pair(engine: Engine, model: ModelFile) -> None:

@@ -11,12 +11,8 @@ from bitnet_tuning.engine import binary, instruction_sets
 from bitnet_tuning.engine.find import ARCHITECTURES, Engine, Location, beside, embedded_library
 from bitnet_tuning.launch.run import Captured, capture
 from bitnet_tuning.machine.detect import read_flags
-from bitnet_tuning.store.state import ABSENT, State, identity
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from bitnet_tuning.store.state import Record, Shape
-
+from bitnet_tuning.namedtuple import NamedTuple
+from bitnet_tuning.store.state import State, identity
 
 _SIGILL = (-4, 132, 0xC000001D, 0xC000001D - (1 << 32))
 """Exit codes of a program that had an illegal instruction: the signal, as a shell tells of it,
@@ -29,37 +25,37 @@ _VERSION = re.compile(r"^version: .*$", re.MULTILINE)
 _FEATURE = re.compile(r"\b([A-Z][A-Z0-9_]*) = (\d+)")
 
 
-def probe(location: Location) -> Record:
-    """Runs the engine's help, version and a one-token prompt; never raises for an engine
-    that fails them. ``complete`` says whether the answers are worth remembering: those of
-    one that dies of an illegal instruction are, for it will do so again."""
+def probe(location: Location) -> tuple[Engine, bool]:
+    """Run the engine's help, version and a one-token prompt; never raise for an engine that
+    fails them. Return also whether the answers are worth remembering: those of one that dies
+    of an illegal instruction are, for it will do so again."""
     completion = None if location.embedded else beside(location.cli, "llama-completion")
     chat = (sys.executable, location.cli) if location.embedded else (location.cli,)
     once = (completion,) if completion else chat
     help_text = capture((*once, "--help"))
     chat_help = help_text if once == chat else capture((*chat, "--help"))
-    flags = parse_flags(help_text.stdout + help_text.stderr)
     version = capture((*chat, "--version"))
     files = _files(location)
     i2_s = binary.knows_name(files, "i2_s")
     tried = _try(once, i2_s)
-    ran = _has_run(tried)
     isa = parse_system_info(tried.stderr + tried.stdout) if tried else set()
-    return {
-        "complete": help_text.code is not None and (bool(flags) or ran is False),
-        "identities": [identity(path) for path in files],
-        "version": parse_version(version.stdout + version.stderr),
-        "flags": sorted(flags),
-        "chat_flags": sorted(parse_flags(chat_help.stdout + chat_help.stderr)),
-        "openmp": binary.openmp_runtime(files),
-        "blas": list(binary.blas_libraries(files)),
-        "isa": sorted(isa or (set() if location.embedded else binary.configured_isa(location.cli))),
-        "i2_s": i2_s,
-        "architectures": _architectures(files),
-        "completion": completion,
-        "cpu": list(read_flags()),
-        "ran": ran,
-    }
+    engine = Engine(
+        location=location,
+        version=parse_version(version.stdout + version.stderr),
+        flags=frozenset(parse_flags(help_text.stdout + help_text.stderr)),
+        chat_flags=frozenset(parse_flags(chat_help.stdout + chat_help.stderr)),
+        openmp=binary.openmp_runtime(files),
+        blas=tuple(binary.blas_libraries(files)),
+        isa=frozenset(isa or (set() if location.embedded else binary.configured_isa(location.cli))),
+        i2_s=i2_s,
+        architectures=_architectures(files),
+        files=files,
+        completion=completion,
+        cpu=frozenset(read_flags()),
+        ran=_has_run(tried),
+    )
+    complete = help_text.code is not None and (bool(engine.flags) or engine.ran is False)
+    return engine, complete
 
 
 def _has_run(tried: Captured | None) -> bool | None:
@@ -138,39 +134,29 @@ def parse_system_info(log: str) -> set[str]:
     return {name for name, value in pairs if value != "0"}
 
 
-_PROBE = 2
-"""Version of the questions that probe.py asks; old answers are asked for anew."""
+VERSION = 3
+"""Of the questions that this module asks; old answers are asked for anew."""
 
-_SHAPE: Shape = {
-    "identities": list,
-    "version": str,
-    "flags": list,
-    "chat_flags": list,
-    "openmp": (str, ABSENT),
-    "blas": list,
-    "isa": list,
-    "i2_s": (bool, ABSENT),
-    "architectures": dict,
-    "completion": (str, ABSENT),
-}
+
+class Probed(NamedTuple):
+    """What is remembered of an engine."""
+
+    engine: Engine
+    files: tuple[tuple[str, int, int], ...]
+    """The identity of each of its files."""
 
 
 def know(location: Location, state: State) -> Engine:
-    """What is known of the engine: from the last probe as long as its files are the same,
-    else from a new one, which is remembered."""
-    record = state.load("engine", location.cli, _SHAPE)
-    if record is not None and _is_current(record, location):
-        try:
-            engine = _engine(location, record)
-            if _holds_here(engine):
-                return engine
-        except (KeyError, TypeError):
-            pass  # an older version's, or lists of something else
-
-    record = {**probe(location), "probe": _PROBE}
-    if record["complete"]:
-        state.store("engine", location.cli, record)
-    return _engine(location, record)
+    """Return what is known of the engine: from the last probe as long as its files are the
+    same, else from a new one, which is remembered."""
+    found = state.load("engine", location.cli, Probed, VERSION)
+    if found is not None and _is_current(found, location) and _holds_here(found.engine):
+        return found.engine._replace(location=location)
+    engine, complete = probe(location)
+    if complete:
+        probed = Probed(engine, tuple(identity(path) for path in engine.files))
+        state.store("engine", location.cli, probed, VERSION)
+    return engine
 
 
 def with_architecture(engine: Engine, name: str) -> Engine:
@@ -184,17 +170,16 @@ def with_architecture(engine: Engine, name: str) -> Engine:
     return engine._replace(architectures={**engine.architectures, **known})
 
 
-def _is_current(record: Record, location: Location) -> bool:
+def _is_current(found: Probed, location: Location) -> bool:
+    program = location.cli if location.embedded else os.path.realpath(location.cli)
+    completion = None if location.embedded else beside(location.cli, "llama-completion")
     try:
-        program = location.cli if location.embedded else os.path.realpath(location.cli)
-        if record.get("probe") != _PROBE:
-            return False
-        same = record["identities"][0][0] == program and all(
-            identity(path) == [path, *rest] for path, *rest in record["identities"]
+        return (
+            found.engine.files[:1] == (program,)
+            and found.engine.completion == completion
+            and all(identity(path) == (path, *rest) for path, *rest in found.files)
         )
-        completion = None if location.embedded else beside(location.cli, "llama-completion")
-        return bool(same and record["completion"] == completion)
-    except (OSError, LookupError, TypeError, ValueError):
+    except (OSError, ValueError):
         return False
 
 
@@ -209,21 +194,3 @@ def _holds_here(engine: Engine) -> bool:
     from bitnet_tuning.machine.detect import read_flags  # noqa: PLC0415
 
     return engine.cpu == frozenset(read_flags())
-
-
-def _engine(location: Location, record: Record) -> Engine:
-    return Engine(
-        location=location,
-        version=record["version"],
-        flags=frozenset(record["flags"]),
-        chat_flags=frozenset(record["chat_flags"]),
-        openmp=record["openmp"],
-        blas=tuple(record["blas"]),
-        isa=frozenset(record["isa"]),
-        i2_s=record["i2_s"],
-        architectures=record["architectures"],
-        files=tuple(identity[0] for identity in record["identities"]),
-        completion=record["completion"],
-        cpu=frozenset(record["cpu"]),
-        ran=record["ran"],
-    )

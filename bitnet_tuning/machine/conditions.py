@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
 
 from bitnet_tuning.machine.cgroups import Throttling, read_cgroups, read_throttling
 from bitnet_tuning.machine.clock import Clock, read_clock, read_driver, read_governor
@@ -31,7 +30,8 @@ from bitnet_tuning.machine.sensors import (
     read_temperature,
     read_throttle_events,
 )
-from bitnet_tuning.store.codec import plain
+from bitnet_tuning.namedtuple import NamedTuple
+from bitnet_tuning.store.codec import Annotated, Via
 
 LOAD_SECONDS = 0.5
 """How long the load of others is watched: 50 of the kernel's ticks, so a resolution of 2 %
@@ -42,11 +42,18 @@ _SPIN_SECONDS = 0.03
 decides every few milliseconds, ondemand every 10), so that two snapshots can be compared."""
 
 
+def _utc(moment: float) -> str:
+    return datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="seconds")
+
+
+Seconds = Annotated[float, Via(str, lambda text: datetime.fromisoformat(text).timestamp(), _utc)]
+"""Since the epoch; in JSON a moment in UTC."""
+
+
 class Conditions(NamedTuple):
     """One snapshot. None for what this machine does not show; memory and swap in bytes."""
 
-    time: float
-    """Seconds since the epoch."""
+    time: Seconds
     online_cpus: int
     other_load_cpus: float | None
     """CPUs that other processes used while this was taken."""
@@ -197,9 +204,3 @@ def _most_throttled(before: Conditions, after: Conditions) -> Throttling:
         if level.level in earlier
     ]
     return max(grown, key=lambda level: level.throttled, default=Throttling("", 0, 0, 0.0))
-
-
-def as_json(conditions: Conditions) -> dict[str, Any]:
-    """Return what a results file keeps: every field, the time in UTC."""
-    moment = datetime.fromtimestamp(conditions.time, timezone.utc)
-    return {**plain(conditions, {}), "time": moment.isoformat(timespec="seconds")}

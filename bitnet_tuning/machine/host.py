@@ -6,13 +6,10 @@ Nothing outside this package reads ``/proc`` or ``/sys`` to learn about the host
 from __future__ import annotations
 
 from bitnet_tuning.machine.memory import Memory
-from bitnet_tuning.machine.root import format_list
+from bitnet_tuning.machine.root import CpuList, format_list
 from bitnet_tuning.machine.topology import Core, Hybrid, Node
 from bitnet_tuning.namedtuple import NamedTuple
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from bitnet_tuning.store.codec import Positive, Text
 
 
 class Host(NamedTuple):
@@ -69,49 +66,92 @@ class Host(NamedTuple):
         return cores if self.quota is None else max(1, min(cores, int(self.quota)))
 
 
-def fingerprint(host: Host) -> dict[str, Any]:
-    """Return what of a host makes a measurement hold: topology, limits, brand. Not what
-    varies from run to run, such as free memory and the governor."""
+class Fingerprint(NamedTuple):
+    """What of a host makes a measurement hold: topology, limits, brand. Not what varies
+    from run to run, such as free memory and the governor."""
+
+    brand: Text | None
+    online: CpuList
+    allowed: CpuList
+    quota: Positive | None
+    cores: Text
+    """CPUs with commas, cores with spaces in between."""
+    speeds: dict[Text, CpuList]
+    """CPUs by their cores' speed."""
+    nodes: dict[Text, CpuList]
+    """CPUs by NUMA node."""
+    performance_cpus: CpuList | None
+
+
+def fingerprint(host: Host) -> Fingerprint:
+    """Return what tells this host from others."""
     speeds: dict[str, set[int]] = {}
     for core in host.cores:
         speeds.setdefault(f"{core.speed:.2f}", set()).update(core.cpus)
-    return {
-        "brand": host.brand,
-        "online": format_list(host.online),
-        "allowed": format_list(host.allowed),
-        "quota": host.quota,
-        "cores": " ".join(",".join(map(str, sorted(core.cpus))) for core in host.cores),
-        "speeds": {speed: format_list(cpus) for speed, cpus in speeds.items()},
-        "nodes": {str(node.id): format_list(node.cpus) for node in host.nodes},
-        "performance_cpus": host.hybrid and format_list(host.hybrid.performance_cpus),
-    }
+    return Fingerprint(
+        brand=host.brand,
+        online=format_list(host.online),
+        allowed=format_list(host.allowed),
+        quota=host.quota,
+        cores=" ".join(",".join(map(str, sorted(core.cpus))) for core in host.cores),
+        speeds={speed: format_list(cpus) for speed, cpus in speeds.items()},
+        nodes={str(node.id): format_list(node.cpus) for node in host.nodes},
+        performance_cpus=format_list(host.hybrid.performance_cpus) if host.hybrid else None,
+    )
 
 
-def host_facts(host: Host) -> dict[str, Any]:
-    """Return what ``host --json`` prints; other programs may rely on it."""
-    kinds = host.hybrid
-    return {
-        "logical_cpus": sorted(host.online),
-        "allowed_cpus": sorted(host.allowed),
-        "physical_cores": len(host.cores),
-        "packages": host.packages,
-        "numa_nodes": [{"id": node.id, "cpus": sorted(node.cpus)} for node in host.nodes],
-        "hybrid": kinds
-        and {
-            "performance_cores": kinds.performance_cores,
-            "efficiency_cores": kinds.efficiency_cores,
-            "performance_cpus": sorted(kinds.performance_cpus),
-            "efficiency_cpus": sorted(kinds.efficiency_cpus),
-        },
-        "threads_per_core": host.threads_per_core,
-        "cpu_quota": host.quota,
-        "usable_cores": host.usable_cores,
-        "governor": host.governor,
-        "wsl": host.wsl,
-        "memory_total": host.memory.total,
-        "memory_available": host.memory.available,
-        "isa": list(host.isa),
-        "vendor": host.vendor,
-        "brand": host.brand,
-        "topology_known": host.topology_known,
-    }
+class NodeCpus(NamedTuple):
+    """A NUMA node and its CPUs."""
+
+    id: int
+    cpus: frozenset[int]
+
+
+class HostFacts(NamedTuple):
+    """A host as ``python3 -m bitnet_tuning host --json`` prints it; other programs rely on it."""
+
+    logical_cpus: frozenset[int]
+    """Ids of the CPUs that are online."""
+    allowed_cpus: frozenset[int]
+    physical_cores: int
+    packages: int
+    numa_nodes: tuple[NodeCpus, ...]
+    hybrid: Hybrid | None
+    threads_per_core: int
+    cpu_quota: float | None
+    """CPUs."""
+    usable_cores: int
+    governor: str | None
+    wsl: int | None
+    memory_total: int | None
+    """Bytes."""
+    memory_available: int | None
+    """Bytes."""
+    isa: tuple[str, ...]
+    vendor: str | None
+    brand: str | None
+    """The processor's name for people."""
+    topology_known: bool
+
+
+def host_facts(host: Host) -> HostFacts:
+    """Return what other programs may rely on."""
+    return HostFacts(
+        logical_cpus=host.online,
+        allowed_cpus=host.allowed,
+        physical_cores=len(host.cores),
+        packages=host.packages,
+        numa_nodes=tuple(NodeCpus(node.id, node.cpus) for node in host.nodes),
+        hybrid=host.hybrid,
+        threads_per_core=host.threads_per_core,
+        cpu_quota=host.quota,
+        usable_cores=host.usable_cores,
+        governor=host.governor,
+        wsl=host.wsl,
+        memory_total=host.memory.total,
+        memory_available=host.memory.available,
+        isa=host.isa,
+        vendor=host.vendor,
+        brand=host.brand,
+        topology_known=host.topology_known,
+    )

@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Callable, Iterable
 
+from bitnet_tuning.store.codec import Annotated, Via
+
 _ENOUGH = 1 << 16
 """Bytes read of a file; few files are longer, such as /proc/cpuinfo of a large host."""
 
@@ -165,6 +167,20 @@ def format_list(cpus: Iterable[int]) -> str:
         else:
             runs.append([cpu, cpu])
     return ",".join(f"{low}-{high}" if high > low else f"{low}" for low, high in runs)
+
+
+_LISTED = "[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*"
+CpuList = Annotated[str, {"pattern": f"^({_LISTED})?$", "examples": ["0-3,8"]}]
+"""What ``format_list`` writes, as a text."""
+CpuSet = Annotated[
+    frozenset[int],
+    Via(
+        Annotated[str, {"pattern": f"^{_LISTED}$", "examples": ["0-3,8"]}],
+        parse_list,
+        format_list,
+    ),
+]
+"""CPUs or nodes, at least one; in JSON what ``format_list`` writes."""
 
 
 def read_boot_id(root: Root) -> str:

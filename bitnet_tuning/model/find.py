@@ -7,34 +7,13 @@ from collections.abc import Iterator, Mapping
 
 from bitnet_tuning import demo
 from bitnet_tuning.errors import MissingError, TuningError
-from bitnet_tuning.model.types import I2_S, ModelFile, TypeShare
+from bitnet_tuning.model.types import I2_S, ModelFile
 from bitnet_tuning.namedtuple import NamedTuple
-from bitnet_tuning.store.state import ABSENT, State, identity
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from bitnet_tuning.store.state import Record, Shape
-
+from bitnet_tuning.store.state import State, identity
 
 DEFAULT = os.path.join("models", "BitNet-b1.58-2B-4T", "ggml-model-i2_s.gguf")
 _DEPTH = 3
-_SHAPE: Shape = {
-    "size": int,
-    "architecture": str,
-    "name": str,
-    "quantization": str,
-    "types": list,
-    "context_length": (int, ABSENT),
-    "layers": (int, ABSENT),
-    "embedding_length": (int, ABSENT),
-    "vocabulary": (int, ABSENT),
-    "chat_template": bool,
-    "heads": (int, ABSENT),
-    "kv_width": (int, ABSENT),
-}
-
-
-KIND = "header"
+KIND, VERSION = "header", 2
 """Of what is remembered of a model's file."""
 
 
@@ -84,35 +63,23 @@ def choose_model(
 
 
 def know(path: str, state: State) -> ModelFile:
-    """The model's header, remembered until the file changes: a large vocabulary takes a
-    tenth of a second to read. Raises MissingError."""
+    """Return the model's header, remembered until the file changes: a large vocabulary takes
+    a tenth of a second to read. Raise MissingError."""
     try:
         key = ":".join(str(part) for part in identity(os.path.abspath(path)))
     except (OSError, ValueError):
         return _header(path)
-    record = state.load(KIND, key, _SHAPE)
-    try:
-        return _from_record(path, record) if record else _read(path, key, state)
-    except (KeyError, TypeError):
-        return _read(path, key, state)
-
-
-def _read(path: str, key: str, state: State) -> ModelFile:
-    model = _header(path)
-    state.store(KIND, key, model._asdict())
-    return model
+    model = state.load(KIND, key, ModelFile, VERSION)
+    if model is None:
+        model = _header(path)
+        state.store(KIND, key, model, VERSION)
+    return model._replace(path=path)
 
 
 def _header(path: str) -> ModelFile:
     from bitnet_tuning.model.gguf import read_model  # noqa: PLC0415
 
     return read_model(path)
-
-
-def _from_record(path: str, record: Record) -> ModelFile:
-    fields = {name: record[name] for name in ModelFile._fields}
-    fields["types"] = tuple(TypeShare(*share) for share in record["types"])
-    return ModelFile(**{**fields, "path": path})
 
 
 def _i2_s_files(folders: tuple[str, ...], state: State) -> list[ModelFile]:

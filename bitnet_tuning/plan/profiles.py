@@ -1,4 +1,4 @@
-"""All remembered profiles: keep, list, compare with today, remove."""
+"""All remembered profiles: keep, list, compare with today, remove, take from elsewhere."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from bitnet_tuning.errors import MissingError, UnsupportedError
 from bitnet_tuning.machine.host import fingerprint
+from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.profile import (
     KIND,
     VERSION,
@@ -19,11 +20,9 @@ from bitnet_tuning.plan.profile import (
     Evidence,
     ModelKey,
     Profile,
-    as_record,
     engine_changes,
-    from_record,
-    key_of,
 )
+from bitnet_tuning.store.codec import DamagedError, from_json, to_json
 from bitnet_tuning.store.state import SCHEMA, State, digest, identity, locked
 
 TYPE_CHECKING = False
@@ -38,65 +37,55 @@ _LOCK = "profiles.lock"
 
 
 class Stored(NamedTuple):
-    """A profile and the id that its file carries, 16 hexadecimal digits."""
+    """A profile, the id that its file carries (16 hexadecimal digits), and what changed since
+    it was measured: a line for each thing."""
 
     id: str
     profile: Profile
-
-
-class Stale(NamedTuple):
-    """A profile that is not used, and what changed since: a line for each thing."""
-
-    stored: Stored
-    changes: tuple[str, ...]
+    changes: tuple[str, ...] = ()
 
 
 def engine_key(engine: Engine) -> EngineKey:
-    """The engine as it is now; raises OSError where a file of it is gone."""
-    files = []
-    for name in engine.files:
-        path, size, changed = identity(name)
-        files.append((str(path), int(str(size)), int(str(changed))))
-    return EngineKey(engine.path, engine.version, tuple(files))
+    """Return the engine as it is now. Raise OSError where a file of it is gone."""
+    return EngineKey(engine.path, engine.version, tuple(identity(name) for name in engine.files))
 
 
 def new_profile(
     host: Host, engine: EngineKey, model: ModelFile, setting: Setting | None, evidence: Evidence
 ) -> Profile:
-    """Of this moment. ``engine`` as it was when the tuning began; no ``setting`` where the
-    default stays."""
+    """Return a profile of this moment. ``engine`` is what it was when the tuning began; no
+    ``setting`` means that the default stays."""
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return Profile(created, fingerprint(host), engine, ModelKey.of(model), setting, evidence)
 
 
 def id_of(profile: Profile) -> str:
-    return digest(key_of(profile.host, profile.engine.path, profile.model))
+    """Return the id under which the profile is stored."""
+    return digest(profile.key)
 
 
 def to_document(profile: Profile) -> dict[str, Any]:
-    """For an export."""
-    return {"schema": SCHEMA, "version": VERSION, **as_record(profile)}
+    """Return the profile for an export."""
+    return {"schema": SCHEMA, "version": VERSION, **to_json(profile)}
 
 
 def store(state: State, profile: Profile) -> str | None:
-    """The id, or None where it could not be kept: ``state.warning`` says why then. Replaces
-    the profile of the same host, engine and model."""
-    key = key_of(profile.host, profile.engine.path, profile.model)
-    record = {"version": VERSION, **as_record(profile)}
+    """Replace the profile of the same host, engine and model. Return the id, or None where it
+    could not be kept: ``state.warning`` says why."""
     try:
-        from_record(json.loads(json.dumps(record)))
-    except ValueError as error:
+        from_json(Profile, json.loads(json.dumps(to_json(profile))))
+    except DamagedError as error:
         state.warn(f"this profile cannot be kept: {error}")
         return None
+    mark = id_of(profile)
     with exclusive(state):
-        _spare_others(state.path(KIND, digest(key)))
-        return digest(key) if state.store(KIND, key, record) else None
+        _spare_others(state.path(KIND, mark))
+        return mark if state.store(KIND, profile.key, profile, VERSION) else None
 
 
 @contextlib.contextmanager
 def exclusive(state: State) -> Iterator[None]:
-    """Keeps other writers out. Where that does not succeed, it is a warning: every file is
-    written whole in any case."""
+    """Keep other writers out. Where that fails, warn: every file is written whole anyway."""
     with contextlib.suppress(OSError):
         os.makedirs(state.folder, exist_ok=True)
     with locked(os.path.join(state.folder, _LOCK)) as held:
@@ -106,7 +95,7 @@ def exclusive(state: State) -> Iterator[None]:
 
 
 def _spare_others(path: str) -> None:
-    """Moves a record of another version away from ``path``, for the program that wrote it."""
+    """Move a record of another version away from ``path``, for the program that wrote it."""
     try:
         with open(path, "rb") as file:
             record = json.load(file)
@@ -116,21 +105,18 @@ def _spare_others(path: str) -> None:
         return
 
 
-def stored_profiles(state: State) -> list[Stored]:
-    """Every one that can be read, the newest first; damaged ones are set aside."""
-    found = []
-    for mark, record in state.load_all(KIND, {}).items():
-        if record.get("version") != VERSION or digest(record["key"]) != mark:
-            continue
-        try:
-            found.append(Stored(mark, from_record(record)))
-        except ValueError:
-            state.set_aside(state.path(KIND, mark))
+def stored_profiles(state: State, host: Host | None = None) -> list[Stored]:
+    """Return every profile that can be read, the newest first; with a ``host``, also what
+    changed since. Damaged ones are set aside."""
+    found = [
+        Stored(mark, profile, tuple(what_changed(profile, host)) if host else ())
+        for mark, profile in state.load_all(KIND, Profile, VERSION).items()
+    ]
     return sorted(found, key=lambda stored: (stored.profile.created, stored.id), reverse=True)
 
 
 def remove(state: State, ids: list[str]) -> list[str]:
-    """Those of the ids that were there; raises OSError for one that cannot be removed."""
+    """Remove these. Return those that were there; raise OSError where one cannot be removed."""
     gone = []
     with exclusive(state):
         for mark in ids:
@@ -140,26 +126,25 @@ def remove(state: State, ids: list[str]) -> list[str]:
     return gone
 
 
-def find_stale(state: State, host: Host, engine: Engine, model: ModelFile) -> list[Stale]:
-    """Profiles for this engine's path and this kind of model that something keeps from
-    being used, the newest first."""
+def find_stale(state: State, host: Host, engine: Engine, model: ModelFile) -> list[Stored]:
+    """Return the profiles for this engine's path and this kind of model that something keeps
+    from being used, the newest first."""
     found = []
     wanted = ModelKey.of(model)
     for stored in stored_profiles(state):
         profile = stored.profile
-        alike = (profile.model.architecture, profile.model.quantization)
-        if profile.engine.path != engine.path or alike != wanted[:2]:
+        if profile.engine.path != engine.path or profile.model[:2] != wanted[:2]:
             continue
         changes = what_changed(profile, host, engine)
         if profile.model.size != wanted.size:
             changes.append(f"model of {profile.model.size} bytes, now {wanted.size}")
         if changes:
-            found.append(Stale(stored, tuple(changes)))
+            found.append(stored._replace(changes=tuple(changes)))
     return found
 
 
 def what_changed(profile: Profile, host: Host, engine: Engine | None = None) -> list[str]:
-    """Since it was measured; empty for one that is still good here."""
+    """Return what changed since it was measured; nothing for one that is still good here."""
     return [*host_changes(profile, host), *engine_changes(profile, engine)]
 
 
@@ -174,16 +159,17 @@ _NAMES = {
 
 
 def host_changes(profile: Profile, host: Host) -> list[str]:
-    """How this host differs from the profile's."""
-    now = fingerprint(host)
+    """Return how this host differs from the profile's."""
+    now = fingerprint(host)._asdict()
     return [
-        f"{_NAMES.get(name, name)} {_words(then)}, now {_words(now[name])}"
-        for name, then in profile.host.items()
+        f"{_NAMES.get(name, name)} {in_words(then)}, now {in_words(now[name])}"
+        for name, then in profile.host._asdict().items()
         if then != now[name]
     ]
 
 
-def _words(value: object) -> str:
+def in_words(value: object) -> str:
+    """Return a fact of a fingerprint for people."""
     if isinstance(value, dict):
         return "; ".join(f"{name}: {text}" for name, text in value.items())
     return "none" if value is None else str(value)
@@ -194,8 +180,8 @@ _LARGEST = 1 << 20
 
 
 def read_profile(path: str) -> Profile:
-    """Raises MissingError for a file that cannot be read, UnsupportedError for one that
-    holds no profile."""
+    """Return an exported profile. Raise MissingError for a file that cannot be read,
+    UnsupportedError for one that holds no profile."""
     try:
         with open(path, "rb") as file:
             content = file.read(_LARGEST)
@@ -204,30 +190,29 @@ def read_profile(path: str) -> Profile:
         raise MissingError(f"cannot read {path}: {what}", "name an exported profile") from error
     try:
         return _parse(content)
-    except (ValueError, RecursionError) as error:
+    except DamagedError as error:
         raise UnsupportedError(
-            f"{path} holds no profile: {str(error)[:200]}",
+            f"{path} holds no profile: {error}",
             "export it again: python3 -m bitnet_tuning profile export ID -o FILE",
         ) from error
 
 
 def _parse(content: bytes) -> Profile:
-    """Raises ValueError."""
     try:
         record: Any = json.loads(content)
     except (ValueError, RecursionError):
-        raise ValueError("it is no JSON") from None
+        raise DamagedError("it is no JSON") from None
     if not isinstance(record, dict):
-        raise ValueError("it is no JSON object")
-    version = (record.get("schema"), record.get("version"))
+        raise DamagedError("it is no JSON object")
+    version = (record.pop("schema", None), record.pop("version", None))
     if version != (SCHEMA, VERSION):
-        raise ValueError(f"its schema and version are {version}, not {(SCHEMA, VERSION)}")
-    return from_record(record)
+        raise DamagedError(f"its schema and version are {version}, not {(SCHEMA, VERSION)}")
+    return from_json(Profile, record)
 
 
 def bound_to(profile: Profile, host: Host, engine: EngineKey) -> Profile:
-    """The profile for the same engine where it lies on this machine: folders and
-    modification times may differ, sizes may not. Raises UnsupportedError that says what
+    """Return the profile for the same engine where it lies on this machine: folders and
+    modification times may differ, sizes may not. Raise UnsupportedError that says what
     differs."""
     differences = [*host_changes(profile, host), *_engine_differences(profile.engine, engine)]
     if differences:
@@ -250,6 +235,6 @@ def _engine_differences(theirs: EngineKey, ours: EngineKey) -> list[str]:
 
 
 def _sizes(engine: EngineKey) -> Counter[tuple[str, int]]:
-    """Files by name and size; folders may come from a system with other separators."""
+    """Count files by name and size; folders may come from a system with other separators."""
     names = (os.path.basename(path.replace("\\", "/")) for path, _, _ in engine.files)
     return Counter(zip(names, (size for _, size, _ in engine.files), strict=True))

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from bitnet_tuning.machine.root import format_list, parse_list
+from bitnet_tuning.machine.root import CpuSet, format_list
 from bitnet_tuning.namedtuple import NamedTuple
-from bitnet_tuning.plan.openmp import THREAD_COUNTS
+from bitnet_tuning.plan.openmp import THREAD_COUNTS, TUNABLE
+from bitnet_tuning.store.codec import LATER, Annotated, Some, Text, Via
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,32 +17,45 @@ if TYPE_CHECKING:
 MOST_THREADS_ENGINE = 512
 """GGML_MAX_N_THREADS in ggml.h: an engine asserts on more."""
 
+Threads = Annotated[int, {"minimum": 1, "maximum": MOST_THREADS_ENGINE}]
+Variable = Annotated[str, {"enum": sorted(TUNABLE)}]
+"""A file may come from anybody: LD_PRELOAD, say, is nothing that a search sets."""
+Variables = Annotated[
+    tuple[tuple[str, str], ...],
+    Via(dict[Variable, Text], lambda env: tuple(sorted(env.items())), dict),
+]
+Tokens = Annotated[int, {"minimum": 1, "maximum": 1 << 20}]
+Poll = Annotated[int, {"minimum": 0, "maximum": 100}]
+Numa = Annotated[str, {"enum": ["distribute", "isolate", "numactl"]}]
+Niceness = Annotated[int, {"minimum": -20, "maximum": 19}]
+NodeId = Annotated[int, {"minimum": 0, "maximum": 1023}]
+"""The kernel's MAX_NUMNODES is 1024 at most."""
+
 
 class Setting(NamedTuple):
     """One way to run an engine. None leaves a knob as the engine has it."""
 
-    threads: int
+    threads: Threads
     """For generation."""
-    threads_batch: int
+    threads_batch: Threads
     """For prompts."""
-    env: tuple[tuple[str, str], ...] = ()
+    env: Variables = ()
     """Variables set for the engine, sorted by name."""
-    cpus: frozenset[int] | None = None
+    cpus: CpuSet | None = None
     """CPUs that the engine may use; None for all that this process may."""
     mmap: bool | None = None
     flash: bool | None = None
     """Flash attention."""
-    ubatch: int | None = None
+    ubatch: Tokens | None = None
     """Tokens of a prompt that are computed at once."""
-    poll: int | None = None
+    poll: Poll | None = None
     """How eagerly threads wait, 0 to 100; only builds without OpenMP obey it."""
-    numa: str | None = None
-    """``distribute``, ``isolate`` or ``numactl``."""
+    numa: Numa | None = None
     mlock: bool = False
-    nice: int = 0
-    node: int | None = None
+    nice: Niceness = 0
+    node: Annotated[NodeId | None, LATER] = None
     """The NUMA node whose memory is taken first, by numactl."""
-    interleave: frozenset[int] | None = None
+    interleave: Annotated[CpuSet | None, LATER] = None
     """NUMA nodes over which numactl spreads memory."""
 
     @property
@@ -64,10 +78,10 @@ class Change(NamedTuple):
 
     name: str
     """For people, such as ``no mmap``; unique among the changes of a search."""
-    fields: tuple[tuple[str, object], ...] = ()
+    fields: Annotated[tuple[tuple[str, object], ...], Some(Setting)] = ()
     """Fields of the setting with their new values."""
-    set_env: tuple[tuple[str, str], ...] = ()
-    unset_env: tuple[str, ...] = ()
+    set_env: Variables = ()
+    unset_env: tuple[Variable, ...] = ()
 
 
 def apply(change: Change, setting: Setting) -> Setting:
@@ -111,52 +125,3 @@ _NAMES = {
     "node": "memory of node",
 }
 """Fields that ``describe`` names with their value, or with "no" where they are off."""
-
-
-def as_json(setting: Setting) -> dict[str, Any]:
-    """With the environment as an object, CPUs and nodes as a list like ``0-3,8``."""
-    facts = setting._asdict()
-    facts["env"] = dict(setting.env)
-    for name in SETS:
-        facts[name] = None if facts[name] is None else format_list(facts[name])
-    return facts
-
-
-def from_json(facts: Mapping[str, Any]) -> Setting:
-    """Raises ValueError for what ``as_json`` never writes. Fields that came later may be
-    missing: a file from before them has nothing to say there."""
-    if not isinstance(facts, Mapping) or {*_LATER, *facts} != set(Setting._fields):
-        raise ValueError("a setting has other fields")
-    facts = {**dict.fromkeys(_LATER), **facts}
-    for name, kinds in _KINDS.items():
-        value = facts[name]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise ValueError(f"{name} of a setting is {value!r}")
-    if min(facts["threads"], facts["threads_batch"]) < 1:
-        raise ValueError("a setting without threads")
-    env = facts["env"]
-    if not all(isinstance(text, str) for pair in env.items() for text in pair):
-        raise ValueError("the environment of a setting holds more than texts")
-    sets = {name: facts[name] if facts[name] is None else parse_list(facts[name]) for name in SETS}
-    return Setting(**{**facts, "env": tuple(sorted(env.items())), **sets})
-
-
-_ABSENT = type(None)
-SETS = ("cpus", "interleave")
-"""Fields that hold sets, which a file has as lists like ``0-3,8``."""
-_LATER = ("node", "interleave")
-_KINDS: dict[str, tuple[type, ...]] = {
-    "threads": (int,),
-    "threads_batch": (int,),
-    "env": (dict,),
-    "cpus": (str, _ABSENT),
-    "mmap": (bool, _ABSENT),
-    "flash": (bool, _ABSENT),
-    "ubatch": (int, _ABSENT),
-    "poll": (int, _ABSENT),
-    "numa": (str, _ABSENT),
-    "mlock": (bool,),
-    "nice": (int,),
-    "node": (int, _ABSENT),
-    "interleave": (str, _ABSENT),
-}

@@ -21,7 +21,7 @@ from bitnet_tuning.plan.openmp import (
     exported,
     user_set,
 )
-from bitnet_tuning.plan.profile import Profile, claim, day
+from bitnet_tuning.plan.profile import Profile, claim
 from bitnet_tuning.plan.setting import Setting, describe
 from bitnet_tuning.plan.threads import asked_threads
 
@@ -44,7 +44,7 @@ def with_profile(plan: Plan, profile: Profile, request: Request, facts: Facts) -
     theirs = asked_threads(request.threads, facts.environ) or request.threads_batch
     setting = profile.setting
     if setting is None:
-        nothing = f"a tuning on {day(profile)} found nothing faster"
+        nothing = f"a tuning on {profile.day} found nothing faster"
         return plan if theirs else _noted(plan, nothing)
     left_out = f"a measured profile ({describe(setting)}) is left out"
     if theirs:
@@ -133,7 +133,7 @@ def _too_short(found: Setting, request: Request, facts: Facts) -> str | None:
     evidence = profile.evidence if profile else None
     if evidence is None or evidence.ratio is None:
         return None
-    is_prompt = evidence.objective["name"] == "pp"
+    is_prompt = evidence.objective.name == "pp"
     speed = evidence.speeds.get("pp" if is_prompt else "tg")
     size = request.prompt_bytes(facts.prompt_file_bytes)
     tokens = estimate(size or 0) if is_prompt else request.n_predict

@@ -10,12 +10,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
 
 from bitnet_tuning.errors import MissingError, TuningError
 from bitnet_tuning.launch.program import Launch
 from bitnet_tuning.launch.run import capture
 from bitnet_tuning.launch.server import serve
+from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.command import batch_flags, flash_takes_value, memory_policy, tuned_flags
 from bitnet_tuning.plan.memory import cache_bytes, need_of
 from bitnet_tuning.serve.client import LOOPBACK, Client
@@ -174,21 +174,27 @@ def server_command(
     )
 
 
+class KnownServer(NamedTuple):
+    """What is remembered of a server."""
+
+    identity: tuple[str, int, int]
+    flags: frozenset[str]
+
+
 def know_server(engine: Engine, state: State) -> Server:
     """Return the server beside the engine and what its help lists, which is remembered until
     its file changes. Raise MissingError if there is none."""
     path, program = _program(engine)
     seen = identity(path)
-    record = state.load("server", path, {"identity": list, "flags": list})
-    if record is None or record["identity"] != seen:
+    known = state.load("server", path, KnownServer)
+    if known is None or known.identity != seen:
         from bitnet_tuning.engine.probe import parse_flags  # noqa: PLC0415 (once for each server)
 
         said = capture((*program, "--help"))
-        record = {"identity": seen, "flags": sorted(parse_flags(said.stdout + said.stderr))}
-        if record["flags"]:
-            state.store("server", path, record)
-    flags = frozenset(map(str, record["flags"]))
-    return Server(program, flags, flash_takes_value(engine))
+        known = KnownServer(seen, frozenset(parse_flags(said.stdout + said.stderr)))
+        if known.flags:
+            state.store("server", path, known)
+    return Server(program, known.flags, flash_takes_value(engine))
 
 
 def _program(engine: Engine) -> tuple[str, tuple[str, ...]]:

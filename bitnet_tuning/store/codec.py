@@ -1,136 +1,471 @@
-"""Records from JSON, by their annotations; pure."""
+"""Records to and from JSON by their annotations, and the JSON schema of a record.
+
+A record is a ``NamedTuple`` of this package. Its annotations say what JSON holds:
+
+    str, int, float, bool, object    that (``object``: anything)
+    X | None                         X or null
+    Literal["a", "b"]                one of these texts
+    tuple[X, ...], frozenset[X]      a list; a set is written in order
+    tuple[X, Y]                      a list of exactly these
+    dict[K, X], Mapping[K, X]        an object; K is a kind of text
+    a record                         an object with exactly its fields
+    Annotated[X, note]               X as the note says: limits, Via, Written, LATER, a Form
+
+``Literal`` and ``Annotated`` are typing's for a type checker. At run time they are small
+copies: a run reads its cache with this module, and importing ``typing`` would slow its start.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import operator
+import re
+import sys
 from functools import cache
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import UnionType
 
-T = TypeVar("T")
+__all__ = ["Annotated", "Literal"]
 
-Reader = Callable[[Any], Any]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import Annotated, Any, Literal, TypeVar
+
+    T = TypeVar("T")
+else:
+
+    class _Special:
+        """An annotation that no class stands for."""
+
+        def __init__(self, *parts):
+            self.parts = parts
+
+        def __class_getitem__(cls, parts):
+            return cls(*parts) if isinstance(parts, tuple) else cls(parts)
+
+        def __or__(self, none):
+            return _Nullable(self)
+
+    class Literal(_Special):
+        pass
+
+    class Annotated(_Special):
+        pass
+
+    class _Nullable(_Special):
+        pass
+
+
+LATER = "later"
+"""Note: files from before the field may lack it, and it has its default then."""
+
+
+class Via:
+    """Note: in JSON it is a ``kind``, which ``read`` converts, or refuses with ValueError."""
+
+    def __init__(
+        self, kind: object, read: Callable[[Any], Any], write: Callable[[Any], Any]
+    ) -> None:
+        self.kind, self.read, self.write = kind, read, write
+
+
+class Written:
+    """Note: a record with other ``names`` in JSON (by field), or with ``texts`` that follow
+    from it (by name in JSON), which are ignored when it is read."""
+
+    def __init__(
+        self,
+        names: Mapping[str, str] | None = None,
+        texts: Mapping[str, Callable[[Any], str]] | None = None,
+    ) -> None:
+        self.names, self.texts = names or {}, texts or {}
 
 
 class DamagedError(ValueError):
-    """A value that is not what its place asks for."""
+    """JSON is not what its place asks for."""
 
-    def __init__(self, where: str, what: str) -> None:
-        super().__init__(f"{where}: {what}")
+    def __init__(self, what: str, place: str = "") -> None:
+        super().__init__(what)
+        self.what, self.place = what, place
 
+    def __str__(self) -> str:
+        return f"{self.place.removeprefix('.')}: {self.what}" if self.place else self.what
 
-def plain(value: object, special: Mapping[type, Reader]) -> Any:
-    """What JSON can hold: records as objects, tuples as lists. ``special`` converts types
-    that have a form of their own."""
-    if type(value) in special:
-        return special[type(value)](value)
-    if hasattr(value, "_asdict"):
-        return {name: plain(part, special) for name, part in value._asdict().items()}
-    if isinstance(value, Mapping):
-        return {name: plain(part, special) for name, part in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [plain(part, special) for part in value]
-    return value
+    def within(self, step: str | int) -> DamagedError:
+        """Return the same error, seen from one level further up."""
+        if isinstance(step, str):
+            name = step if step.isprintable() and len(step) <= _SHOWN else _shown(step)
+            return DamagedError(self.what, f".{name}{self.place}")
+        return DamagedError(self.what, f"[{step}]{self.place}")
 
 
-def build(kind: type[T], value: object, where: str, special: Mapping[type, Reader]) -> T:
-    """The ``kind`` that ``value`` describes, with exactly its fields; ``where`` names the
-    place. Raises DamagedError."""
-    made: T = _build(kind, value, where, special)
-    return made
+_SHOWN = 60
+"""Characters of a damaged value that are shown."""
 
 
-def _build(kind: Any, value: Any, where: str, special: Mapping[type, Reader]) -> Any:
-    if kind in special:
-        return _read(special[kind], value, where)
-    if kind in _PLAIN:
-        return _scalar(kind, value, where)
-    if hasattr(kind, "_fields"):
-        return _record(kind, value, where, special)
-    return _generic(kind, value, where, special)
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
-def _read(reader: Reader, value: object, where: str) -> Any:
-    try:
-        return reader(value)
-    except ValueError as error:
-        raise DamagedError(where, str(error)) from error
+def to_json(record: Any) -> Any:
+    """Return the record as objects and lists that ``json`` can write."""
+    return form_of(type(record)).write(record)  # type: ignore[arg-type]
 
 
-_PLAIN: Mapping[Any, str] = {
-    str: "a text",
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    NoneType: "null",
-}
+def from_json(kind: type[T], value: object) -> T:
+    """Return the record that ``value`` describes. Raise DamagedError, naming the field."""
+    record: T = form_of(kind).read(value)  # type: ignore[arg-type]
+    return record
 
 
-def _scalar(kind: Any, value: Any, where: str) -> Any:
-    fits = isinstance(value, (int, float) if kind is float else kind)
-    if not fits or (isinstance(value, bool) and kind is not bool):
-        raise DamagedError(where, f"not {_PLAIN[kind]}")
-    if kind is not float:
-        return value
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise DamagedError(where, "not a finite number")
-    return number
-
-
-def _record(kind: Any, value: Any, where: str, special: Mapping[type, Reader]) -> Any:
-    hints = _hints(kind)
-    if not isinstance(value, Mapping):
-        raise DamagedError(where, "not an object")
-    for problem, names in (("missing", hints.keys() - value), ("unknown", value.keys() - hints)):
-        if names:
-            raise DamagedError(_join(where, min(names)), problem)
-    return kind(
-        **{
-            name: _build(hint, value[name], _join(where, name), special)
-            for name, hint in hints.items()
-        }
-    )
+def schema_of(kind: type) -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) of what ``to_json`` writes."""
+    known: dict[str, Any] = {}
+    form_of(kind).schema(known)
+    whole: dict[str, Any] = known.pop(kind.__name__)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **whole,
+        "$defs": dict(sorted(known.items())),
+    }
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+def form_of(kind: Any) -> Form:
+    """Return the form of an annotation, evaluated."""
+    if kind in _WORDS:
+        return (_Float if kind is float else _Scalar)(kind)
+    if isinstance(kind, UnionType):  # every union here is "X | None"
+        return _OrNull(form_of(kind.__args__[0]))
+    if hasattr(kind, "_fields"):
+        return Record(kind)
+    if hasattr(kind, "parts"):
+        return _special(kind, *kind.parts)
+    if hasattr(kind, "__args__"):
+        return _container(kind.__origin__, kind.__args__)
+    if kind is object or str(kind) == "typing.Any":
+        return Form()
+    raise TypeError(f"no form in JSON for {kind!r}")
 
 
-def _join(where: str, name: str) -> str:
-    return f"{where}.{name}" if where else name
+def _special(kind: Any, *parts: Any) -> Form:
+    if isinstance(kind, Literal):  # type: ignore[arg-type]
+        return _Limited(form_of(str), {"enum": list(parts)})
+    if not isinstance(kind, Annotated):  # type: ignore[arg-type]
+        return _OrNull(form_of(parts[0]))
+    base, note = parts
+    if isinstance(note, Form):
+        return note
+    if isinstance(note, Via):
+        return _Converted(note)
+    if isinstance(note, Written):
+        return Record(base, note)
+    return form_of(base) if note is LATER else _Limited(form_of(base), note)
 
 
-def _generic(kind: Any, value: Any, where: str, special: Mapping[type, Reader]) -> Any:
-    origin, inner = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return value
-    if origin is Literal:
-        if not isinstance(value, str) or value not in inner:
-            raise DamagedError(where, f"not one of {', '.join(inner)}")
-        return value
-    if origin in (Union, UnionType):  # every union here is "X or null"
-        present = next(part for part in inner if part is not NoneType)
-        return None if value is None else _build(present, value, where, special)
+def _container(origin: Any, inner: tuple[Any, ...]) -> Form:
+    if origin is frozenset or (origin is tuple and inner[-1] is ...):
+        return _List(origin, form_of(inner[0]))
     if origin is tuple:
-        return _list(inner[0], value, where, special)
-    return _object(inner[1], value, where, special)
+        return _Row([form_of(each) for each in inner])
+    return _Object(form_of(inner[0]), form_of(inner[1]))
 
 
-def _list(kind: Any, value: Any, where: str, special: Mapping[type, Reader]) -> tuple[Any, ...]:
-    if not isinstance(value, list):
-        raise DamagedError(where, "not a list")
-    return tuple(
-        _build(kind, part, f"{where}[{index}]", special) for index, part in enumerate(value)
-    )
+class Form:
+    """How values of one kind stand in JSON; this one takes whatever there is."""
+
+    def read(self, value: Any) -> Any:
+        """Return the value that JSON describes. Raise DamagedError."""
+        return value
+
+    def write(self, value: Any) -> Any:
+        """Return the value as JSON."""
+        return value
+
+    def schema(self, known: dict[str, Any]) -> dict[str, Any]:
+        """Return the JSON schema; those of records go to ``known``, by name."""
+        return {}
 
 
-def _object(kind: Any, value: Any, where: str, special: Mapping[type, Reader]) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise DamagedError(where, "not an object")
-    return {name: _build(kind, part, _join(where, name), special) for name, part in value.items()}
+_WORDS = {
+    str: ("a text", "string"),
+    bool: ("true or false", "boolean"),
+    int: ("a whole number", "integer"),
+    float: ("a number", "number"),
+}
+
+
+class _Scalar(Form):
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+        self.words, self.type = _WORDS[kind]
+
+    def read(self, value: Any) -> Any:
+        if type(value) is not self.kind:
+            raise DamagedError(f"{_shown(value)} is not {self.words}")
+        return value
+
+    def schema(self, known: dict[str, Any]) -> dict[str, Any]:
+        return {"type": self.type}
+
+
+class _Float(_Scalar):
+    def read(self, value: Any) -> Any:
+        if type(value) not in (int, float):
+            raise DamagedError(f"{_shown(value)} is not a number")
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise DamagedError("not a finite number")
+        return number
+
+
+class _OrNull(Form):
+    def __init__(self, form: Form) -> None:
+        self.form = form
+
+    def read(self, value: Any) -> Any:
+        return None if value is None else self.form.read(value)
+
+    def write(self, value: Any) -> Any:
+        return None if value is None else self.form.write(value)
+
+    def schema(self, known: dict[str, Any]) -> dict[str, Any]:
+        inner = self.form.schema(known)
+        if "type" not in inner or "enum" in inner:
+            return {"anyOf": [inner, {"type": "null"}]}
+        return {**inner, "type": [inner["type"], "null"]}
+
+
+_LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "minimum": (operator.ge, "less than"),
+    "exclusiveMinimum": (operator.gt, "not more than"),
+    "maximum": (operator.le, "more than"),
+    "maxLength": (lambda text, most: len(text) <= most, "longer than"),
+    "minItems": (lambda parts, least: len(parts) >= least, "shorter than"),
+    "pattern": (lambda text, pattern: re.fullmatch(pattern, text) is not None, "not like"),
+    "enum": (lambda text, allowed: text in allowed, "not one of"),
+}
+
+
+class _Limited(Form):
+    """Within limits that are keywords of JSON schema as well."""
+
+    def __init__(self, form: Form, limits: Mapping[str, Any]) -> None:
+        self.form, self.limits = form, limits
+        self.write = form.write  # type: ignore[method-assign]
+
+    def read(self, value: Any) -> Any:
+        made = self.form.read(value)
+        for name, bound in self.limits.items():
+            if name in _LIMITS and not _LIMITS[name][0](made, bound):
+                said = self.limits.get("examples", [bound])[0]
+                said = ", ".join(said) if isinstance(said, list) else said
+                raise DamagedError(f"{_shown(value)} is {_LIMITS[name][1]} {said}")
+        return made
+
+    def schema(self, known: dict[str, Any]) -> dict[str, Any]:
+        return {**self.form.schema(known), **self.limits}
+
+
+class _Converted(Form):
+    def __init__(self, via: Via) -> None:
+        self.via, self.form = via, form_of(via.kind)
+
+    def read(self, value: Any) -> Any:
+        try:
+            return self.via.read(self.form.read(value))
+        except DamagedError:
+            raise
+        except ValueError as error:
+            raise DamagedError(str(error)) from error
+
+    def write(self, value: Any) -> Any:
+        return self.form.write(self.via.write(value))
+
+    def schema(self, known: dict[str, Any]) -> dict[str, Any]:
+        return self.form.schema(known)
+
+
+def _within(form: Form, value: Any, step: str | int) -> Any:
+    try:
+        return form.read(value)
+    except DamagedError as error:
+        raise error.within(step) from error
+
+
+class _List(Form):
+    def __init__(self, kind: type, item: Form) -> None:
+        self.kind, self.item = kind, item
+
+    def read(self, value: Any) -> Any:
+        if not isinstance(value, list):
+            raise DamagedError(f"{_shown(value)} is not a list")
+        return self.kind(_within(self.item, part, at) for at, part in enumerate(value))
+
+    def write(self, value: Any) -> Any:
+        parts = sorted(value) if self.kind is frozenset else value
+        return [self.item.write(part) for part in parts]
+
+    def schema(self, known: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "array", "items": self.item.schema(known)}
+
+
+class _Row(Form):
+    def __init__(self, items: list[Form]) -> None:
+        self.items = items
+
+    def read(self, value: Any) -> Any:
+        if not isinstance(value, list) or len(value) != len(self.items):
+            raise DamagedError(f"{_shown(value)} is not a list of {len(self.items)}")
+        pairs = zip(self.items, value, strict=True)
+        return tuple(_within(item, part, at) for at, (item, part) in enumerate(pairs))
+
+    def write(self, value: Any) -> Any:
+        return [item.write(part) for item, part in zip(self.items, value, strict=True)]
+
+    def schema(self, known: dict[str, Any]) -> dict[str, Any]:
+        count, items = len(self.items), [item.schema(known) for item in self.items]
+        return {"type": "array", "prefixItems": items, "minItems": count, "maxItems": count}
+
+
+class _Object(Form):
+    def __init__(self, key: Form, item: Form) -> None:
+        self.key, self.item = key, item
+
+    def read(self, value: Any) -> Any:
+        _need_object(value)
+        return {self.key.read(key): _within(self.item, part, key) for key, part in value.items()}
+
+    def write(self, value: Any) -> Any:
+        return {key: self.item.write(part) for key, part in value.items()}
+
+    def schema(self, known: dict[str, Any]) -> dict[str, Any]:
+        keys = self.key.schema(known)
+        names = {"propertyNames": keys} if keys != {"type": "string"} else {}
+        return {"type": "object", **names, "additionalProperties": self.item.schema(known)}
+
+
+def _need_object(value: Any) -> None:
+    if not isinstance(value, dict):
+        raise DamagedError(f"{_shown(value)} is not an object")
+
+
+class Record(Form):
+    """A record as an object with its fields. One with a method ``validate`` is asked for what
+    its fields say of each other: it raises DamagedError."""
+
+    def __init__(self, kind: Any, written: Written | None = None) -> None:
+        written = written or Written()
+        self.kind, self.names, self.texts = kind, written.names, written.texts
+        scope = vars(sys.modules[kind.__module__])
+        kinds = {field: eval(text, scope) for field, text in kind.__annotations__.items()}
+        self.forms = {field: form_of(each) for field, each in kinds.items()}
+        self.later = {field for field, each in kinds.items() if LATER in _notes(each)}
+
+    def read(self, value: Any) -> Any:
+        made = self.kind(**self.read_fields(value, self.forms.keys() - self.later))
+        if hasattr(made, "validate"):
+            made.validate()
+        return made
+
+    def read_fields(self, value: Any, required: Iterable[str]) -> dict[str, Any]:
+        """Return the fields that are there. Raise DamagedError where a required one is not."""
+        _need_object(value)
+        fields = {self.names.get(field, field): field for field in self.forms}
+        for problem, names in (
+            ("missing", {self.names.get(field, field) for field in required} - value.keys()),
+            ("unknown", value.keys() - fields.keys() - self.texts.keys()),
+        ):
+            if names:
+                raise DamagedError(problem).within(min(names))
+        return {
+            field: _within(self.forms[field], value[name], name)
+            for name, field in fields.items()
+            if name in value
+        }
+
+    def write(self, value: Any) -> Any:
+        texts = {name: make(value) for name, make in self.texts.items()}
+        return {**self.write_fields(value._asdict()), **texts}
+
+    def write_fields(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return some fields as JSON."""
+        return {
+            self.names.get(field, field): self.forms[field].write(part)
+            for field, part in fields.items()
+        }
+
+    def schema(self, known: dict[str, Any]) -> dict[str, Any]:
+        name = self.kind.__name__ + "".join(f" with {text}" for text in self.texts)
+        if name not in known:
+            known[name] = {}  # keeps the place
+            known[name] = self._whole(known)
+        return {"$ref": f"#/$defs/{name.replace(' ', '%20')}"}
+
+    def _whole(self, known: dict[str, Any]) -> dict[str, Any]:
+        properties = self.properties(known)
+        optional = {self.names.get(field, field) for field in self.later}
+        return {
+            "description": " ".join((self.kind.__doc__ or "").split()),
+            "type": "object",
+            "properties": properties,
+            "required": [name for name in properties if name not in optional],
+            "additionalProperties": False,
+        }
+
+    def properties(self, known: dict[str, Any]) -> dict[str, Any]:
+        """Return the schema of every field by its name in JSON."""
+        fields = {self.names.get(field, field): form for field, form in self.forms.items()}
+        return {
+            **{name: form.schema(known) for name, form in fields.items()},
+            **{name: {"type": "string"} for name in self.texts},
+        }
+
+
+def _notes(kind: Any) -> tuple[Any, ...]:
+    return kind.parts[1:] if isinstance(kind, Annotated) else ()  # type: ignore[arg-type]
+
+
+class Some(Record):
+    """Some fields of a record, as pairs."""
+
+    def read(self, value: Any) -> Any:
+        return tuple(self.read_fields(value, ()).items())
+
+    def write(self, value: Any) -> Any:
+        return self.write_fields(dict(value))
+
+    def schema(self, known: dict[str, Any]) -> dict[str, Any]:
+        properties = self.properties(known)
+        return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+Count = Annotated[int, {"minimum": 0, "maximum": (1 << 64) - 1}]
+Positive = Annotated[float, {"exclusiveMinimum": 0}]
+Moment = Annotated[
+    str,
+    {
+        "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$",
+        "examples": ["2026-01-31T23:59:59Z"],
+    },
+]
+"""UTC, to the second."""
+
+_LONGEST = 1 << 16
+"""Characters; the list of a large host's cores has some thousands."""
+
+
+def _harmless(text: str) -> str:
+    if len(text) > _LONGEST:
+        raise ValueError(f"longer than {_LONGEST} characters")
+    if any(not (letter.isprintable() or "\udc80" <= letter <= "\udcff") for letter in text):
+        raise ValueError(f"{_shown(text)} has characters that control a terminal")
+    return text
+
+
+Text = Annotated[str, Via(str, _harmless, str)]
+"""Whatever its source, a terminal may show it. Bytes of a path that are no text are let through."""

@@ -14,15 +14,17 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 
+from bitnet_tuning.namedtuple import NamedTuple
+from bitnet_tuning.store.codec import DamagedError, from_json, to_json
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, TypeVar
 
-    Record = dict[str, Any]
-    Shape = Mapping[str, type | tuple[type, ...]]
-
+    T = TypeVar("T")
 
 SCHEMA = 1
+"""Version of the form that all records share: a key, a version of their own, and fields."""
 _LARGEST = 1 << 22
 _MODULUS = (1 << 64) - 59
 """The largest prime of 64 bits."""
@@ -39,10 +41,6 @@ def default_folder(environ: Mapping[str, str]) -> str:
     return os.path.join(cache, "bitnet-tuning")
 
 
-ABSENT = type(None)
-"""In a shape: what null becomes."""
-
-
 class State:
     """Records by kind and key. ``warning`` is set, once, when something could not be kept."""
 
@@ -50,52 +48,57 @@ class State:
         self.folder = folder
         self.warning: str | None = None
 
-    def load(self, kind: str, key: str, shape: Shape | None = None) -> Record | None:
-        """The record stored under ``key``, or None. One without the fields of ``shape``, or
-        with others' types in them, is set aside."""
-        record = self._read(self.path(kind, digest(key)), shape or {})
-        return record if record is not None and record["key"] == key else None
+    def load(self, kind: str, key: str, record: type[T], version: int = 1) -> T | None:
+        """Return the record stored under ``key``, or None. One of another version stays where
+        it is; one that is damaged is set aside."""
+        stored, found = self._read(self.path(kind, digest(key)), record, version)
+        return found if stored == key else None
 
-    def load_all(self, kind: str, shape: Shape) -> dict[str, Record]:
-        """Every record of a kind by the digest of its key, read as ``load`` does."""
+    def load_all(self, kind: str, record: type[T], version: int = 1) -> dict[str, T]:
+        """Return every record of a kind by the digest of its key, read as ``load`` does."""
         try:
             names = sorted(os.listdir(self.folder))
         except OSError:
             return {}
-        marks = [
-            name[len(kind) + 1 : -5]
-            for name in names
-            if name.startswith(f"{kind}-") and name.endswith(".json")
-        ]
-        found = {mark: self._read(self.path(kind, mark), shape) for mark in marks}
-        return {mark: record for mark, record in found.items() if record is not None}
+        found = {}
+        for name in names:
+            if name.startswith(f"{kind}-") and name.endswith(".json"):
+                mark = name[len(kind) + 1 : -5]
+                key, read = self._read(self.path(kind, mark), record, version)
+                if read is not None and digest(key) == mark:
+                    found[mark] = read
+        return found
 
-    def _read(self, path: str, shape: Shape) -> Record | None:
+    def _read(self, path: str, record: type[T], version: int) -> tuple[str, T | None]:
+        """Return the key as well."""
         try:
             with open(path, "rb") as file:
-                record: Record = json.loads(file.read(_LARGEST))
+                fields: Any = json.loads(file.read(_LARGEST))
+            if not isinstance(fields, dict):
+                raise DamagedError("not an object")
+            if (fields.pop("schema", None), fields.pop("version", 1)) != (SCHEMA, version):
+                return "", None
+            key = fields.pop("key", None)
+            if not isinstance(key, str):
+                raise DamagedError("missing", ".key")
+            return key, from_json(record, fields)
         except FileNotFoundError:
-            return None
+            pass
         except OSError as error:
             self.warn(f"cannot read {path}: {error.strerror}")
-            return None
+        except DamagedError as error:
+            self.set_aside(path, str(error))
         except (ValueError, RecursionError):
-            self.set_aside(path)
-            return None
-        if isinstance(record, dict) and record.get("schema") != SCHEMA:
-            return None
-        if not _fits(record, {"key": str, **shape}):
-            self.set_aside(path)
-            return None
-        return record
+            self.set_aside(path, "no JSON")
+        return "", None
 
-    def store(self, kind: str, key: str, record: Mapping[str, Any]) -> bool:
-        """Whether it could be kept; replaces what is stored under ``key``."""
+    def store(self, kind: str, key: str, record: object, version: int = 1) -> bool:
+        """Replace what is stored under ``key``. Return whether it could be kept."""
         path = self.path(kind, digest(key))
-        text = json.dumps({"schema": SCHEMA, "key": key, **record}, indent=1)
+        fields = {"schema": SCHEMA, "version": version, "key": key, **to_json(record)}
         try:
             os.makedirs(self.folder, exist_ok=True)
-            write_atomically(path, text.encode())
+            write_atomically(path, json.dumps(fields, indent=1).encode())
         except OSError as error:
             self.warn(f"cannot keep what was found in {self.folder}: {error.strerror}")
             return False
@@ -105,8 +108,9 @@ class State:
         """The file of the record whose key has this digest."""
         return os.path.join(self.folder, f"{kind}-{mark}.json")
 
-    def set_aside(self, path: str) -> None:
-        self.warn(f"{path} was damaged and is set aside as {os.path.basename(path)}.broken")
+    def set_aside(self, path: str, why: str) -> None:
+        """Rename a damaged file, for whoever wants to look at it."""
+        self.warn(f"{path} is damaged ({why}): set aside as {os.path.basename(path)}.broken")
         try:
             os.replace(path, path + ".broken")
         except OSError:
@@ -120,12 +124,6 @@ def digest(key: str) -> str:
     """16 hexadecimal digits; unlike hashlib's, at no cost for an import. Two keys that were
     not made for it meet once in 2**64."""
     return f"{int.from_bytes(os.fsencode(key), 'big') % _MODULUS:016x}"
-
-
-def _fits(record: object, shape: Shape) -> bool:
-    return isinstance(record, dict) and all(
-        name in record and isinstance(record[name], kinds) for name, kinds in shape.items()
-    )
 
 
 def write_atomically(path: str, data: bytes) -> None:
@@ -220,7 +218,17 @@ else:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def identity(path: str) -> list[object]:
-    """Path, size in bytes and modification time in nanoseconds; raises OSError."""
+class FileIdentity(NamedTuple):
+    """How a file is told from its later versions."""
+
+    path: str
+    size: int
+    """Bytes."""
+    modified: int
+    """Nanoseconds since 1970."""
+
+
+def identity(path: str) -> FileIdentity:
+    """Return what the file is like now. Raise OSError."""
     seen = os.stat(path)
-    return [path, seen.st_size, seen.st_mtime_ns]
+    return FileIdentity(path, seen.st_size, seen.st_mtime_ns)
