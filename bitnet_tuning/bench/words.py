@@ -161,9 +161,7 @@ def _longest(texts: list[str]) -> str:
 
 def difference(got: str, expected: str, than: str) -> str:
     """Both texts from shortly before the first character that differs."""
-    pairs = enumerate(zip(got, expected, strict=False))
-    at = next((at for at, (a, b) in pairs if a != b), min(len(got), len(expected)))
-    start = max(0, at - 8)
+    start = max(0, selftest.first_difference(got, expected) - 8)
     shown = [repr(shorten(text[start:], _SHOWN)) for text in (got, expected)]
     return f"gives other words {than}: {shown[0]} instead of {shown[1]}"
 

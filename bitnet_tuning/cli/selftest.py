@@ -1,4 +1,4 @@
-"""``python3 -m bitnet_tuning selftest``: PASS or FAIL per case."""
+"""``python3 -m bitnet_tuning selftest``: run known texts and print PASS or FAIL for each."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from typing import Any
 
 from bitnet_tuning.cli.arguments import Parser, add_engine
 from bitnet_tuning.console import say
+from bitnet_tuning.launch.death import shorten
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.prepare import find_engine
 from bitnet_tuning.store.state import State, default_folder
-from bitnet_tuning.verify.selftest import Report, Result, run_selftest
+from bitnet_tuning.verify.selftest import Report, Result, first_difference, run_selftest
 
 _SHOWN = 60
+"""Characters shown of a text from where it differs."""
 
 
 def run(arguments: list[str]) -> int:
     parser = Parser(
         prog="bitnet_tuning selftest",
-        description="Run the demo model through an engine and compare its words.",
+        description="Run the demo model through an engine and compare the texts.",
     )
     add_engine(parser)
     parser.add_argument("--model", metavar="FILE", help="another file of the demo model")
@@ -67,24 +69,17 @@ def as_text(report: Report) -> str:
 
 
 def _result_lines(result: Result) -> list[str]:
-    title = _shorten(result.case.prompt.replace("\n", " "), 32)
+    title = shorten(result.case.prompt, 32)
     line = f"{'PASS' if result.passed else 'FAIL'}  {title:32}  {result.variant}"
     if result.passed:
         return [line]
     if result.problem:
         return [line, f"      {result.problem}"]
-    at = _first_difference(result.case.text.strip(), result.got.strip())
+    texts = result.case.text.strip(), result.got.strip()
+    at = first_difference(*texts)
+    expected, got = (shorten(text[at:], _SHOWN) for text in texts)
     return [
         f"{line}  (differs from character {at})",
-        f"      expected {_shorten(result.case.text.strip()[at:], _SHOWN)!r}",
-        f"      got      {_shorten(result.got.strip()[at:], _SHOWN)!r}",
+        f"      expected {expected!r}",
+        f"      got      {got!r}",
     ]
-
-
-def _first_difference(expected: str, got: str) -> int:
-    pairs = enumerate(zip(expected, got, strict=False))
-    return next((at for at, (a, b) in pairs if a != b), min(len(expected), len(got)))
-
-
-def _shorten(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."

@@ -186,6 +186,12 @@ def matches(got: str, expected: str) -> bool:
     return got.strip().startswith(expected.strip())
 
 
+def first_difference(got: str, expected: str) -> int:
+    """Return the index of the first character that differs, or the length of the shorter text."""
+    pairs = enumerate(zip(got, expected, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(got), len(expected)))
+
+
 def _control(report: Report, engine: Engine, host: Host) -> bool | None:
     """Return whether the same weights come out right through other kernels; None where there
     is no such file or no engine to read it."""
