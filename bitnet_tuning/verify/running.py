@@ -1,5 +1,5 @@
-"""Run an engine as a plan has it, and look at it while it generates: which of its threads
-compute, where, and what the kernel gave it."""
+"""Run an engine as planned and observe it while it generates: which of its threads compute, on
+which CPUs, and what the kernel gave it."""
 
 from __future__ import annotations
 
@@ -23,52 +23,51 @@ if TYPE_CHECKING:
 PROMPT = "How many threads"
 
 WATCHED_SECONDS = 1.5
-"""Aimed at for the generation."""
+"""Seconds that the generation should take."""
 
 FEWEST, MOST = 24, 1500
-"""Tokens of it."""
+"""Tokens to generate."""
 
 CONTEXT = 2048
 
 SECONDS = 120.0
-"""After these the run counts as hung. It is made once the model is in memory."""
+"""Seconds after which a run counts as hung. The model is in memory already."""
 
 COUNT_SHARE = 0.1
-"""Of the time that the kernel may spend on counting pages."""
+"""Share of the time that the kernel may spend on counting pages."""
 
 ALWAYS_SHARE = 0.75
-"""Of the time that the busiest thread ran or waited for its CPU: who has so much hardly ever
-sleeps, and computes or spins, however busy its CPU is with other programs."""
+"""Share of the time that the busiest thread ran or waited for its CPU. A thread with that much
+hardly ever sleeps: it computes or spins, however busy its CPU is with other programs."""
 
 OFTEN_SHARE, RAN_SHARE = 0.5, 0.4
-"""Enough as well, where a runtime lets its threads sleep: of that time, and of the time that
-the busiest one ran. Measured so were threads that compute at 0.58 and 0.6, and one that only
-passes text on, behind a worker on the same CPU, at 0.48 and 0.18."""
+"""Shares of that time, and of the time that the busiest thread ran, which are enough where a
+runtime lets its threads sleep. Measured: threads that compute 0.58 and 0.6; one that only
+passes text on, behind a worker on the same CPU, 0.48 and 0.18."""
 
 LEAST_SECONDS = 0.06
-"""That the busiest thread must have run, or nothing can be told: more than a small model
-takes to load."""
+"""Seconds that the busiest thread must have run: more than a small model takes to load."""
 
 LEAST_LOOKS = 5
-"""From which something is told, so that one at a start or an end does not decide."""
+"""Looks that are needed, so that one at a start or an end does not decide."""
 
 GROWTH = 1.02
-"""While tokens are generated memory still grows by some pages."""
+"""Factor by which memory still grows while tokens are generated."""
 
 TOO_SOON = "the engine ended too soon to be looked at"
 
 
 class Watched(NamedTuple):
-    """A run that was looked at."""
+    """A run that was observed."""
 
     log: str
     """The engine's stderr."""
     problem: str | None = None
-    """Why the run failed, or why nothing could be seen of it."""
+    """Why the run failed, or why nothing could be observed."""
     failed: bool = False
     process: Process | None = None
     """The one that computed, with the most memory that it ever had; None where nothing could
-    be seen."""
+    be observed."""
     workers: tuple[Thread, ...] = ()
     """Threads that computed, the busiest first."""
     others: tuple[Thread, ...] = ()
@@ -122,7 +121,7 @@ def watch(plan: Plan, root: Root, huge: bool, nodes: bool) -> Watched:
 
 
 class _Eyes:
-    """All that was seen of one program, oldest first."""
+    """Collect the looks at one program, oldest first."""
 
     def __init__(self, root: Root, huge: bool, nodes: bool) -> None:
         self.looks: list[tuple[Process, ...]] = []
@@ -143,38 +142,32 @@ class _Eyes:
 
 
 def summed_up(looks: Sequence[tuple[Process, ...]]) -> Watched:
-    """Return what the process that computes did in the second half of the looks at it: before
-    that a model is loaded, by one thread. ``process`` is None where too little was done while
-    somebody looked."""
+    """Return what the process that computes did in the second half of the looks at it; before
+    that one thread loads the model. ``process`` is None where too little was observed."""
     computes = _busiest(process for look in looks for process in look)
     later = computes[len(computes) // 2 :]
     threads = sorted(_threads(later), key=lambda thread: thread.wanted, reverse=True)
     ran = max((thread.ran for thread in threads), default=0.0)
     if ran < LEAST_SECONDS or len(later) < LEAST_LOOKS:
         return Watched("", TOO_SOON)
-    works = _workers(threads)
+    most = threads[0].wanted
+    workers = tuple(
+        thread
+        for thread in threads
+        if thread.wanted >= ALWAYS_SHARE * most
+        or (thread.wanted >= OFTEN_SHARE * most and thread.ran >= RAN_SHARE * ran)
+    )
     return Watched(
         "",
         process=_at_most(later[0], computes),  # at its end a process has no environment any more
-        workers=tuple(thread for thread, is_one in zip(threads, works, strict=True) if is_one),
-        others=tuple(thread for thread, is_one in zip(threads, works, strict=True) if not is_one),
+        workers=workers,
+        others=tuple(thread for thread in threads if thread not in workers),
         steady=_is_steady(later),
     )
 
 
-def _workers(threads: Sequence[Thread]) -> list[bool]:
-    """Return for each of the threads, the busiest first, whether it computed."""
-    most, ran = threads[0].wanted, max(thread.ran for thread in threads)
-    return [
-        thread.wanted >= ALWAYS_SHARE * most
-        or (thread.wanted >= OFTEN_SHARE * most and thread.ran >= RAN_SHARE * ran)
-        for thread in threads
-    ]
-
-
 def _busiest(seen: Iterable[Process]) -> Sequence[Process]:
-    """Return all looks at the process that ran most: a script that started the engine only
-    waits for it."""
+    """Return all looks at the process that ran most: a script around the engine only waits."""
     looks: dict[int, list[Process]] = defaultdict(list)
     for process in seen:
         looks[process.id].append(process)
@@ -198,7 +191,7 @@ def _difference(states: Sequence[Thread]) -> Thread:
 
 
 def _at_most(process: Process, looks: Sequence[Process]) -> Process:
-    """Return it with the most memory that there ever was: some comes only once the model is
+    """Return the process with the most memory of all looks: some comes only once the model is
     loaded, and some is gone when the engine ends."""
     nodes = (look.nodes for look in looks if look.nodes is not None)
     return process._replace(
@@ -214,5 +207,6 @@ def _most(sizes: Iterable[int | None]) -> int | None:
 
 
 def _is_steady(looks: Sequence[Process]) -> bool:
+    """Return whether memory no longer grew in the second half of the looks."""
     sizes = [look.resident for look in looks if look.resident is not None]
     return bool(sizes) and max(sizes) <= GROWTH * sizes[len(sizes) // 2]

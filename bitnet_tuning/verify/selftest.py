@@ -140,7 +140,7 @@ def run_selftest(engine: Engine, host: Host, model_path: str | None = None) -> R
     report = Report(engine.path, model.path, tuple(results))
     if report.passed:
         return report
-    cause, remedy = diagnose(report, engine, host, _control(report, engine, host))
+    cause, remedy = next(causes(report, engine, host, _control(report, engine, host)))
     return report._replace(cause=cause, remedy=remedy)
 
 
@@ -148,22 +148,17 @@ def run_case(
     engine: Engine, host: Host, model: ModelFile, case: KnownText, variant: Variant
 ) -> Result:
     """Run a case; run it again if it was right up to an early end."""
-    result = _run_once(engine, host, model, case, variant)
-    cut_short = not result.problem and case.text.strip().startswith(result.got.strip())
-    if result.passed or not cut_short:
-        return result
-    return _run_once(engine, host, model, case, variant)
-
-
-def _run_once(
-    engine: Engine, host: Host, model: ModelFile, case: KnownText, variant: Variant
-) -> Result:
     request = case_request(case)._replace(**variant._asdict())
     plan = make_plan(request, Facts(host, engine, model, "the demo model", os.environ))
-    done = capture(plan.command, plan.setting.variables, RUN_SECONDS)
-    problem = failure(done, RUN_SECONDS)
-    got = "" if done.code is None else continuation(done.stdout, case.prompt)
-    return Result(case, variant, problem is None and matches(got, case.text), got, problem)
+    for is_first in (True, False):
+        done = capture(plan.command, plan.setting.variables, RUN_SECONDS)
+        problem = failure(done, RUN_SECONDS)
+        got = "" if done.code is None else continuation(done.stdout, case.prompt)
+        passed = problem is None and matches(got, case.text)
+        cut_short = problem is None and not passed and matches(case.text, got)
+        if not (is_first and cut_short):
+            break
+    return Result(case, variant, passed, got, problem)
 
 
 def case_request(case: KnownText) -> Request:
@@ -201,16 +196,11 @@ def _control(report: Report, engine: Engine, host: Host) -> bool | None:
     return run_case(engine, host, read_model(demo.TQ2_0), first.case, Variant(1)).passed
 
 
-def diagnose(report: Report, engine: Engine, host: Host, control: bool | None) -> tuple[str, str]:
-    """Return the likeliest cause of a failure, and the remedy; pure. ``control`` says whether
-    the same weights came out right as TQ2_0, where that was tried."""
-    return next(_causes(report, engine, host, control))
-
-
-def _causes(
+def causes(
     report: Report, engine: Engine, host: Host, control: bool | None
 ) -> Iterator[tuple[str, str]]:
-    """Yield every cause that fits what was seen, the surest first; the last one always fits."""
+    """Yield every cause that fits a failure with its remedy, the likeliest first; at least one.
+    ``control`` says whether the same weights came out right as TQ2_0, where that was tried."""
     failed = [result for result in report.results if not result.passed]
     problems = " ".join(result.problem or "" for result in failed)
     cpu = has(host.isa)
