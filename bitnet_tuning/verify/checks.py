@@ -1,10 +1,9 @@
-"""Do the optimisations act? What was seen of a running engine against what was planned;
-pure."""
+"""Compare what was observed of a running engine with what was planned; pure."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from bitnet_tuning.console import MEBIBYTE
@@ -18,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.engine.find import Engine
     from bitnet_tuning.machine.host import Host
+    from bitnet_tuning.machine.process import Process
     from bitnet_tuning.machine.topology import Core
     from bitnet_tuning.model.types import ModelFile
     from bitnet_tuning.plan.facts import Plan
@@ -32,13 +32,12 @@ OUTPUT = "correct output"
 NO_RUN = "the engine's run failed"
 
 SURE_SHARE = 0.5
-"""Of the time that the busiest thread ran, which one thread too many must have to be held
-against anybody: on a busy machine a thread that hardly runs may wait as long as others
-compute."""
+"""Share of the busiest thread's time that a thread beyond the plan must have to count: on a busy
+machine a thread that hardly runs may wait as long as others compute."""
 
 LOCKED_SHARE = 0.9
-"""Of the model's file that is locked at least where locking acts: only the tensors are, not
-the header with the vocabulary, which was 2 % of the files seen."""
+"""Least share of the model's file that is locked where locking acts: the header with the
+vocabulary, 2 % of the files seen, is not."""
 
 LOWEST_NICE = -20
 
@@ -46,10 +45,10 @@ _OWN_COUNT = re.compile(r"system_info: .*?\bn_threads = (\d+)(?: \(n_threads_bat
 
 
 class Line(NamedTuple):
-    """One answer."""
+    """The outcome of one check."""
 
     name: str
-    """What was asked; unique among the lines."""
+    """Unique among the lines."""
     state: str
     reason: str
     """One sentence, with the remedy where there is one."""
@@ -58,7 +57,7 @@ class Line(NamedTuple):
 
 
 def detected(plan: Plan, by_itself: int, host: Host) -> Line:
-    """``by_itself`` is the number of threads that the host alone leads to."""
+    """Check the number of threads. ``by_itself`` is the one that the host alone leads to."""
     name, reason = "threads detected", plan.reasons["threads"]
     if plan.setting.threads != by_itself:
         reason = f"{reason} (the machine alone would have {by_itself})"
@@ -71,7 +70,7 @@ def detected(plan: Plan, by_itself: int, host: Host) -> Line:
 
 
 def environment(plan: Plan, watched: Watched) -> Line:
-    """The variables as the process has them that computes."""
+    """Check the variables of the process that computes."""
     name, process = "environment", watched.process
     if process is None:
         return _unseen(name, watched)
@@ -97,7 +96,7 @@ def _unseen(name: str, watched: Watched) -> Line:
 
 
 def _differences(wanted: Mapping[str, str], seen: Mapping[str, str]) -> str:
-    """Return what the process has otherwise than planned; empty where that is nothing."""
+    """Return what differs between the plan and the process; empty for nothing."""
     missing = [key for key in wanted if key not in seen]
     parts = [f"{key} is {text!r}" for key, text in seen.items() if wanted.get(key, text) != text]
     if missing:
@@ -106,7 +105,7 @@ def _differences(wanted: Mapping[str, str], seen: Mapping[str, str]) -> str:
 
 
 def working(plan: Plan, watched: Watched) -> Line:
-    """Threads that spent CPU time while tokens were generated, whatever was asked for."""
+    """Count the threads that spent CPU time while tokens were generated."""
     name, workers = "working threads", watched.workers
     if watched.failed:
         return Line(name, FAIL, f"{NO_RUN}: {watched.problem}")
@@ -126,14 +125,14 @@ def working(plan: Plan, watched: Watched) -> Line:
 
 
 def _shares(watched: Watched) -> list[float]:
-    """Of the time for which the busiest thread ran or waited for its CPU."""
+    """Return each thread's share of the time that the busiest one ran or waited for its CPU."""
     threads = (*watched.workers, *watched.others)
     return [round(thread.wanted / threads[0].wanted, 3) for thread in threads]
 
 
 def _why_fewer(watched: Watched) -> str:
-    """Both variables outrank what a program asks for: OpenMP's rules on how many threads a
-    parallel region gets (thread-limit-var, dyn-var)."""
+    """Return a reason. Both variables outrank what a program asks for: OpenMP's rules on how
+    many threads a parallel region gets (thread-limit-var, dyn-var)."""
     variables = (watched.process and watched.process.variables) or {}
     limit = variables.get("OMP_THREAD_LIMIT", "")
     if limit.isdecimal() and int(limit) <= len(watched.workers):
@@ -144,7 +143,7 @@ def _why_fewer(watched: Watched) -> str:
 
 
 def places(plan: Plan, watched: Watched, host: Host, runtime: str | None) -> Line:
-    """The CPUs on which the threads that work may run. ``runtime`` is the engine's OpenMP."""
+    """Check the CPUs that working threads may use. ``runtime`` is the engine's OpenMP."""
     name, workers = "threads' CPUs", watched.workers[: plan.setting.threads]
     if not workers:
         return _unseen(name, watched)
@@ -180,7 +179,8 @@ def _misplaced(
 
 
 def _should_bind(plan: Plan, watched: Watched, host: Host, runtime: str | None) -> bool:
-    """One thread alone opens no parallel region, in which runtimes bind."""
+    """Return whether the runtime is to bind threads. It does so in a parallel region, which one
+    thread alone does not open."""
     return (
         runtime in (GOMP, LLVM)
         and BINDING.items() <= plan.setting.variables.items()
@@ -190,7 +190,7 @@ def _should_bind(plan: Plan, watched: Watched, host: Host, runtime: str | None) 
 
 
 def _spans(mask: frozenset[int], host: Host) -> bool:
-    """Whether it has CPUs of several cores."""
+    """Return whether the mask has CPUs of several cores."""
     return sum(1 for core in host.cores if core.cpus & mask) > 1
 
 
@@ -213,87 +213,77 @@ def kernel(
     ``niceness`` is the launcher's; ``lockable`` bytes it may lock in memory, None for no
     limit, or where that is not known.
     """
+    process, loaded = watched.process, _is_loaded(watched, model_size)
     nodes = wanted_nodes(plan)
+    asked: list[tuple[str, Callable[[Process], tuple[str, str]]]] = []
     if plan.setting.nice:
-        yield _priority(plan.setting.nice, watched, niceness)
+        wanted = max(LOWEST_NICE, niceness + plan.setting.nice)
+        asked.append(("priority", lambda process: _priority(process, wanted)))
     if plan.setting.mlock:
-        yield _locked(watched, model_size, lockable)
+        asked.append(
+            ("locked memory", lambda process: _locked(process, model_size, loaded, lockable))
+        )
     if asks_huge(plan):
-        yield _huge(watched, model_size)
+        asked.append(("huge pages", lambda process: _huge(process, loaded)))
     if nodes is not None:
-        yield _memory_nodes(nodes, watched)
+        asked.append(("memory nodes", lambda process: _memory_nodes(process, nodes)))
+    for name, judge in asked:
+        yield _unseen(name, watched) if process is None else Line(name, *judge(process))
 
 
-def _priority(added: int, watched: Watched, launcher: int) -> Line:
-    """Compare the threads' niceness with the launcher's, to which the plan's is added."""
-    name, wanted = "priority", max(LOWEST_NICE, launcher + added)
-    if watched.process is None:
-        return _unseen(name, watched)
-    found = (thread.niceness for thread in watched.process.threads)
+def _priority(process: Process, wanted: int) -> tuple[str, str]:
+    found = (thread.niceness for thread in process.threads)
     seen = sorted({value for value in found if value is not None})
     shown = ", ".join(map(str, seen))
     if not seen:
-        return Line(name, SKIP, "the kernel does not say how nice a thread is")
+        return SKIP, "the kernel does not say how nice a thread is"
     if seen[-1] <= wanted:
-        return Line(name, PASS, f"niceness {shown}")
-    return Line(
-        name,
-        FAIL,
-        f"niceness {shown} instead of {wanted}: the kernel did not grant it, or a script "
-        "around the engine changes it",
+        return PASS, f"niceness {shown}"
+    return FAIL, (
+        f"niceness {shown} instead of {wanted}: the kernel did not grant it, or a script around "
+        "the engine changes it"
     )
 
 
-def _locked(watched: Watched, model_size: int, lockable: int | None) -> Line:
-    name, process = "locked memory", watched.process
-    if process is None:
-        return _unseen(name, watched)
+def _locked(
+    process: Process, model_size: int, loaded: bool, lockable: int | None
+) -> tuple[str, str]:
     if process.locked is None:
-        return Line(name, SKIP, "the kernel does not say how much memory is locked")
+        return SKIP, "the kernel does not say how much memory is locked"
     reason = f"{_size(process.locked)} of the model's {_size(model_size)}"
     if process.locked >= LOCKED_SHARE * model_size:
-        return Line(name, PASS, reason)
-    if not _is_loaded(watched, model_size):
-        return Line(name, SKIP, f"{reason}, perhaps seen before the model was loaded")
+        return PASS, reason
+    if not loaded:
+        return SKIP, f"{reason}, perhaps seen before the model was loaded"
     limit = "" if lockable is None else f"; the limit is {_size(lockable)} (ulimit -l)"
-    return Line(name, FAIL, f"{reason}{limit}")
+    return FAIL, f"{reason}{limit}"
 
 
-def _huge(watched: Watched, model_size: int) -> Line:
-    name, process = "huge pages", watched.process
-    if process is None:
-        return _unseen(name, watched)
+def _huge(process: Process, loaded: bool) -> tuple[str, str]:
     if process.huge is None:
-        return Line(name, SKIP, "the kernel does not say how much memory is in huge pages")
+        return SKIP, "the kernel does not say how much memory is in huge pages"
     if process.huge:
-        return Line(name, PASS, f"{_size(process.huge)} in huge pages")
-    if not _is_loaded(watched, model_size):
-        return Line(name, SKIP, "none seen, perhaps because the model was not loaded yet")
-    return Line(
-        name,
-        FAIL,
+        return PASS, f"{_size(process.huge)} in huge pages"
+    if not loaded:
+        return SKIP, "none seen, perhaps because the model was not loaded yet"
+    return FAIL, (
         "no memory is in huge pages: the C library ignores its tunable, or no free memory is in "
-        "one piece",
+        "one piece"
     )
 
 
-def _memory_nodes(wanted: frozenset[int], watched: Watched) -> Line:
+def _memory_nodes(process: Process, wanted: frozenset[int]) -> tuple[str, str]:
     """Accept most of the memory on the ``wanted`` nodes: what other programs had read of the
     model before stays where it was."""
-    name, process = "memory nodes", watched.process
-    if process is None:
-        return _unseen(name, watched)
     if not process.nodes:
-        return Line(name, SKIP, "the kernel does not say on which NUMA nodes memory lies")
+        return SKIP, "the kernel does not say on which NUMA nodes memory lies"
     inside = sum(size for node, size in process.nodes.items() if node in wanted)
     shown = ", ".join(f"node {node}: {_size(size)}" for node, size in sorted(process.nodes.items()))
     if inside > sum(process.nodes.values()) / 2:
-        return Line(name, PASS, shown)
-    return Line(
-        name,
-        FAIL,
+        return PASS, shown
+    return FAIL, (
         f"{shown}, planned are {format_list(wanted)}: the nodes are full, or the page cache held "
-        "the model elsewhere",
+        "the model elsewhere"
     )
 
 
@@ -305,28 +295,22 @@ def _is_loaded(watched: Watched, model_size: int) -> bool:
 
 
 def own_count(plan: Plan, watched: Watched) -> Line:
-    """What the engine itself says, which is what it was asked for."""
+    """Check the engine's own line on threads, which tells what it was asked for."""
     name = "engine's n_threads"
     found = _OWN_COUNT.search(watched.log)
     if found is None:
         return Line(name, SKIP, NO_RUN if watched.failed else "the engine does not print it")
-    said = {"n_threads": int(found[1]), "n_threads_batch": int(found[2] or found[1])}
-    setting = plan.setting
-    planned = {"n_threads": setting.threads, "n_threads_batch": setting.threads_batch}
-    if not found[2]:
-        planned["n_threads_batch"] = setting.threads
-    if said == planned:
-        return Line(name, PASS, _counts(said))
-    reason = f"{_counts(said)}, planned are {planned['n_threads']} and {planned['n_threads_batch']}"
-    return Line(name, FAIL, reason)
-
-
-def _counts(said: Mapping[str, int]) -> str:
-    return f"{said['n_threads']}, and {said['n_threads_batch']} for prompts"
+    threads, batch = int(found[1]), int(found[2] or found[1])
+    # An engine that prints one number has no other for prompts.
+    planned = plan.setting.threads, plan.setting.threads_batch if found[2] else plan.setting.threads
+    said = f"{threads}, and {batch} for prompts"
+    if (threads, batch) == planned:
+        return Line(name, PASS, said)
+    return Line(name, FAIL, f"{said}, planned are {planned[0]} and {planned[1]}")
 
 
 def output(report: Report, problem: str | None) -> Line:
-    """``problem`` is what is wrong with the words that the plan's setting leads to."""
+    """Check the self-test. ``problem`` is what is wrong with the text of the plan's setting."""
     if not report.passed:
         return Line(OUTPUT, FAIL, f"the self-test fails: {report.diagnosis}")
     if problem:
@@ -366,8 +350,8 @@ def _cpus(count: float) -> str:
 def crowded(
     masks: Sequence[frozenset[int]], cores: Sequence[Core], permitted: frozenset[int]
 ) -> int:
-    """How many threads must share a core although another one is permitted. Threads may use
-    the CPUs of their ``masks``; more threads than permitted cores have to share anyway."""
+    """Return how many threads must share a core although another one is permitted. Threads may
+    use the CPUs of their ``masks``; more threads than permitted cores have to share anyway."""
     usable = [core.cpus for core in cores if core.cpus & permitted]
     taken: dict[int, int] = {}
     housed = sum(_house(thread, masks, usable, taken, set()) for thread in range(len(masks)))
@@ -381,8 +365,8 @@ def _house(
     taken: dict[int, int],
     tried: set[int],
 ) -> bool:
-    """Finds a core for the thread; whoever has it moves on where he can (Kuhn's algorithm
-    for bipartite matching). ``taken`` says which thread has a core."""
+    """Return whether the thread gets a core; a thread that has it moves on if it can (Kuhn's
+    algorithm for bipartite matching). ``taken`` maps a core to its thread."""
     for index, cpus in enumerate(cores):
         if index in tried or not cpus & masks[thread]:
             continue
