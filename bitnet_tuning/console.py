@@ -13,6 +13,12 @@ NAME = "bitnet-tuning"
 MEBIBYTE, GIBIBYTE = 1 << 20, 1 << 30
 """Units in which messages show sizes."""
 
+
+def counted(number: float, noun: str) -> str:
+    """Return ``1 thread``, ``2 threads``, ``1.5 CPUs``."""
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
+
+
 Body = Callable[[list[str]], int]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bitnet_tuning.console import counted
 from bitnet_tuning.doctor.case import BENCHMARK, Case, Check, Finding, bad, good, unknown, warn
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.machine.root import format_list
@@ -27,7 +28,7 @@ def _threads(case: Case) -> Finding:
         return bad(warning, remedy)
     if asked.number < wanted:
         worse = bad if 2 * asked.number <= wanted else warn
-        threads = f"{asked.number} thread{'' if asked.number == 1 else 's'}"
+        threads = counted(asked.number, "thread")
         return worse(f"{variable} asks for {threads}, {wanted} suit this machine", remedy)
     return good(f"{asked.number}, as {variable} says")
 

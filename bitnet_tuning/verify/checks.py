@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from bitnet_tuning.console import MEBIBYTE
+from bitnet_tuning.console import MEBIBYTE, counted
 from bitnet_tuning.engine.binary import GOMP, LLVM
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.model.types import I2_S
@@ -61,11 +61,12 @@ def detected(plan: Plan, by_itself: int, host: Host) -> Line:
     name, reason = "threads detected", plan.reasons["threads"]
     if plan.setting.threads != by_itself:
         reason = f"{reason} (the machine alone would have {by_itself})"
-    cpus = len(host.allowed)
-    if plan.setting.threads > cpus:
-        return Line(name, FAIL, f"{reason}; that is more than the {_cpus(cpus)} that may be used")
+    if plan.setting.threads > len(host.allowed):
+        cpus = counted(len(host.allowed), "CPU")
+        return Line(name, FAIL, f"{reason}; that is more than the {cpus} that may be used")
     if host.quota is not None and plan.setting.threads > max(1.0, host.quota):
-        return Line(name, FAIL, f"{reason}; that is more than the quota of {_cpus(host.quota)}")
+        cpus = counted(host.quota, "CPU")
+        return Line(name, FAIL, f"{reason}; that is more than the quota of {cpus}")
     return Line(name, PASS, reason)
 
 
@@ -116,12 +117,13 @@ def working(plan: Plan, watched: Watched) -> Line:
     others = f", {len(watched.others)} idle" if watched.others else ""
     facts = {"working": count, "planned": planned, "shares": _shares(watched)}
     if surely > planned:
-        reason = f"{_threads(surely)}, {planned} planned: something starts more of its own"
+        seen = counted(surely, "thread")
+        reason = f"{seen}, {planned} planned: something starts more of its own"
         return Line(name, FAIL, reason, facts)
     if count < planned:
         reason = f"{count} of {planned} threads{others}: {_why_fewer(watched)}"
         return Line(name, FAIL, reason, facts)
-    return Line(name, PASS, f"{_threads(planned)}{others}", facts)
+    return Line(name, PASS, f"{counted(planned, 'thread')}{others}", facts)
 
 
 def _shares(watched: Watched) -> list[float]:
@@ -169,7 +171,7 @@ def _misplaced(
     left_out = crowded(masks, host.cores, permitted)
     if left_out:
         return (
-            f"{left_out} of {_threads(len(masks))} cannot have a core of its own on CPUs "
+            f"{left_out} of {counted(len(masks), 'thread')} cannot have a core of its own on CPUs "
             f"{format_list(every)}, though {format_list(permitted)} may be used: look for "
             "taskset, numactl or GOMP_CPU_AFFINITY"
         )
@@ -335,16 +337,8 @@ def quantization(engine: Engine, model: ModelFile) -> Line:
     )
 
 
-def _threads(count: int) -> str:
-    return f"{count} thread{'' if count == 1 else 's'}"
-
-
 def _size(size: int) -> str:
     return f"{size / MEBIBYTE:.0f} MiB"
-
-
-def _cpus(count: float) -> str:
-    return f"{count:g} CPU{'' if count == 1 else 's'}"
 
 
 def crowded(

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from bitnet_tuning import demo
+from bitnet_tuning.console import counted
 from bitnet_tuning.engine.instruction_sets import X86, has
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.launch.death import NO_END, failure
@@ -53,7 +54,7 @@ class Variant(NamedTuple):
 
     def __str__(self) -> str:
         sizes = f", batch {self.batch}/{self.ubatch}" if self.batch else ""
-        return f"{self.threads} thread{'s' if self.threads > 1 else ''}{sizes}"
+        return f"{counted(self.threads, 'thread')}{sizes}"
 
 
 class Result(NamedTuple):
