@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from bitnet_tuning.console import counted
 from bitnet_tuning.machine.root import CpuSet, format_list
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.openmp import THREAD_COUNTS, TUNABLE
@@ -95,7 +96,7 @@ def apply(change: Change, setting: Setting) -> Setting:
 
 def describe(setting: Setting) -> str:
     """Return the whole setting in words, for people."""
-    words = [f"{setting.threads} thread{'' if setting.threads == 1 else 's'}"]
+    words = [counted(setting.threads, "thread")]
     if setting.threads_batch != setting.threads:
         words.append(f"{setting.threads_batch} for prompts")
     if setting.cpus is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from bitnet_tuning.console import counted
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.facts import Plan
@@ -79,7 +80,7 @@ def _oversubscribed(count: int, host: Host, by: str) -> tuple[str, ...]:
     """A warning where ``count`` threads cannot all run at once, or share cores."""
     cpus = len(host.allowed)
     if host.quota is not None and count > host.quota:
-        limit = f"the quota of {_cpus(host.quota)}"
+        limit = f"the quota of {counted(host.quota, 'CPU')}"
     elif count > cpus:
         limit = f"the {cpus} CPUs that this process may use"
     elif count > host.usable_cores:
@@ -145,7 +146,7 @@ def _why(host: Host, count: int, most: int) -> str:
     elif host.threads_per_core > 1:
         parts.append("a second thread on a core gains nothing")
     if host.quota is not None and host.quota_binds:
-        parts.append(f"a quota of {_cpus(host.quota)} binds")
+        parts.append(f"a quota of {counted(host.quota, 'CPU')} binds")
     if count == most < host.usable_cores:
         parts.append(f"at most {most} (--max-threads)")
     if host.hybrid is not None:
@@ -162,7 +163,3 @@ def _why_hybrid(host: Host, count: int) -> str:
     if count <= fast:
         return f"of {kinds} only fast ones: every step waits for the slowest thread"
     return f"of {kinds} both: so few fast ones are beaten by all together"
-
-
-def _cpus(count: float) -> str:
-    return f"{count:g} CPU{'' if count == 1 else 's'}"
