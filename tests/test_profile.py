@@ -19,9 +19,7 @@ from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.machine.host import Fingerprint, fingerprint
 from bitnet_tuning.plan.profile import Profile, claim, load
 from bitnet_tuning.plan.profiles import (
-    Stored,
     find_stale,
-    id_of,
     new_profile,
     remove,
     store,
@@ -29,7 +27,7 @@ from bitnet_tuning.plan.profiles import (
     what_changed,
 )
 from bitnet_tuning.store.codec import from_json, to_json
-from bitnet_tuning.store.state import State, locked
+from bitnet_tuning.store.state import State, alone
 from tests import profile_samples as samples
 from tests.machines import Machine, x86_entries
 from tests.profile_samples import EVIDENCE, GIBIBYTE, MODEL, SETTING
@@ -65,13 +63,13 @@ def bench(tmp_path: Path) -> Bench:
 
 def test_what_was_stored_comes_back_whole(bench: Bench) -> None:
     assert bench.load() == bench.profile
-    assert stored_profiles(bench.state) == [Stored(id_of(bench.profile), bench.profile)]
+    assert stored_profiles(bench.state) == [bench.profile]
     assert bench.state.warning is None
 
 
 def test_that_the_default_stays_is_remembered_too(bench: Bench) -> None:
     stays = bench.profile._replace(setting=None)
-    assert store(bench.state, stays) == id_of(bench.profile)
+    assert store(bench.state, stays) == bench.profile.id
     assert bench.load() == stays
 
 
@@ -79,7 +77,7 @@ def test_a_profile_made_now_holds_for_what_it_was_made_of(bench: Bench) -> None:
     made = new_profile(
         bench.machine.host(), bench.profile.engine, MODEL, SETTING._replace(threads=2), EVIDENCE
     )
-    assert store(bench.state, made) == id_of(bench.profile)
+    assert store(bench.state, made) == bench.profile.id
     assert bench.load() == made
 
 
@@ -202,7 +200,7 @@ def test_hosts_share_a_folder(bench: Bench) -> None:
     store(bench.state, samples.profile(bench.machine.host(), bench.engine))
     assert len(stored_profiles(bench.state)) == 2
     assert bench.load() != before
-    assert remove(bench.state, [id_of(bench.profile), "0" * 16]) == [id_of(bench.profile)]
+    assert remove(bench.state, [bench.profile.id, "0" * 16]) == [bench.profile.id]
     assert bench.load() is not None
 
 
@@ -450,14 +448,14 @@ def test_a_writer_that_is_killed_leaves_whole_files_and_no_lock(
 @posix
 def test_a_lock_excludes_others_and_ends_with_its_holder(tmp_path: Path) -> None:
     path = str(tmp_path / "lock")
-    with locked(path) as first:
+    with alone(path) as first:
         assert first
-        with locked(path, patience=0.05) as second:
+        with alone(path) as second:
             assert not second
-    with locked(path, patience=0.05) as third:
+    with alone(path) as third:
         assert third
 
 
-def test_a_lock_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with locked(str(tmp_path / "none" / "lock")) as held:
-        assert not held
+def test_where_nothing_can_be_locked_nobody_is_kept_out(tmp_path: Path) -> None:
+    with alone(str(tmp_path / "none" / "lock")) as held:
+        assert held

@@ -19,7 +19,7 @@ from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.model.find import Choice
 from bitnet_tuning.plan.profile import Profile
-from bitnet_tuning.plan.profiles import engine_key, id_of, store, stored_profiles
+from bitnet_tuning.plan.profiles import engine_key, store, stored_profiles
 from bitnet_tuning.prepare import find_pair
 from bitnet_tuning.store.state import State
 from tests import profile_samples as samples
@@ -89,7 +89,7 @@ def test_a_list_has_a_line_for_each(bench: Bench) -> None:
     assert bench.call("list") == 0
     heading, line = bench.out().splitlines()
     assert heading.split()[:3] == ["ID", "DATE", "ENGINE"]
-    assert line.startswith(f"{id_of(made)}  2026-11-23  {bench.fake.cli}")
+    assert line.startswith(f"{made.id}  2026-11-23  {bench.fake.cli}")
     assert "3 threads, 4 for prompts, no mmap" in line
     assert CLAIM.partition(": ")[2].partition(" over")[0] in line
     assert line.endswith("valid")
@@ -114,7 +114,7 @@ def test_a_list_as_json_holds_everything(bench: Bench) -> None:
     made = bench.remember(setting=None)
     assert bench.call("list", "--json") == 0
     (facts,) = json.loads(bench.out())
-    assert (facts["id"], facts["valid"], facts["changed"]) == (id_of(made), True, [])
+    assert (facts["id"], facts["valid"], facts["changed"]) == (made.id, True, [])
     assert facts["setting"] is None
     assert facts["evidence"]["ratio"] == {"median": 1.21, "low": 1.15, "high": 1.27, "rounds": 14}
     assert (facts["schema"], facts["version"]) == (1, 1)
@@ -123,10 +123,10 @@ def test_a_list_as_json_holds_everything(bench: Bench) -> None:
 @pytest.mark.parametrize("length", [16, 6])
 def test_one_is_shown_by_its_id_or_its_start(bench: Bench, length: int) -> None:
     made = bench.remember()
-    assert bench.call("show", id_of(made)[:length]) == 0
+    assert bench.call("show", made.id[:length]) == 0
     shown = dict(line.split("  ", 1) for line in bench.out().splitlines())
     facts = {name: text.strip() for name, text in shown.items()}
-    assert facts["id"] == id_of(made)
+    assert facts["id"] == made.id
     assert facts["noise floor"] == "1.030"
     assert facts["over upstream"].endswith("14 rounds")
     assert facts["speeds"] == "tg 24.7 tokens/s"
@@ -138,11 +138,11 @@ def test_the_current_one_is_what_a_run_would_use(bench: Bench) -> None:
     made = bench.remember()
     named = ("--engine", str(bench.fake.cli), "-m", demo.I2_S)
     assert bench.call("show", "current", "--json", *named) == 0
-    assert json.loads(bench.out())["id"] == id_of(made)
+    assert json.loads(bench.out())["id"] == made.id
     bench.machine.affinity("0-3")
     assert bench.call("show", "current", *named) == 3
     said = bench.err()
-    assert f"{id_of(made)} is out of date: allowed CPUs 0-7, now 0-3" in said
+    assert f"{made.id} is out of date: allowed CPUs 0-7, now 0-3" in said
     assert bench.call("show", "current", *named[:3], demo.TQ2_0) == 3
     assert "out of date" not in bench.err()
 
@@ -153,13 +153,13 @@ def test_an_unknown_id_is_answered_with_those_there_are(bench: Bench, command: s
     assert "benchmark_optimized.py" in bench.err()
     made = bench.remember()
     assert bench.call(command, "xyz") == 3
-    assert f"there are: {id_of(made)}" in bench.err()
+    assert f"there are: {made.id}" in bench.err()
 
 
 def test_a_start_that_several_have_is_too_short(bench: Bench) -> None:
     host = bench.machine.host()
     quotas = [number / 4 for number in range(1, 18)]  # one more than there are digits
-    firsts = [id_of(bench.remember(host._replace(quota=quota)))[0] for quota in quotas]
+    firsts = [bench.remember(host._replace(quota=quota)).id[0] for quota in quotas]
     shared = next(digit for digit in firsts if firsts.count(digit) > 1)
     assert bench.call("show", shared) == 2
     assert "several ids" in bench.err()
@@ -167,7 +167,7 @@ def test_a_start_that_several_have_is_too_short(bench: Bench) -> None:
 
 def test_a_damaged_profile_is_one_line_of_warning(bench: Bench) -> None:
     made = bench.remember()
-    Path(bench.state.path("profile", id_of(made))).write_text("{")
+    Path(bench.state.path("profile", made.id)).write_text("{")
     assert bench.call("list") == 0
     assert bench.err().count("set aside") == 1
 
@@ -178,9 +178,9 @@ def test_a_damaged_profile_is_one_line_of_warning(bench: Bench) -> None:
 def test_one_is_removed_and_named(bench: Bench) -> None:
     made = bench.remember()
     other = bench.remember(bench.machine.affinity("0-3").host())
-    assert bench.call("remove", id_of(made)[:8]) == 0
-    assert bench.out().startswith(f"removed {id_of(made)} 2026-11-23")
-    assert [stored.profile for stored in stored_profiles(bench.state)] == [other]
+    assert bench.call("remove", made.id[:8]) == 0
+    assert bench.out().startswith(f"removed {made.id} 2026-11-23")
+    assert stored_profiles(bench.state) == [other]
 
 
 def test_all_are_removed(bench: Bench) -> None:
@@ -209,7 +209,7 @@ class Fleet:
         self.bench = bench
         self.made = bench.remember()
         self.file = folder / "profile.json"
-        assert bench.call("export", id_of(self.made), "-o", str(self.file)) == 0
+        assert bench.call("export", self.made.id, "-o", str(self.file)) == 0
         self.cli = folder / "elsewhere" / "build" / "bin" / "llama-cli"
         shutil.copytree(bench.fake.checkout, folder / "elsewhere")
         os.utime(self.cli, (1, 1))
@@ -230,7 +230,7 @@ def test_an_export_on_standard_output_is_the_file(
 ) -> None:
     fleet.bench.out()
     monkeypatch.setenv("BITNET_TUNING_HOME", str(fleet.bench.home))
-    assert fleet.bench.call("export", id_of(fleet.made)) == 0
+    assert fleet.bench.call("export", fleet.made.id) == 0
     assert fleet.bench.out() == fleet.file.read_text()
 
 
@@ -238,9 +238,9 @@ def test_a_profile_is_used_on_another_machine_of_the_kind(fleet: Fleet) -> None:
     assert fleet.adopt() == 0
     (stored,) = stored_profiles(fleet.state)
     assert fleet.bench.out().startswith(f"imported {stored.id} ")
-    assert stored.id != id_of(fleet.made)
-    assert stored.profile._replace(engine=fleet.made.engine) == fleet.made
-    assert stored.profile.engine.path == str(fleet.cli)
+    assert stored.id != fleet.made.id
+    assert stored._replace(engine=fleet.made.engine) == fleet.made
+    assert stored.engine.path == str(fleet.cli)
     named = ("--engine", str(fleet.cli), "-m", demo.I2_S)
     assert fleet.bench.call("show", "current", *named) == 0
 

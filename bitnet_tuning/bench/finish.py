@@ -30,7 +30,7 @@ from bitnet_tuning.plan.profile import (
     engine_changes,
     load,
 )
-from bitnet_tuning.plan.profiles import id_of, new_profile, store
+from bitnet_tuning.plan.profiles import new_profile, store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def remembered(
         return not_remembered(results, f"{changes[0]} since the tuning began")
     before = load(state, facts.host, facts.engine, facts.model)
     if setting is None and before is not None and _outweighs(before, profile):
-        longer = f"{claim(before)}, in a longer tuning ({id_of(before)})"
+        longer = f"{claim(before)}, in a longer tuning ({before.id})"
         return not_remembered(results, f"what is remembered was {longer}")
     mark = store(state, profile)
     if mark is None:

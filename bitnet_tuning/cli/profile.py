@@ -8,24 +8,23 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from bitnet_tuning.cli.arguments import Parser, add_root
+from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_root
 from bitnet_tuning.console import GIBIBYTE, say
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.plan.profile import Estimate, Profile, load, ratio_text
 from bitnet_tuning.plan.profiles import (
-    Stored,
     bound_to,
     engine_key,
     find_stale,
-    id_of,
     in_words,
     read_profile,
     remove,
     store,
     stored_profiles,
     to_document,
+    what_changed,
 )
 from bitnet_tuning.plan.setting import describe
 from bitnet_tuning.prepare import find_engine, find_pair
@@ -60,8 +59,8 @@ def _parser() -> Parser:
     showing = command("show", _show, "Everything that is known of one.")
     showing.add_argument("id", metavar="ID", help="its id or the start of it, or `current`")
     _add_facts(showing)
-    _add_engine(showing)
-    showing.add_argument("-m", "--model", metavar="FILE", help="of `current`")
+    add_engine(showing)
+    add_model(showing)
     removal = command("remove", _remove, "Forget one, or all.")
     removal.add_argument("id", metavar="ID", nargs="?", help="its id or the start of it")
     removal.add_argument("--all", action="store_true", help="every one")
@@ -70,13 +69,9 @@ def _parser() -> Parser:
     export.add_argument("-o", "--output", metavar="FILE", help="instead of standard output")
     adoption = command("import", _import, "Use one from another machine of this kind.")
     adoption.add_argument("file", metavar="FILE", help="what export wrote")
-    _add_engine(adoption)
+    add_engine(adoption)
     add_root(adoption, "take this folder's machine for the host")
     return parser
-
-
-def _add_engine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--engine", metavar="PATH", help="llama-cli, its folder, or `embedded`")
 
 
 def _add_facts(parser: argparse.ArgumentParser) -> None:
@@ -85,48 +80,53 @@ def _add_facts(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(options: argparse.Namespace, state: State) -> int:
-    found = stored_profiles(state, read_host(options.root))
+    host = read_host(options.root)
+    found = [(profile, what_changed(profile, host)) for profile in stored_profiles(state)]
     if options.json:
-        print(json.dumps([_facts(stored) for stored in found], indent=2))
+        print(json.dumps([_facts(*each) for each in found], indent=2))
     elif found:
-        print(table([row(stored) for stored in found]))
+        print(table([row(*each) for each in found]))
     else:
         say(f"no profile in {state.folder}; {_TUNE}")
     return 0
 
 
-def _facts(stored: Stored) -> dict[str, Any]:
-    state = {"id": stored.id, "valid": not stored.changes, "changed": stored.changes}
-    return {**state, **to_document(stored.profile)}
+def _facts(profile: Profile, changes: list[str]) -> dict[str, Any]:
+    state = {"id": profile.id, "valid": not changes, "changed": changes}
+    return {**state, **to_document(profile)}
 
 
 def _show(options: argparse.Namespace, state: State) -> int:
     host = read_host(options.root)
     is_current = options.id == "current"
-    stored = _current(options, state, host) if is_current else _named(options.id, state, host)
-    print(json.dumps(_facts(stored), indent=2) if options.json else details(stored))
+    profile = _current(options, state, host) if is_current else _named(options.id, state)
+    changes = what_changed(profile, host)
+    if options.json:
+        print(json.dumps(_facts(profile, changes), indent=2))
+    else:
+        print(details(profile, changes))
     return 0
 
 
-def _current(options: argparse.Namespace, state: State, host: Host) -> Stored:
+def _current(options: argparse.Namespace, state: State, host: Host) -> Profile:
     """Return the profile that a run would use. Raise MissingError that says why there is none."""
     engine, choice = find_pair(options.engine, options.model, state)
     profile = load(state, host, engine, choice.model)
     if profile is not None:
-        return Stored(id_of(profile), profile)
+        return profile
     stale = find_stale(state, host, engine, choice.model)
-    reasons = [f"{stored.id} is out of date: {'; '.join(stored.changes)}" for stored in stale]
+    reasons = [f"{each.profile.id} is out of date: {'; '.join(each.changes)}" for each in stale]
     what = f"no profile for {engine.path} with {choice.model.path} here"
     raise MissingError(". ".join([what, *reasons]), _TUNE)
 
 
-def _named(start: str, state: State, host: Host | None = None) -> Stored:
+def _named(start: str, state: State) -> Profile:
     """Return the profile whose id begins so. Raise MissingError, or UsageError for several."""
-    stored = stored_profiles(state, host)
-    found = [each for each in stored if start and each.id.startswith(start)]
+    every = stored_profiles(state)
+    found = [profile for profile in every if start and profile.id.startswith(start)]
     if len(found) == 1:
         return found[0]
-    ids = ", ".join(each.id for each in found or stored)
+    ids = ", ".join(profile.id for profile in found or every)
     if found:
         raise UsageError(f"{start!r} is the start of several ids: {ids}", "give more of it")
     raise MissingError(f"no profile {start!r}", f"there are: {ids}" if ids else f"none; {_TUNE}")
@@ -136,17 +136,17 @@ def _remove(options: argparse.Namespace, state: State) -> int:
     if options.all == (options.id is not None):
         raise UsageError("either an ID or --all", "`profile list` shows the ids")
     chosen = stored_profiles(state) if options.all else [_named(options.id, state)]
-    gone = remove(state, [stored.id for stored in chosen])
-    for stored in chosen:
-        if stored.id in gone:
-            print(f"removed {' '.join(row(stored)[:-1])}")
+    gone = remove(state, [profile.id for profile in chosen])
+    for profile in chosen:
+        if profile.id in gone:
+            print(f"removed {' '.join(row(profile)[:-1])}")
     if not chosen:
         say("there is no profile to remove")
     return 0
 
 
 def _export(options: argparse.Namespace, state: State) -> int:
-    text = json.dumps(to_document(_named(options.id, state).profile), indent=2)
+    text = json.dumps(to_document(_named(options.id, state)), indent=2)
     if options.output is None:
         print(text)
         return 0
@@ -159,27 +159,25 @@ def _import(options: argparse.Namespace, state: State) -> int:
     profile = read_profile(options.file)
     engine = find_engine(options.engine, state)
     bound = bound_to(profile, read_host(options.root), engine_key(engine))
-    mark = store(state, bound)
-    if mark is None:
+    if store(state, bound) is None:
         raise TuningError("the profile could not be kept", state.warning or "")
-    print(f"imported {' '.join(row(Stored(mark, bound))[:-1])}")
+    print(f"imported {' '.join(row(bound)[:-1])}")
     return 0
 
 
 HEADER = ("ID", "DATE", "ENGINE", "MODEL", "SETTING", "OVER THE DEFAULT", "STATE")
 
 
-def row(stored: Stored) -> tuple[str, ...]:
+def row(profile: Profile, changes: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the fields of ``HEADER``."""
-    profile = stored.profile
     return (
-        stored.id,
+        profile.id,
         profile.day,
         profile.engine.path,
         _model(profile),
         _setting(profile),
         _ratio(profile.evidence.ratio) if profile.setting else "-",
-        f"stale: {'; '.join(stored.changes)}" if stored.changes else "valid",
+        f"stale: {'; '.join(changes)}" if changes else "valid",
     )
 
 
@@ -193,14 +191,13 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def details(stored: Stored) -> str:
+def details(profile: Profile, changes: Sequence[str]) -> str:
     """Return a line per fact."""
-    profile, evidence = stored.profile, stored.profile.evidence
-    objective = evidence.objective
+    evidence, objective = profile.evidence, profile.evidence.objective
     speeds = (f"{phase} {speed:.1f} tokens/s" for phase, speed in evidence.speeds.items() if speed)
     facts = {
-        "id": stored.id,
-        "state": "; ".join(["stale", *stored.changes]) if stored.changes else "valid",
+        "id": profile.id,
+        "state": "; ".join(["stale", *changes]) if changes else "valid",
         "created": profile.created,
         "setting": _setting(profile),
         "verdict": evidence.verdict,

@@ -173,7 +173,8 @@ def _profile(case: Case) -> Finding | None:
         return good(f"{describe(profile.setting)}: {claim(profile)}")
     if case.stale:
         newest = case.stale[0]
-        return warn(f"profile {newest.id} is out of date: {'; '.join(newest.changes)}", BENCHMARK)
+        id_, changes = newest.profile.id, "; ".join(newest.changes)
+        return warn(f"profile {id_} is out of date: {changes}", BENCHMARK)
     return unknown("nothing was measured for this machine, engine and model", BENCHMARK)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bitnet_tuning.machine.wsl import WslConfig
     from bitnet_tuning.model.types import ModelFile
     from bitnet_tuning.plan.profile import Profile
-    from bitnet_tuning.plan.profiles import Stored
+    from bitnet_tuning.plan.profiles import Stale
     from bitnet_tuning.verify.selftest import Report
 
 
@@ -72,7 +72,7 @@ class Case(NamedTuple):
     model_path: str | None = None
     """Absolute, links resolved, as the machine itself sees it."""
     profile: Profile | TuningError | None = None
-    stale: tuple[Stored, ...] = ()
+    stale: tuple[Stale, ...] = ()
     """Profiles of this engine and model that no longer apply."""
     selftest: Report | TuningError | None = None
 

@@ -18,7 +18,7 @@ from bitnet_tuning.store.codec import (
     Text,
     Written,
 )
-from bitnet_tuning.store.state import State, identity
+from bitnet_tuning.store.state import State, digest, identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -127,12 +127,17 @@ class Profile(NamedTuple):
 
     @property
     def key(self) -> str:
-        """By which it is stored."""
+        """Return what it is stored by."""
         return key_of(self.host, self.engine.path, self.model)
 
     @property
+    def id(self) -> str:
+        """Return 16 hexadecimal digits, which its file carries as well."""
+        return digest(self.key)
+
+    @property
     def day(self) -> str:
-        """When it was measured."""
+        """Return when it was measured."""
         return self.created[:10]
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 from bitnet_tuning.errors import MissingError, UnsupportedError
@@ -23,7 +22,7 @@ from bitnet_tuning.plan.profile import (
     engine_changes,
 )
 from bitnet_tuning.store.codec import DamagedError, from_json, to_json
-from bitnet_tuning.store.state import SCHEMA, State, digest, identity, locked
+from bitnet_tuning.store.state import SCHEMA, State, identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,16 +32,11 @@ if TYPE_CHECKING:
     from bitnet_tuning.plan.setting import Setting
 
 
-_LOCK = "profiles.lock"
+class Stale(NamedTuple):
+    """A profile that is not used, and what changed since: a line for each thing."""
 
-
-class Stored(NamedTuple):
-    """A profile, the id that its file carries (16 hexadecimal digits), and what changed since
-    it was measured: a line for each thing."""
-
-    id: str
     profile: Profile
-    changes: tuple[str, ...] = ()
+    changes: tuple[str, ...]
 
 
 def engine_key(engine: Engine) -> EngineKey:
@@ -59,11 +53,6 @@ def new_profile(
     return Profile(created, fingerprint(host), engine, ModelKey.of(model), setting, evidence)
 
 
-def id_of(profile: Profile) -> str:
-    """Return the id under which the profile is stored."""
-    return digest(profile.key)
-
-
 def to_document(profile: Profile) -> dict[str, Any]:
     """Return the profile for an export."""
     return {"schema": SCHEMA, "version": VERSION, **to_json(profile)}
@@ -77,21 +66,8 @@ def store(state: State, profile: Profile) -> str | None:
     except DamagedError as error:
         state.warn(f"this profile cannot be kept: {error}")
         return None
-    mark = id_of(profile)
-    with exclusive(state):
-        _spare_others(state.path(KIND, mark))
-        return mark if state.store(KIND, profile.key, profile, VERSION) else None
-
-
-@contextlib.contextmanager
-def exclusive(state: State) -> Iterator[None]:
-    """Keep other writers out. Where that fails, warn: every file is written whole anyway."""
-    with contextlib.suppress(OSError):
-        os.makedirs(state.folder, exist_ok=True)
-    with locked(os.path.join(state.folder, _LOCK)) as held:
-        if not held:
-            state.warn(f"{state.folder} could not be locked: another program may write there")
-        yield
+    _spare_others(state.path(KIND, profile.id))
+    return profile.id if state.store(KIND, profile.key, profile, VERSION) else None
 
 
 def _spare_others(path: str) -> None:
@@ -105,41 +81,36 @@ def _spare_others(path: str) -> None:
         return
 
 
-def stored_profiles(state: State, host: Host | None = None) -> list[Stored]:
-    """Return every profile that can be read, the newest first; with a ``host``, also what
-    changed since. Damaged ones are set aside."""
-    found = [
-        Stored(mark, profile, tuple(what_changed(profile, host)) if host else ())
-        for mark, profile in state.load_all(KIND, Profile, VERSION).items()
-    ]
-    return sorted(found, key=lambda stored: (stored.profile.created, stored.id), reverse=True)
+def stored_profiles(state: State) -> list[Profile]:
+    """Return every profile that can be read, the newest first. Damaged ones are set aside."""
+    every = state.load_all(KIND, Profile, VERSION)
+    found = [profile for mark, profile in every.items() if profile.id == mark]
+    return sorted(found, key=lambda profile: (profile.created, profile.id), reverse=True)
 
 
 def remove(state: State, ids: list[str]) -> list[str]:
     """Remove these. Return those that were there; raise OSError where one cannot be removed."""
     gone = []
-    with exclusive(state):
-        for mark in ids:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(state.path(KIND, mark))
-                gone.append(mark)
+    for mark in ids:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(state.path(KIND, mark))
+            gone.append(mark)
     return gone
 
 
-def find_stale(state: State, host: Host, engine: Engine, model: ModelFile) -> list[Stored]:
+def find_stale(state: State, host: Host, engine: Engine, model: ModelFile) -> list[Stale]:
     """Return the profiles for this engine's path and this kind of model that something keeps
     from being used, the newest first."""
     found = []
     wanted = ModelKey.of(model)
-    for stored in stored_profiles(state):
-        profile = stored.profile
+    for profile in stored_profiles(state):
         if profile.engine.path != engine.path or profile.model[:2] != wanted[:2]:
             continue
         changes = what_changed(profile, host, engine)
         if profile.model.size != wanted.size:
             changes.append(f"model of {profile.model.size} bytes, now {wanted.size}")
         if changes:
-            found.append(stored._replace(changes=tuple(changes)))
+            found.append(Stale(profile, tuple(changes)))
     return found
 
 

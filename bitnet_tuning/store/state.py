@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator, Mapping
 
 from bitnet_tuning.namedtuple import NamedTuple
@@ -31,7 +30,7 @@ _MODULUS = (1 << 64) - 59
 
 
 def default_folder(environ: Mapping[str, str]) -> str:
-    """BITNET_TUNING_HOME, else ``bitnet-tuning`` in the user's cache folder."""
+    """Return BITNET_TUNING_HOME, else ``bitnet-tuning`` in the user's cache folder."""
     named = environ.get("BITNET_TUNING_HOME")
     if named:
         return os.path.abspath(named)
@@ -105,7 +104,7 @@ class State:
         return True
 
     def path(self, kind: str, mark: str) -> str:
-        """The file of the record whose key has this digest."""
+        """Return the file of the record whose key has this digest."""
         return os.path.join(self.folder, f"{kind}-{mark}.json")
 
     def set_aside(self, path: str, why: str) -> None:
@@ -117,17 +116,18 @@ class State:
             pass
 
     def warn(self, text: str) -> None:
+        """Keep the first warning."""
         self.warning = self.warning or text
 
 
 def digest(key: str) -> str:
-    """16 hexadecimal digits; unlike hashlib's, at no cost for an import. Two keys that were
-    not made for it meet once in 2**64."""
+    """Return 16 hexadecimal digits; unlike hashlib's, at no cost for an import. Two keys that
+    were not made for it meet once in 2**64."""
     return f"{int.from_bytes(os.fsencode(key), 'big') % _MODULUS:016x}"
 
 
 def write_atomically(path: str, data: bytes) -> None:
-    """Replaces ``path`` in one step; raises OSError and leaves nothing behind on failure."""
+    """Replace ``path`` in one step. Raise OSError and leave nothing behind on failure."""
     # Process ids are not enough: containers that share the folder may all be number 1.
     draft = f"{path}.{os.urandom(6).hex()}.tmp"
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
@@ -140,40 +140,17 @@ def write_atomically(path: str, data: bytes) -> None:
         raise
 
 
-_NAP = 0.02
-"""Seconds between two tries."""
-
-
 @contextlib.contextmanager
-def locked(path: str, patience: float = 5.0) -> Iterator[bool]:
-    """Whether the lock on the file ``path`` was had within ``patience`` seconds; it is held
-    until the end of the block. The file stays."""
+def alone(path: str) -> Iterator[bool]:
+    """Hold the lock on the file ``path`` for the block. Yield False if another process holds
+    it; True as well where nothing can be locked. The file stays."""
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError:
-        yield False
+        yield True
         return
     try:
-        yield _patiently(handle, patience)
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def alone(path: str) -> Iterator[bool]:
-    """Whether no other process holds the lock on ``path``, which this one holds meanwhile;
-    true as well where nothing can be locked."""
-    with locked(path, 0.0) as held:
-        yield held or not _is_held(path)
-
-
-def _is_held(path: str) -> bool:
-    try:
-        handle = os.open(path, os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        return not hold(handle)
+        yield hold(handle)
     finally:
         os.close(handle)
 
@@ -188,21 +165,6 @@ def hold(handle: int) -> bool:
     except OSError:
         pass
     return True
-
-
-def _patiently(handle: int, patience: float) -> bool:
-    until = time.monotonic() + patience
-    while True:
-        try:
-            _take(handle)
-        except (BlockingIOError, PermissionError):
-            if time.monotonic() > until:
-                return False
-            time.sleep(_NAP)
-        except OSError:  # a file system without locks
-            return False
-        else:
-            return True
 
 
 if sys.platform == "win32":
