@@ -26,14 +26,15 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bitnet_tuning.bench.comparison import Round, Rounds, Run, Sizes, turns
 from bitnet_tuning.bench.llama_bench import words
 from bitnet_tuning.bench.runner import Place, Runner, find_bench
-from bitnet_tuning.bench.samples import Round, Run, Sizes, value
-from bitnet_tuning.bench.statistics import floor, itself, ratio, ratios, verdict
+from bitnet_tuning.bench.statistics import ratio
+from bitnet_tuning.bench.summary import times
 from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.plan import make_plan
-from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
+from bitnet_tuning.plan.profile import PP, TG, Objective
 from bitnet_tuning.plan.setting import Setting, describe
 from bitnet_tuning.prepare import read_facts, with_all_means
 from bitnet_tuning.store.state import State, default_folder
@@ -126,13 +127,12 @@ def run_rounds(
     count: int,
     phases: tuple[str, ...] = (PP, TG),
 ) -> list[Round]:
-    """The first setting runs first and last in turn, so that a drift favours none."""
-    first, *others = settings
+    """Measure so many rounds, after one run that only loads the model."""
+    first = next(iter(settings))
     runner.measure(first, settings[first], phases)
     rounds = []
-    for number in range(count):
-        turned = others[number % max(1, len(others)) :] + others[: number % max(1, len(others))]
-        order = [first, *turned, first]
+    for number in range(1, count + 1):
+        order = turns(tuple(settings), number)
         runs = tuple(runner.measure(name, settings[name], phases) for name in order)
         rounds.append(Round(number, "", runs, 0.0))
     return rounds
@@ -148,23 +148,21 @@ def show(title: str, settings: Mapping[str, Setting], rounds: Sequence[Round]) -
             if run.problem:
                 print(f"    failed: {run.problem}")
         for phase in (PP, TG):
-            objective = Objective(phase)
-            speeds = [speed for run in runs if (speed := value(run, objective))]
+            measured = Rounds(Objective(phase), rounds, reference=first)
+            speeds = measured.speeds(name)[phase]
             if speeds:
-                held = against(rounds, name, first, objective)
-                print(f"    {phase} {spread(speeds)} tokens/s{held}")
+                print(f"    {phase} {spread(speeds)} tokens/s{against(measured, name)}")
         walls = [run.seconds for run in runs if not run.problem]
         if walls:
             print(f"    whole process {spread(walls)} s{shorter(rounds, name, first)}")
 
 
-def against(rounds: Sequence[Round], name: str, first: str, objective: Objective) -> str:
-    pairs = itself(rounds, first, objective)
-    far = floor(pairs, len(rounds))
-    if name == first:
+def against(measured: Rounds, name: str) -> str:
+    if name == measured.reference:
+        far = measured.floor(len(measured))
         return f"; against itself within {far:.2f}" if far else ""
-    found = ratio(ratios(rounds, name, first, objective))
-    return f"; {times(found)}: {verdict(found, far)}"
+    judged = measured.judge(name)
+    return f"; {times(judged.ratio)}: {judged.verdict}" if judged.ratio else ""
 
 
 def shorter(rounds: Sequence[Round], name: str, first: str) -> str:
@@ -182,10 +180,6 @@ def wall_ratios(rounds: Sequence[Round], name: str, first: str) -> list[float]:
         if all(walls.values()):
             found.append(median(walls[first]) / median(walls[name]))
     return found
-
-
-def times(found: Estimate) -> str:
-    return f"×{found.median:.2f} ({found.low:.2f}-{found.high:.2f})"
 
 
 def spread(values: Sequence[float]) -> str:

@@ -23,10 +23,11 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bitnet_tuning.bench.ledger import Check, Done, Knob, Limits, Measure, Space
-from bitnet_tuning.bench.samples import Round, Run
-from bitnet_tuning.bench.search import Search
-from bitnet_tuning.plan.profile import TG
+from bitnet_tuning.bench.comparison import Round, Rounds, Run
+from bitnet_tuning.bench.knobs import Knob, Space
+from bitnet_tuning.bench.search import Check, Decision, Search
+from bitnet_tuning.bench.stages import Measure
+from bitnet_tuning.plan.profile import TG, Objective
 from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting, apply
 
 OUTLIERS, OUTLIER_SPEED = 0.02, 0.2
@@ -147,8 +148,8 @@ class Outcome(NamedTuple):
 
 def ours(lab: Lab, budget: float) -> Outcome:
     """The search of this package, with every output right."""
-    search = Search(lab.machine.space, Limits(budget))
-    while not isinstance(step := search.ask(), Done):
+    search = Search(lab.machine.space, Rounds(Objective(), budget=budget))
+    while not isinstance(step := search.ask(), Decision):
         if isinstance(step, Check):
             search.tell_check(step.name, None)
         else:

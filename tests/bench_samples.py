@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bitnet_tuning.bench import limits, statistics
-from bitnet_tuning.bench.ledger import Knob, Space
+from bitnet_tuning.bench.comparison import CheckFacts, Round, Rounds, Run, Sizes
+from bitnet_tuning.bench.knobs import Assignment, Knob, Space
 from bitnet_tuning.bench.results import (
-    Assignment,
-    CheckFacts,
-    Decision,
     EngineFacts,
     Kept,
     ModelFacts,
@@ -21,7 +19,7 @@ from bitnet_tuning.bench.results import (
     Results,
     Surroundings,
 )
-from bitnet_tuning.bench.samples import Round, Run, Sizes
+from bitnet_tuning.bench.search import Decision
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.cgroups import Throttling
 from bitnet_tuning.machine.clock import Clock
@@ -225,8 +223,8 @@ def sample_results(
     rounds = simulated_rounds(seed, speeds, spread)
     objective = Objective(TG)
     duel = [each for each in rounds if each.stage == "duel"]
-    found = statistics.ratio(statistics.ratios(duel, "4 threads + no mmap", "default", objective))
-    floor = statistics.floor(statistics.itself(rounds, "default", objective), found.count)
+    found = statistics.ratio(Rounds(objective, duel).ratios("4 threads + no mmap"))
+    floor = Rounds(objective, rounds).floor(found.count)
     verdict = statistics.verdict(found, floor)
     winner = "4 threads + no mmap" if verdict == statistics.FASTER else "default"
     limit = limits.Roof(BANDWIDTH["median"], BYTES_PER_TOKEN, 30.5)

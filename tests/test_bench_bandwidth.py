@@ -17,11 +17,11 @@ from bitnet_tuning.bench import bandwidth as readers
 from bitnet_tuning.bench import bandwidth as team
 from bitnet_tuning.bench.bandwidth import (
     LEAST_BUFFER,
+    Absent,
     Bandwidth,
     Reader,
     ReadError,
     Team,
-    as_json,
     buffer_size,
     fastest_reader,
     measure_bandwidth,
@@ -30,10 +30,10 @@ from bitnet_tuning.bench.bandwidth import (
     spread,
     summary,
 )
-from bitnet_tuning.bench.samples import Absent
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.memory import Memory
 from bitnet_tuning.machine.root import Root
+from bitnet_tuning.store.codec import to_json
 from tests.machines import GIBIBYTE, Machine
 
 MEBIBYTE = 1 << 20
@@ -113,9 +113,8 @@ def test_fast_cores_first(tmp_path: Path) -> None:
 
 def test_places(machine: Machine) -> None:
     host, some = machine.host(), frozenset((1, 5, 2))
-    assert places(host, some, 2, bind=True) == (frozenset((1,)), frozenset((2,)))
-    assert places(host, some, 2, bind=False) == (some, some)
-    assert places(host, some, 4, bind=True) == (some,) * 4
+    assert places(host, some, 2) == (frozenset((1,)), frozenset((2,)))
+    assert places(host, some, 4) == (some,) * 4
 
 
 # Figures
@@ -124,7 +123,7 @@ def test_places(machine: Machine) -> None:
 def test_summary() -> None:
     seen = summary([3e9, 1e9, 2e9], 2, 512, reader(1.6e9))
     assert seen == Bandwidth(2e9, 1e9, 3e9, 2, (3e9, 1e9, 2e9), 512, "memchr", False)
-    assert json.loads(json.dumps(as_json(seen)))["samples"] == [3e9, 1e9, 2e9]
+    assert json.loads(json.dumps(to_json(seen)))["samples"] == [3e9, 1e9, 2e9]
 
 
 def test_a_reader_that_is_no_faster_from_the_cache() -> None:

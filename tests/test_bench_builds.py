@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from bitnet_tuning import demo
-from bitnet_tuning.bench import builds
-from bitnet_tuning.bench.builds import Contender, judge, measure_rounds, rounds_in
-from bitnet_tuning.bench.samples import Round, Run
+from bitnet_tuning.bench import comparison
+from bitnet_tuning.bench.builds import judge
+from bitnet_tuning.bench.comparison import Rounds, Run, phases_of
 from bitnet_tuning.cli.benchmark import main
 from bitnet_tuning.engine.builds import FASTER, OPEN, OUT, SLOWER
 from bitnet_tuning.errors import UnsupportedError
@@ -36,111 +36,92 @@ QUIET: dict[str, Any] = {"threads": {"1": 10, "2": 14}, "noise": 0.01, "texts": 
 # In rounds, without processes
 
 
-class Measured:
-    """Stands for a runner, and writes down who ran."""
-
-    def __init__(self, name: str, journal: list[str], speed: Callable[[int], float | None]) -> None:
-        self.name, self.journal, self.speed = name, journal, speed
-        self.phases: list[tuple[str, ...]] = []
-
-    def measure(self, name: str, _setting: object, phases: tuple[str, ...]) -> Run:
-        self.journal.append(self.name)
-        self.phases.append(phases)
-        rate = self.speed(len(self.phases))
-        if rate is None:
-            return Run(name, {}, 1.0, "killed by SIGSEGV")
-        return Run(name, dict.fromkeys(phases, (rate,)), 1.0)
+Speed = Callable[[int], "float | None"]
 
 
-def contenders(
-    journal: list[str], **speeds: Callable[[int], float | None]
-) -> tuple[Contender, ...]:
-    return tuple(
-        Contender(name, Measured(name, journal, speed), None)  # type: ignore[arg-type]
-        for name, speed in speeds.items()
-    )
-
-
-def wobbling(rate: float) -> Callable[[int], float]:
+def wobbling(rate: float) -> Speed:
     return lambda run: rate * (1 + 0.01 * (run * 7 % 5 - 2))
 
 
-def silent(*_: object) -> None:
-    """Nobody watches."""
+def in_rounds(seconds: float = 10_000, **speeds: Speed) -> tuple[Rounds, list[str]]:
+    """Rounds of runs that take a second each, and who ran."""
+    order: list[str] = []
+
+    def measure(name: str, number: int) -> Run:
+        order.append(name)
+        rate = speeds[name](order.count(name))
+        if rate is None:
+            return Run(name, {}, 1.0, "killed by SIGSEGV")
+        return Run(name, dict.fromkeys(phases_of(number, SPEED), (rate,)), 1.0)
+
+    names = tuple(speeds)
+    return comparison.compare(names, measure, SPEED, seconds, lambda: float(len(order))), order
 
 
-def in_rounds(count: int, **speeds: Callable[[int], float | None]) -> tuple[Round, ...]:
-    return measure_rounds(contenders([], **speeds), SPEED, count, silent, lambda: False)
+def verdicts(rounds: Rounds, *names: str) -> list[str]:
+    engines = dict.fromkeys(names)
+    return [each.verdict for each in judge(rounds, engines).builds]  # type: ignore[arg-type]
 
 
-def test_the_first_build_frames_a_round_and_the_others_take_turns() -> None:
-    journal: list[str] = []
-    every = contenders(journal, a=wobbling(10), b=wobbling(10), c=wobbling(10))
-    rounds = measure_rounds(every, SPEED, 2, silent, lambda: False)
-    assert journal == ["a", "c", "b", "a", "a", "b", "c", "a"]
-    assert [[run.setting for run in each.runs] for each in rounds] == [journal[:4], journal[4:]]
+def test_the_first_build_frames_every_second_round_and_the_others_take_turns() -> None:
+    rounds, order = in_rounds(a=wobbling(10), b=wobbling(10), c=wobbling(10))
+    assert order[:11] == ["a", "c", "b", "a", "a", "b", "c", "a", "c", "b", "a"]
+    assert [run.setting for run in list(rounds)[3].runs] == ["b", "c", "a"]
+    assert len(rounds) == comparison.MOST_ROUNDS
 
 
 def test_every_third_round_measures_both_phases() -> None:
-    every = contenders([], a=wobbling(10), b=wobbling(10))
-    measure_rounds(every, SPEED, 4, silent, lambda: False)
-    assert every[1].runner.phases == [(PP, TG), (TG,), (TG,), (PP, TG)]  # type: ignore[attr-defined]
+    rounds, _ = in_rounds(a=wobbling(10), b=wobbling(10))
+    phases = [set(each.runs[0].samples) for each in rounds][:4]
+    assert phases == [{PP, TG}, {TG}, {TG}, {PP, TG}]
 
 
 @pytest.mark.parametrize(
     ("rate", "verdict"), [(12.0, FASTER), (10.0, OPEN), (10.15, OPEN), (8.0, SLOWER)]
 )
 def test_only_what_goes_beyond_the_noise_is_another_speed(rate: float, verdict: str) -> None:
-    rounds = in_rounds(8, a=wobbling(10), b=wobbling(rate))
-    first, other = judge(rounds, ["a", "b"], SPEED)
-    assert (first.verdict, first.ratio) == (OPEN, None)
-    assert other.verdict == verdict
-    assert other.ratio is not None and other.ratio.count == 8
+    rounds, _ = in_rounds(22, a=wobbling(10), b=wobbling(rate))
+    assert verdicts(rounds, "a", "b") == [OPEN, verdict]
+    ratio = rounds.judge("b").ratio
+    assert ratio is not None and ratio.count == 8
 
 
 def test_few_rounds_show_nothing_however_clear() -> None:
-    rounds = in_rounds(5, a=wobbling(10), b=wobbling(30))
-    assert judge(rounds, ["a", "b"], SPEED)[1].verdict == OPEN
-    assert builds.is_short(5) and not builds.is_short(6)
+    rounds, _ = in_rounds(14, a=wobbling(10), b=wobbling(30))
+    assert verdicts(rounds, "a", "b")[1] == OPEN
 
 
 def test_a_noisy_reference_hides_a_small_gain() -> None:
     def noisy(run: int) -> float:
         return 10 * (1.3 if run % 2 else 1.0)
 
-    rounds = in_rounds(8, a=noisy, b=wobbling(12.5))
-    assert judge(rounds, ["a", "b"], SPEED)[1].verdict == OPEN
+    rounds, _ = in_rounds(a=noisy, b=wobbling(12.5))
+    assert verdicts(rounds, "a", "b")[1] == OPEN
 
 
 def test_a_build_that_fails_twice_is_out_and_not_run_again() -> None:
-    journal: list[str] = []
-    every = contenders(journal, a=wobbling(10), b=lambda _: None, c=wobbling(10))
-    rounds = measure_rounds(every, SPEED, 6, silent, lambda: False)
-    assert journal.count("b") == 2
-    verdicts = [each.verdict for each in judge(rounds, ["a", "b", "c"], SPEED)]
-    assert verdicts == [OPEN, f"{OUT}: killed by SIGSEGV", OPEN]
+    rounds, order = in_rounds(a=wobbling(10), b=lambda _: None, c=wobbling(10))
+    assert order.count("b") == 2
+    assert verdicts(rounds, "a", "b", "c") == [OPEN, f"{OUT}: killed by SIGSEGV", OPEN]
 
 
-def test_rounds_are_as_many_as_fit_and_end_when_it_is_late() -> None:
-    every = contenders([], a=wobbling(10), b=wobbling(10))
-    # Each run counts a second: two to see how long they take, three for a round.
-    assert rounds_in(20, every) == 6
-    assert rounds_in(0, every) == 1
-    assert rounds_in(10_000, every) == builds.MOST_ROUNDS
-    assert len(measure_rounds(every, SPEED, 6, silent, lambda: True)) == 1
+@pytest.mark.parametrize(
+    ("seconds", "count"), [(0, 1), (-5, 1), (14, 1), (15, 6), (17, 6), (18, 7), (1e4, 30)]
+)
+def test_rounds_are_as_many_as_fit_and_one_where_too_few_do(seconds: float, count: int) -> None:
+    rounds, order = in_rounds(seconds, a=wobbling(10), b=wobbling(10))
+    assert len(rounds) == count
+    assert len(order) <= max(seconds, 3)
 
 
 # Whole comparisons of fake engines
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """For comparisons of few rounds."""
+    monkeypatch.setattr(comparison, "MOST_ROUNDS", 8)
     return tmp_path / "checkout"
-
-
-@pytest.fixture(autouse=True)
-def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builds, "MOST_ROUNDS", 8)
 
 
 def fake(checkout: Path, build: str, bench: bool = True, **curve: object) -> FakeEngine:
@@ -202,7 +183,7 @@ def test_each_is_measured_with_its_own_plan(
     as_json(checkout, capsys, "--no-selftest")
     one, two = ([run["argv"][1:] for run in each.benches()] for each in fakes)
     assert one[-1] == two[-1], "the same work"
-    assert len(one) == 2 + 1 + 2 * 8 and len(two) == 1 + 8
+    assert len(one) == 2 + 8 + 4 and len(two) == 8
 
 
 def test_a_table_without_json(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,7 +228,7 @@ def test_without_a_bench_in_each_all_are_measured_by_their_cli(
     found, _ = as_json(checkout, capsys, "--no-selftest")
     assert len(found["builds"]) == 2
     assert fakes[0].benches() == []
-    assert len(fakes[1].prompts()) == 1 + 8
+    assert len(fakes[1].prompts()) == 8
 
 
 def test_too_few_rounds_are_not_remembered(
@@ -256,7 +237,7 @@ def test_too_few_rounds_are_not_remembered(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(builds, "MOST_ROUNDS", 5)
+    monkeypatch.setattr(comparison, "MOST_ROUNDS", 5)
     fake(checkout, "build")
     fake(checkout, "build-fast", threads={"1": 30, "2": 40})
     _, said = as_json(checkout, capsys, "--no-selftest")

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from bitnet_tuning.bench.bandwidth import Absent
 from bitnet_tuning.bench.limits import (
     LONG,
     SHORT,
     Energy,
     EnergyMeter,
-    energy_as_json,
     find_domains,
     tokens_per_joule,
 )
-from bitnet_tuning.bench.samples import Absent
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.machine.sensors import Domain, read_domains
+from bitnet_tuning.store.codec import to_json
 from tests.machines import Machine
 
 SPAN = 262_143_328_850
@@ -134,9 +134,7 @@ def test_loading_cancels_out(machine: Machine, root: Root) -> None:
     assert energy.samples == pytest.approx((2.0, 4.0, 1.0))
     assert (energy.median, energy.low, energy.high) == pytest.approx((2.0, 1.0, 4.0))
     assert energy.tokens == LONG - SHORT
-    assert json.loads(json.dumps(energy_as_json(energy)))["samples"] == pytest.approx(
-        [2.0, 4.0, 1.0]
-    )
+    assert json.loads(json.dumps(to_json(energy)))["samples"] == pytest.approx([2.0, 4.0, 1.0])
 
 
 def test_noise_that_hides_the_tokens(machine: Machine, root: Root) -> None:

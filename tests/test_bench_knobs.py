@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from bitnet_tuning.bench import knobs
-from bitnet_tuning.bench.knobs import FULL, QUICK, Knobs
+from bitnet_tuning.bench.comparison import Sizes
+from bitnet_tuning.bench.knobs import FULL, QUICK, Assignment, Choices
 from bitnet_tuning.engine.binary import GOMP, NONE
 from bitnet_tuning.machine.limits import Privileges
 from bitnet_tuning.machine.memory import HugePages
@@ -16,7 +17,7 @@ from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.memory import need_of
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import Objective
-from bitnet_tuning.plan.setting import Setting, apply
+from bitnet_tuning.plan.setting import Change, Setting, apply
 from tests.machines import Machine
 from tests.profile_samples import ENGINE, MODEL
 
@@ -29,38 +30,44 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path / "root").meminfo(16 << 30, 12 << 30)
 
 
-def known(machine: Machine, **changed: Any) -> Knobs:
+def known(machine: Machine, **changed: Any) -> Choices:
     """What the knobs depend on; fields of the engine are changed with ``engine_…``."""
     of_engine = {k[7:]: changed.pop(k) for k in list(changed) if k.startswith("engine_")}
-    facts = Knobs(
-        host=machine.host(),
-        engine=ENGINE._replace(**of_engine),
-        bench_flags=BITNET_BENCH,
-        model=MODEL,
-        environ={},
-        objective=Objective(),
-        n_prompt=512,
-        effort="normal",
+    facts = Facts(machine.host(), ENGINE._replace(**of_engine), MODEL, "named", {})
+    options = Assignment(300.0, "normal", Objective(), None, None, Sizes(512, 16, 1))
+    return replaced(Choices(facts, options, BITNET_BENCH), **changed)
+
+
+def replaced(choices: Choices, **changed: Any) -> Choices:
+    """With other fields, of whichever record they are; ``n_prompt`` is one of the sizes'."""
+    if "n_prompt" in changed:
+        changed["sizes"] = Sizes(changed.pop("n_prompt"), 16, 1)
+    facts = {name: changed.pop(name) for name in Facts._fields if name in changed}
+    options = {name: changed.pop(name) for name in Assignment._fields if name in changed}
+    return choices._replace(
+        facts=choices.facts._replace(**facts),
+        options=choices.options._replace(**options),
+        **changed,
     )
-    return facts._replace(**changed)
 
 
-def default_of(facts: Knobs) -> Setting:
-    plan = make_plan(
-        Request(), Facts(facts.host, facts.engine, facts.model, "named", facts.environ)
-    )
-    return plan.setting
+def default_of(choices: Choices) -> Setting:
+    """Without numactl, which the plan would use itself."""
+    return make_plan(Request(), choices.facts._replace(numactl=False)).setting
 
 
-def names(facts: Knobs) -> dict[str, list[str]]:
-    found = knobs.knobs(facts, default_of(facts))
+def names(choices: Choices) -> dict[str, list[str]]:
+    found = knobs.knobs(choices, default_of(choices))
     return {knob.name: [change.name for change in knob.changes] for knob in found}
 
 
-def counts(facts: Knobs, named: tuple[int, ...] = ()) -> list[int]:
-    default = default_of(facts)
-    changes = knobs.thread_changes(facts, default, named)
-    return [apply(change, default).threads for change in changes]
+def changes_to(choices: Choices, default: Setting, *counts: int) -> tuple[Change, ...]:
+    return knobs.thread_changes(replaced(choices, threads=counts), default)
+
+
+def counts(choices: Choices, named: tuple[int, ...] = ()) -> list[int]:
+    default = default_of(choices)
+    return [apply(change, default).threads for change in changes_to(choices, default, *named)]
 
 
 def test_a_small_machine_tries_every_count_but_the_default(machine: Machine) -> None:
@@ -115,7 +122,7 @@ def test_of_a_quota_the_last_cpu_may_be_used_in_part(machine: Machine) -> None:
 def test_prompt_threads_stay_while_generation_is_tuned(machine: Machine) -> None:
     facts = known(machine.regular(16))
     default = default_of(facts)
-    two = apply(knobs.thread_changes(facts, default, (2,))[0], default)
+    two = apply(changes_to(facts, default, 2)[0], default)
     assert (two.threads, two.threads_batch) == (2, 16)
     assert dict(two.env)["OMP_NUM_THREADS"] == "2"
 
@@ -123,7 +130,7 @@ def test_prompt_threads_stay_while_generation_is_tuned(machine: Machine) -> None
 def test_for_prompts_only_their_threads_change(machine: Machine) -> None:
     facts = known(machine.regular(16), objective=Objective("pp"))
     default = default_of(facts)
-    change = knobs.thread_changes(facts, default, (4,))[0]
+    change = changes_to(facts, default, 4)[0]
     assert change.name == "4 threads for prompts"
     assert apply(change, default)[:2] == (12, 4)
 
@@ -131,7 +138,7 @@ def test_for_prompts_only_their_threads_change(machine: Machine) -> None:
 def test_for_requests_both_change_and_prompts_apart_as_well(machine: Machine) -> None:
     facts = known(machine.regular(16), objective=Objective("request"))
     default = default_of(facts)._replace(threads_batch=12)
-    assert apply(knobs.thread_changes(facts, default, (4,))[0], default)[:2] == (4, 4)
+    assert apply(changes_to(facts, default, 4)[0], default)[:2] == (4, 4)
     offered = {knob.name: knob.changes for knob in knobs.knobs(facts, default)}
     assert [change.fields for change in offered["prompt threads"]] == [(("threads_batch", 16),)]
 
@@ -178,22 +185,24 @@ def test_no_copy_of_a_model_that_memory_hardly_holds(machine: Machine) -> None:
     assert available is not None
     beside = need_of(MODEL._replace(size=0), 2048, None).total
     room = int(available * 0.8) - beside
-    assert "mmap" in names(facts._replace(model=MODEL._replace(size=room)))
-    assert "mmap" not in names(facts._replace(model=MODEL._replace(size=room + 1)))
+    assert "mmap" in names(replaced(facts, model=MODEL._replace(size=room)))
+    assert "mmap" not in names(replaced(facts, model=MODEL._replace(size=room + 1)))
 
 
 def test_huge_pages_where_kernel_and_library_give_them(machine: Machine) -> None:
     facts = known(machine.regular(8))
     both = ["no mmap", "huge pages"]
-    assert names(facts._replace(huge=HugePages("madvise", (2, 36))))["mmap"] == both
-    assert names(facts._replace(huge=HugePages("always", (2, 35))))["mmap"] == both
+    assert names(replaced(facts, huge=HugePages("madvise", (2, 36))))["mmap"] == both
+    assert names(replaced(facts, huge=HugePages("always", (2, 35))))["mmap"] == both
     for huge in (HugePages("never", (2, 36)), HugePages("madvise", (2, 34)), HugePages(None, None)):
-        assert names(facts._replace(huge=huge))["mmap"] == ["no mmap"]
-    mine = facts._replace(
-        huge=HugePages("always", (2, 36)), environ={"GLIBC_TUNABLES": "glibc.malloc.arena_max=1"}
+        assert names(replaced(facts, huge=huge))["mmap"] == ["no mmap"]
+    mine = replaced(
+        facts,
+        huge=HugePages("always", (2, 36)),
+        environ={"GLIBC_TUNABLES": "glibc.malloc.arena_max=1"},
     )
     assert names(mine)["mmap"] == ["no mmap"]
-    change = knobs.knobs(facts._replace(huge=HugePages("always", (2, 36))), default_of(facts))[0]
+    change = knobs.knobs(replaced(facts, huge=HugePages("always", (2, 36))), default_of(facts))[0]
     setting = apply(change.changes[1], default_of(facts))
     assert setting.mmap is False
     assert dict(setting.env)["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
@@ -202,13 +211,15 @@ def test_huge_pages_where_kernel_and_library_give_them(machine: Machine) -> None
 def test_a_lock_is_measured_where_program_and_limit_allow_it(machine: Machine) -> None:
     facts = known(machine.regular(8), effort=FULL, privileges=Privileges(0, None))
     flags = frozenset({"--load-mode", "-ub"})
-    mainline = facts._replace(bench_flags=MAINLINE_BENCH, engine=facts.engine._replace(flags=flags))
+    mainline = replaced(
+        facts, bench_flags=MAINLINE_BENCH, engine=facts.facts.engine._replace(flags=flags)
+    )
     assert names(mainline)["mmap"] == ["no mmap", "locked"]
     assert names(facts)["mmap"] == ["no mmap"], "its llama-bench cannot lock"
-    assert names(facts._replace(bench_flags=None))["mmap"] == ["no mmap", "locked"]
+    assert names(replaced(facts, bench_flags=None))["mmap"] == ["no mmap", "locked"]
     small = Privileges(0, 8 << 20)
-    assert names(mainline._replace(privileges=small))["mmap"] == ["no mmap"]
-    assert names(mainline._replace(effort="normal"))["mmap"] == ["no mmap"]
+    assert names(replaced(mainline, privileges=small))["mmap"] == ["no mmap"]
+    assert names(replaced(mainline, effort="normal"))["mmap"] == ["no mmap"]
 
 
 def test_polling_is_for_builds_without_openmp(machine: Machine) -> None:
@@ -262,8 +273,8 @@ def test_numa_needs_nodes(machine: Machine) -> None:
     facts = known(machine)
     assert default_of(facts).numa == "distribute", "eight threads do not fit on one node"
     assert names(facts)["numa"] == ["numa left alone"]
-    assert names(facts._replace(effort=FULL))["numa"] == ["numa left alone", "numa isolate"]
-    with_numactl = facts._replace(numactl=True)
+    assert names(replaced(facts, effort=FULL))["numa"] == ["numa left alone", "numa isolate"]
+    with_numactl = replaced(facts, numactl=True)
     assert names(with_numactl)["numa"] == ["numa left alone", "memory interleaved"]
 
 
@@ -284,7 +295,7 @@ def test_nodes_without_cpus_of_ours_get_no_threads(machine: Machine) -> None:
     machine.node(0, range(4)).node(1, range(4, 8)).node(2)
     facts = known(machine)
     assert "numa" not in names(facts), "--numa distribute would put threads on node 2"
-    assert names(facts._replace(numactl=True))["numa"] == ["memory interleaved"]
+    assert names(replaced(facts, numactl=True))["numa"] == ["memory interleaved"]
 
 
 def test_hybrids_may_leave_their_fast_cores(machine: Machine) -> None:
@@ -293,9 +304,9 @@ def test_hybrids_may_leave_their_fast_cores(machine: Machine) -> None:
     assert default.cpus is not None
     assert names(facts)["affinity"] == ["on any CPU"]
     bound = len([core for core in facts.host.cores if core.cpus & default.cpus])
-    more = apply(knobs.thread_changes(facts, default, (bound + 1,))[0], default)
+    more = apply(changes_to(facts, default, bound + 1)[0], default)
     assert (more.threads, more.cpus) == (bound + 1, None)
-    fewer = apply(knobs.thread_changes(facts, default, (1,))[0], default)
+    fewer = apply(changes_to(facts, default, 1)[0], default)
     assert fewer.cpus == default.cpus
 
 
@@ -304,7 +315,7 @@ def test_no_change_is_idle_and_no_name_comes_twice(machine: Machine) -> None:
         facts = known(machine.regular(8), effort=effort, objective=Objective("request"))
         default = default_of(facts)
         changes = [
-            *knobs.thread_changes(facts, default, ()),
+            *changes_to(facts, default),
             *(change for knob in knobs.knobs(facts, default) for change in knob.changes),
         ]
         assert all(apply(change, default) != default for change in changes)

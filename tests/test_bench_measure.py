@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from bitnet_tuning import demo
 from bitnet_tuning.bench import llama_bench
-from bitnet_tuning.bench.llama_bench import Bench, Row, bench_commands, parse_bench
+from bitnet_tuning.bench.comparison import Sizes
+from bitnet_tuning.bench.llama_bench import Bench, BenchRow, bench_commands, parse_bench
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.plan.profile import PP, TG
@@ -21,13 +22,13 @@ from bitnet_tuning.plan.setting import UPSTREAM, Setting
 COMMON = frozenset(("-m", "-p", "-n", "-t", "-r", "-o", "-ub", "-fa", "--numa", "--poll", "-ngl"))
 BITNET = Bench(("/build/bin/llama-bench",), COMMON | {"-mmp"})
 MAINLINE = Bench(("/build/bin/llama-bench",), COMMON | {"-lm"})
-BOTH = llama_bench.Tests(64, 16)
+BOTH = (PP, TG)
 ONE = Setting(1, 1)
 
 
 def flags(setting: Setting, bench: Bench = BITNET) -> dict[str, str]:
     """Of the only process that the setting takes."""
-    (command,) = bench_commands(setting, bench, "x.gguf", BOTH, 3)
+    (command,) = bench_commands(setting, bench, "x.gguf", Sizes(64, 16, 3), BOTH)
     assert command.argv[0] == "/build/bin/llama-bench"
     return dict(zip(command.argv[1::2], command.argv[2::2], strict=True))
 
@@ -40,23 +41,21 @@ def test_both_phases_are_one_process() -> None:
 
 
 def test_threads_of_their_own_for_prompts_take_two_processes() -> None:
-    prompt, generation = bench_commands(Setting(2, 8), BITNET, "x.gguf", BOTH, 1)
+    prompt, generation = bench_commands(Setting(2, 8), BITNET, "x.gguf", Sizes(64, 16, 1), BOTH)
     assert prompt.argv[-6:] == ("-t", "8", "-p", "64", "-n", "0")
     assert generation.argv[-6:] == ("-t", "2", "-p", "0", "-n", "16")
     assert [row.phase for row in prompt.rows + generation.rows] == [PP, TG]
 
 
 @pytest.mark.parametrize(
-    ("tests", "words", "phase"),
+    ("words", "phase"),
     [
-        (llama_bench.Tests(64, None), ("-t", "8", "-p", "64", "-n", "0"), PP),
-        (llama_bench.Tests(None, 16), ("-t", "2", "-p", "0", "-n", "16"), TG),
+        (("-t", "8", "-p", "64", "-n", "0"), PP),
+        (("-t", "2", "-p", "0", "-n", "16"), TG),
     ],
 )
-def test_only_the_phase_asked_for_is_measured(
-    tests: llama_bench.Tests, words: tuple[str, ...], phase: str
-) -> None:
-    (command,) = bench_commands(Setting(2, 8), BITNET, "x.gguf", tests, 1)
+def test_only_the_phase_asked_for_is_measured(words: tuple[str, ...], phase: str) -> None:
+    (command,) = bench_commands(Setting(2, 8), BITNET, "x.gguf", Sizes(64, 16, 1), (phase,))
     assert command.argv[-6:] == words
     assert [row.phase for row in command.rows] == [phase]
 
@@ -80,7 +79,7 @@ def test_a_knob_is_asked_for_and_looked_up_in_the_answer(
     setting: Setting, bench: Bench, wanted: dict[str, str], said: tuple[str, object]
 ) -> None:
     assert wanted.items() <= flags(setting, bench).items()
-    (command,) = bench_commands(setting, bench, "x.gguf", BOTH, 1)
+    (command,) = bench_commands(setting, bench, "x.gguf", Sizes(64, 16, 1), BOTH)
     assert all(said in row.fields for row in command.rows)
 
 
@@ -102,20 +101,20 @@ def test_numa_is_asked_for_though_no_row_tells_it() -> None:
 def test_a_knob_without_a_flag_is_refused(setting: Setting) -> None:
     bare = Bench(("llama-bench",), llama_bench.NEEDED)
     with pytest.raises(UnsupportedError, match="no flag for"):
-        bench_commands(setting, bare, "x.gguf", BOTH, 1)
+        bench_commands(setting, bare, "x.gguf", Sizes(64, 16, 1), BOTH)
     with pytest.raises(UnsupportedError, match="no flag for"):
         llama_bench.check_cli(setting, frozenset(("-m", "-p")))
 
 
 def test_a_locked_model_is_refused_by_bitnets_llama_bench() -> None:
     with pytest.raises(UnsupportedError, match="locking"):
-        bench_commands(ONE._replace(mlock=True), BITNET, "x.gguf", BOTH, 1)
+        bench_commands(ONE._replace(mlock=True), BITNET, "x.gguf", Sizes(64, 16, 1), BOTH)
 
 
 # Answers
 
-PP_ROW = Row(PP, (64, 0), 2, (("n_threads", 4), ("use_mmap", 0)))
-TG_ROW = Row(TG, (0, 16), 2, (("n_threads", 4), ("use_mmap", 0)))
+PP_ROW = BenchRow(PP, (64, 0), 2, (("n_threads", 4), ("use_mmap", 0)))
+TG_ROW = BenchRow(TG, (0, 16), 2, (("n_threads", 4), ("use_mmap", 0)))
 PP_SAID = {
     **{"n_prompt": 64, "n_gen": 0, "n_threads": 4, "use_mmap": False},
     **{"samples_ts": [101.5, 99.5], "samples_ns": [1, 2]},
@@ -198,8 +197,11 @@ def log(prompt: str = "50.00 ms /    70 tokens", generation: str = "800.00 ms / 
 
 
 def test_the_clis_timings_are_one_sample_each() -> None:
-    assert llama_bench.parse_cli(log(), BOTH) == ({PP: (1400.0,), TG: (20.0,)}, None)
-    assert llama_bench.parse_cli(log(), llama_bench.Tests(None, 16)).samples == {TG: (20.0,)}
+    assert llama_bench.parse_cli(log(), Sizes(64, 16, 1), BOTH) == (
+        {PP: (1400.0,), TG: (20.0,)},
+        None,
+    )
+    assert llama_bench.parse_cli(log(), Sizes(64, 16, 1), (TG,)).samples == {TG: (20.0,)}
 
 
 @pytest.mark.parametrize(
@@ -212,20 +214,22 @@ def test_the_clis_timings_are_one_sample_each() -> None:
     ],
 )
 def test_timings_that_are_no_measurement_are_a_reason(text: str, reason: str) -> None:
-    assert llama_bench.parse_cli(text, BOTH) == ({}, reason)
+    assert llama_bench.parse_cli(text, Sizes(64, 16, 1), BOTH) == ({}, reason)
 
 
 def test_the_clis_prompt_is_long_enough_and_always_the_same() -> None:
     model = read_model(demo.TQ2_0)._replace(context_length=None)
-    request = llama_bench.cli_request(BOTH, model, frozenset(("--ignore-eos",)))
-    again = llama_bench.cli_request(BOTH, model, frozenset())
+    request = llama_bench.cli_request(Sizes(64, 16, 1), BOTH, model, frozenset(("--ignore-eos",)))
+    again = llama_bench.cli_request(Sizes(64, 16, 1), BOTH, model, frozenset())
     assert request.prompt is not None and request.prompt == again.prompt
     words = request.prompt.split()
     assert len(words) == 64 and len(set(words)) > 30
     assert (request.n_predict, request.temperature) == (17, 0.0)
     assert (request.extra, again.extra) == (("--ignore-eos",), ())
     assert request.ctx_size >= 2 * 64 + 17
-    small = llama_bench.cli_request(BOTH, model._replace(context_length=99), frozenset())
+    small = llama_bench.cli_request(
+        Sizes(64, 16, 1), BOTH, model._replace(context_length=99), frozenset()
+    )
     assert small.ctx_size == 99
 
 

@@ -16,9 +16,9 @@ from matplotlib.image import imread
 
 from bitnet_tuning.bench import plots, report
 from bitnet_tuning.bench import plots as markup
+from bitnet_tuning.bench.comparison import CheckFacts, Round, Run
 from bitnet_tuning.bench.report import page, write_report
-from bitnet_tuning.bench.results import CheckFacts, Part, Results, Surroundings
-from bitnet_tuning.bench.samples import Round, Run
+from bitnet_tuning.bench.results import Part, Results, Surroundings
 from bitnet_tuning.bench.summary import answer, guide_row, rows, times
 from bitnet_tuning.errors import MissingError, UsageError
 from tests.bench_samples import SNAPSHOT, SPEEDS, Simulator, sample_results

@@ -20,8 +20,8 @@ from jsonschema import Draft202012Validator
 
 from bitnet_tuning.bench import compare, limits, results, subjects, summary
 from bitnet_tuning.bench import summary as export
+from bitnet_tuning.bench.comparison import Round, Run
 from bitnet_tuning.bench.limits import Energy
-from bitnet_tuning.bench.limits import energy_as_json as energy_json
 from bitnet_tuning.bench.results import (
     Part,
     Surroundings,
@@ -31,13 +31,13 @@ from bitnet_tuning.bench.results import (
     save,
     to_document,
 )
-from bitnet_tuning.bench.samples import Round, Run
 from bitnet_tuning.engine.find import Engine, Location
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.host import host_facts
 from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.plan.profile import PP, TG
+from bitnet_tuning.store.codec import to_json
 from tests.bench_samples import SNAPSHOT, SPEEDS, Simulator, sample_results
 from tests.machines import Machine as FakeMachine
 
@@ -93,7 +93,7 @@ def test_what_other_modules_write_into_it_follows_it(schema: Draft202012Validato
     document = sample_results()._replace(
         conditions=around,
         roof=Part({**limits.as_json(limit), "words": limits.words(limit)}),
-        energy=Part({**energy_json(Energy(1.5, 1.2, 1.7, (1.5, 1.2, 1.7), 64)), "words": "1.5"}),
+        energy=Part({**to_json(Energy(1.5, 1.2, 1.7, (1.5, 1.2, 1.7), 64)), "words": "1.5"}),
     )
     written = json.loads(results.to_text(document))
     assert problems(schema, written) == []

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from bitnet_tuning import demo
+from bitnet_tuning.bench.comparison import Run, Sizes
 from bitnet_tuning.bench.llama_bench import Bench
 from bitnet_tuning.bench.runner import Patience, Place, Runner, find_bench
-from bitnet_tuning.bench.samples import Run, Sizes
 from bitnet_tuning.engine.find import EMBEDDED, locate_all
 from bitnet_tuning.engine.probe import know
 from bitnet_tuning.launch.death import LONGEST, failure
@@ -316,6 +316,7 @@ import sys
 sys.path.insert(0, {repo!r})
 from pathlib import Path
 from tests.test_bench_runner import ONE, SIZES, Runner, find_bench, place
+from bitnet_tuning.plan.profile import PP, TG
 here = place({cli!r}, Path({folder!r}))
 Runner(here, find_bench(here.engine), SIZES).measure("one", ONE)
 """

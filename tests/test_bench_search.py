@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import pytest
 
-from bitnet_tuning.bench.ledger import Check, Done, Knob, Limits, Measure, Space
-from bitnet_tuning.bench.samples import Round, Run
-from bitnet_tuning.bench.search import Search
+from bitnet_tuning.bench.comparison import Round, Rounds, Run
+from bitnet_tuning.bench.knobs import Knob, Space
+from bitnet_tuning.bench.search import Check, Decision, Search
+from bitnet_tuning.bench.stages import Measure
 from bitnet_tuning.bench.statistics import FASTER, OPEN
-from bitnet_tuning.plan.profile import TG
+from bitnet_tuning.plan.profile import TG, Objective
 from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting
 from tests.bench_samples import with_threads
 
@@ -49,7 +50,7 @@ class Told(NamedTuple):
     search: Search
     asks: list[Measure | Check]
     rounds: list[Round]
-    done: Done
+    done: Decision
 
     @property
     def runs(self) -> list[str]:
@@ -73,11 +74,11 @@ class Lab(NamedTuple):
         return Run(name, {TG: (speed,)}, self.seconds)
 
     def drive(self, space: Space = SPACE, budget: float = 300.0) -> Told:
-        search = Search(space, Limits(budget))
+        search = Search(space, Rounds(Objective(), budget=budget))
         asks: list[Measure | Check] = []
         rounds: list[Round] = []
         total = 0
-        while not isinstance(step := search.ask(), Done):
+        while not isinstance(step := search.ask(), Decision):
             assert len(asks) < 1000, "it never ends"
             asks.append(step)
             if isinstance(step, Check):
@@ -123,7 +124,7 @@ def test_equal_settings_crown_none_and_say_so() -> None:
 
 
 def test_a_first_round_has_everything_and_the_default_twice() -> None:
-    first = Search(SPACE, Limits(300)).ask()
+    first = Search(SPACE, Rounds(Objective(), budget=300)).ask()
     assert isinstance(first, Measure)
     assert first.stage == "threads"
     names = {"default", "upstream", "performance", "1 thread", "2 threads", "3 threads"}
@@ -148,10 +149,10 @@ def test_fixed_settings_get_enough_rounds_and_never_win() -> None:
     told = Lab(speed).drive()
     assert told.done.winner == "default"
     for name in ("upstream", "performance"):
-        standing = told.search.standing(name)
+        standing = told.search.rounds.judge(name).ratio
         assert standing is not None
         assert standing.count >= 6
-    assert told.search.verdict("performance") == FASTER
+    assert told.search.rounds.judge("performance").verdict == FASTER
 
 
 def test_alike_and_better_than_the_default_means_fewer_threads() -> None:
@@ -162,7 +163,7 @@ def test_alike_and_better_than_the_default_means_fewer_threads() -> None:
 def test_a_setting_that_hangs_runs_once() -> None:
     told = Lab(PEAK, {"3 threads": "no end after 60 s"}).drive()
     assert told.runs.count("3 threads") == 1
-    assert told.search.problem("3 threads") == "no end after 60 s"
+    assert told.search.rounds.problem("3 threads") == "no end after 60 s"
     assert told.done.winner != "3 threads"
 
 
@@ -173,21 +174,22 @@ def test_a_setting_that_crashes_runs_twice() -> None:
 
 
 def test_a_default_that_crashes_ends_it() -> None:
-    done = Lab(PEAK, {"default": "signal 11"}).drive().done
-    assert (done.winner, done.problem) == ("default", "signal 11")
+    told = Lab(PEAK, {"default": "signal 11"}).drive()
+    assert told.done.winner == "default"
+    assert told.search.rounds.problem("default") == "signal 11"
 
 
 def test_wrong_output_is_out_and_the_search_goes_on() -> None:
     lab = Lab(curve({1: 0.4, 2: 1.15, 3: 1.3, 4: 1.0, 8: 0.5}), wrong=("3 threads",))
     told = lab.drive()
-    assert told.search.problem("3 threads") == "other text"
+    assert told.search.rounds.problem("3 threads") == "other text"
     assert told.done.winner == "2 threads"
     assert all("3 threads" not in ask.name for ask in told.asks[-1:] if isinstance(ask, Check))
 
 
 def test_a_replay_asks_the_same() -> None:
     told = Lab(PEAK).drive()
-    again, rounds = Search(SPACE, Limits(300)), iter(told.rounds)
+    again, rounds = Search(SPACE, Rounds(Objective(), budget=300)), iter(told.rounds)
     for expected in told.asks:
         step = again.ask()
         assert step == expected == again.ask()
@@ -199,7 +201,7 @@ def test_a_replay_asks_the_same() -> None:
 
 
 def test_an_interrupted_round_counts_for_what_it_has() -> None:
-    search = Search(SPACE, Limits(300))
+    search = Search(SPACE, Rounds(Objective(), budget=300))
     step = search.ask()
     assert isinstance(step, Measure)
     search.tell(Round(1, step.stage, (Run("default", {TG: (1.0,)}, 1.0),), 1.0))
@@ -249,32 +251,35 @@ KNOBBY = curve({1: 0.4, 2: 0.7, 3: 0.8, 4: 1.0, 8: 0.5}, mmap=1.3)
 
 
 def test_where_time_was_too_short_to_try_everything_it_says_so() -> None:
-    done = Lab(KNOBBY).drive(budget=18.0).done
-    assert (done.winner, done.short) == ("default", True)
+    told = Lab(KNOBBY).drive(budget=18.0)
+    done = told.done
+    assert (done.winner, told.search.short) == ("default", True)
     assert "too short to try no mmap" in done.reason
 
 
 def test_a_duel_that_time_cut_short_shows_nothing_and_says_so() -> None:
-    done = Lab(KNOBBY).drive(budget=25.0).done
-    assert (done.winner, done.short) == ("default", True)
+    told = Lab(KNOBBY).drive(budget=25.0)
+    done = told.done
+    assert (done.winner, told.search.short) == ("default", True)
     assert "too few rounds (3) to tell" in done.reason
 
 
 def test_a_gain_that_no_time_was_left_to_confirm_is_not_called_noise() -> None:
-    done = Lab(PEAK).drive(Space(SPACE.default, (), SPACE.threads, ()), budget=12.0).done
-    assert (done.winner, done.short) == ("default", True)
+    told = Lab(PEAK).drive(Space(SPACE.default, (), SPACE.threads, ()), budget=12.0)
+    done = told.done
+    assert (done.winner, told.search.short) == ("default", True)
     assert "3 threads looked faster" in done.reason
     assert "noise" not in done.reason
 
 
 def test_where_nothing_is_searched_nothing_is_claimed() -> None:
-    done = Lab(FLAT).drive(Space(Setting(4, 4), FIXED, (), ())).done
-    assert done.short
-    assert "No other setting was tried" in done.reason
+    told = Lab(FLAT).drive(Space(Setting(4, 4), FIXED, (), ()))
+    assert told.search.short
+    assert "No other setting was tried" in told.done.reason
 
 
 def test_a_search_that_had_time_for_all_is_not_short() -> None:
-    assert not Lab(FLAT).drive().done.short
+    assert not Lab(FLAT).drive().search.short
 
 
 def test_a_change_that_came_on_top_by_luck_does_not_ride_along() -> None:

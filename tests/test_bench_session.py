@@ -10,11 +10,12 @@ from collections.abc import Callable
 
 import pytest
 
-from bitnet_tuning.bench.ledger import Check, Done, Knob, Limits, Measure, Space
+from bitnet_tuning.bench.comparison import Round, Run, phases_of
+from bitnet_tuning.bench.knobs import Knob, Space
 from bitnet_tuning.bench.results import Results
-from bitnet_tuning.bench.samples import Round, Run
-from bitnet_tuning.bench.search import Search
-from bitnet_tuning.bench.tune import Session, Tools, phases_of
+from bitnet_tuning.bench.search import Check, Decision, Search
+from bitnet_tuning.bench.stages import Measure
+from bitnet_tuning.bench.tune import Session, Tools
 from bitnet_tuning.launch.stop import Stop, Stopped
 from bitnet_tuning.plan.profile import PP, TG, Objective
 from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting
@@ -73,8 +74,8 @@ def session(
     spent = results.rounds[-1].elapsed if results.rounds else 0.0
     clock = itertools.count()
     keep = (kept if kept is not None else []).append
-    tools = Tools(runner, check, keep, Silent(), lambda: spent + next(clock))
-    return Session(results, Search(results.space, Limits(300.0)), tools)
+    tools = Tools(runner.measure, check, keep, Silent(), lambda: spent + next(clock))
+    return Session(results, 300.0, tools)
 
 
 def test_it_finds_the_best_and_keeps_every_round() -> None:
@@ -127,7 +128,6 @@ def test_what_was_interrupted_goes_on_where_it_stopped(at: int) -> None:
     assert runs == at - 1, "all that was measured is kept"
 
     second = session(FakeRunner(), first.results)
-    second.replay()
     assert second.search.ask() == first.search.ask()
     assert second.search.settings == first.search.settings
     with Stop() as stop:
@@ -148,8 +148,7 @@ def test_a_check_that_was_done_is_not_done_again() -> None:
         first.run(stop)
     assert len(checked) == 1
     second = session(FakeRunner(), first.results, check=check)
-    second.replay()
-    assert isinstance(second.search.ask(), Done)
+    assert isinstance(second.search.ask(), Decision)
     assert len(checked) == 1
 
 
@@ -158,6 +157,5 @@ def test_a_round_that_was_lost_is_asked_for_again() -> None:
     step = tuning.search.ask()
     assert isinstance(step, Measure)
     again = session(FakeRunner())
-    again.replay()
     assert again.search.ask() == step
     assert not isinstance(step, Check)

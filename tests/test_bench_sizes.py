@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet_tuning.bench.samples import PHASE_SECONDS, Sizes, choose_sizes
+from bitnet_tuning.bench.comparison import Sizes
+from bitnet_tuning.bench.runner import PHASE_SECONDS, choose_sizes
 
 
 def test_a_laptop_gets_short_runs() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bitnet_tuning.bench.ledger import Knob, Space
+from bitnet_tuning.bench.knobs import Knob, Space
 from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting
 from bitnet_tuning.store.codec import from_json, to_json
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet_tuning.bench import statistics
-from bitnet_tuning.bench.samples import Round, Run
+from bitnet_tuning.bench.comparison import Round, Rounds, Run
 from bitnet_tuning.bench.statistics import FASTER, OPEN, SLOWER
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
 
@@ -111,17 +111,23 @@ def test_ratios_are_paired_by_round() -> None:
         a_round(("default", None), ("a", 12.0)),
         a_round(("default", 4.0), ("a", 11.0), ("default", 25.0)),
     ]
-    assert statistics.ratios(rounds, "a", "default", Objective()) == pytest.approx([1.2, 1.2, 1.1])
-    assert statistics.ratios(rounds, "a", "default", Objective(PP)) == []
+    assert Rounds(Objective(), rounds).ratios("a") == pytest.approx([1.2, 1.2, 1.1])
+    assert Rounds(Objective(PP), rounds).ratios("a") == []
 
 
 def test_noise_is_the_reference_against_itself_both_ways() -> None:
-    rounds = [a_round(("default", 10.0), ("a", 1.0), ("default", 12.0))] * 4
-    assert statistics.itself(rounds, "default", Objective()) == pytest.approx([1.2] * 4)
-    found = statistics.noise(rounds, "default", Objective())
-    assert found is not None
-    assert found == pytest.approx((1.0, 1 / 1.2, 1.2, 4))
-    assert statistics.noise([a_round(("default", 1.0))], "default", Objective()) is None
+    rounds = Rounds(Objective(), [a_round(("default", 10.0), ("a", 1.0), ("default", 12.0))] * 4)
+    assert rounds.itself() == pytest.approx([1.2] * 4)
+    assert rounds.floor() == pytest.approx(1.2)
+    assert Rounds(Objective(), [a_round(("default", 1.0))]).floor() is None
+
+
+def test_more_values_than_a_float_has_binomials_for_still_have_an_interval() -> None:
+    values = [1 + (number * 7919 % 101) / 1000 for number in range(3000)]
+    found = statistics.ratio(values)
+    assert found.count == statistics.MOST_VALUES
+    assert found.low < median(values) < found.high
+    assert statistics.floor(values, 3000) is not None
 
 
 def test_the_floor_sinks_with_more_rounds_but_not_below_the_least() -> None:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from bitnet_tuning.bench import plots, statistics
-from bitnet_tuning.bench.results import CheckFacts, Results
-from bitnet_tuning.bench.samples import Round, Run
+from bitnet_tuning.bench.comparison import CheckFacts, Round, Run
+from bitnet_tuning.bench.results import Results
 from bitnet_tuning.bench.summary import (
     CLAIM,
     TOO_FEW,
@@ -130,7 +130,7 @@ def test_failures_and_wrong_words_say_why() -> None:
     assert found["12 threads"].verdict == "failed: killed by SIGSEGV"
     assert (found["12 threads"].tg, found["12 threads"].rounds) == (None, 0)
     assert found["4 threads"].verdict == "wrong output: gives other words"
-    assert problem_of(results, "default") is None
+    assert problem_of(results.measured, "default") is None
     assert failures(results) == (
         ("12 threads", "killed by SIGSEGV", 2),
         ("4 threads", "wrong output: gives other words", 1),
@@ -141,7 +141,8 @@ def test_one_failure_among_many_runs_does_not_put_a_setting_out() -> None:
     made = Simulator()
     for turn in range(5):
         made.add("threads", ["default"], SPEEDS, {"default": "hung"} if turn == 2 else None)
-    assert problem_of(sample_results()._replace(rounds=tuple(made.rounds)), "default") is None
+    results = sample_results()._replace(rounds=tuple(made.rounds))
+    assert problem_of(results.measured, "default") is None
 
 
 def test_settings_that_were_never_run_are_not_shown() -> None:

@@ -1,4 +1,4 @@
-"""How fast this machine's memory can be read by so many threads."""
+"""Measure how fast this machine's memory can be read by so many threads."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import Any, NamedTuple
 
-from bitnet_tuning.bench.samples import Absent
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.machine.topology import read_last_level_caches
+from bitnet_tuning.namedtuple import NamedTuple
 
 LEAST_BUFFER = 256 << 20
 """Bytes: more than the last-level cache of all but the largest servers."""
@@ -32,6 +31,13 @@ _LEAST_FACTOR = 2
 """Times the caches; from less, much of the buffer would be read from them."""
 _CLEARLY_FASTER = 1.5
 """From its cache, a reader must be so much faster than from memory to be no limit itself."""
+
+
+class Absent(NamedTuple):
+    """Stands where a figure would: a machine that does not show it is no error."""
+
+    reason: str
+    """Half a sentence, with the remedy where there is one."""
 
 
 class Bandwidth(NamedTuple):
@@ -56,12 +62,11 @@ def measure_bandwidth(
     host: Host,
     cpus: frozenset[int] | None = None,
     root: Root | None = None,
-    bind: bool = True,
 ) -> Bandwidth | Absent:
-    """Reads a buffer much larger than the caches, in parallel; takes about a second.
+    """Read a buffer much larger than the caches, in parallel; it takes about a second.
 
-    ``cpus`` are those that may be used, all allowed ones by default. With ``bind`` every
-    thread stays on a CPU of its own, physical cores first. More threads than CPUs read no
+    ``cpus`` are those that may be used, all allowed ones by default. Every thread stays on a
+    CPU of its own, physical cores first. More threads than CPUs read no
     faster: then as many as there are CPUs do it.
 
     glibc's ``memchr`` and ``memcmp`` are bound by memory, not by themselves: on a virtual
@@ -73,7 +78,7 @@ def measure_bandwidth(
     one at a time, which ``reader_limits`` tells.
     """
     usable = (host.allowed if cpus is None else cpus & host.allowed) or host.allowed
-    team = places(host, usable, min(threads, len(usable)), bind)
+    team = places(host, usable, min(threads, len(usable)))
     size = buffer_size(len(team), host, usable, root or Root())
     if size is None:
         return Absent("there is too little free memory to measure the memory's bandwidth")
@@ -88,7 +93,7 @@ def measure_bandwidth(
 
 
 def summary(rates: Sequence[float], threads: int, buffer: int, reader: Reader) -> Bandwidth:
-    """Of the passes' bytes per second."""
+    """Summarise the passes' bytes per second."""
     middle = median(rates)
     limits = reader.from_cache * threads < middle * _CLEARLY_FASTER
     low, high = min(rates), max(rates)
@@ -96,27 +101,15 @@ def summary(rates: Sequence[float], threads: int, buffer: int, reader: Reader) -
 
 
 def pooled(first: Bandwidth, second: Bandwidth) -> Bandwidth:
-    """Over the passes of two measurements with as many threads, such as one before a
+    """Summarise the passes of two measurements with as many threads, such as one before a
     benchmark and one after it."""
-    samples = (*first.samples, *second.samples)
-    return first._replace(
-        median=median(samples),
-        low=min(samples),
-        high=max(samples),
-        samples=samples,
-        reader_limits=first.reader_limits or second.reader_limits,
-    )
-
-
-def as_json(bandwidth: Bandwidth) -> dict[str, Any]:
-    """Rates in bytes per second, the buffer in bytes."""
-    facts = bandwidth._asdict()
-    facts["samples"] = list(bandwidth.samples)
-    return facts
+    samples, limits = (*first.samples, *second.samples), first.reader_limits or second.reader_limits
+    rates = Bandwidth(median(samples), min(samples), max(samples), *first[3:])
+    return rates._replace(samples=samples, reader_limits=limits)
 
 
 def buffer_size(threads: int, host: Host, cpus: frozenset[int], root: Root) -> int | None:
-    """Bytes, or None where memory has no room for enough of them. A thread fills one cache
+    """Return bytes, or None where memory has no room for enough of them. A thread fills one cache
     at a time, so no more caches count than threads."""
     caches = sum(read_last_level_caches(root, cpus)[:threads])
     least = max(SLICE * threads, _LEAST_FACTOR * caches)
@@ -126,16 +119,16 @@ def buffer_size(threads: int, host: Host, cpus: frozenset[int], root: Root) -> i
     return size if size >= least else None
 
 
-def places(host: Host, cpus: frozenset[int], threads: int, bind: bool) -> Places:
-    """The CPUs of each thread: all of them without ``bind`` or where there are too few."""
+def places(host: Host, cpus: frozenset[int], threads: int) -> Places:
+    """Return the CPUs of each thread: all of them where there are too few."""
     order = spread(host, cpus)
-    if not bind or len(order) < threads:
+    if len(order) < threads:
         return (cpus,) * threads
     return tuple(frozenset((cpu,)) for cpu in order[:threads])
 
 
 def spread(host: Host, cpus: frozenset[int]) -> tuple[int, ...]:
-    """CPUs in the order in which threads take them: one of every core, the fastest cores
+    """Return CPUs in the order in which threads take them: one of every core, the fastest cores
     first, then the others."""
     cores = sorted(host.cores, key=lambda core: (-core.speed, min(core.cpus)))
     usable = [sorted(core.cpus & cpus) for core in cores]
@@ -177,7 +170,7 @@ def fastest_reader() -> Reader | None:
 
 
 def _readers(library: ctypes.CDLL | None) -> Mapping[str, Read]:
-    """By name; ctypes lets other threads run during each call."""
+    """Return functions by name; ctypes lets other threads run during each call."""
     if library is None:
         return {}
     memchr, memcmp = library.memchr, library.memcmp
@@ -197,7 +190,7 @@ def _readers(library: ctypes.CDLL | None) -> Mapping[str, Read]:
 
 
 def _library() -> ctypes.CDLL | None:
-    """This program's own C library; Windows has it under a name."""
+    """Return this program's own C library; Windows has it under a name."""
     try:
         return ctypes.CDLL("ucrtbase" if sys.platform == "win32" else None)
     except (OSError, TypeError):
@@ -205,7 +198,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _rate(read: Read, address: int) -> float:
-    """The fastest of some passes: what the loop can do when nothing disturbs it."""
+    """Return the rate of the fastest pass: what the loop can do when nothing disturbs it."""
     times: list[float] = []
     for _ in range(_TRIAL_PASSES):
         start = time.perf_counter()
@@ -246,8 +239,8 @@ class Team:
         self._barrier = threading.Barrier(len(places), action=self._decide)
 
     def run(self) -> list[float]:
-        """Bytes per second of each pass, all threads together, from the first one's start
-        to the last one's end. Raises ReadError."""
+        """Return the bytes per second of each pass, all threads together, from the first
+        one's start to the last one's end. Raises ReadError."""
         self._start_and_wait()
         if self._problems:
             raise ReadError(self._problems[0])
@@ -269,7 +262,7 @@ class Team:
             thread.join()
 
     def _decide(self) -> None:
-        """Runs in one thread while all wait: is there another pass?"""
+        """Decide, in one thread while all wait, whether there is another pass."""
         if self._begun == 0:
             self._deadline = time.perf_counter() + _SECONDS
             wanted = math.ceil(_PASS_SECONDS / max(median(self._warm_up), 1e-9))
@@ -315,7 +308,7 @@ class Team:
 
 
 def _bind(cpus: frozenset[int]) -> None:
-    """This thread alone. A CPU that is not to be had leaves it where it is."""
+    """Bind this thread alone. A CPU that is not to be had leaves it where it is."""
     if hasattr(os, "sched_setaffinity"):
         try:
             os.sched_setaffinity(0, cpus)

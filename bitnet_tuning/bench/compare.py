@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from bitnet_tuning.bench import statistics
-from bitnet_tuning.bench.ledger import DEFAULT
+from bitnet_tuning.bench.comparison import Rounds
 from bitnet_tuning.bench.results import EngineFacts, Results
-from bitnet_tuning.bench.summary import TIMES, noise_floor, phase_speeds, thinned, times
+from bitnet_tuning.bench.summary import TIMES, noise_floor, times
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
 
 
@@ -61,9 +61,8 @@ def _floor(both: tuple[Results, Results], phase: str) -> float | None:
     """A phase that was measured too seldom has the floor of what was to be fast."""
     found = []
     for results in both:
-        pairs = statistics.itself(results.rounds, DEFAULT, Objective(phase))
-        few = thinned(pairs)
-        found.append(statistics.floor(few, len(few)) or noise_floor(results))
+        floor = Rounds(Objective(phase), results.rounds).floor()
+        found.append(floor or noise_floor(results))
     known = [floor for floor in found if floor is not None]
     return max(known) if len(known) == len(found) else None
 
@@ -86,10 +85,10 @@ def _without(results: Results, seen: set[str]) -> tuple[str, ...]:
 def _pairs(
     a: Results, b: Results, names: tuple[str, str], floors: Mapping[str, float | None]
 ) -> Iterator[Pair]:
-    before, after = phase_speeds(a, names[0]), phase_speeds(b, names[1])
+    before, after = a.measured.speeds(names[0]), b.measured.speeds(names[1])
     for phase in (PP, TG):
         if before[phase] and after[phase]:
-            ratio = statistics.unpaired(thinned(after[phase]), thinned(before[phase]))
+            ratio = statistics.unpaired(after[phase], before[phase])
             yield Pair(*names, phase, ratio, statistics.verdict(ratio, floors[phase]))
 
 

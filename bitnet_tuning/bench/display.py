@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from bitnet_tuning.bench.ledger import DEFAULT
+from bitnet_tuning.bench.comparison import DEFAULT
 from bitnet_tuning.bench.summary import answer, guide_row, noise_floor, rows, speed, times
 from bitnet_tuning.console import say
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from rich.table import Table
 
+    from bitnet_tuning.bench.comparison import Round
     from bitnet_tuning.bench.results import Part, Results
-    from bitnet_tuning.bench.samples import Round
     from bitnet_tuning.bench.search import Search
     from bitnet_tuning.bench.summary import Row
     from bitnet_tuning.plan.profile import Estimate
@@ -30,7 +30,7 @@ LINE_SECONDS = 10.0
 def standing(search: Search) -> str:
     """Who is ahead, and how sure that is."""
     best = search.best()
-    found = search.standing(best)
+    found = search.rounds.shown(best).ratio
     if best == DEFAULT or found is None:
         return "the default leads"
     return f"{best} leads, {times(found)}"

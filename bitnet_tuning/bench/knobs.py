@@ -1,15 +1,20 @@
-"""Which settings are worth measuring here: counts of threads, and knobs that the engine
-obeys on this machine; pure."""
+"""Tell which settings are worth measuring here: counts of threads, and knobs that the engine
+obeys on this machine; pure.
+
+A knob that has a flag of its own is described here once (``FLAGS``, ``_MAKERS``), in
+plan/setting.py as a field of a setting, and in plan/command.py as a flag of the engine.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from math import ceil
-from typing import NamedTuple
 
-from bitnet_tuning.bench.ledger import Knob
+from bitnet_tuning.bench.comparison import PERFORMANCE, UPSTREAM, Sizes
 from bitnet_tuning.engine.binary import GOMP, LLVM, NONE
-from bitnet_tuning.plan.command import flash_takes_value
+from bitnet_tuning.namedtuple import NamedTuple
+from bitnet_tuning.plan.command import KNOB_FLAGS, flash_takes_value
+from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.memory import (
     DEFAULT_UBATCH,
     HUGE_PAGES,
@@ -20,74 +25,196 @@ from bitnet_tuning.plan.memory import (
 )
 from bitnet_tuning.plan.openmp import BINDING, WAITING_BY_USER, binds_itself, user_set
 from bitnet_tuning.plan.placement import DISTRIBUTE, ISOLATE, all_usable, usable_nodes
+from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import PP, TG, Objective
-from bitnet_tuning.plan.setting import MOST_THREADS_ENGINE, Change, Setting
+from bitnet_tuning.plan.setting import MOST_THREADS_ENGINE, Change, Setting, Threads
+from bitnet_tuning.plan.setting import UPSTREAM as UPSTREAM_SETTING
+from bitnet_tuning.store.codec import Annotated, Literal, Via
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bitnet_tuning.engine.find import Engine
     from bitnet_tuning.machine.host import Host
-    from bitnet_tuning.machine.limits import Privileges
-    from bitnet_tuning.machine.memory import HugePages
-    from bitnet_tuning.model.types import ModelFile
 
-
-Maker = Callable[["Knobs", Setting], Iterator[Change]]
 
 QUICK, FULL = "quick", "full"
+
+MODES = ("default", "optimized", "performance")
+"""Values of --modes: bitnet.cpp's own launcher, our plan and what is found from there,
+performance mode."""
+
+UNLOCKED = "performance mode is measured without its lock: llama-bench has none"
 
 FEW_CORES = 4
 """Up to here every count of threads is tried."""
 
 
-class Knobs(NamedTuple):
-    """What the knobs depend on."""
+Seconds = Annotated[float, {"minimum": 0}]
 
-    host: Host
-    engine: Engine
-    bench_flags: frozenset[str] | None
-    """Of llama-bench; None where the engine's cli measures."""
-    model: ModelFile
-    environ: Mapping[str, str]
+
+class BenchFlag(NamedTuple):
+    """A flag of llama-bench that stands for a field of a setting."""
+
+    field: str
+    words: str
+    flag: str
+    row: str
+    """What llama-bench's rows call it; empty where they say nothing of it."""
+
+
+FLAGS = (
+    BenchFlag("flash", "flash attention", "-fa", "flash_attn"),
+    BenchFlag("ubatch", "the micro-batch", "-ub", "n_ubatch"),
+    BenchFlag("poll", "polling", "--poll", "poll"),
+    BenchFlag("numa", "NUMA", "--numa", ""),
+)
+
+CLI_FLAGS = {
+    **KNOB_FLAGS,
+    "threads_batch": ("-tb",),
+    "mlock": ("--mlock", "--load-mode"),
+    "ubatch": ("-ub",),
+}
+"""Fields of a setting with the flags of which the cli must list one to obey them."""
+
+COMPUTING = ("flash", "ubatch")
+"""Fields that change how a prompt is computed, so that only a long one shows that it is right."""
+
+
+class Knob(NamedTuple):
+    """Something other than the number of threads, with its values besides the default's."""
+
+    name: str
+    changes: tuple[Change, ...]
+
+
+_FIXED = Via(dict[str, Setting], lambda named: tuple(named.items()), dict)
+_KNOBS = Via(
+    dict[str, tuple[Change, ...]],
+    lambda named: tuple(Knob(*each) for each in named.items()),
+    dict,
+)
+
+
+class Space(NamedTuple):
+    """All that may be measured."""
+
+    default: Setting
+    fixed: Annotated[tuple[tuple[str, Setting], ...], _FIXED]
+    """Measured and shown, but never winners."""
+    threads: tuple[Change, ...]
+    knobs: Annotated[tuple[Knob, ...], _KNOBS]
+
+
+class Assignment(NamedTuple):
+    """What was asked for."""
+
+    budget: Seconds
+    effort: Literal["quick", "normal", "full"]
     objective: Objective
-    n_prompt: int
-    """Tokens of the prompt that is measured."""
-    effort: str
-    numactl: bool = False
-    """Whether it is installed."""
-    huge: HugePages | None = None
-    privileges: Privileges | None = None
-
-    def obeys(self, bench: str, *cli: str) -> bool:
-        """Whether both the program that measures and the one that will run have the knob."""
-        measured = self.bench_flags is None or bench in self.bench_flags
-        return measured and any(flag in self.engine.flags for flag in cli)
+    threads: tuple[Threads, ...] | None
+    """The only counts to try; None for those that suit the machine."""
+    modes: tuple[str, ...] | None
+    """The only modes to measure; None for all."""
+    sizes: Sizes | None
+    """Tokens and samples of every run; None until the engine's speed is known."""
 
 
-def thread_changes(facts: Knobs, default: Setting, named: tuple[int, ...]) -> tuple[Change, ...]:
-    """The default's threads replaced: by the ``named`` counts, or by those worth a try."""
-    counts = named or tuple(sorted(_counts(facts, default)))
-    changes = (_threads(count, default, facts) for count in counts)
+class Choices(NamedTuple):
+    """What the knobs depend on, besides the default setting."""
+
+    facts: Facts
+    options: Assignment
+    bench_flags: frozenset[str] | None
+    """Flags of llama-bench; None where the engine's cli measures."""
+
+    @property
+    def host(self) -> Host:
+        """The host that is tuned."""
+        return self.facts.host
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every knob and value is asked for."""
+        return self.options.effort == FULL
+
+    @property
+    def n_prompt(self) -> int:
+        """Tokens of the prompt that is measured."""
+        assert self.options.sizes is not None
+        return self.options.sizes.n_prompt
+
+    def obeys(self, field: str, *bench: str) -> bool:
+        """Return whether both the program that measures and the one that will run have a flag
+        for a setting's field; for the first it is any of ``bench``."""
+        measured = self.bench_flags is None or bool(self.bench_flags.intersection(bench))
+        return measured and bool(self.facts.engine.flags.intersection(CLI_FLAGS[field]))
+
+    def obeys_flag(self, field: str) -> bool:
+        """Return as ``obeys`` for a field in ``FLAGS``."""
+        return self.obeys(field, *(each.flag for each in FLAGS if each.field == field))
+
+
+Maker = Callable[[Choices, Setting], Iterator[Change]]
+
+
+def make_space(choices: Choices, default: Setting) -> tuple[Space, tuple[str, ...]]:
+    """Return all that may be measured, and notes on what is left out. Without the mode
+    ``optimized`` it is only the fixed settings, with the default for comparison."""
+    options, notes = choices.options, list[str]()
+    modes = options.modes or MODES[: 2 if options.effort == QUICK else 3]
+    fixed = [(UPSTREAM, UPSTREAM_SETTING)] if "default" in modes else []
+    if "performance" in modes:
+        performance = _performance(choices, notes)
+        if performance == default:
+            notes.append("performance mode is not measured: nothing of it is permitted here")
+        else:
+            fixed.append((PERFORMANCE, performance))
+    if "optimized" not in modes:
+        return Space(default, tuple(fixed), (), ()), tuple(notes)
+    threads = thread_changes(choices, default)
+    return Space(default, tuple(fixed), threads, knobs(choices, default)), tuple(notes)
+
+
+def _performance(choices: Choices, notes: list[str]) -> Setting:
+    """Return the plan of performance mode, as far as the program that measures obeys it."""
+    facts = choices.facts._replace(profile=None)
+    planned = make_plan(Request(performance=True), facts).setting
+    found = measurable(planned, choices.bench_flags)
+    if found != planned:
+        notes.append(UNLOCKED)
+    return found
+
+
+def measurable(setting: Setting, bench_flags: frozenset[str] | None) -> Setting:
+    """Return the setting without its lock where the llama-bench that measures has none."""
+    has_lock = bench_flags is None or "-lm" in bench_flags
+    return setting if has_lock else setting._replace(mlock=False)
+
+
+def thread_changes(choices: Choices, default: Setting) -> tuple[Change, ...]:
+    """Return the default's threads replaced: by the counts asked for, or by those worth a try."""
+    counts = choices.options.threads or tuple(sorted(_counts(choices, default)))
+    changes = (_threads(count, default, choices) for count in counts)
     return tuple(change for change in changes if not _is_idle(change, default))
 
 
-def _counts(facts: Knobs, default: Setting) -> set[int]:
-    """Around the number of cores, thinly below it, and every logical CPU; or as many as a
-    quota feeds, its last one in part."""
-    host, usable = facts.host, facts.host.usable_cores
+def _counts(choices: Choices, default: Setting) -> set[int]:
+    """Return counts around the number of cores, thinly below it, and every logical CPU; or as
+    many as a quota feeds, its last one in part."""
+    host, usable = choices.host, choices.host.usable_cores
     fed = len(host.allowed) if host.quota is None else max(1, ceil(host.quota))
     logical = min(len(host.allowed), fed)
-    if facts.effort == FULL:
+    if choices.is_full:
         counts = {*range(1, min(usable, 2 * FEW_CORES) + 1), *_parts(usable, 8), usable - 1}
     elif usable <= FEW_CORES:
         counts = set(range(1, usable + 1))
     else:
         counts = {2, *_parts(usable, 4), usable - 1}
-    if facts.effort == QUICK and usable > FEW_CORES:
+    if choices.options.effort == QUICK and usable > FEW_CORES:
         counts = {usable // 2, usable * 3 // 4, usable}
     fast = sum(1 for core in host.allowed_cores if core.speed == 1.0)
     counts |= {logical, min(fast, usable)}
-    if default.threads_batch <= usable and PP in facts.objective.phases:
+    if default.threads_batch <= usable and PP in choices.options.objective.phases:
         counts.add(default.threads_batch)
     return {count for count in counts if 1 <= count <= MOST_THREADS_ENGINE}
 
@@ -96,23 +223,23 @@ def _parts(whole: int, pieces: int) -> set[int]:
     return {whole * piece // pieces for piece in range(1, pieces + 1)}
 
 
-def _threads(count: int, default: Setting, facts: Knobs) -> Change:
-    """Another count for what is to be fast: generation, prompts, or both alike."""
+def _threads(count: int, default: Setting, choices: Choices) -> Change:
+    """Return another count for what is to be fast: generation, prompts, or both alike."""
     plural = "thread" if count == 1 else "threads"
     fields: dict[str, object] = {}
-    if TG in facts.objective.phases:
+    if TG in choices.options.objective.phases:
         fields["threads"] = count
-    if PP in facts.objective.phases:
+    if PP in choices.options.objective.phases:
         fields["threads_batch"] = count
-    bound = _cores_within(default.cpus, facts.host)
+    bound = _cores_within(default.cpus, choices.host)
     if bound is not None and count > bound:
         fields["cpus"] = None
-    what = " for prompts" if facts.objective.name == PP else ""
+    what = " for prompts" if choices.options.objective.name == PP else ""
     return Change(f"{count} {plural}{what}", tuple(fields.items()))
 
 
 def _cores_within(cpus: frozenset[int] | None, host: Host) -> int | None:
-    """How many cores have a CPU in the set; None for no set."""
+    """Return how many cores have a CPU in the set; None for no set."""
     return None if cpus is None else sum(1 for core in host.cores if core.cpus & cpus)
 
 
@@ -120,44 +247,44 @@ def _is_idle(change: Change, default: Setting) -> bool:
     return all(getattr(default, field) == value for field, value in change.fields)
 
 
-def knobs(facts: Knobs, default: Setting) -> tuple[Knob, ...]:
-    """All but the number of threads, the likeliest first. A knob that the engine, the
+def knobs(choices: Choices, default: Setting) -> tuple[Knob, ...]:
+    """Return all but the number of threads, the likeliest first. A knob that the engine, the
     machine or the user's own environment leaves without effect is not there."""
-    makers = _MAKERS[:1] if facts.effort == QUICK else _MAKERS
-    found = (Knob(name, tuple(make(facts, default))) for name, make in makers)
+    makers = _MAKERS[:1] if choices.options.effort == QUICK else _MAKERS
+    found = (Knob(name, tuple(make(choices, default))) for name, make in makers)
     return tuple(knob for knob in found if knob.changes)
 
 
-def _memory(facts: Knobs, default: Setting) -> Iterator[Change]:
+def _memory(choices: Choices, default: Setting) -> Iterator[Change]:
     """How the model gets into memory, as far as memory and limits allow."""
-    measurable = facts.obeys("-mmp", "--no-mmap") or facts.obeys("-lm", "--load-mode")
-    if has_room(facts.host, facts.model) and measurable and default.mmap is None:
+    can_copy = has_room(choices.host, choices.facts.model) and choices.obeys("mmap", "-mmp", "-lm")
+    if can_copy and default.mmap is None:
         yield Change("no mmap", (("mmap", False),))
-        if no_huge(facts.huge, facts.environ) is None:
+        if no_huge(choices.facts.huge, choices.facts.environ) is None:
             yield Change("huge pages", (("mmap", False),), tuple(HUGE_PAGES.items()))
-    if facts.effort == FULL and not default.mlock and _may_lock(facts):
+    if choices.is_full and not default.mlock and _may_lock(choices):
         yield Change("locked", (("mlock", True),))
 
 
-def _may_lock(facts: Knobs) -> bool:
+def _may_lock(choices: Choices) -> bool:
     """llama-bench locks in newer engines only; the cli in all."""
-    if facts.bench_flags is not None and "-lm" not in facts.bench_flags:
+    if choices.bench_flags is not None and "-lm" not in choices.bench_flags:
         return False
-    need = need_of(facts.model, facts.n_prompt, None)
-    available = facts.host.memory.available
-    return no_lock(facts.engine.flags, need, available, facts.privileges) is None
+    need = need_of(choices.facts.model, choices.n_prompt, None)
+    available = choices.host.memory.available
+    return no_lock(choices.facts.engine.flags, need, available, choices.facts.privileges) is None
 
 
-def _binding(facts: Knobs, default: Setting) -> Iterator[Change]:
+def _binding(choices: Choices, default: Setting) -> Iterator[Change]:
     """OMP_PROC_BIND=true is reported to cost a third on some Xeons."""
     if set(BINDING) <= dict(default.env).keys():
         yield Change("not bound", unset_env=tuple(BINDING))
 
 
-def _affinity(facts: Knobs, default: Setting) -> Iterator[Change]:
+def _affinity(choices: Choices, default: Setting) -> Iterator[Change]:
     """On CPUs with two kinds of cores: kept to the fast ones, or not."""
-    host = facts.host
-    if host.hybrid is None or binds_itself(facts.environ):
+    host = choices.host
+    if host.hybrid is None or binds_itself(choices.facts.environ):
         return
     if default.cpus is not None:
         yield Change("on any CPU", (("cpus", None),))
@@ -168,59 +295,59 @@ def _affinity(facts: Knobs, default: Setting) -> Iterator[Change]:
         yield Change("on performance cores", (("cpus", fast),))
 
 
-def _waiting(facts: Knobs, default: Setting) -> Iterator[Change]:
+def _waiting(choices: Choices, default: Setting) -> Iterator[Change]:
     """How threads wait between steps: spinning wakes faster, but uses up a quota."""
-    runtime, environ, full = facts.engine.openmp, facts.environ, facts.effort == FULL
+    runtime, environ, full = choices.facts.engine.openmp, choices.facts.environ, choices.is_full
     if any(user_set(environ, name) for name in (*WAITING_BY_USER, "GOMP_SPINCOUNT")):
         return
     if runtime == LLVM:
         yield Change("KMP_BLOCKTIME=infinite", set_env=(("KMP_BLOCKTIME", "infinite"),))
         if full and "KMP_BLOCKTIME" in dict(default.env):
             yield Change("KMP_BLOCKTIME unset", unset_env=("KMP_BLOCKTIME",))
-        if full or facts.host.quota_binds:
+        if full or choices.host.quota_binds:
             yield Change("KMP_BLOCKTIME=0", set_env=(("KMP_BLOCKTIME", "0"),))
     elif runtime == GOMP:
         yield Change("OMP_WAIT_POLICY=active", set_env=(("OMP_WAIT_POLICY", "active"),))
-        if full or facts.host.quota_binds:
+        if full or choices.host.quota_binds:
             yield Change("OMP_WAIT_POLICY=passive", set_env=(("OMP_WAIT_POLICY", "passive"),))
-    elif runtime == NONE and facts.obeys("--poll", "--poll"):
+    elif runtime == NONE and choices.obeys_flag("poll"):
         yield Change("poll 100", (("poll", 100),))
         yield Change("poll 0", (("poll", 0),))
 
 
-def _flash_attention(facts: Knobs, default: Setting) -> Iterator[Change]:
+def _flash_attention(choices: Choices, default: Setting) -> Iterator[Change]:
     """Off in bitnet.cpp unless asked for; newer engines choose by themselves."""
-    if not facts.obeys("-fa", "-fa") or default.flash is not None:
+    if not choices.obeys_flag("flash") or default.flash is not None:
         return
-    if flash_takes_value(facts.engine):
+    if flash_takes_value(choices.facts.engine):
         yield Change("no flash attention", (("flash", False),))
     else:
         yield Change("flash attention", (("flash", True),))
 
 
-def _micro_batch(facts: Knobs, default: Setting) -> Iterator[Change]:
+def _micro_batch(choices: Choices, default: Setting) -> Iterator[Change]:
     """Sizes that cut the measured prompt differently than the default does."""
-    if not facts.obeys("-ub", "-ub") or PP not in facts.objective.phases:
+    if not choices.obeys_flag("ubatch") or PP not in choices.options.objective.phases:
         return
-    sizes = (64, 128, 256, 1024, 2048) if facts.effort == FULL else (128, 256, 1024)
+    sizes = (64, 128, 256, 1024, 2048) if choices.is_full else (128, 256, 1024)
     for size in sizes:
-        if min(size, facts.n_prompt) != min(DEFAULT_UBATCH, facts.n_prompt):
+        if min(size, choices.n_prompt) != min(DEFAULT_UBATCH, choices.n_prompt):
             yield Change(f"micro-batch {size}", (("ubatch", size),))
 
 
-def _numa(facts: Knobs, default: Setting) -> Iterator[Change]:
+def _numa(choices: Choices, default: Setting) -> Iterator[Change]:
     """Other ways to lay threads and memory over several nodes than the default's."""
-    host = facts.host
+    host = choices.host
     nodes = usable_nodes(host)
     if len(nodes) < 2:
         return
     plain: dict[str, object] = {"numa": None, "node": None, "interleave": None, "cpus": None}
     ways = [("numa left alone", plain)]
-    if facts.obeys("--numa", "--numa") and all_usable(host, nodes):
+    if choices.obeys_flag("numa") and all_usable(host, nodes):
         ways.append(("numa distribute", {**plain, "numa": DISTRIBUTE}))
-        if facts.effort == FULL:
+        if choices.is_full:
             ways.append(("numa isolate", {**plain, "numa": ISOLATE}))
-    if facts.numactl:
+    if choices.facts.numactl:
         spread = frozenset(node.id for node in nodes)
         ways.append(("memory interleaved", {**plain, "interleave": spread}))
     for name, fields in ways:
@@ -228,12 +355,12 @@ def _numa(facts: Knobs, default: Setting) -> Iterator[Change]:
             yield Change(name, tuple(fields.items()))
 
 
-def _prompt_threads(facts: Knobs, default: Setting) -> Iterator[Change]:
+def _prompt_threads(choices: Choices, default: Setting) -> Iterator[Change]:
     """Where a request counts as a whole: prompts apart, on all cores or on all CPUs."""
-    if facts.objective.phases != (PP, TG):
+    if choices.options.objective.phases != (PP, TG):
         return
-    bound = _cores_within(default.cpus, facts.host)
-    for count in {facts.host.usable_cores, len(facts.host.allowed)}:
+    bound = _cores_within(default.cpus, choices.host)
+    for count in {choices.host.usable_cores, len(choices.host.allowed)}:
         if count != default.threads_batch and (bound is None or count <= bound):
             yield Change(f"{count} threads for prompts", (("threads_batch", count),))
 

@@ -1,16 +1,17 @@
-"""How near a speed is to what memory allows; pure."""
+"""Tell how near a speed is to what memory allows, and what it costs in energy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
-from bitnet_tuning.bench.samples import Absent
+from bitnet_tuning.bench.bandwidth import Absent
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.machine.sensors import Domain, counter_file, read_counter, read_domains
 from bitnet_tuning.model.types import tensor_bytes
+from bitnet_tuning.namedtuple import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,15 +58,12 @@ class Roof(NamedTuple):
         return self.bandwidth / self.bytes_per_token
 
 
-def bytes_per_token(
-    tensors: Sequence[TensorInfo], experts: tuple[int, int] | None = None
-) -> int | Absent:
-    """Bytes of weights that one generated token needs; the cache of earlier tokens, which
-    grows with the text, is not among them.
+def bytes_per_token(tensors: Sequence[TensorInfo]) -> int | Absent:
+    """Return the bytes of weights that one generated token needs; the cache of earlier tokens,
+    which grows with the text, is not among them.
 
     Every tensor counts whole, lookup tables one row. Without an ``output.weight`` the
-    token table is the output matrix as well and is read whole. ``experts`` are those used
-    for a token and all there are.
+    token table is the output matrix as well and is read whole.
     """
     tied = all(info.name != _OUTPUT for info in tensors)
     total = 0
@@ -74,9 +72,7 @@ def bytes_per_token(
         if size == 0:
             return Absent(f"the size of tensor type {info.kind} ({info.name}) is not known here")
         if info.name.endswith(_EXPERTS):
-            if experts is None:
-                return Absent(f"a token needs only some of the experts in {info.name}")
-            size = size * experts[0] // experts[1]
+            return Absent(f"a token needs only some of the experts in {info.name}")
         total += size
     return total or Absent("the model file lists no tensors")
 
@@ -87,7 +83,7 @@ def _weights_read(info: TensorInfo, tied: bool) -> int:
 
 
 def words(roof: Roof, at_least: bool = False) -> str:
-    """One sentence for people. ``at_least``: the bandwidth is only a lower bound."""
+    """Return a sentence for people. ``at_least``: the bandwidth is only a lower bound."""
     achieved, most = _gigabytes(roof.achieved), _gigabytes(roof.bandwidth)
     if roof.share > 1:
         why = _BEYOND_LOWER if at_least else _BEYOND
@@ -138,7 +134,7 @@ class Energy(NamedTuple):
 
 
 class EnergyMeter:
-    """Joules that all packages together have used since the meter was made."""
+    """Counts the joules that all packages together have used since the meter was made."""
 
     def __init__(self, root: Root, domains: tuple[Domain, ...]) -> None:
         self._root, self._domains = root, domains
@@ -148,7 +144,7 @@ class EnergyMeter:
         return {domain: read_counter(self._root, domain) for domain in self._domains}
 
     def joules(self) -> float | None:
-        """None where a counter cannot be read any more.
+        """Return the joules; None where a counter cannot be read any more.
 
         One that wrapped counts on, once: at 65 kJ, the span of common processors, that is
         five minutes at 200 W.
@@ -163,7 +159,7 @@ class EnergyMeter:
 
 
 def _used(before: int | None, now: int | None, span: int | None) -> int | None:
-    """Microjoules."""
+    """Return microjoules."""
     if before is None or now is None:
         return None
     if now >= before:
@@ -172,7 +168,7 @@ def _used(before: int | None, now: int | None, span: int | None) -> int | None:
 
 
 def find_domains(root: Root) -> tuple[Domain, ...] | Absent:
-    """The packages' counters, all of them readable, or why not."""
+    """Return the packages' counters, all of them readable, or why not."""
     domains = read_domains(root)
     if not domains:
         return Absent("this machine shows no energy counters (RAPL)")
@@ -186,7 +182,7 @@ def find_domains(root: Root) -> tuple[Domain, ...] | Absent:
 def tokens_per_joule(
     run: Callable[[int], None], root: Root | None = None, repeats: int = REPEATS
 ) -> Energy | Absent:
-    """Generates SHORT and LONG tokens by turns and compares what both took.
+    """Generate SHORT and LONG tokens by turns and compare what both took.
 
     ``run`` starts the engine, generates so many tokens and waits for its end; where it
     raises TuningError, the figure is absent for that reason.
@@ -205,7 +201,7 @@ def tokens_per_joule(
 def _extra_joules(
     run: Callable[[int], None], root: Root, domains: tuple[Domain, ...]
 ) -> float | None:
-    """What the long run took more than the short one."""
+    """Return what the long run took more than the short one."""
     used: list[float | None] = []
     for tokens in (SHORT, LONG):
         meter = EnergyMeter(root, domains)
@@ -223,10 +219,3 @@ def _energy(extra: list[float]) -> Energy | Absent:
     tokens = LONG - SHORT
     samples = tuple(tokens / joules for joules in extra)
     return Energy(median(samples), min(samples), max(samples), samples, tokens)
-
-
-def energy_as_json(energy: Energy) -> dict[str, Any]:
-    """Tokens per joule."""
-    facts = energy._asdict()
-    facts["samples"] = list(energy.samples)
-    return facts

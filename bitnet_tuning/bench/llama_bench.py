@@ -1,4 +1,5 @@
-"""What llama-bench is asked for one setting, and what its answer is worth; pure."""
+"""Make the command line of llama-bench, or the request to the cli, that measures a setting, and
+read speeds out of what they print; pure."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from bitnet_tuning.bench.comparison import Sizes
+from bitnet_tuning.bench.knobs import CLI_FLAGS, FLAGS
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.death import Speed, parse_timings
 from bitnet_tuning.plan.command import memory_policy
@@ -34,13 +37,6 @@ _MODES = {
 """Mainline's modes of loading since 2026, by mmap and mlock."""
 
 
-class Tests(NamedTuple):
-    """What is measured, in tokens; None where that phase is not."""
-
-    n_prompt: int | None
-    n_gen: int | None
-
-
 class Bench(NamedTuple):
     """A llama-bench."""
 
@@ -50,8 +46,8 @@ class Bench(NamedTuple):
     """What its help lists."""
 
 
-class Row(NamedTuple):
-    """A row that the answer must hold."""
+class BenchRow(NamedTuple):
+    """A row that llama-bench must print."""
 
     phase: str
     sizes: tuple[int, int]
@@ -62,11 +58,11 @@ class Row(NamedTuple):
     be there."""
 
 
-class Command(NamedTuple):
+class BenchCommand(NamedTuple):
     """One process of llama-bench."""
 
     argv: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[BenchRow, ...]
 
 
 class Speeds(NamedTuple):
@@ -81,89 +77,57 @@ class NonsenseError(ValueError):
 
 
 def bench_commands(
-    setting: Setting, bench: Bench, model: str, tests: Tests, repetitions: int
-) -> tuple[Command, ...]:
-    """What measures the setting: one process, or two where prompts have threads of their
-    own, for which llama-bench has no flag.
+    setting: Setting, bench: Bench, model: str, sizes: Sizes, phases: tuple[str, ...]
+) -> tuple[BenchCommand, ...]:
+    """Return what measures the setting: one process, or two where prompts have threads of
+    their own, for which llama-bench has no flag.
 
     Raises UnsupportedError for a knob that this llama-bench does not have: measured
     without it, it would seem to have no effect.
     """
     knobs = tuple(_knobs(setting, bench.flags))
-    argv = [
+    shared = (
         *memory_policy(setting.node, setting.interleave),
         *bench.program,
-        "-m",
-        model,
-        "-r",
-        str(repetitions),
-        "-o",
-        "json",
-    ]
-    argv += ["-ngl", "0"] if "-ngl" in bench.flags else []
-    argv += [word for knob in knobs for word in (knob.flag, knob.value)]
-    said = tuple((knob.field, knob.said) for knob in knobs if knob.field)
-    shared = Command(tuple(argv), (Row("", (0, 0), repetitions, said),))
-    parts = [(setting.threads, tests)]
+        *("-m", model, "-r", str(sizes.repetitions), "-o", "json"),
+        *(("-ngl", "0") if "-ngl" in bench.flags else ()),
+        *(word for flag, value, _ in knobs for word in (flag, str(value))),
+    )
+    said = tuple((row, value) for _, value, row in knobs if row)
+    parts = [(setting.threads, phases)]
     if setting.threads != setting.threads_batch:
-        prompt, generation = Tests(tests.n_prompt, None), Tests(None, tests.n_gen)
-        parts = [(setting.threads_batch, prompt), (setting.threads, generation)]
-    return tuple(_command(shared, threads, part) for threads, part in parts if any(part))
+        parts = [(setting.threads_batch, (PP,)), (setting.threads, (TG,))]
+    found = []
+    for threads, measured in parts:
+        wanted = [phase for phase in (PP, TG) if phase in measured and phase in phases]
+        n_prompt = sizes.n_prompt if PP in wanted else 0
+        n_gen = sizes.n_gen if TG in wanted else 0
+        argv = ("-t", str(threads), "-p", str(n_prompt), "-n", str(n_gen))
+        fields = (("n_threads", threads), *said)
+        tokens = {PP: (n_prompt, 0), TG: (0, n_gen)}
+        rows = (BenchRow(phase, tokens[phase], sizes.repetitions, fields) for phase in wanted)
+        found += [BenchCommand((*shared, *argv), tuple(rows))] if wanted else []
+    return tuple(found)
 
 
-class _Knob(NamedTuple):
-    flag: str
-    value: str
-    field: str
-    """What a row calls it; empty where it says nothing of it."""
-    said: object
-    """Its value in a row."""
-
-
-def _command(shared: Command, threads: int, tests: Tests) -> Command:
-    """``shared`` with these tests; it has what their rows have in common."""
-    n_prompt, n_gen = tests.n_prompt or 0, tests.n_gen or 0
-    argv = ("-t", str(threads), "-p", str(n_prompt), "-n", str(n_gen))
-    (row,) = shared.rows
-    row = row._replace(fields=(("n_threads", threads), *row.fields))
-    phases = ((PP, (n_prompt, 0)), (TG, (0, n_gen)))
-    rows = (row._replace(phase=phase, sizes=sizes) for phase, sizes in phases if any(sizes))
-    return Command((*shared.argv, *argv), tuple(rows))
-
-
-def _knobs(setting: Setting, flags: frozenset[str]) -> Iterator[_Knob]:
-    """Flags of llama-bench for all but threads. Every generation takes 0 and 1 for ``-fa``."""
-    yield from _loading(setting, flags)
-    if setting.flash is not None:
-        said = int(setting.flash)
-        yield _Knob(known("flash attention", ("-fa",), flags), str(said), "flash_attn", said)
-    if setting.ubatch is not None:
-        yield _Knob(
-            known("the micro-batch", ("-ub",), flags),
-            str(setting.ubatch),
-            "n_ubatch",
-            setting.ubatch,
-        )
-    if setting.poll is not None:
-        yield _Knob(known("polling", ("--poll",), flags), str(setting.poll), "poll", setting.poll)
-    if setting.numa is not None:
-        yield _Knob(known("NUMA", ("--numa",), flags), setting.numa, "", None)
-
-
-def _loading(setting: Setting, flags: frozenset[str]) -> Iterator[_Knob]:
+def _knobs(setting: Setting, flags: frozenset[str]) -> Iterator[tuple[str, int | str, str]]:
+    """Yield llama-bench's flag for each knob, its value, and what a row calls it. Every
+    generation takes 0 and 1 for ``-fa``."""
     mode = _MODES.get((setting.mmap, setting.mlock))
-    if mode is None:
-        return
-    if setting.mlock or "-mmp" not in flags:
+    if mode is not None and (setting.mlock or "-mmp" not in flags):
         what = "locking the model" if setting.mlock else "mmap"
-        yield _Knob(known(what, ("-lm",), flags), mode, "load_mode", mode)
-    else:
-        said = int(setting.mmap is True)
-        yield _Knob("-mmp", str(said), "use_mmap", said)
+        yield known(what, ("-lm",), flags), mode, "load_mode"
+    elif mode is not None:
+        yield "-mmp", int(setting.mmap is True), "use_mmap"
+    for each in FLAGS:
+        value = getattr(setting, each.field)
+        if value is not None:
+            flag = known(each.words, (each.flag,), flags)
+            yield flag, int(value) if isinstance(value, bool) else value, each.row
 
 
 def known(what: str, names: tuple[str, ...], flags: frozenset[str]) -> str:
-    """The first of the names that the program lists. Raises UnsupportedError."""
+    """Return the first of the names that the program lists. Raises UnsupportedError."""
     for name in names:
         if name in flags:
             return name
@@ -173,8 +137,8 @@ def known(what: str, names: tuple[str, ...], flags: frozenset[str]) -> str:
     )
 
 
-def parse_bench(stdout: str, rows: tuple[Row, ...]) -> Speeds:
-    """The samples of exactly these rows; anything else is a problem, never a number."""
+def parse_bench(stdout: str, rows: tuple[BenchRow, ...]) -> Speeds:
+    """Return the samples of exactly these rows; anything else is a problem, never a number."""
     try:
         found = _array(stdout)
         if len(found) != len(rows):
@@ -185,7 +149,7 @@ def parse_bench(stdout: str, rows: tuple[Row, ...]) -> Speeds:
 
 
 def _array(stdout: str) -> list[dict[str, Any]]:
-    """The rows. Some builds print their log to stdout as well, before the array."""
+    """Return the rows. Some builds print their log to stdout as well, before the array."""
     starts = [found.end() - 1 for found in re.finditer(r"^[ \t]*\[", stdout, re.MULTILINE)]
     for start in starts:
         try:
@@ -197,7 +161,7 @@ def _array(stdout: str) -> list[dict[str, Any]]:
     raise NonsenseError(f"llama-bench printed {'broken' if starts else 'no'} JSON")
 
 
-def _samples(row: Row, found: list[dict[str, Any]]) -> tuple[float, ...]:
+def _samples(row: BenchRow, found: list[dict[str, Any]]) -> tuple[float, ...]:
     name = f"{row.phase}{sum(row.sizes)}"
     same = [one for one in found if (one.get("n_prompt"), one.get("n_gen")) == row.sizes]
     if not same:
@@ -215,7 +179,7 @@ def _samples(row: Row, found: list[dict[str, Any]]) -> tuple[float, ...]:
 
 
 def checked(sample: object, name: str) -> float:
-    """A speed in tokens/s. Raises NonsenseError for what is none."""
+    """Return a speed in tokens/s. Raises NonsenseError for what is none."""
     if isinstance(sample, (int, float)) and not isinstance(sample, bool):
         try:
             speed = float(sample)
@@ -232,7 +196,7 @@ def _short(value: object) -> str:
 
 
 def stale(setting: Setting, environ: Mapping[str, str]) -> frozenset[str]:
-    """Variables that bitnet-env.sh exported and the setting does not have: ours from
+    """Return variables that bitnet-env.sh exported and the setting does not have: ours from
     another day, not the user's."""
     return exported(environ) - dict(setting.env).keys()
 
@@ -246,14 +210,14 @@ _WORDS = (
 )
 
 LEAST_SHARE = 0.5
-"""Of the generated tokens asked for, which a run must have made: a text may end early."""
+"""Share of the generated tokens asked for that a run must have made: a text may end early."""
 
 TOKENS_PER_WORD = 8
-"""At most, space included: in a vocabulary of single letters."""
+"""Most tokens of a word, space included: in a vocabulary of single letters."""
 
 
 def words(count: int) -> str:
-    """So many words in no order, always the same: at least as many tokens."""
+    """Return so many words in no order, always the same: at least as many tokens."""
     known_words = _WORDS.split()
     state, text = 1, []
     for _ in range(count):
@@ -262,10 +226,13 @@ def words(count: int) -> str:
     return " ".join(text)
 
 
-def cli_request(tests: Tests, model: ModelFile, flags: frozenset[str]) -> Request:
-    """A greedy run of the cli with a prompt of about ``n_prompt`` tokens, which generates
+def cli_request(
+    sizes: Sizes, phases: tuple[str, ...], model: ModelFile, flags: frozenset[str]
+) -> Request:
+    """Return a greedy run of the cli with a prompt of about ``n_prompt`` tokens, which generates
     one token from the prompt's last step and then ``n_gen`` more."""
-    n_prompt, n_gen = tests.n_prompt or 1, tests.n_gen or 0
+    n_prompt = sizes.n_prompt if PP in phases else 1
+    n_gen = sizes.n_gen if TG in phases else 0
     context = TOKENS_PER_WORD * n_prompt + n_gen + 16
     return Request(
         prompt=words(n_prompt),
@@ -278,27 +245,27 @@ def cli_request(tests: Tests, model: ModelFile, flags: frozenset[str]) -> Reques
 
 
 def is_cut_short(log: str) -> bool:
-    """Whether the timings are missing: they may have been lost."""
+    """Return whether the timings are missing: they may have been lost."""
     timings = parse_timings(log)
     return timings.prompt is None or timings.generation is None
 
 
-def parse_cli(log: str, tests: Tests) -> Speeds:
-    """One sample for each phase from the timings in the cli's log."""
+def parse_cli(log: str, sizes: Sizes, phases: tuple[str, ...]) -> Speeds:
+    """Return one sample for each phase from the timings in the cli's log."""
     timings = parse_timings(log)
     found = {}
     try:
-        if tests.n_prompt:
-            found[PP] = (_rate(PP, tests.n_prompt, timings.prompt),)
-        if tests.n_gen:
-            found[TG] = (_rate(TG, LEAST_SHARE * tests.n_gen, timings.generation),)
+        if PP in phases:
+            found[PP] = (_rate(PP, sizes.n_prompt, timings.prompt),)
+        if TG in phases:
+            found[TG] = (_rate(TG, LEAST_SHARE * sizes.n_gen, timings.generation),)
     except NonsenseError as nonsense:
         return Speeds({}, str(nonsense))
     return Speeds(found)
 
 
 def _rate(phase: str, least: float, seen: Speed | None) -> float:
-    """In tokens/s, of a phase that had ``least`` tokens or more; raises NonsenseError."""
+    """Return the tokens/s of a phase that had ``least`` tokens or more; raises NonsenseError."""
     if seen is None:
         raise NonsenseError(f"the engine printed no timing for {phase}")
     if seen.tokens < least:
@@ -307,16 +274,13 @@ def _rate(phase: str, least: float, seen: Speed | None) -> float:
 
 
 def check_cli(setting: Setting, flags: frozenset[str]) -> None:
-    """Raises UnsupportedError for a knob that the cli does not have."""
-    wanted = (
-        ("flash attention", setting.flash is not None, ("-fa",)),
-        ("the micro-batch", setting.ubatch is not None, ("-ub",)),
-        ("polling", setting.poll is not None, ("--poll",)),
-        ("NUMA", setting.numa is not None, ("--numa",)),
-        ("no mmap", setting.mmap is False, ("--no-mmap", "--load-mode")),
-        ("locking the model", setting.mlock, ("--mlock", "--load-mode")),
-        ("threads of prompts", setting.threads_batch != setting.threads, ("-tb",)),
-    )
-    for what, is_wanted, names in wanted:
-        if is_wanted:
-            known(what, names, flags)
+    """Raise UnsupportedError for a knob that the cli does not have."""
+    wanted = {each.field: each.words for each in FLAGS if getattr(setting, each.field) is not None}
+    if setting.mmap is False:
+        wanted["mmap"] = "no mmap"
+    if setting.mlock:
+        wanted["mlock"] = "locking the model"
+    if setting.threads_batch != setting.threads:
+        wanted["threads_batch"] = "threads of prompts"
+    for field, words in wanted.items():
+        known(words, CLI_FLAGS[field], flags)

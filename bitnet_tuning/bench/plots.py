@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from bitnet_tuning.bench import statistics
-from bitnet_tuning.bench.ledger import DEFAULT
+from bitnet_tuning.bench.comparison import DEFAULT
 from bitnet_tuning.bench.results import Results
-from bitnet_tuning.bench.summary import Row, digits, noise_floor, phase_speeds, problem_of, times
+from bitnet_tuning.bench.summary import Row, digits, noise_floor, problem_of, times
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.plan.openmp import THREAD_COUNTS
 from bitnet_tuning.plan.profile import PP, TG, Estimate
@@ -265,12 +265,12 @@ def roof_speed(results: Results) -> float | None:
 
 def _points(results: Results, phase: str) -> tuple[Point, ...]:
     """Settings that use the same number of threads in this phase count as one."""
-    default = results.settings.get(DEFAULT)
+    default, measured = results.settings.get(DEFAULT), results.measured
     speeds: dict[int, list[float]] = {}
     for name, setting in results.settings.items():
         alike = default is not None and _but_threads(setting) == _but_threads(default)
-        if alike and problem_of(results, name) is None:
-            found = phase_speeds(results, name)[phase]
+        if alike and problem_of(measured, name) is None:
+            found = measured.speeds(name)[phase]
             if found:
                 speeds.setdefault(_threads(setting, phase), []).extend(found)
     return tuple(
@@ -291,10 +291,11 @@ def _but_threads(setting: Setting) -> Setting:
 
 def forest(results: Results, rows: Sequence[Row]) -> Forest:
     """In the order of ``rows``; settings that failed or write wrong words are not there."""
+    measured = results.measured
     bars = [
         Bar(row.name, row.to_default, row.winner)
         for row in rows
-        if row.to_default is not None and problem_of(results, row.name) is None
+        if row.to_default is not None and problem_of(measured, row.name) is None
     ]
     return Forest(tuple(bars[:MOST_BARS]), noise_floor(results), len(bars[MOST_BARS:]))
 

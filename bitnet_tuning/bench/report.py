@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from bitnet_tuning.bench import plots, statistics
-from bitnet_tuning.bench.ledger import DEFAULT
+from bitnet_tuning.bench import plots
+from bitnet_tuning.bench.comparison import DEFAULT
 from bitnet_tuning.bench.plots import (
     Bar,
     Scaling,
@@ -41,7 +41,7 @@ from bitnet_tuning.bench.summary import (
 )
 from bitnet_tuning.console import GIBIBYTE, MEBIBYTE
 from bitnet_tuning.machine.root import format_list
-from bitnet_tuning.plan.profile import PP, TG, Estimate
+from bitnet_tuning.plan.profile import PP, TG
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """Nothing is loaded and no script runs, whatever the names in a document hold."""
@@ -268,8 +268,9 @@ def _number(facts: Mapping[str, Any] | None, name: str) -> float | None:
 def method(results: Results) -> Iterator[str]:
     """How the figures came about."""
     sizes, options = results.options.sizes, results.options
-    runs = sum(len(each.runs) for each in results.rounds)
-    spent = results.rounds[-1].elapsed if results.rounds else 0.0
+    measured = results.measured
+    floor, pairs = measured.floor(), len(measured.itself())
+    noise = None if floor is None else f"within {TIMES}{floor:.2f}, {pairs} rounds"
     yield paragraph(
         "Configurations were run in rounds, each after the other within a round and in "
         "another order from round to round, so that what disturbs the machine meets all of "
@@ -277,15 +278,14 @@ def method(results: Results) -> Iterator[str]:
         "configuration that looked good was measured again, against the default, before it "
         "could win."
     )
-    noise = statistics.noise(results.rounds, DEFAULT, options.objective)
     yield definitions(
         (
-            ("Rounds", len(results.rounds)),
-            ("Runs", runs),
-            ("Time spent", f"{spent:.0f} s of {options.budget:g} s"),
+            ("Rounds", len(measured)),
+            ("Runs", measured.runs),
+            ("Time spent", f"{measured.spent:.0f} s of {options.budget:g} s"),
             ("To be fast", _objective(results)),
             ("One run", "" if sizes is None else _sizes_words(sizes)),
-            ("Default against itself", "" if noise is None else _noise_words(noise)),
+            ("Default against itself", noise),
         )
     )
 
@@ -293,10 +293,6 @@ def method(results: Results) -> Iterator[str]:
 def _sizes_words(sizes: Any) -> str:
     repeated = "once" if sizes.repetitions == 1 else f"{sizes.repetitions} times"
     return f"{sizes.n_prompt} tokens of prompt, {sizes.n_gen} generated, {repeated}"
-
-
-def _noise_words(noise: Estimate) -> str:
-    return f"{TIMES}{noise.low:.2f} to {TIMES}{noise.high:.2f}, {noise.count} rounds"
 
 
 def _objective(results: Results) -> str:

@@ -11,14 +11,14 @@ from datetime import datetime, timezone
 from itertools import count
 from typing import Any
 
-from bitnet_tuning.bench.ledger import Space
-from bitnet_tuning.bench.samples import Round, Sizes
+from bitnet_tuning.bench.comparison import CheckFacts, Round, Rounds
+from bitnet_tuning.bench.knobs import Assignment, Space
+from bitnet_tuning.bench.search import Decision
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.machine.conditions import Conditions, Meanwhile
 from bitnet_tuning.machine.host import HostFacts
 from bitnet_tuning.namedtuple import NamedTuple
-from bitnet_tuning.plan.profile import Estimate, Objective
-from bitnet_tuning.plan.setting import Setting, Threads, describe
+from bitnet_tuning.plan.setting import Setting, describe
 from bitnet_tuning.store.codec import (
     Annotated,
     Count,
@@ -39,8 +39,6 @@ INTERRUPTED: Literal["interrupted"] = "interrupted"
 FINISHED: Literal["finished"] = "finished"
 
 Commit = Annotated[str, {"pattern": "^([0-9a-f]{40}|[0-9a-f]{64})$"}]
-Seconds = Annotated[float, {"minimum": 0}]
-Factor = Annotated[float, {"minimum": 1}]
 Worded = Annotated[Setting, Written(texts={"words": describe})]
 
 
@@ -51,20 +49,6 @@ class Program(NamedTuple):
     version: str
     git_commit: Commit | None
     """Of its own checkout; None where it is installed."""
-
-
-class Assignment(NamedTuple):
-    """What was asked for."""
-
-    budget: Seconds
-    effort: Literal["quick", "normal", "full"]
-    objective: Objective
-    threads: tuple[Threads, ...] | None
-    """The only counts to try; None for those that suit the machine."""
-    modes: tuple[str, ...] | None
-    """The only modes to measure; None for all."""
-    sizes: Sizes | None
-    """Tokens and samples of every run; None until the engine's speed is known."""
 
 
 class EngineFacts(NamedTuple):
@@ -96,15 +80,6 @@ class ModelFacts(NamedTuple):
     """Read from memory for each generated token."""
 
 
-class CheckFacts(NamedTuple):
-    """Whether a setting's output was right."""
-
-    setting: str
-    problem: str | None
-    after_round: Count
-    """Number of the last round before it; 0 for none."""
-
-
 class Surroundings(NamedTuple):
     """The machine's state around the measurement. None for what was not taken."""
 
@@ -118,19 +93,6 @@ class Part(NamedTuple):
 
     facts: Mapping[str, Any] | None = None
     reason: str | None = None
-
-
-class Decision(NamedTuple):
-    """What came of it."""
-
-    winner: str
-    """The setting to use: the default's name unless another one was shown to be faster."""
-    verdict: str
-    estimate: Estimate | None
-    """Ratio of the finalist's value to the default's, in the duel."""
-    floor: Factor | None
-    """How far from 1, as a factor, the default strays from itself; at least 1."""
-    reason: str
 
 
 class Kept(NamedTuple):
@@ -178,6 +140,11 @@ class Results(NamedTuple):
         for name, place in names.items():
             if name not in self.settings:
                 raise DamagedError(f"there is no setting {name!r}", place)
+
+    @property
+    def measured(self) -> Rounds:
+        """The rounds and checks, as what answers for them."""
+        return Rounds(self.options.objective, self.rounds, self.checks)
 
 
 def to_document(results: Results) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Measures one setting of an engine: a number comes back, or the reason why there is none."""
+"""Measure one setting of an engine: a speed comes back, or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import time
 from typing import NamedTuple
 
 from bitnet_tuning.bench import llama_bench
-from bitnet_tuning.bench.ledger import DEFAULT
-from bitnet_tuning.bench.llama_bench import NEEDED, Bench, Speeds, Tests, check_cli, stale
-from bitnet_tuning.bench.samples import Run
+from bitnet_tuning.bench.comparison import DEFAULT, Run, Sizes
+from bitnet_tuning.bench.llama_bench import NEEDED, Bench, Speeds, check_cli, stale
 from bitnet_tuning.engine.probe import parse_flags
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.death import failure
@@ -20,7 +19,6 @@ from bitnet_tuning.plan.profile import PP, TG
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bitnet_tuning.bench.samples import Sizes
     from bitnet_tuning.engine.find import Engine
     from bitnet_tuning.machine.host import Host
     from bitnet_tuning.model.types import ModelFile
@@ -29,8 +27,8 @@ if TYPE_CHECKING:
 
 
 def find_bench(engine: Engine) -> Bench | None:
-    """The llama-bench beside the engine, asked for its flags; None where there is none
-    that works."""
+    """Return the llama-bench beside the engine with its flags; None where there is none that
+    works."""
     if engine.embedded:
         program = (*engine.program(False), "bench")
     elif engine.bench is not None:
@@ -43,10 +41,7 @@ def find_bench(engine: Engine) -> Bench | None:
 
 
 class Runner:
-    """Measures settings of one engine with one model.
-
-    ``sizes`` may be set anew between runs.
-    """
+    """Measures settings of one engine with one model. ``sizes`` may be set between runs."""
 
     def __init__(
         self, place: Place, bench: Bench | None, sizes: Sizes, patience: Patience | None = None
@@ -59,15 +54,11 @@ class Runner:
         self._longest: dict[tuple[Sizes, tuple[str, ...]], float] = {}
 
     def measure(self, name: str, setting: Setting, phases: tuple[str, ...] = (PP, TG)) -> Run:
-        """One measurement of the phases. A failure is a run without samples; only an
-        interrupt is raised."""
-        tests = Tests(
-            self.sizes.n_prompt if PP in phases else None,
-            self.sizes.n_gen if TG in phases else None,
-        )
+        """Measure the phases once. A failure is a run without samples; only an interrupt is
+        raised."""
         started = time.monotonic()
         try:
-            speeds = self._speeds(setting, tests, self.seconds(phases))
+            speeds = self._speeds(setting, phases, self.seconds(phases))
         except UnsupportedError as error:
             speeds = Speeds({}, error.cause)
         taken = time.monotonic() - started
@@ -77,7 +68,7 @@ class Runner:
         return Run(name, speeds.samples, taken, speeds.problem)
 
     def seconds(self, phases: tuple[str, ...] = (PP, TG)) -> float:
-        """How long a process that measures these phases may take now."""
+        """Return how long a process that measures these phases may take now."""
         seen = [
             taken
             for (sizes, measured), taken in self._longest.items()
@@ -85,29 +76,27 @@ class Runner:
         ]
         return self.patience.after(max(seen, default=None))
 
-    def _speeds(self, setting: Setting, tests: Tests, seconds: float) -> Speeds:
+    def _speeds(self, setting: Setting, phases: tuple[str, ...], seconds: float) -> Speeds:
         if self.bench is None:
-            return self._by_cli(setting, tests, seconds)
+            return self._by_cli(setting, phases, seconds)
         commands = llama_bench.bench_commands(
-            setting, self.bench, self.place.model.path, tests, self.sizes.repetitions
+            setting, self.bench, self.place.model.path, self.sizes, phases
         )
         samples: dict[str, tuple[float, ...]] = {}
         for command in commands:
             done = run_setting(setting, command.argv, seconds)
             problem = failure(done, seconds)
-            speeds = (
-                Speeds({}, problem)
-                if problem
-                else llama_bench.parse_bench(done.stdout, command.rows)
-            )
+            if problem:
+                return Speeds({}, problem)
+            speeds = llama_bench.parse_bench(done.stdout, command.rows)
             if speeds.problem is not None:
                 return speeds
             samples |= speeds.samples
         return Speeds(samples)
 
-    def _by_cli(self, setting: Setting, tests: Tests, seconds: float) -> Speeds:
+    def _by_cli(self, setting: Setting, phases: tuple[str, ...], seconds: float) -> Speeds:
         _, engine, model = self.place
-        request = llama_bench.cli_request(tests, model, engine.flags)
+        request = llama_bench.cli_request(self.sizes, phases, model, engine.flags)
         for _ in range(TRIES):
             done = run_cli(self.place, setting, request, seconds)
             problem = failure(done, seconds)
@@ -115,11 +104,11 @@ class Runner:
                 return Speeds({}, problem)
             if not llama_bench.is_cut_short(done.stderr):
                 break
-        return llama_bench.parse_cli(done.stderr, tests)
+        return llama_bench.parse_cli(done.stderr, self.sizes, phases)
 
 
 TRIES = 3
-"""Runs of a cli where the end of what it prints may be lost. llama-completion of late 2026
+"""Most runs of a cli where the end of what it prints may be lost. llama-completion of late 2026
 loses it now and then (llama.cpp issue 22142: its log thread is not waited for)."""
 
 
@@ -142,20 +131,66 @@ class Patience(NamedTuple):
     reach a factor of five."""
 
     def after(self, longest: float | None) -> float:
-        """``longest`` is the longest run of the default, None before there is one."""
+        """Return the seconds from the longest run of the default, None before there is one."""
         return self.first if longest is None else max(self.least, self.factor * longest)
 
 
 def run_setting(setting: Setting, argv: tuple[str, ...], seconds: float) -> Captured:
-    """A program with the setting's environment, CPUs and niceness."""
+    """Run a program with the setting's environment, CPUs and niceness."""
     unset = stale(setting, os.environ)
     variables = dict(setting.env)
     return capture(argv, variables, seconds, unset=unset, cpus=setting.cpus, nice=setting.nice)
 
 
 def run_cli(place: Place, setting: Setting, request: Request, seconds: float) -> Captured:
-    """The engine's cli with the setting. Raises UnsupportedError where engine and model
+    """Run the engine's cli with the setting. Raises UnsupportedError where engine and model
     cannot work together, and for a knob that the cli does not have."""
     check_cli(setting, place.engine.flags)
     facts = Facts(*place, "measured", os.environ)
     return run_setting(setting, make_plan(request, facts, setting).command, seconds)
+
+
+PHASE_SECONDS = 0.6
+"""Seconds aimed at for one phase of one run. Many short runs beat a few long ones: what disturbs a
+shared machine lasts for seconds, and a paired comparison needs rounds."""
+
+LEAST_PROMPT, MOST_PROMPT = 16, 512
+LEAST_GENERATED, MOST_GENERATED = 8, 128
+MOST_REPETITIONS = 5
+
+
+FIRST = Sizes(16, 4, 1)
+"""Sizes of the first run, which reads the model from disk and tells how fast it is at all."""
+
+SECOND = Sizes(32, 8, 1)
+
+
+def choose_sizes(
+    prompt_rate: float,
+    generation_rate: float,
+    context: int | None,
+    n_prompt: int | None = None,
+    n_gen: int | None = None,
+) -> Sizes:
+    """Return sizes from tokens/s that were seen. Sizes that the user named stay, and each
+    phase fits into the model's ``context``."""
+    prompt = n_prompt or _power_of_two(prompt_rate * PHASE_SECONDS, LEAST_PROMPT, MOST_PROMPT)
+    generated = n_gen or _power_of_two(
+        generation_rate * PHASE_SECONDS, LEAST_GENERATED, MOST_GENERATED
+    )
+    if context is not None and not n_prompt:
+        prompt = min(prompt, max(1, context // 2))
+    if context is not None and not n_gen:
+        generated = min(generated, max(1, context // 4))
+    # The shorter phase may take a while longer; the longer one sets the pace.
+    seconds = max(prompt / prompt_rate, generated / generation_rate)
+    repetitions = max(1, min(MOST_REPETITIONS, round(PHASE_SECONDS / seconds)))
+    return Sizes(prompt, generated, repetitions)
+
+
+def _power_of_two(wanted: float, least: int, most: int) -> int:
+    """Return the largest one that is not above ``wanted``, within the limits."""
+    size = least
+    while size * 2 <= min(wanted, most):
+        size *= 2
+    return size

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
-from statistics import median
+from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from bitnet_tuning.bench import statistics
-from bitnet_tuning.bench.ledger import DEFAULT, PERFORMANCE, UPSTREAM
+from bitnet_tuning.bench.comparison import DEFAULT, PERFORMANCE, UPSTREAM, Round, Rounds
 from bitnet_tuning.bench.results import Results
-from bitnet_tuning.bench.samples import Round, Run
 from bitnet_tuning.plan.profile import PP, TG, Estimate
 from bitnet_tuning.plan.setting import describe
 
 FIXED = (DEFAULT, UPSTREAM, PERFORMANCE)
 """Settings that no search chose: all their rounds are fresh evidence."""
-
-DUEL = "duel"
 
 TIMES, TO = "\u00d7", "\u2013"
 """The signs of multiplication and of a range."""
@@ -32,11 +29,6 @@ WRONG = "wrong output"
 CLAIM = (2.0, 3.5)
 """Gain over 2 threads that the guide to these settings claims, seen on a laptop with 12
 threads."""
-
-
-MOST_VALUES = 101
-"""That enter an interval which takes the square of their number to compute: more would
-change little, and take seconds."""
 
 
 class Row(NamedTuple):
@@ -71,8 +63,9 @@ class Claim(NamedTuple):
 
 
 def rows(results: Results) -> tuple[Row, ...]:
-    """The winner, the default, upstream's, and the others by their ratio to the default."""
-    found = (_row(name, results) for name in results.settings)
+    """Return the winner, the default, upstream's, and the others by their ratio to the default."""
+    measured = results.measured
+    found = (_row(name, results, measured) for name in results.settings)
     shown = [row for row in found if row.rounds or row.verdict != TOO_FEW]
     return tuple(sorted(shown, key=_rank))
 
@@ -83,83 +76,44 @@ def _rank(row: Row) -> tuple[int, float]:
     return place, -(row.to_default.median if row.to_default else 0.0)
 
 
-def _row(name: str, results: Results) -> Row:
-    decision = results.decision
-    speeds = phase_speeds(results, name)
-    ratio = against(results, name, DEFAULT)
+def _row(name: str, results: Results, measured: Rounds) -> Row:
+    speeds = measured.speeds(name)
+    ratio = against(results, name, DEFAULT, measured)
     return Row(
         name=name,
         words=describe(results.settings[name]),
         pp=statistics.estimate(speeds[PP]) if speeds[PP] else None,
         tg=statistics.estimate(speeds[TG]) if speeds[TG] else None,
-        to_upstream=against(results, name, UPSTREAM),
+        to_upstream=against(results, name, UPSTREAM, measured),
         to_default=ratio,
-        rounds=sum(1 for each in results.rounds if any(_ran(run, name) for run in each.runs)),
-        verdict=_verdict(name, results, ratio),
-        winner=decision is not None and decision.winner == name,
+        rounds=measured.count(name),
+        verdict=_verdict(name, results, measured, ratio),
+        winner=results.decision is not None and results.decision.winner == name,
     )
 
 
-def _ran(run: Run, name: str) -> bool:
-    return run.setting == name and run.problem is None
-
-
-def phase_speeds(results: Results, name: str) -> dict[str, list[float]]:
-    """By phase, tokens/s of every run that measured it: the median of its samples. Samples
-    of one process share its luck, so that only runs count as independent."""
-    runs = [run for each in results.rounds for run in each.runs if _ran(run, name)]
-    return {
-        phase: [median(run.samples[phase]) for run in runs if run.samples.get(phase)]
-        for phase in (PP, TG)
-    }
-
-
-def noise_floor(results: Results, count: int | None = None) -> float | None:
-    """How far from 1, as a factor, the default strays from itself over ``count`` rounds; by
-    default the decision's floor, or before there is one that of the rounds so far."""
+def noise_floor(results: Results) -> float | None:
+    """Return the decision's noise floor, or before there is one that of the rounds so far."""
     decision = results.decision
-    if count is None and decision is not None and decision.floor is not None:
-        return decision.floor
-    pairs = thinned(statistics.itself(results.rounds, DEFAULT, results.options.objective))
-    return statistics.floor(pairs, min(count or len(pairs), MOST_VALUES))
+    known = decision.floor if decision is not None else None
+    return results.measured.floor() if known is None else known
 
 
-def thinned(values: list[float]) -> list[float]:
-    """At most MOST_VALUES of them, evenly over the whole time."""
-    step = max(1, -(-len(values) // MOST_VALUES))
-    return values[::step]
-
-
-def against(results: Results, name: str, reference: str) -> Estimate | None:
-    """The ratio of two settings' values, paired by round.
-
-    A setting that came into a duel is judged by duels alone: it was chosen for them because
-    it looked good in earlier rounds.
-    """
-    if name == reference:
-        return None
+def against(
+    results: Results, name: str, reference: str, measured: Rounds | None = None
+) -> Estimate | None:
+    """Return the ratio of two settings' values, paired by round; the decision's, where it
+    has one. None for a setting against itself."""
     decision = results.decision
     if decision is not None and (name, reference) == (decision.winner, DEFAULT):
-        return decision.estimate
-    ratios = statistics.ratios(_fresh(results, name), name, reference, results.options.objective)
-    return statistics.ratio(ratios) if ratios else None
+        return None if name == DEFAULT else decision.estimate
+    return (
+        None if name == reference else (measured or results.measured).shown(name, reference).ratio
+    )
 
 
-def _fresh(results: Results, name: str) -> Sequence[Round]:
-    if name in FIXED:
-        return results.rounds
-    if not _in_duel(results, name):
-        return results.rounds
-    return [each for each in results.rounds if each.stage == DUEL]
-
-
-def _in_duel(results: Results, name: str) -> bool:
-    duel = (each for each in results.rounds if each.stage == DUEL)
-    return any(_ran(run, name) for each in duel for run in each.runs)
-
-
-def _verdict(name: str, results: Results, ratio: Estimate | None) -> str:
-    problem = problem_of(results, name)
+def _verdict(name: str, results: Results, measured: Rounds, ratio: Estimate | None) -> str:
+    problem = problem_of(measured, name)
     if problem is not None:
         return problem
     if name == DEFAULT:
@@ -167,42 +121,31 @@ def _verdict(name: str, results: Results, ratio: Estimate | None) -> str:
     decision = results.decision
     if decision is not None and name == decision.winner:
         return decision.verdict
-    if ratio is None or ratio.count < statistics.VERDICT_ROUNDS:
+    judged = measured.shown(name)
+    # Without a floor nothing says how far the default strays from itself.
+    if ratio is None or ratio.count < statistics.VERDICT_ROUNDS or judged.floor is None:
         return TOO_FEW
-    floor = noise_floor(results, ratio.count)
-    if floor is None:  # nothing says how far the default strays from itself
-        return TOO_FEW
-    found = statistics.verdict(ratio, floor)
-    searched = name not in FIXED and not _in_duel(results, name)
-    return UNCONFIRMED if searched and found == statistics.FASTER else found
+    searched = name not in FIXED and not measured.in_duel(name)
+    return UNCONFIRMED if searched and judged.verdict == statistics.FASTER else judged.verdict
 
 
-def problem_of(results: Results, name: str) -> str | None:
-    """Why a setting is out: its output is wrong, or no more of its runs went well than
-    failed. None for one that is in."""
-    for check in reversed(results.checks):
-        if check.setting == name and check.problem is not None:
-            return f"{WRONG}: {check.problem}"
-    runs = [run for each in results.rounds for run in each.runs if run.setting == name]
-    problems = [run.problem for run in runs if run.problem is not None]
-    return f"{FAILED}: {problems[-1]}" if len(problems) * 2 >= len(runs) > 0 else None
+def problem_of(measured: Rounds, name: str) -> str | None:
+    """Return why a setting is out: its output is wrong, or too many of its runs failed. None
+    for one that is in."""
+    wrong, failures = measured.wrong(name), measured.failures(name)
+    if wrong is not None:
+        return f"{WRONG}: {wrong}"
+    is_out = measured.problem(name) is not None or (failures and not measured.count(name))
+    return f"{FAILED}: {failures[-1]}" if is_out else None
 
 
 def failures(results: Results) -> tuple[tuple[str, str, int], ...]:
-    """Settings with what went wrong, in words, and how often; in the order of their
+    """Return settings with what went wrong, in words, and how often; in the order of their
     appearance."""
-    found: dict[tuple[str, str], int] = {}
-    for name, problem in _problems(results):
-        found[name, problem] = found.get((name, problem), 0) + 1
-    return tuple((name, problem, times) for (name, problem), times in found.items())
-
-
-def _problems(results: Results) -> Iterable[tuple[str, str]]:
-    for each in results.rounds:
-        yield from ((run.setting, run.problem) for run in each.runs if run.problem is not None)
-    for check in results.checks:
-        if check.problem is not None:
-            yield check.setting, f"{WRONG}: {check.problem}"
+    runs = [(run.setting, run.problem) for each in results.rounds for run in each.runs]
+    wrong = [(each.setting, f"{WRONG}: {each.problem}") for each in results.checks if each.problem]
+    found = Counter((name, problem) for name, problem in (*runs, *wrong) if problem)
+    return tuple((name, problem, count) for (name, problem), count in found.items())
 
 
 def guide_row(results: Results) -> Claim:

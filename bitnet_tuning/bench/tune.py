@@ -1,4 +1,4 @@
-"""A tuning from its first round to its decision: ask the search, measure, tell, keep."""
+"""Run a tuning from its first round to its decision, and remember what it found."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from statistics import median
 from typing import NamedTuple, Protocol
 
-from bitnet_tuning.bench import finish
+from bitnet_tuning.bench import bandwidth, limits
+from bitnet_tuning.bench.bandwidth import Absent, Bandwidth, measure_bandwidth
 from bitnet_tuning.bench.begin import BUDGETS, Begun, Subject, begin, find_subject, now, resume
+from bitnet_tuning.bench.comparison import DEFAULT, UPSTREAM, Round, Rounds, Run, phases_of
 from bitnet_tuning.bench.display import Bar, Lines, show, watcher
-from bitnet_tuning.bench.ledger import Check, Done, Limits, Measure
 from bitnet_tuning.bench.results import (
     FINISHED,
     INTERRUPTED,
-    CheckFacts,
+    Kept,
+    Part,
     Results,
+    Surroundings,
     load,
     new_path,
     save,
@@ -26,45 +30,58 @@ from bitnet_tuning.bench.results import (
     to_document,
     write,
 )
-from bitnet_tuning.bench.samples import Round, Run
-from bitnet_tuning.bench.search import Search
+from bitnet_tuning.bench.search import Check, Decision, Search
+from bitnet_tuning.bench.stages import Measure
+from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
 from bitnet_tuning.bench.summary import to_csv
 from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.console import say
 from bitnet_tuning.errors import UnsupportedError, UsageError
 from bitnet_tuning.launch.stop import Stop, Stopped
-from bitnet_tuning.plan.profile import PP, TG, Objective
+from bitnet_tuning.machine import conditions
+from bitnet_tuning.machine.conditions import between
+from bitnet_tuning.machine.warnings import warnings_after
+from bitnet_tuning.plan.openmp import BINDING_BY_USER, TUNABLE, user_set
+from bitnet_tuning.plan.profile import (
+    PP,
+    TG,
+    EngineKey,
+    Evidence,
+    Profile,
+    claim,
+    engine_changes,
+)
+from bitnet_tuning.plan.profile import load as load_profile
+from bitnet_tuning.plan.profiles import engine_key, new_profile, store
 from bitnet_tuning.plan.setting import Setting
+from bitnet_tuning.store.codec import to_json
 from bitnet_tuning.store.state import State, alone, default_folder
 
-BOTH_EVERY = 3
-"""Every so many rounds the phase that is not to be tuned is measured as well: it is shown
-with an interval, at little cost."""
+LOCK = "benchmark.lock"
 
-
-class Runner(Protocol):
-    """What measures one setting in one process."""
-
-    def measure(self, name: str, setting: Setting, phases: tuple[str, ...]) -> Run: ...
+TAIL_SECONDS = 3.0
+"""Kept of the budget for what comes after the search: the machine's state and bandwidth."""
+TAIL_SHARE = 0.15
+"""At most this part of the budget."""
 
 
 class Watcher(Protocol):
     """What shows how far a tuning is."""
 
     def running(self, stage: str, name: str, elapsed: float) -> None:
-        """A run begins."""
+        """Show that a run begins."""
 
     def measured(self, search: Search, done: Round) -> None:
-        """A round has ended."""
+        """Show that a round has ended."""
 
     def note(self, text: str) -> None:
-        """Something to be read."""
+        """Show something to be read."""
 
 
 class Tools(NamedTuple):
     """What a session works with."""
 
-    runner: Runner
+    measure: Callable[[str, Setting, tuple[str, ...]], Run]
     check: Callable[[Setting], str | None]
     """What is wrong with a setting's output, if anything."""
     keep: Callable[[Results], None]
@@ -76,32 +93,19 @@ class Tools(NamedTuple):
 class Session:
     """One tuning. ``results`` is whole after every step and kept each time."""
 
-    def __init__(self, results: Results, search: Search, tools: Tools) -> None:
+    def __init__(self, results: Results, budget: float, tools: Tools) -> None:
+        """Go on from the rounds in ``results``; the search may spend ``budget`` seconds."""
         self.results = results
-        self.search = search
         self.tools = tools
+        rounds = Rounds(results.options.objective, budget=budget)
+        self.search = Search(results.space, rounds)
+        self.search.replay(results.rounds, results.checks)
 
-    def replay(self) -> None:
-        """Tells the search what an earlier session has kept, in its order."""
-        checks = list(self.results.checks)
-        for done in self.results.rounds:
-            self._replay_checks(checks, done.number)
-            self.search.ask()
-            self.search.tell(done)
-        self._replay_checks(checks, None)
-
-    def _replay_checks(self, checks: list[CheckFacts], before: int | None) -> None:
-        while checks and (before is None or checks[0].after_round < before):
-            step = self.search.ask()
-            kept = checks.pop(0)
-            if isinstance(step, Check) and step.name == kept.setting:
-                self.search.tell_check(kept.setting, kept.problem)
-
-    def run(self, stop: Stop) -> Done:
-        """Goes on to the decision. Raises Stopped, with all but the run under way kept."""
+    def run(self, stop: Stop) -> Decision:
+        """Go on to the decision. Raises Stopped, with all but the run under way kept."""
         while True:
             step = self.search.ask()
-            if isinstance(step, Done):
+            if isinstance(step, Decision):
                 return step
             if isinstance(step, Check):
                 self._look_at(step.name, stop)
@@ -109,65 +113,44 @@ class Session:
                 self._measure(step, stop)
 
     def _measure(self, step: Measure, stop: Stop) -> None:
-        number = len(self.results.rounds) + 1
-        phases = phases_of(number, self.results.options.objective)
+        number = len(self.search.rounds) + 1
+        phases = phases_of(number, self.search.rounds.objective)
         runs: list[Run] = []
-        stopped: Stopped | None = None
-        for name in step.order:
-            self.tools.watcher.running(step.stage, name, self.tools.clock())
-            try:
+        try:
+            for name in step.order:
+                self.tools.watcher.running(step.stage, name, self.tools.clock())
                 with stop.interruptible():
-                    runs.append(self.tools.runner.measure(name, self.search.settings[name], phases))
-            except Stopped as end:
-                stopped = end
-                break
-        if runs:
-            self._tell(Round(number, step.stage, tuple(runs), self.tools.clock()))
-        if stopped:
-            raise stopped
-
-    def _tell(self, done: Round) -> None:
-        self.search.tell(done)
-        self.results = self.results._replace(
-            rounds=(*self.results.rounds, done), settings=dict(self.search.settings)
-        )
-        self.tools.keep(self.results)
-        self.tools.watcher.measured(self.search, done)
+                    runs.append(self.tools.measure(name, self.search.settings[name], phases))
+        finally:
+            if runs:
+                done = Round(number, step.stage, tuple(runs), self.tools.clock())
+                self.search.tell(done)
+                self._keep()
+                self.tools.watcher.measured(self.search, done)
 
     def _look_at(self, name: str, stop: Stop) -> None:
         self.tools.watcher.running("output", name, self.tools.clock())
         with stop.interruptible():
             problem = self.tools.check(self.search.settings[name])
         self.search.tell_check(name, problem)
-        kept = CheckFacts(name, problem, len(self.results.rounds))
-        self.results = self.results._replace(checks=(*self.results.checks, kept))
-        self.tools.keep(self.results)
+        self._keep()
         if problem:
             self.tools.watcher.note(f"{name} is out: {problem}")
 
-
-def phases_of(number: int, objective: Objective) -> tuple[str, ...]:
-    """What the runs of a round measure."""
-    return (PP, TG) if number % BOTH_EVERY == 1 else objective.phases
-
-
-LOCK = "benchmark.lock"
-
-TAIL_SECONDS = 3.0
-"""Kept of the budget for what comes after the search: the machine's state and bandwidth."""
-TAIL_SHARE = 0.15
-"""At most this part of the budget."""
+    def _keep(self) -> None:
+        self.results = self.results._replace(
+            rounds=tuple(self.search.rounds),
+            checks=tuple(self.search.rounds.checks),
+            settings=dict(self.search.settings),
+        )
+        self.tools.keep(self.results)
 
 
 def tune(options: argparse.Namespace) -> int:
-    """Measures, searches, remembers, shows; answers the exit code. Raises TuningError."""
+    """Measure, search, remember and show; return the exit code. Raises TuningError."""
     state = State(default_folder(os.environ))
     earlier = load(options.resume) if options.resume else None
-    with contextlib.suppress(OSError):
-        os.makedirs(state.folder, exist_ok=True)
-    with alone(os.path.join(state.folder, LOCK)) as is_alone:
-        if not is_alone:
-            _crowded(earlier)
+    with alone_in(state, earlier is not None):
         work, code = _tune(options, earlier, state)
     if work is not None:
         _write(work.results, options, work.path)
@@ -176,38 +159,46 @@ def tune(options: argparse.Namespace) -> int:
     return code
 
 
-def _crowded(earlier: Results | None) -> None:
-    """Raises UsageError where the other benchmark may be writing the very results."""
-    if earlier is not None:
-        raise UsageError("another benchmark is running", "wait for its end, or end it")
-    say("warning: another benchmark is running: each disturbs the other's figures")
+@contextlib.contextmanager
+def alone_in(state: State, resumes: bool = False) -> Iterator[None]:
+    """Warn where another benchmark runs. Raises UsageError where it may be writing the very
+    results that this one resumes."""
+    with contextlib.suppress(OSError):
+        os.makedirs(state.folder, exist_ok=True)
+    with alone(os.path.join(state.folder, LOCK)) as is_alone:
+        if not is_alone and resumes:
+            raise UsageError("another benchmark is running", "wait for its end, or end it")
+        if not is_alone:
+            say("warning: another benchmark is running: each disturbs the other's figures")
+        yield
 
 
 def _tune(
     options: argparse.Namespace, earlier: Results | None, state: State
 ) -> tuple[_Work | None, int]:
-    """What was measured, and the exit code."""
+    """Return what was measured, and the exit code."""
     started = time.monotonic()
     subject = find_subject(options, earlier, state)
+    key = engine_key(subject.facts.engine)
     budget = earlier.options.budget if earlier else options.budget or BUDGETS[options.effort]
     with Stop() as stop, watcher(budget) as shown:
         try:
-            begun = (
-                resume(subject, earlier, stop, shown)
-                if earlier
-                else begin(subject, options, stop, shown)
-            )
+            if earlier:
+                begun = resume(subject, earlier, stop, shown)
+            else:
+                begun = begin(subject, options, stop, shown)
         except Stopped as end:
             say("interrupted before anything was measured")
             return None, 128 + end.number
         path = options.output or options.resume or new_path(state.folder, now())
         spent = earlier.rounds[-1].elapsed if earlier and earlier.rounds else 0.0
         work = _Work(subject, begun, path, lambda: spent + time.monotonic() - started)
-        return work, work.run(stop, shown, not options.no_remember)
+        keep = None if options.no_remember else lambda: work.remember(key, state)
+        return work, work.run(stop, shown, keep)
 
 
 class _Work:
-    """The part that leaves results behind, however it ends."""
+    """The part of a tuning that leaves results behind, however it ends."""
 
     def __init__(
         self, subject: Subject, begun: Begun, path: str, clock: Callable[[], float]
@@ -222,75 +213,196 @@ class _Work:
         self.results = results._replace(updated=stamp(now()))
         save(self.path, self.results)
 
-    def run(self, stop: Stop, shown: Bar | Lines, remember: bool) -> int:
-        """The exit code."""
+    def run(self, stop: Stop, shown: Bar | Lines, remember: Callable[[], None] | None) -> int:
+        """Return the exit code."""
         self.keep(self.results)
         try:
-            done = self._search(stop, shown)
-            self._decide(done)
-            if remember:
-                self._remember(done)
+            short = self._search(stop, shown)
+            # Before anything else: from here on, the decision cannot be interrupted away.
+            if short and remember:
+                self.keep(_not_remembered(self.results, "too little was tried"))
+            elif remember:
+                remember()
             with stop.interruptible():
                 shown.running("finishing", "memory and energy", self.clock())
-                self._measure_limits()
+                self._finish()
         except Stopped as end:
-            self._interrupted()
+            if self.results.decision is None:
+                self.keep(self.results._replace(state=INTERRUPTED))
+                count = len(self.results.rounds)
+                say(f"interrupted: {count} rounds are kept; go on with --resume {self.path}")
             return 128 + end.number
         return 0
 
-    def _search(self, stop: Stop, shown: Bar | Lines) -> Done:
-        options, place = self.results.options, self.subject.runner.place
-        checker = Checker(place, self.subject.default)
-        limits = Limits(_for_search(options.budget), options.objective)
-        session = Session(
-            self.results,
-            Search(self.results.space, limits),
-            Tools(self.subject.runner, checker.problem, self.keep, shown, self.clock),
-        )
-        session.replay()
+    def _search(self, stop: Stop, shown: Bar | Lines) -> bool:
+        """Search to the decision; return whether it was short of time. Raises UnsupportedError
+        where the default cannot be measured."""
+        runner, budget = self.subject.runner, self.results.options.budget
+        checker = Checker(runner.place, self.subject.default)
+        tools = Tools(runner.measure, checker.problem, self.keep, shown, self.clock)
+        session = Session(self.results, budget - min(TAIL_SECONDS, TAIL_SHARE * budget), tools)
         try:
-            return session.run(stop)
+            decision = session.run(stop)
         finally:
             notes = dict.fromkeys((*session.results.notes, *checker.notes))
             settings = dict(session.search.settings)
             self.results = session.results._replace(notes=tuple(notes), settings=settings)
-
-    def _decide(self, done: Done) -> None:
-        if done.problem is not None:
+        problem = session.search.rounds.problem(DEFAULT)
+        if problem is not None:
             self.keep(self.results._replace(state=INTERRUPTED))
             raise UnsupportedError(
-                f"the default setting cannot be measured: {done.problem}",
+                f"the default setting cannot be measured: {problem}",
                 f"what was measured is in {self.path}",
             )
-        self.keep(self.results._replace(state=FINISHED, decision=finish.decided(done)))
+        self.keep(self.results._replace(state=FINISHED, decision=decision))
+        return session.search.short
 
-    def _remember(self, done: Done) -> None:
-        """Before anything else: from here on, the decision cannot be interrupted away."""
-        if done.short:
-            self.keep(finish.not_remembered(self.results, "too little was tried"))
-            return
-        facts, engine, state = self.subject.facts, self.subject.engine, self.subject.state
-        self.keep(finish.remembered(self.results, facts, engine, state, self.path))
+    def remember(self, engine: EngineKey, state: State) -> None:
+        """Store the winner for later runs, or say why not."""
+        self.keep(remembered(self.results, self.subject, engine, state, self.path))
 
-    def _measure_limits(self) -> None:
+    def _finish(self) -> None:
+        """Add what the machine did meanwhile, and how near the limit the winner is."""
         host = self.subject.facts.host
-        results = finish.after(self.results, self.begun.seen.before, host)
-        results = finish.near_the_limit(results, host, self.begun.seen.bandwidth)
-        self.keep(finish.with_energy(results, self.subject.runner))
+        after = conditions.take(host)
+        seen = (warning.text for warning in warnings_after(self.begun.before, after))
+        meanwhile = between(self.begun.before, after)
+        results = self.results._replace(
+            warnings=tuple(dict.fromkeys((*self.results.warnings, *seen))),
+            conditions=Surroundings(self.results.conditions.before, after, meanwhile),
+        )
+        name = results.decision.winner if results.decision else DEFAULT
+        setting = results.settings[name]
+        found = measure_bandwidth(setting.threads, host, setting.cpus)
+        earlier = self.begun.bandwidth
+        if isinstance(found, Absent):
+            part = Part(None, found.reason)
+            results = results._replace(bandwidth=part, roof=part)
+        else:
+            if isinstance(earlier, Bandwidth) and earlier.threads == found.threads:
+                found = bandwidth.pooled(earlier, found)
+            part = Part(to_json(found))
+            results = results._replace(bandwidth=part, roof=_roof(results, name, found))
+        self.keep(results._replace(energy=self._energy(name, setting)))
 
-    def _interrupted(self) -> None:
-        if self.results.decision is None:
-            self.keep(self.results._replace(state=INTERRUPTED))
-            count = len(self.results.rounds)
-            say(f"interrupted: {count} rounds are kept; go on with --resume {self.path}")
+    def _energy(self, name: str, setting: Setting) -> Part:
+        """Return the tokens per joule of the setting, where the machine counts joules."""
+        runner, sizes = self.subject.runner, self.subject.runner.sizes
+
+        def run(tokens: int) -> None:
+            runner.sizes = sizes._replace(n_gen=tokens, repetitions=1)
+            try:
+                done = runner.measure(name, setting, (TG,))
+            finally:
+                runner.sizes = sizes
+            if done.problem is not None:
+                raise UnsupportedError(done.problem)
+
+        found = limits.tokens_per_joule(run)
+        if isinstance(found, Absent):
+            return Part(None, found.reason)
+        low, high = f"{found.low:.3g}", f"{found.high:.3g}"
+        text = f"{found.median:.3g} tokens per joule ({low}–{high}); {limits.NOTE}"
+        return Part({**to_json(found), "words": text})
 
 
-def _for_search(budget: float) -> float:
-    return budget - min(TAIL_SECONDS, TAIL_SHARE * budget)
+def _roof(results: Results, name: str, found: Bandwidth) -> Part:
+    read, speeds = results.model.bytes_per_token, results.measured.speeds(name)[TG]
+    if read is None or not speeds:
+        return Part(None, "how much a token reads is not known" if speeds else "tg not measured")
+    limit = limits.Roof(found.median, read, median(speeds))
+    return Part({**limits.as_json(limit), "words": limits.words(limit, found.reader_limits)})
+
+
+def remembered(
+    results: Results, subject: Subject, engine: EngineKey, state: State, path: str
+) -> Results:
+    """Return the results with the winner stored for later runs, or the reason why it is not.
+    ``engine`` as it was when the tuning began; ``path`` holds the results."""
+    facts = subject.facts
+    against = _against_it(results, facts.environ)
+    if against is not None:
+        return _not_remembered(results, against)
+    assert results.decision is not None
+    name = results.decision.winner
+    setting: Setting | None = None if name == DEFAULT else results.settings[name]
+    profile = new_profile(facts.host, engine, facts.model, setting, evidence(results, path))
+    changes = engine_changes(profile)
+    if changes:
+        return _not_remembered(results, f"{changes[0]} since the tuning began")
+    before = load_profile(state, facts.host, facts.engine, facts.model)
+    if setting is None and before is not None and _outweighs(before, profile):
+        longer = f"{claim(before)}, in a longer tuning ({before.id})"
+        return _not_remembered(results, f"what is remembered was {longer}")
+    mark = store(state, profile)
+    if mark is None:
+        return _not_remembered(results, str(state.warning))
+    what = "that the default stays" if setting is None else name
+    kept = Kept(True, mark, f"Remembered as {mark}: {what}. run_inference.py uses it by itself.")
+    return results._replace(profile=kept)
+
+
+def _outweighs(before: Profile, now: Profile) -> bool:
+    """Return whether a setting that was shown to be faster must not give way to a search that
+    had less time and saw no difference."""
+    then, since = before.evidence, now.evidence
+    longer = (then.budget or 0.0) > (since.budget or 0.0)
+    return before.setting is not None and longer and then.objective == since.objective
+
+
+def _not_remembered(results: Results, why: str) -> Results:
+    return results._replace(profile=Kept(False, None, f"Nothing is remembered: {why}."))
+
+
+def _against_it(results: Results, environ: Mapping[str, str]) -> str | None:
+    """Return what speaks against remembering the decision."""
+    if results.decision is None:
+        return "there is no decision yet"
+    theirs = taking_part(environ)
+    if theirs:
+        return f"your {theirs} took part in it"
+    if results.decision.winner != DEFAULT:
+        return None
+    if results.measured.count(DEFAULT) < VERDICT_ROUNDS:
+        return "the rounds were too few"
+    # A part of the space that holds nothing better is no reason to forget a setting that
+    # a whole tuning found.
+    asked = results.options
+    is_part = asked.threads is not None or "optimized" not in (asked.modes or ("optimized",))
+    return "only a part of the settings was searched" if is_part else None
+
+
+def taking_part(environ: Mapping[str, str]) -> str:
+    """Return the user's variables that were in force while it was measured: without them, what
+    was found may not hold, and with them no profile is used."""
+    found = [name for name in sorted({*TUNABLE, *BINDING_BY_USER}) if user_set(environ, name)]
+    if environ.get("BITNET_THREADS", "").strip("0 "):
+        found.append("BITNET_THREADS")
+    return ", ".join(found)
+
+
+def evidence(results: Results, path: str) -> Evidence:
+    """Return what speaks for the decision."""
+    decision, measured = results.decision, results.measured
+    assert decision is not None
+    speeds = measured.speeds(decision.winner)
+    upstream = None
+    if decision.winner != UPSTREAM:
+        upstream = measured.shown(decision.winner, UPSTREAM).ratio
+    return Evidence(
+        objective=results.options.objective,
+        verdict=decision.verdict,
+        ratio=decision.estimate,
+        floor=decision.floor,
+        against_upstream=upstream,
+        speeds={phase: median(speeds[phase]) if speeds[phase] else None for phase in (PP, TG)},
+        results=os.path.abspath(path),
+        budget=results.options.budget,
+    )
 
 
 def _write(results: Results, options: argparse.Namespace, path: str) -> None:
-    """Everything that was asked for; raises UsageError where it cannot be written."""
+    """Write everything that was asked for; raise UsageError where it cannot be written."""
     if options.csv:
         write(options.csv, to_csv(results), "the samples", "--csv")
     if options.report:

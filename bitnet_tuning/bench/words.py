@@ -1,9 +1,10 @@
-"""Does an engine write the same words with a setting as with the default?"""
+"""Check whether an engine writes the same words with a setting as with the default."""
 
 from __future__ import annotations
 
 import time
 
+from bitnet_tuning.bench.knobs import COMPUTING
 from bitnet_tuning.bench.llama_bench import TOKENS_PER_WORD, words
 from bitnet_tuning.bench.runner import TRIES, Patience, Place, run_cli
 from bitnet_tuning.errors import TuningError, UnsupportedError
@@ -142,7 +143,7 @@ class Words:
         """A question; behind more words than a micro-batch holds, where the setting changes
         how a prompt is computed. It comes last, so that the answer is a sure one."""
         default = self._default
-        if (setting.ubatch, setting.flash) == (default.ubatch, default.flash):
+        if all(getattr(setting, name) == getattr(default, name) for name in COMPUTING):
             return QUESTION
         tokens = min(setting.ubatch or DEFAULT_UBATCH, default.ubatch or DEFAULT_UBATCH)
         self._reference(QUESTION)

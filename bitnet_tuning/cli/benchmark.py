@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 
-from bitnet_tuning.bench.ledger import MODES
+from bitnet_tuning.bench.knobs import MODES
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, integer, number
 from bitnet_tuning.console import guarded
 from bitnet_tuning.errors import MissingError, UsageError

@@ -7,20 +7,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from bitnet_tuning.bench.begin import UNLOCKED, default_setting, measurable
-from bitnet_tuning.bench.ledger import DEFAULT, UPSTREAM
-from bitnet_tuning.bench.runner import Place, Runner, find_bench
-from bitnet_tuning.bench.samples import FIRST, SECOND, Run
-from bitnet_tuning.bench.upstream import (
-    Trial,
-    compare,
-    left_out,
-    nothing_to_compare,
-    speed_line,
-    trial_sizes,
-)
+from bitnet_tuning.bench.begin import Subject, first_runs, make_subject
+from bitnet_tuning.bench.comparison import DEFAULT, UPSTREAM, Round, Rounds, Run, compare
+from bitnet_tuning.bench.knobs import UNLOCKED, measurable
+from bitnet_tuning.bench.runner import FIRST, Place, Runner, choose_sizes, find_bench
+from bitnet_tuning.bench.statistics import geometric_mean
+from bitnet_tuning.bench.upstream import left_out, nothing_to_compare, speed_line
 from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_no_profile, number
 from bitnet_tuning.console import guarded, say
@@ -28,9 +22,8 @@ from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.plan import make_plan
-from bitnet_tuning.plan.profile import TG
+from bitnet_tuning.plan.profile import TG, Objective
 from bitnet_tuning.plan.setting import UPSTREAM as UPSTREAM_SETTING
-from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.prepare import read_facts, say_all
 from bitnet_tuning.store.codec import to_json
 from bitnet_tuning.store.state import State, default_folder
@@ -51,19 +44,11 @@ LIKELY_RATE = 20.0
 RATE_MARGIN = 20.0
 """By which a first rate may be too low."""
 
+MOST_SPEED_ROUNDS = 20
+"""Most rounds that compare speeds: a verdict is wanted, and no narrow interval."""
+
 WATCHED_RUNS = 3
 """At most, until as many threads as planned are seen to work."""
-
-
-class Subject(NamedTuple):
-    """What is looked at."""
-
-    facts: Facts
-    plan: Plan
-    """For a prompt; only its command depends on which."""
-    setting: Setting
-    """The plan's, as far as the program that measures obeys it."""
-    runner: Runner
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,18 +59,18 @@ def _run(arguments: list[str]) -> int:
     started = time.monotonic()
     options = _read(arguments)
     state = State(default_folder(os.environ))
-    subject = _find(options, state)
+    plan, subject = _find(options, state)
     lines = []
     if not options.json:
         facts = subject.facts
         print(f"engine {facts.engine.path}\nmodel  {facts.model.path}", flush=True)
-    for line in _answers(subject, options, lambda: time.monotonic() - started):
+    for line in _answers(plan, subject, options, lambda: time.monotonic() - started):
         lines.append(line)
         if not options.json:
             print(f"{line.state}  {line.name:18}  {line.reason}", flush=True)
     spent = time.monotonic() - started
     if options.json:
-        print(json.dumps(_document(subject, lines, spent), indent=2))
+        print(json.dumps(_document(plan, subject, lines, spent), indent=2))
     else:
         print(f"{summary(lines)}, in {spent:.0f} s")
     if state.warning:
@@ -110,8 +95,9 @@ def _read(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _find(options: argparse.Namespace, state: State) -> Subject:
-    """Raises TuningError."""
+def _find(options: argparse.Namespace, state: State) -> tuple[Plan, Subject]:
+    """Return the plan for a prompt, of which only the command depends on which, and its setting
+    as far as the program that measures obeys it. Raises TuningError."""
     request = Request(
         engine=options.engine,
         model=options.model,
@@ -122,18 +108,18 @@ def _find(options: argparse.Namespace, state: State) -> Subject:
     plan = make_plan(request, facts)
     say_all(facts.note, *plan.warnings)
     bench = find_bench(facts.engine)
-    setting = measurable(plan.setting, bench)
-    return Subject(facts, plan, setting, Runner(Place(*facts[:3]), bench, FIRST))
+    setting = measurable(plan.setting, bench.flags if bench else None)
+    return plan, Subject(facts, setting, Runner(Place(*facts[:3]), bench, FIRST))
 
 
 def _answers(
-    subject: Subject, options: argparse.Namespace, spent: Callable[[], float]
+    plan: Plan, subject: Subject, options: argparse.Namespace, spent: Callable[[], float]
 ) -> Iterator[Line]:
     """``spent`` tells the seconds since the start."""
-    facts, plan = subject.facts, subject.plan
+    facts = subject.facts
     alone = make_plan(Request(), facts._replace(environ={}, profile=None))
     yield checks.detected(plan, alone.setting.threads, facts.host)
-    run = _first_runs(subject)
+    run = first_runs(subject)
     rate = max(run.samples.get(TG, (LIKELY_RATE,)))
     watched = _watched(facts, rate, options.performance_mode)
     yield checks.environment(plan, watched)
@@ -142,31 +128,19 @@ def _answers(
     yield checks.own_count(plan, watched)
     lockable = facts.privileges.lockable if facts.privileges else None
     yield from checks.kernel(plan, watched, facts.model.size, _niceness(), lockable)
-    words = _output(subject)
+    words = _output(plan, subject)
     yield words
     yield checks.quantization(facts.engine, facts.model)
     if options.no_speed or words.state == FAIL:
         yield left_out("--no-speed says so" if options.no_speed else "the words are wrong")
         return
     seconds = options.seconds or (SMALL_SECONDS if facts.model.size <= SMALL_MODEL else SECONDS)
-    yield _speed(subject, run, seconds - spent())
+    yield _speed(plan, subject, run, seconds - spent())
 
 
 def _niceness() -> int:
     """Return this program's own; where there is none, no plan asks for another."""
     return os.getpriority(os.PRIO_PROCESS, 0) if hasattr(os, "getpriority") else 0
-
-
-def _first_runs(subject: Subject) -> Run:
-    """Two short ones; the first also reads the model from disk. The second tells how fast
-    the engine is at all; where one fails, it says why."""
-    run = Run(DEFAULT, {}, 0.0)
-    for sizes in (FIRST, SECOND):
-        subject.runner.sizes = sizes
-        run = subject.runner.measure(DEFAULT, subject.setting)
-        if run.problem is not None:
-            break
-    return run
 
 
 def _watched(facts: Facts, rate: float, performance: bool) -> Watched:
@@ -185,11 +159,11 @@ def _watched(facts: Facts, rate: float, performance: bool) -> Watched:
     return watched
 
 
-def _output(subject: Subject) -> Line:
-    facts, setting = subject.facts, subject.plan.setting
+def _output(plan: Plan, subject: Subject) -> Line:
+    facts, setting = subject.facts, plan.setting
     try:
         report = run_selftest(facts.engine, facts.host)
-        default = default_setting(facts)
+        default = make_subject(facts, None).default
     except TuningError as error:
         return Line(checks.OUTPUT, SKIP, f"there is no self-test: {error.cause}")
     problem = None
@@ -198,24 +172,31 @@ def _output(subject: Subject) -> Line:
     return checks.output(report, problem)
 
 
-def _speed(subject: Subject, first: Run, seconds: float) -> Line:
+def _speed(plan: Plan, subject: Subject, first: Run, seconds: float) -> Line:
     runner = subject.runner
-    settings = {DEFAULT: subject.setting, UPSTREAM: UPSTREAM_SETTING}
+    settings = {DEFAULT: subject.default, UPSTREAM: UPSTREAM_SETTING}
     if settings[DEFAULT] == settings[UPSTREAM]:
         return nothing_to_compare()
-    if first.problem is not None:
-        return speed_line(Trial((), first), seconds)
-    say(f"comparing speeds for {max(1.0, seconds):.0f} s")
-    if subject.setting != subject.plan.setting:
-        say(UNLOCKED)
-    other = runner.measure(UPSTREAM, settings[UPSTREAM], (TG,))
-    if other.problem is not None:
-        return speed_line(Trial((), other), seconds)
-    runner.sizes = trial_sizes(other, first)
-    trial = compare(
-        lambda name: runner.measure(name, settings[name], (TG,)), seconds, time.monotonic
+    runs = [first]
+    if first.problem is None:
+        say(f"comparing speeds for {max(1.0, seconds):.0f} s")
+        if subject.default != plan.setting:
+            say(UNLOCKED)
+        runs.append(runner.measure(UPSTREAM, settings[UPSTREAM], (TG,)))
+    if runs[-1].problem is not None:
+        return speed_line(Rounds(Objective(), [Round(1, "first", tuple(runs), 0.0)]), seconds)
+    # On a busy machine one of the two may be a hundred times as fast.
+    rate = geometric_mean([max(run.samples[TG]) for run in runs])
+    runner.sizes = choose_sizes(rate, rate, subject.facts.model.context_length, n_prompt=1)
+    rounds = compare(
+        (UPSTREAM, DEFAULT),
+        lambda name, _: runner.measure(name, settings[name], (TG,)),
+        Objective(),
+        seconds,
+        time.monotonic,
+        most=MOST_SPEED_ROUNDS,
     )
-    return speed_line(trial, seconds)
+    return speed_line(rounds, seconds)
 
 
 def summary(lines: Sequence[Line]) -> str:
@@ -224,12 +205,14 @@ def summary(lines: Sequence[Line]) -> str:
     return f"{state}: {counts[PASS]} passed, {counts[FAIL]} failed, {counts[SKIP]} skipped"
 
 
-def _document(subject: Subject, lines: Sequence[Line], seconds: float) -> dict[str, Any]:
+def _document(
+    plan: Plan, subject: Subject, lines: Sequence[Line], seconds: float
+) -> dict[str, Any]:
     """``lines`` by their names: state, reason, and the figures where there are some."""
     return {
         "engine": subject.facts.engine.path,
         "model": subject.facts.model.path,
-        "setting": to_json(subject.plan.setting),
+        "setting": to_json(plan.setting),
         "passed": not any(line.state == FAIL for line in lines),
         "seconds": round(seconds, 3),
         "lines": [line._asdict() for line in lines],

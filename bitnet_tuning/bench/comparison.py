@@ -1,0 +1,352 @@
+"""Compare settings by runs in rounds: hold the rounds, and tell what they show.
+
+The tuner's search, ``--builds``, test_optimizations and benchmarks/ all judge by ``Rounds``.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import fsum, inf, log
+from statistics import median
+
+from bitnet_tuning.bench import statistics
+from bitnet_tuning.bench.statistics import Fit
+from bitnet_tuning.launch.death import NO_END
+from bitnet_tuning.namedtuple import NamedTuple
+from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective, Phase
+from bitnet_tuning.store.codec import Annotated, Count, DamagedError, Positive
+
+DEFAULT, UPSTREAM, PERFORMANCE = "default", "upstream", "performance"
+"""Names of settings: what our plan computes, what bitnet.cpp's own script does, and
+performance mode. No search chose them, so all their rounds are fresh evidence."""
+
+DUEL = "duel"
+"""The stage whose rounds alone judge the settings that a search chose for it."""
+
+FAILURES = 2
+"""Failed runs after which a setting is out. One alone may be the machine's fault."""
+
+BOTH_EVERY = 3
+"""Every so many rounds the phase that is not to be tuned is measured as well: it is shown
+with an interval, at little cost."""
+
+MOST_ROUNDS = 30
+"""Most rounds of a plain comparison: more would narrow its intervals by little."""
+
+
+PhaseSpeeds = Annotated[tuple[Positive, ...], {"minItems": 1}]
+
+
+class Run(NamedTuple):
+    """One process that measured one setting."""
+
+    setting: str
+    """The setting's name within the comparison."""
+    samples: Mapping[Phase, PhaseSpeeds]
+    """tokens/s by phase, every sample; empty for a failure."""
+    seconds: float
+    """Wall time of the process, loading included."""
+    problem: str | None = None
+    """Why there are no samples."""
+
+    def validate(self) -> None:
+        """Raise DamagedError for a run that neither went well nor failed, or both."""
+        if bool(self.samples) != (self.problem is None):
+            raise DamagedError("a run has samples or a problem, and only one of the two")
+
+    def value(self, objective: Objective) -> float | None:
+        """Return tokens/s, or requests/s; None where it was not measured."""
+        speeds = {phase: median(found) for phase, found in self.samples.items() if found}
+        if not all(phase in speeds for phase in objective.phases):
+            return None
+        if objective.name != "request":
+            return speeds[objective.name]
+        return 1 / (objective.n_prompt / speeds[PP] + objective.n_gen / speeds[TG])
+
+
+class Round(NamedTuple):
+    """Runs close to each other in time, so that their ratios mean something."""
+
+    number: int
+    stage: str
+    """``threads``, ``knobs``, ``duel``; ``again`` for a second race of those left open, ``fixed``
+    for rounds that only show settings which cannot win."""
+    runs: tuple[Run, ...]
+    """In the order in which they ran. A setting may stand there twice: against itself."""
+    elapsed: float
+    """Seconds of the budget that were spent when the round ended."""
+
+
+class Sizes(NamedTuple):
+    """What every run of a benchmark measures, in tokens."""
+
+    n_prompt: int
+    n_gen: int
+    repetitions: int
+    """Samples of each phase that one process takes."""
+
+
+class CheckFacts(NamedTuple):
+    """Whether a setting's output was right."""
+
+    setting: str
+    problem: str | None
+    after_round: Count
+    """Number of the last round before it; 0 for none."""
+
+
+class Judged(NamedTuple):
+    """What a comparison shows of one setting."""
+
+    name: str
+    ratio: Estimate | None
+    """Its speed over the reference's; None without a round that has both."""
+    floor: float | None
+    """The noise floor that the ratio was held against."""
+    verdict: str
+
+
+class Rounds:
+    """The rounds and output checks of one benchmark, and every figure that follows from them.
+
+    A search that is running and a file of results hold the same.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        rounds: Iterable[Round] = (),
+        checks: Iterable[CheckFacts] = (),
+        reference: str = DEFAULT,
+        budget: float = inf,
+    ) -> None:
+        """``budget`` is in seconds; only what a round's ``elapsed`` says counts as spent."""
+        self.objective = objective
+        self.reference = reference
+        self.budget = budget
+        self._rounds: list[Round] = []
+        self.checks = list(checks)
+        self._runs: dict[str, list[Run]] = defaultdict(list)
+        self._fit: Fit | None = None
+        for each in rounds:
+            self.add(each)
+
+    def __iter__(self) -> Iterator[Round]:
+        return iter(self._rounds)
+
+    def __len__(self) -> int:
+        return len(self._rounds)
+
+    def add(self, told: Round) -> None:
+        """Add the next round."""
+        self._rounds.append(told)
+        self._fit = None
+        for run in told.runs:
+            self._runs[run.setting].append(run)
+
+    def add_check(self, name: str, problem: str | None) -> None:
+        """Add what is wrong with a setting's output; None where it is right."""
+        self.checks.append(CheckFacts(name, problem, len(self._rounds)))
+
+    def is_checked(self, name: str) -> bool:
+        """Return whether the setting's output was looked at."""
+        return any(check.setting == name for check in self.checks)
+
+    def wrong(self, name: str) -> str | None:
+        """Return what is wrong with the setting's output, or None."""
+        found = (check.problem for check in reversed(self.checks) if check.setting == name)
+        return next(filter(None, found), None)
+
+    def failures(self, name: str) -> list[str]:
+        """Return the problems of the runs that failed, in their order."""
+        return [run.problem for run in self._runs[name] if run.problem is not None]
+
+    def problem(self, name: str) -> str | None:
+        """Return why a setting is out, or None."""
+        failures = self.failures(name)
+        # Once is enough: each that hung costs minutes.
+        hangs = [each for each in failures if each.startswith(NO_END)]
+        is_out = hangs or len(failures) >= FAILURES
+        return self.wrong(name) or ((hangs or failures)[-1] if is_out else None)
+
+    def good(self, names: Iterable[str]) -> list[str]:
+        """Return the names of those that are not out."""
+        return [name for name in names if self.problem(name) is None]
+
+    def measured(self, name: str) -> int:
+        """Return how many runs have a value of the objective."""
+        return sum(1 for run in self._runs[name] if run.value(self.objective))
+
+    def count(self, name: str) -> int:
+        """Return the number of rounds in which a run of the setting went well."""
+        return sum(1 for each in self._rounds if _ran(each, name))
+
+    def speeds(self, name: str) -> dict[str, list[float]]:
+        """Return by phase the tokens/s of every run that measured it: the median of its
+        samples. Samples of one process share its luck, so only runs count as independent."""
+        return {
+            phase: [
+                median(run.samples[phase]) for run in self._runs[name] if run.samples.get(phase)
+            ]
+            for phase in (PP, TG)
+        }
+
+    def ratios(self, name: str, reference: str | None = None, since: int = 0) -> list[float]:
+        """Return a setting's speed over the reference's for each round that has both, from
+        the rounds whose index is ``since`` or later.
+
+        Where one ran several times in a round, the geometric mean of its runs counts. A
+        setting against itself has no such ratio: see ``itself``.
+        """
+        return self._ratios(self._rounds[since:], name, reference or self.reference)
+
+    def _ratios(self, rounds: Iterable[Round], name: str, reference: str) -> list[float]:
+        pairs = ((self._values(each, name), self._values(each, reference)) for each in rounds)
+        return [
+            statistics.geometric_mean(ours) / statistics.geometric_mean(theirs)
+            for ours, theirs in pairs
+            if ours and theirs
+        ]
+
+    def _values(self, each: Round, name: str) -> list[float]:
+        runs = (run.value(self.objective) for run in each.runs if run.setting == name)
+        return [value for value in runs if value]
+
+    def itself(self) -> list[float]:
+        """Return the reference's later value over its earlier one, for rounds that ran it
+        twice or more."""
+        values = (self._values(each, self.reference) for each in self._rounds)
+        return [found[-1] / found[0] for found in values if len(found) > 1]
+
+    def floor(self, count: int | None = None) -> float | None:
+        """Return the noise floor of a comparison over ``count`` rounds, by default over as
+        many as ran the reference twice; see ``statistics.floor``."""
+        pairs = self.itself()
+        return statistics.floor(pairs, len(pairs) if count is None else count)
+
+    def judge(
+        self,
+        name: str,
+        reference: str | None = None,
+        since: int = 0,
+        level: float = statistics.LEVEL,
+    ) -> Judged:
+        """Return the setting's ratio to the reference, and whether that shows a difference."""
+        return self._judged(name, self.ratios(name, reference, since), level)
+
+    def _judged(
+        self, name: str, ratios: Sequence[float], level: float = statistics.LEVEL
+    ) -> Judged:
+        if not ratios:
+            return Judged(name, None, None, statistics.OPEN)
+        found, floor = statistics.ratio(ratios, level), self.floor(len(ratios))
+        return Judged(name, found, floor, statistics.verdict(found, floor))
+
+    def in_duel(self, name: str) -> bool:
+        """Return whether a run of the setting went well in a duel."""
+        return any(each.stage == DUEL and _ran(each, name) for each in self._rounds)
+
+    def shown(self, name: str, reference: str | None = None) -> Judged:
+        """Return as ``judge`` what may be told of a setting.
+
+        One that came into a duel is judged by duels alone: it was chosen for them because
+        it looked good in earlier rounds.
+        """
+        chosen = name not in (DEFAULT, UPSTREAM, PERFORMANCE) and self.in_duel(name)
+        rounds = [each for each in self._rounds if not chosen or each.stage == DUEL]
+        return self._judged(name, self._ratios(rounds, name, reference or self.reference))
+
+    def fit(self) -> Fit:
+        """Return scores from all rounds, of settings that never met in one as well."""
+        if self._fit is None:
+            self._fit = statistics.fit(list(self._entries()))
+        return self._fit
+
+    def _entries(self) -> Iterator[tuple[int, str, float]]:
+        for index, each in enumerate(self._rounds):
+            for run in each.runs:
+                if speed := run.value(self.objective):
+                    yield index, run.setting, log(speed)
+
+    @property
+    def runs(self) -> int:
+        """The number of runs in all rounds."""
+        return sum(len(each.runs) for each in self._rounds)
+
+    @property
+    def spent(self) -> float:
+        """Seconds of the budget that are spent."""
+        return self._rounds[-1].elapsed if self._rounds else 0.0
+
+    def cost(self, order: Sequence[str]) -> float:
+        """Return the seconds that a round of these will take; 0 before anything ran."""
+        every = [run.seconds for runs in self._runs.values() for run in runs]
+        if not every:
+            return 0.0
+        between = max(1.0, self.spent / fsum(every)) if fsum(every) else 1.0
+        usual = fsum(every) / len(every)
+        return between * fsum(self._usual(name, usual) for name in order)
+
+    def _usual(self, name: str, otherwise: float) -> float:
+        runs = self._runs[name]
+        return fsum(run.seconds for run in runs) / len(runs) if runs else otherwise
+
+    def affords(self, order: Sequence[str], share: float = 1.0) -> bool:
+        """Return whether a round of these ends within that share of the budget."""
+        return self.spent + self.cost(order) <= share * self.budget
+
+    def left(self, order: Sequence[str]) -> float:
+        """Return how many rounds of these the rest of the budget is good for."""
+        cost = self.cost(order)
+        return (self.budget - self.spent) / cost if cost else 0.0
+
+
+def _ran(each: Round, name: str) -> bool:
+    return any(run.setting == name and run.problem is None for run in each.runs)
+
+
+def phases_of(number: int, objective: Objective) -> tuple[str, ...]:
+    """Return the phases that the runs of the round of that number measure."""
+    return (PP, TG) if number % BOTH_EVERY == 1 else objective.phases
+
+
+def compare(
+    names: Sequence[str],
+    measure: Callable[[str, int], Run],
+    objective: Objective,
+    seconds: float,
+    clock: Callable[[], float],
+    *,
+    most: int | None = None,
+) -> Rounds:
+    """Measure settings in rounds against the first of them, for at most about ``seconds``
+    and ``most`` rounds.
+
+    ``measure`` is given a name and the round's number. Time alone decides how many rounds
+    there are, not what they show. Where too few for a verdict would fit, there is only one.
+    """
+    rounds = Rounds(objective, reference=names[0])
+    began = clock()
+    for number in range(1, (most or MOST_ROUNDS) + 1):
+        good = rounds.good(names)
+        if names[0] not in good or len(good) < 2:
+            break
+        ahead = range(number, max(number, statistics.VERDICT_ROUNDS) + 1)
+        wanted = fsum(rounds.cost(turns(good, each)) for each in ahead)
+        if number > 1 and rounds.spent + wanted > seconds:
+            break
+        runs = tuple(measure(name, number) for name in turns(good, number))
+        rounds.add(Round(number, "compare", runs, clock() - began))
+    return rounds
+
+
+def turns(names: Sequence[str], number: int) -> tuple[str, ...]:
+    """Return the order of a round. The reference runs at both ends of every second round, for
+    the noise, and in between at one end; the others take turns in going first."""
+    first, *others = names
+    turn = number % len(others) if others else 0
+    turned = (*others[turn:], *others[:turn])
+    if number % 2:
+        return (first, *turned, first)
+    return (first, *turned) if number % 4 else (*turned, first)
