@@ -34,7 +34,7 @@ def _with_flags(host: Host, root: str) -> Host:
 
 
 def as_text(facts: HostFacts) -> str:
-    """A line per fact, CPU sets as lists, sizes in GiB, only vector extensions of the ISA."""
+    """Return a line per fact: CPU sets as lists, sizes in GiB, only instruction sets of engines."""
     kinds = facts.hybrid
     shown = facts._asdict() | {
         "numa_nodes": "; ".join(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from bitnet_tuning.engine import instruction_sets
 from bitnet_tuning.engine.find import checkout_of
+from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, matching, refusal
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.machine.host import fingerprint
 from bitnet_tuning.model.types import I2_S
@@ -15,17 +15,14 @@ from bitnet_tuning.store.state import identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from bitnet_tuning.engine.find import Engine
     from bitnet_tuning.machine.host import Host
     from bitnet_tuning.model.types import ModelFile
-
-    Refused = tuple[tuple[str, str], ...]
-    from collections.abc import Sequence
-
     from bitnet_tuning.store.state import State
 
+    Refused = tuple[tuple[str, str], ...]
 
 FASTER, SLOWER, OPEN = "faster", "slower", "no difference shown"
 OUT = "out"
@@ -55,7 +52,12 @@ def choose_build(
     every = tuple(engines)
     runnable, refused = usable(every, host, model)
     if not runnable:
-        raise _none(refused)
+        each = "; ".join(f"{path} {what}" for path, what in refused)
+        raise UnsupportedError(
+            f"none of the builds can be used here: {each}",
+            "build it on this machine (cmake -B build -DGGML_NATIVE=ON), or name another engine "
+            "with --engine",
+        )
     able, weak = _with_kernels(runnable, model)
     winner, why = _best(able, host, measured)
     left_out = (f"{build_name(path)} {what}" for path, what in (*refused, *weak))
@@ -87,30 +89,18 @@ def usable(
     return tuple(fine), tuple(refused)
 
 
-def _none(refused: Refused) -> UnsupportedError:
-    each = "; ".join(f"{path} {what}" for path, what in refused)
-    return UnsupportedError(
-        f"none of the builds can be used here: {each}",
-        "build it on this machine (cmake -B build -DGGML_NATIVE=ON), or name another engine "
-        "with --engine",
-    )
-
-
 def _with_kernels(
     engines: tuple[Engine, ...], model: ModelFile | None
 ) -> tuple[tuple[Engine, ...], Refused]:
     """Leave out those that compute garbage for i2_s, unless there are no others."""
     if model is not None and model.quantization != I2_S:
         return engines, ()
-    able = tuple(each for each in engines if each.isa & instruction_sets.KERNEL_ISA or not each.isa)
+    weak = [each for each in engines if each.isa and not each.isa & KERNEL_ISA]
+    able = tuple(each for each in engines if each not in weak)
     if not any(each.isa for each in able):
         return engines, ()
-    kept = {each.path for each in able}
-    return able, tuple(
-        (each.path, "is built without AVX2 and NEON, which i2_s needs")
-        for each in engines
-        if each.path not in kept
-    )
+    why = "is built without AVX2 and NEON, which i2_s needs"
+    return able, tuple((each.path, why) for each in weak)
 
 
 def _best(
@@ -137,10 +127,10 @@ def _widest(engines: tuple[Engine, ...], host: Host) -> tuple[Engine, str]:
     """Return the first of those that use most of what the CPU has, with the reason."""
     if len(engines) == 1:
         return engines[0], "the only one that remains"
-    used = [instruction_sets.matching(each.isa, host.isa) for each in engines]
-    most = max(map(len, used))
-    first = next(index for index, names in enumerate(used) if len(names) == most)
-    if all(len(names) == most for names in used):
+    used = [matching(each.isa, host.isa) for each in engines]
+    counts = [len(names) for names in used]
+    first = counts.index(max(counts))
+    if len(set(counts)) == 1:
         return engines[0], "the first: none fits this CPU better than another"
     return engines[first], f"the one that fits this CPU best ({', '.join(used[first])})"
 
@@ -245,7 +235,7 @@ def check_pair(engine: Engine, model: ModelFile) -> None:
 
 def check_isa(engine: Engine, host: Host) -> None:
     """Raise UnsupportedError for a build that this CPU would end by an illegal instruction."""
-    refused = instruction_sets.refusal(engine, host.isa)
+    refused = refusal(engine, host.isa)
     if refused is None:
         return
     if engine.embedded:

@@ -123,9 +123,9 @@ def has(flags: Iterable[str]) -> frozenset[str]:
 
 
 def vector_flags(flags: Iterable[str]) -> list[str]:
-    """Return those flags of a CPU that begin like the flag of an instruction set here."""
-    prefixes = ("neon", *(flag for each in _SETS for flag in each.flags))
-    return [flag for flag in flags if flag.replace("_", "").startswith(prefixes)]
+    """Return those flags of a CPU that stand for an instruction set of engines."""
+    known = {"neon", *(flag for each in _SETS for flag in each.flags)}
+    return [flag for flag in flags if flag.replace("_", "") in known]
 
 
 def lacking(isa: Iterable[str], flags: Iterable[str]) -> tuple[str, ...]:

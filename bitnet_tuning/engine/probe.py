@@ -1,4 +1,4 @@
-"""Ask an engine once what it can do; the answers are remembered with its files."""
+"""Ask an engine once what it can do, and remember the answers until its files change."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import re
 import sys
 
 from bitnet_tuning import demo
-from bitnet_tuning.engine import binary, instruction_sets
+from bitnet_tuning.engine import binary
 from bitnet_tuning.engine.find import ARCHITECTURES, Engine, Location, beside, embedded_library
+from bitnet_tuning.engine.instruction_sets import OF_THE_CPU, chooses_itself
 from bitnet_tuning.launch.run import Captured, capture
 from bitnet_tuning.machine.detect import read_flags
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.store.state import State, identity
 
 _SIGILL = (-4, 132, 0xC000001D, 0xC000001D - (1 << 32))
-"""Exit codes of a program that had an illegal instruction: the signal, as a shell tells of it,
-and Windows' (MS-ERREF 2.3)."""
+"""Exit codes after an illegal instruction: the signal, a shell's number for it, and Windows'
+(MS-ERREF 2.3)."""
 
 _FLAG = re.compile(r"--?[A-Za-z]")
 _PLACEHOLDER = re.compile(r"^[A-Z<{\[(.]")
@@ -59,7 +60,7 @@ def probe(location: Location) -> tuple[Engine, bool]:
 
 
 def _has_run(tried: Captured | None) -> bool | None:
-    """False where an illegal instruction ended it; None where it failed otherwise."""
+    """Return False if an illegal instruction ended it, None if it failed otherwise."""
     if tried is not None and tried.code in _SIGILL:
         return False
     return True if tried is not None and tried.code == 0 else None
@@ -75,7 +76,7 @@ def _files(location: Location) -> tuple[str, ...]:
 
 
 def trace_libraries(program: str) -> str:
-    """What the dynamic loader would map. ``--version`` keeps a static program short."""
+    """Return what the dynamic loader would map. ``--version`` ends a static program early."""
     return capture((program, "--version"), {"LD_TRACE_LOADED_OBJECTS": "1"}).stdout
 
 
@@ -85,8 +86,8 @@ def _architectures(files: tuple[str, ...]) -> dict[str, bool]:
 
 
 def _try(program: tuple[str, ...], i2_s: bool | None) -> Captured | None:
-    """A token of the demo model: the ``system_info`` line is printed only once a model is
-    loaded, and in which instructions a build dies shows only there."""
+    """Generate a token with the demo model: only then an engine prints its ``system_info`` line,
+    or dies of an illegal instruction."""
     model = demo.I2_S if i2_s else demo.TQ2_0
     if not os.path.isfile(model):
         return None
@@ -96,7 +97,7 @@ def _try(program: tuple[str, ...], i2_s: bool | None) -> Captured | None:
 
 
 def parse_flags(help_text: str) -> set[str]:
-    """Every flag that a help text in llama.cpp's style defines, not those it mentions."""
+    """Return every flag that a help text in llama.cpp's style defines, not those it mentions."""
     flags: set[str] = set()
     for line in help_text.splitlines():
         text = line.lstrip()
@@ -107,8 +108,8 @@ def parse_flags(help_text: str) -> set[str]:
 
 
 def _defined_in(words: list[str]) -> list[str]:
-    """``-t, --threads N  number of threads`` -> -t, --threads: flags, each with at most one
-    placeholder behind it, up to the description."""
+    """Return the flags before the description, each with at most one placeholder behind it:
+    -t and --threads of ``-t, --threads N  number of threads``."""
     found: list[str] = []
     after_flag = False
     for word in words:
@@ -128,14 +129,14 @@ def parse_version(text: str) -> str:
 
 
 def parse_system_info(log: str) -> set[str]:
-    """Names with a value other than 0 in the ``system_info`` line, such as AVX2."""
+    """Return the names in the ``system_info`` line, such as AVX2, whose value is not 0."""
     lines = [line for line in log.splitlines() if "system_info:" in line]
     pairs = _FEATURE.findall(lines[-1]) if lines else []
     return {name for name, value in pairs if value != "0"}
 
 
 VERSION = 3
-"""Of the questions that this module asks; old answers are asked for anew."""
+"""Version of the questions here; answers to older ones are asked for again."""
 
 
 class Probed(NamedTuple):
@@ -160,12 +161,10 @@ def know(location: Location, state: State) -> Engine:
 
 
 def with_architecture(engine: Engine, name: str) -> Engine:
-    """The engine, with an answer to whether it knows this architecture as well."""
+    """Return the engine with an answer to whether it knows this architecture as well."""
     if name in engine.architectures or engine.i2_s is None:
         return engine
-    from bitnet_tuning.engine.binary import knows_name  # noqa: PLC0415
-
-    found = knows_name(engine.files, name)
+    found = binary.knows_name(engine.files, name)
     known = {} if found is None else {name: found}
     return engine._replace(architectures={**engine.architectures, **known})
 
@@ -184,13 +183,6 @@ def _is_current(found: Probed, location: Location) -> bool:
 
 
 def _holds_here(engine: Engine) -> bool:
-    """Whether the answers hold for this CPU: always, where they tell of the build alone."""
-    if (
-        engine.ran
-        and not instruction_sets.chooses_itself(engine)
-        and not engine.isa & instruction_sets.OF_THE_CPU
-    ):
-        return True
-    from bitnet_tuning.machine.detect import read_flags  # noqa: PLC0415
-
-    return engine.cpu == frozenset(read_flags())
+    """Return whether the answers hold for this CPU: always, if they depend on the build alone."""
+    of_the_build = not (chooses_itself(engine) or engine.isa & OF_THE_CPU)
+    return (engine.ran and of_the_build) or engine.cpu == frozenset(read_flags())

@@ -1,4 +1,4 @@
-"""Find the model to run, and know its header."""
+"""Find the model to run, and remember its header."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from bitnet_tuning.store.state import State, identity
 DEFAULT = os.path.join("models", "BitNet-b1.58-2B-4T", "ggml-model-i2_s.gguf")
 _DEPTH = 3
 KIND, VERSION = "header", 2
-"""Of what is remembered of a model's file."""
+"""Kind and version of the records of models' headers."""
 
 
 class Choice(NamedTuple):
-    """The model to run. ``note`` is what the user should know of the choice, if anything."""
+    """The model to run. ``note`` is what the user should know about the choice, if anything."""
 
     model: ModelFile
     reason: str
@@ -32,8 +32,8 @@ def choose_model(
     embedded: bool,
     state: State,
 ) -> Choice:
-    """-m, BITNET_MODEL, the default path, the only i2_s file under ``models/``, or with
-    the embedded engine the demo model. Raises MissingError."""
+    """Return the model of -m, BITNET_MODEL, the default path, the only i2_s file under
+    ``models/``, or with the embedded engine the demo model. Raise MissingError."""
     for path, source in ((named, "-m"), (environ.get("BITNET_MODEL"), "BITNET_MODEL")):
         if path:
             return Choice(know(path, state), f"named with {source}")
@@ -101,7 +101,7 @@ def _gguf_files(folder: str, depth: int) -> Iterator[str]:
     except OSError:
         return
     for entry in entries:
-        # os.path's tests answer False where an entry's own raise, as for a link to itself.
+        # os.path's tests return False where an entry's own raise, as for a link to itself.
         if entry.name.endswith(".gguf") and os.path.isfile(entry.path):
             yield entry.path
         elif depth > 1 and os.path.isdir(entry.path):
