@@ -101,44 +101,36 @@ def watched_request(
 
 
 def watch(plan: Plan, root: Root, huge: bool, nodes: bool) -> Watched:
-    """Run the plan's command, as a launcher would. ``huge`` and ``nodes`` have pages counted,
-    as ``Family.look`` does."""
-    eyes = _Eyes(root, huge, nodes)
+    """Run the plan's command, as a launcher would, and return what was observed. ``huge`` and
+    ``nodes`` have pages counted, as ``Family.look`` does."""
+    looks: list[tuple[Process, ...]] = []
+    families: dict[int, Family] = {}
+    count_at = 0.0
+
+    def look(process: int) -> None:
+        nonlocal count_at
+        family = families.setdefault(process, Family(root, process))
+        started = time.monotonic()
+        counts = started >= count_at
+        looks.append(family.look(huge and counts, nodes and counts))
+        if counts:
+            ended = time.monotonic()
+            count_at = ended + (ended - started) / COUNT_SHARE
+
     done = capture(
         plan.command,
         plan.setting.variables,
         SECONDS,
         cpus=plan.setting.cpus,
         nice=plan.setting.nice,
-        watch=eyes.look,
+        watch=look,
     )
     wrong = failure(done, SECONDS)
     if wrong:
         return Watched(done.stderr, wrong, failed=True)
-    if not any(eyes.looks) and not shows_programs(root):
+    if not any(looks) and not shows_programs(root):
         return Watched(done.stderr, "only Linux shows the threads of a running engine")
-    return summed_up(eyes.looks)._replace(log=done.stderr)
-
-
-class _Eyes:
-    """Collect the looks at one program, oldest first."""
-
-    def __init__(self, root: Root, huge: bool, nodes: bool) -> None:
-        self.looks: list[tuple[Process, ...]] = []
-        self._root = root
-        self._huge, self._nodes = huge, nodes
-        self._family: Family | None = None
-        self._count_at = 0.0
-
-    def look(self, process: int) -> None:
-        if self._family is None:
-            self._family = Family(self._root, process)
-        started = time.monotonic()
-        counts = started >= self._count_at
-        self.looks.append(self._family.look(self._huge and counts, self._nodes and counts))
-        if counts:
-            ended = time.monotonic()
-            self._count_at = ended + (ended - started) / COUNT_SHARE
+    return summed_up(looks)._replace(log=done.stderr)
 
 
 def summed_up(looks: Sequence[tuple[Process, ...]]) -> Watched:
