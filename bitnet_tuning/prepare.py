@@ -104,9 +104,9 @@ def _file_size(path: str | None) -> int | None:
 
 
 def find_engine(named: str | None, state: State, model_named: str | None = None) -> Engine:
-    """The engine to use and what is known of it; of several builds the one for a run with
-    this model, or with the one that it would find. Raises MissingError, and UnsupportedError
-    where none of several builds can be used."""
+    """Return the engine to use; of several builds the one for a run with this model, or with
+    the model that it would find. Raise MissingError, and UnsupportedError where none of several
+    builds can be used."""
     located = locate_all(named, os.environ, engine_folders())
     if len(located) == 1:
         return know(located[0], state)
@@ -119,8 +119,8 @@ def find_engine(named: str | None, state: State, model_named: str | None = None)
 def find_pair(
     engine_named: str | None, model_named: str | None, state: State, host: Host | None = None
 ) -> tuple[Engine, Choice]:
-    """The engine and the model to use; raises MissingError, and UnsupportedError where none
-    of several builds can be used. ``host`` is read where it is needed and not given."""
+    """Return the engine and the model to use. ``host`` is read where it is needed and not given.
+    Raise MissingError, and UnsupportedError where none of several builds can be used."""
     engines, choice = find_builds(engine_named, model_named, state)
     engine = engines[0] if len(engines) == 1 else _choose(engines, choice.model, state, host)
     return engine, choice
@@ -129,7 +129,7 @@ def find_pair(
 def find_builds(
     engine_named: str | None, model_named: str | None, state: State
 ) -> tuple[tuple[Engine, ...], Choice]:
-    """Every build in reach, most often one, and the model; raises MissingError."""
+    """Return every build in reach, most often one, and the model. Raise MissingError."""
     folders = engine_folders()
     located = locate_all(engine_named, os.environ, folders)
     engines = tuple(know(each, state) for each in located)
@@ -144,7 +144,7 @@ def find_builds(
 def _choose(
     engines: tuple[Engine, ...], model: ModelFile | None, state: State, host: Host | None
 ) -> Engine:
-    """One of several builds."""
+    """Return one of several builds."""
     from bitnet_tuning.engine.builds import choose_build, load_fastest  # noqa: PLC0415
 
     host = host or read_host()
@@ -226,16 +226,19 @@ def _check_prompt_file(path: str, chat: bool) -> None:
 
 
 def engine_folders() -> tuple[str, ...]:
-    """Where a build or a model may lie: beside the script, beside this package (both are
-    the same but for links), in the current folder."""
+    """Return where a build or a model may lie: beside the script, beside this package (the
+    same folder but for links), in the current folder."""
     script = os.path.dirname(os.path.abspath(sys.argv[0]))
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     return tuple(dict.fromkeys((script, package, os.getcwd())))
 
 
 def _stdin(request: Request, engine: Engine) -> str:
-    """An engine gets input only for a chat, or as ``-f /dev/stdin``. One that would not
-    notice the end of its input is fed (not on Windows: there only Ctrl-C ends its chats)."""
+    """Return what the engine's input will be: none but for a chat, or as ``-f /dev/stdin``.
+
+    An engine that would not notice the end of its input is fed (not on Windows: there only
+    Ctrl-C ends its chats).
+    """
     if not request.chat:
         return INHERIT if _is_stdin(request.prompt_file) else NO_INPUT
     notices_end = engine.embedded or engine.completion is not None

@@ -16,8 +16,16 @@ KNOB_FLAGS = {
     "flash": ("-fa",),
     "poll": ("--poll",),
     "numa": ("--numa",),
+    "mlock": ("--mlock", "--load-mode"),
+    "ubatch": ("-ub",),
+    "threads_batch": ("-tb",),
 }
 """Fields of a setting, with the flags of which a program must list one to obey them."""
+
+
+def obeys(field: str, flags: frozenset[str]) -> bool:
+    """Return whether a program whose help lists ``flags`` obeys this field of a setting."""
+    return not flags.isdisjoint(KNOB_FLAGS[field])
 
 
 def build_command(plan: Plan, request: Request, facts: Facts) -> tuple[str, ...]:
@@ -37,7 +45,7 @@ def build_command(plan: Plan, request: Request, facts: Facts) -> tuple[str, ...]
         *("-ngl", "0"),
         *("-c", str(request.ctx_size)),
         *("--temp", str(request.temperature)),
-        *(("-tb", str(setting.threads_batch)) if "-tb" in flags or not flags else ()),
+        *(_pair("-tb", setting.threads_batch) if "-tb" in flags or not flags else ()),
         *_pair("--top-k", request.top_k),
         *_pair("--top-p", request.top_p),
         *_pair("--min-p", request.min_p),
@@ -67,13 +75,11 @@ def batch_flags(plan: Plan) -> tuple[str, ...]:
 def tuned_flags(setting: Setting, flags: frozenset[str], takes_value: bool) -> tuple[str, ...]:
     """Return what a setting says beyond threads and batches, for any program of an engine whose
     help lists ``flags``. ``takes_value`` as ``flash_takes_value`` has it."""
-    poll = setting.poll if "--poll" in flags else None
-    numa = setting.numa if "--numa" in flags else None
     return (
         *_loading(setting, flags),
-        *_flash(setting.flash, flags, takes_value),
-        *_pair("--poll", poll),
-        *_pair("--numa", numa),
+        *(_flash(setting.flash, takes_value) if obeys("flash", flags) else ()),
+        *(_pair("--poll", setting.poll) if obeys("poll", flags) else ()),
+        *(_pair("--numa", setting.numa) if obeys("numa", flags) else ()),
     )
 
 
@@ -107,10 +113,8 @@ def flash_takes_value(engine: Engine) -> bool:
     return engine.embedded or engine.completion is not None
 
 
-def _flash(wanted: bool | None, flags: frozenset[str], takes_value: bool) -> tuple[str, ...]:
-    if wanted is None or "-fa" not in flags:
-        return ()
-    if takes_value:
+def _flash(wanted: bool | None, takes_value: bool) -> tuple[str, ...]:
+    if takes_value and wanted is not None:
         return ("-fa", "on" if wanted else "off")
     return ("-fa",) if wanted else ()
 

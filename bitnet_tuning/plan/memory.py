@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bitnet_tuning.console import MEBIBYTE
 from bitnet_tuning.namedtuple import NamedTuple
+from bitnet_tuning.plan.command import obeys
 from bitnet_tuning.plan.openmp import user_set
 
 TYPE_CHECKING = False
@@ -135,7 +136,7 @@ def choose_batch(plan: Plan, request: Request, facts: Facts) -> Plan:
     model, available = facts.model, facts.host.memory.available
     length = request.prompt_bytes(facts.prompt_file_bytes)
     default = "the engine's own default"
-    has_flag = "-ub" in facts.engine.flags_for(request.chat)
+    has_flag = obeys("ubatch", facts.engine.flags_for(request.chat))
     if request.batch or request.ubatch or not has_flag:
         default += "" if has_flag else ": it has no flag for it"
         why = "as --batch-size says" if request.batch else default
@@ -215,7 +216,7 @@ def choose_loading(plan: Plan, request: Request, facts: Facts, need: Need) -> Pl
 
 def no_copy(flags: frozenset[str], need: Need, available: int | None) -> str | None:
     """Return why the model is not read without mmap, or None where it may be."""
-    if not flags & {"--no-mmap", "--load-mode"}:
+    if not obeys("mmap", flags):
         return "the model is mapped: this engine cannot read it otherwise"
     if not fits(need, available, RESIDENT_SHARE):
         return f"the model is mapped, not copied: too little memory ({sum_text(need, available)})"
@@ -244,7 +245,7 @@ def no_lock(
 ) -> str | None:
     """Return why the model is not locked in memory, or None where that is allowed and safe."""
     limit = privileges.lockable if privileges else 0
-    if not flags & {"--mlock", "--load-mode"}:
+    if not obeys("mlock", flags):
         return "the model is not locked in memory: this engine cannot"
     if not fits(need, available, RESIDENT_SHARE):
         return (

@@ -83,7 +83,7 @@ def _waiting(quota_binds: bool, environ: Mapping[str, str]) -> tuple[dict[str, s
 
 
 def waits_by_user(environ: Mapping[str, str]) -> list[str]:
-    """Variables by which the user chose how threads wait."""
+    """Return the variables by which the user chose how threads wait."""
     return _set(environ, (*WAITING_BY_USER, "GOMP_SPINCOUNT"))
 
 
@@ -99,7 +99,7 @@ def _thread_counts(runtime: str | None, blas: tuple[str, ...], threads: int) -> 
 
 
 def _binding(environ: Mapping[str, str]) -> dict[str, str]:
-    """Both or neither: half of a binding around the user's own would be something else."""
+    """Return both or neither: half of a binding around the user's own would be something else."""
     return {} if binds_itself(environ) else dict(BINDING)
 
 
@@ -112,17 +112,17 @@ def _runtime_sentence(runtime: str | None) -> str:
 
 
 def binds_itself(environ: Mapping[str, str]) -> bool:
-    """Whether the user chose thread places (a sourced bitnet-env.sh is not the user)."""
+    """Return whether the user chose thread places (a sourced bitnet-env.sh is not the user)."""
     return any(user_set(environ, name) for name in BINDING_BY_USER)
 
 
 def user_set(environ: Mapping[str, str], name: str) -> bool:
-    """Whether ``name`` is set, by somebody other than bitnet-env.sh."""
+    """Return whether ``name`` is set, by somebody other than bitnet-env.sh."""
     return bool(environ.get(name)) and name not in exported(environ)
 
 
 def exported(environ: Mapping[str, str]) -> frozenset[str]:
-    """Those variables of this environment that bitnet-env.sh set.
+    """Return the variables of this environment that bitnet-env.sh set.
 
     What it sets is the mark: thread counts, binding and waiting, of which two groups hold what
     it writes. A single one may be the user's own; where the counts would stand alone, as under
@@ -154,35 +154,25 @@ def shell_exports(environ: Mapping[str, str], threads: int, quota_binds: bool) -
 
 
 def _like_exported(environ: Mapping[str, str]) -> tuple[frozenset[str], ...]:
-    """The variables of each group, where they hold what bitnet-env.sh writes."""
-    counts = _exported_counts(environ)
-    marked = counts and environ.get(MARK) == environ["OMP_NUM_THREADS"]
-    mark = frozenset((MARK,)) if marked else frozenset()
-    return counts, _exported_binding(environ), _exported_waiting(environ), mark
-
-
-def _exported_counts(environ: Mapping[str, str]) -> frozenset[str]:
-    """Counts are written where the user set neither OMP_NUM_THREADS nor both others."""
-    first = environ.get("OMP_NUM_THREADS")
-    if not first or not all(environ.get(name) for name in THREAD_COUNTS):
-        return frozenset()
-    equal = frozenset(name for name in THREAD_COUNTS if environ[name] == first)
-    return equal if len(equal) > 1 else frozenset()
-
-
-def _exported_binding(environ: Mapping[str, str]) -> frozenset[str]:
-    same = all(environ.get(name) == value for name, value in BINDING.items())
-    return frozenset(BINDING) if same else frozenset()
-
-
-def _exported_waiting(environ: Mapping[str, str]) -> frozenset[str]:
-    """The value is LLVM's default, so hardly anybody else's."""
-    same = environ.get("KMP_BLOCKTIME") == BLOCKTIME_MS
-    return frozenset(("KMP_BLOCKTIME",)) if same else frozenset()
+    """Return the variables of each group, where they hold what bitnet-env.sh writes."""
+    first = environ.get("OMP_NUM_THREADS", "")
+    counts = frozenset(name for name in THREAD_COUNTS if first and environ.get(name) == first)
+    # Counts are written where the user set neither OMP_NUM_THREADS nor both others.
+    if len(counts) < 2 or not all(environ.get(name) for name in THREAD_COUNTS):
+        counts = frozenset()
+    is_bound = all(environ.get(name) == value for name, value in BINDING.items())
+    # The time is LLVM's default, so hardly anybody else sets it.
+    waits = environ.get("KMP_BLOCKTIME") == BLOCKTIME_MS
+    return (
+        counts,
+        frozenset(BINDING if is_bound else ()),
+        frozenset(("KMP_BLOCKTIME",) if waits else ()),
+        frozenset((MARK,) if counts and environ.get(MARK) == first else ()),
+    )
 
 
 def user_threads(environ: Mapping[str, str]) -> int | None:
-    """The user's own OMP_NUM_THREADS; of a list per nesting level, the first."""
+    """Return the user's own OMP_NUM_THREADS; of a list per nesting level, the first."""
     if not user_set(environ, "OMP_NUM_THREADS"):
         return None
     first = environ["OMP_NUM_THREADS"].split(",")[0].strip()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bitnet_tuning.console import MEBIBYTE
 from bitnet_tuning.engine.binary import NONE
 from bitnet_tuning.machine.root import format_list
+from bitnet_tuning.plan.command import obeys
 from bitnet_tuning.plan.memory import Need
 from bitnet_tuning.plan.openmp import ACTIVE, binds_itself, waits_by_user
 from bitnet_tuning.plan.threads import asked_threads
@@ -105,7 +106,7 @@ def _on_one(plan: Plan, facts: Facts, node: Node, flags: frozenset[str], is_aske
     if facts.numactl:
         setting = setting._replace(node=node.id)
         why += "; its memory is taken first, through numactl"
-    elif "--numa" in flags and node.cpus <= host.allowed:
+    elif obeys("numa", flags) and node.cpus <= host.allowed:
         setting = setting._replace(numa=ISOLATE)
         why += "; no numactl that may act: affinity and the engine's own --numa isolate"
     else:
@@ -129,7 +130,7 @@ def _on_all(
         f"{setting.threads} threads and {-(-need.total // MEBIBYTE)} MiB do not fit on one of "
         f"{len(nodes)} nodes (at most {largest} cores, {', '.join(map(_free, nodes))})"
     )
-    has_flag = "--numa" in flags
+    has_flag = obeys("numa", flags)
     if has_flag and all_usable(host, nodes):
         setting = setting._replace(numa=DISTRIBUTE)
         why += ": --numa distribute spreads them"
@@ -225,7 +226,7 @@ def _waiting(
     if runtime in ACTIVE:
         name, value = ACTIVE[runtime]
         return {name: value}, None, f"{name}={value}: threads spin while they wait"
-    if runtime == NONE and "--poll" in flags:
+    if runtime == NONE and obeys("poll", flags):
         return {}, EAGER_POLL, f"--poll {EAGER_POLL}: threads spin while they wait"
     return {}, None, "how threads wait is left to the engine: its runtime is not known"
 

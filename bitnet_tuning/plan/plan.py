@@ -47,7 +47,12 @@ def _computed(request: Request, facts: Facts) -> Plan:
     plan = choose_batch(plan, request, facts)
     need = need_of(model, request.ctx_size, plan.setting.ubatch)
     plan = choose_placement(plan, request, facts, need)
-    plan = _with_variables(plan, facts)
+    threads = plan.setting.threads
+    variables, reason = choose_variables(
+        *(engine.openmp, engine.blas, threads, host.quota_stops(threads), facts.environ),
+        moved=plan.setting.numa is not None,
+    )
+    plan = plan.updated(plan.setting.with_env(variables), {"env": reason})
     if request.performance:
         plan = choose_boost(plan, facts, engine.flags_for(request.chat))
     plan = choose_loading(plan, request, facts, need)
@@ -59,19 +64,6 @@ def _computed(request: Request, facts: Facts) -> Plan:
     }
     warnings = (*_kernel_warnings(engine, model), *_memory_warnings(host, model))
     return plan.updated(plan.setting, reasons, warnings)
-
-
-def _with_variables(plan: Plan, facts: Facts) -> Plan:
-    engine, setting = facts.engine, plan.setting
-    variables, reason = choose_variables(
-        engine.openmp,
-        engine.blas,
-        setting.threads,
-        facts.host.quota_stops(setting.threads),
-        facts.environ,
-        moved=setting.numa is not None,
-    )
-    return plan.updated(setting.with_env(variables), {"env": reason})
 
 
 def _why_command(engine: Engine, request: Request) -> str:

@@ -97,32 +97,39 @@ def apply(change: Change, setting: Setting) -> Setting:
 def describe(setting: Setting) -> str:
     """Return the whole setting in words, for people."""
     words = [counted(setting.threads, "thread")]
-    if setting.threads_batch != setting.threads:
-        words.append(f"{setting.threads_batch} for prompts")
-    if setting.cpus is not None:
-        words.append(f"on CPUs {format_list(setting.cpus)}")
-    for field, name in _NAMES.items():
+    for field, text in _WORDS.items():
         value = getattr(setting, field)
-        if isinstance(value, bool):
-            words.append(name if value else f"no {name}")
-        elif value is not None:
-            words.append(f"{name} {value}")
-    words += [f"{name}={text}" for name, text in setting.env if name not in THREAD_COUNTS]
-    if setting.interleave is not None:
-        words.append(f"memory spread over nodes {format_list(setting.interleave)}")
-    if setting.mlock:
-        words.append("model locked")
-    if setting.nice:
-        words.append(f"niceness {setting.nice:+d}")
+        if field == "env":
+            words += [f"{name}={text}" for name, text in value if name not in THREAD_COUNTS]
+        elif value == (setting.threads if field == "threads_batch" else _DEFAULTS[field]):
+            continue
+        elif isinstance(value, bool):
+            words.append(text if value else f"no {text}")
+        else:
+            words.append(text.format(shown(value)))
     return ", ".join(words)
 
 
-_NAMES = {
+def shown(value: object) -> str:
+    """Return the value of a setting's field, for people."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return format_list(value) if isinstance(value, frozenset) else str(value)
+
+
+_DEFAULTS = Setting._field_defaults
+_WORDS = {
+    "threads_batch": "{} for prompts",
+    "cpus": "on CPUs {}",
     "mmap": "mmap",
     "flash": "flash attention",
-    "ubatch": "micro-batch",
-    "poll": "poll",
-    "numa": "numa",
-    "node": "memory of node",
+    "ubatch": "micro-batch {}",
+    "poll": "poll {}",
+    "numa": "numa {}",
+    "node": "memory of node {}",
+    "env": "",
+    "interleave": "memory spread over nodes {}",
+    "mlock": "model locked",
+    "nice": "niceness {}",
 }
-"""Fields that ``describe`` names with their value, or with "no" where they are off."""
+"""How ``describe`` names each field that is not at its default."""

@@ -77,7 +77,7 @@ def asked_threads(threads: int | None, environ: Mapping[str, str]) -> Asked | No
 
 
 def _oversubscribed(count: int, host: Host, by: str) -> tuple[str, ...]:
-    """A warning where ``count`` threads cannot all run at once, or share cores."""
+    """Warn where ``count`` threads cannot all run at once, or share cores."""
     cpus = len(host.allowed)
     if host.quota is not None and count > host.quota:
         limit = f"the quota of {counted(host.quota, 'CPU')}"
@@ -124,7 +124,7 @@ def _computed(host: Host, environ: Mapping[str, str], most: int) -> Plan:
 
 
 def best_count(speeds: list[float], most: int) -> int:
-    """How many of the fastest cores to use, at least 1.
+    """Return how many of the fastest cores to use, at least 1.
 
     ggml gives every thread the same share of a step and waits for the last, so k
     cores do as much as k of the slowest among them: k * speeds[k - 1]. Fewer

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from bitnet_tuning.machine.root import format_list
-from bitnet_tuning.plan.command import KNOB_FLAGS
+from bitnet_tuning.plan.command import KNOB_FLAGS, obeys
 from bitnet_tuning.plan.memory import (
     AUTO,
     TUNABLES,
@@ -22,7 +21,7 @@ from bitnet_tuning.plan.openmp import (
     user_set,
 )
 from bitnet_tuning.plan.profile import Profile, claim
-from bitnet_tuning.plan.setting import Setting, describe
+from bitnet_tuning.plan.setting import Setting, describe, shown
 from bitnet_tuning.plan.threads import asked_threads
 
 TYPE_CHECKING = False
@@ -107,7 +106,7 @@ def _is_partial(wanted: Setting, found: Setting) -> bool:
     for name in ("cpus", "poll"):
         if getattr(found, name) is None:
             added[name] = None
-    missing = dict(found.env).keys() - dict(wanted.env).keys()
+    missing = found.variables.keys() - wanted.variables.keys()
     return wanted._replace(**added) != found or bool(missing)
 
 
@@ -115,22 +114,19 @@ def _obeyed(found: Setting, request: Request, facts: Facts) -> Setting:
     """Return the setting without what this program has no flag for: a chat may have another
     program than was measured."""
     flags = facts.engine.flags_for(request.chat)
-    missing: dict[str, Any] = {
-        field: None for field, names in KNOB_FLAGS.items() if not flags.intersection(names)
-    }
+    missing = {field for field in KNOB_FLAGS if not obeys(field, flags)} - {"threads_batch"}
     if not facts.numactl:
-        missing |= {"node": None, "interleave": None}
-    return found._replace(**missing)
+        missing |= {"node", "interleave"}
+    return found._replace(**{field: Setting._field_defaults[field] for field in missing})
 
 
 def _too_short(found: Setting, request: Request, facts: Facts) -> str | None:
     """Return why this run is too short for a copy of the model to pay, or None where it is not. A
     copy makes tokens faster and the start slower, and only the first was measured."""
-    profile = facts.profile
+    evidence = facts.profile.evidence if facts.profile else None
     alone = request.prompt is not None or request.prompt_file is not None
     if found.mmap is not False or not alone or request.chat or request.n_predict < 0:
         return None
-    evidence = profile.evidence if profile else None
     if evidence is None or evidence.ratio is None:
         return None
     is_prompt = evidence.objective.name == "pp"
@@ -152,8 +148,8 @@ def _environment(
 ) -> tuple[tuple[str, str], ...]:
     """Return the profile's variables but for what the user decided. Half of a binding, or another
     word on how to wait beside the user's, would be something that was never measured."""
-    environ, planned = facts.environ, dict(ours.env)
-    theirs = {name for name in dict(found.env) if user_set(environ, name)}
+    environ, planned = facts.environ, ours.variables
+    theirs = {name for name, _ in found.env if user_set(environ, name)}
     if binds_itself(environ):
         theirs |= set(BINDING)
     if any(user_set(environ, name) for name in WAITING_BY_USER):
@@ -174,10 +170,10 @@ def _reasons(
     wanted: Setting, found: Setting, why: str, request: Request, environ: Mapping[str, str]
 ) -> dict[str, str]:
     """Return a sentence for every field that the profile decides."""
-    env = dict(wanted.env)
-    left = [name for name, _ in found.env if name not in env and name not in THREAD_COUNTS]
+    decided = {*wanted.variables, *THREAD_COUNTS}
+    left = [name for name, _ in found.env if name not in decided]
     ours = {
-        name: f"{_word(value)}: {why}"
+        name: f"{shown(value)}: {why}"
         for name, value in wanted._asdict().items()
         if value == getattr(found, name) and value != Setting._field_defaults.get(name)
     }
@@ -189,9 +185,3 @@ def _reasons(
         "env": f"{why}; {', '.join(left)} left to what you set" if left else why,
         "cpus": places if binds_itself(environ) else why,
     }
-
-
-def _word(value: object) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return format_list(value) if isinstance(value, frozenset) else str(value)
