@@ -10,8 +10,9 @@ from bitnet_tuning.engine.find import EMBEDDED, Engine, locate_all, on_path
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA
 from bitnet_tuning.engine.probe import know, with_architecture
 from bitnet_tuning.errors import MissingError, UsageError
-from bitnet_tuning.launch import run
+from bitnet_tuning.launch.background import capture
 from bitnet_tuning.launch.program import FEED, INHERIT, INTERRUPT_GRACE, NO_INPUT, Launch, Outcome
+from bitnet_tuning.launch.run import run
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.limits import read_privileges
@@ -96,7 +97,7 @@ def _numactl_acts(facts: Facts) -> bool:
     if on_path(facts.environ.get("PATH", ""), "numactl") is None:
         return False
     node = min(node.id for node in facts.host.nodes)
-    return run.capture((*memory_policy(node, None), "true"), seconds=5).code == 0
+    return capture((*memory_policy(node, None), "true"), seconds=5).code == 0
 
 
 def _file_size(path: str | None) -> int | None:
@@ -156,7 +157,7 @@ def execute(
     request: Request, facts: Facts, plan: Plan, quiet: bool = False, keep_log: bool = False
 ) -> Outcome:
     """Run the engine to its end and explain a death; the code is the program's own."""
-    outcome = run.run(
+    outcome = run(
         Launch(
             argv=plan.command,
             variables=plan.setting.variables,
@@ -181,7 +182,7 @@ def execute(
 
 def explain_death(code: int, facts: Facts) -> str | None:
     """Return what probably ended an engine with this exit code; None where nothing is known."""
-    from bitnet_tuning.launch.death import explain  # noqa: PLC0415 (an engine seldom dies)
+    from bitnet_tuning.launch.failure import explain  # noqa: PLC0415 (an engine seldom dies)
 
     has_kernels = bool(facts.engine.isa & KERNEL_ISA)
     return explain(code, facts.model.size, facts.host.memory.available, has_kernels)

@@ -15,7 +15,7 @@ import pytest
 from bitnet_tuning import demo
 from bitnet_tuning.engine.find import has_embedded, locate_all
 from bitnet_tuning.engine.probe import know
-from bitnet_tuning.launch import run as launch
+from bitnet_tuning.launch.background import capture
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.limits import read_privileges
 from bitnet_tuning.machine.root import Root
@@ -274,7 +274,7 @@ def test_where_no_program_can_be_seen_the_reason_says_so(tmp_path: Path) -> None
 def test_a_captured_program_is_watched_while_it_runs() -> None:
     seen: list[tuple[int, float]] = []
     code = "import os, time; print(os.getpid(), flush=True); time.sleep(0.3); print('end')"
-    done = launch.capture(
+    done = capture(
         (sys.executable, "-c", code), watch=lambda pid: seen.append((pid, time.monotonic()))
     )
     assert (done.code, done.stdout) == (0, f"{seen[0][0]}\nend\n")
@@ -285,7 +285,7 @@ def test_a_captured_program_is_watched_while_it_runs() -> None:
 
 def test_a_watched_program_still_runs_out_of_time() -> None:
     code = "import time; print('begun', flush=True); time.sleep(60)"
-    done = launch.capture((sys.executable, "-c", code), seconds=0.5, watch=lambda _: None)
+    done = capture((sys.executable, "-c", code), seconds=0.5, watch=lambda _: None)
     assert (done.code, done.stdout) == (None, "begun\n")
 
 
@@ -297,7 +297,7 @@ def test_nothing_is_left_of_a_program_whose_watcher_fails() -> None:
         raise ValueError("stumbled")
 
     with pytest.raises(ValueError, match="stumbled"):
-        launch.capture((sys.executable, "-c", "import time; time.sleep(60)"), watch=stumble)
+        capture((sys.executable, "-c", "import time; time.sleep(60)"), watch=stumble)
     with pytest.raises(ProcessLookupError):
         os.kill(seen[0], 0)
 

@@ -18,8 +18,8 @@ from bitnet_tuning.bench.llama_bench import Bench
 from bitnet_tuning.bench.runner import Patience, Place, Runner, find_bench
 from bitnet_tuning.engine.find import EMBEDDED, locate_all
 from bitnet_tuning.engine.probe import know
-from bitnet_tuning.launch.death import LONGEST, failure
-from bitnet_tuning.launch.run import Captured
+from bitnet_tuning.launch.background import Captured
+from bitnet_tuning.launch.failure import LONGEST, failure
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.plan.profile import PP, TG
 from bitnet_tuning.plan.setting import UPSTREAM, Setting
@@ -209,8 +209,11 @@ def test_an_engine_that_is_gone_is_a_reason(make: Make) -> None:
         (Captured(1, "", ""), "the engine ended with exit code 1"),
         (Captured(1, "", "loading\nerror: no\n  such file\n"), "exit code 1: error: no"),
         (Captured(1, "", "loading\nunknown model\n"), "exit code 1: unknown model"),
-        (Captured(-9, "", "loading"), "the engine was killed by SIGKILL: most often out of memory"),
-        (Captured(-6, "", "x.c:1: GGML_ASSERT(a) failed\n#0"), "x.c:1: GGML_ASSERT(a) failed"),
+        (
+            Captured(137, "", "loading"),
+            "the engine was killed by SIGKILL: most often out of memory",
+        ),
+        (Captured(134, "", "x.c:1: GGML_ASSERT(a) failed\n#0"), "x.c:1: GGML_ASSERT(a) failed"),
     ],
 )
 def test_the_reason_of_a_failure_is_one_line(done: Captured, reason: str | None) -> None:

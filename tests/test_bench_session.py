@@ -16,7 +16,7 @@ from bitnet_tuning.bench.results import Results
 from bitnet_tuning.bench.search import Check, Decision, Search
 from bitnet_tuning.bench.stages import Measure
 from bitnet_tuning.bench.tune import Session, Tools
-from bitnet_tuning.launch.stop import Stop, Stopped
+from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.plan.profile import PP, TG, Objective
 from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting
 from tests.bench_samples import sample_results, with_threads

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from bitnet_tuning.launch.stop import Stop, Stopped
+from bitnet_tuning.launch.signals import Stop, Stopped
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -64,7 +64,7 @@ def test_what_was_ignored_stays_ignored() -> None:
 def test_who_insists_ends_a_program_that_is_stuck() -> None:
     code = (
         "import os, signal, time\n"
-        "from bitnet_tuning.launch.stop import Stop\n"
+        "from bitnet_tuning.launch.signals import Stop\n"
         "with Stop():\n"
         "    for _ in range(3):\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"

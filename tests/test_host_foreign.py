@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
+from bitnet_tuning.launch.background import Captured
 from bitnet_tuning.machine import foreign
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import Host
@@ -169,9 +169,8 @@ def test_macos_through_sysctl(monkeypatch: pytest.MonkeyPatch) -> None:
     lines.append("machdep.cpu.brand_string: Apple M1 Pro")
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setitem(sys.modules, "psutil", FakePsutil(None, None))
-    monkeypatch.setattr(
-        subprocess, "run", lambda *_, **__: SimpleNamespace(stdout="\n".join(lines))
-    )
+    done = Captured(0, "\n".join(lines), "")
+    monkeypatch.setattr(foreign, "capture", lambda *_, **__: done)
     host = read_host()
     assert host.hybrid is not None
     assert host.memory == Memory(16 * GIBIBYTE, 3 * GIBIBYTE)
@@ -186,13 +185,10 @@ def test_windows_names_the_processor_in_a_variable(monkeypatch: pytest.MonkeyPat
 
 
 def test_macos_without_sysctl(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: object, **__: object) -> None:
-        raise FileNotFoundError
-
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setitem(sys.modules, "psutil", None)
-    monkeypatch.setattr(subprocess, "run", missing)
+    monkeypatch.setattr(foreign, "capture", lambda *_, **__: Captured(127, "", "not found"))
     assert read_host().usable_cores == 2
 
 

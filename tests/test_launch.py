@@ -14,8 +14,9 @@ import pytest
 
 from bitnet_tuning import demo
 from bitnet_tuning.errors import UnsupportedError
-from bitnet_tuning.launch import lifeline
+from bitnet_tuning.launch import background
 from bitnet_tuning.launch import run as launch
+from bitnet_tuning.launch import start as start_module
 from bitnet_tuning.launch.program import Launch
 from tests.engines import FakeEngine
 from tests.processes import alive, until
@@ -108,6 +109,30 @@ sys.exit(launch.run(launch.Launch(("sh", "-c", "exit 7"), {{}})).code)
 """
     done = subprocess.run([sys.executable, "-c", code], timeout=SECONDS, check=False)
     assert done.returncode == 7
+
+
+@pytest.mark.parametrize("path", ["", "{folder}", "{folder}:/bin:/usr/bin"])
+def test_the_start_does_not_depend_on_the_search_path(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """What leads the engine's process group is found by its whole path."""
+    wrapper = tmp_path / "true"
+    wrapper.write_text(f"#!/bin/sh\necho > {tmp_path}/called\nsleep 60\n")
+    wrapper.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", path.format(folder=tmp_path))
+    argv = (sys.executable, str(engine.cli), "-m", "x", "-p", "a")
+    assert launch.run(Launch(argv, {})).code == 0
+    assert not (tmp_path / "called").exists()
+
+
+def test_without_the_program_that_leads_the_group_the_engine_has_its_own(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(start_module, "_TRUE", "/nowhere/true")
+    outcome = launch.run(Launch(("sh", "-c", "ps -o pgid= -p $$; kill -6 $$"), {}))
+    assert outcome.code == 128 + signal.SIGABRT
+    assert int(capfd.readouterr().out) != os.getpgrp()
 
 
 @pytest.mark.parametrize("code", [0, 1, 3, 77])
@@ -218,17 +243,17 @@ launch.run(launch.Launch(({str(wrapper)!r},), {{}}))
 
 STARTS = {
     "run": "launch.run(start)",
-    "fork": "posix._lead_group = lambda: None; launch.run(start)",
-    "capture": "launch.capture(start.argv, seconds=60)",
-    "serve": "with server.serve(start) as service: service.ended(60)",
+    "run without /bin/true": "ties._TRUE = '/nowhere/true'; launch.run(start)",
+    "capture": "background.capture(start.argv, seconds=60)",
+    "serve": "with background.serve(start) as service: service.ended(60)",
 }
 KILLED = """
 import os, signal, subprocess, sys
 sys.path.insert(0, {repo!r})
-from bitnet_tuning.launch import lifeline as ties, posix, run as launch, server
+from bitnet_tuning.launch import background, run as launch, start as ties
 from bitnet_tuning.launch.program import Launch
 
-fork, spawn, tie = os.fork, os.posix_spawnp, ties.Lifeline.tie
+spawn, tie = os.posix_spawnp, ties.Lifeline.tie
 launcher = os.getpid()
 
 def die(engine):
@@ -236,17 +261,8 @@ def die(engine):
         file.write(str(engine))
     os.kill(launcher, signal.SIGKILL)
 
-def spawned(path, *args, **named):  # as posix starts an engine
-    child = spawn(path, *args, **named)
-    if path != "true":
-        die(child)
-    return child
-
-def forked():  # as it does on other systems and without a group of its own
-    child = fork()
-    if child and os.getpid() == launcher:
-        die(child)
-    return child
+def spawned(*args, **named):
+    die(spawn(*args, **named))
 
 class Popen(subprocess.Popen):
     def __init__(self, *args, **named):
@@ -262,7 +278,7 @@ def tied(self, engine):
 if {moment!r} == "before it is tied":
     ties.Lifeline.tie = tied
 else:
-    os.fork, os.posix_spawnp, subprocess.Popen = forked, spawned, Popen
+    os.posix_spawnp, subprocess.Popen = spawned, Popen
 if not {by_kernel!r}:
     ties.Lifeline._arm = lambda self: False
 start = Launch((sys.executable, "-c", "import time; time.sleep(60)"), {{}})
@@ -294,8 +310,7 @@ def test_the_watcher_kills_where_the_kernel_does_not(tmp_path: Path) -> None:
     code = f"""
 import sys
 sys.path.insert(0, {str(REPO)!r})
-from bitnet_tuning.launch import lifeline as ties
-from bitnet_tuning.launch import run as launch
+from bitnet_tuning.launch import background, run as launch, start as ties
 ties.Lifeline._arm = lambda self: False
 engine = "import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
 launch.run(launch.Launch((sys.executable, "-c", engine), {{}}))
@@ -312,7 +327,7 @@ launch.run(launch.Launch((sys.executable, "-c", engine), {{}}))
 def test_a_watcher_ends_with_its_engine(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifeline.Lifeline, "_arm", lambda self: False)
+    monkeypatch.setattr(start_module.Lifeline, "_arm", lambda self: False)
     assert launch.run(Launch((str(engine.cli), "-m", "x", "-p", "a"), {})).code == 0
     with pytest.raises(ChildProcessError):  # nobody is left to wait for
         os.waitpid(-1, os.WNOHANG)
@@ -453,9 +468,9 @@ def test_a_hidden_log_is_kept(engine: FakeEngine, capfd: pytest.CaptureFixture[s
 
 
 def test_capture_survives_what_hangs_and_what_is_missing(engine: FakeEngine) -> None:
-    late = launch.capture((str(engine.cli), "--help"), {"FAKE_HANG": "help"}, 0.5)
+    late = background.capture((str(engine.cli), "--help"), {"FAKE_HANG": "help"}, 0.5)
     assert late.code is None
-    missing = launch.capture(("/nowhere/llama-cli",))
+    missing = background.capture(("/nowhere/llama-cli",))
     assert missing.code == 127
     assert "nowhere" in missing.stderr
 
@@ -466,7 +481,7 @@ def test_a_captured_program_gets_variables_affinity_and_niceness(
     monkeypatch.setenv("OMP_PLACES", "cores")
     monkeypatch.setenv("OMP_PROC_BIND", "true")
     before = os.sched_getaffinity(0), os.nice(0)
-    launch.capture(
+    background.capture(
         (str(engine.cli), "-m", "x", "-p", "a"),
         {"OMP_NUM_THREADS": "3"},
         unset=frozenset(("OMP_PLACES", "NEVER_SET")),
@@ -494,7 +509,7 @@ def wrapped(tmp_path: Path) -> tuple[Path, Path]:
 def test_what_takes_too_long_is_killed_with_all_behind_it(wrapped: tuple[Path, Path]) -> None:
     script, note = wrapped
     started = time.monotonic()
-    done = launch.capture((str(script),), seconds=1)
+    done = background.capture((str(script),), seconds=1)
     assert (done.code, done.stdout) == (None, "out\n")
     assert time.monotonic() - started < 3
     until(lambda: not alive(int(note.read_text())))
@@ -510,7 +525,7 @@ def test_an_exception_ends_what_is_captured(wrapped: tuple[Path, Path]) -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.5)
     try:
         with pytest.raises(KeyboardInterrupt):
-            launch.capture((str(script),), seconds=30)
+            background.capture((str(script),), seconds=30)
     finally:
         signal.signal(signal.SIGALRM, before)
     until(lambda: not alive(int(note.read_text())))
@@ -526,11 +541,10 @@ def test_what_is_captured_does_not_outlive_a_killed_caller(
     code = f"""
 import sys
 sys.path.insert(0, {str(REPO)!r})
-from bitnet_tuning.launch import lifeline as ties
-from bitnet_tuning.launch import run as launch
+from bitnet_tuning.launch import background, run as launch, start as ties
 if not {by_kernel}:
     ties.Lifeline._arm = lambda self: False
-launch.capture(({str(script)!r},), seconds=60)
+background.capture(({str(script)!r},), seconds=60)
 """
     caller = subprocess.Popen([sys.executable, "-c", code])
     until(lambda: note.exists() and note.read_text().strip() != "")

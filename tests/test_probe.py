@@ -17,7 +17,7 @@ from bitnet_tuning import demo
 from bitnet_tuning.engine import probe
 from bitnet_tuning.engine.find import Engine, Location
 from bitnet_tuning.engine.probe import know, parse_flags, parse_system_info, parse_version
-from bitnet_tuning.launch import run as launch
+from bitnet_tuning.launch import background
 from bitnet_tuning.store.state import State
 from tests.engines import FakeEngine
 
@@ -214,8 +214,8 @@ def test_an_engine_that_hangs_on_help_is_used_but_not_remembered(
 ) -> None:
     def impatient(
         argv: tuple[str, ...], variables: Mapping[str, str] | None = None
-    ) -> launch.Captured:
-        return launch.capture(argv, variables, seconds=0.5)
+    ) -> background.Captured:
+        return background.capture(argv, variables, seconds=0.5)
 
     monkeypatch.setenv("FAKE_HANG", "help")
     monkeypatch.setattr(probe, "capture", impatient)

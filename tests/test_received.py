@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bitnet_tuning import demo
-from bitnet_tuning.launch.run import capture
+from bitnet_tuning.launch.background import capture
 from bitnet_tuning.machine.limits import read_privileges
 from bitnet_tuning.machine.memory import read_huge_pages
 from bitnet_tuning.machine.root import Root

@@ -17,7 +17,7 @@ from bitnet_tuning.bench.results import RUNNING, Results, Surroundings, stamp
 from bitnet_tuning.bench.runner import FIRST, SECOND, Place, Runner, choose_sizes, find_bench
 from bitnet_tuning.engine.find import EMBEDDED
 from bitnet_tuning.errors import TuningError, UnsupportedError, UsageError
-from bitnet_tuning.launch.stop import Stop
+from bitnet_tuning.launch.signals import Stop
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.conditions import Conditions
 from bitnet_tuning.machine.host import HostFacts, host_facts

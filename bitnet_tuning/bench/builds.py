@@ -32,7 +32,7 @@ from bitnet_tuning.engine.builds import (
 )
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.errors import MissingError, UnsupportedError
-from bitnet_tuning.launch.stop import Stop, Stopped
+from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.plan.facts import Facts
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective

@@ -12,7 +12,7 @@ from statistics import median
 
 from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.statistics import Fit
-from bitnet_tuning.launch.death import NO_END
+from bitnet_tuning.launch.failure import NO_END
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective, Phase
 from bitnet_tuning.store.codec import Annotated, Count, DamagedError, Positive

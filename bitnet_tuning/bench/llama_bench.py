@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from bitnet_tuning.bench.comparison import Sizes
 from bitnet_tuning.bench.knobs import CLI_FLAGS, FLAGS
+from bitnet_tuning.engine.timings import Speed, parse_timings
 from bitnet_tuning.errors import UnsupportedError
-from bitnet_tuning.launch.death import Speed, parse_timings
 from bitnet_tuning.plan.command import memory_policy
 from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.openmp import exported

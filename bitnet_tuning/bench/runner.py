@@ -11,8 +11,8 @@ from bitnet_tuning.bench.comparison import DEFAULT, Run, Sizes
 from bitnet_tuning.bench.llama_bench import NEEDED, Bench, Speeds, check_cli, stale
 from bitnet_tuning.engine.probe import parse_flags
 from bitnet_tuning.errors import UnsupportedError
-from bitnet_tuning.launch.death import failure
-from bitnet_tuning.launch.run import Captured, capture
+from bitnet_tuning.launch.background import Captured, capture
+from bitnet_tuning.launch.failure import failure
 from bitnet_tuning.plan.facts import Facts
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import PP, TG

@@ -37,7 +37,7 @@ from bitnet_tuning.bench.summary import to_csv
 from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.console import say
 from bitnet_tuning.errors import UnsupportedError, UsageError
-from bitnet_tuning.launch.stop import Stop, Stopped
+from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.conditions import between
 from bitnet_tuning.machine.warnings import warnings_after

@@ -7,8 +7,9 @@ import time
 from bitnet_tuning.bench.knobs import COMPUTING
 from bitnet_tuning.bench.llama_bench import TOKENS_PER_WORD, words
 from bitnet_tuning.bench.runner import TRIES, Patience, Place, run_cli
+from bitnet_tuning.engine.timings import parse_timings
 from bitnet_tuning.errors import TuningError, UnsupportedError
-from bitnet_tuning.launch.death import failure, parse_timings, shorten
+from bitnet_tuning.launch.failure import failure, shorten
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.memory import DEFAULT_UBATCH
@@ -17,7 +18,7 @@ from bitnet_tuning.verify import selftest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bitnet_tuning.launch.run import Captured
+    from bitnet_tuning.launch.background import Captured
 
 
 QUESTION = "Question: Why does the moon look larger near the horizon?\nAnswer:"

@@ -11,7 +11,7 @@ from functools import partial
 from bitnet_tuning.cli.show import shown
 from bitnet_tuning.console import say
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
-from bitnet_tuning.launch.stop import Stop, Stopped
+from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.prepare import explain_death, prepare
 from bitnet_tuning.serve.answers import AnswerFile, AnswerStream
 from bitnet_tuning.serve.prompts import parse

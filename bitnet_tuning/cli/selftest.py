@@ -8,7 +8,7 @@ from typing import Any
 
 from bitnet_tuning.cli.arguments import Parser, add_engine
 from bitnet_tuning.console import say
-from bitnet_tuning.launch.death import shorten
+from bitnet_tuning.launch.failure import shorten
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.prepare import find_engine
 from bitnet_tuning.store.state import State, default_folder

@@ -10,13 +10,13 @@ from bitnet_tuning import demo
 from bitnet_tuning.engine import binary
 from bitnet_tuning.engine.find import ARCHITECTURES, Engine, Location, beside, embedded_library
 from bitnet_tuning.engine.instruction_sets import OF_THE_CPU, chooses_itself
-from bitnet_tuning.launch.run import Captured, capture
+from bitnet_tuning.launch.background import Captured, capture
 from bitnet_tuning.machine.detect import read_flags
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.store.state import State, identity
 
-_SIGILL = (-4, 132, 0xC000001D, 0xC000001D - (1 << 32))
-"""Exit codes after an illegal instruction: the signal, a shell's number for it, and Windows'
+_SIGILL = (132, 0xC000001D, 0xC000001D - (1 << 32))
+"""Exit codes after an illegal instruction: a shell's number for the signal, and Windows'
 (MS-ERREF 2.3)."""
 
 _FLAG = re.compile(r"--?[A-Za-z]")

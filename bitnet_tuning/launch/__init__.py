@@ -1,1 +1,1 @@
-"""Programs: starting, feeding, stopping them and explaining how they ended."""
+"""Start programs, pass signals and streams on, stop them, explain how they ended."""

@@ -1,4 +1,4 @@
-"""Passing an engine's streams on where they must be watched; one loop, no threads."""
+"""Pass an engine's streams on where they must be watched; one loop, no threads."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ import termios
 import time
 from collections.abc import Callable
 
-from bitnet_tuning.launch.lifeline import send
-from bitnet_tuning.launch.program import Launch, Outcome, Pipes
+from bitnet_tuning.launch.program import INTERRUPT_GRACE, Launch, Outcome
+from bitnet_tuning.launch.signals import send
+from bitnet_tuning.launch.start import Pipes
 
 LOG_KEPT = 1 << 20
-"""Bytes of an engine's log that are kept, its end: timings come last."""
+"""Bytes of an engine's log to keep, its end: timings come last."""
 
 _CHUNK = 1 << 16
 _POLL_SECONDS = 0.02
-_GRACE_SECONDS = 3.0
 _ENDED_AS_ASKED = (130, 137)
-"""What llama-cli answers to an interrupt at its prompt, and to being killed because it hung."""
+"""Exit codes of llama-cli after an interrupt at its prompt, and after being killed because it
+hung."""
 
 
 def relay(
-    child: int, engine: int, pipes: Pipes, launch: Launch, wait: Callable[[], int]
+    child: int, target: int, pipes: Pipes, launch: Launch, wait: Callable[[], int]
 ) -> Outcome:
     """Pass the streams on until the engine has ended and its output is all here.
 
-    ``engine`` is what gets signals, as in ``ties.send``.
+    ``target`` gets signals, as in ``send``; ``wait`` returns the exit code.
     """
     log = bytearray()
     clock = FirstToken(launch.echo) if launch.echo is not None else None
-    feeder = Feeder(engine, pipes) if pipes.stdin is not None else None
+    feeder = Feeder(target, pipes) if pipes.stdin is not None else None
     exited = _exit_handle(child)
     sources = {handle for handle in (pipes.stdout, pipes.stderr) if handle is not None}
     while sources or not _has_exited(exited, child):
@@ -48,11 +49,13 @@ def relay(
             elif handle == pipes.stdout:
                 if clock:
                     clock.see(data)
-                write_all(1, data)
+                _write_all(1, data)
             else:
-                keep(log, data)
+                log += data
+                if len(log) > 2 * LOG_KEPT:
+                    del log[:-LOG_KEPT]
                 if launch.show_log:
-                    write_all(2, data)
+                    _write_all(2, data)
         if feeder:
             feeder.step(0 in ready)
     code = wait()
@@ -61,7 +64,7 @@ def relay(
 
 
 def _exit_handle(child: int) -> int | None:
-    """A handle that becomes readable when the engine ends (Linux 5.3), or None."""
+    """Return a handle that becomes readable when the engine ends (Linux 5.3), or None."""
     try:
         return os.pidfd_open(child)
     except (AttributeError, OSError):
@@ -74,15 +77,9 @@ def _has_exited(handle: int | None, child: int) -> bool:
     return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def keep(log: bytearray, data: bytes) -> None:
-    log += data
-    if len(log) > 2 * LOG_KEPT:
-        del log[:-LOG_KEPT]
-
-
-def write_all(handle: int, data: bytes) -> None:
-    """Writes to a stream of ours; one that nobody reads any more ends us as it would
-    have ended the engine: by SIGPIPE."""
+def _write_all(handle: int, data: bytes) -> None:
+    """Write to a stream of ours. If nobody reads it any more, end as the engine would have
+    ended: by SIGPIPE."""
     view = memoryview(data)
     try:
         while view:
@@ -93,9 +90,9 @@ def write_all(handle: int, data: bytes) -> None:
 
 
 class FirstToken:
-    """Times the first byte after the prompt's echo.
+    """Time the first byte after the prompt's echo.
 
-    ``seconds`` stays None where the output does not begin with the prompt.
+    ``seconds`` stays None if the output does not begin with the prompt.
     """
 
     def __init__(self, echo: bytes) -> None:
@@ -118,7 +115,7 @@ class FirstToken:
 
 
 class Feeder:
-    """Hands standard input to a chat line by line, and ends the chat when it ends.
+    """Hand standard input to a chat line by line, and end the chat when it ends.
 
     bitnet.cpp's ``llama-cli -cnv`` takes the end of its input for an empty line and
     generates for ever. So it never sees the end. A line is handed over once the one
@@ -129,10 +126,10 @@ class Feeder:
 
     BLANK = b" "
 
-    def __init__(self, engine: int, pipes: Pipes) -> None:
-        assert pipes.stdin is not None and pipes.stdin_far is not None
-        self.engine = engine
-        self.near, self.far = pipes.stdin, pipes.stdin_far
+    def __init__(self, target: int, pipes: Pipes) -> None:
+        assert pipes.stdin is not None and pipes.streams[0] is not None
+        self.target = target
+        self.near, self.far = pipes.stdin, pipes.streams[0]
         os.set_blocking(self.near, False)
         self.pending = bytearray()
         self.at_end = False
@@ -145,7 +142,7 @@ class Feeder:
         return not self.at_end and len(self.pending) < _CHUNK
 
     def step(self, readable: bool) -> None:
-        """Called on every turn of the loop; ``readable`` says that input waits."""
+        """Do what is due in a turn of the loop; ``readable`` says that input waits."""
         if readable:
             self._read()
         if self.asked_to_end:
@@ -161,7 +158,7 @@ class Feeder:
             self.pending += b"\n"
 
     def _unread(self) -> int:
-        """Bytes in the pipe that the engine has not taken yet."""
+        """Return how many bytes in the pipe the engine has not taken yet."""
         count = array.array("i", [0])
         fcntl.ioctl(self.far, termios.FIONREAD, count)
         return count[0]
@@ -173,8 +170,8 @@ class Feeder:
             del self.pending[: self._write(self.pending[: min(end, _CHUNK // 2)])]
         elif self.ending:
             self.asked_to_end = True
-            self.deadline = time.monotonic() + _GRACE_SECONDS
-            send(self.engine, signal.SIGINT)
+            self.deadline = time.monotonic() + INTERRUPT_GRACE
+            send(self.target, signal.SIGINT)
         elif self.at_end:
             self.ending = True
             self._write(self.BLANK)
@@ -187,4 +184,4 @@ class Feeder:
 
     def _insist(self) -> None:
         if time.monotonic() > self.deadline:
-            send(self.engine, signal.SIGKILL)
+            send(self.target, signal.SIGKILL)

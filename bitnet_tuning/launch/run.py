@@ -1,151 +1,155 @@
-"""The one place that starts engines."""
+"""Run an engine to its end in the foreground, with the signals that are meant for it."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 
-from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.program import (
+    INHERIT,
+    INTERRUPT_GRACE,
     NO_INPUT,
     Launch,
     Outcome,
-    cannot_start,
+    shell_code,
 )
-from bitnet_tuning.namedtuple import NamedTuple
+from bitnet_tuning.launch.signals import handling, pausing, present, send
+from bitnet_tuning.launch.start import Lifeline, Pipes, fill_standard_handles, popen, spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from subprocess import Popen
+    from collections.abc import Callable, Collection, Iterator
+    from types import FrameType
+
+    from bitnet_tuning.launch.signals import Handler
 
 
 _NTSTATUS_CONTROL_C = 0xC000013A
 
-_KILL_GRACE = 3
-"""Seconds that a killed program has to be gone."""
-
-WATCH_SECONDS = 0.01
-"""From one call of what watches a captured program to the next."""
-
-
-class Captured(NamedTuple):
-    """What a program printed. ``code`` is None where it ran out of time, and negative, the
-    number of the signal, where one ended it."""
-
-    code: int | None
-    stdout: str
-    stderr: str
+_FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+"""Signals to pass on to an engine."""
 
 
 def run(launch: Launch) -> Outcome:
-    """Runs the engine to its end and says how it ended.
+    """Run the engine to its end and return how it ended.
 
-    Signals reach it exactly once, also when the whole process group gets them; it
-    does not outlive this process. Raises UnsupportedError where it cannot be started.
+    Signals reach it exactly once, also if the whole process group gets them; it does not
+    outlive this process. Raise UnsupportedError if it cannot be started.
     """
-    if os.name == "nt":
-        return _run_windows(launch)
-    from bitnet_tuning.launch.posix import run_posix  # noqa: PLC0415
-
-    return run_posix(launch)
+    return _run_windows(launch) if os.name == "nt" else _run_posix(launch)
 
 
-def capture(
-    argv: tuple[str, ...],
-    variables: Mapping[str, str] | None = None,
-    seconds: float = 15,
-    *,
-    unset: frozenset[str] = frozenset(),
-    cpus: frozenset[int] | None = None,
-    nice: int = 0,
-    watch: Callable[[int], None] | None = None,
-) -> Captured:
-    """Runs a program without input and answers what it printed.
-
-    It has this process's environment but for ``unset`` and with ``variables``, may use
-    ``cpus`` and has ``nice`` added to its niceness where the kernel grants it. What fails
-    to start has code 127. Nothing of it is left when the call ends, also by an exception,
-    or when this process is gone. ``watch`` is called again and again while it runs, with
-    its process id, which on POSIX systems is its process group's as well.
-    """
-    from subprocess import PIPE, TimeoutExpired  # noqa: PLC0415
-
-    from bitnet_tuning.launch.server import beside, kill  # noqa: PLC0415
-
+def _run_posix(launch: Launch) -> Outcome:
+    own_group = not (launch.stdin == INHERIT and os.isatty(0))
+    fill_standard_handles()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited ignored, no child can be waited for
+    pipes, lifeline = Pipes(launch), Lifeline()
+    # Hold signals back until it is known to whom to pass them on.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, present(*_FORWARDED))
     try:
-        with beside(Launch(argv, variables or {}, cpus, nice=nice), unset, PIPE) as child:
+        child, target, wait = _start(launch, pipes, lifeline, own_group, mask)
+        forwarder = _Forwarder(target, own_group, ends=not launch.interactive)
+        with forwarder.installed():
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            if launch.relays:
+                from bitnet_tuning.launch.relay import relay  # noqa: PLC0415 (most runs do not)
+
+                outcome = relay(child, target, pipes, launch, wait)
+            else:
+                outcome = Outcome(wait())
+        return outcome._replace(code=130, gave_up=True) if forwarder.gave_up else outcome
+    finally:
+        lifeline.cut()
+        pipes.close()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _start(
+    launch: Launch, pipes: Pipes, lifeline: Lifeline, own_group: bool, mask: Collection[int]
+) -> tuple[int, int, Callable[[], int]]:
+    """Return the engine's process id, what to send signals to, and what waits for its code.
+
+    Raise UnsupportedError if it cannot be started.
+    """
+    # A group of its own may hold a script around the real engine: signals are for all of it.
+    group = lifeline.lead() if own_group else None
+    # A group in the background is to print in spite of `stty tostop`.
+    with pipes.handed_over(), handling({signal.SIGTTOU: signal.SIG_IGN} if own_group else {}):
+        if group is not None:
+            child = spawn(launch, pipes.streams, group, mask)
+            return child, -group, lambda: shell_code(_wait(child))
+        started = popen(launch, pipes.streams, lifeline, os.setpgrp if own_group else None, mask)
+        target = -started.pid if own_group else started.pid
+        return started.pid, target, lambda: shell_code(started.wait())
+
+
+def _wait(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+class _Forwarder:
+    """Pass signals on to the engine.
+
+    An engine in a group of its own gets none from the terminal or from a kill of our group, so
+    each is passed on. One that shares the terminal for a chat has had Ctrl-C and Ctrl-\\
+    already.
+
+    llama-cli prints its timings from inside its handler of SIGINT, under a lock that the
+    interrupted thread may hold: now and then it hangs there for ever. An engine that is to
+    end at an interrupt and has not after a grace is therefore killed.
+    """
+
+    def __init__(self, target: int, own_group: bool, ends: bool) -> None:
+        self.target = target
+        self.own_group = own_group
+        self.ends = ends
+        self.gave_up = False
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        handlers: dict[int, Handler] = dict.fromkeys(present(*_FORWARDED), self._pass_on)
+        if self.own_group:
+            handlers.update({**pausing(self.target), signal.SIGALRM: self._give_up})
+        # A script's background job starts with SIGINT ignored, and engines catch it all the same.
+        with handling(handlers, always=(signal.SIGINT, signal.SIGALRM)):
             try:
-                output, log = _printed(child, seconds, watch)
-            except TimeoutExpired:
-                kill(child)
-                return _rest(child)
-            return Captured(child.returncode, _text(output), _text(log))
-    except UnsupportedError as error:
-        return Captured(127, "", error.cause)
+                yield
+            finally:
+                signal.alarm(0)
 
+    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
+        if self.own_group or number not in (signal.SIGINT, signal.SIGQUIT):
+            send(self.target, number)
+        if number == signal.SIGINT and self.own_group and self.ends:
+            signal.alarm(INTERRUPT_GRACE)
 
-def _printed(
-    child: Popen[bytes], seconds: float, watch: Callable[[int], None] | None
-) -> tuple[bytes, bytes]:
-    """Its stdout and stderr; raises TimeoutExpired. Between two calls of ``watch`` nothing
-    of them is lost: communicate may be called again."""
-    if watch is None:
-        return child.communicate(timeout=seconds)
-    import time  # noqa: PLC0415
-    from subprocess import TimeoutExpired  # noqa: PLC0415
-
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return child.communicate(timeout=WATCH_SECONDS)
-        except TimeoutExpired:
-            if time.monotonic() >= end:
-                raise
-            watch(child.pid)
-
-
-def _rest(child: Popen[bytes]) -> Captured:
-    """What a killed program had printed. A descendant that left its group may hold its
-    pipes open: it is not waited for."""
-    from subprocess import TimeoutExpired  # noqa: PLC0415
-
-    try:
-        output, log = child.communicate(timeout=_KILL_GRACE)
-    except TimeoutExpired as late:
-        return Captured(None, _text(late.stdout), _text(late.stderr))
-    return Captured(None, _text(output), _text(log))
-
-
-def _text(data: bytes | str | None) -> str:
-    return data if isinstance(data, str) else (data or b"").decode("utf-8", "replace")
+    def _give_up(self, _number: int, _frame: FrameType | None) -> None:
+        self.gave_up = True
+        send(self.target, signal.SIGKILL)
 
 
 def _run_windows(launch: Launch) -> Outcome:
-    """Ctrl-C reaches the engine from the console itself, so it is only waited out here."""
-    import subprocess  # noqa: PLC0415
+    """Ignore Ctrl-C while the engine runs: it reaches the engine from the console itself."""
+    from subprocess import DEVNULL, PIPE  # noqa: PLC0415 (2 ms)
 
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        engine = subprocess.Popen(
-            launch.argv,
-            env={**os.environ, **launch.variables},
-            stdin=None if launch.stdin != NO_INPUT else subprocess.DEVNULL,
-            stderr=subprocess.PIPE if launch.keep_log else None,
-        )
+    streams = (
+        DEVNULL if launch.stdin == NO_INPUT else None,
+        None,
+        PIPE if launch.keep_log else None,
+    )
+    with handling({signal.SIGINT: signal.SIG_IGN}):
+        engine = popen(launch, streams, None)
         log = engine.communicate()[1] or b""
-    except OSError as error:
-        raise cannot_start(launch.argv, error) from error
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if launch.keep_log and launch.show_log:
+    if log and launch.show_log:
         sys.stderr.buffer.write(log)
     return Outcome(_windows_code(engine.returncode), log)
 
 
 def _windows_code(status: int) -> int:
-    """Ctrl-C as everywhere else; NTSTATUS values signed, as ``sys.exit`` can pass them on."""
+    """Return 130 for Ctrl-C, as everywhere else; NTSTATUS values signed, as ``sys.exit`` can
+    pass them on."""
     if status & 0xFFFFFFFF == _NTSTATUS_CONTROL_C:
         return 130
     return status - (1 << 32) if status >= 1 << 31 else status

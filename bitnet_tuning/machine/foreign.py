@@ -6,6 +6,7 @@ import os
 import sys
 from itertools import pairwise
 
+from bitnet_tuning.launch.background import capture
 from bitnet_tuning.machine.clock import Clock
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.memory import Memory, Swap
@@ -102,14 +103,7 @@ def _host(cores: tuple[Core, ...], **known: Any) -> Host:
 
 def _sysctl() -> dict[str, str]:
     """Return the values that this machine has, by name."""
-    import subprocess  # noqa: PLC0415
-
-    try:
-        done = subprocess.run(
-            ["/usr/sbin/sysctl", *_SYSCTL], capture_output=True, text=True, check=False, timeout=5
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
+    done = capture(("/usr/sbin/sysctl", *_SYSCTL), seconds=5)
     pairs = (line.partition(":") for line in done.stdout.splitlines())
     return {key: value.strip() for key, _, value in pairs if value.strip()}
 

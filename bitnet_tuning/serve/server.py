@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from bitnet_tuning.errors import MissingError, TuningError
+from bitnet_tuning.launch.background import capture, serve
 from bitnet_tuning.launch.program import Launch
-from bitnet_tuning.launch.run import capture
-from bitnet_tuning.launch.server import serve
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.command import batch_flags, flash_takes_value, memory_policy, tuned_flags
 from bitnet_tuning.plan.memory import cache_bytes, need_of
@@ -24,7 +23,7 @@ from bitnet_tuning.store.state import identity
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.engine.find import Engine
-    from bitnet_tuning.launch.server import Service
+    from bitnet_tuning.launch.background import Service
     from bitnet_tuning.model.types import ModelFile
     from bitnet_tuning.plan.facts import Plan, Request
     from bitnet_tuning.serve.prompts import Prompt
@@ -226,8 +225,14 @@ def running(
     variables = {**plan.setting.variables, **({KEY_VARIABLE: key} if key else {})}
     for attempt in range(_TRIES):
         with _free_port(hold=attempt == 0) as port:
-            start = Launch(command(port), variables, plan.setting.cpus, nice=plan.setting.nice)
-            with serve(start, _IN_THE_WAY) as service:
+            start = Launch(
+                argv=command(port),
+                variables=variables,
+                cpus=plan.setting.cpus,
+                nice=plan.setting.nice,
+                unset=_IN_THE_WAY,
+            )
+            with serve(start) as service:
                 try:
                     ready = _until_ready(service, Client(port, key), waiting)
                 except GoneError as error:

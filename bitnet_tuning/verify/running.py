@@ -8,8 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from bitnet_tuning.launch.death import failure
-from bitnet_tuning.launch.run import capture
+from bitnet_tuning.launch.background import capture
+from bitnet_tuning.launch.failure import failure
 from bitnet_tuning.machine.process import Family, Process, Thread, shows_programs
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.plan.facts import Request

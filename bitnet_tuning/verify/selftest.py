@@ -11,8 +11,8 @@ from bitnet_tuning import demo
 from bitnet_tuning.console import counted
 from bitnet_tuning.engine.instruction_sets import X86, has
 from bitnet_tuning.errors import MissingError
-from bitnet_tuning.launch.death import NO_END, failure
-from bitnet_tuning.launch.run import capture
+from bitnet_tuning.launch.background import capture
+from bitnet_tuning.launch.failure import NO_END, failure
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.namedtuple import NamedTuple
