@@ -14,6 +14,7 @@ from bitnet_tuning.errors import UsageError
 from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.plan.facts import Plan, Request
 from bitnet_tuning.plan.setting import Setting
+from bitnet_tuning.plan.memory import context_of
 from bitnet_tuning.serve import answers
 from bitnet_tuning.serve.answers import Answer, AnswerStream
 from bitnet_tuning.serve.prompts import Prompt, parse
@@ -21,7 +22,6 @@ from bitnet_tuning.serve.server import (
     MEMORY_SHARE,
     Server,
     choose_slots,
-    context_of,
     fitting_slots,
     server_command,
 )
@@ -198,9 +198,9 @@ def test_slots_have_to_fit_beside_the_model() -> None:
 
 
 def test_each_slot_has_the_context_of_a_single_run() -> None:
-    assert context_of(Request(ctx_size=512), MODEL) == 512
-    assert context_of(Request(ctx_size=0), MODEL) == 4096
-    assert context_of(Request(ctx_size=0), MODEL._replace(context_length=None)) == 2048
+    assert context_of(512, MODEL) == 512
+    assert context_of(0, MODEL._replace(context_length=3000)) == 3000
+    assert context_of(0, MODEL._replace(context_length=None)) == 4096
 
 
 PLAN = Plan(Setting(3, 4, ubatch=64, mlock=True, mmap=False, flash=True, poll=0), {})

@@ -13,12 +13,12 @@ from bitnet_tuning.console import say
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
 from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.prepare import explain_death, prepare
+from bitnet_tuning.plan.memory import context_of
 from bitnet_tuning.serve.answers import AnswerFile, AnswerStream
 from bitnet_tuning.serve.prompts import parse
 from bitnet_tuning.serve.server import (
     GoneError,
     choose_slots,
-    context_of,
     fitting_slots,
     know_server,
     running,
@@ -53,7 +53,7 @@ def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") 
     facts, plan = prepare(request, root)
     server = know_server(facts.engine, State(default_folder(os.environ)))
     model, available = facts.model, facts.host.memory.available
-    context = context_of(request, model)
+    context = context_of(request.ctx_size, model)
     fitting = fitting_slots(model, context, plan.setting.ubatch, available)
     slots, reason = choose_slots(options.slots, prompts, fitting)
     if fitting is not None and slots > fitting:

@@ -83,9 +83,14 @@ class Need(NamedTuple):
         return self.model + self.cache + self.buffers
 
 
+def context_of(ctx_size: int, model: ModelFile) -> int:
+    """Return the tokens of context that a run has; a size of 0 is the model's own."""
+    return ctx_size or model.context_length or _UNSTATED_CONTEXT
+
+
 def need_of(model: ModelFile, ctx_size: int, ubatch: int | None) -> Need:
     """Return what a run takes with a context of ``ctx_size`` tokens; 0 is the model's own."""
-    context = ctx_size or model.context_length or _UNSTATED_CONTEXT
+    context = context_of(ctx_size, model)
     return Need(model.size, cache_bytes(model, context), buffer_bytes(model, context, ubatch))
 
 

@@ -16,7 +16,7 @@ from bitnet_tuning.launch.background import capture, serve
 from bitnet_tuning.launch.program import Launch
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.command import batch_flags, flash_takes_value, memory_policy, tuned_flags
-from bitnet_tuning.plan.memory import cache_bytes, need_of
+from bitnet_tuning.plan.memory import need_of
 from bitnet_tuning.serve.client import LOOPBACK, Client
 from bitnet_tuning.store.state import identity
 
@@ -35,9 +35,6 @@ MOST_DEFAULT_SLOTS = 4
 
 MEMORY_SHARE = 0.9
 """Part of the available memory that model, caches and buffers may take."""
-
-_UNSTATED_CONTEXT = 2048
-"""Tokens, for a model that does not state its length and a request that leaves it to it."""
 
 KEY_VARIABLE = "LLAMA_API_KEY"
 
@@ -106,21 +103,15 @@ class Running(NamedTuple):
         )
 
 
-def context_of(request: Request, model: ModelFile) -> int:
-    """Return the tokens of context for each prompt: as many as a run of its own has."""
-    return request.ctx_size or model.context_length or _UNSTATED_CONTEXT
-
-
 def fitting_slots(
     model: ModelFile, context: int, ubatch: int | None, available: int | None
 ) -> int | None:
     """Return how many slots of ``context`` tokens fit into ``available`` bytes beside the model,
     at least 1; None if that is not known."""
-    each = cache_bytes(model, context)
-    if not each or available is None:
+    need = need_of(model, context, ubatch)
+    if not need.cache or available is None:
         return None
-    beside = need_of(model, context, ubatch)
-    return max(1, int((MEMORY_SHARE * available - beside.model - beside.buffers) // each))
+    return max(1, 1 + int((MEMORY_SHARE * available - need.total) // need.cache))
 
 
 def choose_slots(
