@@ -13,8 +13,8 @@ import pytest
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.plan.facts import Plan, Request
-from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.plan.memory import context_of
+from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.serve import answers
 from bitnet_tuning.serve.answers import Answer, AnswerStream
 from bitnet_tuning.serve.prompts import Prompt, parse

@@ -9,11 +9,11 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 
 from bitnet_tuning.cli.show import shown
-from bitnet_tuning.console import say
+from bitnet_tuning.console import counted, say
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
 from bitnet_tuning.launch.signals import Stop, Stopped
-from bitnet_tuning.prepare import explain_death, prepare
 from bitnet_tuning.plan.memory import context_of
+from bitnet_tuning.prepare import explain_death, prepare
 from bitnet_tuning.serve.answers import AnswerFile, AnswerStream
 from bitnet_tuning.serve.prompts import parse
 from bitnet_tuning.serve.server import (
@@ -209,7 +209,7 @@ def _report(totals: Totals, slots: int, load_seconds: float, options: argparse.N
     if not options.quiet:
         say(
             f"{totals.prompts} prompts, {totals.tokens} tokens generated, {_speed(totals)}, "
-            f"{totals.seconds:.1f} s, {slots} {'slot' if slots == 1 else 'slots'}; "
+            f"{totals.seconds:.1f} s, {counted(slots, 'slot')}; "
             f"the model was loaded in {load_seconds:.1f} s"
         )
     if options.stats and any(totals.timings.values()):

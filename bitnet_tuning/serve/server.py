@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+from bitnet_tuning.console import counted
 from bitnet_tuning.errors import MissingError, TuningError
 from bitnet_tuning.launch.background import capture, serve
 from bitnet_tuning.launch.program import Launch
@@ -119,7 +120,7 @@ def choose_slots(
 ) -> tuple[int, str]:
     """Return how many prompts to answer at a time, and the reason."""
     if asked is not None:
-        return asked, f"{_count(asked)}, as --slots says"
+        return asked, f"{counted(asked, 'slot')}, as --slots says"
     if any(prompt.is_reproducible for prompt in prompts):
         # More at a time sum in another order: two likely tokens may change places.
         return 1, (
@@ -128,13 +129,9 @@ def choose_slots(
         )
     slots = min(MOST_DEFAULT_SLOTS, len(prompts), fitting or MOST_DEFAULT_SLOTS)
     if slots == MOST_DEFAULT_SLOTS:
-        return slots, f"{_count(slots)}: the default (--slots N changes it)"
+        return slots, f"{counted(slots, 'slot')}: the default (--slots N changes it)"
     why = "there are no more prompts" if slots == len(prompts) else "no more fit in memory"
-    return slots, f"{_count(slots)}: {why}"
-
-
-def _count(slots: int) -> str:
-    return "1 slot" if slots == 1 else f"{slots} slots"
+    return slots, f"{counted(slots, 'slot')}: {why}"
 
 
 def server_command(
