@@ -340,6 +340,7 @@ def test_a_profile_that_was_edited_is_set_aside(bench: Bench) -> None:
     bench.path.write_text(json.dumps(record))
     assert bench.load() is None
     assert not bench.path.exists()
+    assert "(setting.env: 'LD_PRELOAD' is not one of " in (bench.state.warning or "")
 
 
 def test_a_profile_that_could_not_be_read_again_is_not_stored(bench: Bench) -> None:
