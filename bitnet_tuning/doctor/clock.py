@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bitnet_tuning.doctor.case import BAD, Case, Check, Finding, bad, good, unknown, warn, warned
+from bitnet_tuning.doctor.case import Case, Check, Finding, bad, good, unknown, warn, warned
 from bitnet_tuning.machine import warnings
 
 BASE_BAD, BASE_WARN = 0.5, 0.9
@@ -34,11 +34,10 @@ def _governor(case: Case) -> Finding:
             "no governor is visible, as in virtual machines and where the firmware decides",
             "in a virtual machine set it on the host: sudo cpupower frequency-set -g performance",
         )
-    found = warned(case, warnings.GOVERNOR)
-    if found is None:
-        return good(f"governor {seen.governor}")
-    # The lowest clock is always a loss, a clock that rises late only at the start.
-    return found._replace(state=BAD) if "lowest" in found.text else found
+    lowest = case.warning(warnings.LOWEST_CLOCK)
+    if lowest:
+        return bad(lowest.cause, lowest.remedy)
+    return warned(case, warnings.GOVERNOR) or good(f"governor {seen.governor}")
 
 
 def _clock_limit(case: Case) -> Finding | None:

@@ -46,7 +46,7 @@ _DYNAMIC = ("intel_pstate", "amd-pstate-epp")
 documentation, admin-guide/pm)."""
 _GOVERNOR_REMEDY = "sudo cpupower frequency-set -g performance"
 
-LOAD, GOVERNOR, CLOCK, HEAT = "load", "governor", "clock", "heat"
+LOAD, LOWEST_CLOCK, GOVERNOR, CLOCK, HEAT = "load", "lowest clock", "governor", "clock", "heat"
 MEMORY, BATTERY, QUOTA, STEAL = "memory", "battery", "quota", "steal"
 """Kinds of warnings: what of the machine is in the way."""
 
@@ -108,16 +108,16 @@ def _load(others: float | None, conditions: Conditions, verb: str) -> Iterator[M
 
 def _governor(conditions: Conditions) -> Iterator[MachineWarning]:
     governor, driver = conditions.governor, conditions.frequency_driver
-    names = (governor or "").split(",")
+    names, kind = (governor or "").split(","), GOVERNOR
     if "powersave" in names and driver not in _DYNAMIC:
-        cause = "governor powersave keeps the lowest clock"
+        cause, kind = "governor powersave keeps the lowest clock", LOWEST_CLOCK
     elif driver not in _DYNAMIC and {"ondemand", "conservative", "schedutil"} & set(names):
         cause = f"governor {governor} raises the clock only after load begins"
     elif "powersave" in names:
         cause = f"governor powersave of {driver} may hold the clock back"
     else:
         return
-    yield MachineWarning(GOVERNOR, cause, _GOVERNOR_REMEDY)
+    yield MachineWarning(kind, cause, _GOVERNOR_REMEDY)
 
 
 def _clock_limit(conditions: Conditions) -> Iterator[MachineWarning]:
