@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bitnet_tuning.doctor import build, clock, cpus, environment, model, wsl
-from bitnet_tuning.doctor.case import Case, Check, Finding, bad, ordered, unknown
+from bitnet_tuning.doctor.case import WORST_FIRST, Case, Check, Finding, bad, unknown
 from bitnet_tuning.errors import TuningError
 
 CHECKS: tuple[Check, ...] = (
@@ -27,7 +27,8 @@ is where to begin."""
 def examine(case: Case, checks: Sequence[Check] = CHECKS) -> list[Finding]:
     """Return a finding for every check that applies to the case, the worst first."""
     judged = ((_judge(check, case), check) for check in checks)
-    return ordered([_labelled(finding, check) for finding, check in judged if finding])
+    found = [_labelled(finding, check) for finding, check in judged if finding]
+    return sorted(found, key=lambda finding: WORST_FIRST.index(finding.state))
 
 
 def _judge(check: Check, case: Case) -> Finding | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bitnet_tuning.doctor.case import BENCHMARK, Case, Check, Finding, bad, good, unknown, warn
 from bitnet_tuning.engine.binary import NONE
-from bitnet_tuning.engine.find import Engine
+from bitnet_tuning.engine.find import NONE_COMPILED, Engine
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, WIDE, has, refusal
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.model.types import I2_S
@@ -28,9 +28,9 @@ def _engine(case: Case) -> Finding | None:
         return None
     if isinstance(engine, TuningError):
         return bad(engine.cause, engine.remedy)
-    if engine.embedded and "no compiled engine" in engine.location.source:
+    if engine.location.source == NONE_COMPILED:
         return warn(
-            f"the embedded engine, since {engine.location.source}: it has no i2_s kernels",
+            f"the embedded engine, since {NONE_COMPILED}: it has no i2_s kernels",
             "build bitnet.cpp, then --engine or BITNET_ENGINE names its llama-cli",
         )
     refused = refusal(engine, case.host.isa)

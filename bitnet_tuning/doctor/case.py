@@ -50,7 +50,7 @@ class Case(NamedTuple):
 
     host: Host
     live: bool
-    """Whether it is the machine that this program runs on."""
+    """Whether this program runs on that machine."""
     environ: Mapping[str, str]
     now: float
     """Seconds since the epoch."""
@@ -153,11 +153,6 @@ def warned(case: Case, kind: str) -> Finding | None:
     return warning and warn(warning.cause, warning.remedy)
 
 
-def ordered(findings: Sequence[Finding]) -> list[Finding]:
-    """Return the findings, the worst first, else in the order of the checks."""
-    return sorted(findings, key=lambda finding: WORST_FIRST.index(finding.state))
-
-
 def counts(findings: Sequence[Finding]) -> dict[str, int]:
     """Return the number of findings in each state."""
     states = [finding.state for finding in findings]
@@ -171,19 +166,18 @@ def exit_code(findings: Sequence[Finding], strict: bool) -> int:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """Return one line with the counts and the check to begin with."""
+    """Return one line with the counts and the check to begin with, which is the first."""
     found = counts(findings)
     total = f"{found[BAD]} bad, {found[WARN]} to improve, {found[UNKNOWN]} not known"
-    worst = ordered(findings)[0] if findings else None
-    begin = f" Begin with: {worst.name}." if worst and worst.state in (BAD, WARN) else ""
+    begin = f" Begin with: {findings[0].name}." if found[BAD] or found[WARN] else ""
     return f"{len(findings)} checks: {total}, {found[GOOD]} good.{begin}"
 
 
 def as_json(findings: Sequence[Finding], strict: bool) -> dict[str, Any]:
-    """Return ``findings``, the worst first, and ``summary`` with the count of each state, the
-    exit code and the printed line."""
+    """Return ``findings``, and ``summary`` with the count of each state, the exit code and the
+    printed line."""
     return {
-        "findings": [finding._asdict() for finding in ordered(findings)],
+        "findings": [finding._asdict() for finding in findings],
         "summary": {
             **counts(findings),
             "exit_code": exit_code(findings, strict),

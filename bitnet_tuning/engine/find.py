@@ -12,6 +12,9 @@ from bitnet_tuning.namedtuple import NamedTuple
 EMBEDDED = "embedded"
 """The name by which --engine and BITNET_ENGINE ask for the embedded engine."""
 
+NONE_COMPILED = "no compiled engine was found"
+"""Source of an embedded engine that nobody asked for."""
+
 _SUFFIX = ".exe" if os.name == "nt" else ""
 _CLI = "llama-cli" + _SUFFIX
 _BUILD = "build"
@@ -120,7 +123,7 @@ def locate_all(
     if found:
         return (Location(found, "found on PATH"),)
     if has_embedded():
-        return (_embedded("no compiled engine was found"),)
+        return (_embedded(NONE_COMPILED),)
     raise MissingError(
         "no engine: looked for build/bin/llama-cli in "
         f"{', '.join(folders)}, for llama-cli on PATH and for the embedded engine",
