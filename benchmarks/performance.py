@@ -22,13 +22,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bitnet_tuning.bench.comparison import Round, Rounds, Run, Sizes, turns
 from bitnet_tuning.bench.llama_bench import words
-from bitnet_tuning.bench.runner import Place, Runner, find_bench
+from bitnet_tuning.bench.runner import Runner, find_bench
 from bitnet_tuning.bench.statistics import ratio
 from bitnet_tuning.bench.summary import times
 from bitnet_tuning.bench.words import Checker
@@ -49,18 +48,12 @@ PROMPTS = 32
 PROMPT_WORDS, ANSWER_TOKENS = 4, 16
 
 
-class Subject(NamedTuple):
-    facts: Facts
-    place: Place
-
-
 def main() -> int:
     options = read_options()
     facts = facts_of(options)
-    subject = Subject(facts, Place(facts.host, facts.engine, facts.model))
     print(f"engine {facts.engine.path} ({facts.engine.openmp}); model {facts.model.path}")
     for what in options.what or ("mode", "memory", "ubatch", "prompts"):
-        COMPARISONS[what](subject, options)
+        COMPARISONS[what](facts, options)
     return 0
 
 
@@ -79,39 +72,37 @@ def facts_of(options: argparse.Namespace) -> Facts:
     return with_all_means(read_facts(request, State(default_folder(os.environ))))
 
 
-def planned(subject: Subject, **wishes: object) -> Setting:
+def planned(facts: Facts, **wishes: object) -> Setting:
     """The setting of a plan for a long prompt."""
     request = Request(prompt=LONG)._replace(**wishes)  # type: ignore[arg-type]
-    plan = make_plan(request, subject.facts)
+    plan = make_plan(request, facts)
     for warning in plan.warnings:
         print(f"  note: {warning}")
     return plan.setting
 
 
-def compare_modes(subject: Subject, options: argparse.Namespace) -> None:
-    settings = {"default": planned(subject), "performance": planned(subject, performance=True)}
-    runner = Runner(subject.place, None, Sizes(24, 32, 1))
+def compare_modes(facts: Facts, options: argparse.Namespace) -> None:
+    settings = {"default": planned(facts), "performance": planned(facts, performance=True)}
+    runner = Runner(facts, None, Sizes(24, 32, 1))
     show("performance mode, by the cli", settings, run_rounds(runner, settings, options.rounds))
 
 
-def compare_memory(subject: Subject, options: argparse.Namespace) -> None:
+def compare_memory(facts: Facts, options: argparse.Namespace) -> None:
     ways = ("mmap", "copy", "locked", "huge")
-    settings = {way: planned(subject, memory=way) for way in ways}
-    runner = Runner(subject.place, None, Sizes(24, 32, 1))
+    settings = {way: planned(facts, memory=way) for way in ways}
+    runner = Runner(facts, None, Sizes(24, 32, 1))
     title = "how the model gets into memory, by the cli"
     show(title, settings, run_rounds(runner, settings, options.rounds))
 
 
-def compare_ubatches(subject: Subject, options: argparse.Namespace) -> None:
-    default = planned(subject)
-    checker = Checker(subject.place, default)
+def compare_ubatches(facts: Facts, options: argparse.Namespace) -> None:
+    default = planned(facts)
+    checker = Checker(facts, default)
     for tokens in (16, 128, 1024):
         settings = {"512": default}
         settings |= {str(size): default._replace(ubatch=size) for size in UBATCHES if size != 512}
         repetitions = max(1, 128 // tokens)
-        runner = Runner(
-            subject.place, find_bench(subject.place.engine), Sizes(tokens, 1, repetitions)
-        )
+        runner = Runner(facts, find_bench(facts.engine), Sizes(tokens, 1, repetitions))
         rounds = run_rounds(runner, settings, options.rounds, (PP,))
         show(f"micro-batches for a prompt of {tokens} tokens, by llama-bench", settings, rounds)
     for size in UBATCHES:
@@ -188,7 +179,7 @@ def spread(values: Sequence[float]) -> str:
     return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
 
-def compare_prompts(subject: Subject, options: argparse.Namespace) -> None:
+def compare_prompts(facts: Facts, options: argparse.Namespace) -> None:
     """32 prompts at once against 32 runs, whole programs as a user starts them."""
     prompts = [f"{index} {words(PROMPT_WORDS)}" for index in range(PROMPTS)]
     ways = {"single runs": 0, **{f"{count} slots": count for count in options.slots}}
@@ -200,33 +191,32 @@ def compare_prompts(subject: Subject, options: argparse.Namespace) -> None:
             order = [*ways, "single runs"] if number % 2 else ["single runs", *reversed(ways)]
             runs = []
             for name in order:
-                run, texts[name] = timed(subject, name, ways[name], prompts, path)
+                run, texts[name] = timed(facts, name, ways[name], prompts, path)
                 runs.append(run)
             rounds.append(Round(number, "", tuple(runs), 0.0))
     show_prompts(rounds, ways, texts)
 
 
 def timed(
-    subject: Subject, name: str, slots: int, prompts: Sequence[str], path: Path
+    facts: Facts, name: str, slots: int, prompts: Sequence[str], path: Path
 ) -> tuple[Run, list[str]]:
     started = time.monotonic()
-    texts = at_once(subject, path, slots) if slots else one_by_one(subject, prompts)
+    texts = at_once(facts, path, slots) if slots else one_by_one(facts, prompts)
     seconds = time.monotonic() - started
     return Run(name, {TG: (PROMPTS * ANSWER_TOKENS / seconds,)}, seconds), texts
 
 
-def at_once(subject: Subject, path: Path, slots: int) -> list[str]:
-    done = start(subject, "--prompts", str(path), "--slots", str(slots))
+def at_once(facts: Facts, path: Path, slots: int) -> list[str]:
+    done = start(facts, "--prompts", str(path), "--slots", str(slots))
     return [json.loads(line)["text"] for line in done.splitlines()]
 
 
-def one_by_one(subject: Subject, prompts: Sequence[str]) -> list[str]:
-    texts = [start(subject, "-p", prompt) for prompt in prompts]
+def one_by_one(facts: Facts, prompts: Sequence[str]) -> list[str]:
+    texts = [start(facts, "-p", prompt) for prompt in prompts]
     return [text.lstrip().removeprefix(prompt) for text, prompt in zip(texts, prompts, strict=True)]
 
 
-def start(subject: Subject, *flags: str) -> str:
-    facts = subject.facts
+def start(facts: Facts, *flags: str) -> str:
     program = str(REPOSITORY / "run_inference_optimized.py")
     named = ("--engine", facts.engine.path, "-m", facts.model.path)
     shared = ("-n", str(ANSWER_TOKENS), "-temp", "0", "-c", "256", "--quiet")

@@ -15,12 +15,13 @@ import pytest
 from bitnet_tuning import demo
 from bitnet_tuning.bench.comparison import Run, Sizes
 from bitnet_tuning.bench.llama_bench import Bench
-from bitnet_tuning.bench.runner import Patience, Place, Runner, find_bench
+from bitnet_tuning.bench.runner import Patience, Runner, find_bench
 from bitnet_tuning.engine.find import EMBEDDED, locate_all
 from bitnet_tuning.engine.probe import know
 from bitnet_tuning.launch.background import Captured
 from bitnet_tuning.launch.failure import LONGEST, failure
 from bitnet_tuning.model.gguf import read_model
+from bitnet_tuning.plan.facts import Facts
 from bitnet_tuning.plan.profile import PP, TG
 from bitnet_tuning.plan.setting import UPSTREAM, Setting
 from bitnet_tuning.store.state import State
@@ -39,9 +40,10 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="fake engines are script
 Make = Callable[..., tuple[FakeEngine, Runner]]
 
 
-def place(where: str, folder: Path, model: str = demo.TQ2_0) -> Place:
+def place(where: str, folder: Path, model: str = demo.TQ2_0) -> Facts:
     engine = know(locate_all(where, {}, ())[0], State(str(folder / "state")))
-    return Place(Machine(folder / "host").regular(4).host(), engine, read_model(model))
+    host = Machine(folder / "host").regular(4).host()
+    return Facts(host, engine, read_model(model), "named", os.environ)
 
 
 @pytest.fixture
@@ -285,8 +287,8 @@ def test_a_crashing_cli_is_a_reason(make: Make) -> None:
 
 def test_a_knob_that_the_cli_lacks_is_a_reason(make: Make) -> None:
     _, runner = make(bench=False)
-    bare = runner.place.engine._replace(flags=frozenset(("-m", "-p", "-n", "-t", "-tb")))
-    runner.place = runner.place._replace(engine=bare)
+    bare = runner.facts.engine._replace(flags=frozenset(("-m", "-p", "-n", "-t", "-tb")))
+    runner.facts = runner.facts._replace(engine=bare)
     assert "no flag for flash" in str(runner.measure("x", ONE._replace(flash=True)).problem)
 
 
@@ -357,7 +359,7 @@ KNOBS = {
 }
 
 
-def real(folder: str, tmp_path: Path) -> tuple[Place, Bench]:
+def real(folder: str, tmp_path: Path) -> tuple[Facts, Bench]:
     here = place(folder, tmp_path)
     model = demo.TQ2_0 if here.engine.i2_s is False else demo.I2_S
     bench = find_bench(here.engine)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from bitnet_tuning.cli.arguments import Parser, add_optimized, add_run, read_request
 from bitnet_tuning.engine.find import Engine, Location
 from bitnet_tuning.launch.program import FEED, NO_INPUT
 from bitnet_tuning.plan.command import build_command
@@ -246,3 +247,14 @@ def test_waiting_and_nodes_are_passed() -> None:
 @pytest.mark.parametrize("engine", [FIRST, FIRST._replace(flags=frozenset())])
 def test_no_knob_reaches_an_engine_that_does_not_list_it(engine: Engine) -> None:
     assert added(engine, mmap=False, flash=True, poll=100, numa="isolate") == []
+
+
+def test_every_field_of_a_request_has_a_flag() -> None:
+    """Flags are stored under the names of the fields."""
+    parser = Parser()
+    add_run(parser, prompt_required=False)
+    add_optimized(parser)
+    request, options = read_request(parser, ["-f", "a", "-cnv", "-ub", "9", "--no-profile"])
+    assert set(Request._fields) - {"extra"} <= vars(options).keys()
+    changed = {"prompt_file": "a", "chat": True, "ubatch": 9, "profile": False, "threads": 0}
+    assert request == Request()._replace(**changed)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from bitnet_tuning.bench.comparison import DEFAULT, Run
 from bitnet_tuning.bench.display import Bar, Lines
 from bitnet_tuning.bench.knobs import Assignment, Choices, Space, make_space
 from bitnet_tuning.bench.results import RUNNING, Results, Surroundings, stamp
-from bitnet_tuning.bench.runner import FIRST, SECOND, Place, Runner, choose_sizes, find_bench
+from bitnet_tuning.bench.runner import FIRST, SECOND, Runner, choose_sizes, find_bench
 from bitnet_tuning.engine.find import EMBEDDED
 from bitnet_tuning.errors import TuningError, UnsupportedError, UsageError
 from bitnet_tuning.launch.signals import Stop
@@ -77,7 +77,7 @@ def find_subject(options: argparse.Namespace, earlier: Results | None, state: St
 def make_subject(facts: Facts, bench: Bench | None) -> Subject:
     """Return the subject with its default setting. Raises TuningError."""
     default = make_plan(Request(), facts._replace(profile=None)).setting
-    return Subject(facts, default, Runner(Place(*facts[:3]), bench, SECOND))
+    return Subject(facts, default, Runner(facts, bench, SECOND))
 
 
 def self_tested(facts: Facts) -> str | None:

@@ -13,7 +13,7 @@ from math import ceil
 from bitnet_tuning.bench.comparison import PERFORMANCE, UPSTREAM, Sizes
 from bitnet_tuning.engine.binary import GOMP, LLVM, NONE
 from bitnet_tuning.namedtuple import NamedTuple
-from bitnet_tuning.plan.command import KNOB_FLAGS, flash_takes_value
+from bitnet_tuning.plan.command import flash_takes_value, obeys
 from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.memory import (
     DEFAULT_UBATCH,
@@ -67,14 +67,6 @@ FLAGS = (
     BenchFlag("poll", "polling", "--poll", "poll"),
     BenchFlag("numa", "NUMA", "--numa", ""),
 )
-
-CLI_FLAGS = {
-    **KNOB_FLAGS,
-    "threads_batch": ("-tb",),
-    "mlock": ("--mlock", "--load-mode"),
-    "ubatch": ("-ub",),
-}
-"""Fields of a setting with the flags of which the cli must list one to obey them."""
 
 COMPUTING = ("flash", "ubatch")
 """Fields that change how a prompt is computed, so that only a long one shows that it is right."""
@@ -147,7 +139,7 @@ class Choices(NamedTuple):
         """Return whether both the program that measures and the one that will run have a flag
         for a setting's field; for the first it is any of ``bench``."""
         measured = self.bench_flags is None or bool(self.bench_flags.intersection(bench))
-        return measured and bool(self.facts.engine.flags.intersection(CLI_FLAGS[field]))
+        return measured and obeys(field, self.facts.engine.flags)
 
     def obeys_flag(self, field: str) -> bool:
         """Return as ``obeys`` for a field in ``FLAGS``."""

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from bitnet_tuning.bench.comparison import Sizes
-from bitnet_tuning.bench.knobs import CLI_FLAGS, FLAGS
+from bitnet_tuning.bench.knobs import FLAGS
 from bitnet_tuning.engine.timings import Speed, parse_timings
 from bitnet_tuning.errors import UnsupportedError
-from bitnet_tuning.plan.command import memory_policy
+from bitnet_tuning.plan.command import KNOB_FLAGS, memory_policy
 from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.openmp import exported
 from bitnet_tuning.plan.profile import PP, TG
@@ -283,4 +283,4 @@ def check_cli(setting: Setting, flags: frozenset[str]) -> None:
     if setting.threads_batch != setting.threads:
         wanted["threads_batch"] = "threads of prompts"
     for field, words in wanted.items():
-        known(words, CLI_FLAGS[field], flags)
+        known(words, KNOB_FLAGS[field], flags)

@@ -13,16 +13,13 @@ from bitnet_tuning.engine.probe import parse_flags
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.background import Captured, capture
 from bitnet_tuning.launch.failure import failure
-from bitnet_tuning.plan.facts import Facts
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import PP, TG
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.engine.find import Engine
-    from bitnet_tuning.machine.host import Host
-    from bitnet_tuning.model.types import ModelFile
-    from bitnet_tuning.plan.facts import Request
+    from bitnet_tuning.plan.facts import Facts, Request
     from bitnet_tuning.plan.setting import Setting
 
 
@@ -44,10 +41,10 @@ class Runner:
     """Measures settings of one engine with one model. ``sizes`` may be set between runs."""
 
     def __init__(
-        self, place: Place, bench: Bench | None, sizes: Sizes, patience: Patience | None = None
+        self, facts: Facts, bench: Bench | None, sizes: Sizes, patience: Patience | None = None
     ) -> None:
         """``bench`` as ``find_bench`` answers; without one the cli's own timings serve."""
-        self.place = place
+        self.facts = facts
         self.bench = bench
         self.sizes = sizes
         self.patience = patience or Patience()
@@ -80,7 +77,7 @@ class Runner:
         if self.bench is None:
             return self._by_cli(setting, phases, seconds)
         commands = llama_bench.bench_commands(
-            setting, self.bench, self.place.model.path, self.sizes, phases
+            setting, self.bench, self.facts.model.path, self.sizes, phases
         )
         samples: dict[str, tuple[float, ...]] = {}
         for command in commands:
@@ -95,10 +92,10 @@ class Runner:
         return Speeds(samples)
 
     def _by_cli(self, setting: Setting, phases: tuple[str, ...], seconds: float) -> Speeds:
-        _, engine, model = self.place
-        request = llama_bench.cli_request(self.sizes, phases, model, engine.flags)
+        facts = self.facts
+        request = llama_bench.cli_request(self.sizes, phases, facts.model, facts.engine.flags)
         for _ in range(TRIES):
-            done = run_cli(self.place, setting, request, seconds)
+            done = run_cli(facts, setting, request, seconds)
             problem = failure(done, seconds)
             if problem:
                 return Speeds({}, problem)
@@ -110,14 +107,6 @@ class Runner:
 TRIES = 3
 """Most runs of a cli where the end of what it prints may be lost. llama-completion of late 2026
 loses it now and then (llama.cpp issue 22142: its log thread is not waited for)."""
-
-
-class Place(NamedTuple):
-    """What is measured, and where."""
-
-    host: Host
-    engine: Engine
-    model: ModelFile
 
 
 class Patience(NamedTuple):
@@ -138,15 +127,14 @@ class Patience(NamedTuple):
 def run_setting(setting: Setting, argv: tuple[str, ...], seconds: float) -> Captured:
     """Run a program with the setting's environment, CPUs and niceness."""
     unset = stale(setting, os.environ)
-    variables = dict(setting.env)
+    variables = setting.variables
     return capture(argv, variables, seconds, unset=unset, cpus=setting.cpus, nice=setting.nice)
 
 
-def run_cli(place: Place, setting: Setting, request: Request, seconds: float) -> Captured:
+def run_cli(facts: Facts, setting: Setting, request: Request, seconds: float) -> Captured:
     """Run the engine's cli with the setting. Raises UnsupportedError where engine and model
     cannot work together, and for a knob that the cli does not have."""
-    check_cli(setting, place.engine.flags)
-    facts = Facts(*place, "measured", os.environ)
+    check_cli(setting, facts.engine.flags)
     return run_setting(setting, make_plan(request, facts, setting).command, seconds)
 
 

@@ -238,7 +238,7 @@ class _Work:
         """Search to the decision; return whether it was short of time. Raises UnsupportedError
         where the default cannot be measured."""
         runner, budget = self.subject.runner, self.results.options.budget
-        checker = Checker(runner.place, self.subject.default)
+        checker = Checker(runner.facts, self.subject.default)
         tools = Tools(runner.measure, checker.problem, self.keep, shown, self.clock)
         session = Session(self.results, budget - min(TAIL_SECONDS, TAIL_SHARE * budget), tools)
         try:

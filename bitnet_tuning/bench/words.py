@@ -6,12 +6,12 @@ import time
 
 from bitnet_tuning.bench.knobs import COMPUTING
 from bitnet_tuning.bench.llama_bench import TOKENS_PER_WORD, words
-from bitnet_tuning.bench.runner import TRIES, Patience, Place, run_cli
+from bitnet_tuning.bench.runner import TRIES, Patience, run_cli
 from bitnet_tuning.engine.timings import parse_timings
 from bitnet_tuning.errors import TuningError, UnsupportedError
 from bitnet_tuning.launch.failure import failure, shorten
 from bitnet_tuning.model.gguf import read_model
-from bitnet_tuning.plan.facts import Request
+from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.memory import DEFAULT_UBATCH
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.verify import selftest
@@ -44,7 +44,7 @@ class Words:
     """What the default writes with greedy decoding, made when first needed, and what other
     settings write instead. ``note`` says why texts could not be compared."""
 
-    def __init__(self, place: Place, default: Setting, patience: Patience) -> None:
+    def __init__(self, place: Facts, default: Setting, patience: Patience) -> None:
         self.note: str | None = None
         self._place = place
         self._default = default
@@ -172,11 +172,11 @@ class Checker:
     """Compares what a setting writes with what the demo model is known to write, and with
     what the default writes with the user's own model."""
 
-    def __init__(self, place: Place, default: Setting, patience: Patience | None = None) -> None:
+    def __init__(self, place: Facts, default: Setting, patience: Patience | None = None) -> None:
         self._place = place
         self._default = default
         self._words = Words(place, default, patience or Patience())
-        self._demo: Place | None = None
+        self._demo: Facts | None = None
         self._demo_note: str | None = None
         self._demo_tried = False
 
@@ -199,7 +199,7 @@ class Checker:
         wrong = self._demo and _demo_problem(self._demo, setting)
         return f"the self-test fails: {wrong}" if wrong else None
 
-    def _usable_demo(self) -> Place | None:
+    def _usable_demo(self) -> Facts | None:
         """The demo model, where the default gets it right."""
         try:
             demo = self._place._replace(model=read_model(selftest.right_model(self._place.engine)))
@@ -214,7 +214,7 @@ class Checker:
         return demo
 
 
-def _demo_problem(demo: Place, setting: Setting) -> str | None:
+def _demo_problem(demo: Facts, setting: Setting) -> str | None:
     """What is wrong with the demo model's text; None where it is right."""
     case = max(selftest.load_cases(), key=lambda case: len(case.prompt))
     got, seconds = "", selftest.RUN_SECONDS

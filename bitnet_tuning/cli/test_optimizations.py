@@ -12,7 +12,7 @@ from typing import Any
 from bitnet_tuning.bench.begin import Subject, first_runs, make_subject
 from bitnet_tuning.bench.comparison import DEFAULT, UPSTREAM, Round, Rounds, Run, compare
 from bitnet_tuning.bench.knobs import UNLOCKED, measurable
-from bitnet_tuning.bench.runner import FIRST, Place, Runner, choose_sizes, find_bench
+from bitnet_tuning.bench.runner import FIRST, Runner, choose_sizes, find_bench
 from bitnet_tuning.bench.statistics import geometric_mean
 from bitnet_tuning.bench.upstream import left_out, nothing_to_compare, speed_line
 from bitnet_tuning.bench.words import Checker
@@ -109,7 +109,7 @@ def _find(options: argparse.Namespace, state: State) -> tuple[Plan, Subject]:
     say_all(facts.note, *plan.warnings)
     bench = find_bench(facts.engine)
     setting = measurable(plan.setting, bench.flags if bench else None)
-    return plan, Subject(facts, setting, Runner(Place(*facts[:3]), bench, FIRST))
+    return plan, Subject(facts, setting, Runner(facts, bench, FIRST))
 
 
 def _answers(
@@ -168,7 +168,7 @@ def _output(plan: Plan, subject: Subject) -> Line:
         return Line(checks.OUTPUT, SKIP, f"there is no self-test: {error.cause}")
     problem = None
     if report.passed and setting != default:
-        problem = Checker(subject.runner.place, default).problem(setting)
+        problem = Checker(subject.facts, default).problem(setting)
     return checks.output(report, problem)
 
 
