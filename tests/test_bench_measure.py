@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from bitnet_tuning import demo
 from bitnet_tuning.bench import llama_bench
 from bitnet_tuning.bench.comparison import Sizes
-from bitnet_tuning.bench.llama_bench import Bench, BenchRow, bench_commands, parse_bench
+from bitnet_tuning.bench.llama_bench import (
+    Bench,
+    BenchRow,
+    FailedRunError,
+    bench_commands,
+    parse_bench,
+)
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.plan.profile import PP, TG
@@ -128,19 +134,18 @@ def answered(*rows: dict[str, Any]) -> str:
 
 def test_every_sample_is_kept() -> None:
     speeds = parse_bench(answered(PP_SAID, TG_SAID), (PP_ROW, TG_ROW))
-    assert speeds == ({PP: (101.5, 99.5), TG: (20.25, 19.0)}, None)
+    assert speeds == {PP: (101.5, 99.5), TG: (20.25, 19.0)}
 
 
 def test_rows_may_come_in_any_order_and_say_less() -> None:
     short = {name: value for name, value in PP_SAID.items() if name != "use_mmap"}
     speeds = parse_bench(answered(TG_SAID, short), (PP_ROW, TG_ROW))
-    assert speeds.problem is None
-    assert speeds.samples[PP] == (101.5, 99.5)
+    assert speeds[PP] == (101.5, 99.5)
 
 
 def test_a_log_before_and_behind_the_array_does_not_matter() -> None:
     text = f"[1/2] loading\nload: [ok]\n{answered(PP_SAID)}\n[done]\n"
-    assert parse_bench(text, (PP_ROW,)) == ({PP: (101.5, 99.5)}, None)
+    assert parse_bench(text, (PP_ROW,)) == {PP: (101.5, 99.5)}
 
 
 @pytest.mark.parametrize(
@@ -168,22 +173,27 @@ def test_a_log_before_and_behind_the_array_does_not_matter() -> None:
     ],
 )
 def test_nonsense_is_a_reason_and_never_a_number(text: str, reason: str) -> None:
-    assert parse_bench(text, (PP_ROW,)) == ({}, reason)
+    with pytest.raises(FailedRunError) as found:
+        parse_bench(text, (PP_ROW,))
+    assert str(found.value) == reason
 
 
 def test_a_row_without_its_threads_does_not_count() -> None:
     silent = {name: value for name, value in PP_SAID.items() if name != "n_threads"}
-    assert "no value" in str(parse_bench(answered(silent), (PP_ROW,)).problem)
+    with pytest.raises(FailedRunError, match="no value"):
+        parse_bench(answered(silent), (PP_ROW,))
 
 
 def test_a_number_beyond_every_float_is_no_speed() -> None:
     text = answered(PP_SAID).replace("101.5", "1" + "0" * 400)
-    assert "has a speed of" in str(parse_bench(text, (PP_ROW,)).problem)
+    with pytest.raises(FailedRunError, match="has a speed of"):
+        parse_bench(text, (PP_ROW,))
 
 
 @given(st.text() | st.recursive(st.none() | st.floats() | st.text(), st.lists).map(json.dumps))
 def test_no_output_makes_it_fail(text: str) -> None:
-    assert parse_bench(text, (PP_ROW,)).samples == {}
+    with pytest.raises(FailedRunError):
+        parse_bench(text, (PP_ROW,))
 
 
 # The cli
@@ -197,11 +207,8 @@ def log(prompt: str = "50.00 ms /    70 tokens", generation: str = "800.00 ms / 
 
 
 def test_the_clis_timings_are_one_sample_each() -> None:
-    assert llama_bench.parse_cli(log(), Sizes(64, 16, 1), BOTH) == (
-        {PP: (1400.0,), TG: (20.0,)},
-        None,
-    )
-    assert llama_bench.parse_cli(log(), Sizes(64, 16, 1), (TG,)).samples == {TG: (20.0,)}
+    assert llama_bench.parse_cli(log(), Sizes(64, 16, 1), BOTH) == {PP: (1400.0,), TG: (20.0,)}
+    assert llama_bench.parse_cli(log(), Sizes(64, 16, 1), (TG,)) == {TG: (20.0,)}
 
 
 @pytest.mark.parametrize(
@@ -214,7 +221,9 @@ def test_the_clis_timings_are_one_sample_each() -> None:
     ],
 )
 def test_timings_that_are_no_measurement_are_a_reason(text: str, reason: str) -> None:
-    assert llama_bench.parse_cli(text, Sizes(64, 16, 1), BOTH) == ({}, reason)
+    with pytest.raises(FailedRunError) as found:
+        llama_bench.parse_cli(text, Sizes(64, 16, 1), BOTH)
+    assert str(found.value) == reason
 
 
 def test_the_clis_prompt_is_long_enough_and_always_the_same() -> None:

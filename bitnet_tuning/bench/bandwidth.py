@@ -160,7 +160,7 @@ class Reader(NamedTuple):
 
 
 def fastest_reader() -> Reader | None:
-    """``memchr`` for a byte that is not there, or ``memcmp`` of two equal halves, whichever
+    """Return ``memchr`` for a byte that is not there, or ``memcmp`` of two equal halves, whichever
     is faster from the cache. None where no C library is found."""
     readers = _readers(_library())
     buffer = (ctypes.c_char * _TRIAL).from_buffer(bytearray([FILL]) * _TRIAL)

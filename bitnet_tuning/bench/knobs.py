@@ -248,7 +248,7 @@ def knobs(choices: Choices, default: Setting) -> tuple[Knob, ...]:
 
 
 def _memory(choices: Choices, default: Setting) -> Iterator[Change]:
-    """How the model gets into memory, as far as memory and limits allow."""
+    """Yield ways for the model to get into memory, as far as memory and limits allow."""
     can_copy = has_room(choices.host, choices.facts.model) and choices.obeys("mmap", "-mmp", "-lm")
     if can_copy and default.mmap is None:
         yield Change("no mmap", (("mmap", False),))
@@ -259,7 +259,7 @@ def _memory(choices: Choices, default: Setting) -> Iterator[Change]:
 
 
 def _may_lock(choices: Choices) -> bool:
-    """llama-bench locks in newer engines only; the cli in all."""
+    """Return whether both programs may lock: llama-bench does in newer engines only."""
     if choices.bench_flags is not None and "-lm" not in choices.bench_flags:
         return False
     need = need_of(choices.facts.model, choices.n_prompt, None)
@@ -268,13 +268,13 @@ def _may_lock(choices: Choices) -> bool:
 
 
 def _binding(choices: Choices, default: Setting) -> Iterator[Change]:
-    """OMP_PROC_BIND=true is reported to cost a third on some Xeons."""
+    """Yield no binding: OMP_PROC_BIND=true is reported to cost a third on some Xeons."""
     if set(BINDING) <= dict(default.env).keys():
         yield Change("not bound", unset_env=tuple(BINDING))
 
 
 def _affinity(choices: Choices, default: Setting) -> Iterator[Change]:
-    """On CPUs with two kinds of cores: kept to the fast ones, or not."""
+    """Yield, for CPUs with two kinds of cores, keeping to the fast ones, or not."""
     host = choices.host
     if host.hybrid is None or binds_itself(choices.facts.environ):
         return
@@ -288,7 +288,7 @@ def _affinity(choices: Choices, default: Setting) -> Iterator[Change]:
 
 
 def _waiting(choices: Choices, default: Setting) -> Iterator[Change]:
-    """How threads wait between steps: spinning wakes faster, but uses up a quota."""
+    """Yield ways to wait between steps: spinning wakes faster, but uses up a quota."""
     runtime, environ, full = choices.facts.engine.openmp, choices.facts.environ, choices.is_full
     if any(user_set(environ, name) for name in (*WAITING_BY_USER, "GOMP_SPINCOUNT")):
         return
@@ -308,7 +308,7 @@ def _waiting(choices: Choices, default: Setting) -> Iterator[Change]:
 
 
 def _flash_attention(choices: Choices, default: Setting) -> Iterator[Change]:
-    """Off in bitnet.cpp unless asked for; newer engines choose by themselves."""
+    """Yield the other value: off in bitnet.cpp unless asked for; newer engines choose."""
     if not choices.obeys_flag("flash") or default.flash is not None:
         return
     if flash_takes_value(choices.facts.engine):
@@ -318,7 +318,7 @@ def _flash_attention(choices: Choices, default: Setting) -> Iterator[Change]:
 
 
 def _micro_batch(choices: Choices, default: Setting) -> Iterator[Change]:
-    """Sizes that cut the measured prompt differently than the default does."""
+    """Yield sizes that cut the measured prompt differently than the default does."""
     if not choices.obeys_flag("ubatch") or PP not in choices.options.objective.phases:
         return
     sizes = (64, 128, 256, 1024, 2048) if choices.is_full else (128, 256, 1024)
@@ -328,7 +328,7 @@ def _micro_batch(choices: Choices, default: Setting) -> Iterator[Change]:
 
 
 def _numa(choices: Choices, default: Setting) -> Iterator[Change]:
-    """Other ways to lay threads and memory over several nodes than the default's."""
+    """Yield other ways to lay threads and memory over several nodes than the default's."""
     host = choices.host
     nodes = usable_nodes(host)
     if len(nodes) < 2:
@@ -348,7 +348,7 @@ def _numa(choices: Choices, default: Setting) -> Iterator[Change]:
 
 
 def _prompt_threads(choices: Choices, default: Setting) -> Iterator[Change]:
-    """Where a request counts as a whole: prompts apart, on all cores or on all CPUs."""
+    """Yield other threads for prompts, on all cores or on all CPUs, where a request counts."""
     if choices.options.objective.phases != (PP, TG):
         return
     bound = _cores_within(default.cpus, choices.host)

@@ -65,15 +65,12 @@ class BenchCommand(NamedTuple):
     rows: tuple[BenchRow, ...]
 
 
-class Speeds(NamedTuple):
-    """An answer: every sample in tokens/s by phase, or the reason why there are none."""
-
-    samples: Mapping[str, tuple[float, ...]]
-    problem: str | None = None
+Samples = dict[str, tuple[float, ...]]
+"""tokens/s by phase, every sample."""
 
 
-class NonsenseError(ValueError):
-    """An answer that is no measurement."""
+class FailedRunError(Exception):
+    """A run whose output is not to be used; says why."""
 
 
 def bench_commands(
@@ -137,15 +134,12 @@ def known(what: str, names: tuple[str, ...], flags: frozenset[str]) -> str:
     )
 
 
-def parse_bench(stdout: str, rows: tuple[BenchRow, ...]) -> Speeds:
-    """Return the samples of exactly these rows; anything else is a problem, never a number."""
-    try:
-        found = _array(stdout)
-        if len(found) != len(rows):
-            raise NonsenseError(f"llama-bench printed {len(found)} rows instead of {len(rows)}")
-        return Speeds({row.phase: _samples(row, found) for row in rows})
-    except NonsenseError as nonsense:
-        return Speeds({}, str(nonsense))
+def parse_bench(stdout: str, rows: tuple[BenchRow, ...]) -> Samples:
+    """Return the samples of exactly these rows. Raises FailedRunError for anything else."""
+    found = _array(stdout)
+    if len(found) != len(rows):
+        raise FailedRunError(f"llama-bench printed {len(found)} rows instead of {len(rows)}")
+    return {row.phase: _samples(row, found) for row in rows}
 
 
 def _array(stdout: str) -> list[dict[str, Any]]:
@@ -158,28 +152,28 @@ def _array(stdout: str) -> list[dict[str, Any]]:
             continue
         if all(isinstance(row, dict) for row in array):
             return list(array)
-    raise NonsenseError(f"llama-bench printed {'broken' if starts else 'no'} JSON")
+    raise FailedRunError(f"llama-bench printed {'broken' if starts else 'no'} JSON")
 
 
 def _samples(row: BenchRow, found: list[dict[str, Any]]) -> tuple[float, ...]:
     name = f"{row.phase}{sum(row.sizes)}"
     same = [one for one in found if (one.get("n_prompt"), one.get("n_gen")) == row.sizes]
     if not same:
-        raise NonsenseError(f"llama-bench printed no row for {name}")
+        raise FailedRunError(f"llama-bench printed no row for {name}")
     for field, wanted in row.fields:
         missing = None if field == "n_threads" else wanted
         if same[0].get(field, missing) != wanted:
             said = same[0].get(field, "no value")
-            raise NonsenseError(f"{name} ran with {field} = {_short(said)}, not {wanted}")
+            raise FailedRunError(f"{name} ran with {field} = {_short(said)}, not {wanted}")
     samples = same[0].get("samples_ts")
     if not isinstance(samples, list) or len(samples) != row.samples:
         count = len(samples) if isinstance(samples, list) else "no"
-        raise NonsenseError(f"{name} has {count} samples instead of {row.samples}")
+        raise FailedRunError(f"{name} has {count} samples instead of {row.samples}")
     return tuple(checked(sample, name) for sample in samples)
 
 
 def checked(sample: object, name: str) -> float:
-    """Return a speed in tokens/s. Raises NonsenseError for what is none."""
+    """Return a speed in tokens/s. Raises FailedRunError for what is none."""
     if isinstance(sample, (int, float)) and not isinstance(sample, bool):
         try:
             speed = float(sample)
@@ -187,7 +181,7 @@ def checked(sample: object, name: str) -> float:
             speed = math.inf
         if math.isfinite(speed) and speed > 0:
             return speed
-    raise NonsenseError(f"{name} has a speed of {_short(sample)}")
+    raise FailedRunError(f"{name} has a speed of {_short(sample)}")
 
 
 def _short(value: object) -> str:
@@ -250,26 +244,23 @@ def is_cut_short(log: str) -> bool:
     return timings.prompt is None or timings.generation is None
 
 
-def parse_cli(log: str, sizes: Sizes, phases: tuple[str, ...]) -> Speeds:
-    """Return one sample for each phase from the timings in the cli's log."""
+def parse_cli(log: str, sizes: Sizes, phases: tuple[str, ...]) -> Samples:
+    """Return one sample for each phase from the timings in the cli's log. Raises FailedRunError
+    where they are missing or make no sense."""
     timings = parse_timings(log)
-    found = {}
-    try:
-        if PP in phases:
-            found[PP] = (_rate(PP, sizes.n_prompt, timings.prompt),)
-        if TG in phases:
-            found[TG] = (_rate(TG, LEAST_SHARE * sizes.n_gen, timings.generation),)
-    except NonsenseError as nonsense:
-        return Speeds({}, str(nonsense))
-    return Speeds(found)
+    wanted = {
+        PP: (sizes.n_prompt, timings.prompt),
+        TG: (LEAST_SHARE * sizes.n_gen, timings.generation),
+    }
+    return {phase: (_rate(phase, *wanted[phase]),) for phase in wanted if phase in phases}
 
 
 def _rate(phase: str, least: float, seen: Speed | None) -> float:
-    """Return the tokens/s of a phase that had ``least`` tokens or more; raises NonsenseError."""
+    """Return the tokens/s of a phase that had ``least`` tokens or more; raises FailedRunError."""
     if seen is None:
-        raise NonsenseError(f"the engine printed no timing for {phase}")
+        raise FailedRunError(f"the engine printed no timing for {phase}")
     if seen.tokens < least:
-        raise NonsenseError(f"{phase} had {seen.tokens} tokens instead of at least {least:.0f}")
+        raise FailedRunError(f"{phase} had {seen.tokens} tokens instead of at least {least:.0f}")
     return checked(seen.rate, f"{phase}{seen.tokens}")
 
 

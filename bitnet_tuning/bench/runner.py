@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from bitnet_tuning.bench import llama_bench
 from bitnet_tuning.bench.comparison import DEFAULT, Run, Sizes
-from bitnet_tuning.bench.llama_bench import NEEDED, Bench, Speeds, check_cli, stale
+from bitnet_tuning.bench.llama_bench import NEEDED, Bench, FailedRunError, Samples, check_cli, stale
 from bitnet_tuning.engine.probe import parse_flags
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.background import Captured, capture
@@ -55,14 +55,15 @@ class Runner:
         raised."""
         started = time.monotonic()
         try:
-            speeds = self._speeds(setting, phases, self.seconds(phases))
-        except UnsupportedError as error:
-            speeds = Speeds({}, error.cause)
+            samples = self._samples(setting, phases, self.seconds(phases))
+        except (FailedRunError, UnsupportedError) as error:
+            problem = error.cause if isinstance(error, UnsupportedError) else str(error)
+            return Run(name, {}, time.monotonic() - started, problem)
         taken = time.monotonic() - started
-        if name == DEFAULT and speeds.problem is None:
+        if name == DEFAULT:
             kind = (self.sizes, phases)
             self._longest[kind] = max(taken, self._longest.get(kind, 0.0))
-        return Run(name, speeds.samples, taken, speeds.problem)
+        return Run(name, samples, taken)
 
     def seconds(self, phases: tuple[str, ...] = (PP, TG)) -> float:
         """Return how long a process that measures these phases may take now."""
@@ -73,32 +74,23 @@ class Runner:
         ]
         return self.patience.after(max(seen, default=None))
 
-    def _speeds(self, setting: Setting, phases: tuple[str, ...], seconds: float) -> Speeds:
+    def _samples(self, setting: Setting, phases: tuple[str, ...], seconds: float) -> Samples:
         if self.bench is None:
             return self._by_cli(setting, phases, seconds)
         commands = llama_bench.bench_commands(
             setting, self.bench, self.facts.model.path, self.sizes, phases
         )
-        samples: dict[str, tuple[float, ...]] = {}
+        samples: Samples = {}
         for command in commands:
             done = run_setting(setting, command.argv, seconds)
-            problem = failure(done, seconds)
-            if problem:
-                return Speeds({}, problem)
-            speeds = llama_bench.parse_bench(done.stdout, command.rows)
-            if speeds.problem is not None:
-                return speeds
-            samples |= speeds.samples
-        return Speeds(samples)
+            samples |= llama_bench.parse_bench(done.stdout, command.rows)
+        return samples
 
-    def _by_cli(self, setting: Setting, phases: tuple[str, ...], seconds: float) -> Speeds:
+    def _by_cli(self, setting: Setting, phases: tuple[str, ...], seconds: float) -> Samples:
         facts = self.facts
         request = llama_bench.cli_request(self.sizes, phases, facts.model, facts.engine.flags)
         for _ in range(TRIES):
             done = run_cli(facts, setting, request, seconds)
-            problem = failure(done, seconds)
-            if problem:
-                return Speeds({}, problem)
             if not llama_bench.is_cut_short(done.stderr):
                 break
         return llama_bench.parse_cli(done.stderr, self.sizes, phases)
@@ -125,15 +117,19 @@ class Patience(NamedTuple):
 
 
 def run_setting(setting: Setting, argv: tuple[str, ...], seconds: float) -> Captured:
-    """Run a program with the setting's environment, CPUs and niceness."""
+    """Run a program with the setting's environment, CPUs and niceness. Raises FailedRunError."""
     unset = stale(setting, os.environ)
-    variables = setting.variables
-    return capture(argv, variables, seconds, unset=unset, cpus=setting.cpus, nice=setting.nice)
+    variables, nice = setting.variables, setting.nice
+    done = capture(argv, variables, seconds, unset=unset, cpus=setting.cpus, nice=nice)
+    problem = failure(done, seconds)
+    if problem:
+        raise FailedRunError(problem)
+    return done
 
 
 def run_cli(facts: Facts, setting: Setting, request: Request, seconds: float) -> Captured:
-    """Run the engine's cli with the setting. Raises UnsupportedError where engine and model
-    cannot work together, and for a knob that the cli does not have."""
+    """Run the engine's cli with the setting. Raises FailedRunError, and UnsupportedError where
+    engine and model cannot work together and for a knob that the cli does not have."""
     check_cli(setting, facts.engine.flags)
     return run_setting(setting, make_plan(request, facts, setting).command, seconds)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from functools import cached_property
 
 from bitnet_tuning.bench.knobs import COMPUTING
-from bitnet_tuning.bench.llama_bench import TOKENS_PER_WORD, words
+from bitnet_tuning.bench.llama_bench import TOKENS_PER_WORD, FailedRunError, words
 from bitnet_tuning.bench.runner import TRIES, Patience, run_cli
 from bitnet_tuning.engine.timings import parse_timings
 from bitnet_tuning.errors import TuningError, UnsupportedError
-from bitnet_tuning.launch.failure import failure, shorten
+from bitnet_tuning.launch.failure import shorten
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.memory import DEFAULT_UBATCH
@@ -32,23 +33,19 @@ included, by this factor; never less than one."""
 _SHOWN = 48
 
 
-class _RunError(Exception):
-    """A setting's run gave no text; says why."""
-
-
 class _ReferenceError(Exception):
     """The default's text is nothing to compare with; says why."""
 
 
-class Words:
-    """What the default writes with greedy decoding, made when first needed, and what other
-    settings write instead. ``note`` says why texts could not be compared."""
+class Checker:
+    """Compares what settings write with greedy decoding: with what the demo model is known to
+    write, and with what the default writes with the user's own model."""
 
-    def __init__(self, place: Facts, default: Setting, patience: Patience) -> None:
-        self.note: str | None = None
-        self._place = place
+    def __init__(self, facts: Facts, default: Setting, patience: Patience | None = None) -> None:
+        self._facts = facts
         self._default = default
-        self._patience = patience
+        self._patience = patience or Patience()
+        self._notes: dict[str, str] = {}
         self._texts: dict[str, list[str]] = {}
         """What the default wrote, by prompt: every text that was seen."""
         self._took: dict[str, float] = {}
@@ -58,9 +55,36 @@ class Words:
         self._unusable: dict[str, str] = {}
         """Why the default's text for a prompt is nothing to compare with."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which of the two comparisons turned out not to be possible here, and why."""
+        return tuple(self._notes.values())
+
     def problem(self, setting: Setting) -> str | None:
-        """Why the words are wrong; None where nothing is known against them. Raises
-        UnsupportedError for a knob that the cli does not have."""
+        """Return why the output is wrong; None where nothing is known against it."""
+        try:
+            wrong = self._demo and _demo_problem(self._demo, setting)
+            return f"the self-test fails: {wrong}" if wrong else self._other_words(setting)
+        except UnsupportedError as error:
+            return error.cause
+
+    @cached_property
+    def _demo(self) -> Facts | None:
+        """The demo model, where the default gets it right."""
+        try:
+            demo = self._facts._replace(model=read_model(selftest.right_model(self._facts.engine)))
+            wrong = _demo_problem(demo, self._default)
+        except TuningError as error:
+            wrong = error.cause
+        if not wrong:
+            return demo
+        self._notes["demo"] = (
+            f"the self-test tells nothing, for the default does not pass it: {wrong}"
+        )
+        return None
+
+    def _other_words(self, setting: Setting) -> str | None:
+        """Return why the words differ from the default's; None where nothing is known."""
         if setting == self._default:
             return None
         try:
@@ -68,15 +92,15 @@ class Words:
             prompts = dict.fromkeys((QUESTION, self._prompt(setting)))
             found = (self._compared(setting, prompt) for prompt in prompts)
             return next(filter(None, found), None)
-        except _RunError as failed:
+        except FailedRunError as failed:
             return str(failed)
         except _ReferenceError as why:
-            self.note = f"texts are not compared, for the default {why}"
+            self._notes["words"] = f"texts are not compared, for the default {why}"
             return None
 
     def _compared(self, setting: Setting, prompt: str) -> str | None:
-        """How the texts differ. The shorter of two that begin alike may have lost its end
-        and is made again; a default that differs is asked whether it repeats itself."""
+        """Return how the texts differ. The shorter of two that begin alike may have lost its
+        end and is made again; a default that differs is asked whether it repeats itself."""
         theirs = self._reference(prompt)
         ours = [self._write(setting, prompt)]
         for _ in range(TRIES):
@@ -96,7 +120,7 @@ class Words:
         return difference(_longest(ours), _longest(theirs), "than the default")
 
     def _reference(self, prompt: str) -> list[str]:
-        """What the default wrote so far: once at least."""
+        """Return what the default wrote so far: once at least."""
         if prompt in self._unusable:
             raise _ReferenceError(self._unusable[prompt])
         theirs = self._texts.setdefault(prompt, [])
@@ -108,7 +132,7 @@ class Words:
         started = time.monotonic()
         try:
             done = self._run(self._default, prompt)
-        except _RunError as failed:
+        except FailedRunError as failed:
             self._unusable[prompt] = f"fails: {failed}"
             raise _ReferenceError(self._unusable[prompt]) from failed
         self._took[prompt] = max(time.monotonic() - started, self._took.get(prompt, 0.0))
@@ -117,7 +141,7 @@ class Words:
         return selftest.continuation(done.stdout, prompt).strip()
 
     def _write(self, setting: Setting, prompt: str) -> str:
-        """What the engine adds to the prompt. Raises _RunError."""
+        """Return what the engine adds to the prompt. Raises FailedRunError."""
         done = self._run(setting, prompt)
         return selftest.continuation(done.stdout, prompt).strip()
 
@@ -130,19 +154,15 @@ class Words:
             temperature=0.0,
             seed=1,
         )
-        done = run_cli(self._place, setting, request, seconds)
-        problem = failure(done, seconds)
-        if problem:
-            raise _RunError(problem)
-        return done
+        return run_cli(self._facts, setting, request, seconds)
 
     def _context(self, prompt: str) -> int:
         wanted = TOKENS_PER_WORD * len(prompt.split()) + 2 * TOKENS
-        return min(wanted, self._place.model.context_length or wanted)
+        return min(wanted, self._facts.model.context_length or wanted)
 
     def _prompt(self, setting: Setting) -> str:
-        """A question; behind more words than a micro-batch holds, where the setting changes
-        how a prompt is computed. It comes last, so that the answer is a sure one."""
+        """Return a question; behind more words than a micro-batch holds, where the setting
+        changes how a prompt is computed. It comes last, so that the answer is a sure one."""
         default = self._default
         if all(getattr(setting, name) == getattr(default, name) for name in COMPUTING):
             return QUESTION
@@ -150,7 +170,7 @@ class Words:
         self._reference(QUESTION)
         ratio = max(1.0, self._tokens[QUESTION] / len(QUESTION.split()))
         count = min(tokens, round(tokens * WORDS_MARGIN / ratio))
-        limit = self._place.model.context_length
+        limit = self._facts.model.context_length
         if limit:
             room = limit // TOKENS_PER_WORD - len(QUESTION.split()) - TOKENS
             count = min(count, max(1, room))
@@ -162,67 +182,21 @@ def _longest(texts: list[str]) -> str:
 
 
 def difference(got: str, expected: str, than: str) -> str:
-    """Both texts from shortly before the first character that differs."""
+    """Return both texts from shortly before the first character that differs."""
     start = max(0, selftest.first_difference(got, expected) - 8)
     shown = [repr(shorten(text[start:], _SHOWN)) for text in (got, expected)]
     return f"gives other words {than}: {shown[0]} instead of {shown[1]}"
 
 
-class Checker:
-    """Compares what a setting writes with what the demo model is known to write, and with
-    what the default writes with the user's own model."""
-
-    def __init__(self, place: Facts, default: Setting, patience: Patience | None = None) -> None:
-        self._place = place
-        self._default = default
-        self._words = Words(place, default, patience or Patience())
-        self._demo: Facts | None = None
-        self._demo_note: str | None = None
-        self._demo_tried = False
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Which of the two comparisons turned out not to be possible here, and why."""
-        return tuple(note for note in (self._demo_note, self._words.note) if note)
-
-    def problem(self, setting: Setting) -> str | None:
-        """Why the output is wrong; None where nothing is known against it."""
-        try:
-            return self._against_demo(setting) or self._words.problem(setting)
-        except UnsupportedError as error:
-            return error.cause
-
-    def _against_demo(self, setting: Setting) -> str | None:
-        if not self._demo_tried:
-            self._demo_tried = True
-            self._demo = self._usable_demo()
-        wrong = self._demo and _demo_problem(self._demo, setting)
-        return f"the self-test fails: {wrong}" if wrong else None
-
-    def _usable_demo(self) -> Facts | None:
-        """The demo model, where the default gets it right."""
-        try:
-            demo = self._place._replace(model=read_model(selftest.right_model(self._place.engine)))
-            wrong = _demo_problem(demo, self._default)
-        except TuningError as error:
-            wrong = error.cause
-        if wrong:
-            self._demo_note = (
-                f"the self-test tells nothing, for the default does not pass it: {wrong}"
-            )
-            return None
-        return demo
-
-
 def _demo_problem(demo: Facts, setting: Setting) -> str | None:
-    """What is wrong with the demo model's text; None where it is right."""
+    """Return what is wrong with the demo model's text; None where it is right."""
     case = max(selftest.load_cases(), key=lambda case: len(case.prompt))
     got, seconds = "", selftest.RUN_SECONDS
     for _ in range(TRIES):
-        done = run_cli(demo, setting, selftest.case_request(case), seconds)
-        problem = failure(done, seconds)
-        if problem:
-            return problem
+        try:
+            done = run_cli(demo, setting, selftest.case_request(case), seconds)
+        except FailedRunError as failed:
+            return str(failed)
         got = selftest.continuation(done.stdout, case.prompt).strip()
         if selftest.matches(got, case.text):
             return None

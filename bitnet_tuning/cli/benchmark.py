@@ -43,7 +43,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def read_options(arguments: list[str]) -> argparse.Namespace:
-    """The checked command line; raises UsageError."""
+    """Return the checked command line. Raises UsageError."""
     parser = Parser(
         description="Find the settings with which this engine, this model and this machine are "
         "fastest, and remember them for run_inference.py.",
@@ -109,7 +109,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def several(one: Callable[[str], object]) -> Callable[[str], tuple[object, ...]]:
-    """An argparse type: values with commas between them, each named once."""
+    """Return an argparse type for values with commas between them, each named once."""
 
     def parse(text: str) -> tuple[object, ...]:
         return tuple(dict.fromkeys(one(part.strip()) for part in text.split(",")))
@@ -124,7 +124,7 @@ def _mode(text: str) -> str:
 
 
 def _check_resume(options: argparse.Namespace) -> None:
-    """What a saved benchmark was asked stays as it was, but for time and places."""
+    """Refuse another search than the saved benchmark was asked for."""
     asked = {
         "--budget": options.budget,
         "--quick": options.quick,
@@ -143,7 +143,7 @@ def _check_resume(options: argparse.Namespace) -> None:
 
 
 def _check_builds(options: argparse.Namespace) -> None:
-    """Builds are compared with the default of each, and leave no file of results."""
+    """Refuse flags of a search: builds are compared with the default of each."""
     given = vars(options)
     for name in ("threads", "modes", "output", "csv", "report", "resume", "compare"):
         if given[name]:
@@ -151,7 +151,7 @@ def _check_builds(options: argparse.Namespace) -> None:
 
 
 def _check_place(path: str | None) -> None:
-    """A file that cannot be written would be noticed only after minutes of measuring."""
+    """Refuse a file that cannot be written now, and not after minutes of measuring."""
     if path is None:
         return
     folder = os.path.dirname(os.path.abspath(path))
@@ -164,7 +164,7 @@ def _check_place(path: str | None) -> None:
 
 
 def _check_apart(options: argparse.Namespace) -> None:
-    """A later file would silently take the place of an earlier one, or of the model."""
+    """Refuse one file for two purposes: a later one would silently replace an earlier."""
     output = options.output or options.resume
     named = {"-m": options.model, "--output": output, "--csv": options.csv}
     places: dict[str, str] = {}
