@@ -174,6 +174,20 @@ def test_a_program_that_cannot_be_executed_is_an_error(tmp_path: Path) -> None:
         launch.run(Launch((str(plain),), {}))
 
 
+def test_a_program_that_cannot_be_tied_is_not_executed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(start_module, "_TRUE", "/nowhere/true")
+    monkeypatch.setattr(start_module.Lifeline, "tie", fail)
+    with pytest.raises(UnsupportedError, match="cannot start"):
+        launch.run(Launch(("echo", "executed"), {}))
+    assert background.capture(("echo", "executed")).code == 127
+    assert capfd.readouterr().out == ""
+
+
 def test_interrupt_of_the_launcher_reaches_the_engine_once(
     engine: FakeEngine, sleeper: subprocess.Popen[bytes]
 ) -> None:
@@ -244,6 +258,9 @@ launch.run(launch.Launch(({str(wrapper)!r},), {{}}))
 STARTS = {
     "run": "launch.run(start)",
     "run without /bin/true": "ties._TRUE = '/nowhere/true'; launch.run(start)",
+    "run at a terminal": (
+        "os.isatty = lambda handle: True; launch.run(start._replace(stdin='inherit'))"
+    ),
     "capture": "background.capture(start.argv, seconds=60)",
     "serve": "with background.serve(start) as service: service.ended(60)",
 }

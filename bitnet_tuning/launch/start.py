@@ -231,7 +231,7 @@ def popen(
     a group, which is then tied as a whole: ``os.setpgrp`` or ``os.setsid``. The program starts
     with the signals in ``mask`` blocked. Raise UnsupportedError if it cannot be started.
     """
-    from subprocess import Popen  # noqa: PLC0415 (2 ms)
+    from subprocess import Popen, SubprocessError  # noqa: PLC0415 (2 ms)
 
     def tie() -> None:  # in the child; safe beside threads, for nothing in it takes a lock
         if lead:
@@ -253,5 +253,5 @@ def popen(
                 pass_fds=(lifeline.far,) if lifeline else (),
                 preexec_fn=tie if lifeline else None,  # noqa: PLW1509
             )
-    except (OSError, ValueError) as error:  # ValueError: a null byte
+    except (OSError, ValueError, SubprocessError) as error:  # a null byte; ``tie`` failed
         raise launch.error(error) from error

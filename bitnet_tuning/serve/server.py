@@ -238,18 +238,15 @@ def _free_port(hold: bool) -> Iterator[int]:
     On Linux a socket that does not listen keeps others away, but not a server that sets one of
     these options, as llama.cpp's does.
     """
+    hold = hold and sys.platform.startswith("linux")
     with socket.socket() as reserved:
-        for option in ("SO_REUSEADDR", "SO_REUSEPORT") if hold and _linux() else ():
+        for option in ("SO_REUSEADDR", "SO_REUSEPORT") if hold else ():
             reserved.setsockopt(socket.SOL_SOCKET, getattr(socket, option), 1)
         reserved.bind((LOOPBACK, 0))
         port = int(reserved.getsockname()[1])
-        if not (hold and _linux()):
+        if not hold:
             reserved.close()
         yield port
-
-
-def _linux() -> bool:
-    return sys.platform.startswith("linux")
 
 
 def _until_ready(service: Service, client: Client, waiting: Waiting) -> Running:

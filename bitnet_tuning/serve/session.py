@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import TypeVar
 
 from bitnet_tuning.serve.answers import Answer, from_refusal, from_reply
@@ -96,7 +96,7 @@ def in_flight(
     jobs: Iterable[Job],
     work: Callable[[Job], Result],
     width: int,
-    waiting: Callable[[], AbstractContextManager[object]] = nullcontext,
+    waiting: Waiting = nullcontext,
 ) -> Iterator[Result]:
     """Yield the results of the jobs as they come, with at most ``width`` at work at a time.
 
