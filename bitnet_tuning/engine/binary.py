@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import re
 import sys
@@ -14,7 +13,8 @@ from bitnet_tuning.engine.instruction_sets import of_compiler, ordered
 GOMP, LLVM, MSVC, NONE = "libgomp", "libomp", "vcomp", "none"
 """OpenMP runtimes: GNU's, LLVM's (Intel's is the same code), Microsoft's, and no OpenMP."""
 
-_OWN_LIBRARY = re.compile(r"(lib)?(ggml|llama|mtmd|bitnet|xllamacpp)[^/\\]*\.(so|dylib|dll)", re.I)
+# Every run imports this module, few use these patterns: compiled at once they cost a start 1 ms.
+_OWN_LIBRARY = r"(?i)(lib)?(ggml|llama|mtmd|bitnet|xllamacpp)[^/\\]*\.(so|dylib|dll)"
 _EXECUTABLE_MAGIC = (
     b"\x7fELF",
     b"MZ",
@@ -52,9 +52,9 @@ def own_files(program: str, trace: Trace) -> tuple[str, ...]:
     beside = os.path.dirname(os.path.realpath(program))
     found = [os.path.realpath(program)]
     found += [
-        path for path in _linked(program, trace) if _OWN_LIBRARY.search(os.path.basename(path))
+        path for path in _linked(program, trace) if re.search(_OWN_LIBRARY, os.path.basename(path))
     ]
-    found += [os.path.join(beside, name) for name in _names(beside) if _OWN_LIBRARY.match(name)]
+    found += [os.path.join(beside, name) for name in _names(beside) if re.match(_OWN_LIBRARY, name)]
     return tuple(dict.fromkeys(os.path.realpath(path) for path in found))
 
 
@@ -105,6 +105,8 @@ def knows_name(files: Iterable[str], name: str) -> bool | None:
 def contains(path: str, marks: Iterable[bytes]) -> bool:
     """Return whether the file holds any of the ``marks``; False if it cannot be read."""
     try:
+        import mmap  # noqa: PLC0415 (only to probe an engine)
+
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return any(data.find(mark) >= 0 for mark in marks)
     except (OSError, ValueError):
@@ -122,8 +124,8 @@ _LEVELS = 3
 _KERNEL_SOURCES = ("ggml.c", "ggml-cpu.c", "ggml-cpu.cpp", "ggml-quants.c")
 """Source files that are compiled with the options of the kernels."""
 
-_OPTION = re.compile(r"^GGML_([A-Z0-9_]+):[A-Z]+=(?:ON|TRUE|YES|1)\s*$", re.MULTILINE | re.I)
-_COMPILER_OPTIONS = re.compile(r"^CMAKE_(?:C|CXX)_FLAGS:[A-Z]+=(.*)$", re.MULTILINE)
+_OPTION = r"(?im)^GGML_([A-Z0-9_]+):[A-Z]+=(?:ON|TRUE|YES|1)\s*$"
+_COMPILER_OPTIONS = r"(?m)^CMAKE_(?:C|CXX)_FLAGS:[A-Z]+=(.*)$"
 
 
 def configured_isa(cli: str) -> frozenset[str]:
@@ -158,8 +160,8 @@ def _compiled(path: str) -> frozenset[str]:
 
 def _cached(path: str) -> frozenset[str]:
     text = _read(path)
-    flags = [word for line in _COMPILER_OPTIONS.findall(text) for word in line.split()]
-    return of_compiler(flags) | set(ordered(_OPTION.findall(text)))
+    flags = [word for line in re.findall(_COMPILER_OPTIONS, text) for word in line.split()]
+    return of_compiler(flags) | set(ordered(re.findall(_OPTION, text)))
 
 
 def _read(path: str) -> str:

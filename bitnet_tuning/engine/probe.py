@@ -19,11 +19,11 @@ _SIGILL = (132, 0xC000001D, 0xC000001D - (1 << 32))
 """Exit codes after an illegal instruction: a shell's number for the signal, and Windows'
 (MS-ERREF 2.3)."""
 
-_FLAG = re.compile(r"--?[A-Za-z]")
-_PLACEHOLDER = re.compile(r"^[A-Z<{\[(.]")
+_FLAG = r"--?[A-Za-z]"  # as in engine/binary.py, compiled only when an engine is probed
+_PLACEHOLDER = r"[A-Z<{\[(.]"
 _DESCRIPTION_COLUMN = 20
-_VERSION = re.compile(r"^version: .*$", re.MULTILINE)
-_FEATURE = re.compile(r"\b([A-Z][A-Z0-9_]*) = (\d+)")
+_VERSION = r"(?m)^version: .*$"
+_FEATURE = r"\b([A-Z][A-Z0-9_]*) = (\d+)"
 
 
 def probe(location: Location) -> tuple[Engine, bool]:
@@ -113,10 +113,10 @@ def _defined_in(words: list[str]) -> list[str]:
     found: list[str] = []
     after_flag = False
     for word in words:
-        if _FLAG.match(word):
+        if re.match(_FLAG, word):
             found.append(word.rstrip(",").partition("=")[0])
             after_flag = True
-        elif after_flag and _PLACEHOLDER.match(word):
+        elif after_flag and re.match(_PLACEHOLDER, word):
             after_flag = False
         else:
             break
@@ -124,14 +124,14 @@ def _defined_in(words: list[str]) -> list[str]:
 
 
 def parse_version(text: str) -> str:
-    found = _VERSION.search(text)
+    found = re.search(_VERSION, text)
     return found[0].removeprefix("version: ").strip() if found else ""
 
 
 def parse_system_info(log: str) -> set[str]:
     """Return the names in the ``system_info`` line, such as AVX2, whose value is not 0."""
     lines = [line for line in log.splitlines() if "system_info:" in line]
-    pairs = _FEATURE.findall(lines[-1]) if lines else []
+    pairs = re.findall(_FEATURE, lines[-1]) if lines else []
     return {name for name, value in pairs if value != "0"}
 
 
