@@ -1,29 +1,39 @@
-"""Command lines. Each program's ``main`` runs inside ``guarded``: the one error boundary."""
+"""Everything a program of ours prints: messages, tables, progress, and errors at its end."""
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
 from bitnet_tuning.errors import TuningError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import rich.progress
 
 NAME = "bitnet-tuning"
 
 MEBIBYTE, GIBIBYTE = 1 << 20, 1 << 30
 """Units in which messages show sizes."""
 
+LINE_SECONDS = 10.0
+"""Seconds between two lines of progress that tell nothing but the time."""
 
-def counted(number: float, noun: str) -> str:
-    """Return ``1 thread``, ``2 threads``, ``1.5 CPUs``."""
-    return f"{number:g} {noun}{'' if number == 1 else 's'}"
+NARROWEST, WIDEST = 60, 100
+"""Characters that text is folded at, however wide the terminal is."""
+
+LEAST_COLUMN = 12
+"""Characters below which no column is folded."""
 
 
 Body = Callable[[list[str]], int]
 
 
 def say(text: str) -> None:
-    """A line of ours: always on stderr, since stdout is the engine's."""
+    """Print a message to stderr; stdout belongs to the engine."""
     if sys.stderr is None:  # closed; print would take stdout instead
         return
     try:
@@ -33,7 +43,7 @@ def say(text: str) -> None:
 
 
 def guarded(body: Body, arguments: Sequence[str] | None = None) -> int:
-    """Runs ``body`` and answers the exit code: no traceback reaches a user, unless
+    """Run ``body`` and return the exit code. No traceback reaches a user unless
     BITNET_TUNING_DEBUG is set."""
     try:
         if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
@@ -54,15 +64,15 @@ def guarded(body: Body, arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         _show_trace()
         say(f"error: {type(error).__name__}: {error}")
-        say("this is a fault of bitnet-tuning; BITNET_TUNING_DEBUG=1 shows where")
+        say("this is a bug in bitnet-tuning; set BITNET_TUNING_DEBUG=1 to see where")
         return 1
     finally:
         _flush()
 
 
 def _flush() -> None:
-    """What a stream does not take is dropped here; the interpreter, which tries once more
-    at its end, would complain and change the exit code."""
+    """Drop what a stream does not take. The interpreter, which tries once more at its end,
+    would complain and change the exit code."""
     for handle, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:
             if stream is not None:
@@ -76,3 +86,152 @@ def _show_trace() -> None:
         import traceback  # noqa: PLC0415
 
         traceback.print_exc()
+
+
+def counted(number: float, noun: str) -> str:
+    """Return ``1 thread``, ``2 threads``, ``1.5 CPUs``."""
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as minutes and seconds: 4:05."""
+    whole = max(0, round(seconds))
+    return f"{whole // 60}:{whole % 60:02}"
+
+
+def columns() -> int:
+    """Return the terminal's width as shutil.get_terminal_size does: COLUMNS, its own word, 80."""
+    stated = os.environ.get("COLUMNS", "")
+    if stated.isdecimal() and 0 < len(stated) < 6 and int(stated) > 0:
+        return int(stated)
+    try:
+        return os.get_terminal_size(1).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+def text_width() -> int:
+    """Return the width to fold text at."""
+    return max(NARROWEST, min(WIDEST, columns()))
+
+
+def aligned(rows: Sequence[Sequence[str]], width: int | None = None) -> str:
+    """Return rows as columns two spaces apart; a cell may hold several lines.
+
+    Rows that are longer than ``width`` are folded between words, the widest column first.
+    """
+    cells = [[cell.splitlines() or [""] for cell in row] for row in rows]
+    widths = [
+        max(len(line) for cell in column for line in cell) for column in zip(*cells, strict=True)
+    ]
+    while width and sum(widths) + 2 * len(widths) - 2 > width and max(widths) > LEAST_COLUMN:
+        widths[widths.index(max(widths))] -= 1
+    lines = []
+    for row in cells:
+        folded = [_folded(cell, at) for cell, at in zip(row, widths, strict=True)]
+        for parts in zip_longest(*folded, fillvalue=""):
+            padded = (f"{part:{at}}" for part, at in zip(parts, widths, strict=True))
+            lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def _folded(lines: list[str], width: int) -> list[str]:
+    if all(len(line) <= width for line in lines):
+        return lines
+    from textwrap import wrap  # noqa: PLC0415
+
+    # A command or a path stays in one piece, so that it can be copied.
+    pieces = (
+        wrap(line, width, break_long_words=False, break_on_hyphens=False) or [""] for line in lines
+    )
+    return [piece for each in pieces for piece in each]
+
+
+def print_table(
+    rows: Sequence[Sequence[str]], headings: Sequence[str] = (), styles: Sequence[str] = ()
+) -> None:
+    """Print rows to stdout: by rich on a terminal where it is installed, else ``aligned``.
+
+    ``styles`` are rich's words for the first cell of each row, unless NO_COLOR is set.
+    """
+    if sys.stdout is None:  # closed: nobody wants to see it
+        return
+    if not (sys.stdout.isatty() and _print_rich(rows, headings, styles)):
+        print(aligned([headings, *rows] if headings else rows, text_width()))
+
+
+def _print_rich(
+    rows: Sequence[Sequence[str]], headings: Sequence[str], styles: Sequence[str]
+) -> bool:
+    """Return False without rich."""
+    try:
+        from rich import box  # noqa: PLC0415
+        from rich.console import Console  # noqa: PLC0415
+        from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+    except ImportError:
+        return False
+    table = Table(box=box.SIMPLE, pad_edge=False, show_header=bool(headings))
+    for heading in headings or [""] * max(map(len, rows), default=0):
+        table.add_column(heading, overflow="fold")
+    for row, style in zip_longest(rows, styles[: len(rows)], fillvalue=""):
+        table.add_row(Text(row[0], style=style), *map(Text, row[1:]))
+    Console(highlight=False).print(table)
+    return True
+
+
+class Progress:
+    """Show on stderr how far a long task is: a bar on a terminal where rich is installed,
+    elsewhere a line now and then. ``say`` prints above the bar."""
+
+    def __init__(self, total: float, left: Callable[[float], str], quiet: bool = False) -> None:
+        """``left`` turns what is done, in the unit of ``total``, into words beside the bar."""
+        self._total = total
+        self._left = left
+        self._quiet = quiet
+        self._bar: rich.progress.Progress | None = None
+        self._aside = ""
+        self._news: object = None
+        self._said_at = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        if self._quiet or sys.stderr is None or not sys.stderr.isatty():
+            return self
+        try:
+            from rich import progress  # noqa: PLC0415
+            from rich.console import Console  # noqa: PLC0415
+        except ImportError:
+            return self
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.fields[left]}"),
+            progress.BarColumn(bar_width=20),
+            progress.TextColumn("{task.description}", markup=False),
+            console=Console(stderr=True, highlight=False),
+            transient=True,
+        )
+        self._bar.add_task("", total=self._total, left="")
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def running(self, what: str, done: float) -> None:
+        """Show beside the bar what runs now; without a bar that would be too many lines."""
+        if self._bar is not None:
+            self._bar.update(
+                self._bar.task_ids[0],
+                completed=min(done, self._total),
+                description=f"{what} | {self._aside}" if self._aside else what,
+                left=self._left(done),
+            )
+
+    def tell(self, line: str, news: object = None, aside: str = "") -> None:
+        """Print a line where there is no bar, if ``news`` changed or some time has passed.
+        ``aside`` stands beside the bar from now on."""
+        self._aside = aside
+        due = time.monotonic() >= self._said_at + LINE_SECONDS
+        if self._bar is None and not self._quiet and (due or news != self._news):
+            self._news, self._said_at = news, time.monotonic()
+            say(line)

@@ -94,7 +94,7 @@ def checked(code: int, out: bytes, error: bytes) -> Done:
     """No traceback may reach a user."""
     err = error.decode("utf-8", "replace")
     assert "Traceback" not in err
-    assert "this is a fault of" not in err
+    assert "this is a bug in" not in err
     return Done(code, out, err)
 
 

@@ -173,7 +173,7 @@ def test_equal_builds_are_left_to_their_instructions(
     found, _ = as_json(checkout, capsys)
     assert [each["verdict"] for each in found["builds"]] == [OPEN, OPEN]
     assert found["chosen"] == taken(checkout, own_state) == str(first.cli)
-    assert "measured, no difference shown" in found["reason"]
+    assert "measured, not significantly different" in found["reason"]
 
 
 def test_each_is_measured_with_its_own_plan(
@@ -193,7 +193,7 @@ def test_a_table_without_json(checkout: Path, capsys: pytest.CaptureFixture[str]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["build", "pp/s", "tg/s", "to", "build", "verdict"]
     assert lines[2].startswith("build-slow") and lines[2].endswith(SLOWER)
-    assert "8 rounds; noise floor ×1." in lines[3]
+    assert "8 rounds; noise: repeated runs varied by up to ×1." in lines[3]
     assert "build-slow: slower when measured" in lines[4]
 
 

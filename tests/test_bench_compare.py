@@ -55,7 +55,7 @@ def test_without_a_noise_floor_nothing_is_told() -> None:
     found = compare.compare(one._replace(rounds=tuple(made.rounds), decision=None), two)
     assert set(found.floors.values()) == {None}
     assert set(verdicts(found, "tg").values()) == {statistics.OPEN}
-    assert "unknown" in as_text(found)
+    assert "noise: not known" in as_text(found)
 
 
 def test_the_larger_noise_floor_counts() -> None:

@@ -15,13 +15,13 @@ import pytest
 from matplotlib.image import imread
 
 from bitnet_tuning.bench import plots, report
-from bitnet_tuning.bench import plots as markup
 from bitnet_tuning.bench.comparison import CheckFacts, Round, Run
 from bitnet_tuning.bench.report import page, write_report
 from bitnet_tuning.bench.results import Part, Results, Surroundings
-from bitnet_tuning.bench.summary import answer, guide_row, rows, times
+from bitnet_tuning.bench.summary import Summary, times
 from bitnet_tuning.errors import MissingError, UsageError
-from tests.bench_samples import SNAPSHOT, SPEEDS, Simulator, sample_results
+from bitnet_tuning.plan.profile import TG
+from tests.bench_samples import SETTINGS, SNAPSHOT, SPEEDS, Simulator, sample_results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -120,10 +120,10 @@ def test_it_can_be_read_out(read: Page) -> None:
 
 
 def test_it_says_what_was_found(results: Results, read: Page) -> None:
-    text = read.text
-    assert answer(results) in text
-    assert guide_row(results).sentence in text
-    for row in rows(results):
+    text, summary = read.text, Summary(results)
+    assert summary.answer in text
+    assert summary.guide in text
+    for row in summary.rows:
         assert row.words in text
         if row.to_default:
             assert times(row.to_default).split()[0] in text
@@ -137,7 +137,7 @@ def test_it_says_what_was_found(results: Results, read: Page) -> None:
 def test_plots_take_the_pages_colours(html: str) -> None:
     drawings = "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
     assert set(re.findall(r"#[0-9a-fA-F]{6}\b", drawings)) == set()
-    style = (Path(plots.__file__).parent / "report.css").read_text()
+    style = (Path(plots.__file__).parent / "report.html").read_text()
     defined = set(re.findall(r"(--[a-z]+):", style))
     assert set(re.findall(r"var\((--[a-z]+)\)", html)) <= defined
 
@@ -199,11 +199,28 @@ def test_little_can_be_shown_as_well(results: Results) -> None:
     read = Page(page(begun))
     assert read.open == [] and read.named("svg") == []
     assert "This benchmark is interrupted" in read.text
-    assert "What went wrong" not in read.text
+    assert "Failures" not in read.text
     made = Simulator()
     made.add("threads", ["default", "4 threads"], SPEEDS)
     one = Page(page(begun._replace(rounds=tuple(made.rounds))))
     assert len(one.named("svg")) == 2 and "one run" in one.text
+
+
+def test_the_slowest_of_very_many_are_only_in_the_table(results: Results) -> None:
+    count = plots.MOST_BARS + 16
+    names = [f"setting {number}" for number in range(count)]
+    runs = (
+        Run("default", {TG: (20.0,)}, 1.0),
+        *(Run(name, {TG: (10.0 + number,)}, 1.0) for number, name in enumerate(names)),
+    )
+    settings = {**SETTINGS, **dict.fromkeys(names, SETTINGS["4 threads"])}
+    many = results._replace(
+        settings=settings, rounds=(Round(1, "threads", runs, 1.0),), decision=None, checks=()
+    )
+    read = Page(page(many))
+    assert "16 slower settings are only in the table" in read.text
+    label = read.named("svg")[-1]["aria-label"] or ""
+    assert f"setting {count - 1} " in label and "setting 0 " not in label
 
 
 def test_a_roof_far_above_is_named_only(results: Results) -> None:
@@ -228,16 +245,17 @@ def test_a_place_that_cannot_be_written_is_named(results: Results, tmp_path: Pat
 
 
 def test_markup_leaves_out_what_is_empty() -> None:
-    assert markup.section("title", ["", ""]) == ""
-    assert markup.definitions([("a", None), ("b", "")]) == ""
-    assert markup.definitions([("a", 0)]) == "<dl><div><dt>a</dt><dd>0</dd></div></dl>"
-    assert markup.escape("a\n\t<b>\x00") == "a &lt;b&gt;?"
+    assert report.section("title", "", "") == ""
+    assert report.definitions(("a", None), ("b", "")) == ""
+    assert report.definitions(("a", 0)) == "<dl><div><dt>a</dt><dd>0</dd></div></dl>"
+    assert plots.escape("a\n\t<b>\x00") == "a &lt;b&gt;?"
 
 
 def test_certainty_names_the_floor_and_the_rounds(results: Results) -> None:
-    said = report.certainty(results)
-    assert "10 rounds" in said and "Noise floor" in said
-    assert "not known" in report.certainty(results._replace(decision=None, rounds=()))
+    said = report.certainty(Summary(results))
+    assert "10 rounds" in said and "Noise: repeated runs varied by up to" in said
+    begun = Summary(results._replace(decision=None, rounds=()))
+    assert "not known" in report.certainty(begun)
 
 
 # In a browser

@@ -390,5 +390,5 @@ def test_whatever_is_damaged_is_refused_or_harmless(path: tuple[Any, ...], value
         assert error.remedy
         return
     assert from_document(json.loads(results.to_text(found)), "again") == found
-    assert summary.rows(found) and summary.answer(found)
+    assert summary.Summary(found).rows and summary.Summary(found).answer
     assert compare.as_text(compare.compare(found, sample_results()))

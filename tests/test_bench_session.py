@@ -10,12 +10,13 @@ from collections.abc import Callable
 
 import pytest
 
-from bitnet_tuning.bench.comparison import Round, Run, phases_of
+from bitnet_tuning.bench.comparison import Run, phases_of
 from bitnet_tuning.bench.knobs import Knob, Space
 from bitnet_tuning.bench.results import Results
-from bitnet_tuning.bench.search import Check, Decision, Search
+from bitnet_tuning.bench.search import Check, Decision
 from bitnet_tuning.bench.stages import Measure
 from bitnet_tuning.bench.tune import Session, Tools
+from bitnet_tuning.console import Progress
 from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.plan.profile import PP, TG, Objective
 from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting
@@ -51,17 +52,6 @@ class FakeRunner:
         return Run(name, dict.fromkeys(phases, (speed,)), 1.0)
 
 
-class Silent:
-    def running(self, stage: str, name: str, elapsed: float) -> None:
-        pass
-
-    def measured(self, search: Search, done: Round) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        self.said = text
-
-
 def session(
     runner: FakeRunner,
     earlier: Results | None = None,
@@ -74,7 +64,8 @@ def session(
     spent = results.rounds[-1].elapsed if results.rounds else 0.0
     clock = itertools.count()
     keep = (kept if kept is not None else []).append
-    tools = Tools(runner.measure, check, keep, Silent(), lambda: spent + next(clock))
+    progress = Progress(300.0, str, quiet=True)
+    tools = Tools(runner.measure, check, keep, progress, lambda: spent + next(clock))
     return Session(results, 300.0, tools)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from bitnet_tuning.bench import plots, statistics
+from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.comparison import CheckFacts, Round, Run
 from bitnet_tuning.bench.results import Results
 from bitnet_tuning.bench.summary import (
@@ -14,22 +14,18 @@ from bitnet_tuning.bench.summary import (
     TOO_FEW,
     UNCONFIRMED,
     Row,
-    answer,
+    Summary,
     digits,
-    failures,
-    guide_row,
-    problem_of,
-    rows,
     times,
 )
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
-from tests.bench_samples import SETTINGS, SPEEDS, Simulator, sample_results
+from tests.bench_samples import SPEEDS, Simulator, sample_results
 
 WINNER = "4 threads + no mmap"
 
 
 def by_name(results: Results) -> dict[str, Row]:
-    return {row.name: row for row in rows(results)}
+    return {row.name: row for row in Summary(results).rows}
 
 
 def exact(results: Results, rounds: Sequence[tuple[str, Mapping[str, float]]]) -> Results:
@@ -42,7 +38,7 @@ def exact(results: Results, rounds: Sequence[tuple[str, Mapping[str, float]]]) -
 
 
 def test_the_winner_comes_first_then_the_default_then_upstreams() -> None:
-    shown = rows(sample_results())
+    shown = Summary(sample_results()).rows
     assert [row.name for row in shown[:3]] == [WINNER, "default", "upstream"]
     others = [row.to_default.median for row in shown[3:] if row.to_default]
     assert others == sorted(others, reverse=True)
@@ -112,8 +108,8 @@ def test_a_clear_difference_is_told_apart_once_the_noise_is_known() -> None:
 
 def test_one_round_is_no_plural() -> None:
     rounds = [("threads", {"default": 10.0, "upstream": 5.0})]
-    said = guide_row(exact(sample_results(), rounds)).sentence
-    assert "1 round is too few to tell" in said
+    said = Summary(exact(sample_results(), rounds)).guide
+    assert "1 round cannot tell" in said
 
 
 def test_failures_and_wrong_words_say_why() -> None:
@@ -130,8 +126,8 @@ def test_failures_and_wrong_words_say_why() -> None:
     assert found["12 threads"].verdict == "failed: killed by SIGSEGV"
     assert (found["12 threads"].tg, found["12 threads"].rounds) == (None, 0)
     assert found["4 threads"].verdict == "wrong output: gives other words"
-    assert problem_of(results.measured, "default") is None
-    assert failures(results) == (
+    assert Summary(results).problem("default") is None
+    assert Summary(results).failures == (
         ("12 threads", "killed by SIGSEGV", 2),
         ("4 threads", "wrong output: gives other words", 1),
     )
@@ -142,12 +138,12 @@ def test_one_failure_among_many_runs_does_not_put_a_setting_out() -> None:
     for turn in range(5):
         made.add("threads", ["default"], SPEEDS, {"default": "hung"} if turn == 2 else None)
     results = sample_results()._replace(rounds=tuple(made.rounds))
-    assert problem_of(results.measured, "default") is None
+    assert Summary(results).problem("default") is None
 
 
 def test_settings_that_were_never_run_are_not_shown() -> None:
     results = exact(sample_results(), [("threads", {"default": 10.0})])
-    assert [row.name for row in rows(results)] == ["default"]
+    assert [row.name for row in Summary(results).rows] == ["default"]
 
 
 def test_ratios_are_the_objectives() -> None:
@@ -160,29 +156,29 @@ def test_ratios_are_the_objectives() -> None:
 
 
 def test_the_guides_claim_stands_next_to_what_is_seen() -> None:
-    claim = guide_row(sample_results())
-    assert claim.name == WINNER and claim.ratio
-    assert claim.ratio.median == pytest.approx(30.5 / 17, rel=0.15)
-    assert f"{CLAIM[0]} to {CLAIM[1]} times" in claim.sentence
-    assert times(claim.ratio) in claim.sentence
+    summary = Summary(sample_results())
+    ratio = summary.against(summary.winner, "upstream")
+    assert summary.winner == WINNER and ratio
+    assert ratio.median == pytest.approx(30.5 / 17, rel=0.15)
+    assert f"{CLAIM[0]} to {CLAIM[1]} times" in summary.guide
+    assert times(ratio) in summary.guide
 
 
 def test_the_claim_is_not_judged_by_too_little() -> None:
     few = exact(sample_results(), [("threads", {"default": 10.0, "upstream": 5.0})] * 2)
-    assert "too few" in guide_row(few).sentence
+    assert "2 rounds cannot tell" in Summary(few).guide
     none = exact(sample_results(), [("threads", {"default": 10.0})])
-    assert guide_row(none).ratio is None
-    assert "could not be compared" in guide_row(none).sentence
+    assert "could not be compared" in Summary(none).guide
 
 
 def test_the_answer_in_a_sentence() -> None:
     results = sample_results()
-    assert answer(results).startswith(f"Use {WINNER} (4 threads, no mmap")
+    assert Summary(results).answer.startswith(f"Use {WINNER} (4 threads, no mmap")
     assert results.decision and results.decision.estimate
-    assert times(results.decision.estimate) in answer(results)
+    assert times(results.decision.estimate) in Summary(results).answer
     kept = results.decision._replace(winner="default", reason="Nothing promised more.")
-    assert answer(results._replace(decision=kept)).startswith("Keep the default (6 threads")
-    assert answer(results._replace(decision=None)).startswith("Not finished")
+    assert Summary(results._replace(decision=kept)).answer.startswith("Keep the default (6 threads")
+    assert Summary(results._replace(decision=None)).answer.startswith("Not finished")
 
 
 @pytest.mark.parametrize(
@@ -197,45 +193,31 @@ def test_three_digits_count(number: float, text: str) -> None:
 
 
 def test_curves_hold_what_differs_in_threads_alone() -> None:
-    generation, prompts = plots.scalings(sample_results())
-    assert [point.threads for point in generation.points] == [1, 2, 4, 6, 8, 12]
-    assert [point.threads for point in prompts.points] == [1, 2, 4, 8, 12]
-    assert [point.threads for point in generation.points if point.default] == [6]
-    assert [point.threads for point in prompts.points if point.default] == [12]
-    assert generation.roof == pytest.approx(34.1e9 / 827e6)
-    assert prompts.roof is None
+    generation, prompts = Summary(sample_results()).curves
+    assert list(generation.speeds) == [1, 2, 4, 6, 8, 12]
+    assert list(prompts.speeds) == [1, 2, 4, 8, 12]
+    assert (generation.default, prompts.default) == (6, 12)
+    assert generation.limit == pytest.approx(34.1e9 / 827e6)
+    assert prompts.limit is None
 
 
 def test_the_same_threads_are_one_point() -> None:
     """The default's 12 threads for prompts, and those of "12 threads"."""
     results = sample_results()
-    prompts = plots.scalings(results)[1]
+    prompts = Summary(results).curves[1]
     runs = [run for each in results.rounds for run in each.runs]
     both = [run for run in runs if run.setting in ("default", "12 threads")]
-    assert prompts.points[-1].speed.count == len(both)
+    assert prompts.speeds[12].count == len(both)
 
 
 def test_one_count_of_threads_is_no_curve() -> None:
     results = exact(sample_results(), [("threads", {"default": 10.0, "upstream": 5.0})])
-    assert plots.scalings(results) == ()
+    assert Summary(results).curves == ()
 
 
 def test_settings_that_are_out_are_in_no_plot() -> None:
     results = sample_results()
-    names = [bar.name for bar in plots.forest(results, rows(results)).bars]
-    assert names[:2] == [WINNER, "upstream"]
-    assert "4 threads + flash attention" not in names and "default" not in names
+    out = [row.name for row in Summary(results).rows if row.is_out]
+    assert out == ["4 threads + flash attention"]
     wrong = results._replace(checks=(CheckFacts("4 threads", "other words", 3),))
-    assert 4 not in [point.threads for point in plots.scalings(wrong)[0].points]
-
-
-def test_the_slowest_of_very_many_are_left_out() -> None:
-    results = sample_results()
-    many = {f"setting {number}": SETTINGS["4 threads"] for number in range(40)}
-    speeds = {name: 10.0 + number for number, name in enumerate(many)}
-    full = exact(
-        results._replace(settings={**SETTINGS, **many}), [("threads", {"default": 20.0, **speeds})]
-    )
-    found = plots.forest(full, rows(full))
-    assert (len(found.bars), found.left_out) == (plots.MOST_BARS, 40 - plots.MOST_BARS)
-    assert found.bars[0].name == "setting 39"
+    assert 4 not in Summary(wrong).curves[0].speeds

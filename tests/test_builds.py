@@ -230,7 +230,7 @@ def test_measured_goes_before_wide(avx512: Host) -> None:
 def test_no_difference_shown_leaves_it_to_the_instructions(avx512: Host) -> None:
     measured = {FIRST.path: ranked(OPEN), WIDE.path: ranked(OPEN, 1.04)}
     name, why = chosen(avx512, FIRST, WIDE, measured=measured)
-    assert name == "build-wide" and "measured, no difference shown" in why
+    assert name == "build-wide" and "measured, not significantly different" in why
 
 
 @pytest.mark.parametrize("verdict", [SLOWER, f"{OUT}: wrong words"])

@@ -15,7 +15,7 @@ import pytest
 
 from bitnet_tuning import demo
 from bitnet_tuning.__main__ import main
-from bitnet_tuning.cli.doctor import as_text, show
+from bitnet_tuning.cli.doctor import show
 from bitnet_tuning.doctor import CHECKS, case, examine, gather
 from bitnet_tuning.doctor.case import Check, Finding
 from bitnet_tuning.errors import TuningError, UsageError
@@ -98,9 +98,10 @@ def test_counts_and_summary() -> None:
 # For people
 
 
-def test_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    text = as_text(EVERY)
+    show(EVERY)
+    text = capsys.readouterr().out
     assert text.splitlines()[:3] == [
         "BAD   c  broken",
         "         -> mend it",
@@ -136,7 +137,9 @@ def test_a_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[1;31m" not in plain
 
 
-def test_plain_lines_without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_lines_without_rich(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     real: Callable[..., Any] = builtins.__import__
 
     def without_rich(name: str, *rest: Any) -> Any:
@@ -145,7 +148,8 @@ def test_plain_lines_without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without_rich)
-    assert shown(monkeypatch) == f"{as_text(EVERY)}\n"
+    show(EVERY)
+    assert shown(monkeypatch) == capsys.readouterr().out
 
 
 def test_closed_output_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def start(*command: Word, **options: Any) -> Done:
     err = process.stderr.decode("utf-8", "replace")
     if "BITNET_TUNING_DEBUG" not in options.get("env", {}):
         assert "Traceback" not in err
-        assert "this is a fault of" not in err
+        assert "this is a bug in" not in err
     return Done(process.returncode, process.stdout, err)
 
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 from bitnet_tuning.bench import limits, subjects
 from bitnet_tuning.bench.bandwidth import Absent, Bandwidth, measure_bandwidth
 from bitnet_tuning.bench.comparison import DEFAULT, Run
-from bitnet_tuning.bench.display import Bar, Lines
 from bitnet_tuning.bench.knobs import Assignment, Choices, Space, make_space
 from bitnet_tuning.bench.results import RUNNING, Results, Surroundings, stamp
 from bitnet_tuning.bench.runner import FIRST, SECOND, Runner, choose_sizes, find_bench
+from bitnet_tuning.console import Progress, clock, say
 from bitnet_tuning.engine.find import EMBEDDED
 from bitnet_tuning.errors import TuningError, UnsupportedError, UsageError
 from bitnet_tuning.launch.signals import Stop
@@ -40,6 +40,11 @@ BUDGETS = {"quick": 60.0, "normal": 300.0, "full": 1200.0}
 """Seconds, by effort."""
 
 UNLOCKED = "performance mode is measured without its lock: llama-bench has none"
+
+
+def progress_of(budget: float) -> Progress:
+    """Return what shows how much of the budget, in seconds, is spent."""
+    return Progress(budget, lambda spent: f"at most {clock(budget - spent)} left")
 
 
 class Subject(NamedTuple):
@@ -140,18 +145,18 @@ def now() -> datetime:
     return datetime.now(timezone.utc)
 
 
-def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Bar | Lines) -> Begun:
+def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Progress) -> Begun:
     """Begin a new tuning. Raises Stopped where a signal comes, UnsupportedError where nothing
     can be measured."""
     with stop.interruptible():
-        shown.running("preparing", "self-test", 0)
+        shown.running("preparing: self-test", 0)
         note = None if options.no_selftest else self_tested(subject.facts)
         before, warnings, bandwidth = _look(subject, shown)
         calibrate(
             subject,
             options.n_prompt,
             options.n_gen,
-            lambda what: shown.running("preparing", what, 0),
+            lambda what: shown.running(f"preparing: {what}", 0),
         )
     asked = Assignment(
         budget=options.budget or BUDGETS[options.effort],
@@ -166,7 +171,7 @@ def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Bar 
     space, left_out = make_space(choices, subject.default)
     notes = (*((note,) if note else ()), *left_out)
     for text in notes:
-        shown.note(text)
+        say(text)
     results = _document(subject, asked, space)._replace(
         notes=notes, warnings=warnings, conditions=Surroundings(before)
     )
@@ -174,16 +179,16 @@ def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Bar 
 
 
 def _look(
-    subject: Subject, shown: Bar | Lines
+    subject: Subject, shown: Progress
 ) -> tuple[Conditions, tuple[str, ...], Bandwidth | Absent]:
     """Snapshot the machine before measuring, and warn about what skews results."""
-    shown.running("preparing", "what else runs here", 0)
+    shown.running("preparing: what else runs here", 0)
     host, default = subject.facts.host, subject.default
     before = conditions.take(host)
     found = warnings_before(before, host, subject.facts.model.size)
     warnings = tuple(warning.text for warning in found)
     for warning in warnings:
-        shown.note(f"warning: {warning}")
+        say(f"warning: {warning}")
     return before, warnings, measure_bandwidth(default.threads, host, default.cpus)
 
 
@@ -206,7 +211,7 @@ def _document(subject: Subject, asked: Assignment, space: Space) -> Results:
     )
 
 
-def resume(subject: Subject, earlier: Results, stop: Stop, shown: Bar | Lines) -> Begun:
+def resume(subject: Subject, earlier: Results, stop: Stop, shown: Progress) -> Begun:
     """Go on with an earlier tuning. Raises UsageError where it would go on with something
     else, and Stopped."""
     if earlier.decision is not None or earlier.options.sizes is None:
@@ -215,7 +220,7 @@ def resume(subject: Subject, earlier: Results, stop: Stop, shown: Bar | Lines) -
     subject.runner.sizes = earlier.options.sizes
     with stop.interruptible():
         before, warnings, bandwidth = _look(subject, shown)
-        shown.running("preparing", "loading the model", 0)
+        shown.running("preparing: loading the model", 0)
         _good(warm(subject))
     warnings = tuple(dict.fromkeys((*earlier.warnings, *warnings)))
     return Begun(earlier._replace(state=RUNNING, warnings=warnings), before, bandwidth)

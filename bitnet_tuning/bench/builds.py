@@ -11,15 +11,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from bitnet_tuning.bench import begin, statistics
-from bitnet_tuning.bench.begin import BUDGETS, Subject, make_subject, now
+from bitnet_tuning.bench.begin import BUDGETS, Subject, make_subject, now, progress_of
 from bitnet_tuning.bench.comparison import DEFAULT, Rounds, Run, compare, phases_of
-from bitnet_tuning.bench.display import Bar, Lines, watcher
 from bitnet_tuning.bench.results import stamp
 from bitnet_tuning.bench.runner import find_bench
 from bitnet_tuning.bench.statistics import OPEN, VERDICT_ROUNDS
-from bitnet_tuning.bench.summary import speed, times
+from bitnet_tuning.bench.summary import noise, speed, times
 from bitnet_tuning.bench.tune import alone_in
-from bitnet_tuning.console import say
+from bitnet_tuning.console import Progress, aligned, say
 from bitnet_tuning.engine.builds import (
     OUT,
     BuildResult,
@@ -99,12 +98,12 @@ def _compare(
     """Raises Stopped, and UnsupportedError where fewer than two builds can be measured."""
     budget = options.budget or BUDGETS[options.effort]
     objective = Objective(options.objective, options.n_prompt or 128, options.n_gen or 128)
-    with Stop() as stop, watcher(budget) as shown, stop.interruptible():
+    with Stop() as stop, progress_of(budget) as shown, stop.interruptible():
         sound, out = _sound(every, options.no_selftest, shown, clock)
         subjects = _subjects(sound, options, shown)
 
         def measure(name: str, number: int) -> Run:
-            shown.running(f"round {number}", name, clock())
+            shown.running(f"round {number}: {name}", clock())
             # Under the default's name: how long it may take follows from its own runs.
             runner, phases = subjects[name].runner, phases_of(number, objective)
             run = runner.measure(DEFAULT, subjects[name].default, phases)
@@ -132,26 +131,26 @@ def judge(rounds: Rounds, engines: Mapping[str, Engine], out: tuple[Engine, ...]
 
 
 def _sound(
-    every: list[Facts], untested: bool, shown: Bar | Lines, clock: Callable[[], float]
+    every: list[Facts], untested: bool, shown: Progress, clock: Callable[[], float]
 ) -> tuple[list[Facts], tuple[Engine, ...]]:
     """Return those that can run here and write the right words, and engines that write others."""
     able, refused = usable([each.engine for each in every], every[0].host, every[0].model)
     for path, why in refused:
-        shown.note(f"{build_name(path)} is left out: it {why}")
+        say(f"{build_name(path)} is left out: it {why}")
     sound, out = [], []
     for facts in every:
         name = build_name(facts.engine.path)
         if facts.engine not in able:
             continue
-        shown.running("self-test", name, clock())
+        shown.running(f"self-test: {name}", clock())
         try:
             note = None if untested else begin.self_tested(facts)
         except UnsupportedError as error:
-            shown.note(f"{name} is left out: {error.cause}")
+            say(f"{name} is left out: {error.cause}")
             out.append(facts.engine)
             continue
         if note:
-            shown.note(f"{name}: {note}")
+            say(f"{name}: {note}")
         sound.append(facts)
     if len(sound) < 2:
         raise UnsupportedError(
@@ -163,7 +162,7 @@ def _sound(
 
 
 def _subjects(
-    sound: list[Facts], options: argparse.Namespace, shown: Bar | Lines
+    sound: list[Facts], options: argparse.Namespace, shown: Progress
 ) -> dict[str, Subject]:
     """Return builds by name, with runs of one length that are measured in one way, so that
     they can be compared."""
@@ -175,7 +174,7 @@ def _subjects(
         subjects[0],
         options.n_prompt,
         options.n_gen,
-        lambda what: shown.running("preparing", what, 0),
+        lambda what: shown.running(f"preparing: {what}", 0),
     )
     for subject in subjects:
         subject.runner.sizes = subjects[0].runner.sizes
@@ -202,17 +201,12 @@ def _remember(facts: Facts, state: State, compared: Compared, objective: str) ->
 def _lines(compared: Compared) -> list[str]:
     rows = [("build", "pp/s", "tg/s", f"to {compared.builds[0].name}", "verdict")]
     rows += [_row(each) for each in compared.builds]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    floor = "unknown" if compared.floor is None else f"×{compared.floor:.2f}"
-    return [*lines, f"{compared.rounds} rounds; noise floor {floor}"]
+    return [aligned(rows), f"{compared.rounds} rounds; {noise(compared.floor)}"]
 
 
 def _row(each: Build) -> tuple[str, str, str, str, str]:
-    verdict = each.verdict if each.ratio or each.verdict.startswith(OUT) else "-"
+    judged = each.ratio or each.verdict.startswith(OUT)
+    verdict = statistics.verdict_words(each.verdict) if judged else "-"
     pp, tg = (speed(each.speeds[phase]) if phase in each.speeds else "-" for phase in (PP, TG))
     return each.name, pp, tg, times(each.ratio) if each.ratio else "-", verdict
 

@@ -40,6 +40,7 @@ MOST_VALUES = 201
 binomial coefficients of more than a thousand values do not fit into a float."""
 
 FASTER, SLOWER, OPEN = "faster", "slower", "no difference shown"
+"""Verdicts as they are stored; ``verdict_words`` is what a user reads."""
 
 
 def estimate(values: Iterable[float], level: float = LEVEL) -> Estimate:
@@ -111,6 +112,11 @@ def verdict(found: Estimate, noise_floor: float | None) -> str:
     if found.low > noise_floor:
         return FASTER
     return SLOWER if found.high < 1 / noise_floor else OPEN
+
+
+def verdict_words(stored: str) -> str:
+    """Return a stored verdict as it is shown."""
+    return "not significantly different" if stored == OPEN else stored
 
 
 def geometric_mean(speeds: Sequence[float]) -> float:

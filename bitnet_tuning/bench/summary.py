@@ -1,4 +1,7 @@
-"""What a benchmark showed, setting by setting; pure."""
+"""What a benchmark showed, setting by setting: all figures and sentences, for every output.
+
+Pure. The terminal, the report, the comparison of two benchmarks and CSV only lay it out.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,16 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 from bitnet_tuning.bench import statistics
-from bitnet_tuning.bench.comparison import DEFAULT, PERFORMANCE, UPSTREAM, Round, Rounds
+from bitnet_tuning.bench.comparison import DEFAULT, PERFORMANCE, UPSTREAM, Round, Sizes
 from bitnet_tuning.bench.results import Results
+from bitnet_tuning.console import counted
+from bitnet_tuning.plan.openmp import THREAD_COUNTS
 from bitnet_tuning.plan.profile import PP, TG, Estimate
-from bitnet_tuning.plan.setting import describe
+from bitnet_tuning.plan.setting import Setting, describe
 
 FIXED = (DEFAULT, UPSTREAM, PERFORMANCE)
 """Settings that no search chose: all their rounds are fresh evidence."""
@@ -46,28 +52,181 @@ class Row(NamedTuple):
     rounds: int
     """In which it was measured."""
     verdict: str
-    """Against the default: one of stats' verdicts, ``not enough rounds``, ``failed: …`` or
+    """Against the default: a verdict in words, ``not enough rounds``, ``failed: …`` or
     ``wrong output: …``; empty for the default itself."""
     winner: bool
     """Whether it is the one to use."""
 
-
-class Claim(NamedTuple):
-    """The guide's claim, next to what this machine shows."""
-
-    name: str
-    """The setting to use here."""
-    ratio: Estimate | None
-    """Its value over that of 2 threads without an environment."""
-    sentence: str
+    @property
+    def is_out(self) -> bool:
+        """Whether its runs failed or its output is wrong."""
+        return self.verdict.startswith((FAILED, WRONG))
 
 
-def rows(results: Results) -> tuple[Row, ...]:
-    """Return the winner, the default, upstream's, and the others by their ratio to the default."""
-    measured = results.measured
-    found = (_row(name, results, measured) for name in results.settings)
-    shown = [row for row in found if row.rounds or row.verdict != TOO_FEW]
-    return tuple(sorted(shown, key=_rank))
+class Curve(NamedTuple):
+    """One phase's speed by threads, all else as in the default."""
+
+    phase: str
+    speeds: dict[int, Estimate]
+    """tokens/s by number of threads, ascending."""
+    default: int
+    """The default's number of threads."""
+    limit: float | None
+    """tokens/s that the memory's bandwidth allows; only generation is bound by it."""
+
+
+class Summary:
+    """What one benchmark showed. Each figure is computed once, when it is first needed."""
+
+    def __init__(self, results: Results) -> None:
+        self.results = results
+        self.measured = results.measured
+        self.winner = DEFAULT if results.decision is None else results.decision.winner
+        """The setting to use."""
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """The winner, the default, upstream's, and the others by their ratio to the default."""
+        found = map(self._row, self.results.settings)
+        shown = [row for row in found if row.rounds or row.verdict != TOO_FEW]
+        return tuple(sorted(shown, key=_rank))
+
+    @cached_property
+    def floor(self) -> float | None:
+        """The decision's noise floor, or before there is one that of the rounds so far."""
+        decision = self.results.decision
+        known = decision.floor if decision is not None else None
+        return self.measured.floor() if known is None else known
+
+    def _row(self, name: str) -> Row:
+        decision = self.results.decision
+        pp, tg = (
+            statistics.estimate(speeds) if speeds else None
+            for speeds in map(self.measured.speeds(name).__getitem__, (PP, TG))
+        )
+        return Row(
+            name=name,
+            words=describe(self.results.settings[name]),
+            pp=pp,
+            tg=tg,
+            to_upstream=self.against(name, UPSTREAM),
+            to_default=self.against(name, DEFAULT),
+            rounds=self.measured.count(name),
+            verdict=self._verdict(name),
+            winner=decision is not None and decision.winner == name,
+        )
+
+    def against(self, name: str, reference: str) -> Estimate | None:
+        """Return the ratio of two settings' values, paired by round; the decision's, where it
+        has one. None for a setting against itself."""
+        decision = self.results.decision
+        if name == reference:
+            return None
+        if decision is not None and (name, reference) == (decision.winner, DEFAULT):
+            return decision.estimate
+        return self.measured.shown(name, reference).ratio
+
+    def _verdict(self, name: str) -> str:
+        decision, problem = self.results.decision, self.problem(name)
+        if problem is not None or name == DEFAULT:
+            return problem or ""
+        if decision is not None and name == decision.winner:
+            return statistics.verdict_words(decision.verdict)
+        judged = self.measured.shown(name)
+        # Without a floor nothing tells by how much repeated runs of the default vary.
+        few = judged.ratio is None or judged.ratio.count < statistics.VERDICT_ROUNDS
+        if few or judged.floor is None:
+            return TOO_FEW
+        searched = name not in FIXED and not self.measured.in_duel(name)
+        if searched and judged.verdict == statistics.FASTER:
+            return UNCONFIRMED
+        return statistics.verdict_words(judged.verdict)
+
+    def problem(self, name: str) -> str | None:
+        """Return why a setting is out: its output is wrong, or too many of its runs failed.
+        None for one that is in."""
+        wrong, failures = self.measured.wrong(name), self.measured.failures(name)
+        if wrong is not None:
+            return f"{WRONG}: {wrong}"
+        is_out = self.measured.problem(name) is not None
+        is_out = is_out or bool(failures and not self.measured.count(name))
+        return f"{FAILED}: {failures[-1]}" if is_out else None
+
+    @property
+    def failures(self) -> tuple[tuple[str, str, int], ...]:
+        """Settings with what went wrong, in words, and how often; as they first occurred."""
+        runs = [(run.setting, run.problem) for each in self.measured for run in each.runs]
+        wrong = [
+            (each.setting, f"{WRONG}: {each.problem}")
+            for each in self.measured.checks
+            if each.problem
+        ]
+        found = Counter((name, problem) for name, problem in (*runs, *wrong) if problem)
+        return tuple((name, problem, count) for (name, problem), count in found.items())
+
+    @property
+    def curves(self) -> tuple[Curve, ...]:
+        """Generation, then prompts; only those with two counts of threads or more."""
+        if DEFAULT not in self.results.settings:
+            return ()
+        limit = (self.results.roof.facts or {}).get("limit_tokens_per_second")
+        known = isinstance(limit, (int, float)) and not isinstance(limit, bool) and limit > 0
+        found = (self._curve(TG, limit if known else None), self._curve(PP, None))
+        return tuple(each for each in found if len(each.speeds) > 1)
+
+    def _curve(self, phase: str, limit: float | None) -> Curve:
+        """Settings that use the same number of threads in this phase count as one."""
+        default = self.results.settings[DEFAULT]
+        found: dict[int, list[float]] = {}
+        for name, setting in self.results.settings.items():
+            if _but_threads(setting) == _but_threads(default) and self.problem(name) is None:
+                speeds = self.measured.speeds(name)[phase]
+                found.setdefault(_threads(setting, phase), []).extend(speeds)
+        points = {count: statistics.estimate(each) for count, each in sorted(found.items()) if each}
+        return Curve(phase, points, _threads(default, phase), limit)
+
+    @property
+    def answer(self) -> str:
+        """What to use and how sure that is, in a sentence or two."""
+        decision = self.results.decision
+        if decision is None:
+            return "Not finished: what was measured so far decides nothing."
+        words = describe(self.results.settings[decision.winner])
+        if decision.winner == DEFAULT:
+            return f"Keep the default ({words}). {decision.reason}"
+        ratio = decision.estimate
+        gain = f": {times(ratio)} the default's speed" if ratio else ""
+        return f"Use {decision.winner} ({words}){gain}."
+
+    @property
+    def guide(self) -> str:
+        """The guide's claim, next to the gain over 2 threads that this machine shows."""
+        ratio = self.against(self.winner, UPSTREAM)
+        if ratio is None:
+            here = "2 threads could not be compared here"
+        elif ratio.count < statistics.VERDICT_ROUNDS:
+            here = f"{counted(ratio.count, 'round')} cannot tell what it is here"
+        else:
+            what = "the default" if self.winner == DEFAULT else self.winner
+            here = f"here {what} shows {times(ratio)}"
+        return (
+            f"The guide claims {CLAIM[0]:.1f} to {CLAIM[1]:.1f} times the speed of 2 threads, "
+            f"from a laptop with 12 threads; {here}."
+        )
+
+    def sentences(self) -> Iterator[str]:
+        """Yield what a terminal shows below the table: the answer, then all that qualifies it."""
+        yield from (self.answer, self.guide)
+        if self.floor is not None:
+            yield f"{noise(self.floor).capitalize()}."
+        for what, part in (("Memory", self.results.roof), ("Energy", self.results.energy)):
+            said = (part.facts or {}).get("words", part.reason)
+            yield from [f"{what}: {said}."] if said else []
+        yield from (f"{row.name} {row.verdict}." for row in self.rows if row.is_out)
+        yield from (f"Warning: {warning}" for warning in self.results.warnings)
+        yield from (f"Note: {note}" for note in self.results.notes)
+        if self.results.profile is not None:
+            yield self.results.profile.reason
 
 
 def _rank(row: Row) -> tuple[int, float]:
@@ -76,129 +235,63 @@ def _rank(row: Row) -> tuple[int, float]:
     return place, -(row.to_default.median if row.to_default else 0.0)
 
 
-def _row(name: str, results: Results, measured: Rounds) -> Row:
-    speeds = measured.speeds(name)
-    ratio = against(results, name, DEFAULT, measured)
-    return Row(
-        name=name,
-        words=describe(results.settings[name]),
-        pp=statistics.estimate(speeds[PP]) if speeds[PP] else None,
-        tg=statistics.estimate(speeds[TG]) if speeds[TG] else None,
-        to_upstream=against(results, name, UPSTREAM, measured),
-        to_default=ratio,
-        rounds=measured.count(name),
-        verdict=_verdict(name, results, measured, ratio),
-        winner=results.decision is not None and results.decision.winner == name,
-    )
+def _threads(setting: Setting, phase: str) -> int:
+    return setting.threads if phase == TG else setting.threads_batch
 
 
-def noise_floor(results: Results) -> float | None:
-    """Return the decision's noise floor, or before there is one that of the rounds so far."""
-    decision = results.decision
-    known = decision.floor if decision is not None else None
-    return results.measured.floor() if known is None else known
-
-
-def against(
-    results: Results, name: str, reference: str, measured: Rounds | None = None
-) -> Estimate | None:
-    """Return the ratio of two settings' values, paired by round; the decision's, where it
-    has one. None for a setting against itself."""
-    decision = results.decision
-    if decision is not None and (name, reference) == (decision.winner, DEFAULT):
-        return None if name == DEFAULT else decision.estimate
-    return (
-        None if name == reference else (measured or results.measured).shown(name, reference).ratio
-    )
-
-
-def _verdict(name: str, results: Results, measured: Rounds, ratio: Estimate | None) -> str:
-    problem = problem_of(measured, name)
-    if problem is not None:
-        return problem
-    if name == DEFAULT:
-        return ""
-    decision = results.decision
-    if decision is not None and name == decision.winner:
-        return decision.verdict
-    judged = measured.shown(name)
-    # Without a floor nothing says how far the default strays from itself.
-    if ratio is None or ratio.count < statistics.VERDICT_ROUNDS or judged.floor is None:
-        return TOO_FEW
-    searched = name not in FIXED and not measured.in_duel(name)
-    return UNCONFIRMED if searched and judged.verdict == statistics.FASTER else judged.verdict
-
-
-def problem_of(measured: Rounds, name: str) -> str | None:
-    """Return why a setting is out: its output is wrong, or too many of its runs failed. None
-    for one that is in."""
-    wrong, failures = measured.wrong(name), measured.failures(name)
-    if wrong is not None:
-        return f"{WRONG}: {wrong}"
-    is_out = measured.problem(name) is not None or (failures and not measured.count(name))
-    return f"{FAILED}: {failures[-1]}" if is_out else None
-
-
-def failures(results: Results) -> tuple[tuple[str, str, int], ...]:
-    """Return settings with what went wrong, in words, and how often; in the order of their
-    appearance."""
-    runs = [(run.setting, run.problem) for each in results.rounds for run in each.runs]
-    wrong = [(each.setting, f"{WRONG}: {each.problem}") for each in results.checks if each.problem]
-    found = Counter((name, problem) for name, problem in (*runs, *wrong) if problem)
-    return tuple((name, problem, count) for (name, problem), count in found.items())
-
-
-def guide_row(results: Results) -> Claim:
-    """The improvement over 2 threads that this machine shows for the setting to use."""
-    decision = results.decision
-    name = DEFAULT if decision is None else decision.winner
-    ratio = against(results, name, UPSTREAM)
-    claim = (
-        f"The guide claims {CLAIM[0]:.1f} to {CLAIM[1]:.1f} times the speed of 2 threads, "
-        "from a laptop with 12 threads"
-    )
-    return Claim(name, ratio, f"{claim}; {_shown(name, ratio)}.")
-
-
-def _shown(name: str, ratio: Estimate | None) -> str:
-    if ratio is None:
-        return "2 threads could not be compared here"
-    if ratio.count < statistics.VERDICT_ROUNDS:
-        rounds = "1 round is" if ratio.count == 1 else f"{ratio.count} rounds are"
-        return f"{rounds} too few to tell what it is here"
-    what = "the default" if name == DEFAULT else name
-    return f"here {what} shows {times(ratio)}"
+def _but_threads(setting: Setting) -> Setting:
+    env = tuple(pair for pair in setting.env if pair[0] not in THREAD_COUNTS)
+    return setting._replace(threads=1, threads_batch=1, env=env)
 
 
 def times(ratio: Estimate) -> str:
-    """``x1.21 (1.15-1.27)``, with the signs of print; one round has no interval."""
+    """Return ``x1.21 (1.15-1.27)``, with the signs of print; one round has no interval."""
     interval = f"{ratio.low:.2f}{TO}{ratio.high:.2f}" if ratio.count > 1 else "one round"
     return f"{TIMES}{ratio.median:.2f} ({interval})"
 
 
 def speed(found: Estimate) -> str:
-    """tokens/s: ``24.7 (23.9-25.2)``, with the sign of print; one run has no interval."""
+    """Return tokens/s: ``24.7 (23.9-25.2)``, with the sign of print; one run has no interval."""
     interval = f"{digits(found.low)}{TO}{digits(found.high)}" if found.count > 1 else "one run"
     return f"{digits(found.median)} ({interval})"
 
 
 def digits(number: float) -> str:
-    """Three that count: 1235, 103, 24.7, 1.31."""
+    """Return three digits that count: 1235, 103, 24.7, 1.31."""
     decimals = 0 if number >= 99.95 else 1 if number >= 9.995 else 2
     return f"{number:.{decimals}f}"
 
 
-def answer(results: Results) -> str:
-    """What to use and how sure that is, in a sentence or two."""
-    decision = results.decision
-    if decision is None:
-        return "Not finished: what was measured so far decides nothing."
-    words = describe(results.settings[decision.winner])
-    if decision.winner == DEFAULT:
-        return f"Keep the default ({words}). {decision.reason}"
-    ratio = decision.estimate
-    gain = f": {times(ratio)} the default's speed" if ratio else ""
-    return f"Use {decision.winner} ({words}){gain}."
+def noise(floor: float | None) -> str:
+    """Return what a noise floor means, in words."""
+    if floor is None:
+        return "noise: not known, so no difference counts"
+    return f"noise: repeated runs varied by up to {TIMES}{floor:.2f}"
+
+
+def lengths(sizes: Sizes) -> str:
+    """Return what one run measures, in words."""
+    samples = counted(sizes.repetitions, "sample")
+    return f"{sizes.n_prompt} tokens of prompt, {sizes.n_gen} generated, {samples}"
+
+
+HEADINGS = ("setting", "pp/s", "tg/s", "to -t 2", "to default", "verdict")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """Return a row below ``HEADINGS``: each interval below its median, so that six columns fit
+    into 80 characters."""
+    return (
+        f"{row.name} *" if row.winner else row.name,
+        *(stacked(speed(found) if found else "-") for found in (row.pp, row.tg)),
+        *(stacked(times(found) if found else "-") for found in (row.to_upstream, row.to_default)),
+        row.verdict.partition(":")[0] or "-",
+    )
+
+
+def stacked(text: str) -> str:
+    """Return a figure with its interval on a second line."""
+    return text.replace(" (", "\n").rstrip(")")
 
 
 COLUMNS = (
@@ -217,7 +310,7 @@ COLUMNS = (
 
 
 def to_csv(results: Results) -> str:
-    """One line per sample, and one without a speed for each run that failed."""
+    """Return one line per sample, and one without a speed for each run that failed."""
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -233,5 +326,5 @@ def _lines(each: Round, results: Results) -> Iterator[tuple[object, ...]]:
         if run.problem is not None:
             yield (*start, None, None, None, run.seconds, run.problem)
         for phase, speeds in run.samples.items():
-            for number, speed in enumerate(speeds, 1):
-                yield (*start, phase, number, speed, run.seconds, None)
+            for number, each_speed in enumerate(speeds, 1):
+                yield (*start, phase, number, each_speed, run.seconds, None)

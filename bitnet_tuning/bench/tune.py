@@ -6,16 +6,25 @@ import argparse
 import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from statistics import median
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from bitnet_tuning.bench import bandwidth, limits
 from bitnet_tuning.bench.bandwidth import Absent, Bandwidth, measure_bandwidth
-from bitnet_tuning.bench.begin import BUDGETS, Begun, Subject, begin, find_subject, now, resume
+from bitnet_tuning.bench.begin import (
+    BUDGETS,
+    Begun,
+    Subject,
+    begin,
+    find_subject,
+    now,
+    progress_of,
+    resume,
+)
 from bitnet_tuning.bench.comparison import DEFAULT, UPSTREAM, Round, Rounds, Run, phases_of
-from bitnet_tuning.bench.display import Bar, Lines, show, watcher
 from bitnet_tuning.bench.results import (
     FINISHED,
     INTERRUPTED,
@@ -33,9 +42,9 @@ from bitnet_tuning.bench.results import (
 from bitnet_tuning.bench.search import Check, Decision, Search
 from bitnet_tuning.bench.stages import Measure
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
-from bitnet_tuning.bench.summary import to_csv
+from bitnet_tuning.bench.summary import HEADINGS, Summary, cells, times, to_csv
 from bitnet_tuning.bench.words import Checker
-from bitnet_tuning.console import say
+from bitnet_tuning.console import Progress, aligned, print_table, say, text_width
 from bitnet_tuning.errors import UnsupportedError, UsageError
 from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.machine import conditions
@@ -65,19 +74,6 @@ TAIL_SHARE = 0.15
 """At most this part of the budget."""
 
 
-class Watcher(Protocol):
-    """What shows how far a tuning is."""
-
-    def running(self, stage: str, name: str, elapsed: float) -> None:
-        """Show that a run begins."""
-
-    def measured(self, search: Search, done: Round) -> None:
-        """Show that a round has ended."""
-
-    def note(self, text: str) -> None:
-        """Show something to be read."""
-
-
 class Tools(NamedTuple):
     """What a session works with."""
 
@@ -85,7 +81,7 @@ class Tools(NamedTuple):
     check: Callable[[Setting], str | None]
     """What is wrong with a setting's output, if anything."""
     keep: Callable[[Results], None]
-    watcher: Watcher
+    progress: Progress
     clock: Callable[[], float]
     """Seconds of the budget that are spent."""
 
@@ -118,7 +114,7 @@ class Session:
         runs: list[Run] = []
         try:
             for name in step.order:
-                self.tools.watcher.running(step.stage, name, self.tools.clock())
+                self.tools.progress.running(f"{step.stage}: {name}", self.tools.clock())
                 with stop.interruptible():
                     runs.append(self.tools.measure(name, self.search.settings[name], phases))
         finally:
@@ -126,16 +122,28 @@ class Session:
                 done = Round(number, step.stage, tuple(runs), self.tools.clock())
                 self.search.tell(done)
                 self._keep()
-                self.tools.watcher.measured(self.search, done)
+                self._tell(done)
+
+    def _tell(self, done: Round) -> None:
+        """Show who is ahead, and how sure that is."""
+        best = self.search.best()
+        found = self.search.rounds.shown(best).ratio
+        leads = f"{best} leads, {times(found)}" if found else "the default leads"
+        budget = self.results.options.budget
+        self.tools.progress.tell(
+            f"{done.elapsed:.0f} of {budget:.0f} s, round {done.number} ({done.stage}): {leads}",
+            news=(done.stage, best),
+            aside=leads,
+        )
 
     def _look_at(self, name: str, stop: Stop) -> None:
-        self.tools.watcher.running("output", name, self.tools.clock())
+        self.tools.progress.running(f"output: {name}", self.tools.clock())
         with stop.interruptible():
             problem = self.tools.check(self.search.settings[name])
         self.search.tell_check(name, problem)
         self._keep()
         if problem:
-            self.tools.watcher.note(f"{name} is out: {problem}")
+            say(f"{name} is out: {problem}")
 
     def _keep(self) -> None:
         self.results = self.results._replace(
@@ -181,7 +189,7 @@ def _tune(
     subject = find_subject(options, earlier, state)
     key = engine_key(subject.facts.engine)
     budget = earlier.options.budget if earlier else options.budget or BUDGETS[options.effort]
-    with Stop() as stop, watcher(budget) as shown:
+    with Stop() as stop, progress_of(budget) as shown:
         try:
             if earlier:
                 begun = resume(subject, earlier, stop, shown)
@@ -213,7 +221,7 @@ class _Work:
         self.results = results._replace(updated=stamp(now()))
         save(self.path, self.results)
 
-    def run(self, stop: Stop, shown: Bar | Lines, remember: Callable[[], None] | None) -> int:
+    def run(self, stop: Stop, shown: Progress, remember: Callable[[], None] | None) -> int:
         """Return the exit code."""
         self.keep(self.results)
         try:
@@ -224,7 +232,7 @@ class _Work:
             elif remember:
                 remember()
             with stop.interruptible():
-                shown.running("finishing", "memory and energy", self.clock())
+                shown.running("finishing: memory and energy", self.clock())
                 self._finish()
         except Stopped as end:
             if self.results.decision is None:
@@ -234,7 +242,7 @@ class _Work:
             return 128 + end.number
         return 0
 
-    def _search(self, stop: Stop, shown: Bar | Lines) -> bool:
+    def _search(self, stop: Stop, shown: Progress) -> bool:
         """Search to the decision; return whether it was short of time. Raises UnsupportedError
         where the default cannot be measured."""
         runner, budget = self.subject.runner, self.results.options.budget
@@ -414,3 +422,13 @@ def _write(results: Results, options: argparse.Namespace, path: str) -> None:
     else:
         show(results)
         print(f"Results: {path}")
+
+
+def show(results: Results) -> None:
+    """Print the table and what it means to stdout."""
+    summary = Summary(results)
+    styles = ["bold" if row.winner else "" for row in summary.rows]
+    print_table([cells(row) for row in summary.rows], HEADINGS, styles)
+    # Elsewhere than on a terminal, a sentence stays in one line.
+    width = text_width() if sys.stdout is not None and sys.stdout.isatty() else None
+    print(aligned([[line] for line in summary.sentences()], width))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bitnet_tuning.bench.comparison import DEFAULT, UPSTREAM, Judged, Rounds, turns
-from bitnet_tuning.bench.statistics import SLOWER, VERDICT_ROUNDS, estimate
+from bitnet_tuning.bench.statistics import SLOWER, VERDICT_ROUNDS, estimate, verdict_words
 from bitnet_tuning.plan.profile import TG
 from bitnet_tuning.verify.checks import FAIL, PASS, SKIP, Line
 
@@ -29,7 +29,7 @@ def speed_line(rounds: Rounds, seconds: float) -> Line:
     }
     if judged.ratio.count < VERDICT_ROUNDS:
         return Line(NAME, SKIP, _too_few(rounds, seconds), facts)
-    reason = f"{judged.verdict}: {_figures(judged, speeds)}"
+    reason = f"{verdict_words(judged.verdict)}: {_figures(judged, speeds)}"
     if judged.verdict != SLOWER:
         return Line(NAME, PASS, reason, facts)
     return Line(NAME, FAIL, f"{reason}; benchmark_optimized.py finds what is faster", facts)

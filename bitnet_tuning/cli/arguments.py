@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Callable
 
+from bitnet_tuning.console import columns
 from bitnet_tuning.errors import MissingError, UsageError
 from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.memory import AUTO, WAYS
@@ -38,17 +39,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, f"{self.prog} --help lists the flags")
-
-
-def columns() -> int:
-    """Return the terminal's width, as shutil.get_terminal_size does: COLUMNS, its own word, 80."""
-    stated = os.environ.get("COLUMNS", "")
-    if stated.isdecimal() and 0 < len(stated) < 6 and int(stated) > 0:
-        return int(stated)
-    try:
-        return os.get_terminal_size(1).columns or 80
-    except (OSError, ValueError):
-        return 80
 
 
 def split_extra(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from bitnet_tuning.cli.arguments import Parser, add_root
-from bitnet_tuning.console import GIBIBYTE
+from bitnet_tuning.console import GIBIBYTE, aligned
 from bitnet_tuning.engine.instruction_sets import vector_flags
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import Host, HostFacts, host_facts
@@ -49,8 +49,7 @@ def as_text(facts: HostFacts) -> str:
         shown[key] = f"{format_list(shown[key])} ({len(shown[key])})"
     for key in ("memory_total", "memory_available"):
         shown[key] = None if shown[key] is None else f"{shown[key] / GIBIBYTE:.1f} GiB"
-    width = max(len(key) for key in shown)
-    return "\n".join(f"{key:{width}}  {_plain(value)}" for key, value in shown.items())
+    return aligned([(key, _plain(value)) for key, value in shown.items()])
 
 
 def _plain(value: object) -> str:

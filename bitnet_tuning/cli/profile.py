@@ -8,8 +8,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from bitnet_tuning.bench.statistics import verdict_words
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_root
-from bitnet_tuning.console import GIBIBYTE, say
+from bitnet_tuning.console import GIBIBYTE, aligned, say
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import Host
@@ -85,7 +86,7 @@ def _list(options: argparse.Namespace, state: State) -> int:
     if options.json:
         print(json.dumps([_facts(*each) for each in found], indent=2))
     elif found:
-        print(table([row(*each) for each in found]))
+        print(aligned([HEADER, *(row(*each) for each in found)]))
     else:
         say(f"no profile in {state.folder}; {_TUNE}")
     return 0
@@ -181,16 +182,6 @@ def row(profile: Profile, changes: Sequence[str] = ()) -> tuple[str, ...]:
     )
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return columns as wide as what stands in them."""
-    lines = [HEADER, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(f"{text:{width}}" for text, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
-
-
 def details(profile: Profile, changes: Sequence[str]) -> str:
     """Return a line per fact."""
     evidence, objective = profile.evidence, profile.evidence.objective
@@ -200,7 +191,7 @@ def details(profile: Profile, changes: Sequence[str]) -> str:
         "state": "; ".join(["stale", *changes]) if changes else "valid",
         "created": profile.created,
         "setting": _setting(profile),
-        "verdict": evidence.verdict,
+        "verdict": verdict_words(evidence.verdict),
         "objective": f"{objective.name}, prompt of {objective.n_prompt} tokens, "
         f"answer of {objective.n_gen}",
         "over the default": _ratio(evidence.ratio, rounds=True),

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from bitnet_tuning.cli.arguments import Parser, add_engine
-from bitnet_tuning.console import say
+from bitnet_tuning.console import aligned, say
 from bitnet_tuning.launch.failure import shorten
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.prepare import find_engine
@@ -57,29 +57,24 @@ def report_facts(report: Report) -> dict[str, Any]:
 
 
 def as_text(report: Report) -> str:
-    lines = [f"engine {report.engine}", f"model  {report.model}"]
-    for result in report.results:
-        lines += _result_lines(result)
+    """Return a paragraph per case, and the verdict."""
     verdict = "PASS" if report.passed else "FAIL"
     total = len(report.results)
-    lines.append(f"{verdict}: {report.right} of {total} runs gave the expected text")
-    if report.diagnosis:
-        lines.append(f"likely cause: {report.diagnosis}")
-    return "\n".join(lines)
+    lines = [
+        f"engine {report.engine}",
+        f"model  {report.model}",
+        aligned([_row(result) for result in report.results]),
+        f"{verdict}: {report.right} of {total} runs gave the expected text",
+    ]
+    return "\n".join(lines + ([f"likely cause: {report.diagnosis}"] if report.diagnosis else []))
 
 
-def _result_lines(result: Result) -> list[str]:
+def _row(result: Result) -> tuple[str, str, str]:
     title = shorten(result.case.prompt, 32)
-    line = f"{'PASS' if result.passed else 'FAIL'}  {title:32}  {result.variant}"
     if result.passed:
-        return [line]
-    if result.problem:
-        return [line, f"      {result.problem}"]
+        return "PASS", title, str(result.variant)
     texts = result.case.text.strip(), result.got.strip()
     at = first_difference(*texts)
     expected, got = (shorten(text[at:], _SHOWN) for text in texts)
-    return [
-        f"{line}  (differs from character {at})",
-        f"      expected {expected!r}",
-        f"      got      {got!r}",
-    ]
+    differs = f"differs from character {at}:\nexpected {expected!r}\ngot      {got!r}"
+    return "FAIL", title, f"{result.variant}\n{result.problem or differs}"

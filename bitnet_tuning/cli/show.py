@@ -1,4 +1,4 @@
-"""Show a plan: as JSON, or as a shell line with the reasons."""
+"""Print a plan instead of running it: ``--dry-run`` and ``python3 -m bitnet_tuning plan``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import json
 import os
 import shlex
 import sys
-import textwrap
 
-from bitnet_tuning.cli.arguments import columns
+from bitnet_tuning.console import aligned, text_width
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.plan.facts import Facts, Plan
 
@@ -54,24 +53,8 @@ def show_plan(facts: Facts, plan: Plan, as_json: bool) -> None:
     sys.stdout.buffer.write(os.fsencode(shell_line(plan)) + b"\n")
     sys.stdout.flush()
     with contextlib.suppress(OSError):
-        print(reasons_text(plan.reasons), file=sys.stderr, flush=True)
-
-
-def reasons_text(reasons: dict[str, str]) -> str:
-    """Return a paragraph per field, as wide as the terminal."""
-    width = max(len(field) for field in reasons) + 2
-    line = max(40 + width, min(100, columns()))
-    return "\n".join(
-        textwrap.fill(
-            reason,
-            line,
-            initial_indent=f"  {field:{width}}",
-            subsequent_indent=" " * (width + 2),
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for field, reason in reasons.items()
-    )
+        rows = [(f"  {field}", reason) for field, reason in plan.reasons.items()]
+        print(aligned(rows, text_width()), file=sys.stderr, flush=True)
 
 
 def shell_line(plan: Plan) -> str:

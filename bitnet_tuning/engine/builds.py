@@ -118,7 +118,7 @@ def _best(
     left = tuple(each for each in engines if each.path not in worse)
     winner, why = _widest(left or engines, host)
     if not worse:
-        return winner, f"{why}; measured, {OPEN}" if known else why
+        return winner, f"{why}; measured, not significantly different" if known else why
     said = (f"{build_name(path)}: {each.verdict} when measured" for path, each in worse.items())
     return winner, f"{why} ({'; '.join(said)})"
 

@@ -1,0 +1,80 @@
+"""What is printed: columns, tables and progress."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from bitnet_tuning import console
+from bitnet_tuning.console import Progress, aligned, clock, print_table, say
+
+
+def test_columns_are_as_wide_as_what_they_hold() -> None:
+    rows = [("name", "value"), ("a", "1\n2"), ("", "")]
+    assert aligned(rows).split("\n") == ["name  value", "a     1", "      2", ""]
+    assert aligned([]) == ""
+
+
+def test_the_widest_column_is_folded_first() -> None:
+    rows = [("short", "one two three four five six seven eight nine ten")]
+    assert aligned(rows, 30).split("\n") == [
+        "short  one two three four five",
+        "       six seven eight nine",
+        "       ten",
+    ]
+
+
+def test_a_path_is_never_folded() -> None:
+    path = "/a-b/" + "x" * 60
+    assert path in aligned([("model", f"read {path} again")], 40)
+
+
+def test_a_table_without_a_terminal_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table([("a", "1")], ("name", "value"), ["bold"])
+    assert capsys.readouterr().out == "name  value\na     1\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_lines_tell_news_at_once_and_the_rest_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    with Progress(10, str) as progress:
+        for now, news in ((1.0, "a"), (2.0, "a"), (3.0, "b"), (14.0, "b")):
+            progress.running("nothing", now)
+            progress.tell(f"at {now:g}", news)
+    assert capsys.readouterr().err.splitlines() == [
+        f"{console.NAME}: at {when}" for when in (1, 3, 14)
+    ]
+
+
+def test_quiet_progress_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(10, str, quiet=True) as progress:
+        progress.tell("a", "b")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar_stands_below_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("rich")
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stderr", terminal)
+    with Progress(10, lambda done: f"{done:g}/10") as progress:
+        progress.tell("no line beside a bar", "news", aside="a leads")
+        progress.running("b [x]", 3)
+        say("a message")
+    shown = terminal.getvalue()
+    assert "3/10" in shown and "b [x] | a leads" in shown
+    assert f"{console.NAME}: a message" in shown and "no line" not in shown
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(-3, "0:00"), (59.6, "1:00"), (605, "10:05")])
+def test_durations(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
