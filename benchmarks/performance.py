@@ -3,7 +3,7 @@
 
 Each comparison runs its settings by turns: in every round each once, and the first one, against
 which the others are held, twice. What counts are ratios within a round, their median and its
-95 % interval; beside them stands how far the first setting strays from itself.
+95 % interval; beside them stands by how much repeated runs of the first setting varied.
 
     python3 benchmarks/performance.py --engine FOLDER -m MODEL [--rounds N] [WHAT ...]
 

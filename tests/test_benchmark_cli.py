@@ -292,7 +292,7 @@ def test_what_the_users_own_variables_made_is_not_remembered(
     flags = (*subject(engine), "--quick", "--budget", 20, "--output", tmp_path / "r.json")
     done = benchmark(*flags, OMP_PLACES="threads")
     assert done.returncode == 0, done.stderr
-    assert "Nothing is remembered: your OMP_PLACES took part in it" in done.stdout
+    assert "Not saved: your OMP_PLACES took part in it" in done.stdout
 
 
 def test_without_a_terminal_there_are_plain_lines(engine: FakeEngine, tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_a_short_look_does_not_replace_what_a_long_one_found(
     assert "--no-mmap" in plan(engine)["command"]
     engine.curve(**QUIET)
     done = tuned(engine, tmp_path / "r.json", "--quick", budget=20)
-    assert "Nothing is remembered: what is remembered was measured on" in done.stdout
+    assert "Not saved: the saved profile was measured on" in done.stdout
     assert "--no-mmap" in plan(engine)["command"]
 
 
@@ -421,7 +421,7 @@ def test_a_part_of_the_settings_never_replaces_what_a_whole_tuning_found(
     for flags in (("--modes", "default"), ("--threads", "2"), ("--quick", "--threads", "1")):
         done = tuned(engine, tmp_path / "part.json", *flags, "--no-selftest", budget=5)
         assert document(tmp_path / "part.json")["decision"]["winner"] == "default"
-        assert "Nothing is remembered" in done.stdout
+        assert "Not saved" in done.stdout
         assert "--no-mmap" in plan(engine)["command"]
 
 
@@ -447,7 +447,7 @@ def test_a_signal_after_the_decision_does_not_lose_it(engine: FakeEngine, tmp_pa
     running.terminate()
     said, _ = running.communicate(timeout=60)
     assert running.returncode == 128 + signal.SIGTERM
-    assert "Remembered as" in said
+    assert "Saved: " in said
     assert "--no-mmap" in plan(engine)["command"]
 
 
@@ -464,8 +464,8 @@ def test_a_build_that_changes_meanwhile_is_not_remembered(
     os.utime(engine.cli, (1, 1))
     said, log = running.communicate(timeout=60)
     assert running.returncode == 0, log
-    assert f"Nothing is remembered: {engine.cli} is another build" in said
-    assert "Remembered as" not in said
+    assert f"Not saved: {engine.cli} is another build" in said
+    assert "Saved: " not in said
 
 
 @pytest.mark.parametrize("other", ["--csv", "--report"])

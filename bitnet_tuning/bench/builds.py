@@ -76,7 +76,7 @@ def compare_builds(options: argparse.Namespace) -> int:
         try:
             compared = _compare(every, options, lambda: time.monotonic() - started)
         except Stopped as end:
-            say("interrupted: nothing is remembered")
+            say("interrupted: nothing was saved")
             return 128 + end.number
     if not options.no_remember:
         _remember(every[0], state, compared, options.objective)
@@ -183,7 +183,7 @@ def _subjects(
 
 def _remember(facts: Facts, state: State, compared: Compared, objective: str) -> None:
     if compared.rounds < VERDICT_ROUNDS:
-        say("nothing is remembered: too little was measured; give it more with --budget")
+        say("not saved: too few rounds for a verdict; give more time with --budget")
         return
     builds = compared.builds
     found = ComparedBuilds(

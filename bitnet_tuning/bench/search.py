@@ -75,7 +75,7 @@ class Decision(NamedTuple):
     estimate: Estimate | None
     """Ratio of the finalist's value to the default's, in the duel; None without a duel."""
     floor: Factor | None
-    """How far from 1, as a factor, the default strays from itself; at least 1."""
+    """By how much, as a factor, repeated runs of the default vary; at least 1."""
     reason: str
     """One sentence."""
 

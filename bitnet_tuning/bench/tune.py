@@ -341,13 +341,13 @@ def remembered(
     before = load_profile(state, facts.host, facts.engine, facts.model)
     if setting is None and before is not None and _outweighs(before, profile):
         longer = f"{claim(before)}, in a longer tuning ({before.id})"
-        return _not_remembered(results, f"what is remembered was {longer}")
+        return _not_remembered(results, f"the saved profile was {longer}")
     mark = store(state, profile)
     if mark is None:
         return _not_remembered(results, str(state.warning))
-    what = "that the default stays" if setting is None else name
-    kept = Kept(True, mark, f"Remembered as {mark}: {what}. run_inference.py uses it by itself.")
-    return results._replace(profile=kept)
+    what = "no setting beat the default" if setting is None else name
+    said = f"Saved: {what}. run_inference.py uses profile {mark} automatically."
+    return results._replace(profile=Kept(True, mark, said))
 
 
 def _outweighs(before: Profile, now: Profile) -> bool:
@@ -359,7 +359,7 @@ def _outweighs(before: Profile, now: Profile) -> bool:
 
 
 def _not_remembered(results: Results, why: str) -> Results:
-    return results._replace(profile=Kept(False, None, f"Nothing is remembered: {why}."))
+    return results._replace(profile=Kept(False, None, f"Not saved: {why}."))
 
 
 def _against_it(results: Results, environ: Mapping[str, str]) -> str | None:

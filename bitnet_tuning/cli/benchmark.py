@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from bitnet_tuning.bench.knobs import MODES
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, integer, number
 from bitnet_tuning.console import guarded
-from bitnet_tuning.errors import MissingError, UsageError
+from bitnet_tuning.errors import UsageError
 from bitnet_tuning.plan.profile import OBJECTIVES
 from bitnet_tuning.plan.setting import MOST_THREADS_ENGINE
 
@@ -27,12 +27,6 @@ def _run(arguments: list[str]) -> int:
     if options.compare:
         first, second = options.compare
         return _compare(first, second, options.json)
-    try:
-        import rich  # noqa: F401, PLC0415
-    except ImportError:
-        raise MissingError(
-            "the benchmark needs the packages rich and psutil", "pip install rich psutil"
-        ) from None
     if options.builds:
         from bitnet_tuning.bench.builds import compare_builds  # noqa: PLC0415
 

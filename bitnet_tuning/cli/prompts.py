@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 
 from bitnet_tuning.cli.show import shown
-from bitnet_tuning.console import counted, say
+from bitnet_tuning.console import Progress, clock, counted, say
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
 from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.plan.memory import context_of
@@ -30,7 +29,7 @@ from bitnet_tuning.store.state import State, default_folder, identity
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from bitnet_tuning.plan.facts import Facts, Request
@@ -42,9 +41,6 @@ if TYPE_CHECKING:
 
 SHOWN_PORT = 8080
 """The port in a plan that is only shown: llama-server's own default."""
-
-LINE_SECONDS = 10.0
-"""Seconds between two lines of progress."""
 
 
 def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") -> int:
@@ -113,12 +109,17 @@ def _answer_rest(
     todo = [prompt for prompt in prompts if prompt.place not in answers.answered]
     if not todo:
         return
+    count, before = len(prompts), len(answers.answered)
     with start() as ready:
-        with _progress(len(prompts), len(answers.answered), options.quiet) as show:
+        with Progress(count, lambda done: f"{done:.0f}/{count}", options.quiet) as progress:
+            progress.running("the first answers", before)
 
             def keep(answer: Answer, totals: Totals) -> None:
                 answers.add(answer)
-                show(totals)
+                done = before + totals.prompts
+                left = totals.seconds / totals.prompts * (count - done)
+                progress.running(f"{_speed(totals)}, about {clock(left)} left", done)
+                progress.tell(f"{done} of {count} prompts, {_speed(totals)}")
 
             totals = ask_all(todo, ready, slots, keep, stop.interruptible)
         _report(totals, slots, ready.load_seconds, options)
@@ -168,41 +169,6 @@ def _explain(gone: GoneError, facts: Facts) -> None:
     if lines:
         say(f"the server's last lines:\n{lines}")
     say(explain_death(gone.code, facts) or str(gone))
-
-
-@contextmanager
-def _progress(count: int, before: int, quiet: bool) -> Iterator[Callable[[Totals], None]]:
-    """Yield what shows the progress: a bar on a terminal with rich, else a line now and then."""
-    bar = None
-    if not quiet and sys.stderr is not None and sys.stderr.isatty():
-        try:
-            from rich.console import Console  # noqa: PLC0415 (not there in a drop-in copy)
-            from rich.progress import Progress  # noqa: PLC0415
-        except ImportError:
-            pass
-        else:
-            bar = Progress(
-                *Progress.get_default_columns(),
-                "{task.completed}/{task.total}",
-                console=Console(stderr=True, highlight=False),
-                transient=True,
-            )
-    if bar is not None:
-        with bar:
-            task = bar.add_task("", total=count, completed=before)
-            yield lambda totals: bar.update(
-                task, completed=before + totals.prompts, description=_speed(totals)
-            )
-        return
-    last = time.monotonic()
-
-    def show(totals: Totals) -> None:
-        nonlocal last
-        if not quiet and time.monotonic() >= last + LINE_SECONDS:
-            last = time.monotonic()
-            say(f"{before + totals.prompts} of {count} prompts, {_speed(totals)}")
-
-    yield show
 
 
 def _report(totals: Totals, slots: int, load_seconds: float, options: argparse.Namespace) -> None:
