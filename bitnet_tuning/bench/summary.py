@@ -222,7 +222,7 @@ class Summary:
         for what, part in (("Memory", self.results.roof), ("Energy", self.results.energy)):
             said = (part.facts or {}).get("words", part.reason)
             yield from [f"{what}: {said}."] if said else []
-        yield from (f"{row.name} {row.verdict}." for row in self.rows if row.is_out)
+        yield from (f"{row.name}: {row.verdict}." for row in self.rows if row.is_out)
         yield from (f"Warning: {warning}" for warning in self.results.warnings)
         yield from (f"Note: {note}" for note in self.results.notes)
         if self.results.profile is not None:
