@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bitnet_tuning.bench.comparison import Round, Rounds, Run, Sizes, turns
 from bitnet_tuning.bench.llama_bench import words
 from bitnet_tuning.bench.runner import Runner, find_bench
-from bitnet_tuning.bench.statistics import ratio
-from bitnet_tuning.bench.summary import times
+from bitnet_tuning.bench.statistics import ratio, verdict_words
 from bitnet_tuning.bench.words import Checker
+from bitnet_tuning.console import times
 from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import PP, TG, Objective
@@ -153,12 +153,12 @@ def against(measured: Rounds, name: str) -> str:
         far = measured.floor(len(measured))
         return f"; against itself within {far:.2f}" if far else ""
     judged = measured.judge(name)
-    return f"; {times(judged.ratio)}: {judged.verdict}" if judged.ratio else ""
+    return f"; {times(*judged.ratio)}: {verdict_words(judged.verdict)}" if judged.ratio else ""
 
 
 def shorter(rounds: Sequence[Round], name: str, first: str) -> str:
     """Speed-up of the whole process, loading included."""
-    return "" if name == first else f"; {times(ratio(wall_ratios(rounds, name, first)))}"
+    return "" if name == first else f"; {times(*ratio(wall_ratios(rounds, name, first)))}"
 
 
 def wall_ratios(rounds: Sequence[Round], name: str, first: str) -> list[float]:
@@ -245,7 +245,7 @@ def show_prompts(
                 a.strip() == b.strip() for a, b in zip(texts[name], texts[first], strict=True)
             )
             found = ratio(wall_ratios(rounds, name, first))
-            line += f"; {times(found)}; {same} of {PROMPTS} texts the same"
+            line += f"; {times(*found)}; {same} of {PROMPTS} texts the same"
         print(line)
 
 

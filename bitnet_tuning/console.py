@@ -93,6 +93,12 @@ def counted(number: float, noun: str) -> str:
     return f"{number:g} {noun}{'' if number == 1 else 's'}"
 
 
+def times(median: float, low: float, high: float, count: int = 2) -> str:
+    """Return a ratio with its interval: ``×1.21 (1.15–1.27)``; one round has no interval."""
+    interval = f"{low:.2f}–{high:.2f}" if count > 1 else "one round"
+    return f"×{median:.2f} ({interval})"
+
+
 def clock(seconds: float) -> str:
     """Return a duration as minutes and seconds: 4:05."""
     whole = max(0, round(seconds))

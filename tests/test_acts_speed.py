@@ -52,7 +52,7 @@ def test_figures_are_told() -> None:
     line = speed_line(Engine(1.5, noise=0.0).compared(15), 15)
     assert line.reason == (
         "faster: 30.0 against 20.0 with upstream's 2 threads and no environment, "
-        "ratio 1.50 (1.50 to 1.50; 6 rounds, noise floor 1.01)"
+        "×1.50 (1.50–1.50) in 6 rounds; noise: repeated runs varied by up to ×1.01"
     )
     assert line.facts is not None
     assert (line.facts["upstream"], line.facts["planned"]) == (20, 30)

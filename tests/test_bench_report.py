@@ -18,7 +18,8 @@ from bitnet_tuning.bench import plots, report
 from bitnet_tuning.bench.comparison import CheckFacts, Round, Run
 from bitnet_tuning.bench.report import page, write_report
 from bitnet_tuning.bench.results import Part, Results, Surroundings
-from bitnet_tuning.bench.summary import Summary, times
+from bitnet_tuning.bench.summary import Summary
+from bitnet_tuning.console import times
 from bitnet_tuning.errors import MissingError, UsageError
 from bitnet_tuning.plan.profile import TG
 from tests.bench_samples import SETTINGS, SNAPSHOT, SPEEDS, Simulator, sample_results
@@ -126,7 +127,7 @@ def test_it_says_what_was_found(results: Results, read: Page) -> None:
     for row in summary.rows:
         assert row.words in text
         if row.to_default:
-            assert times(row.to_default).split()[0] in text
+            assert times(*row.to_default).split()[0] in text
     for said in (*results.warnings, *results.notes, results.engine.path, results.model.path):
         assert said in text
     assert "wrong output: gives other words than the default" in text

@@ -16,8 +16,8 @@ from bitnet_tuning.bench.summary import (
     Row,
     Summary,
     digits,
-    times,
 )
+from bitnet_tuning.console import times
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
 from tests.bench_samples import SPEEDS, Simulator, sample_results
 
@@ -161,7 +161,7 @@ def test_the_guides_claim_stands_next_to_what_is_seen() -> None:
     assert summary.winner == WINNER and ratio
     assert ratio.median == pytest.approx(30.5 / 17, rel=0.15)
     assert f"{CLAIM[0]} to {CLAIM[1]} times" in summary.guide
-    assert times(ratio) in summary.guide
+    assert times(*ratio) in summary.guide
 
 
 def test_the_claim_is_not_judged_by_too_little() -> None:
@@ -175,7 +175,7 @@ def test_the_answer_in_a_sentence() -> None:
     results = sample_results()
     assert Summary(results).answer.startswith(f"Use {WINNER} (4 threads, no mmap")
     assert results.decision and results.decision.estimate
-    assert times(results.decision.estimate) in Summary(results).answer
+    assert times(*results.decision.estimate) in Summary(results).answer
     kept = results.decision._replace(winner="default", reason="Nothing promised more.")
     assert Summary(results._replace(decision=kept)).answer.startswith("Keep the default (6 threads")
     assert Summary(results._replace(decision=None)).answer.startswith("Not finished")

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from bitnet_tuning import console
-from bitnet_tuning.console import Progress, aligned, clock, print_table, say
+from bitnet_tuning.console import Progress, aligned, clock, print_table, say, times
 
 
 def test_columns_are_as_wide_as_what_they_hold() -> None:
@@ -78,3 +78,8 @@ def test_a_bar_stands_below_messages(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(-3, "0:00"), (59.6, "1:00"), (605, "10:05")])
 def test_durations(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+def test_a_ratio_of_one_round_has_no_interval() -> None:
+    assert times(1.214, 1.1, 1.35, 6) == "×1.21 (1.10–1.35)"
+    assert times(1.214, 1.214, 1.214, 1) == "×1.21 (one round)"

@@ -16,9 +16,9 @@ from bitnet_tuning.bench.comparison import DEFAULT, Rounds, Run, compare, phases
 from bitnet_tuning.bench.results import stamp
 from bitnet_tuning.bench.runner import find_bench
 from bitnet_tuning.bench.statistics import OPEN, VERDICT_ROUNDS
-from bitnet_tuning.bench.summary import noise, speed, times
+from bitnet_tuning.bench.summary import noise, speed
 from bitnet_tuning.bench.tune import alone_in
-from bitnet_tuning.console import Progress, aligned, say
+from bitnet_tuning.console import Progress, aligned, say, times
 from bitnet_tuning.engine.builds import (
     OUT,
     BuildResult,
@@ -208,7 +208,7 @@ def _row(each: Build) -> tuple[str, str, str, str, str]:
     judged = each.ratio or each.verdict.startswith(OUT)
     verdict = statistics.verdict_words(each.verdict) if judged else "-"
     pp, tg = (speed(each.speeds[phase]) if phase in each.speeds else "-" for phase in (PP, TG))
-    return each.name, pp, tg, times(each.ratio) if each.ratio else "-", verdict
+    return each.name, pp, tg, times(*each.ratio) if each.ratio else "-", verdict
 
 
 def _as_json(compared: Compared, chosen: Engine, objective: str) -> dict[str, Any]:

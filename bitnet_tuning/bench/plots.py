@@ -9,7 +9,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bitnet_tuning.bench.summary import Curve, Row, digits, times
+from bitnet_tuning.bench.summary import Curve, Row, digits
+from bitnet_tuning.console import times
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.plan.profile import PP, TG, Estimate
 
@@ -165,7 +166,7 @@ def _draw_bar(axes: Axes, place: int, row: Row, ratio: Estimate) -> None:
     }
     name = clean(row.name)
     axes.text(0, place + 0.2, name if len(name) <= 40 else f"{name[:37]}...", **above)
-    axes.text(1, place + 0.2, times(ratio), ha="right", **above)
+    axes.text(1, place + 0.2, times(*ratio), ha="right", **above)
 
 
 def _svg(name: str, label: str, height: float, draw: Callable[[Figure], None]) -> str:

@@ -16,8 +16,6 @@ from bitnet_tuning.bench.plots import escape
 from bitnet_tuning.bench.results import FINISHED, Part, Results, write
 from bitnet_tuning.bench.statistics import FASTER, SLOWER
 from bitnet_tuning.bench.summary import (
-    TIMES,
-    TO,
     Curve,
     Row,
     Summary,
@@ -26,9 +24,8 @@ from bitnet_tuning.bench.summary import (
     noise,
     speed,
     stacked,
-    times,
 )
-from bitnet_tuning.console import GIBIBYTE, MEBIBYTE
+from bitnet_tuning.console import GIBIBYTE, MEBIBYTE, times
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.plan.profile import PP, TG
 
@@ -146,7 +143,7 @@ def _ratios(summary: Summary) -> str:
     shown = every[: plots.MOST_BARS]
     if not shown:
         return ""
-    bars = ", ".join(f"{row.name} {times(row.to_default)}" for row in shown if row.to_default)
+    bars = ", ".join(f"{row.name} {times(*row.to_default)}" for row in shown if row.to_default)
     caption = f"Ratios to the default, paired by round, with 95 % intervals. {_noise(summary)}"
     if len(every) > len(shown):
         caption += f" {len(every) - len(shown)} slower settings are only in the table."
@@ -177,7 +174,7 @@ def _table(rows: Iterable[Row]) -> str:
 
 def _table_row(row: Row) -> str:
     figures = [speed(found) if found else "-" for found in (row.tg, row.pp)]
-    figures += [times(found) if found else "-" for found in (row.to_upstream, row.to_default)]
+    figures += [times(*found) if found else "-" for found in (row.to_upstream, row.to_default)]
     style = "out" if row.is_out else row.verdict if row.verdict in (FASTER, SLOWER) else ""
     verdict = escape(row.verdict or "the default")
     cells = [*map(_figures, figures), str(row.rounds), f'<span class="{style}">{verdict}</span>']
@@ -233,7 +230,7 @@ def _method(summary: Summary) -> Iterator[str]:
         ("One run", options.sizes and lengths(options.sizes)),
         (
             "Default against itself",
-            floor and f"within {TIMES}{floor:.2f}, {len(measured.itself())} rounds",
+            floor and f"within ×{floor:.2f}, {len(measured.itself())} rounds",
         ),
     )
 
@@ -291,7 +288,7 @@ def _with(value: float | None, unit: float, name: str) -> str:
 
 def _both(unit: str, values: Iterable[float]) -> str:
     known = [f"{value:.0f}" for value in values]
-    return f"{f' {TO} '.join(known)} {unit}" if known else ""
+    return f"{' – '.join(known)} {unit}" if known else ""
 
 
 def _number(facts: Mapping[str, Any] | None, name: str) -> float | None:

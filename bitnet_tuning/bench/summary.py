@@ -15,16 +15,13 @@ from typing import NamedTuple
 from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.comparison import DEFAULT, PERFORMANCE, UPSTREAM, Round, Sizes
 from bitnet_tuning.bench.results import Results
-from bitnet_tuning.console import counted
+from bitnet_tuning.console import counted, times
 from bitnet_tuning.plan.openmp import THREAD_COUNTS
 from bitnet_tuning.plan.profile import PP, TG, Estimate
 from bitnet_tuning.plan.setting import Setting, describe
 
 FIXED = (DEFAULT, UPSTREAM, PERFORMANCE)
 """Settings that no search chose: all their rounds are fresh evidence."""
-
-TIMES, TO = "\u00d7", "\u2013"
-"""The signs of multiplication and of a range."""
 
 TOO_FEW = "not enough rounds"
 UNCONFIRMED = "faster in the search, not confirmed"
@@ -195,7 +192,7 @@ class Summary:
         if decision.winner == DEFAULT:
             return f"Keep the default ({words}). {decision.reason}"
         ratio = decision.estimate
-        gain = f": {times(ratio)} the default's speed" if ratio else ""
+        gain = f": {times(*ratio)} the default's speed" if ratio else ""
         return f"Use {decision.winner} ({words}){gain}."
 
     @property
@@ -208,7 +205,7 @@ class Summary:
             here = f"{counted(ratio.count, 'round')} cannot tell what it is here"
         else:
             what = "the default" if self.winner == DEFAULT else self.winner
-            here = f"here {what} shows {times(ratio)}"
+            here = f"here {what} shows {times(*ratio)}"
         return (
             f"The guide claims {CLAIM[0]:.1f} to {CLAIM[1]:.1f} times the speed of 2 threads, "
             f"from a laptop with 12 threads; {here}."
@@ -244,15 +241,9 @@ def _but_threads(setting: Setting) -> Setting:
     return setting._replace(threads=1, threads_batch=1, env=env)
 
 
-def times(ratio: Estimate) -> str:
-    """Return ``x1.21 (1.15-1.27)``, with the signs of print; one round has no interval."""
-    interval = f"{ratio.low:.2f}{TO}{ratio.high:.2f}" if ratio.count > 1 else "one round"
-    return f"{TIMES}{ratio.median:.2f} ({interval})"
-
-
 def speed(found: Estimate) -> str:
-    """Return tokens/s: ``24.7 (23.9-25.2)``, with the sign of print; one run has no interval."""
-    interval = f"{digits(found.low)}{TO}{digits(found.high)}" if found.count > 1 else "one run"
+    """Return tokens/s: ``24.7 (23.9–25.2)``; one run has no interval."""
+    interval = f"{digits(found.low)}–{digits(found.high)}" if found.count > 1 else "one run"
     return f"{digits(found.median)} ({interval})"
 
 
@@ -266,7 +257,7 @@ def noise(floor: float | None) -> str:
     """Return what a noise floor means, in words."""
     if floor is None:
         return "noise: not known, so no difference counts"
-    return f"noise: repeated runs varied by up to {TIMES}{floor:.2f}"
+    return f"noise: repeated runs varied by up to ×{floor:.2f}"
 
 
 def lengths(sizes: Sizes) -> str:
@@ -284,7 +275,7 @@ def cells(row: Row) -> tuple[str, ...]:
     return (
         f"{row.name} *" if row.winner else row.name,
         *(stacked(speed(found) if found else "-") for found in (row.pp, row.tg)),
-        *(stacked(times(found) if found else "-") for found in (row.to_upstream, row.to_default)),
+        *(stacked(times(*found) if found else "-") for found in (row.to_upstream, row.to_default)),
         row.verdict.partition(":")[0] or "-",
     )
 

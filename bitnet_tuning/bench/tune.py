@@ -42,9 +42,9 @@ from bitnet_tuning.bench.results import (
 from bitnet_tuning.bench.search import Check, Decision, Search
 from bitnet_tuning.bench.stages import Measure
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
-from bitnet_tuning.bench.summary import HEADINGS, Summary, cells, times, to_csv
+from bitnet_tuning.bench.summary import HEADINGS, Summary, cells, to_csv
 from bitnet_tuning.bench.words import Checker
-from bitnet_tuning.console import Progress, aligned, print_table, say, text_width
+from bitnet_tuning.console import Progress, aligned, print_table, say, text_width, times
 from bitnet_tuning.errors import UnsupportedError, UsageError
 from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.machine import conditions
@@ -128,7 +128,7 @@ class Session:
         """Show who is ahead, and how sure that is."""
         best = self.search.best()
         found = self.search.rounds.shown(best).ratio
-        leads = f"{best} leads, {times(found)}" if found else "the default leads"
+        leads = f"{best} leads, {times(*found)}" if found else "the default leads"
         budget = self.results.options.budget
         self.tools.progress.tell(
             f"{done.elapsed:.0f} of {budget:.0f} s, round {done.number} ({done.stage}): {leads}",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bitnet_tuning.bench.comparison import DEFAULT, UPSTREAM, Judged, Rounds, turns
 from bitnet_tuning.bench.statistics import SLOWER, VERDICT_ROUNDS, estimate, verdict_words
+from bitnet_tuning.bench.summary import digits, noise
+from bitnet_tuning.console import times
 from bitnet_tuning.plan.profile import TG
 from bitnet_tuning.verify.checks import FAIL, PASS, SKIP, Line
 
@@ -46,16 +48,11 @@ def _too_few(rounds: Rounds, seconds: float) -> str:
 
 def _figures(judged: Judged, speeds: dict[str, float]) -> str:
     assert judged.ratio is not None
-    middle, low, high, count = judged.ratio
-    noise = f", noise floor {judged.floor:.2f}" if judged.floor else ""
     return (
-        f"{_rate(speeds[DEFAULT])} against {_rate(speeds[UPSTREAM])} with upstream's 2 threads and "
-        f"no environment, ratio {middle:.2f} ({low:.2f} to {high:.2f}; {count} rounds{noise})"
+        f"{digits(speeds[DEFAULT])} against {digits(speeds[UPSTREAM])} with upstream's 2 threads "
+        f"and no environment, {times(*judged.ratio)} in {judged.ratio.count} rounds; "
+        f"{noise(judged.floor)}"
     )
-
-
-def _rate(speed: float) -> str:
-    return f"{speed:.0f}" if speed >= 100 else f"{speed:.1f}"
 
 
 def left_out(why: str) -> Line:

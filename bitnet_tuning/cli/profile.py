@@ -10,11 +10,11 @@ from typing import Any
 
 from bitnet_tuning.bench.statistics import verdict_words
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_root
-from bitnet_tuning.console import GIBIBYTE, aligned, say
+from bitnet_tuning.console import GIBIBYTE, aligned, counted, say, times
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import Host
-from bitnet_tuning.plan.profile import Estimate, Profile, load, ratio_text
+from bitnet_tuning.plan.profile import Estimate, Profile, load
 from bitnet_tuning.plan.profiles import (
     bound_to,
     engine_key,
@@ -204,8 +204,7 @@ def details(profile: Profile, changes: Sequence[str]) -> str:
         "model": f"{_model(profile)}, {profile.model.size / GIBIBYTE:.2f} GiB",
         **{f"host {name}": in_words(value) for name, value in profile.host._asdict().items()},
     }
-    width = max(map(len, facts))
-    return "\n".join(f"{name:{width}}  {text}" for name, text in facts.items())
+    return aligned([*facts.items()])
 
 
 def _setting(profile: Profile) -> str:
@@ -220,4 +219,4 @@ def _model(profile: Profile) -> str:
 def _ratio(ratio: Estimate | None, rounds: bool = False) -> str:
     if ratio is None:
         return "-"
-    return f"{ratio_text(ratio)}, {ratio.count} rounds" if rounds else ratio_text(ratio)
+    return f"{times(*ratio)}, {counted(ratio.count, 'round')}" if rounds else times(*ratio)

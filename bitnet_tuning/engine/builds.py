@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from bitnet_tuning.console import times
 from bitnet_tuning.engine.find import checkout_of
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, matching, refusal
 from bitnet_tuning.errors import UnsupportedError
@@ -204,11 +205,10 @@ def _ranked(found: ComparedBuilds, path: str) -> Ranked:
     verdict, ratio, _ = found.builds[path]
     if ratio is None:
         return Ranked(verdict, 1.0, OPEN)
-    middle, low, high = ratio
     what = {"pp": ", for prompts", "request": ", for whole requests"}.get(found.objective, "")
     over, when = build_name(found.reference), f"measured on {found.created[:10]}"
-    claim = f"×{middle:.2f} ({low:.2f}–{high:.2f}) over {over}{what}, {when}"
-    return Ranked(verdict, middle, claim)
+    claim = f"{times(*ratio)} over {over}{what}, {when}"
+    return Ranked(verdict, ratio[0], claim)
 
 
 def check_pair(engine: Engine, model: ModelFile) -> None:

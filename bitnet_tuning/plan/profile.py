@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 
+from bitnet_tuning.console import times
 from bitnet_tuning.machine.host import Fingerprint, fingerprint
 from bitnet_tuning.machine.root import parse_list
 from bitnet_tuning.namedtuple import NamedTuple
@@ -146,12 +147,7 @@ def claim(profile: Profile) -> str:
     when = f"measured on {profile.day}"
     ratio, name = profile.evidence.ratio, profile.evidence.objective.name
     what = {"pp": ", for prompts", "request": ", for whole requests"}.get(name, "")
-    return when if ratio is None else f"{when}: {ratio_text(ratio)} over the default{what}"
-
-
-def ratio_text(ratio: Estimate) -> str:
-    """Return the ratio with its interval, for people."""
-    return f"×{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
+    return when if ratio is None else f"{when}: {times(*ratio)} over the default{what}"
 
 
 KIND = "profile"
