@@ -46,6 +46,8 @@ else:
         def __getnewargs__(self):
             return tuple(self)
 
+    _GETTERS = [property(itemgetter(index)) for index in range(48)]  # shared: a start makes fewer
+
     class _Maker(type):
         """Turns the body of a class statement into a subclass of ``_Record``."""
 
@@ -54,8 +56,7 @@ else:
             body["_field_defaults"] = {field: body[field] for field in fields if field in body}
             body["_fields"] = body["__match_args__"] = fields
             body["__slots__"] = ()
-            for index, field in enumerate(fields):
-                body[field] = property(itemgetter(index))
+            body.update(zip(fields, _GETTERS, strict=False))
             return type(name, (_Record,), body)
 
     class _Base:

@@ -8,9 +8,8 @@ import sys
 from bitnet_tuning.console import say
 from bitnet_tuning.engine.find import EMBEDDED, Engine, locate_all, on_path
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA
-from bitnet_tuning.engine.probe import know, with_architecture
+from bitnet_tuning.engine.known import know, with_architecture
 from bitnet_tuning.errors import MissingError, UsageError
-from bitnet_tuning.launch.background import capture
 from bitnet_tuning.launch.program import FEED, INHERIT, INTERRUPT_GRACE, NO_INPUT, Launch, Outcome
 from bitnet_tuning.launch.run import run
 from bitnet_tuning.machine.detect import read_host
@@ -18,11 +17,9 @@ from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.limits import read_privileges
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.model.find import Choice, choose_model
-from bitnet_tuning.plan.command import memory_policy
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.memory import HUGE, LOCKED
 from bitnet_tuning.plan.plan import make_plan
-from bitnet_tuning.plan.profile import load as load_profile
 from bitnet_tuning.store.state import State, default_folder
 
 TYPE_CHECKING = False
@@ -53,7 +50,11 @@ def read_facts(request: Request, state: State, root: str = "/") -> Facts:
     TuningError."""
     host = read_host(root)
     engine, choice = find_pair(request.engine, request.model, state, host)
-    profile = load_profile(state, host, engine, choice.model) if request.profile else None
+    profile = None
+    if request.profile and state.holds("profile"):
+        from bitnet_tuning.plan.profile import load  # noqa: PLC0415 (many have none)
+
+        profile = load(state, host, engine, choice.model)
     setting = profile.setting if profile else None
     needs_privileges = request.performance or request.memory == LOCKED
     facts = Facts(
@@ -96,6 +97,9 @@ def _numactl_acts(facts: Facts) -> bool:
     forbid memory policies (set_mempolicy(2)), and then it would end instead of the engine."""
     if on_path(facts.environ.get("PATH", ""), "numactl") is None:
         return False
+    from bitnet_tuning.launch.background import capture  # noqa: PLC0415 (few have several nodes)
+    from bitnet_tuning.plan.command import memory_policy  # noqa: PLC0415
+
     node = min(node.id for node in facts.host.nodes)
     return capture((*memory_policy(node, None), "true"), seconds=5).code == 0
 

@@ -14,7 +14,7 @@ import pytest
 
 from bitnet_tuning import demo
 from bitnet_tuning.engine.find import has_embedded, locate_all
-from bitnet_tuning.engine.probe import know
+from bitnet_tuning.engine.known import know
 from bitnet_tuning.launch.background import capture
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.limits import read_privileges

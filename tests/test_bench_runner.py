@@ -17,7 +17,7 @@ from bitnet_tuning.bench.comparison import Run, Sizes
 from bitnet_tuning.bench.llama_bench import Bench
 from bitnet_tuning.bench.runner import Patience, Runner, find_bench
 from bitnet_tuning.engine.find import EMBEDDED, locate_all
-from bitnet_tuning.engine.probe import know
+from bitnet_tuning.engine.known import know
 from bitnet_tuning.launch.background import Captured
 from bitnet_tuning.launch.failure import LONGEST, failure
 from bitnet_tuning.model.gguf import read_model

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning.engine.binary import GOMP, LLVM, MSVC, NONE
-from bitnet_tuning.engine.find import Engine
+from bitnet_tuning.engine.find import GOMP, LLVM, MSVC, NONE, Engine
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.limits import Privileges
 from bitnet_tuning.plan.facts import Facts, Plan, Request

@@ -29,7 +29,7 @@ from bitnet_tuning.engine.builds import (
     store_fastest,
 )
 from bitnet_tuning.engine.find import Engine, Location, checkout_of, locate_all
-from bitnet_tuning.engine.probe import know
+from bitnet_tuning.engine.known import know
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.model.gguf import read_model

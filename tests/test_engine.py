@@ -11,7 +11,7 @@ import pytest
 from bitnet_tuning import demo
 from bitnet_tuning.engine import find as engines
 from bitnet_tuning.engine.find import Location, locate_all
-from bitnet_tuning.engine.probe import know, with_architecture
+from bitnet_tuning.engine.known import know, with_architecture
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.model.find import choose_model
 from bitnet_tuning.store.state import State

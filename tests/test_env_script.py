@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning.engine.binary import LLVM
+from bitnet_tuning.engine.find import LLVM
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.openmp import (

@@ -9,8 +9,8 @@ import pytest
 
 from bitnet_tuning.engine import instruction_sets
 from bitnet_tuning.engine.binary import configured_isa
-from bitnet_tuning.engine.builds import check_isa
 from bitnet_tuning.engine.find import Engine, Location
+from bitnet_tuning.engine.known import check_isa
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.machine.host import Host
 from tests.engines import FakeEngine
@@ -210,7 +210,7 @@ def test_the_reason_says_that_i2_s_gains_nothing_and_what_does() -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="fake engines are scripts")
 def test_the_sources_of_a_folder_do_not_matter_where_the_engine_speaks(tmp_path: Path) -> None:
-    from bitnet_tuning.engine.probe import know  # noqa: PLC0415
+    from bitnet_tuning.engine.known import know  # noqa: PLC0415
     from bitnet_tuning.store.state import State  # noqa: PLC0415
 
     fake = FakeEngine(tmp_path / "checkout").isa("AVX2").configured("AVX512")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bitnet_tuning.engine.binary import GOMP, LLVM, MSVC, NONE
+from bitnet_tuning.engine.find import GOMP, LLVM, MSVC, NONE
 from bitnet_tuning.plan.openmp import (
     BINDING,
     BLOCKTIME_MS,

@@ -16,7 +16,8 @@ import pytest
 from bitnet_tuning import demo
 from bitnet_tuning.engine import probe
 from bitnet_tuning.engine.find import Engine, Location
-from bitnet_tuning.engine.probe import know, parse_flags, parse_system_info, parse_version
+from bitnet_tuning.engine.known import know
+from bitnet_tuning.engine.probe import parse_flags, parse_system_info, parse_version
 from bitnet_tuning.launch import background
 from bitnet_tuning.store.state import State
 from tests.engines import FakeEngine
@@ -377,7 +378,7 @@ def test_many_runs_may_share_a_state_folder(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from bitnet_tuning.engine.find import Location\n"
-        "from bitnet_tuning.engine.probe import know\n"
+        "from bitnet_tuning.engine.known import know\n"
         "from bitnet_tuning.store.state import State\n"
         "state = State(sys.argv[3])\n"
         "engine = know(Location(sys.argv[2], 'found'), state)\n"

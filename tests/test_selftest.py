@@ -12,7 +12,7 @@ import pytest
 
 from bitnet_tuning import demo
 from bitnet_tuning.engine.find import EMBEDDED, Engine, Location, locate_all
-from bitnet_tuning.engine.probe import know
+from bitnet_tuning.engine.known import know
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.model.gguf import read_tensors
 from bitnet_tuning.store.state import State

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from math import ceil
 
 from bitnet_tuning.bench.comparison import PERFORMANCE, UPSTREAM, Sizes
-from bitnet_tuning.engine.binary import GOMP, LLVM, NONE
+from bitnet_tuning.engine.find import GOMP, LLVM, NONE
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.command import flash_takes_value, obeys
 from bitnet_tuning.plan.facts import Facts, Request

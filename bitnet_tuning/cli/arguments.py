@@ -29,6 +29,11 @@ _MARK = "\0"
 """Stands before a prompt on its way through argparse; no command line can hold it."""
 
 
+# argparse looks for translations of its headings, though Python has none: for that it imports
+# locale, and a start takes a millisecond longer.
+argparse._ = str  # type: ignore[attr-defined]
+
+
 class Parser(argparse.ArgumentParser):
     """Errors in one line that names the flag, by the one error boundary."""
 

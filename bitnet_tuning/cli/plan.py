@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bitnet_tuning.cli.arguments import Parser, add_root
 from bitnet_tuning.cli.run_optimized import optimized_request
-from bitnet_tuning.cli.show import shown
+from bitnet_tuning.cli.show import show_plan
 from bitnet_tuning.prepare import prepare
 
 
@@ -17,5 +17,5 @@ def run(arguments: list[str]) -> int:
         from bitnet_tuning.cli.prompts import run_prompts  # noqa: PLC0415 (most plans have none)
 
         return run_prompts(request, options, options.root)
-    shown(*prepare(request, options.root), options)
+    show_plan(*prepare(request, options.root), options.json)
     return 0

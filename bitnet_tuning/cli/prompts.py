@@ -7,7 +7,7 @@ import sys
 from contextlib import nullcontext
 from functools import partial
 
-from bitnet_tuning.cli.show import shown
+from bitnet_tuning.cli.show import show_plan
 from bitnet_tuning.console import Progress, clock, counted, say
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
 from bitnet_tuning.launch.signals import Stop, Stopped
@@ -69,7 +69,7 @@ def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") 
             "slots": reason,
             "prompts": f"{len(prompts)} in {where}",
         }
-        shown(facts, plan._replace(command=command(SHOWN_PORT), reasons=reasons), options)
+        show_plan(facts, plan._replace(command=command(SHOWN_PORT), reasons=reasons), options.json)
         return 0
     setting = [identity(os.path.realpath(model.path)), context, request.extra]
     with Stop() as stop, _answers(options, prompts, setting, stop) as answers:

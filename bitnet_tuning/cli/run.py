@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bitnet_tuning.cli.arguments import Parser, add_run, read_request
-from bitnet_tuning.cli.show import shown
 from bitnet_tuning.console import guarded
 from bitnet_tuning.prepare import execute, prepare
 
@@ -19,4 +18,9 @@ def _run(arguments: list[str]) -> int:
     add_run(parser, prompt_required=True)
     request, options = read_request(parser, arguments)
     facts, plan = prepare(request)
-    return 0 if shown(facts, plan, options) else execute(request, facts, plan).code
+    if options.dry_run:
+        from bitnet_tuning.cli.show import show_plan  # noqa: PLC0415 (most runs show none)
+
+        show_plan(facts, plan, options.json)
+        return 0
+    return execute(request, facts, plan).code

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 
 from bitnet_tuning.cli.arguments import Parser, add_optimized, add_run, read_request
-from bitnet_tuning.cli.show import shown
 from bitnet_tuning.console import guarded, say
 from bitnet_tuning.engine.timings import Speed, parse_timings
 from bitnet_tuning.errors import UsageError
@@ -78,7 +77,10 @@ def _run(arguments: list[str], root: str) -> int:
 
         return run_prompts(request, options, root)
     facts, plan = prepare(request, root)
-    if shown(facts, plan, options):
+    if options.dry_run:
+        from bitnet_tuning.cli.show import show_plan  # noqa: PLC0415 (most runs show none)
+
+        show_plan(facts, plan, options.json)
         return 0
     if not options.quiet:
         say(f"threads {plan.reasons['threads']}")

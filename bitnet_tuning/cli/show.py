@@ -14,15 +14,7 @@ from bitnet_tuning.plan.facts import Facts, Plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     from typing import Any
-
-
-def shown(facts: Facts, plan: Plan, options: argparse.Namespace) -> bool:
-    """Print the plan if only that was asked for, and return whether it was."""
-    if options.dry_run:
-        show_plan(facts, plan, options.json)
-    return bool(options.dry_run)
 
 
 def plan_facts(facts: Facts, plan: Plan) -> dict[str, Any]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from bitnet_tuning.doctor.case import BENCHMARK, Case, Check, Finding, bad, good, unknown, warn
-from bitnet_tuning.engine.binary import NONE
-from bitnet_tuning.engine.find import NONE_COMPILED, Engine
+from bitnet_tuning.engine.find import NONE, NONE_COMPILED, Engine
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, WIDE, has, refusal
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.model.types import I2_S

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from bitnet_tuning.doctor.case import BENCHMARK, Case, Check, Finding, bad, good, unknown, warn
-from bitnet_tuning.engine.binary import GOMP, LLVM, NONE
+from bitnet_tuning.engine.find import GOMP, LLVM, NONE
 from bitnet_tuning.plan.openmp import BINDING_BY_USER, user_set
 
 _PREFIXES = ("OMP_", "GOMP_", "KMP_")

@@ -10,7 +10,7 @@ from typing import TypeVar
 from bitnet_tuning.doctor.case import BuildFiles, Case
 from bitnet_tuning.engine.builds import build_name
 from bitnet_tuning.engine.find import Engine
-from bitnet_tuning.engine.probe import with_architecture
+from bitnet_tuning.engine.known import with_architecture
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.cgroups import Cgroups

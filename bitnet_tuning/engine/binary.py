@@ -8,12 +8,9 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 
+from bitnet_tuning.engine.find import GOMP, LLVM, MSVC, NONE
 from bitnet_tuning.engine.instruction_sets import of_compiler, ordered
 
-GOMP, LLVM, MSVC, NONE = "libgomp", "libomp", "vcomp", "none"
-"""OpenMP runtimes: GNU's, LLVM's (Intel's is the same code), Microsoft's, and no OpenMP."""
-
-# Every run imports this module, few use these patterns: compiled at once they cost a start 1 ms.
 _OWN_LIBRARY = r"(?i)(lib)?(ggml|llama|mtmd|bitnet|xllamacpp)[^/\\]*\.(so|dylib|dll)"
 _EXECUTABLE_MAGIC = (
     b"\x7fELF",

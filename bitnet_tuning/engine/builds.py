@@ -6,7 +6,8 @@ import json
 
 from bitnet_tuning.console import times
 from bitnet_tuning.engine.find import checkout_of
-from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, matching, refusal
+from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, matching
+from bitnet_tuning.engine.known import check_isa, check_pair
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.machine.host import fingerprint
 from bitnet_tuning.model.types import I2_S
@@ -209,43 +210,3 @@ def _ranked(found: ComparedBuilds, path: str) -> Ranked:
     over, when = build_name(found.reference), f"measured on {found.created[:10]}"
     claim = f"{times(*ratio)} over {over}{what}, {when}"
     return Ranked(verdict, ratio[0], claim)
-
-
-def check_pair(engine: Engine, model: ModelFile) -> None:
-    """Raise UnsupportedError for what would fail after loading, or compute garbage."""
-    if model.quantization in ("tl1", "tl2"):
-        raise UnsupportedError(
-            f"{model.path} is a {model.quantization} file: it works only in a build generated "
-            "for its very shape",
-            "use the model's i2_s file: python3 setup_env.py -md MODEL_FOLDER -q i2_s",
-        )
-    if model.quantization == I2_S and engine.i2_s is False:
-        kind = "the embedded engine" if engine.embedded else engine.path
-        raise UnsupportedError(
-            f"{kind} is mainline llama.cpp and has no i2_s kernels, which {model.path} needs",
-            "use a llama-cli built from bitnet.cpp (--engine), or a TQ2_0 file of the model",
-        )
-    if engine.architectures.get(model.architecture) is False:
-        raise UnsupportedError(
-            f"the engine {engine.path} does not know the architecture "
-            f"{model.architecture!r} of {model.path}",
-            "use a current bitnet.cpp build (--engine), or another file of the model",
-        )
-
-
-def check_isa(engine: Engine, host: Host) -> None:
-    """Raise UnsupportedError for a build that this CPU would end by an illegal instruction."""
-    refused = refusal(engine, host.isa)
-    if refused is None:
-        return
-    if engine.embedded:
-        raise UnsupportedError(
-            f"the embedded engine {refused}",
-            "build bitnet.cpp or llama.cpp on this machine and name its llama-cli with --engine",
-        )
-    another = engine.checkout and f" (--engine {engine.checkout} takes the best of its builds)"
-    raise UnsupportedError(
-        f"{engine.path} {refused}",
-        "build it on this machine (cmake -B build -DGGML_NATIVE=ON), or name another build "
-        f"with --engine{another or ''}",
-    )

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.namedtuple import NamedTuple
 
+GOMP, LLVM, MSVC, NONE = "libgomp", "libomp", "vcomp", "none"
+"""OpenMP runtimes: GNU's, LLVM's (Intel's is the same code), Microsoft's, and no OpenMP."""
+
 EMBEDDED = "embedded"
 """The name by which --engine and BITNET_ENGINE ask for the embedded engine."""
 

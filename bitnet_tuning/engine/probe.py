@@ -9,17 +9,14 @@ import sys
 from bitnet_tuning import demo
 from bitnet_tuning.engine import binary
 from bitnet_tuning.engine.find import ARCHITECTURES, Engine, Location, beside, embedded_library
-from bitnet_tuning.engine.instruction_sets import OF_THE_CPU, chooses_itself
 from bitnet_tuning.launch.background import Captured, capture
 from bitnet_tuning.machine.detect import read_flags
-from bitnet_tuning.namedtuple import NamedTuple
-from bitnet_tuning.store.state import State, identity
 
 _SIGILL = (132, 0xC000001D, 0xC000001D - (1 << 32))
 """Exit codes after an illegal instruction: a shell's number for the signal, and Windows'
 (MS-ERREF 2.3)."""
 
-_FLAG = r"--?[A-Za-z]"  # as in engine/binary.py, compiled only when an engine is probed
+_FLAG = r"--?[A-Za-z]"
 _PLACEHOLDER = r"[A-Z<{\[(.]"
 _DESCRIPTION_COLUMN = 20
 _VERSION = r"(?m)^version: .*$"
@@ -133,56 +130,3 @@ def parse_system_info(log: str) -> set[str]:
     lines = [line for line in log.splitlines() if "system_info:" in line]
     pairs = re.findall(_FEATURE, lines[-1]) if lines else []
     return {name for name, value in pairs if value != "0"}
-
-
-VERSION = 3
-"""Version of the questions here; answers to older ones are asked for again."""
-
-
-class Probed(NamedTuple):
-    """What is remembered of an engine."""
-
-    engine: Engine
-    files: tuple[tuple[str, int, int], ...]
-    """The identity of each of its files."""
-
-
-def know(location: Location, state: State) -> Engine:
-    """Return what is known of the engine: from the last probe as long as its files are the
-    same, else from a new one, which is remembered."""
-    found = state.load("engine", location.cli, Probed, VERSION)
-    if found is not None and _is_current(found, location) and _holds_here(found.engine):
-        return found.engine._replace(location=location)
-    engine, complete = probe(location)
-    if complete:
-        probed = Probed(engine, tuple(identity(path) for path in engine.files))
-        state.store("engine", location.cli, probed, VERSION)
-    return engine
-
-
-def with_architecture(engine: Engine, name: str) -> Engine:
-    """Return the engine with an answer to whether it knows this architecture as well."""
-    if name in engine.architectures or engine.i2_s is None:
-        return engine
-    found = binary.knows_name(engine.files, name)
-    known = {} if found is None else {name: found}
-    return engine._replace(architectures={**engine.architectures, **known})
-
-
-def _is_current(found: Probed, location: Location) -> bool:
-    program = location.cli if location.embedded else os.path.realpath(location.cli)
-    completion = None if location.embedded else beside(location.cli, "llama-completion")
-    try:
-        return (
-            found.engine.files[:1] == (program,)
-            and found.engine.completion == completion
-            and all(identity(path) == (path, *rest) for path, *rest in found.files)
-        )
-    except (OSError, ValueError):
-        return False
-
-
-def _holds_here(engine: Engine) -> bool:
-    """Return whether the answers hold for this CPU: always, if they depend on the build alone."""
-    of_the_build = not (chooses_itself(engine) or engine.isa & OF_THE_CPU)
-    return (engine.ran and of_the_build) or engine.cpu == frozenset(read_flags())

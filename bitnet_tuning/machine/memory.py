@@ -95,8 +95,8 @@ def read_numa_balancing(root: Root) -> bool | None:
 _SAMPLES = 64
 _MAPS = 1 << 24
 """Bytes to read of a ``numa_maps``; a mapping takes about 100."""
-_PAGES = re.compile(r"\bN(\d+)=(\d+)", re.ASCII)
-_PAGE_SIZE = re.compile(r"\bkernelpagesize_kB=(\d+)", re.ASCII)
+_PAGES = r"(?a)\bN(\d+)=(\d+)"
+_PAGE_SIZE = r"(?a)\bkernelpagesize_kB=(\d+)"
 
 
 def cached_nodes(root: Root, path: str) -> dict[int, int] | None:
@@ -147,8 +147,8 @@ def read_numa_maps(root: Root, process: str, path: str | None = None) -> dict[in
     held: dict[int, int] = {}
     for line in text.splitlines():
         if path is None or f"file={name}" in line.split():
-            size = _PAGE_SIZE.search(line)
-            for node, pages in _PAGES.findall(line):
+            size = re.search(_PAGE_SIZE, line)
+            for node, pages in re.findall(_PAGES, line):
                 bytes_there = int(pages) * int(size[1] if size else 4) * 1024
                 held[int(node)] = held.get(int(node), 0) + bytes_there
     return held

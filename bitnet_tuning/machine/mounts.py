@@ -9,8 +9,6 @@ from bitnet_tuning.namedtuple import NamedTuple
 
 _TABLE_BYTES = 1 << 20
 
-_DRIVE = re.compile(r"[A-Za-z]:")
-
 
 class Mount(NamedTuple):
     """One line of the table."""
@@ -28,8 +26,9 @@ class Mount(NamedTuple):
     def windows(self) -> bool:
         """Whether it is a drive of the Windows around WSL: ``drvfs`` in version 1, in
         version 2 a 9p or virtiofs share whose source or options name the drive."""
-        named = "drvfs" in f"{self.source} {self.options}" or _DRIVE.match(self.source)
-        return self.kind == "drvfs" or (self.kind in ("9p", "virtiofs") and bool(named))
+        drive = self.source[1:2] == ":" and self.source[:1].isalpha()
+        named = drive or "drvfs" in f"{self.source} {self.options}"
+        return self.kind == "drvfs" or (self.kind in ("9p", "virtiofs") and named)
 
 
 def read_mounts(root: Root) -> tuple[Mount, ...]:

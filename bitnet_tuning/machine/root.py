@@ -11,9 +11,10 @@ from bitnet_tuning.store.codec import Annotated, Via
 _ENOUGH = 1 << 16
 """Bytes read of a file; few files are longer, such as /proc/cpuinfo of a large host."""
 
-_INTEGER = re.compile(r"-?[0-9]{1,20}", re.ASCII)
+_LONGEST_INTEGER = 21
+"""Characters of the longest 64-bit integer, with a sign."""
 
-_SIZE = re.compile(r"([0-9]{1,15})\s*([KMGT]?)B?", re.ASCII | re.IGNORECASE)
+_SIZE = r"(?ai)([0-9]{1,15})\s*([KMGT]?)B?"
 _FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -88,14 +89,16 @@ class Root:
 
 def as_integer(text: str | None) -> int | None:
     """Return a decimal number of at most 64 bits, as all of the kernel's are, or None."""
-    value = int(text) if text and _INTEGER.fullmatch(text) else None
+    if not text or len(text) > _LONGEST_INTEGER or not text.isascii():
+        return None
+    value = int(text) if text.removeprefix("-").isdecimal() else None
     return value if value is not None and abs(value) < 1 << 64 else None
 
 
 def as_size(text: str | None) -> int | None:
     """Return the bytes that a size such as ``512``, ``32768K`` or ``4 GB`` stands for, or
     None; units are powers of 1024."""
-    found = _SIZE.fullmatch((text or "").strip())
+    found = re.fullmatch(_SIZE, (text or "").strip())
     return int(found[1]) * _FACTORS[found[2].upper()] if found else None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 
-from bitnet_tuning import demo
 from bitnet_tuning.errors import MissingError, TuningError
 from bitnet_tuning.model.types import I2_S, ModelFile
 from bitnet_tuning.namedtuple import NamedTuple
@@ -47,12 +46,12 @@ def choose_model(
     if found:
         names = ", ".join(model.path for model in found)
         raise MissingError(f"several i2_s models are there: {names}", "name one of them with -m")
-    if embedded and os.path.isfile(demo.TQ2_0):
-        return Choice(
-            know(demo.TQ2_0, state),
-            "the built-in demo model",
-            "no model found: using the demo model",
-        )
+    if embedded:
+        from bitnet_tuning import demo  # noqa: PLC0415 (most runs name a model)
+
+        if os.path.isfile(demo.TQ2_0):
+            note = "no model found: using the demo model"
+            return Choice(know(demo.TQ2_0, state), "the built-in demo model", note)
     raise MissingError(
         f"no model: looked for {DEFAULT} and other i2_s files under models/ "
         f"in {', '.join(folders)}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bitnet_tuning.engine.binary import GOMP, LLVM, MSVC, NONE
+from bitnet_tuning.engine.find import GOMP, LLVM, MSVC, NONE
 
 THREAD_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 BINDING = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}

@@ -9,7 +9,7 @@ every node has CPUs and all of them may be used.
 from __future__ import annotations
 
 from bitnet_tuning.console import MEBIBYTE
-from bitnet_tuning.engine.binary import NONE
+from bitnet_tuning.engine.find import NONE
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.plan.command import obeys
 from bitnet_tuning.plan.memory import Need
@@ -37,8 +37,6 @@ def choose_placement(plan: Plan, request: Request, facts: Facts, need: Need) -> 
     node, fewer threads may serve the prompt."""
     host, setting = facts.host, plan.setting
     nodes = usable_nodes(host)
-    if len(host.nodes) < 2:
-        return _left_alone(plan, "one NUMA node: nothing to do")
     if len(nodes) < 2:
         (only,) = nodes or host.nodes[:1]
         why = f"all that may be used is on NUMA node {only.id}: nothing to do"

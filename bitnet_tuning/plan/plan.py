@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from bitnet_tuning.console import GIBIBYTE
 from bitnet_tuning.engine import instruction_sets
-from bitnet_tuning.engine.builds import check_isa, check_pair
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA
+from bitnet_tuning.engine.known import check_isa, check_pair
 from bitnet_tuning.model.types import I2_S
 from bitnet_tuning.plan.command import build_command
 from bitnet_tuning.plan.memory import choose_batch, choose_loading, need_of, with_setting
 from bitnet_tuning.plan.openmp import choose_variables
-from bitnet_tuning.plan.placement import choose_boost, choose_placement
 from bitnet_tuning.plan.threads import choose_threads
 
 TYPE_CHECKING = False
@@ -46,7 +45,12 @@ def _computed(request: Request, facts: Facts) -> Plan:
     plan = choose_threads(request, host, facts.environ)
     plan = choose_batch(plan, request, facts)
     need = need_of(model, request.ctx_size, plan.setting.ubatch)
-    plan = choose_placement(plan, request, facts, need)
+    if len(host.nodes) < 2:
+        plan = plan.updated(plan.setting, {"numa": "one NUMA node: nothing to do"})
+    else:
+        from bitnet_tuning.plan.placement import choose_placement  # noqa: PLC0415 (few machines)
+
+        plan = choose_placement(plan, request, facts, need)
     threads = plan.setting.threads
     variables, reason = choose_variables(
         *(engine.openmp, engine.blas, threads, host.quota_stops(threads), facts.environ),
@@ -54,6 +58,8 @@ def _computed(request: Request, facts: Facts) -> Plan:
     )
     plan = plan.updated(plan.setting.with_env(variables), {"env": reason})
     if request.performance:
+        from bitnet_tuning.plan.placement import choose_boost  # noqa: PLC0415 (few runs)
+
         plan = choose_boost(plan, facts, engine.flags_for(request.chat))
     plan = choose_loading(plan, request, facts, need)
     reasons = {

@@ -53,6 +53,13 @@ class State:
         stored, found = self._read(self.path(kind, digest(key)), record, version)
         return found if stored == key else None
 
+    def holds(self, kind: str) -> bool:
+        """Return whether there may be records of a kind, at the cost of one look at the folder."""
+        try:
+            return any(name.startswith(f"{kind}-") for name in os.listdir(self.folder))
+        except OSError:
+            return False
+
     def load_all(self, kind: str, record: type[T], version: int = 1) -> dict[str, T]:
         """Return every record of a kind by the digest of its key, read as ``load`` does."""
         try:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from bitnet_tuning.console import MEBIBYTE, counted
-from bitnet_tuning.engine.binary import GOMP, LLVM
+from bitnet_tuning.engine.find import GOMP, LLVM
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.model.types import I2_S
 from bitnet_tuning.plan.memory import TUNABLES
