@@ -15,8 +15,8 @@ from bitnet_tuning.plan.threads import choose_threads
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.engine.find import Engine
+    from bitnet_tuning.machine.cgroups import Mount
     from bitnet_tuning.machine.host import Host
-    from bitnet_tuning.machine.mounts import Mount
     from bitnet_tuning.machine.wsl import WslConfig
     from bitnet_tuning.model.types import ModelFile
     from bitnet_tuning.plan.profile import Profile

@@ -7,7 +7,7 @@ from shlex import quote
 from bitnet_tuning.doctor.case import BENCHMARK, Case, Check, Finding, bad, good, unknown, warn
 from bitnet_tuning.engine.known import check_pair
 from bitnet_tuning.errors import TuningError
-from bitnet_tuning.machine.mounts import mount_holding
+from bitnet_tuning.machine.cgroups import mount_holding
 from bitnet_tuning.machine.warnings import MEMORY, MEMORY_FACTOR, SWAPPED
 from bitnet_tuning.model.types import I2_S, TERNARY
 

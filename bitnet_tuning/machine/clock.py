@@ -14,8 +14,6 @@ _HIGHEST_BASE_MHZ = 10_000
 
 _IN_BRAND = r"@ *([0-9.]{1,6}) *GHz"
 
-_LONGEST_GOVERNOR = 16
-"""CPUFREQ_NAME_LEN in the kernel."""
 
 SET_PERFORMANCE = f"echo performance | sudo tee /{CPU}/cpu*/cpufreq/scaling_governor"
 """Shell command that sets the governor of every CPU; needs no tool to install."""
@@ -94,18 +92,3 @@ def read_driver(root: Root, cpus: frozenset[int]) -> str | None:
         if name and name.isprintable() and len(name) <= 16:
             return name
     return None
-
-
-def read_governor(root: Root, cpus: frozenset[int]) -> str | None:
-    """Return the governor of ``cpus``; several are joined by commas, most frequent first.
-
-    None where the kernel shows none, as in virtual machines and WSL.
-    """
-    counts: dict[str, int] = {}
-    for cpu in sorted(cpus):
-        # CPUs without cpufreq may come before ones that have it.
-        name = root.read(f"{CPU}/cpu{cpu}/cpufreq/scaling_governor") or ""
-        plain = name.replace("-", "").replace("_", "")
-        if name.isascii() and plain.isalnum() and len(name) <= _LONGEST_GOVERNOR:
-            counts[name] = counts.get(name, 0) + 1
-    return ",".join(sorted(counts, key=lambda name: -counts[name])) or None

@@ -5,13 +5,11 @@ from __future__ import annotations
 import sys
 
 from bitnet_tuning.machine.cgroups import read_cgroups, read_quota
-from bitnet_tuning.machine.clock import read_governor
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.limits import read_allowed_cpus, read_allowed_nodes
 from bitnet_tuning.machine.memory import read_memory
 from bitnet_tuning.machine.root import Root
-from bitnet_tuning.machine.topology import read_kinds, read_topology
-from bitnet_tuning.machine.wsl import read_wsl
+from bitnet_tuning.machine.topology import CPU, read_kinds, read_topology
 from bitnet_tuning.namedtuple import NamedTuple
 
 _FIRST_PROCESSORS = 1 << 14
@@ -23,6 +21,9 @@ _FLAG_KEYS = ("flags", "features", "isa")
 
 _BRAND_KEYS = ("model name", "cpu model", "processor", "hardware", "uarch", "cpu")
 """As x86 and LoongArch, MIPS, 32-bit ARM (two), RISC-V, and POWER name the line."""
+
+_LONGEST_GOVERNOR = 16
+"""CPUFREQ_NAME_LEN in the kernel."""
 
 
 class Processor(NamedTuple):
@@ -95,3 +96,41 @@ def _brand(stated: dict[str, str]) -> str | None:
     if named is None and "cpu part" in stated:
         return f"ARM implementer {stated.get('cpu implementer', '?')}, part {stated['cpu part']}"
     return named and " ".join(named.split())
+
+
+def read_wsl(root: Root) -> int | None:
+    """Return 1 or 2 for the version of WSL, None outside it.
+
+    Version 1 releases look like ``4.4.0-19041-Microsoft``, version 2 ones like
+    ``5.15.90.1-microsoft-standard-WSL2``; a kernel that the user built may say
+    neither, but version 2 always has the interop handler or /run/WSL.
+    """
+    release = root.read("proc/sys/kernel/osrelease") or _release_in_version(root)
+    if "microsoft" in release.lower():
+        is_first = release.endswith("-Microsoft") and release.startswith(("3.", "4.4."))
+        return 1 if is_first else 2
+    if "wsl2" in release.lower() or root.exists("run/WSL"):
+        return 2
+    return 2 if root.exists("proc/sys/fs/binfmt_misc/WSLInterop") else None
+
+
+def _release_in_version(root: Root) -> str:
+    """Return RELEASE of ``Linux version RELEASE (builder) …``: the builder may well be somebody
+    at Microsoft."""
+    words = (root.read("proc/version") or "").split()
+    return words[2] if len(words) > 2 else ""
+
+
+def read_governor(root: Root, cpus: frozenset[int]) -> str | None:
+    """Return the governor of ``cpus``; several are joined by commas, most frequent first.
+
+    None where the kernel shows none, as in virtual machines and WSL.
+    """
+    counts: dict[str, int] = {}
+    for cpu in sorted(cpus):
+        # CPUs without cpufreq may come before ones that have it.
+        name = root.read(f"{CPU}/cpu{cpu}/cpufreq/scaling_governor") or ""
+        plain = name.replace("-", "").replace("_", "")
+        if name.isascii() and plain.isalnum() and len(name) <= _LONGEST_GOVERNOR:
+            counts[name] = counts.get(name, 0) + 1
+    return ",".join(sorted(counts, key=lambda name: -counts[name])) or None

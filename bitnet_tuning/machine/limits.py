@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from math import inf
 
 from bitnet_tuning.machine.root import Root, as_integer, parse_list, parse_mask, parse_or_none
 from bitnet_tuning.namedtuple import NamedTuple
@@ -79,9 +78,9 @@ def read_lock_limit(root: Root) -> float | None:
     for no limit, None if unknown."""
     if root.live:
         lockable = read_privileges(root).lockable
-        return None if os.name == "nt" else inf if lockable is None else lockable
+        return None if os.name == "nt" else float("inf") if lockable is None else lockable
     for line in (root.read("proc/self/limits") or "").splitlines():
         if line.startswith("Max locked memory"):
             soft = line.split()[3:4]
-            return inf if soft == ["unlimited"] else as_integer("".join(soft))
+            return float("inf") if soft == ["unlimited"] else as_integer("".join(soft))
     return None
