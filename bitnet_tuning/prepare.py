@@ -12,9 +12,8 @@ from bitnet_tuning.engine.known import know, with_architecture
 from bitnet_tuning.errors import MissingError, UsageError
 from bitnet_tuning.launch.program import FEED, INHERIT, INTERRUPT_GRACE, NO_INPUT, Launch, Outcome
 from bitnet_tuning.launch.run import run
-from bitnet_tuning.machine.detect import read_host
+from bitnet_tuning.machine.detect import read_host, read_privileges
 from bitnet_tuning.machine.host import Host
-from bitnet_tuning.machine.limits import read_privileges
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.model.find import Choice, choose_model
 from bitnet_tuning.plan.facts import Facts, Plan, Request

@@ -16,8 +16,7 @@ from bitnet_tuning import demo
 from bitnet_tuning.engine.find import has_embedded, locate_all
 from bitnet_tuning.engine.known import know
 from bitnet_tuning.launch.background import capture
-from bitnet_tuning.machine.detect import read_host
-from bitnet_tuning.machine.limits import read_privileges
+from bitnet_tuning.machine.detect import read_host, read_privileges
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.plan.facts import Plan, Request

@@ -11,7 +11,7 @@ from bitnet_tuning.bench import knobs
 from bitnet_tuning.bench.comparison import Sizes
 from bitnet_tuning.bench.knobs import FULL, QUICK, Assignment, Choices
 from bitnet_tuning.engine.find import GOMP, NONE
-from bitnet_tuning.machine.limits import Privileges
+from bitnet_tuning.machine.detect import Privileges
 from bitnet_tuning.machine.memory import HugePages
 from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.memory import need_of

@@ -18,16 +18,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from bitnet_tuning.bench import compare, limits, results, subjects, summary
+from bitnet_tuning.bench import compare, limits, results, summary
 from bitnet_tuning.bench import summary as export
 from bitnet_tuning.bench.comparison import Round, Run
 from bitnet_tuning.bench.limits import Energy
 from bitnet_tuning.bench.results import (
     Part,
     Surroundings,
+    engine_facts,
     from_document,
+    git_commit,
     load,
+    model_facts,
     new_path,
+    program,
     save,
     to_document,
 )
@@ -312,7 +316,7 @@ def git(folder: Path, files: Mapping[str, str]) -> None:
 )
 def test_a_checkouts_commit_is_read(tmp_path: Path, files: Mapping[str, str]) -> None:
     git(tmp_path, files)
-    assert subjects.git_commit(str(tmp_path)) == COMMIT
+    assert git_commit(str(tmp_path)) == COMMIT
 
 
 @pytest.mark.parametrize(
@@ -321,7 +325,7 @@ def test_a_checkouts_commit_is_read(tmp_path: Path, files: Mapping[str, str]) ->
 )
 def test_without_a_commit_there_is_none(tmp_path: Path, files: Mapping[str, str]) -> None:
     git(tmp_path, files)
-    assert subjects.git_commit(str(tmp_path)) is None
+    assert git_commit(str(tmp_path)) is None
 
 
 def test_our_own_commit_is_not_that_of_a_checkout_we_were_copied_into(
@@ -330,9 +334,9 @@ def test_our_own_commit_is_not_that_of_a_checkout_we_were_copied_into(
     git(tmp_path, {".git/HEAD": COMMIT, "bitnet_tuning/__init__.py": ""})
     place = tmp_path / "bitnet_tuning" / "__init__.py"
     monkeypatch.setattr("bitnet_tuning.__file__", str(place))
-    assert subjects.program().git_commit is None
+    assert program().git_commit is None
     git(tmp_path, {"pyproject.toml": '[project]\nname = "bitnet-tuning"\n'})
-    assert subjects.program().git_commit == COMMIT
+    assert program().git_commit == COMMIT
 
 
 def test_an_engine_and_a_model_are_named(schema: Draft202012Validator, tmp_path: Path) -> None:
@@ -352,10 +356,10 @@ def test_an_engine_and_a_model_are_named(schema: Draft202012Validator, tmp_path:
         completion=None,
     )
     model = ModelFile("m.gguf", 5, "bitnet", "m", "i2_s", (), None, None, None, None, False)
-    facts = subjects.engine_facts(engine, None)
+    facts = engine_facts(engine, None)
     assert (facts.generation, facts.git_commit, facts.isa) == ("classic", COMMIT, ("AVX2", "NEON"))
     assert [(file.path, file.size) for file in facts.files] == [(cli, 7)]
-    document = sample_results()._replace(engine=facts, model=subjects.model_facts(model, None))
+    document = sample_results()._replace(engine=facts, model=model_facts(model, None))
     assert problems(schema, to_document(document)) == []
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from bitnet_tuning.engine.find import GOMP, LLVM, MSVC, NONE, Engine
+from bitnet_tuning.machine.detect import Privileges
 from bitnet_tuning.machine.host import Host
-from bitnet_tuning.machine.limits import Privileges
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.plan import make_plan
 from tests.machines import Machine

@@ -9,7 +9,7 @@ import pytest
 
 from bitnet_tuning.machine.cgroups import Mount, mount_holding, read_mounts
 from bitnet_tuning.machine.clock import read_base_clock
-from bitnet_tuning.machine.limits import read_lock_limit
+from bitnet_tuning.machine.detect import read_lock_limit
 from bitnet_tuning.machine.memory import read_huge_pages, read_numa_balancing
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.machine.wsl import parse_wsl_config, read_wsl_configs

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from bitnet_tuning.machine.limits import Privileges, read_privileges
+from bitnet_tuning.machine.detect import Privileges, read_privileges
 from bitnet_tuning.machine.root import Root
 from tests.machines import CGROUP, Machine
 

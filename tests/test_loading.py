@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bitnet_tuning.engine.find import Engine
-from bitnet_tuning.machine.limits import Privileges
+from bitnet_tuning.machine.detect import Privileges
 from bitnet_tuning.machine.memory import HugePages, parse_glibc
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.memory import need_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bitnet_tuning.engine.timings import Speed, Timings, parse_timings
+from bitnet_tuning.engine.probe import Speed, Timings, parse_timings
 from bitnet_tuning.launch.failure import explain
 
 GIBIBYTE = 1 << 30

@@ -9,8 +9,8 @@ import pytest
 from bitnet_tuning.cli.show import plan_facts, shell_line
 from bitnet_tuning.engine.find import Engine, Location
 from bitnet_tuning.errors import UnsupportedError, UsageError
+from bitnet_tuning.machine.detect import Privileges
 from bitnet_tuning.machine.host import Host
-from bitnet_tuning.machine.limits import Privileges
 from bitnet_tuning.machine.memory import Memory
 from bitnet_tuning.machine.topology import Core, Hybrid, Node
 from bitnet_tuning.model.types import ModelFile

@@ -14,7 +14,7 @@ import pytest
 
 from bitnet_tuning import demo
 from bitnet_tuning.launch.background import capture
-from bitnet_tuning.machine.limits import read_privileges
+from bitnet_tuning.machine.detect import read_privileges
 from bitnet_tuning.machine.memory import read_huge_pages
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.plan.command import memory_policy

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bitnet_tuning.engine.find import Engine
-from bitnet_tuning.machine.limits import Privileges
+from bitnet_tuning.machine.detect import Privileges
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.openmp import BINDING
 from bitnet_tuning.plan.plan import make_plan

@@ -8,11 +8,19 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import NamedTuple
 
-from bitnet_tuning.bench import limits, subjects
+from bitnet_tuning.bench import limits
 from bitnet_tuning.bench.bandwidth import Absent, Bandwidth, measure_bandwidth
 from bitnet_tuning.bench.comparison import DEFAULT, Run
 from bitnet_tuning.bench.knobs import Assignment, Choices, Space, make_space
-from bitnet_tuning.bench.results import RUNNING, Results, Surroundings, stamp
+from bitnet_tuning.bench.results import (
+    RUNNING,
+    Results,
+    Surroundings,
+    engine_facts,
+    model_facts,
+    program,
+    stamp,
+)
 from bitnet_tuning.bench.runner import FIRST, SECOND, Runner, choose_sizes, find_bench
 from bitnet_tuning.console import Progress, clock, say
 from bitnet_tuning.engine.find import EMBEDDED
@@ -201,11 +209,11 @@ def _document(subject: Subject, asked: Assignment, space: Space) -> Results:
         created=created,
         updated=created,
         state=RUNNING,
-        program=subjects.program(),
+        program=program(),
         options=asked,
         host=host_facts(facts.host),
-        engine=subjects.engine_facts(facts.engine, bench.program if bench else None),
-        model=subjects.model_facts(facts.model, None if isinstance(read, Absent) else read),
+        engine=engine_facts(facts.engine, bench.program if bench else None),
+        model=model_facts(facts.model, None if isinstance(read, Absent) else read),
         space=space,
         settings={DEFAULT: space.default, **dict(space.fixed)},
     )

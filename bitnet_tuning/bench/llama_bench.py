@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from bitnet_tuning.bench.comparison import Sizes
 from bitnet_tuning.bench.knobs import FLAGS
-from bitnet_tuning.engine.timings import Speed, parse_timings
+from bitnet_tuning.engine.probe import Speed, parse_timings
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.plan.command import KNOB_FLAGS, memory_policy
 from bitnet_tuning.plan.facts import Request

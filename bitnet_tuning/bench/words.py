@@ -8,7 +8,7 @@ from functools import cached_property
 from bitnet_tuning.bench.knobs import COMPUTING
 from bitnet_tuning.bench.llama_bench import TOKENS_PER_WORD, FailedRunError, words
 from bitnet_tuning.bench.runner import TRIES, Patience, run_cli
-from bitnet_tuning.engine.timings import parse_timings
+from bitnet_tuning.engine.probe import parse_timings
 from bitnet_tuning.errors import TuningError, UnsupportedError
 from bitnet_tuning.launch.failure import shorten
 from bitnet_tuning.model.gguf import read_model

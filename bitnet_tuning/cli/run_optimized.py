@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bitnet_tuning.cli.arguments import Parser, add_optimized, add_run, read_request
 from bitnet_tuning.console import guarded, say
-from bitnet_tuning.engine.timings import Speed, parse_timings
+from bitnet_tuning.engine.probe import Speed, parse_timings
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.launch.program import Outcome
 from bitnet_tuning.machine.clock import SET_PERFORMANCE

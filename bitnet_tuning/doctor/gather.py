@@ -15,9 +15,8 @@ from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.cgroups import Cgroups, read_mounts
 from bitnet_tuning.machine.clock import read_base_clock
-from bitnet_tuning.machine.detect import read_host
+from bitnet_tuning.machine.detect import read_host, read_lock_limit
 from bitnet_tuning.machine.host import Host
-from bitnet_tuning.machine.limits import read_lock_limit
 from bitnet_tuning.machine.memory import read_huge_pages, read_memory, read_numa_balancing
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.machine.wsl import read_wsl_configs

@@ -11,6 +11,7 @@ from bitnet_tuning.engine import binary
 from bitnet_tuning.engine.find import ARCHITECTURES, Engine, Location, beside, embedded_library
 from bitnet_tuning.launch.background import Captured, capture
 from bitnet_tuning.machine.detect import read_flags
+from bitnet_tuning.namedtuple import NamedTuple
 
 _SIGILL = (132, 0xC000001D, 0xC000001D - (1 << 32))
 """Exit codes after an illegal instruction: a shell's number for the signal, and Windows'
@@ -130,3 +131,38 @@ def parse_system_info(log: str) -> set[str]:
     lines = [line for line in log.splitlines() if "system_info:" in line]
     pairs = re.findall(_FEATURE, lines[-1]) if lines else []
     return {name for name, value in pairs if value != "0"}
+
+
+class Speed(NamedTuple):
+    """One phase of a run, in the engine's own figures."""
+
+    tokens: int
+    milliseconds: float
+
+    @property
+    def rate(self) -> float | None:
+        """Tokens per second."""
+        return self.tokens / self.milliseconds * 1000 if self.milliseconds > 0 else None
+
+
+class Timings(NamedTuple):
+    """A run's phases; None for one that the log does not have."""
+
+    prompt: Speed | None
+    generation: Speed | None
+
+
+_LINE = r"{} time\s*=\s*([\d.]+) ms\s*/\s*(\d+) (?:tokens|runs)"
+
+_PROMPT = re.compile(_LINE.format(r"prompt eval"))
+
+_GENERATION = re.compile(_LINE.format(r"(?<!prompt )eval"))
+
+
+def parse_timings(log: str) -> Timings:
+    """Return what llama.cpp's timing lines say, in any generation's spelling."""
+    return Timings(*(_speed(pattern.search(log)) for pattern in (_PROMPT, _GENERATION)))
+
+
+def _speed(found: re.Match[str] | None) -> Speed | None:
+    return Speed(int(found[2]), float(found[1])) if found else None

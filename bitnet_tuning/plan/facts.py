@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from bitnet_tuning.engine.find import Engine
+    from bitnet_tuning.machine.detect import Privileges
     from bitnet_tuning.machine.host import Host
-    from bitnet_tuning.machine.limits import Privileges
     from bitnet_tuning.machine.memory import HugePages
     from bitnet_tuning.model.types import ModelFile
     from bitnet_tuning.plan.profile import Profile

@@ -16,8 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from bitnet_tuning.machine.detect import Privileges
     from bitnet_tuning.machine.host import Host
-    from bitnet_tuning.machine.limits import Privileges
     from bitnet_tuning.machine.memory import HugePages
     from bitnet_tuning.model.types import ModelFile
     from bitnet_tuning.plan.facts import Facts, Plan, Request
