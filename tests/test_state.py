@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from bitnet_tuning.namedtuple import NamedTuple
-from bitnet_tuning.store.state import SCHEMA, State, default_folder, digest, write_atomically
+from bitnet_tuning.store.state import (
+    SCHEMA,
+    State,
+    default_folder,
+    digest,
+    read_json,
+    write_atomically,
+)
 
 
 class Kept(NamedTuple):
@@ -267,7 +274,7 @@ def test_a_mask_for_new_files_is_respected(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
-from bitnet_tuning.store.state import State
+from bitnet_tuning.store.state import read_json, State
 from tests.test_state import Kept
 state = State(sys.argv[1])
 for number in range(60):
@@ -316,3 +323,17 @@ def test_the_customary_cache(monkeypatch: pytest.MonkeyPatch, cache: str | None)
     monkeypatch.setenv("HOME", "/home/x")
     environ = {} if cache is None else {"XDG_CACHE_HOME": cache, "BITNET_TUNING_HOME": ""}
     assert default_folder(environ) == "/home/x/.cache/bitnet-tuning"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"a": [1, -2.5e3, true, null, "\\u00e9\\n"], "b": {}}', " [] \n", '"x"', "1e400", "NaN"],
+)
+def test_json_is_read_as_the_library_reads_it(text: str) -> None:
+    assert repr(read_json(text)) == repr(json.loads(text))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1,]", "{} {}", "[1] x", '{"a" 1}', "nul", '"\n"'])
+def test_what_is_no_json_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        read_json(text)

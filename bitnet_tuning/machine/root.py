@@ -57,10 +57,11 @@ class Root:
     def numbers(self, name: str, separator: str = ":") -> dict[str, int]:
         """Return the lines of a file that hold a count, or a size in kB, as bytes."""
         found = {}
-        for key, value in self.pairs(name, separator):
-            digits = value.removesuffix("kB").rstrip()
-            if digits.isdecimal() and len(digits) < 20:
-                found[key] = int(digits) * (1 if digits == value else 1024)
+        for line in (self.read(name) or "").splitlines():
+            key, _, value = line.partition(separator)
+            digits, _, unit = value.strip().partition(" ")
+            if digits.isdecimal() and unit in ("", "kB") and len(digits) < 20:
+                found[key.strip()] = int(digits) * (1024 if unit else 1)
         return found
 
     def names(self, folder: str) -> list[str]:
