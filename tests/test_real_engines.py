@@ -149,8 +149,10 @@ def test_many_prompts_are_answered_as_each_alone(folder: str, slots: str) -> Non
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["prompt"] for answer in answers] == list(QUESTIONS * 3)
     for answer in answers[: len(QUESTIONS)]:
-        alone = run(script, *flags, "-p", answer["prompt"]).stdout
-        assert alone.split() == f"{answer['prompt']}{answer['text']}".split()
+        expected = f"{answer['prompt']}{answer['text']}".split()
+        # Mainline's llama-completion loses its last words now and then (llama.cpp issue 22142).
+        texts = (run(script, *flags, "-p", answer["prompt"]).stdout.split() for _ in range(5))
+        assert any(text == expected for text in texts)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
