@@ -200,12 +200,25 @@ def test_a_replay_asks_the_same() -> None:
     assert again.ask() == told.done
 
 
-def test_an_interrupted_round_counts_for_what_it_has() -> None:
-    search = Search(SPACE, Rounds(Objective(), budget=300))
+def test_an_interrupted_round_is_asked_for_again_without_what_is_out() -> None:
+    search = Search(SPACE, Rounds(Objective(), budget=57))
     step = search.ask()
     assert isinstance(step, Measure)
-    search.tell(Round(1, step.stage, (Run("default", {TG: (1.0,)}, 1.0),), 1.0))
-    assert isinstance(search.ask(), Measure)
+    runs = (Run("default", {TG: (1.0,)}, 1.0), Run("8 threads", {}, 1.0, "no end after 60 s"))
+    search.tell(Round(1, step.stage, runs, 20.0))
+    rest = tuple(name for name in step.order if name != "8 threads")
+    assert search.ask() == step._replace(order=rest)
+    assert search.rounds.measured("default") == 1
+    search.tell(Round(2, step.stage, tuple(Run(n, {TG: (1.0,)}, 1.0) for n in rest), 28.0))
+    again = search.ask()
+    assert isinstance(again, Measure)
+    assert again.stage != "threads" or again.order != rest
+
+
+def test_an_interrupted_round_does_not_hide_that_the_default_is_out() -> None:
+    search = Search(SPACE, Rounds(Objective(), budget=57))
+    search.tell(Round(1, "threads", (Run("default", {}, 1.0, "no end after 60 s"),), 20.0))
+    assert isinstance(search.ask(), Decision)
 
 
 @pytest.mark.parametrize("budget", [0.0, 1.0, 8.0, 16.0, 25.0, 40.0])

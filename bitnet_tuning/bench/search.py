@@ -107,10 +107,15 @@ class Search:
         return self._pending
 
     def tell(self, told: Round) -> None:
-        """Add what was measured; runs that an interruption left out may lack."""
+        """Add what was measured. A round that an interruption cut short is asked for again,
+        without settings that are out by now."""
         self.rounds.add(told)
         if isinstance(self._pending, Measure):
-            self._advance()
+            good = tuple(self.rounds.good(self._pending.order))
+            if len(told.runs) < len(self._pending.order) and DEFAULT in good:
+                self._pending = self._pending._replace(order=good)
+            else:
+                self._advance()
 
     def tell_check(self, name: str, problem: str | None) -> None:
         """Add what is wrong with a setting's output; None where it is right."""
@@ -256,13 +261,8 @@ class Search:
         """Return settings that a duel in half of the time left could still show to be better."""
         found = self.rounds.fit()
         least = max(WORTH, reach(self.rounds, self._rounds_left(DEFAULT) / 2))
-        names = [name for name in self.rounds.good(self._stacks) if name in found.means]
-        return [
-            name
-            for name in names
-            if name != DEFAULT
-            and found.gap(name, DEFAULT) + SURE * found.error(name, DEFAULT) >= least
-        ]
+        names = [n for n in self.rounds.good(self._stacks) if n in found.means and n != DEFAULT]
+        return [n for n in names if found.gap(n, DEFAULT) + SURE * found.error(n, DEFAULT) >= least]
 
     def _rounds_left(self, name: str) -> float:
         """Return how many rounds of that setting against the default the budget has left."""
