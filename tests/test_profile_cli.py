@@ -84,6 +84,12 @@ def test_a_list_without_profiles_says_how_to_get_one(bench: Bench) -> None:
     assert json.loads(bench.out()) == []
 
 
+def test_without_a_command_it_is_the_list(bench: Bench) -> None:
+    made = bench.remember()
+    assert main(["profile"]) == 0
+    assert bench.out().splitlines()[1].startswith(made.id)
+
+
 def test_a_list_has_a_line_for_each(bench: Bench) -> None:
     made = bench.remember()
     assert bench.call("list") == 0
@@ -193,7 +199,7 @@ def test_all_are_removed(bench: Bench) -> None:
     assert "no profile to remove" in bench.err()
 
 
-@pytest.mark.parametrize("words", [("remove",), ("remove", "abc", "--all"), (), ("forget",)])
+@pytest.mark.parametrize("words", [("remove",), ("remove", "abc", "--all"), ("forget",)])
 def test_senseless_calls(bench: Bench, words: tuple[str, ...]) -> None:
     assert main(["profile", *words]) == 2
     assert bench.err().startswith("bitnet-tuning: error: ")

@@ -36,7 +36,7 @@ _TUNE = "python3 benchmark_optimized.py makes one"
 
 def run(arguments: list[str]) -> int:
     """Run one of the subcommands."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(arguments or ["list"])
     state = State(default_folder(os.environ))
     try:
         code: int = options.action(options, state)
@@ -48,7 +48,7 @@ def run(arguments: list[str]) -> int:
 
 def _parser() -> Parser:
     parser = Parser(prog="bitnet_tuning profile", description="Measured winners, remembered.")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, help="list if left out")
 
     def command(name: str, action: Any, what: str) -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what)
