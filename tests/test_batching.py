@@ -51,6 +51,7 @@ def test_a_short_prompt_gets_buffers_that_hold_it_whole(size: int | None, ubatch
 
 
 def test_the_reason_says_what_it_saves() -> None:
+    assert "of 1 byte (about 1 token) fits" in chosen(1).reasons["ubatch"]
     assert "about 12 tokens" in chosen(50).reasons["ubatch"]
     assert "223 MiB smaller" in chosen(50).reasons["batch"]
     assert "about 1000 tokens" in chosen(4000).reasons["batch"]

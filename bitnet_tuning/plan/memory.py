@@ -7,7 +7,7 @@ cache for 2048 tokens, 255.5 MiB of buffers with a micro-batch of 512, 31.9 with
 
 from __future__ import annotations
 
-from bitnet_tuning.console import MEBIBYTE
+from bitnet_tuning.console import MEBIBYTE, counted
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.command import obeys
 from bitnet_tuning.plan.openmp import user_set
@@ -151,8 +151,9 @@ def choose_batch(plan: Plan, request: Request, facts: Facts) -> Plan:
         size = max(LEAST_UBATCH, 1 << (length + _SPECIAL - 1).bit_length())
         saved = need_of(model, 0, DEFAULT_UBATCH).buffers - need_of(model, 0, size).buffers
         why = (
-            f"{size}: the prompt of {length} bytes (about {estimate(length)} tokens) fits in it "
-            f"whole; its buffers are {saved // MEBIBYTE} MiB smaller"
+            f"{size}: the prompt of {counted(length, 'byte')} (about "
+            f"{counted(estimate(length), 'token')}) fits in it whole; its buffers are "
+            f"{saved // MEBIBYTE} MiB smaller"
         )
         return _sized(plan, size, size, why)
 
