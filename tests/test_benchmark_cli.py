@@ -191,6 +191,20 @@ def test_a_setting_that_changes_the_words_is_out(engine: FakeEngine, tmp_path: P
     assert "wrong output" in done.stdout
 
 
+def test_a_tuning_without_a_round_offers_no_resume(engine: FakeEngine, tmp_path: Path) -> None:
+    output = tmp_path / "r.json"
+    engine.curve(**QUIET, seconds=1.5)
+    running = subprocess.Popen(
+        command(*subject(engine), "--output", output), stderr=subprocess.PIPE, text=True
+    )
+    _wait_for_rounds(output, 0)
+    running.send_signal(signal.SIGINT)
+    _, log = running.communicate(timeout=20)
+    assert (running.returncode, document(output)["rounds"]) == (130, [])
+    assert "interrupted before anything was measured" in log
+    assert "--resume" not in log
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_tuning_keeps_its_rounds_and_goes_on(
     engine: FakeEngine, tmp_path: Path, number: int
@@ -282,7 +296,13 @@ def test_modes_and_threads_restrict_what_is_measured(engine: FakeEngine, tmp_pat
 def test_nothing_is_remembered_where_that_is_asked_for(engine: FakeEngine, tmp_path: Path) -> None:
     engine.curve(**QUIET, factors={"mmap=0": 1.3})
     before = plan(engine)["command"]
-    assert tuned(engine, tmp_path / "r.json", "--no-remember").returncode == 0
+    output = tmp_path / "r.json"
+    assert tuned(engine, output, "--no-remember").returncode == 0
+    assert plan(engine)["command"] == before
+    results = load(str(output))
+    save(str(output), results._replace(decision=None, state="interrupted"))
+    done = benchmark("--resume", output)
+    assert (done.returncode, document(output)["profile"]) == (0, None), done.stderr
     assert plan(engine)["command"] == before
 
 
@@ -361,6 +381,7 @@ def test_two_at_once_are_warned_and_none_takes_up_the_others_file(
         assert (other.returncode, "another benchmark is running" in other.stderr) == (2, True)
         third = tuned(engine, tmp_path / "s.json", "--quick", budget=6)
         assert "each disturbs the other" in third.stderr
+        assert "another benchmark is running" in document(tmp_path / "s.json")["warnings"][0]
     finally:
         running.kill()
         running.wait()

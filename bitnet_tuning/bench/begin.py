@@ -43,11 +43,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.bench.llama_bench import Bench
 
-
 BUDGETS = {"quick": 60.0, "normal": 300.0, "full": 1200.0}
 """Seconds, by effort."""
-
-UNLOCKED = "performance mode is measured without its lock: llama-bench has none"
 
 
 def progress_of(budget: float) -> Progress:
@@ -173,6 +170,7 @@ def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Prog
         threads=options.threads or None,
         modes=options.modes or None,
         sizes=subject.runner.sizes,
+        remember=not options.no_remember,
     )
     bench = subject.runner.bench
     choices = Choices(subject.facts, asked, bench.flags if bench else None)

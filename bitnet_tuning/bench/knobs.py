@@ -29,7 +29,7 @@ from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import PP, TG, Objective
 from bitnet_tuning.plan.setting import MOST_THREADS_ENGINE, Change, Setting, Threads
 from bitnet_tuning.plan.setting import UPSTREAM as UPSTREAM_SETTING
-from bitnet_tuning.store.codec import Annotated, Literal, Via
+from bitnet_tuning.store.codec import LATER, Annotated, Literal, Via
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -109,6 +109,8 @@ class Assignment(NamedTuple):
     """The only modes to measure; None for all."""
     sizes: Sizes | None
     """Tokens and samples of every run; None until the engine's speed is known."""
+    remember: Annotated[bool, LATER] = True
+    """Whether the winner is to be saved for later runs."""
 
 
 class Choices(NamedTuple):

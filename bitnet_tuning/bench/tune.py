@@ -44,7 +44,7 @@ from bitnet_tuning.bench.stages import Measure
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
 from bitnet_tuning.bench.summary import HEADINGS, Summary, cells, to_csv
 from bitnet_tuning.bench.words import Checker
-from bitnet_tuning.console import Progress, aligned, print_table, say, text_width, times
+from bitnet_tuning.console import Progress, aligned, counted, print_table, say, text_width, times
 from bitnet_tuning.errors import UnsupportedError, UsageError
 from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.machine import conditions
@@ -67,6 +67,8 @@ from bitnet_tuning.store.codec import to_json
 from bitnet_tuning.store.state import State, alone, default_folder
 
 LOCK = "benchmark.lock"
+NOTHING = "interrupted before anything was measured"
+NOT_ALONE = "another benchmark is running: each disturbs the other's figures"
 
 TAIL_SECONDS = 3.0
 """Kept of the budget for what comes after the search: the machine's state and bandwidth."""
@@ -158,8 +160,10 @@ def tune(options: argparse.Namespace) -> int:
     """Measure, search, remember and show; return the exit code. Raises TuningError."""
     state = State(default_folder(os.environ))
     earlier = load(options.resume) if options.resume else None
-    with alone_in(state, earlier is not None):
-        work, code = _tune(options, earlier, state)
+    if earlier and options.no_remember:
+        earlier = earlier._replace(options=earlier.options._replace(remember=False))
+    with alone_in(state, earlier is not None) as warnings:
+        work, code = _tune(options, earlier, state, warnings)
     if work is not None:
         _write(work.results, options, work.path)
     if state.warning:
@@ -168,23 +172,23 @@ def tune(options: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def alone_in(state: State, resumes: bool = False) -> Iterator[None]:
-    """Warn where another benchmark runs. Raises UsageError where it may be writing the very
-    results that this one resumes."""
+def alone_in(state: State, resumes: bool = False) -> Iterator[tuple[str, ...]]:
+    """Warn where another benchmark runs, and yield the warning. Raises UsageError where it may
+    be writing the very results that this one resumes."""
     with contextlib.suppress(OSError):
         os.makedirs(state.folder, exist_ok=True)
     with alone(os.path.join(state.folder, LOCK)) as is_alone:
         if not is_alone and resumes:
             raise UsageError("another benchmark is running", "wait for its end, or end it")
         if not is_alone:
-            say("warning: another benchmark is running: each disturbs the other's figures")
-        yield
+            say(f"warning: {NOT_ALONE}")
+        yield () if is_alone else (NOT_ALONE,)
 
 
 def _tune(
-    options: argparse.Namespace, earlier: Results | None, state: State
+    options: argparse.Namespace, earlier: Results | None, state: State, warnings: tuple[str, ...]
 ) -> tuple[_Work | None, int]:
-    """Return what was measured, and the exit code."""
+    """Return what was measured, and the exit code. ``warnings`` are kept with the results."""
     started = time.monotonic()
     subject = find_subject(options, earlier, state)
     key = engine_key(subject.facts.engine)
@@ -196,13 +200,13 @@ def _tune(
             else:
                 begun = begin(subject, options, stop, shown)
         except Stopped as end:
-            say("interrupted before anything was measured")
+            say(NOTHING)
             return None, 128 + end.number
         path = options.output or options.resume or new_path(state.folder, now())
         spent = earlier.rounds[-1].elapsed if earlier and earlier.rounds else 0.0
         work = _Work(subject, begun, path, lambda: spent + time.monotonic() - started)
-        keep = None if options.no_remember else lambda: work.remember(key, state)
-        return work, work.run(stop, shown, keep)
+        work.results = begun.results._replace(warnings=(*warnings, *begun.results.warnings))
+        return work, work.run(stop, shown, key, state)
 
 
 class _Work:
@@ -211,34 +215,32 @@ class _Work:
     def __init__(
         self, subject: Subject, begun: Begun, path: str, clock: Callable[[], float]
     ) -> None:
-        self.subject = subject
-        self.begun = begun
-        self.path = path
-        self.clock = clock
+        self.subject, self.begun, self.path, self.clock = subject, begun, path, clock
         self.results = begun.results
 
     def keep(self, results: Results) -> None:
         self.results = results._replace(updated=stamp(now()))
         save(self.path, self.results)
 
-    def run(self, stop: Stop, shown: Progress, remember: Callable[[], None] | None) -> int:
-        """Return the exit code."""
+    def run(self, stop: Stop, shown: Progress, engine: EngineKey, state: State) -> int:
+        """Return the exit code. The winner is stored in ``state``, for ``engine``."""
         self.keep(self.results)
         try:
             short = self._search(stop, shown)
             # Before anything else: from here on, the decision cannot be interrupted away.
-            if short and remember:
+            if self.results.options.remember and short:
                 self.keep(_not_remembered(self.results, "too little was tried"))
-            elif remember:
-                remember()
+            elif self.results.options.remember:
+                self.keep(remembered(self.results, self.subject, engine, state, self.path))
             with stop.interruptible():
                 shown.running("finishing: memory and energy", self.clock())
                 self._finish()
         except Stopped as end:
             if self.results.decision is None:
                 self.keep(self.results._replace(state=INTERRUPTED))
-                count = len(self.results.rounds)
-                say(f"interrupted: {count} rounds are kept; go on with --resume {self.path}")
+                kept = counted(len(self.results.rounds), "round")
+                how = f"{kept} measured; go on with --resume {self.path}"
+                say(f"interrupted: {how}" if self.results.rounds else NOTHING)
             return 128 + end.number
         return 0
 
@@ -264,10 +266,6 @@ class _Work:
             )
         self.keep(self.results._replace(state=FINISHED, decision=decision))
         return session.search.short
-
-    def remember(self, engine: EngineKey, state: State) -> None:
-        """Store the winner for later runs, or say why not."""
-        self.keep(remembered(self.results, self.subject, engine, state, self.path))
 
     def _finish(self) -> None:
         """Add what the machine did meanwhile, and how near the limit the winner is."""
@@ -394,15 +392,12 @@ def evidence(results: Results, path: str) -> Evidence:
     decision, measured = results.decision, results.measured
     assert decision is not None
     speeds = measured.speeds(decision.winner)
-    upstream = None
-    if decision.winner != UPSTREAM:
-        upstream = measured.shown(decision.winner, UPSTREAM).ratio
     return Evidence(
         objective=results.options.objective,
         verdict=decision.verdict,
         ratio=decision.estimate,
         floor=decision.floor,
-        against_upstream=upstream,
+        against_upstream=measured.shown(decision.winner, UPSTREAM).ratio,
         speeds={phase: median(speeds[phase]) if speeds[phase] else None for phase in (PP, TG)},
         results=os.path.abspath(path),
         budget=results.options.budget,
