@@ -1,18 +1,11 @@
-"""Errors that a user can act on.
-
-Each class names the exit code of the program that ends with it, so that the
-error boundary in ``cli`` needs no table of its own.
-"""
+"""Errors that a user can act on; each class names its program's exit code."""
 
 from __future__ import annotations
 
 
 class TuningError(Exception):
-    """Something went wrong in a way that can be explained.
-
-    ``cause`` says what happened and ``remedy`` what to do about it; each is one
-    line, without a full stop where it ends in something to paste.
-    """
+    """Something went wrong: ``cause`` says what happened, ``remedy`` what to do about it. Each is
+    one line, without a full stop where it ends in something to paste."""
 
     exit_code = 1
 

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from operator import itemgetter
 
-__all__ = ["TYPE_CHECKING", "NamedTuple"]
+__all__ = ["NamedTuple"]
 
-TYPE_CHECKING = False
-"""As ``typing``'s: type checkers take any variable of this name for true."""
-
+TYPE_CHECKING = False  # type checkers take any variable of this name for true
 if TYPE_CHECKING:
     from typing import NamedTuple
 else:

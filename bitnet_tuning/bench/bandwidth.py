@@ -66,8 +66,7 @@ def measure_bandwidth(
     """Read a buffer much larger than the caches, in parallel; it takes about a second.
 
     ``cpus`` are those that may be used, all allowed ones by default. Every thread stays on a
-    CPU of its own, physical cores first. More threads than CPUs read no
-    faster: then as many as there are CPUs do it.
+    CPU of its own, physical cores first; with more threads than CPUs, as many as CPUs read.
 
     glibc's ``memchr`` and ``memcmp`` are bound by memory, not by themselves: on a virtual
     machine with two CPUs of an AMD EPYC (Zen 4) they read 90 GB/s from the second-level
