@@ -51,9 +51,9 @@ bitnet_env() { # writes to 9 what to evaluate; $1: the first word given to the s
     [ -f "$kept" ] && bitnet_recall <"$kept" && return
     [ -d "${file%/*}/bitnet_tuning" ] || file=$(readlink -f "$file")
     command -v python3 && command cd ${ZSH_VERSION:+-q} "${file%/*}/" || return
-    bitnet_split "$(command python3 -m bitnet_tuning env --sh --root "${root:-/}" --key "$key" \
-      --keep "$kept" --script "$file" --looked "$looked:" </dev/null)"
-  }
+    bitnet_split "$(BITNET_ENV_ASKS=1 command python3 -m bitnet_tuning env --sh --root "${root:-/}" \
+      --key "$key" --keep "$kept" --script "$file" --looked "$looked:" </dev/null)" # ASKS: python3
+  } # may be a script that sources this file again, as with BASH_ENV and pyenv
   bitnet_counts() { # counts: names of the value $1, with $2 behind; none where one is $3
     for f in OMP_NUM_THREADS MKL_NUM_THREADS OPENBLAS_NUM_THREADS; do
       eval "v=\${$f-}"
@@ -96,5 +96,5 @@ bitnet_env() { # writes to 9 what to evaluate; $1: the first word given to the s
   [ "$loud" != 1 ] || code="printf '%s\\n' 'bitnet-env.sh: $said' >&2; $code"
   printf '%s\n' "$code" >&9
 }
-\eval "$({ bitnet_env "${1-}" "$#"; } 9>&1 >/dev/null 2>&1)" || \: # not what a trap prints
+\eval "$({ [ "${BITNET_ENV_ASKS-}" ] || bitnet_env "${1-}" "$#"; } 9>&1 >/dev/null 2>&1)" || \: # no traps
 \unset -f bitnet_env

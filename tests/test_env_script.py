@@ -393,6 +393,23 @@ def test_without_a_python(
         assert variables_in(done.stdout) == {}
 
 
+@pytest.mark.skipif(not shutil.which("bash"), reason="not installed")
+def test_a_python_that_is_a_script_which_sources_the_file_too(asked: Asked) -> None:
+    """bash sources BASH_ENV for every script, such as pyenv's python3."""
+    start = Path(asked.log.parent, "python3")
+    start.write_text(start.read_text().replace("#!/bin/sh", "#!/usr/bin/env bash"))
+    done = subprocess.run(
+        ["bash", "-c", "echo $OMP_NUM_THREADS"],
+        env={**os.environ, "BASH_ENV": str(SCRIPT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.strip().isdecimal()
+    assert len(asked.calls) == 1
+
+
 def test_without_a_python_earlier_exports_stay(shell: Shell, machine: Machine) -> None:
     code = ". ./bitnet-env.sh; PATH=/nowhere BITNET_TUNING_HOME=/nowhere; . ./bitnet-env.sh; "
     assert shell.sourced(machine.path, code=f"{code} PATH=/usr/bin:/bin") == everything(6)

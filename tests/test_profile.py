@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from bitnet_tuning.engine.find import Engine
+from bitnet_tuning.engine.find import Engine, Location
 from bitnet_tuning.machine.host import Fingerprint, fingerprint
 from bitnet_tuning.plan.profile import Profile, claim, load
 from bitnet_tuning.plan.profiles import (
@@ -228,6 +228,16 @@ def test_half_a_file_is_set_aside(bench: Bench) -> None:
     bench.path.write_bytes(text[: len(text) // 2])
     assert stored_profiles(bench.state) == []
     assert not bench.path.exists()
+
+
+def test_a_profile_of_the_former_embedded_engine_is_set_aside(bench: Bench) -> None:
+    """It was one file, embedded.py, where the package embedded/ is now."""
+    location = Location("/x/bitnet_tuning/embedded/__main__.py", "named", embedded=True)
+    engine = bench.engine._replace(location=location)
+    key = bench.profile.engine._replace(path="/x/bitnet_tuning/embedded.py")
+    assert store(bench.state, bench.profile._replace(engine=key))
+    assert bench.load(engine) is None
+    assert "its embedded engine was replaced" in (bench.state.warning or "")
 
 
 @pytest.mark.parametrize("field", ["schema", "version"])

@@ -211,7 +211,15 @@ def test_a_file_that_is_not_empty_is_not_overwritten(prompts: Prompts) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"notes\n", b"notes", b'"text"\n', b'{"id": 0, "prompt": "prompt 0", "text": "x"}\n', b"\0\n"],
+    [
+        b"notes\n",
+        b"notes",
+        b'"text"\n',
+        b'{"id": 0, "prompt": "prompt 0", "text": "x"}\n',
+        b'{"id": 0, "prompt": "prompt 0", "text": "whole, but without its newline"}',
+        b'{"id": 7, "prompt": "a file of prompts, named by mistake"}',
+        b"\0\n",
+    ],
 )
 def test_a_file_of_something_else_is_not_touched(prompts: Prompts, content: bytes) -> None:
     prompts.write(MANY)

@@ -87,6 +87,14 @@ class AnswerStream:
             self.answered.add(ready.place)
 
 
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 class AnswerFile:
     """A file of answers, each appended as soon as it is complete, in the order of completion.
 
@@ -150,7 +158,7 @@ class AnswerFile:
         if self._count(rest):
             _write(self._handle, b"\n")
             return False
-        if not _HEAD.startswith(rest[: len(_HEAD)]) and rest.strip(b"\0"):
+        if _is_json(rest) or (not _HEAD.startswith(rest[: len(_HEAD)]) and rest.strip(b"\0")):
             self._refuse(content.count(b"\n") + 1)
         os.ftruncate(self._handle, len(content) - len(rest))
         return True

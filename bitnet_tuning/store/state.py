@@ -116,8 +116,8 @@ class State:
         return os.path.join(self.folder, f"{kind}-{mark}.json")
 
     def set_aside(self, path: str, why: str) -> None:
-        """Rename a damaged file, for whoever wants to look at it."""
-        self.warn(f"{path} is damaged ({why}): set aside as {os.path.basename(path)}.broken")
+        """Rename a file that is of no use, for whoever wants to look at it."""
+        self.warn(f"{path} cannot be used ({why}): set aside as {os.path.basename(path)}.broken")
         try:
             os.replace(path, path + ".broken")
         except OSError:
