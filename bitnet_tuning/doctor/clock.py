@@ -105,9 +105,5 @@ CHECKS: tuple[Check, ...] = (
     ("clock under load", _clock, "read after 30 ms of work, against base or highest clock"),
     ("power source", _power, "kernel: class/power_supply"),
     ("temperature", _heat, "kernel: hwmon and thermal zones; processors slow down at 95-105 °C"),
-    (
-        "other programs",
-        _others,
-        "watched for half a second; every step waits for its slowest thread",
-    ),
+    ("other programs", _others, "watched for half a second; a step waits for its slowest thread"),
 )
