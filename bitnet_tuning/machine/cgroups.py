@@ -52,7 +52,7 @@ class MemoryLimit(NamedTuple):
 
 def read_cgroups(root: Root) -> Cgroups:
     """Return the levels of every hierarchy that limits CPUs or memory."""
-    mounts = [mount for mount in read_mounts(root) if mount.kind in ("cgroup", "cgroup2")]
+    mounts = [each for each in read_mounts(root, "cgroup") if each.kind in ("cgroup", "cgroup2")]
     mounts = mounts or _customary(root)
     paths = _paths(root)
 
@@ -186,15 +186,15 @@ class Mount(NamedTuple):
         return self.kind == "drvfs" or (self.kind in ("9p", "virtiofs") and named)
 
 
-def read_mounts(root: Root) -> tuple[Mount, ...]:
-    """Return the mounts in the order in which they were made; empty where there is no table."""
+def read_mounts(root: Root, word: str = "") -> tuple[Mount, ...]:
+    """Return the mounts whose line has ``word``, in the order in which they were made."""
     for name, parse in (
         ("proc/self/mountinfo", _from_mountinfo),
         ("proc/self/mounts", _from_mounts),
         ("proc/mounts", _from_mounts),
     ):
         lines = (root.read(name, _TABLE_BYTES) or "").splitlines()
-        found = tuple(mount for line in lines if (mount := parse(line)))
+        found = tuple(mount for line in lines if word in line and (mount := parse(line)))
         if found:
             return found
     return ()
