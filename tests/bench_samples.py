@@ -20,6 +20,7 @@ from bitnet_tuning.bench.results import (
     Surroundings,
 )
 from bitnet_tuning.bench.search import Decision
+from bitnet_tuning.engine.builds import FASTER
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.cgroups import Throttling
 from bitnet_tuning.machine.clock import Clock
@@ -226,7 +227,7 @@ def sample_results(
     found = statistics.ratio(Rounds(objective, duel).ratios("4 threads + no mmap"))
     floor = Rounds(objective, rounds).floor(found.count)
     verdict = statistics.verdict(found, floor)
-    winner = "4 threads + no mmap" if verdict == statistics.FASTER else "default"
+    winner = "4 threads + no mmap" if verdict == FASTER else "default"
     limit = limits.Roof(BANDWIDTH["median"], BYTES_PER_TOKEN, 30.5)
     return Results(
         created="2026-01-31T20:15:00Z",

@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from bitnet_tuning.bench import compare, statistics
+from bitnet_tuning.bench import compare
 from bitnet_tuning.bench.compare import as_json, as_text
 from bitnet_tuning.bench.results import Results
+from bitnet_tuning.engine import builds
 from bitnet_tuning.plan.profile import TG
 from tests.bench_samples import SETTINGS, SPEEDS, Simulator, sample_results
 
@@ -23,8 +24,8 @@ def verdicts(found: compare.Comparison, phase: str) -> dict[str, str]:
 def test_what_became_faster_is_told_by_phase() -> None:
     found = compare.compare(sample_results(1), sample_results(2, FASTER))
     generation, prompts = verdicts(found, "tg"), verdicts(found, "pp")
-    assert generation["default"] == generation["upstream"] == statistics.FASTER
-    assert set(prompts.values()) == {statistics.OPEN}
+    assert generation["default"] == generation["upstream"] == builds.FASTER
+    assert set(prompts.values()) == {builds.OPEN}
     ratio = next(pair.ratio for pair in found.pairs if (pair.name, pair.phase) == ("default", TG))
     assert ratio.median == pytest.approx(1.4, rel=0.1)
     assert ratio.low < ratio.median < ratio.high
@@ -32,7 +33,7 @@ def test_what_became_faster_is_told_by_phase() -> None:
 
 def test_turned_round_it_is_slower() -> None:
     found = compare.compare(sample_results(2, FASTER), sample_results(1))
-    assert verdicts(found, "tg")["default"] == statistics.SLOWER
+    assert verdicts(found, "tg")["default"] == builds.SLOWER
 
 
 def test_equal_machines_seldom_differ() -> None:
@@ -44,7 +45,7 @@ def test_equal_machines_seldom_differ() -> None:
             compare.compare(sample_results(seed), sample_results(seed + 1)), phase
         ).values()
     ]
-    assert seen.count(statistics.OPEN) >= 0.97 * len(seen) > 100
+    assert seen.count(builds.OPEN) >= 0.97 * len(seen) > 100
 
 
 def test_without_a_noise_floor_nothing_is_told() -> None:
@@ -54,7 +55,7 @@ def test_without_a_noise_floor_nothing_is_told() -> None:
         made.add("threads", ["default", "upstream"], SPEEDS)
     found = compare.compare(one._replace(rounds=tuple(made.rounds), decision=None), two)
     assert set(found.floors.values()) == {None}
-    assert set(verdicts(found, "tg").values()) == {statistics.OPEN}
+    assert set(verdicts(found, "tg").values()) == {builds.OPEN}
     assert "noise: not known" in as_text(found)
 
 
@@ -134,5 +135,5 @@ def test_long_benchmarks_are_compared_in_time() -> None:
     long = sample_results()._replace(rounds=tuple(made.rounds), decision=None, checks=())
     start = time.process_time()
     found = compare.compare(long, long)
-    assert verdicts(found, TG)["default"] == statistics.OPEN
+    assert verdicts(found, TG)["default"] == builds.OPEN
     assert time.process_time() - start < 10

@@ -12,7 +12,7 @@ from bitnet_tuning.bench.comparison import Round, Rounds, Run
 from bitnet_tuning.bench.knobs import Knob, Space
 from bitnet_tuning.bench.search import Check, Decision, Search
 from bitnet_tuning.bench.stages import Measure
-from bitnet_tuning.bench.statistics import FASTER, OPEN
+from bitnet_tuning.engine.builds import FASTER, OPEN
 from bitnet_tuning.plan.profile import TG, Objective
 from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting
 from tests.bench_samples import with_threads

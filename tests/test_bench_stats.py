@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.comparison import Round, Rounds, Run
-from bitnet_tuning.bench.statistics import FASTER, OPEN, SLOWER
+from bitnet_tuning.engine.builds import FASTER, OPEN, SLOWER
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
 
 SPEEDS = st.lists(st.floats(0.1, 100), min_size=1, max_size=15)

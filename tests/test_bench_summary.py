@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.comparison import CheckFacts, Round, Run
 from bitnet_tuning.bench.results import Results
 from bitnet_tuning.bench.summary import (
@@ -18,6 +17,7 @@ from bitnet_tuning.bench.summary import (
     digits,
 )
 from bitnet_tuning.console import times
+from bitnet_tuning.engine.builds import FASTER, SLOWER
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
 from tests.bench_samples import SPEEDS, Simulator, sample_results
 
@@ -69,7 +69,7 @@ def test_the_winners_verdict_is_the_decisions() -> None:
     estimate = Estimate(1.5, 1.4, 1.6, 99)
     changed = results._replace(decision=results.decision._replace(estimate=estimate))
     row = by_name(changed)[WINNER]
-    assert (row.to_default, row.verdict) == (estimate, statistics.FASTER)
+    assert (row.to_default, row.verdict) == (estimate, FASTER)
 
 
 def test_who_lost_its_duel_is_not_judged_by_the_search() -> None:
@@ -99,7 +99,7 @@ def test_a_clear_difference_is_told_apart_once_the_noise_is_known() -> None:
         made.add("threads", ["default", "4 threads", "12 threads", "default"], SPEEDS)
     results = sample_results()._replace(rounds=tuple(made.rounds), decision=None)
     found = by_name(results)
-    assert found["12 threads"].verdict == statistics.SLOWER
+    assert found["12 threads"].verdict == SLOWER
     assert found["4 threads"].verdict == UNCONFIRMED, "only a duel tells the best by chance"
     assert found["default"].verdict == ""
     single = tuple(each._replace(runs=each.runs[:3]) for each in results.rounds)

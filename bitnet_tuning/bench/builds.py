@@ -15,11 +15,12 @@ from bitnet_tuning.bench.begin import BUDGETS, Subject, make_subject, now, progr
 from bitnet_tuning.bench.comparison import DEFAULT, Rounds, Run, compare, phases_of
 from bitnet_tuning.bench.results import stamp
 from bitnet_tuning.bench.runner import find_bench
-from bitnet_tuning.bench.statistics import OPEN, VERDICT_ROUNDS
+from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
 from bitnet_tuning.bench.summary import noise, speed
 from bitnet_tuning.bench.tune import alone_in
 from bitnet_tuning.console import Progress, aligned, say, times
 from bitnet_tuning.engine.builds import (
+    OPEN,
     OUT,
     BuildResult,
     ComparedBuilds,

@@ -12,6 +12,7 @@ from statistics import median
 
 from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.statistics import Fit
+from bitnet_tuning.engine.builds import OPEN
 from bitnet_tuning.launch.failure import NO_END
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective, Phase
@@ -239,7 +240,7 @@ class Rounds:
         self, name: str, ratios: Sequence[float], level: float = statistics.LEVEL
     ) -> Judged:
         if not ratios:
-            return Judged(name, None, None, statistics.OPEN)
+            return Judged(name, None, None, OPEN)
         found, floor = statistics.ratio(ratios, level), self.floor(len(ratios))
         return Judged(name, found, floor, statistics.verdict(found, floor))
 

@@ -14,7 +14,6 @@ from bitnet_tuning.bench import plots
 from bitnet_tuning.bench.comparison import DEFAULT
 from bitnet_tuning.bench.plots import escape
 from bitnet_tuning.bench.results import FINISHED, Part, Results, write
-from bitnet_tuning.bench.statistics import FASTER, SLOWER
 from bitnet_tuning.bench.summary import (
     Curve,
     Row,
@@ -26,6 +25,7 @@ from bitnet_tuning.bench.summary import (
     stacked,
 )
 from bitnet_tuning.console import GIBIBYTE, MEBIBYTE, times
+from bitnet_tuning.engine.builds import FASTER, SLOWER
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.plan.profile import PP, TG
 

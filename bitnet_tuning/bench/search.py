@@ -24,7 +24,8 @@ from bitnet_tuning.bench.stages import (
     Race,
     reach,
 )
-from bitnet_tuning.bench.statistics import FASTER, OPEN, VERDICT_ROUNDS
+from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
+from bitnet_tuning.engine.builds import FASTER, OPEN
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.profile import Estimate
 from bitnet_tuning.plan.setting import Change, apply

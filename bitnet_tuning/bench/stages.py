@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.comparison import DEFAULT, DUEL, Judged, Rounds
+from bitnet_tuning.engine.builds import FASTER
 
 THREADS_SHARE, KNOBS_SHARE = 0.3, 0.25
 """Shares of the budget for numbers of threads, and for the other knobs; without knobs, theirs
@@ -161,7 +162,7 @@ class Duel:
             good = self.rounds.good(self.finalists)
             self.finalists = [name for name in good if not self._hopeless(name)]
             ends = [self._judge(name, INTERIM).verdict for name in self.finalists]
-            if not ends or statistics.FASTER in ends:
+            if not ends or FASTER in ends:
                 return
 
     def _order(self) -> tuple[str, ...]:
@@ -195,7 +196,7 @@ class Duel:
         """Return, of those that beat the default and are not told apart from the best, the
         simplest."""
         judged = map(self._judge, self.rounds.good(self.finalists))
-        won = [each for each in judged if each.verdict == statistics.FASTER]
+        won = [each for each in judged if each.verdict == FASTER]
         if not won:
             return None
         best = max(won, key=lambda each: each.ratio.median if each.ratio else 0.0)
@@ -203,4 +204,4 @@ class Duel:
 
     def _behind(self, each: Judged, best: Judged) -> bool:
         apart = self.rounds.judge(best.name, each.name, self.since)
-        return apart.verdict == statistics.FASTER
+        return apart.verdict == FASTER

@@ -14,6 +14,7 @@ from math import comb, exp, fsum, log, sqrt
 from statistics import median
 from typing import NamedTuple, TypeVar
 
+from bitnet_tuning.engine.builds import FASTER, OPEN, SLOWER
 from bitnet_tuning.plan.profile import Estimate
 
 LEVEL = 0.95
@@ -38,9 +39,6 @@ of comparisons of a setting with itself, all of six in 3 %, which is within 1 - 
 MOST_VALUES = 201
 """Most values that enter an interval. Computing one takes the square of their number, and
 binomial coefficients of more than a thousand values do not fit into a float."""
-
-FASTER, SLOWER, OPEN = "faster", "slower", "no difference shown"
-"""Verdicts as they are stored; ``verdict_words`` is what a user reads."""
 
 
 def estimate(values: Iterable[float], level: float = LEVEL) -> Estimate:

@@ -16,6 +16,7 @@ from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.comparison import DEFAULT, PERFORMANCE, UPSTREAM, Round, Sizes
 from bitnet_tuning.bench.results import Results
 from bitnet_tuning.console import counted, times
+from bitnet_tuning.engine.builds import FASTER
 from bitnet_tuning.plan.openmp import THREAD_COUNTS
 from bitnet_tuning.plan.profile import PP, TG, Estimate
 from bitnet_tuning.plan.setting import Setting, describe
@@ -135,7 +136,7 @@ class Summary:
         if few or judged.floor is None:
             return TOO_FEW
         searched = name not in FIXED and not self.measured.in_duel(name)
-        if searched and judged.verdict == statistics.FASTER:
+        if searched and judged.verdict == FASTER:
             return UNCONFIRMED
         return statistics.verdict_words(judged.verdict)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     Refused = tuple[tuple[str, str], ...]
 
 FASTER, SLOWER, OPEN = "faster", "slower", "no difference shown"
+"""Verdicts as they are stored; ``bench.statistics.verdict_words`` is what a user reads."""
 OUT = "out"
 """Beginning of the verdict of a build that failed while it was compared, or wrote wrong words."""
 

@@ -164,9 +164,10 @@ def key_of(host: Fingerprint, engine_path: str, model: ModelFile | ModelKey) -> 
 def load(state: State, host: Host, engine: Engine, model: ModelFile) -> Profile | None:
     """Return the profile of this very host, engine and model, or None. One that is damaged is
     set aside, and one of the embedded engine as it was in version 0.1, a single file."""
-    key = key_of(fingerprint(host), engine.path, model)
+    seen = fingerprint(host)
+    key = key_of(seen, engine.path, model)
     if engine.embedded:
-        old = key_of(fingerprint(host), engine.path.removesuffix("/__main__.py") + ".py", model)
+        old = key_of(seen, engine.path.removesuffix("/__main__.py") + ".py", model)
         if state.load(KIND, old, Profile, VERSION):
             state.set_aside(state.path(KIND, digest(old)), "its embedded engine was replaced")
     profile = state.load(KIND, key, Profile, VERSION)
