@@ -28,9 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bitnet_tuning.bench.comparison import Round, Rounds, Run, Sizes, turns
 from bitnet_tuning.bench.llama_bench import words
 from bitnet_tuning.bench.runner import Runner, find_bench
-from bitnet_tuning.bench.statistics import ratio, verdict_words
+from bitnet_tuning.bench.statistics import ratio
 from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.console import times
+from bitnet_tuning.engine.builds import verdict_words
 from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import PP, TG, Objective

@@ -45,8 +45,7 @@ def prepare(request: Request, root: str = "/") -> tuple[Facts, Plan]:
 
 
 def read_facts(request: Request, state: State, root: str = "/") -> Facts:
-    """Find engine and model, and read what a decision on the request needs. Raise
-    TuningError."""
+    """Find engine and model, and read what a decision on the request needs. Raise TuningError."""
     host = read_host(root)
     engine, choice = find_pair(request.engine, request.model, state, host)
     profile = None

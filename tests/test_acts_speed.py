@@ -7,9 +7,9 @@ import random
 import pytest
 
 from bitnet_tuning.bench.comparison import DEFAULT, UPSTREAM, Rounds, Run, compare
-from bitnet_tuning.bench.statistics import VERDICT_ROUNDS, verdict_words
+from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
 from bitnet_tuning.cli.test_optimizations import left_out, nothing_to_compare, speed_line
-from bitnet_tuning.engine.builds import OPEN
+from bitnet_tuning.engine.builds import OPEN, verdict_words
 from bitnet_tuning.plan.profile import TG, Objective
 from bitnet_tuning.verify.checks import FAIL, PASS, SKIP
 

@@ -29,6 +29,7 @@ from bitnet_tuning.engine.builds import (
     load_fastest,
     store_fastest,
     usable,
+    verdict_words,
 )
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.errors import MissingError, UnsupportedError
@@ -207,7 +208,7 @@ def _lines(compared: Compared) -> list[str]:
 
 def _row(each: Build) -> tuple[str, str, str, str, str]:
     judged = each.ratio or each.verdict.startswith(OUT)
-    verdict = statistics.verdict_words(each.verdict) if judged else "-"
+    verdict = verdict_words(each.verdict) if judged else "-"
     pp, tg = (speed(each.speeds[phase]) if phase in each.speeds else "-" for phase in (PP, TG))
     return each.name, pp, tg, times(*each.ratio) if each.ratio else "-", verdict
 

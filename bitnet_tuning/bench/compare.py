@@ -10,6 +10,7 @@ from bitnet_tuning.bench.comparison import Rounds
 from bitnet_tuning.bench.results import EngineFacts, Results
 from bitnet_tuning.bench.summary import Summary, lengths, noise
 from bitnet_tuning.console import aligned, times
+from bitnet_tuning.engine.builds import verdict_words
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
 
 
@@ -159,7 +160,7 @@ def as_text(comparison: Comparison, names: tuple[str, str] = ("A", "B")) -> str:
 
 
 def _shown(pair: Pair) -> tuple[str, str]:
-    return times(*pair.ratio), statistics.verdict_words(pair.verdict)
+    return times(*pair.ratio), verdict_words(pair.verdict)
 
 
 def _label(pair: Pair) -> str:

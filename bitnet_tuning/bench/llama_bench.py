@@ -54,8 +54,7 @@ class BenchRow(NamedTuple):
     """Tokens of the prompt, and generated ones."""
     samples: int
     fields: tuple[tuple[str, object], ...]
-    """What the row must say of the setting, where it says anything. ``n_threads`` must
-    be there."""
+    """What the row must say of the setting, where it says anything. ``n_threads`` must be there."""
 
 
 class BenchCommand(NamedTuple):

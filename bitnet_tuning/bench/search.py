@@ -205,8 +205,7 @@ class Search:
         return found
 
     def _adopted(self, race: Race) -> Choice:
-        """Return the simplest of those that lead the race, if its output is right; or the
-        base."""
+        """Return the simplest of those that lead the race, if its output is right; or the base."""
         while True:
             found, ahead = self.rounds.fit(), self._ahead(race.rivals, race.base)
             if not ahead:

@@ -112,11 +112,6 @@ def verdict(found: Estimate, noise_floor: float | None) -> str:
     return SLOWER if found.high < 1 / noise_floor else OPEN
 
 
-def verdict_words(stored: str) -> str:
-    """Return a stored verdict as it is shown."""
-    return "not significantly different" if stored == OPEN else stored
-
-
 def geometric_mean(speeds: Sequence[float]) -> float:
     """Return the geometric mean of positive values."""
     return exp(fsum(map(log, speeds)) / len(speeds))

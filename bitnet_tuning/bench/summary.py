@@ -16,7 +16,7 @@ from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.comparison import DEFAULT, PERFORMANCE, UPSTREAM, Round, Sizes
 from bitnet_tuning.bench.results import Results
 from bitnet_tuning.console import counted, times
-from bitnet_tuning.engine.builds import FASTER
+from bitnet_tuning.engine.builds import FASTER, verdict_words
 from bitnet_tuning.plan.openmp import THREAD_COUNTS
 from bitnet_tuning.plan.profile import PP, TG, Estimate
 from bitnet_tuning.plan.setting import Setting, describe
@@ -129,7 +129,7 @@ class Summary:
         if problem is not None or name == DEFAULT:
             return problem or ""
         if decision is not None and name == decision.winner:
-            return statistics.verdict_words(decision.verdict)
+            return verdict_words(decision.verdict)
         judged = self.measured.shown(name)
         # Without a floor nothing tells by how much repeated runs of the default vary.
         few = judged.ratio is None or judged.ratio.count < statistics.VERDICT_ROUNDS
@@ -138,7 +138,7 @@ class Summary:
         searched = name not in FIXED and not self.measured.in_duel(name)
         if searched and judged.verdict == FASTER:
             return UNCONFIRMED
-        return statistics.verdict_words(judged.verdict)
+        return verdict_words(judged.verdict)
 
     def problem(self, name: str) -> str | None:
         """Return why a setting is out: its output is wrong, or too many of its runs failed.

@@ -8,9 +8,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from bitnet_tuning.bench.statistics import verdict_words
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_root
 from bitnet_tuning.console import GIBIBYTE, aligned, counted, say, times
+from bitnet_tuning.engine.builds import verdict_words
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import Host

@@ -22,12 +22,12 @@ from bitnet_tuning.bench.comparison import (
 )
 from bitnet_tuning.bench.knobs import UNLOCKED, measurable
 from bitnet_tuning.bench.runner import FIRST, Runner, choose_sizes, find_bench
-from bitnet_tuning.bench.statistics import VERDICT_ROUNDS, estimate, geometric_mean, verdict_words
+from bitnet_tuning.bench.statistics import VERDICT_ROUNDS, estimate, geometric_mean
 from bitnet_tuning.bench.summary import digits, noise
 from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_no_profile, number
 from bitnet_tuning.console import guarded, say, times
-from bitnet_tuning.engine.builds import SLOWER
+from bitnet_tuning.engine.builds import SLOWER, verdict_words
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.plan.facts import Facts, Plan, Request

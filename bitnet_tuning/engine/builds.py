@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Refused = tuple[tuple[str, str], ...]
 
 FASTER, SLOWER, OPEN = "faster", "slower", "no difference shown"
-"""Verdicts as they are stored; ``bench.statistics.verdict_words`` is what a user reads."""
+"""Verdicts as they are stored; ``verdict_words`` is what a user reads."""
 OUT = "out"
 """Beginning of the verdict of a build that failed while it was compared, or wrote wrong words."""
 
@@ -121,7 +121,7 @@ def _best(
     left = tuple(each for each in engines if each.path not in worse)
     winner, why = _widest(left or engines, host)
     if not worse:
-        return winner, f"{why}; measured, not significantly different" if known else why
+        return winner, f"{why}; measured, {verdict_words(OPEN)}" if known else why
     said = (f"{build_name(path)}: {each.verdict} when measured" for path, each in worse.items())
     return winner, f"{why} ({'; '.join(said)})"
 
@@ -211,3 +211,8 @@ def _ranked(found: ComparedBuilds, path: str) -> Ranked:
     over, when = build_name(found.reference), f"measured on {found.created[:10]}"
     claim = f"{times(*ratio)} over {over}{what}, {when}"
     return Ranked(verdict, ratio[0], claim)
+
+
+def verdict_words(stored: str) -> str:
+    """Return a stored verdict as it is shown."""
+    return "not significantly different" if stored == OPEN else stored

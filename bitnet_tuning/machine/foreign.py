@@ -109,8 +109,7 @@ def _sysctl() -> dict[str, str]:
 
 
 def _psutil_host() -> Host:
-    """Return psutil's core counts and affinity; without it every logical CPU counts as a
-    core."""
+    """Return psutil's core counts and affinity; without it every logical CPU counts as a core."""
     logical = os.cpu_count() or 1
     psutil = _psutil()
     physical = psutil.cpu_count(logical=False) if psutil else None
