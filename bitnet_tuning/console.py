@@ -93,6 +93,15 @@ def counted(number: float, noun: str) -> str:
     return f"{number:g} {noun}{'' if number == 1 else 's'}"
 
 
+def size_text(size: float) -> str:
+    """Return a number of bytes as people read it: ``1.2 GiB``, ``794 MiB``, ``12.0 KiB``."""
+    unit, name = next(
+        (each for each in ((GIBIBYTE, "GiB"), (MEBIBYTE, "MiB")) if size >= each[0]), (1024, "KiB")
+    )
+    number = size / unit
+    return f"{number:.{1 if 0 < number < 100 else 0}f} {name}"
+
+
 def times(median: float, low: float, high: float, count: int = 2) -> str:
     """Return a ratio with its interval: ``×1.21 (1.15–1.27)``; one round has no interval."""
     interval = f"{low:.2f}–{high:.2f}" if count > 1 else "one round"

@@ -7,13 +7,28 @@ import io
 import pytest
 
 from bitnet_tuning import console
-from bitnet_tuning.console import Progress, aligned, clock, print_table, say, times
+from bitnet_tuning.console import Progress, aligned, clock, print_table, say, size_text, times
 
 
 def test_columns_are_as_wide_as_what_they_hold() -> None:
     rows = [("name", "value"), ("a", "1\n2"), ("", "")]
     assert aligned(rows).split("\n") == ["name  value", "a     1", "      2", ""]
     assert aligned([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 KiB"),
+        (1536, "1.5 KiB"),
+        (1.1 * (1 << 20), "1.1 MiB"),
+        (794 << 20, "794 MiB"),
+        (6 << 30, "6.0 GiB"),
+        (125 << 30, "125 GiB"),
+    ],
+)
+def test_sizes_use_the_largest_fitting_unit(size: float, text: str) -> None:
+    assert size_text(size) == text
 
 
 def test_the_widest_column_is_folded_first() -> None:
