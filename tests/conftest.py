@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,24 @@ def neutral_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
                 patch.delenv(name)
         patch.setenv("BITNET_TUNING_HOME", str(tmp_path_factory.getbasetemp() / "state"))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def default_signals() -> Iterator[None]:
+    """Start every program under test with default signal handling, even under nohup."""
+    # execve(2) resets a handler to the default but keeps an ignored signal ignored. nohup
+    # ignores SIGHUP; a shell script ignores SIGINT and SIGQUIT in its background jobs.
+    by_python = {getattr(signal, name, None) for name in ("SIGPIPE", "SIGXFSZ")}
+    ignored = [
+        number
+        for number in signal.valid_signals() - by_python
+        if signal.getsignal(number) is signal.SIG_IGN
+    ]
+    for number in ignored:
+        signal.signal(number, lambda *_: None)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(autouse=True)
