@@ -1,27 +1,29 @@
-"""Fixtures for every test: a neutral environment and a state folder of its own."""
+"""Give every test a neutral environment and a state folder of its own, and clean up after it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for a plain ``pytest``; ``python -m pytest`` has it
 
-# Everything else is removed before the first test: settings of OpenMP, BLAS, llama.cpp or the
-# terminal change what the programs under test do, and no list of them is ever complete.
+# The suite removes every other variable before the first test: settings of OpenMP, BLAS,
+# llama.cpp and the terminal change what the programs under test do, and no list of those is
+# ever complete.
 _KEPT = (
     "PATH",
     "HOME",
     "USER",
-    "TMPDIR",
-    "TEMP",
-    "TMP",
     "SYSTEMROOT",
     "COMSPEC",
     "PATHEXT",
@@ -36,17 +38,26 @@ _KEPT = (
     "PYENV_VERSION",
     "BITNET_TEST_ENGINES",
 )
+_GRACE = 10.0
+"""Seconds that programs, which tests have told to end, may still take."""
+
 _KEPT_PREFIXES = ("PYTEST_", "COVERAGE_", "COV_CORE_")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def neutral_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Remove the user's own settings from the environment, for all fixtures and subprocesses."""
+    base = tmp_path_factory.getbasetemp()
+    temporary = base / "temporary"
+    temporary.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name not in _KEPT and not name.startswith(_KEPT_PREFIXES):
                 patch.delenv(name)
-        patch.setenv("BITNET_TUNING_HOME", str(tmp_path_factory.getbasetemp() / "state"))
+        patch.setenv("BITNET_TUNING_HOME", str(base / "state"))
+        for name in ("TMPDIR", "TEMP", "TMP"):
+            patch.setenv(name, str(temporary))
+        patch.setattr(tempfile, "tempdir", str(temporary))
         yield
 
 
@@ -66,6 +77,44 @@ def default_signals() -> Iterator[None]:
     yield
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left(
+    neutral_environment: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Fail if the module's tests leave a program running or a file in the temporary folder.
+
+    Programs are recognised by the path of this session's folder in their environment, so they
+    are found even if they have left the session and the process group.
+    """
+    yield
+    base = tmp_path_factory.getbasetemp()
+    end = time.monotonic() + _GRACE
+    while (running := _programs_of(base)) and time.monotonic() < end:
+        time.sleep(0.05)
+    for process in running:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    assert not running, f"left running and killed now: {running}"
+    files = [path.name for path in (base / "temporary").iterdir()]
+    assert not files, f"left in the temporary folder: {files}"
+
+
+def _programs_of(base: Path) -> dict[psutil.Process, str]:
+    """Return the running programs whose environment names a path below ``base``, with their
+    command lines; this one is not among them."""
+    found, start = {}, f"{base}{os.sep}"
+    for process in psutil.process_iter():
+        try:
+            mine = process.pid != os.getpid() and any(
+                start in text for text in process.environ().values()
+            )
+            if mine and process.status() != psutil.STATUS_ZOMBIE:
+                found[process] = " ".join(process.cmdline())
+        except (psutil.Error, OSError):  # gone, or another user's
+            continue
+    return found
 
 
 @pytest.fixture(autouse=True)
