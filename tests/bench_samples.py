@@ -233,7 +233,7 @@ def sample_results(
         created="2026-01-31T20:15:00Z",
         updated="2026-01-31T20:19:41Z",
         state="finished",
-        program=Program("bitnet-tuning", "0.1.0", "5eb47b721dc4d2b2b6bb2e0f4ef1f4a1e1b2c3d4"),
+        program=Program("bitnet-tuning", "0.2.0", "5eb47b721dc4d2b2b6bb2e0f4ef1f4a1e1b2c3d4"),
         options=Assignment(300.0, "normal", objective, None, None, Sizes(64, 16, 2)),
         host=HOST,
         engine=ENGINE,
