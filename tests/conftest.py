@@ -44,6 +44,18 @@ _GRACE = 10.0
 _KEPT_PREFIXES = ("PYTEST_", "COVERAGE_", "COV_CORE_")
 
 
+_MOST_WORKERS = 8
+"""A bound for machines with many cores: every worker imports all the test libraries anew."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of workers for ``-n auto``: one per CPU that this process may use."""
+    # xdist counts the machine's cores, of which a container often has a few only.
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(mine or 1, _MOST_WORKERS)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def neutral_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Remove the user's own settings from the environment, for all fixtures and subprocesses."""
