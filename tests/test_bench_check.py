@@ -146,7 +146,9 @@ def test_a_slow_default_is_not_the_settings_fault(
     monkeypatch.setattr(selftest, "RUN_SECONDS", 0.5)
     checker = Checker(place(str(fake.cli), fake.checkout), DEFAULT, Patience(first=0.5))
     assert checker.problem(TWO) is None
-    assert any("the default fails: no end after 0.5 seconds" in note for note in checker.notes)
+    assert any(
+        "the default fails: did not finish within 0.5 seconds" in note for note in checker.notes
+    )
 
 
 def test_a_long_prompt_fits_into_the_context(make: Make) -> None:
@@ -204,7 +206,7 @@ def test_a_text_that_always_ends_early_is_out(make: Make) -> None:
     [
         ({"crash": {"threads=2": 11}}, "SIGSEGV"),
         ({"crash": {"threads=2": "exit 3"}}, "exit code 3"),
-        ({"hang": ["threads=2"]}, "no end after"),
+        ({"hang": ["threads=2"]}, "did not finish within"),
     ],
 )
 def test_a_setting_that_ends_badly_is_out(

@@ -338,11 +338,23 @@ def test_how_much_load_is_worth_a_word(host: Host, cpus: int, others: float, sai
 @pytest.mark.parametrize(
     ("governor", "driver", "words"),
     [
-        ("powersave", "acpi-cpufreq", "powersave keeps the lowest clock"),
-        ("powersave", "intel_pstate", "powersave of intel_pstate may hold the clock back"),
-        ("powersave", "amd-pstate-epp", "powersave of amd-pstate-epp"),
-        ("schedutil", "amd-pstate", "schedutil raises the clock only after load begins"),
-        ("performance,ondemand", None, "ondemand raises the clock"),
+        (
+            "powersave",
+            "acpi-cpufreq",
+            "the powersave governor keeps the CPUs at their lowest clock",
+        ),
+        (
+            "powersave",
+            "intel_pstate",
+            "the powersave governor of intel_pstate may hold the clock back",
+        ),
+        ("powersave", "amd-pstate-epp", "the powersave governor of amd-pstate-epp"),
+        (
+            "schedutil",
+            "amd-pstate",
+            "the schedutil governor raises the clock only after work has begun",
+        ),
+        ("performance,ondemand", None, "ondemand governor raises the clock"),
     ],
 )
 def test_governors(host: Host, governor: str, driver: str | None, words: str) -> None:
@@ -359,7 +371,7 @@ def test_governors_of_which_nothing_is_said(host: Host, governor: str | None) ->
 def test_a_limited_clock(host: Host) -> None:
     clock = Clock(2000.0, 2000.0, 2000.0, 2400.0, 4800.0)
     assert before(host, clock=clock) == (
-        "the clock is limited to 2400 of 4800 MHz: sudo cpupower frequency-set -u 4800MHz",
+        "settings limit the clock to 2400 of 4800 MHz: sudo cpupower frequency-set -u 4800MHz",
     )
     assert before(host, clock=clock._replace(limit_mhz=4700.0)) == ()
 
@@ -371,13 +383,15 @@ def test_a_limited_clock(host: Host) -> None:
 def test_heat(host: Host, celsius: float, critical: float | None, said: int) -> None:
     lines = before(host, temperature=Temperature(celsius, "k10temp", critical))
     assert len(lines) == said
-    assert all(f"hot, {celsius:.0f} °C (k10temp)" in line for line in lines)
+    assert all(f"hot ({celsius:.0f} °C, sensor k10temp)" in line for line in lines)
 
 
 def test_a_model_larger_than_the_free_memory(host: Host) -> None:
-    (line,) = before(host, 10**10, memory_available=11 * 10**9)
-    assert line.startswith("11.0 GB of memory are free and the model needs about 11.5 GB: ")
-    assert before(host, 10**10, memory_available=12 * 10**9) == ()
+    (line,) = before(host, 10 << 30, memory_available=11 << 30)
+    assert line.startswith(
+        "only 11.0 GiB of memory are available, but the model needs about 11.5 GiB: "
+    )
+    assert before(host, 10 << 30, memory_available=12 << 30) == ()
 
 
 def test_a_battery(host: Host) -> None:
@@ -388,7 +402,7 @@ def test_a_battery(host: Host) -> None:
 def test_a_quota(machine: Machine) -> None:
     host = machine.cgroup2("/", {"cpu.max": "150000 100000"}).host()
     (line,) = before(host)
-    assert line.startswith("a quota allows 1.5 of 8 CPUs")
+    assert line.startswith("a CPU quota allows 1.5 of 8 CPUs")
 
 
 # What is said after
@@ -408,13 +422,14 @@ def after(**changed: Any) -> tuple[str, ...]:
         ),
         (
             {"busy_cpu_seconds": 600.0, "steal_cpu_seconds": 30.0},
-            "the hypervisor gave 20 % of the CPU time to others (steal): "
+            "the hypervisor gave 20 % of the CPU time to other machines (steal): "
             "measure again at a quieter time",
         ),
         (
             {"quota_throttling": (Throttling("a", 300, 50, 6.0),)},
-            "throttled in 40 of 200 periods by quota, 5.0 s in all: settings with more threads "
-            "than the quota has CPUs suffer most; raise it to compare",
+            "the CPU quota paused the engine in 40 of 200 periods, for 5.0 s in all: settings with "
+            "more threads than the quota allows suffer most; raise the quota to compare them "
+            "fairly",
         ),
         (
             {"clock": Clock(2000.0, 1500.0, 3100.0)},
@@ -423,19 +438,20 @@ def after(**changed: Any) -> tuple[str, ...]:
         (
             {"throttle_events": 8},
             "the processor lowered its clock because of heat: "
-            "later figures are too low, let it cool and measure again",
+            "the later speeds are too low; let it cool and measure again",
         ),
         (
             {"temperature": Temperature(97.0, "coretemp", 100.0)},
-            "the processor is hot, 97 °C (coretemp): let it cool, clear its air vents",
+            "the processor is hot (97 °C, sensor coretemp): "
+            "let it cool and check its fans and air vents",
         ),
         (
-            {"swap_read_back": 20_000_000},
-            "20 MB came back from swap: close programs that need memory",
+            {"swap_read_back": 20 << 20},
+            "the system read 20.0 MiB back from swap: close programs that use a lot of memory",
         ),
         (
             {"on_battery": True},
-            "the machine switched to its battery: plug it in and measure again",
+            "the machine switched to battery: plug it in and measure again",
         ),
         (
             {"governor": None},

@@ -156,7 +156,7 @@ def test_an_engine_that_hangs_is_killed(make: Make) -> None:
     assert runner.measure("default", ONE).problem is None
     run = runner.measure("two", TWO)
     assert run.samples == {}
-    assert str(run.problem).startswith("no end after ")
+    assert str(run.problem).startswith("did not finish within ")
     assert 1 <= run.seconds < 10
     assert not alive(fake.benches()[-1]["pid"])
 
@@ -207,13 +207,13 @@ def test_an_engine_that_is_gone_is_a_reason(make: Make) -> None:
     ("done", "reason"),
     [
         (Captured(0, "", "error: none that matters"), None),
-        (Captured(None, "", ""), "no end after 20 seconds"),
+        (Captured(None, "", ""), "did not finish within 20 seconds"),
         (Captured(1, "", ""), "the engine ended with exit code 1"),
         (Captured(1, "", "loading\nerror: no\n  such file\n"), "exit code 1: error: no"),
         (Captured(1, "", "loading\nunknown model\n"), "exit code 1: unknown model"),
         (
             Captured(137, "", "loading"),
-            "the engine was killed by SIGKILL: most often out of memory",
+            "the engine was killed by SIGKILL: most often because the system ran out of memory",
         ),
         (Captured(134, "", "x.c:1: GGML_ASSERT(a) failed\n#0"), "x.c:1: GGML_ASSERT(a) failed"),
     ],

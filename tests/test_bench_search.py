@@ -161,9 +161,9 @@ def test_alike_and_better_than_the_default_means_fewer_threads() -> None:
 
 
 def test_a_setting_that_hangs_runs_once() -> None:
-    told = Lab(PEAK, {"3 threads": "no end after 60 s"}).drive()
+    told = Lab(PEAK, {"3 threads": "did not finish within 60 s"}).drive()
     assert told.runs.count("3 threads") == 1
-    assert told.search.rounds.problem("3 threads") == "no end after 60 s"
+    assert told.search.rounds.problem("3 threads") == "did not finish within 60 s"
     assert told.done.winner != "3 threads"
 
 
@@ -204,7 +204,10 @@ def test_an_interrupted_round_is_asked_for_again_without_what_is_out() -> None:
     search = Search(SPACE, Rounds(Objective(), budget=57))
     step = search.ask()
     assert isinstance(step, Measure)
-    runs = (Run("default", {TG: (1.0,)}, 1.0), Run("8 threads", {}, 1.0, "no end after 60 s"))
+    runs = (
+        Run("default", {TG: (1.0,)}, 1.0),
+        Run("8 threads", {}, 1.0, "did not finish within 60 s"),
+    )
     search.tell(Round(1, step.stage, runs, 20.0))
     rest = tuple(name for name in step.order if name != "8 threads")
     assert search.ask() == step._replace(order=rest)
@@ -217,7 +220,7 @@ def test_an_interrupted_round_is_asked_for_again_without_what_is_out() -> None:
 
 def test_an_interrupted_round_does_not_hide_that_the_default_is_out() -> None:
     search = Search(SPACE, Rounds(Objective(), budget=57))
-    search.tell(Round(1, "threads", (Run("default", {}, 1.0, "no end after 60 s"),), 20.0))
+    search.tell(Round(1, "threads", (Run("default", {}, 1.0, "did not finish within 60 s"),), 20.0))
     assert isinstance(search.ask(), Decision)
 
 

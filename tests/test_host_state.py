@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -9,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from bitnet_tuning.machine import memory as swap
 from bitnet_tuning.machine.cgroups import Throttling, read_cgroups, read_throttling
 from bitnet_tuning.machine.clock import Clock
 from bitnet_tuning.machine.foreign import ForeignState, read_foreign_busy, read_foreign_state
@@ -112,12 +112,11 @@ def test_no_periods(machine: Machine, root: Root, stat: str) -> None:
 # Swap
 
 
-def test_swap(machine: Machine, root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(swap, "_page_size", lambda: 4096)
+def test_swap(machine: Machine, root: Root) -> None:
     machine.write("proc/meminfo", "SwapTotal:  1000 kB\nSwapFree:  400 kB")
     assert read_swap(root) == Swap(600 * 1024, None)
     machine.write("proc/vmstat", "pswpin 10\npswpout 99")
-    assert read_swap(root) == Swap(600 * 1024, 40960)
+    assert read_swap(root) == Swap(600 * 1024, 10 * mmap.PAGESIZE)
 
 
 @pytest.mark.parametrize("text", ["", "SwapTotal: 1000 kB", "SwapTotal: x\nSwapFree: y"])

@@ -92,7 +92,7 @@ def test_a_deadly_signal_is_named_with_a_remedy(signal: int, words: tuple[str, .
 def test_a_kill_is_explained_with_the_models_size_and_the_free_memory() -> None:
     line = explain(128 + 9, 3 * GIBIBYTE, GIBIBYTE)
     assert line is not None and "\n" not in line
-    for part in ("SIGKILL", "memory", "3072 MiB", "1024 MiB"):
+    for part in ("SIGKILL", "memory", "3.0 GiB", "1.0 GiB"):
         assert part in line
     assert "unknown" in (explain(128 + 9, None, None) or "")
 

@@ -1,1 +1,1 @@
-"""Start programs, pass signals and streams on, stop them, explain how they ended."""
+"""Start programs, pass signals and streams on, stop the programs, explain how they ended."""

@@ -1,4 +1,4 @@
-"""Programs that run while this one goes on: servers, and those whose output is captured."""
+"""Run programs beside this one: servers, and programs whose output is captured."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 
 
 LOG_KEPT = 1 << 16
-"""Bytes of a server's log to keep, its end."""
+"""Bytes at the end of a server's log that are kept."""
 
 WATCH_SECONDS = 0.01
-"""Seconds from one call of what watches a captured program to the next."""
+"""Seconds between two calls of the function that watches a captured program."""
 
 _CHUNK = 1 << 14
 _KILL_GRACE = 3
-"""Seconds that a killed program has to be gone."""
+"""Seconds to wait for the output of a killed program to end."""
 
 _LOG_PATIENCE = 1.0
-"""Seconds that the end of a log has to arrive once its writer is gone."""
+"""Seconds to wait for the end of a log after the server has exited."""
 
 
 @contextmanager
 def _running(launch: Launch, stderr: int) -> Iterator[Popen[bytes]]:
-    """Run a program until the end of the block, without input, with a pipe for its stdout and
-    in a session of its own.
+    """Run a program in a session of its own until the end of the block, without input and with a
+    pipe for its stdout.
 
-    It and all of its group are killed at the end of the block, and also if this process is
-    gone before. Raise UnsupportedError if it cannot be started.
+    The program and its process group are killed at the end of the block, or when this process
+    dies before. Raise UnsupportedError if the program cannot be started.
     """
     from subprocess import DEVNULL, PIPE  # noqa: PLC0415 (2 ms)
 
@@ -59,18 +59,17 @@ def _running(launch: Launch, stderr: int) -> Iterator[Popen[bytes]]:
 
 
 def _kill(child: Popen[bytes]) -> None:
-    """Kill the child and, if it is a script, the engine behind it."""
     if os.name == "nt":
         child.kill()
-    else:
+    else:  # its whole group, because the child may be a script that runs the engine
         send(-child.pid, signal.SIGKILL)
 
 
 class Captured(NamedTuple):
-    """What a program printed."""
+    """The exit code and the output of a program."""
 
     code: int | None
-    """As ``shell_code`` has it; None if it ran out of time."""
+    """Exit code in the form of ``shell_code``; None after the time limit."""
     stdout: str
     stderr: str
 
@@ -85,11 +84,11 @@ def capture(
     nice: int = 0,
     watch: Callable[[int], None] | None = None,
 ) -> Captured:
-    """Run a program without input and return what it printed.
+    """Run a program without input for at most ``seconds`` and return its output.
 
-    A program that cannot be started has code 127. Nothing of it is left when the call ends,
-    also by an exception, or when this process is gone. ``watch`` is called again and again
-    while it runs, with its process id, which on POSIX systems is its group's as well.
+    A program that cannot be started has the exit code 127. ``watch`` is called repeatedly while
+    the program runs, with its process id, which on POSIX systems is also its group's. The program
+    and its group are killed when the call ends, even by an exception, and when this process dies.
     """
     from subprocess import PIPE, TimeoutExpired  # noqa: PLC0415 (2 ms)
 
@@ -104,7 +103,7 @@ def capture(
             try:
                 output, log = child.communicate(timeout=_KILL_GRACE)
             except TimeoutExpired as late:
-                # A descendant that left its group holds the pipes open: do not wait for it.
+                # A descendant that left the process group keeps the pipes open; ignore it.
                 output, log = late.stdout or b"", late.stderr or b""
             return Captured(None, _text(output), _text(log))
     except UnsupportedError as error:
@@ -114,7 +113,7 @@ def capture(
 def _printed(
     child: Popen[bytes], seconds: float, watch: Callable[[int], None] | None
 ) -> tuple[bytes, bytes]:
-    """Return its stdout and stderr. Raise TimeoutExpired."""
+    """Return the stdout and stderr of ``child``. Raise TimeoutExpired after ``seconds``."""
     if watch is None:
         return child.communicate(timeout=seconds)
     import time  # noqa: PLC0415
@@ -123,7 +122,7 @@ def _printed(
     end = time.monotonic() + seconds
     while True:
         try:
-            # Called again after a timeout, communicate goes on and loses nothing.
+            # communicate() may be called again after a timeout without losing output.
             return child.communicate(timeout=WATCH_SECONDS)
         except TimeoutExpired:
             if time.monotonic() >= end:
@@ -136,7 +135,7 @@ def _text(data: bytes) -> str:
 
 
 class Service:
-    """A running server. Its stdout and stderr are both its log."""
+    """A running server, whose log is all that it writes to stdout and stderr."""
 
     def __init__(self, child: Popen[bytes]) -> None:
         from threading import Thread  # noqa: PLC0415
@@ -152,8 +151,8 @@ class Service:
         return self._child.pid
 
     def ended(self, seconds: float = 0) -> int | None:
-        """Return its exit code, as ``shell_code`` has it; None if it still runs ``seconds``
-        from now."""
+        """Wait at most ``seconds`` for the server to exit. Return its exit code in the form of
+        ``shell_code``, or None if it still runs."""
         from subprocess import TimeoutExpired  # noqa: PLC0415
 
         try:
@@ -162,7 +161,7 @@ class Service:
             return None
 
     def log(self) -> str:
-        """Return the end of what it wrote so far."""
+        """Return the end of the log so far."""
         if self._child.poll() is not None:
             self._reader.join(_LOG_PATIENCE)
         return _text(bytes(self._log))
@@ -176,8 +175,11 @@ class Service:
 
 @contextmanager
 def serve(launch: Launch) -> Iterator[Service]:
-    """Run a server until the end of the block and keep its log. It dies with this process,
-    however that ends. Raise UnsupportedError if it cannot be started."""
+    """Run a server until the end of the block and keep its log.
+
+    The server is killed when this process dies, for whatever reason. Raise UnsupportedError if
+    it cannot be started.
+    """
     from subprocess import STDOUT  # noqa: PLC0415 (2 ms)
 
     with _running(launch, STDOUT) as child, handling(pausing(-child.pid)):

@@ -1,10 +1,10 @@
-"""Say why a program failed: by its exit code, and by the last error in its log. Pure."""
+"""Explain why an engine failed, from its exit code and the last error in its log."""
 
 from __future__ import annotations
 
 import signal
 
-from bitnet_tuning.console import MEBIBYTE
+from bitnet_tuning.console import size_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,38 +16,38 @@ _OTHER_CPU = (
     "or without GGML_NATIVE"
 )
 _ASSERTION = (
-    "an assertion in the engine failed, its last lines say which; if it is about NaN, its "
-    "kernels are broken (AVX2, NEON): run `python3 -m bitnet_tuning selftest`"
+    "an assertion in the engine failed, see the last lines of its log; if it is about NaN, "
+    "run `python3 -m bitnet_tuning selftest` to check the AVX2 or NEON kernels"
 )
 _NO_KERNEL = (
-    "most often NaN from a build without AVX2 or NEON kernels; "
+    "most often because a build without AVX2 or NEON kernels computes NaN; "
     "run `python3 -m bitnet_tuning selftest`"
 )
-_NO_FIT = "the build and the model do not fit; run `python3 -m bitnet_tuning selftest`"
+_NO_FIT = "the build may not support this model; run `python3 -m bitnet_tuning selftest`"
 
 _SIGNALS = {
     "SIGILL": _OTHER_CPU,
     "SIGABRT": _NO_KERNEL,
-    "SIGBUS": "the model file was cut short or its disk failed while it was read",
+    "SIGBUS": "the model file was truncated or its disk failed during the run",
     "SIGFPE": _NO_FIT,
-    "SIGKILL": "most often out of memory",
+    "SIGKILL": "most often because the system ran out of memory",
     "SIGSEGV": _NO_FIT,
 }
-"""What to say of a signal. By any other somebody ended the run on purpose."""
+"""Cause and remedy by the signal that killed an engine. Other signals end a run on purpose."""
 
 _CTRL_C = 0xC000013A
 
 _WINDOWS_CODES = {
-    0xC0000005: ("access violation", "the build and the model do not fit; run the self-test"),
+    0xC0000005: ("access violation", _NO_FIT),
     0xC0000017: ("out of memory", "the model needs more memory than is free"),
     0xC000001D: ("illegal instruction", _OTHER_CPU),
-    0xC000007B: ("invalid image", "a DLL beside the engine is of another architecture"),
+    0xC000007B: ("invalid image", "a DLL beside the engine is for another architecture"),
     0xC0000135: ("DLL not found", "keep the DLLs of the build beside llama-cli.exe"),
-    0xC0000139: ("entry point not found", "DLLs of two builds are mixed beside llama-cli.exe"),
+    0xC0000139: ("entry point not found", "llama-cli.exe stands beside DLLs of another build"),
     0xC00000FD: ("stack overflow", "the build is broken; build it again in Release mode"),
     0xC0000409: ("abort", _NO_KERNEL),
 }
-"""NTSTATUS values that Windows gives as exit codes (MS-ERREF 2.3)."""
+"""NTSTATUS values that Windows uses as exit codes (MS-ERREF 2.3), with name and remedy."""
 
 
 def explain(
@@ -56,10 +56,10 @@ def explain(
     available_bytes: int | None,
     has_kernels: bool = False,
 ) -> str | None:
-    """Return one line on why an engine died, or None if its exit says enough.
+    """Return one line that explains why an engine was killed, or None for any other exit code.
 
-    ``available_bytes`` is the memory that was free before the start; ``has_kernels`` says
-    that the engine is known to be built for AVX2 or NEON.
+    ``model_bytes`` is the size of the model, ``available_bytes`` the memory that was available
+    before the start. ``has_kernels`` says that the engine is built for AVX2 or NEON.
     """
     if code & 0xC0000000 == 0xC0000000:
         if code & 0xFFFFFFFF == _CTRL_C:
@@ -75,47 +75,46 @@ def explain(
         return None
     remedy = _ASSERTION if name == "SIGABRT" and has_kernels else _SIGNALS[name]
     if name == "SIGKILL":
-        model, free = _mebibytes(model_bytes), _mebibytes(available_bytes)
-        remedy += f" (the model's size is {model}, available were {free}; a smaller -c needs less)"
+        sizes = (model_bytes, available_bytes)
+        model, free = ("unknown" if size is None else size_text(size) for size in sizes)
+        remedy += f" (model: {model}, memory before the start: {free}); try a smaller -c"
     return f"the engine was killed by {name}: {remedy}"
 
 
-def _mebibytes(count: int | None) -> str:
-    return "unknown" if count is None else f"{count // MEBIBYTE} MiB"
-
-
 LONGEST = 160
-"""Characters of a reason: it stands in a table and in a file of results."""
+"""Largest number of characters in a reason, which is shown in tables."""
 
-NO_END = "no end after"
-"""How the reason of a run that hung begins."""
+NO_END = "did not finish within"
+"""Beginning of the reason for a run that hung."""
 
 _SIGNS = ("error", "assert", "failed", "cannot", "invalid")
 
 
 def failure(done: Captured, seconds: float) -> str | None:
-    """Return in one line why a captured run failed; None if it ended well. ``seconds`` is the
-    time that it had."""
+    """Return one line that says why a captured run failed, or None if it succeeded.
+
+    ``seconds`` is its time limit.
+    """
     if done.code is None:
         return f"{NO_END} {seconds:.3g} seconds"
     if done.code == 0:
         return None
     death = explain(done.code, None, None)
-    why = death or f"the engine ended with exit code {done.code}"
-    why = why.partition(";")[0].partition(" (")[0]  # no remedy, and no sizes that are not known
-    said = _last_error(done.stderr, any_line=death is None)
-    return shorten(f"{why}{said and f': {said}'}")
+    cause = death or f"the engine ended with exit code {done.code}"
+    # Leave out the remedy and the unknown sizes.
+    cause = cause.partition(";")[0].partition(" (")[0]
+    error = _last_error(done.stderr, any_line=death is None)
+    return shorten(f"{cause}{error and f': {error}'}")
 
 
 def shorten(text: str, most: int = LONGEST) -> str:
-    """Return the text on one line, its end replaced by an ellipsis if it is too long."""
+    """Return ``text`` on one line of at most ``most`` characters, cut with an ellipsis."""
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def _last_error(log: str, any_line: bool) -> str:
-    """Return the last line that tells of an error, else the last one if ``any_line`` will do:
-    a program that a signal ends has not said why."""
+    """Return the last line of ``log`` with an error; without one, the last line if ``any_line``."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line for line in lines if any(sign in line.lower() for sign in _SIGNS)]
     return (errors or lines * any_line or [""])[-1]

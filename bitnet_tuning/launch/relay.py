@@ -1,4 +1,4 @@
-"""Pass an engine's streams on where they must be watched; one loop, no threads."""
+"""Pass an engine's streams on and watch them, in one loop without threads."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from bitnet_tuning.launch.signals import send
 from bitnet_tuning.launch.start import Pipes
 
 LOG_KEPT = 1 << 20
-"""Bytes of an engine's log to keep, its end: timings come last."""
+"""Bytes at the end of an engine's log that are kept. Its timings come last."""
 
 _CHUNK = 1 << 16
 _POLL_SECONDS = 0.02
+"""Seconds between two checks of what cannot wake up select()."""
 _ENDED_AS_ASKED = (130, 137)
-"""Exit codes of llama-cli after an interrupt at its prompt, and after being killed because it
-hung."""
+"""Exit codes of llama-cli after an interrupt at its prompt, and after SIGKILL if it hangs."""
 
 
 def relay(
     child: int, target: int, pipes: Pipes, launch: Launch, wait: Callable[[], int]
 ) -> Outcome:
-    """Pass the streams on until the engine has ended and its output is all here.
+    """Pass the streams on until the engine has ended and all of its output has arrived.
 
-    ``target`` gets signals, as in ``send``; ``wait`` returns the exit code.
+    Signals to the engine go to ``target`` as in ``send``; ``wait`` returns its exit code.
     """
     log = bytearray()
     clock = FirstToken(launch.echo) if launch.echo is not None else None
@@ -64,8 +64,7 @@ def relay(
 
 
 def _exit_handle(child: int) -> int | None:
-    """Return a handle that becomes readable when the engine ends (Linux 5.3), or None."""
-    try:
+    try:  # a handle that is readable once the engine has ended (pidfd_open(2), Linux 5.3)
         return os.pidfd_open(child)
     except (AttributeError, OSError):
         return None
@@ -78,19 +77,17 @@ def _has_exited(handle: int | None, child: int) -> bool:
 
 
 def _write_all(handle: int, data: bytes) -> None:
-    """Write to a stream of ours. If nobody reads it any more, end as the engine would have
-    ended: by SIGPIPE."""
     view = memoryview(data)
     try:
         while view:
             view = view[os.write(handle, view) :]
-    except BrokenPipeError:
+    except BrokenPipeError:  # nobody reads it: end as the engine would, by SIGPIPE
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGPIPE)
 
 
 class FirstToken:
-    """Time the first byte after the prompt's echo.
+    """A clock that stops at the first byte after the prompt's echo.
 
     ``seconds`` stays None if the output does not begin with the prompt.
     """
@@ -115,15 +112,14 @@ class FirstToken:
 
 
 class Feeder:
-    """Hand standard input to a chat line by line, and end the chat when it ends.
+    """A source of input for a chat, which hands over one line at a time and ends the chat after
+    the last answer."""
 
-    bitnet.cpp's ``llama-cli -cnv`` takes the end of its input for an empty line and
-    generates for ever. So it never sees the end. A line is handed over once the one
-    before was read; after the last one comes a single blank without a newline. The
-    engine reads it when it asks for its next turn, that is when its last answer is
-    complete, and waits for the rest of the line; then SIGINT ends it, as at a prompt.
-    """
-
+    # bitnet.cpp's `llama-cli -cnv` takes the end of its input for an empty line and generates for
+    # ever. So it never sees the end: each line is handed over after the engine has read the one
+    # before, and after the last line comes a single blank without a newline. The engine reads the
+    # blank when it asks for the next turn, which is when its last answer is complete, and waits
+    # for the rest of the line. Then SIGINT ends it, as at a prompt.
     BLANK = b" "
 
     def __init__(self, target: int, pipes: Pipes) -> None:
@@ -142,7 +138,7 @@ class Feeder:
         return not self.at_end and len(self.pending) < _CHUNK
 
     def step(self, readable: bool) -> None:
-        """Do what is due in a turn of the loop; ``readable`` says that input waits."""
+        """Do the next step; ``readable`` says that standard input has data."""
         if readable:
             self._read()
         if self.asked_to_end:
@@ -158,7 +154,7 @@ class Feeder:
             self.pending += b"\n"
 
     def _unread(self) -> int:
-        """Return how many bytes in the pipe the engine has not taken yet."""
+        """Return the number of bytes in the pipe that the engine has not read yet."""
         count = array.array("i", [0])
         fcntl.ioctl(self.far, termios.FIONREAD, count)
         return count[0]

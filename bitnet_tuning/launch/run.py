@@ -1,4 +1,4 @@
-"""Run an engine to its end in the foreground, with the signals that are meant for it."""
+"""Run an engine in the foreground until it ends, and pass signals on to it."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ if TYPE_CHECKING:
 
 
 _NTSTATUS_CONTROL_C = 0xC000013A
+"""Exit code of a Windows program that Ctrl-C ended (MS-ERREF 2.3)."""
 
 _FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
-"""Signals to pass on to an engine."""
+"""Signals that are passed on to an engine."""
 
 
 def run(launch: Launch) -> Outcome:
-    """Run the engine to its end and return how it ended.
+    """Run an engine until it ends, and return its outcome.
 
-    Signals reach it exactly once, also if the whole process group gets them; it does not
-    outlive this process. Raise UnsupportedError if it cannot be started.
+    A signal reaches the engine exactly once, even if the whole process group gets it. The engine
+    is killed when this process dies. Raise UnsupportedError if it cannot be started.
     """
     return _run_windows(launch) if os.name == "nt" else _run_posix(launch)
 
@@ -44,9 +45,10 @@ def run(launch: Launch) -> Outcome:
 def _run_posix(launch: Launch) -> Outcome:
     own_group = not (launch.stdin == INHERIT and os.isatty(0))
     fill_standard_handles()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited ignored, no child can be waited for
+    # wait(2): no exit code of a child is kept while SIGCHLD is ignored, which is inherited.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pipes, lifeline = Pipes(launch), Lifeline()
-    # Hold signals back until it is known to whom to pass them on.
+    # Hold signals back until there is an engine to pass them on to.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, present(*_FORWARDED))
     try:
         child, target, wait = _start(launch, pipes, lifeline, own_group, mask)
@@ -69,13 +71,12 @@ def _run_posix(launch: Launch) -> Outcome:
 def _start(
     launch: Launch, pipes: Pipes, lifeline: Lifeline, own_group: bool, mask: Collection[int]
 ) -> tuple[int, int, Callable[[], int]]:
-    """Return the engine's process id, what to send signals to, and what waits for its code.
-
-    Raise UnsupportedError if it cannot be started.
-    """
-    # A group of its own may hold a script around the real engine: signals are for all of it.
+    """Start the engine. Return its process id, the target of its signals, and a function that
+    waits for its exit code."""
+    # The engine may be a script that runs the real one, so that signals go to a whole group.
     group = lifeline.lead() if own_group else None
-    # A group in the background is to print in spite of `stty tostop`.
+    # The engine's group is in the background and must print even after `stty tostop`, which sends
+    # SIGTTOU (termios(3)).
     with pipes.handed_over(), handling({signal.SIGTTOU: signal.SIG_IGN} if own_group else {}):
         if group is not None:
             child = spawn(launch, pipes.streams, group, mask)
@@ -90,16 +91,7 @@ def _wait(child: int) -> int:
 
 
 class _Forwarder:
-    """Pass signals on to the engine.
-
-    An engine in a group of its own gets none from the terminal or from a kill of our group, so
-    each is passed on. One that shares the terminal for a chat has had Ctrl-C and Ctrl-\\
-    already.
-
-    llama-cli prints its timings from inside its handler of SIGINT, under a lock that the
-    interrupted thread may hold: now and then it hangs there for ever. An engine that is to
-    end at an interrupt and has not after a grace is therefore killed.
-    """
+    """The signal handlers that pass signals on to an engine."""
 
     def __init__(self, target: int, own_group: bool, ends: bool) -> None:
         self.target = target
@@ -112,7 +104,7 @@ class _Forwarder:
         handlers: dict[int, Handler] = dict.fromkeys(present(*_FORWARDED), self._pass_on)
         if self.own_group:
             handlers.update({**pausing(self.target), signal.SIGALRM: self._give_up})
-        # A script's background job starts with SIGINT ignored, and engines catch it all the same.
+        # A script's background job starts with SIGINT ignored, but engines catch it nevertheless.
         with handling(handlers, always=(signal.SIGINT, signal.SIGALRM)):
             try:
                 yield
@@ -120,8 +112,11 @@ class _Forwarder:
                 signal.alarm(0)
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
+        # An engine in this group, as for a chat at a terminal, got Ctrl-C and Ctrl-\ itself.
         if self.own_group or number not in (signal.SIGINT, signal.SIGQUIT):
             send(self.target, number)
+        # llama-cli prints its timings in its handler of SIGINT, under a lock that the interrupted
+        # thread may hold, and so now and then hangs there for ever.
         if number == signal.SIGINT and self.own_group and self.ends:
             signal.alarm(INTERRUPT_GRACE)
 
@@ -131,7 +126,6 @@ class _Forwarder:
 
 
 def _run_windows(launch: Launch) -> Outcome:
-    """Ignore Ctrl-C while the engine runs: it reaches the engine from the console itself."""
     from subprocess import DEVNULL, PIPE  # noqa: PLC0415 (2 ms)
 
     streams = (
@@ -139,6 +133,7 @@ def _run_windows(launch: Launch) -> Outcome:
         None,
         PIPE if launch.keep_log else None,
     )
+    # The console sends Ctrl-C to the engine as well.
     with handling({signal.SIGINT: signal.SIG_IGN}):
         engine = popen(launch, streams, None)
         log = engine.communicate()[1] or b""
@@ -148,8 +143,7 @@ def _run_windows(launch: Launch) -> Outcome:
 
 
 def _windows_code(status: int) -> int:
-    """Return 130 for Ctrl-C, as everywhere else; NTSTATUS values signed, as ``sys.exit`` can
-    pass them on."""
     if status & 0xFFFFFFFF == _NTSTATUS_CONTROL_C:
         return 130
+    # sys.exit takes 32-bit exit codes as signed numbers.
     return status - (1 << 32) if status >= 1 << 31 else status

@@ -1,4 +1,4 @@
-"""Send and handle signals; end a long command early without losing what it has."""
+"""Send and handle signals, and stop a long command without losing its results."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def send(target: int, number: int) -> None:
-    """Send a signal to a process, or to a group by its negative number, as kill(2) has it.
-    Do nothing if it has ended."""
+    """Send a signal to a process, or to a process group by its negative id as in kill(2). Do
+    nothing if it has ended."""
     try:
         os.kill(target, number)
     except ProcessLookupError:
@@ -25,14 +25,14 @@ def send(target: int, number: int) -> None:
 
 
 def present(*names: str) -> tuple[signal.Signals, ...]:
-    """Return those of the named signals that this system has."""
+    """Return the named signals that this system has."""
     return tuple(getattr(signal, name) for name in names if hasattr(signal, name))
 
 
 @contextmanager
 def handling(handlers: Mapping[int, Handler], always: Container[int] = ()) -> Iterator[None]:
-    """Handle signals for the block. One that was ignored from the start, as by nohup, stays
-    ignored unless it is in ``always``."""
+    """Install signal handlers for the block. A signal that is ignored, as by nohup, stays ignored
+    unless it is in ``always``."""
     before = {}
     try:
         for number, handler in handlers.items():
@@ -45,8 +45,8 @@ def handling(handlers: Mapping[int, Handler], always: Container[int] = ()) -> It
 
 
 def pausing(target: int) -> dict[int, Handler]:
-    """Return the handler for Ctrl-Z that stops a program outside the terminal's group, as in
-    ``send``, together with this one."""
+    """Return a handler for Ctrl-Z that stops this process together with ``target``, which is
+    outside the terminal's process group."""
 
     def pause(_number: int, _frame: FrameType | None) -> None:
         send(target, signal.SIGSTOP)
@@ -57,12 +57,12 @@ def pausing(target: int) -> dict[int, Handler]:
 
 
 PATIENT = 3
-"""Signals that ``Stop`` takes; one more ends the program at once, whatever it is doing: files
-of results are whole at any moment."""
+"""Number of signals that ``Stop`` waits for. One more ends the program at once, which damages no
+results: they are always saved as whole files."""
 
 
 class Stopped(KeyboardInterrupt):
-    """Say that a signal asked for the end."""
+    """A signal asked the program to end."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -70,10 +70,9 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stop:
-    """Let SIGINT, SIGTERM and SIGHUP interrupt marked blocks only.
+    """A context manager in which SIGINT, SIGTERM and SIGHUP interrupt only marked blocks.
 
-    Elsewhere, as while results are saved, a signal is remembered and obeyed at the next
-    marked block. Use it as a context manager.
+    A signal at any other time, as while results are saved, takes effect at the next marked block.
     """
 
     def __init__(self) -> None:
@@ -92,7 +91,7 @@ class Stop:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Raise Stopped in the block if a signal comes, or came before it."""
+        """Raise Stopped in the block when a signal comes, or if one came before it."""
         self._armed = True
         try:
             self._obey()
@@ -111,5 +110,5 @@ class Stop:
 
     def _obey(self) -> None:
         if self._pending is not None:
-            self._armed = False  # cleaning up is not to be interrupted again
+            self._armed = False  # a second signal must not interrupt the clean-up
             raise Stopped(self._pending)

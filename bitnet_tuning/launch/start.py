@@ -1,5 +1,5 @@
-"""Start programs with the CPUs, niceness and environment they are to have, so that none
-outlives this process. The only functions that start a program are ``spawn`` and ``popen``."""
+"""Start programs with a given affinity, niceness and environment, and kill them when this process
+dies. Only ``spawn`` and ``popen`` start a program."""
 
 from __future__ import annotations
 
@@ -18,27 +18,22 @@ if TYPE_CHECKING:
     from bitnet_tuning.launch.program import Launch
 
     Streams = tuple[int | None, int | None, int | None]
-    """What a program gets as stdin, stdout and stderr: handles, None for this process's own."""
+    """A program's stdin, stdout and stderr as handles; None stands for this process's own."""
 
 _TRUE = "/bin/true"
 _MANY_HANDLES = 1 << 16
-"""File descriptors that the watcher closes, open or not."""
+"""Number of file descriptors that the watcher closes, open or not."""
 
 _BACK_TO_DEFAULT = ("SIGPIPE", "SIGXFSZ", "SIGINT")
-"""Python ignores the first two. A script's background job inherits the last one ignored, but
-it is passed on only if somebody means this run."""
+"""Signals that programs must not inherit as ignored. Python ignores the first two. A script
+ignores SIGINT in its background jobs, but one that is passed on is meant for the program."""
 
 
 class Lifeline:
-    """Kill a program when its launcher ends, however that comes (POSIX).
+    """A pipe that kills a program when its launcher ends for whatever reason (POSIX).
 
-    It is a pipe whose writing end the launcher alone holds, so that it closes with the
-    launcher. On Linux the program inherits the reading end, set up so that the kernel sends
-    SIGKILL to the end's owner, the program, when the other end is closed (fcntl(2), F_SETSIG).
-    That does what prctl's parent-death signal does, which Python reaches only through ctypes.
-    Elsewhere a small process watches the reading end.
-
-    A program is tied before it is executed, so that a launcher killed at any moment leaves
+    Only the launcher has the writing end, so that it closes when the launcher ends. A program is
+    tied to the pipe before it is executed, so that a launcher that is killed at any moment leaves
     nothing behind.
     """
 
@@ -48,6 +43,10 @@ class Lifeline:
         self.by_kernel = self._arm()
 
     def _arm(self) -> bool:
+        """Let the kernel send SIGKILL to the owner of the reading end when the other end closes;
+        return False where only a process of its own can watch it."""
+        # fcntl(2), F_SETSIG, which only Linux has. The parent-death signal of prctl(2) would do
+        # the same, but Python reaches it only through ctypes.
         try:
             import fcntl  # noqa: PLC0415 (not on Windows)
 
@@ -58,16 +57,14 @@ class Lifeline:
         return True
 
     def lead(self) -> int | None:
-        """Tie a new process group that has no program in it yet, and return its number.
-
-        Return None if the system cannot do that.
-        """
-        # posix_spawn runs nothing of ours in the child, so what it starts cannot tie itself,
-        # and tied later it could be left behind. So the group is made first. That takes a
-        # process, whose number the group gets (setpgid(2)) and keeps until it is waited for.
-        # It may end at once. /bin/true is there on Debian, Fedora and Alpine alike; with its
-        # folder, for PATH may be empty or name another program. Its start returns in 0.08 ms;
-        # an engine that is forked, to tie itself, is there 0.5 ms later than a spawned one.
+        """Tie a new process group for a program to start in, and return the group's id, or None
+        if the system cannot do that."""
+        # A child of posix_spawn runs no code of ours and so cannot tie itself before it executes
+        # the program. So its group is created and tied first. A group needs a leader, whose id
+        # it has (setpgid(2)); the leader may end at once, and the id stays in use until somebody
+        # waits for the leader. /bin/true exists on Debian, Fedora and Alpine; the whole path is
+        # needed because PATH may be empty or name another program. Starting it takes 0.08 ms,
+        # whereas an engine that is forked to tie itself starts 0.5 ms later than a spawned one.
         if self.by_kernel:
             try:
                 self.leader = os.posix_spawn(_TRUE, [_TRUE], {}, setpgroup=0)
@@ -77,10 +74,10 @@ class Lifeline:
         return self.leader
 
     def tie(self, target: int) -> None:
-        """Kill ``target``, as in ``send``, once the launcher is gone.
+        """Kill ``target``, a process or a group as in ``send``, once the launcher has ended.
 
-        To be called before a child executes the program. Until then the child holds the near
-        end as well: a launcher that is killed meanwhile counts as gone at that moment.
+        Call this in a child before it executes the program. Until then the child has the writing
+        end too, so that the death of the launcher takes effect when the program is executed.
         """
         if self.by_kernel:
             import fcntl  # noqa: PLC0415 (not on Windows)
@@ -91,8 +88,8 @@ class Lifeline:
             _watch(self.far, target)
 
     def cut(self) -> None:
-        """Let go of a program that has ended. One that still runs is killed."""
-        # Without another reader, closing the far end first lets no signal arise.
+        """Close the pipe after the program has ended, or to kill a program that still runs."""
+        # If nobody else has the reading end, closing it first avoids a signal.
         os.close(self.far)
         os.close(self.near)
         if self.leader is not None:
@@ -100,12 +97,12 @@ class Lifeline:
 
 
 def _watch(far: int, target: int) -> None:
-    """Fork a process that kills ``target``, as in ``send``, once the launcher's end is closed."""
+    """Fork a process that kills ``target`` once the writing end of the pipe is closed."""
     if os.fork():
         return
     try:
         os.setsid()  # signals to the engine's group are not for the watcher
-        # An open end of a pipe here would keep its reader waiting.
+        # A pipe that stays open here would never end for its reader.
         os.closerange(0, far)
         os.closerange(far + 1, _MANY_HANDLES)
         os.read(far, 1)
@@ -115,8 +112,10 @@ def _watch(far: int, target: int) -> None:
 
 
 class Inherited:
-    """Give this thread, for the block, the CPUs and the niceness that what it starts is to
-    inherit. Anything the system forbids is left as it is."""
+    """A block in which this thread has an affinity and a niceness for programs to inherit.
+
+    What the system forbids is left as it is.
+    """
 
     def __init__(self, cpus: frozenset[int] | None, nice: int) -> None:
         self.cpus = cpus
@@ -145,20 +144,21 @@ class Inherited:
 
 
 def fill_standard_handles() -> None:
-    """Open /dev/null for each standard stream that is closed: its handle would otherwise go
-    to the next pipe."""
+    """Open /dev/null for each standard stream that is closed."""
+    # Otherwise the next pipe would get the handle of that stream.
     for handle in (0, 1, 2):
         try:
             os.fstat(handle)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free
+            opened = os.open(os.devnull, os.O_RDWR)  # gets the lowest free handle (open(2))
             os.set_inheritable(opened, True)
 
 
 class Pipes:
-    """The pipes to an engine that a launch needs: our ends, None where there is none.
+    """The pipes between this process and an engine.
 
-    ``streams`` is what the engine gets as its stdin, stdout and stderr.
+    ``stdin``, ``stdout`` and ``stderr`` are this process's ends, None for a stream without a
+    pipe; ``streams`` are the engine's ends.
     """
 
     def __init__(self, launch: Launch) -> None:
@@ -176,8 +176,8 @@ class Pipes:
 
     @contextmanager
     def handed_over(self) -> Iterator[None]:
-        """Start the engine in the block. After it the engine alone holds its ends for output,
-        so that their end is seen."""
+        """Close the engine's ends for output after the block in which the engine starts, so that
+        this process sees the end of the output."""
         try:
             yield
         finally:
@@ -194,10 +194,10 @@ def _close(*handles: int | None) -> None:
 
 
 def spawn(launch: Launch, streams: Streams, group: int, mask: Collection[int]) -> int:
-    """Start a program in a group that a lifeline leads; return its process id.
+    """Start a program in a group from ``Lifeline.lead``, and return its process id.
 
-    It starts with the signals in ``mask`` blocked. Quicker than ``popen``, which imports
-    ``subprocess`` and forks. Raise UnsupportedError if the program cannot be started.
+    The program starts with the signals in ``mask`` blocked. This is quicker than ``popen``, which
+    imports ``subprocess`` and forks. Raise UnsupportedError if the program cannot be started.
     """
     try:
         with Inherited(launch.cpus, launch.nice):
@@ -225,15 +225,16 @@ def popen(
     lead: Callable[[], object] | None = None,
     mask: Collection[int] = (),
 ) -> Popen[bytes]:
-    """Start a program that is tied to the lifeline (None on Windows).
+    """Start a program that is tied to ``lifeline`` (None on Windows).
 
-    The streams may also be ``subprocess``'s constants. ``lead`` makes the child the leader of
-    a group, which is then tied as a whole: ``os.setpgrp`` or ``os.setsid``. The program starts
-    with the signals in ``mask`` blocked. Raise UnsupportedError if it cannot be started.
+    ``streams`` may contain the constants of ``subprocess``. ``lead``, ``os.setpgrp`` or
+    ``os.setsid``, makes the program the leader of a group, which is then tied as a whole. The
+    program starts with the signals in ``mask`` blocked. Raise UnsupportedError if it cannot be
+    started.
     """
     from subprocess import Popen, SubprocessError  # noqa: PLC0415 (2 ms)
 
-    def tie() -> None:  # in the child; safe beside threads, for nothing in it takes a lock
+    def tie() -> None:  # runs in the child; safe beside threads because it takes no lock
         if lead:
             lead()
         if lifeline:

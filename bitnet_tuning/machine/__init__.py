@@ -1,1 +1,1 @@
-"""Facts about the machine and its present state, read below a root folder."""
+"""Read the machine's hardware, limits and present state; decide nothing."""

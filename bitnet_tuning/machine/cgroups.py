@@ -1,4 +1,5 @@
-"""What the control groups of this process allow, by both versions of the interface."""
+"""Read the CPU and memory limits of this process's control groups (versions 1 and 2), and the
+mount table through which they are found."""
 
 from __future__ import annotations
 
@@ -8,50 +9,52 @@ from bitnet_tuning.machine.root import Root, as_integer
 from bitnet_tuning.namedtuple import NamedTuple
 
 _NO_LIMIT = 1 << 60
-"""Version 1 writes "no limit" as about 2**63 rounded down to a page."""
+"""Bytes from which a memory limit means "no limit". Version 1 shows the largest page counter,
+2**63 rounded down to a page (PAGE_COUNTER_MAX in the kernel)."""
 
 _UNIFIED = ""
-"""Stands for version 2, as in ``proc/self/cgroup``."""
+"""Name of the version 2 hierarchy, which ``proc/self/cgroup`` leaves empty (cgroups(7))."""
 
 _PERIOD = 100_000
-"""Microseconds of a quota's period where none is stated."""
+"""Default period of a CPU quota in microseconds (admin-guide/cgroup-v2.rst, cpu.max)."""
 
 
 class Cgroups(NamedTuple):
-    """Folders (relative to the root folder) of each hierarchy; of each mount innermost first.
+    """The folders, relative to the root folder, of the control groups that limit this process.
 
-    Every level up to the root of its hierarchy limits this process.
+    Each tuple has the group of this process first and then its parents, whose limits apply too.
     """
 
     unified: tuple[str, ...] = ()
-    """Version 2."""
+    """Groups of version 2."""
     cpu: tuple[str, ...] = ()
+    """Groups of version 1 with the ``cpu`` controller."""
     memory: tuple[str, ...] = ()
 
 
 class Throttling(NamedTuple):
-    """Counters of one level since that group was made."""
+    """How a CPU quota has throttled one control group since the group was created."""
 
     level: str
-    """The group's folder, which tells levels apart."""
+    """Folder of the control group, relative to the root folder."""
     periods: int
-    """Periods in which anything of the group ran."""
+    """Number of quota periods in which a process of the group ran."""
     throttled: int
-    """Those of them in which the quota was used up."""
+    """Number of those periods in which the group used up its quota."""
     seconds: float
-    """How long CPUs stood still for it, summed over CPUs."""
+    """Seconds for which the group was throttled, summed over CPUs."""
 
 
 class MemoryLimit(NamedTuple):
-    """Bytes of one level."""
+    """The memory limit of one control group, in bytes."""
 
     limit: int
     used: int
-    """Without inactive page cache, which the kernel drops before it denies memory."""
+    """Memory in use, without the inactive page cache that the kernel can reclaim."""
 
 
 def read_cgroups(root: Root) -> Cgroups:
-    """Return the levels of every hierarchy that limits CPUs or memory."""
+    """Return the control groups that limit the CPUs and memory of this process."""
     mounts = [each for each in read_mounts(root, "cgroup") if each.kind in ("cgroup", "cgroup2")]
     mounts = mounts or _customary(root)
     paths = _paths(root)
@@ -68,8 +71,9 @@ def _controllers(mount: Mount) -> list[str]:
 
 
 def _customary(root: Root) -> list[Mount]:
-    """Return where distributions mount them, for a root folder without a mount table:
-    version 2 alone or beside version 1, whose folders are named after their controllers."""
+    """Return the usual mounts of control groups, for a root folder without a mount table."""
+    # systemd mounts version 2 alone, or at "unified" beside version 1 hierarchies whose
+    # folders have the names of their controllers.
     base = "sys/fs/cgroup"
     found = [Mount(point, "cgroup2", "", "") for point in (base, f"{base}/unified")]
     names = sorted(root.names(base))
@@ -77,7 +81,7 @@ def _customary(root: Root) -> list[Mount]:
 
 
 def _paths(root: Root) -> dict[str, str]:
-    """Return controller -> path of this process's group within its hierarchy."""
+    """Return the path of this process's group in its hierarchy, by controller."""
     paths: dict[str, str] = {}
     for line in (root.read("proc/self/cgroup") or "").splitlines():
         fields = line.split(":", 2)
@@ -87,12 +91,10 @@ def _paths(root: Root) -> dict[str, str]:
 
 
 def _levels(mounts: list[Mount], path: str) -> tuple[str, ...]:
-    """Return the group's folder and each one above it up to the mount point, for every mount
-    that shows the group; a hierarchy may be mounted twice.
-
-    Where none does ("/..", or a path of another container's namespace), the first mount's
-    point is the only folder that may be ours.
-    """
+    """Return the folder of the group at ``path`` and its parents up to the mount point, for
+    every mount that shows the group."""
+    # A path such as "/.." lies outside this cgroup namespace (cgroup_namespaces(7)). Then no
+    # mount shows the group, and only the mount point itself can still limit this process.
     showing = [mount for mount in mounts if _below(path, mount.origin) is not None] or mounts[:1]
     levels = []
     for mount in showing:
@@ -103,7 +105,7 @@ def _levels(mounts: list[Mount], path: str) -> tuple[str, ...]:
 
 
 def _below(path: str, origin: str) -> str | None:
-    """Return ``path`` as seen from ``origin``, or None where it lies elsewhere."""
+    """Return ``path`` relative to ``origin``, or None if it lies outside."""
     base = origin.rstrip("/")
     if ".." in path.split("/") or not f"{path}/".startswith(f"{base}/"):
         return None
@@ -111,10 +113,9 @@ def _below(path: str, origin: str) -> str | None:
 
 
 def read_quota(root: Root, groups: Cgroups) -> float | None:
-    """Return the tightest CFS quota over this process, in CPUs; None where there is none.
-
-    One file of version 2 says "quota period" or "max period", in microseconds.
-    """
+    """Return the smallest CPU quota that applies to this process, in CPUs; None without one."""
+    # Version 2 has "QUOTA PERIOD" or "max PERIOD" in one file, version 1 a file for each and -1
+    # for no quota; all are in microseconds.
     stated = [(root.read(f"{level}/cpu.max") or "").split() for level in groups.unified]
     pairs = [(words[0], words[1] if len(words) > 1 else None) for words in stated if words]
     for level in groups.cpu:
@@ -128,7 +129,7 @@ def read_quota(root: Root, groups: Cgroups) -> float | None:
 
 
 def read_memory_limits(root: Root, groups: Cgroups) -> list[MemoryLimit]:
-    """Return the limit of each level that has one, and what is used of it."""
+    """Return the memory limit and use of each control group that has a limit."""
     found = []
     for version, levels in ((2, groups.unified), (1, groups.memory)):
         for level in levels:
@@ -137,7 +138,8 @@ def read_memory_limits(root: Root, groups: Cgroups) -> list[MemoryLimit]:
                 stated = [root.integer(f"{level}/memory.{name}") for name in ("max", "high")]
                 usage, dropped = "memory.current", statistics.get("inactive_file", 0)
             else:
-                # The second is what levels outside of a container's mount leave.
+                # A container sees no folder outside its own mount, but the hierarchical limit
+                # includes every parent (admin-guide/cgroup-v1/memory.rst).
                 limit = root.integer(f"{level}/memory.limit_in_bytes")
                 stated = [limit, statistics.get("hierarchical_memory_limit")]
                 usage, dropped = "memory.usage_in_bytes", statistics.get("total_inactive_file", 0)
@@ -149,45 +151,46 @@ def read_memory_limits(root: Root, groups: Cgroups) -> list[MemoryLimit]:
 
 
 def read_throttling(root: Root, groups: Cgroups) -> tuple[Throttling, ...]:
-    """Return the counters of every level that counts periods, innermost first.
-
-    Version 2 gives ``throttled_usec``, version 1 ``throttled_time`` in nanoseconds.
-    """
+    """Return the quota counters of each control group that has them, innermost group first."""
     found = []
     for level in (*groups.unified, *groups.cpu):
         stated = root.numbers(f"{level}/cpu.stat", " ")
         if {"nr_periods", "nr_throttled"} <= stated.keys():
+            # Microseconds in version 2 (cgroup-v2.rst), nanoseconds in version 1 (sched-bwc.rst).
             lost = stated.get("throttled_usec", 0) / 1e6 + stated.get("throttled_time", 0) / 1e9
             found.append(Throttling(level, stated["nr_periods"], stated["nr_throttled"], lost))
     return tuple(found)
 
 
 _TABLE_BYTES = 1 << 20
+"""Bytes to read of a mount table, enough for thousands of mounts."""
 
 
 class Mount(NamedTuple):
-    """One line of the table."""
+    """One mounted file system."""
 
     point: str
+    """Absolute path of the folder where it is mounted."""
     kind: str
-    """File system as the kernel names it: ``ext4``, ``9p``, ``cgroup2``."""
+    """Type of the file system, such as ``ext4``, ``9p`` or ``cgroup2``."""
     source: str
     options: str
-    """Options of the file system; controllers, for version 1 control groups."""
+    """Options, separated by commas. Version 1 control groups name their controllers here."""
     origin: str = "/"
-    """The part of the file system that is mounted: "/" except in containers and bind mounts."""
+    """Folder of the file system that is mounted: "/" except in containers and bind mounts."""
 
     @property
     def windows(self) -> bool:
-        """Whether it is a drive of the Windows around WSL: ``drvfs`` in version 1, in
-        version 2 a 9p or virtiofs share whose source or options name the drive."""
+        """True for a Windows drive under WSL."""
+        # WSL 1 has a drvfs file system. WSL 2 mounts a 9p or virtiofs share and names the
+        # drive in its source ("C:\") or its options ("aname=drvfs;path=C:\").
         drive = self.source[1:2] == ":" and self.source[:1].isalpha()
         named = drive or "drvfs" in f"{self.source} {self.options}"
         return self.kind == "drvfs" or (self.kind in ("9p", "virtiofs") and named)
 
 
 def read_mounts(root: Root, word: str = "") -> tuple[Mount, ...]:
-    """Return the mounts whose line has ``word``, in the order in which they were made."""
+    """Return the mounts whose line in the table contains ``word``, oldest mount first."""
     for name, parse in (
         ("proc/self/mountinfo", _from_mountinfo),
         ("proc/self/mounts", _from_mounts),
@@ -201,14 +204,14 @@ def read_mounts(root: Root, word: str = "") -> tuple[Mount, ...]:
 
 
 def mount_holding(path: str, mounts: tuple[Mount, ...]) -> Mount | None:
-    """Return the mount with the longest point above an absolute ``path``; of several on the
-    same point the last, which hides the others."""
+    """Return the mount on which an absolute ``path`` lies, or None if no mount contains it."""
     above = [mount for mount in mounts if f"{path}/".startswith(f"{mount.point.rstrip('/')}/")]
+    # The last of several mounts at the same point hides the others; max() keeps the first.
     return max(reversed(above), key=lambda mount: len(mount.point), default=None)
 
 
 def _from_mountinfo(line: str) -> Mount | None:
-    """Parse ``36 35 0:31 ORIGIN POINT options … - kind source super-options`` (proc(5))."""
+    # proc_pid_mountinfo(5): ID PARENT MAJOR:MINOR ORIGIN POINT OPTIONS … - KIND SOURCE OPTIONS.
     left, dash, right = line.partition(" - ")
     fields, tail = left.split(), right.split()
     if not dash or len(fields) < 5 or len(tail) < 3:
@@ -228,7 +231,7 @@ def _mount(point: str, kind: str, source: str, options: str, origin: str) -> Mou
 
 
 def _unescape(path: str) -> str:
-    """Replace the octal escapes that the kernel writes for spaces (``\\040``) and the like."""
+    # The kernel writes spaces, tabs, newlines and backslashes as octal numbers (getmntent(3)).
     if "\\" not in path:
         return path
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), path)

@@ -1,4 +1,4 @@
-"""The clock of the processors: what it is, what it may be, and what sets it."""
+"""Read the clock rates of the CPUs, their limits and the driver that sets them."""
 
 from __future__ import annotations
 
@@ -8,32 +8,30 @@ from bitnet_tuning.machine.root import Root, as_integer
 from bitnet_tuning.machine.topology import CPU, read_per_cpu
 from bitnet_tuning.namedtuple import NamedTuple
 
-_HIGHEST_MHZ = 20_000
-"""No processor has run faster, so a larger number is not a clock."""
-_HIGHEST_BASE_MHZ = 10_000
+_HIGHEST_MHZ, _HIGHEST_BASE_MHZ = 20_000, 10_000
+"""Highest plausible clock and base clock; a larger value in a file is an error."""
 
 _IN_BRAND = r"@ *([0-9.]{1,6}) *GHz"
 
-
 SET_PERFORMANCE = f"echo performance | sudo tee /{CPU}/cpu*/cpufreq/scaling_governor"
-"""Shell command that sets the governor of every CPU; needs no tool to install."""
+"""Shell command that selects the performance governor on every CPU, without extra tools."""
 
 
 class Clock(NamedTuple):
-    """MHz over a set of CPUs. A CPU that idles may show a low clock."""
+    """The clock rates of a set of CPUs. An idle CPU may show a low rate."""
 
     mean_mhz: float
     min_mhz: float
     max_mhz: float
     limit_mhz: float | None = None
-    """The highest clock that the settings allow now, of the fastest CPU."""
+    """Highest clock that the current settings allow the fastest CPU."""
     highest_mhz: float | None = None
-    """The highest clock that the fastest CPU can run at."""
+    """Highest clock that the hardware of the fastest CPU supports."""
 
 
 def read_clock(root: Root, cpus: frozenset[int]) -> Clock | None:
-    """Return the clock from cpufreq, else from ``proc/cpuinfo``; None where neither has it, as
-    on most ARM machines without cpufreq."""
+    """Return the clock rates of ``cpus`` from cpufreq or ``proc/cpuinfo``; None if neither shows
+    them, as on most ARM machines without cpufreq."""
     now = _cpufreq(root, cpus, "scaling_cur_freq") or _from_cpuinfo(root, cpus)
     if not now:
         return None
@@ -47,13 +45,13 @@ def read_clock(root: Root, cpus: frozenset[int]) -> Clock | None:
 
 
 def _cpufreq(root: Root, cpus: frozenset[int], name: str) -> list[float]:
-    """Return MHz; the kernel's files hold kHz."""
+    # The files of cpufreq are in kHz (admin-guide/pm/cpufreq.rst).
     clocks = [value / 1000 for value in read_per_cpu(root, cpus, f"cpufreq/{name}")]
     return [clock for clock in clocks if 0 < clock <= _HIGHEST_MHZ]
 
 
 def _from_cpuinfo(root: Root, cpus: frozenset[int]) -> list[float]:
-    """Return the ``cpu MHz`` of x86, or the ``clock : 3800.000000MHz`` of POWER."""
+    # x86 writes "cpu MHz : 3800.000", POWER writes "clock : 3800.000000MHz".
     found: list[float] = []
     cpu: int | None = None
     for key, value in root.pairs("proc/cpuinfo", limit=1 << 24):
@@ -70,8 +68,9 @@ def _from_cpuinfo(root: Root, cpus: frozenset[int]) -> list[float]:
 
 
 def read_base_clock(root: Root, cpus: frozenset[int], brand: str | None) -> float | None:
-    """Return the base clock of the fastest of ``cpus`` in MHz: intel_pstate's file in kHz,
-    ACPI's in MHz, else what the brand says (``@ 2.10GHz``). None where none of them says."""
+    """Return the base clock of the fastest of ``cpus`` in MHz from intel_pstate, ACPI, or the
+    processor's name ``brand`` (``… @ 2.10GHz``); None if it is unknown."""
+    # kHz in admin-guide/pm/intel_pstate.rst, MHz in admin-guide/acpi/cppc_sysfs.rst.
     for name, factor in (("cpufreq/base_frequency", 1000), ("acpi_cppc/nominal_freq", 1)):
         clocks = [value / factor for value in read_per_cpu(root, cpus, name)]
         known = [clock for clock in clocks if 0 < clock <= _HIGHEST_BASE_MHZ]
@@ -85,8 +84,8 @@ def read_base_clock(root: Root, cpus: frozenset[int], brand: str | None) -> floa
 
 
 def read_driver(root: Root, cpus: frozenset[int]) -> str | None:
-    """Return the driver that sets the clock, such as ``intel_pstate``: what a governor's name
-    means depends on it."""
+    """Return the cpufreq driver, such as ``intel_pstate``, on which the effect of a governor
+    depends; None if the kernel shows none."""
     for cpu in sorted(cpus):
         name = root.read(f"{CPU}/cpu{cpu}/cpufreq/scaling_driver") or ""
         if name and name.isprintable() and len(name) <= 16:

@@ -1,4 +1,4 @@
-"""The machine's state at one moment, and what happened between two."""
+"""Snapshots of the machine's state, and what changed between two of them."""
 
 from __future__ import annotations
 
@@ -35,12 +35,13 @@ from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.store.codec import Annotated, Via
 
 LOAD_SECONDS = 0.5
-"""How long the load of others is watched: 50 of the kernel's ticks, so a resolution of 2 %
-of a CPU, and little enough to wait for."""
+"""Seconds for which the load of other programs is watched. The kernel counts CPU time in ticks
+of 10 ms, so that this resolves 2 % of a CPU."""
 
 _SPIN_SECONDS = 0.03
-"""An idle CPU shows a low clock. After 30 ms of work any governor has raised it (schedutil
-decides every few milliseconds, ondemand every 10), so that two snapshots can be compared."""
+"""Seconds of work before the clock is read. An idle CPU shows a low clock; after 30 ms every
+governor has raised it (schedutil decides every few milliseconds, ondemand every 10), so that
+two snapshots can be compared."""
 
 
 def _utc(moment: float) -> str:
@@ -48,68 +49,69 @@ def _utc(moment: float) -> str:
 
 
 Seconds = Annotated[float, Via(str, lambda text: datetime.fromisoformat(text).timestamp(), _utc)]
-"""Since the epoch; in JSON a moment in UTC."""
+"""Seconds since 1970; in JSON an ISO 8601 time in UTC."""
 
 
 class Conditions(NamedTuple):
-    """One snapshot. None for what this machine does not show; memory and swap in bytes."""
+    """The machine's state at one moment. Memory and swap are in bytes; None stands for what the
+    machine does not show."""
 
     time: Seconds
     online_cpus: int
     other_load_cpus: float | None
-    """CPUs that other processes used while this was taken."""
+    """CPUs that other processes used during the snapshot, on average."""
     busiest: tuple[Busy, ...]
-    """The programs that used most of them, at most three; empty without psutil."""
+    """The three other programs that used the most CPU time; empty without psutil."""
     busy_cpu_seconds: float | None
-    """CPU time of everyone since the start of the system."""
+    """CPU time of all processes since the system started."""
     steal_cpu_seconds: float | None
-    """CPU time that the hypervisor took since then."""
+    """CPU time that the hypervisor took since the system started."""
     own_cpu_seconds: float
-    """CPU time that the benchmark has spent so far, its finished engines included."""
+    """CPU time that the benchmark and its finished engines have used so far."""
     clock: Clock | None
     governor: str | None
     frequency_driver: str | None
-    """What sets the clock, such as ``intel_pstate``."""
+    """The cpufreq driver, such as ``intel_pstate``."""
     temperature: Temperature | None
     throttle_events: int | None
-    """How often heat lowered the clock; only its growth means something."""
+    """Counter of the times that heat lowered the clock; only its growth is meaningful."""
     quota_throttling: tuple[Throttling, ...]
-    """By every control group level that counts it."""
+    """CPU quota counters of each control group that has them."""
     memory_total: int | None
     memory_available: int | None
     swap_used: int | None
     swap_read_back: int | None
-    """Read back from swap since the start of the system."""
+    """Read back from swap since the system started."""
     on_battery: bool | None
 
 
 class Meanwhile(NamedTuple):
-    """What happened from one snapshot to a later one of the same process."""
+    """What happened between two snapshots that one process took."""
 
     seconds: float
     other_load_cpus: float | None
     """CPUs that other processes used on average."""
     steal_share: float | None
-    """Of the time in which CPUs had work, the part that the hypervisor took."""
+    """Share of the needed CPU time that the hypervisor gave to other machines."""
     quota_periods: int
-    """Quota periods of the level that was throttled most."""
+    """Number of quota periods, in the control group that was throttled most."""
     quota_throttled_periods: int
+    """Number of those periods in which the group used up its quota."""
     quota_throttled_seconds: float
+    """Seconds for which the group was throttled, summed over CPUs."""
     throttle_events: int | None
+    """How often heat lowered the clock."""
     swapped_in: int | None
-    """Bytes that came back from swap."""
+    """Bytes read back from swap."""
 
 
 class _Sample(NamedTuple):
-    """Counters of one moment."""
-
     at: float
-    """Monotonic seconds."""
+    """Monotonic time in seconds."""
     busy: float | None
     steal: float | None
     own: float
     processes: dict[int, ProcessTime]
-    """Those of this machine: a recorded one has none."""
 
 
 def take(
@@ -118,8 +120,8 @@ def take(
     seconds: float = LOAD_SECONDS,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Conditions:
-    """Return the state now, after ``seconds`` of watching others. No engine may run
-    meanwhile."""
+    """Return the machine's state after watching other programs for ``seconds``. The load is only
+    right if this process runs no engine meanwhile."""
     root = root or Root()
     first = _sample(root)
     sleep(seconds)
@@ -168,15 +170,15 @@ def _foreign(root: Root) -> bool:
 
 
 def spin(seconds: float) -> None:
-    """Keep this CPU busy."""
+    """Keep one CPU busy for ``seconds``."""
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         pass
 
 
 def between(before: Conditions, after: Conditions) -> Meanwhile:
-    """Return by how much the counters grew; None, or 0 for the quota, for what one of the two
-    lacks and for counters that started anew."""
+    """Return by how much the counters grew. A counter that was reset, or that one snapshot lacks,
+    becomes None; those of the quota become 0."""
     seconds = after.time - before.time
     busy = growth(before.busy_cpu_seconds, after.busy_cpu_seconds)
     own = growth(before.own_cpu_seconds, after.own_cpu_seconds)

@@ -1,4 +1,4 @@
-"""Read the machine's facts into one ``Host``, and what this process may use of it."""
+"""Read the machine into one ``Host``, and what this process is permitted to do."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from bitnet_tuning.machine.topology import CPU, read_kinds, read_topology
 from bitnet_tuning.namedtuple import NamedTuple
 
 _FIRST_PROCESSORS = 1 << 14
-"""Bytes of /proc/cpuinfo that hold the first processor's entry; a large host's file runs to
-megabytes."""
+"""Bytes of /proc/cpuinfo to read. They hold the first processor's entry; the whole file has
+megabytes on a large host."""
 
 _FLAG_KEYS = ("flags", "features", "isa")
-"""As x86, ARM and s390, and RISC-V name the line."""
+"""Names of the line with the instruction sets: on x86, on ARM and s390, on RISC-V."""
 
 _BRAND_KEYS = ("model name", "cpu model", "processor", "hardware", "uarch", "cpu")
-"""As x86 and LoongArch, MIPS, 32-bit ARM (two), RISC-V, and POWER name the line."""
+"""Names of the line with the processor's name: on x86 and LoongArch, on MIPS, on 32-bit ARM
+(two), on RISC-V, on POWER."""
 
 _LONGEST_GOVERNOR = 16
-"""CPUFREQ_NAME_LEN in the kernel."""
+"""Length limit of a governor's name (CPUFREQ_NAME_LEN in the kernel's linux/cpufreq.h)."""
 
 
 class Processor(NamedTuple):
-    """What /proc/cpuinfo says of the first processor."""
+    """The first processor in /proc/cpuinfo: its vendor, instruction sets and name."""
 
     vendor: str | None
     flags: tuple[str, ...]
-    """Instruction sets, sorted."""
     brand: str | None
-    """What the processor is called."""
 
 
 def read_host(root: str = "/") -> Host:
-    """Read the machine below ``root``; on macOS and Windows, ask the system instead.
+    """Read the Linux machine below the folder ``root``.
 
-    Never fails: what cannot be read is None, or assumed to be the plainest case.
+    On macOS and Windows, the root "/" stands for the running system. This never fails: what
+    cannot be read is None or gets the simplest value, such as one NUMA node.
     """
     if root == "/" and not sys.platform.startswith("linux"):
         from bitnet_tuning.machine.foreign import read_foreign_host  # noqa: PLC0415
@@ -49,7 +49,7 @@ def read_host(root: str = "/") -> Host:
 
 
 def read_flags() -> tuple[str, ...]:
-    """Return the instruction sets of the CPU that this program runs on, as ``Host.isa``."""
+    """Return the instruction sets of this machine's CPU, in the form of ``Host.isa``."""
     if sys.platform.startswith("linux"):
         return _read_processor(Root()).flags
     return read_host().isa
@@ -91,20 +91,18 @@ def _read_processor(root: Root) -> Processor:
 
 
 def _brand(stated: dict[str, str]) -> str | None:
-    """Return the processor's name; on 64-bit ARM, the numbers that identify it."""
     named = next((stated[key] for key in _BRAND_KEYS if key in stated), None)
+    # 64-bit ARM shows only the numbers that identify the processor.
     if named is None and "cpu part" in stated:
         return f"ARM implementer {stated.get('cpu implementer', '?')}, part {stated['cpu part']}"
     return named and " ".join(named.split())
 
 
 def read_wsl(root: Root) -> int | None:
-    """Return 1 or 2 for the version of WSL, None outside it.
-
-    Version 1 releases look like ``4.4.0-19041-Microsoft``, version 2 ones like
-    ``5.15.90.1-microsoft-standard-WSL2``; a kernel that the user built may say
-    neither, but version 2 always has the interop handler or /run/WSL.
-    """
+    """Return the version of WSL, 1 or 2, or None outside WSL."""
+    # WSL 1 has releases such as 4.4.0-19041-Microsoft, WSL 2 such as
+    # 5.15.90.1-microsoft-standard-WSL2. A kernel that the user built may have any name, but
+    # WSL 2 always has /run/WSL or the handler that starts Windows programs.
     release = root.read("proc/sys/kernel/osrelease") or _release_in_version(root)
     if "microsoft" in release.lower():
         is_first = release.endswith("-Microsoft") and release.startswith(("3.", "4.4."))
@@ -115,8 +113,7 @@ def read_wsl(root: Root) -> int | None:
 
 
 def _release_in_version(root: Root) -> str:
-    """Return RELEASE of ``Linux version RELEASE (builder) …``: the builder may well be somebody
-    at Microsoft."""
+    # "Linux version RELEASE (BUILDER) …": the builder of an ordinary kernel may be at Microsoft.
     words = (root.read("proc/version") or "").split()
     return words[2] if len(words) > 2 else ""
 
@@ -124,11 +121,10 @@ def _release_in_version(root: Root) -> str:
 def read_governor(root: Root, cpus: frozenset[int]) -> str | None:
     """Return the governor of ``cpus``; several are joined by commas, most frequent first.
 
-    None where the kernel shows none, as in virtual machines and WSL.
+    Return None if the kernel shows none, as in virtual machines and WSL.
     """
     counts: dict[str, int] = {}
     for cpu in sorted(cpus):
-        # CPUs without cpufreq may come before ones that have it.
         name = root.read(f"{CPU}/cpu{cpu}/cpufreq/scaling_governor") or ""
         plain = name.replace("-", "").replace("_", "")
         if name.isascii() and plain.isalnum() and len(name) <= _LONGEST_GOVERNOR:
@@ -139,27 +135,27 @@ def read_governor(root: Root, cpus: frozenset[int]) -> str | None:
 _STATUS = "proc/self/status"
 
 _CAP_IPC_LOCK, _CAP_SYS_NICE = 1 << 14, 1 << 23
-"""Bits of CapEff (linux/capability.h)."""
+"""Bits in the mask of effective capabilities (linux/capability.h)."""
 
 
 class Privileges(NamedTuple):
-    """What this process may ask of the kernel."""
+    """The priority and locked memory that the kernel grants this process."""
 
     lowest_nice: int
-    """The lowest niceness (highest priority) that it may set, -20 to 20."""
+    """Lowest niceness (highest priority) that this process may set, -20 to 20."""
     lockable: int | None
-    """Bytes of memory that it may lock; None for no limit."""
+    """Bytes of memory that this process may lock; None for no limit."""
 
 
 def read_privileges(root: Root | None = None) -> Privileges:
-    """Return what the resource limits and capabilities of this process allow."""
+    """Return what the resource limits and capabilities of this process permit."""
     try:
         import resource  # noqa: PLC0415
     except ImportError:  # Windows
         return Privileges(0, 0)
     held = _capabilities(root or Root())
     memlock = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    # setpriority(2): the ceiling of niceness is 20 minus this limit.
+    # getrlimit(2): the lowest niceness is 20 minus this limit.
     ceiling = resource.getrlimit(resource.RLIMIT_NICE)[0] if hasattr(resource, "RLIMIT_NICE") else 0
     any_nice = held & _CAP_SYS_NICE or ceiling == resource.RLIM_INFINITY
     any_lock = held & _CAP_IPC_LOCK or memlock == resource.RLIM_INFINITY
@@ -167,22 +163,21 @@ def read_privileges(root: Root | None = None) -> Privileges:
 
 
 def _capabilities(root: Root) -> int:
-    """Return the effective capabilities that count for priorities and locks.
-
-    Root in a container lacks some, and those that a user namespace grants do not count.
-    Where the kernel shows none, root may do everything.
-    """
+    """Return the mask of effective capabilities that permit priorities and locked memory."""
+    # Root in a container may lack capabilities. A system that shows none lets root do everything.
     try:
         effective = int(root.fields(_STATUS)["CapEff"], 16)
     except (KeyError, ValueError):
         return -1 if os.geteuid() == 0 else 0
+    # Capabilities within a user namespace do not cover resources of the whole system. Only the
+    # initial namespace maps all users to themselves (user_namespaces(7)).
     mapped = (root.read("proc/self/uid_map") or "").split()
     return effective if mapped in ([], ["0", "0", "4294967295"]) else 0
 
 
 def read_allowed_cpus(root: Root, online: frozenset[int]) -> frozenset[int]:
-    """Return the online CPUs in the affinity mask of this process (of the recording one, for
-    a recorded machine); all of them if that leaves none or is unknown."""
+    """Return the online CPUs in the affinity mask of this process, or of the process that recorded
+    the machine; all of them if the mask is unknown or leaves none."""
     if root.live:
         try:
             mask = frozenset(os.sched_getaffinity(0))
@@ -197,14 +192,13 @@ def read_allowed_cpus(root: Root, online: frozenset[int]) -> frozenset[int]:
 
 
 def read_allowed_nodes(root: Root) -> frozenset[int] | None:
-    """Return the NUMA nodes whose memory this process may use (cpuset(7)); None where the
-    kernel does not say."""
+    """Return the NUMA nodes whose memory this process may use (cpuset(7)); None if unknown."""
     return parse_or_none(parse_list, root.fields(_STATUS).get("Mems_allowed_list")) or None
 
 
 def read_lock_limit(root: Root) -> float | None:
-    """Return how many bytes this process, or the recorded one, may lock in memory: infinity
-    for no limit, None if unknown."""
+    """Return how many bytes this process, or the one that recorded the machine, may lock in
+    memory: infinity for no limit, None if unknown."""
     if root.live:
         lockable = read_privileges(root).lockable
         return None if os.name == "nt" else float("inf") if lockable is None else lockable

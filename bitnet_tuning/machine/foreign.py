@@ -1,4 +1,4 @@
-"""The same facts, with less detail, on macOS and Windows."""
+"""Read the machine on macOS and Windows, in less detail than on Linux."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ from bitnet_tuning.namedtuple import NamedTuple
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import ModuleType
     from typing import Any
 
-
 APPLE_EFFICIENCY_SPEED = 0.35
-"""Throughput of an Apple efficiency core on NEON code against a performance core;
-about a third in public M1 and M2 core comparisons. Low enough that performance
-cores alone are taken unless there are very few of them."""
+"""Speed of an Apple efficiency core on NEON code relative to a performance core: about a third
+in published comparisons of M1 and M2 cores. At this ratio efficiency cores are used only where
+there are very few performance cores."""
 
 _BRAND = "machdep.cpu.brand_string"
 _SYSCTL_FLAGS = {
@@ -33,7 +31,7 @@ _SYSCTL_FLAGS = {
     "hw.optional.avx2_0": "avx2",
     "hw.optional.avx512f": "avx512f",
 }
-"""Linux's names for sysctl's."""
+"""Names that Linux gives to the instruction sets, by their names in sysctl."""
 _SYSCTL = (
     _BRAND,
     "hw.logicalcpu",
@@ -46,7 +44,7 @@ _SYSCTL = (
 
 
 class ForeignState(NamedTuple):
-    """What is known of these systems' conditions; all of it None without psutil."""
+    """The present state of a macOS or Windows machine; all None without psutil."""
 
     clock: Clock | None = None
     memory: Memory = Memory(None, None)
@@ -55,7 +53,7 @@ class ForeignState(NamedTuple):
 
 
 def read_foreign_host() -> Host:
-    """Return what sysctl says on macOS, on anything else psutil where it is installed."""
+    """Read the running machine: on macOS with sysctl, on other systems with psutil."""
     if sys.platform == "darwin":
         values = _sysctl()
         integers = {key: int(value) for key, value in values.items() if value.isdecimal()}
@@ -64,8 +62,8 @@ def read_foreign_host() -> Host:
 
 
 def macos_host(values: dict[str, int], memory: Memory) -> Host:
-    """Return the host that sysctl's integers describe. macOS names no CPU, so cores are
-    numbered in order, performance cores first."""
+    """Return the host that the integer ``values`` of sysctl describe."""
+    # macOS gives CPUs no ids, so they are numbered here, performance cores first.
     physical = max(1, values.get("hw.physicalcpu", 0) or os.cpu_count() or 1)
     logical = max(physical, values.get("hw.logicalcpu", physical))
     fast = values.get("hw.perflevel0.physicalcpu", physical)
@@ -85,11 +83,10 @@ def macos_host(values: dict[str, int], memory: Memory) -> Host:
 
 
 def numbered_cores(physical: int, logical: int) -> tuple[Core, ...]:
-    """Return cores with made-up CPU ids, for systems that only say how many there are.
-
-    Where the CPUs do not divide evenly, the first cores have one more: that is how
-    Windows numbers a hybrid, whose performance cores alone have two threads.
-    """
+    """Return ``physical`` cores with ``logical`` CPUs numbered from 0, for systems that tell
+    only how many there are."""
+    # Windows numbers the performance cores of a hybrid first, and only these have two CPUs. So
+    # the first cores get one CPU more if the CPUs do not divide evenly.
     count = min(physical, logical)
     each, wider = divmod(logical, count)
     firsts = [index * each + min(index, wider) for index in range(count + 1)]
@@ -102,17 +99,15 @@ def _host(cores: tuple[Core, ...], **known: Any) -> Host:
 
 
 def _sysctl() -> dict[str, str]:
-    """Return the values that this machine has, by name."""
     done = capture(("/usr/sbin/sysctl", *_SYSCTL), seconds=5)
     pairs = (line.partition(":") for line in done.stdout.splitlines())
     return {key: value.strip() for key, _, value in pairs if value.strip()}
 
 
 def _psutil_host() -> Host:
-    """Return psutil's core counts and affinity; without it every logical CPU counts as a core."""
+    # Without psutil every logical CPU counts as a core.
     logical = os.cpu_count() or 1
-    psutil = _psutil()
-    physical = psutil.cpu_count(logical=False) if psutil else None
+    physical = _ask(lambda psutil: psutil.cpu_count(logical=False))
     cores = numbered_cores(physical or logical, logical)
     host = _host(cores, memory=_memory(), topology_known=bool(physical))
     allowed = _ask(lambda psutil: psutil.Process().cpu_affinity()) or ()
@@ -120,7 +115,8 @@ def _psutil_host() -> Host:
 
 
 def cpuinfo_flags() -> tuple[str, ...]:
-    """Return py-cpuinfo's instruction set flags; takes over a second, so reports only."""
+    """Return the instruction sets that py-cpuinfo finds, which takes more than a second; empty
+    if it is not installed."""
     try:
         import cpuinfo  # noqa: PLC0415
     except ImportError:
@@ -129,8 +125,8 @@ def cpuinfo_flags() -> tuple[str, ...]:
 
 
 def read_foreign_state() -> ForeignState:
-    """Return the state now; Windows shows the nominal clock, not the present one, and does
-    not count what was read back from swap."""
+    """Read the present state with psutil."""
+    # Windows shows the nominal clock and does not count what is read back from swap.
     clock = _ask(lambda psutil: psutil.cpu_freq())
     swap = _ask(lambda psutil: psutil.swap_memory())
     plugged = _ask(lambda psutil: psutil.sensors_battery().power_plugged)
@@ -144,9 +140,9 @@ def read_foreign_state() -> ForeignState:
 
 
 def read_foreign_busy() -> float | None:
-    """Return the CPU time of everyone since the start of the system. macOS has user, nice,
-    system, idle; Windows user, system, idle, interrupt, dpc, and counts the last two in
-    system already."""
+    """Return the CPU time in seconds of all processes since the system started, or None without
+    psutil."""
+    # Windows also has interrupt and dpc, which its system time already includes.
     seen = _ask(lambda psutil: psutil.cpu_times()._asdict())
     return None if seen is None else sum(seen.get(key, 0.0) for key in ("user", "nice", "system"))
 
@@ -156,20 +152,13 @@ def _memory() -> Memory:
     return Memory(int(seen.total), int(seen.available)) if seen else Memory(None, None)
 
 
-def _psutil() -> ModuleType | None:
+def _ask(question: Callable[[Any], Any]) -> Any:
+    """Return what ``question`` gets from psutil, or None if it gets no answer."""
     try:
         import psutil  # noqa: PLC0415
     except ImportError:
         return None
-    return psutil
-
-
-def _ask(question: Callable[[Any], Any]) -> Any:
-    """Return what psutil answers; None if it is not installed or cannot tell. Which functions
-    exist, and how they fail, depends on the system and on psutil's version."""
-    psutil = _psutil()
-    if psutil is None:
-        return None
+    # Which functions exist, and how they fail, depends on the system and on psutil's version.
     try:
         return question(psutil)
     except (AttributeError, OSError, NotImplementedError, RuntimeError, psutil.Error):

@@ -1,7 +1,5 @@
-"""The machine as a plan needs to know it: one frozen ``Host``.
-
-Nothing outside this package reads ``/proc`` or ``/sys`` to learn about the host.
-"""
+"""The facts about a machine that a plan is computed from, and the parts of them that saved
+profiles and other programs use."""
 
 from __future__ import annotations
 
@@ -13,29 +11,33 @@ from bitnet_tuning.store.codec import Positive, Text
 
 
 class Host(NamedTuple):
-    """Facts about one machine and what this process may use of it."""
+    """One machine and what this process may use of it."""
 
     online: frozenset[int]
     """Ids of the logical CPUs that are online."""
     allowed: frozenset[int]
-    """Those of them in the affinity mask."""
+    """Ids of the online CPUs in the affinity mask of this process."""
     cores: tuple[Core, ...]
-    """Every physical core with a CPU online."""
+    """Physical cores that have an online CPU."""
     nodes: tuple[Node, ...]
     hybrid: Hybrid | None = None
+    """The two kinds of cores; None if all cores are of one kind."""
     quota: float | None = None
-    """CPUs, from the tightest CFS quota."""
+    """Smallest CPU quota that applies, in CPUs; None without a quota."""
     governor: str | None = None
+    """Governors of the allowed CPUs, separated by commas; None if the kernel shows none."""
     wsl: int | None = None
+    """Version of WSL, 1 or 2; None outside WSL."""
     memory: Memory = Memory(None, None)
     vendor: str | None = None
     isa: tuple[str, ...] = ()
+    """Instruction sets, sorted by name."""
     topology_known: bool = True
-    """False where the kernel did not say which CPUs share a core."""
+    """False if the kernel does not tell which CPUs share a core."""
     brand: str | None = None
-    """The processor's name."""
+    """Name of the processor."""
     mems: frozenset[int] | None = None
-    """NUMA nodes whose memory may be used; None where there is only one."""
+    """NUMA nodes whose memory this process may use; None if the machine has only one."""
 
     @property
     def packages(self) -> int:
@@ -47,44 +49,45 @@ class Host(NamedTuple):
 
     @property
     def allowed_cores(self) -> tuple[Core, ...]:
-        """Cores of which at least one CPU may be used."""
+        """Cores with at least one allowed CPU."""
         return tuple(core for core in self.cores if core.cpus & self.allowed)
 
     @property
     def quota_binds(self) -> bool:
-        """Whether the quota leaves less than the allowed cores."""
+        """True if the quota is smaller than the number of allowed cores."""
         return self.quota is not None and self.quota < len(self.allowed_cores)
 
     def quota_stops(self, threads: int) -> bool:
-        """Return whether so many threads, all awake, would use up the quota."""
+        """Return whether this number of running threads would use up the quota."""
         return self.quota_binds or (self.quota is not None and threads > self.quota)
 
     @property
     def usable_cores(self) -> int:
-        """Allowed cores, cut down to the quota (1.5 -> 1, 0.5 -> 1)."""
+        """Number of allowed cores, or the quota rounded down if that is less, but at least 1."""
         cores = len(self.allowed_cores)
         return cores if self.quota is None else max(1, min(cores, int(self.quota)))
 
 
 class Fingerprint(NamedTuple):
-    """What of a host makes a measurement hold: topology, limits, brand. Not what varies
-    from run to run, such as free memory and the governor."""
+    """The facts on which a measurement depends: a profile applies only to a host with the same
+    fingerprint. What changes from run to run, such as free memory, is not included."""
 
     brand: Text | None
     online: CpuList
     allowed: CpuList
     quota: Positive | None
+    """CPU quota, in CPUs."""
     cores: Text
-    """CPUs with commas, cores with spaces in between."""
+    """The CPUs of each core, joined by commas; cores are separated by spaces."""
     speeds: dict[Text, CpuList]
-    """CPUs by their cores' speed."""
+    """CPUs by the relative speed of their cores."""
     nodes: dict[Text, CpuList]
     """CPUs by NUMA node."""
     performance_cpus: CpuList | None
 
 
 def fingerprint(host: Host) -> Fingerprint:
-    """Return what tells this host from others."""
+    """Return the fingerprint that identifies ``host`` in saved profiles."""
     speeds: dict[str, set[int]] = {}
     for core in host.cores:
         speeds.setdefault(f"{core.speed:.2f}", set()).update(core.cpus)
@@ -101,41 +104,49 @@ def fingerprint(host: Host) -> Fingerprint:
 
 
 class NodeCpus(NamedTuple):
-    """A NUMA node and its CPUs."""
+    """The CPUs of one NUMA node."""
 
     id: int
     cpus: frozenset[int]
 
 
 class HostFacts(NamedTuple):
-    """A host as ``python3 -m bitnet_tuning host --json`` prints it; other programs rely on it."""
+    """A host as ``python3 -m bitnet_tuning host --json`` prints it for other programs."""
 
     logical_cpus: frozenset[int]
     """Ids of the CPUs that are online."""
     allowed_cpus: frozenset[int]
+    """Ids of the online CPUs in the affinity mask."""
     physical_cores: int
     packages: int
     numa_nodes: tuple[NodeCpus, ...]
     hybrid: Hybrid | None
+    """The two kinds of cores; null if all cores are of one kind."""
     threads_per_core: int
+    """Largest number of online CPUs that share a core."""
     cpu_quota: float | None
-    """CPUs."""
+    """CPU quota, in CPUs; null without a quota."""
     usable_cores: int
+    """Number of allowed cores, or the quota rounded down if that is less, but at least 1."""
     governor: str | None
+    """Governors of the allowed CPUs, separated by commas."""
     wsl: int | None
+    """Version of WSL, 1 or 2; null outside WSL."""
     memory_total: int | None
-    """Bytes."""
+    """Bytes of memory, or the memory limit of the control groups."""
     memory_available: int | None
-    """Bytes."""
+    """Bytes of memory that new programs can use without swapping."""
     isa: tuple[str, ...]
+    """Instruction sets, sorted by name."""
     vendor: str | None
     brand: str | None
-    """The processor's name for people."""
+    """Name of the processor."""
     topology_known: bool
+    """False if the kernel does not tell which CPUs share a core."""
 
 
 def host_facts(host: Host) -> HostFacts:
-    """Return what other programs may rely on."""
+    """Return the facts about ``host`` that other programs may rely on."""
     return HostFacts(
         logical_cpus=host.online,
         allowed_cpus=host.allowed,

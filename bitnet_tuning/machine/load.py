@@ -1,4 +1,4 @@
-"""CPU time: of everyone, of other programs, and of this process."""
+"""Read and compare the CPU time of the whole machine, of other programs and of this process."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     Number = TypeVar("Number", int, float)
 
 _BUSY = (0, 1, 2, 5, 6)
-"""Columns of a ``cpu`` line that are work: user, nice, system, irq, softirq. Guests are
-counted in user already (proc_stat(5))."""
+"""Columns of a ``cpu`` line in which a CPU works: user, nice, system, irq, softirq. The user
+time includes that of guests (proc_stat(5))."""
 _STEAL = 7
 
 _MOST_NAMED = 3
@@ -25,31 +25,31 @@ _LEAST_NAMED = 0.01
 
 
 class CpuTimes(NamedTuple):
-    """Seconds since the start of the system, summed over all CPUs."""
+    """CPU time of the whole machine since it started, in seconds summed over all CPUs."""
 
     busy: float
     steal: float
-    """Time in which a virtual machine's CPU had work but the hypervisor ran something else."""
+    """Time in which a CPU had work but the hypervisor ran another machine."""
 
 
 class ProcessTime(NamedTuple):
-    """The CPU time that a process has used so far."""
+    """The name of a process and the CPU time that it has used so far, in seconds."""
 
     name: str
     seconds: float
 
 
 class Busy(NamedTuple):
-    """The processes of one program name."""
+    """The CPU use of all processes with the same name."""
 
     name: str
     cpus: float
-    """CPUs that they used on average."""
+    """CPUs that these processes used on average."""
 
 
 def read_cpu_times(root: Root) -> CpuTimes | None:
-    """Return the times in ``proc/stat``, None where there is none. A container sees those of
-    the whole machine."""
+    """Return the CPU times of the whole machine, also inside a container; None if the kernel
+    shows none."""
     lines = (root.read("proc/stat") or "").splitlines()
     words = lines[0].split() if lines else []
     if len(words) < 5 or words[0] != "cpu":
@@ -61,7 +61,7 @@ def read_cpu_times(root: Root) -> CpuTimes | None:
 
 
 def _hertz() -> int:
-    """Return the ticks per second of the kernel's times: 100 on all but a few old machines."""
+    """Return the number of ticks per second in which the kernel counts CPU time."""
     try:
         return os.sysconf("SC_CLK_TCK")
     except (AttributeError, OSError, ValueError):
@@ -69,14 +69,14 @@ def _hertz() -> int:
 
 
 def own_cpu_seconds() -> float:
-    """Return the CPU time of this process and of those of its children that have ended."""
+    """Return the CPU time in seconds of this process and of its children that have ended."""
     spent = os.times()
     return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 def read_processes() -> dict[int, ProcessTime]:
-    """Return by id the processes that psutil shows, without this one and its children. Empty
-    without psutil, and shorter in a container."""
+    """Return the other processes by process id, without the children of this one; empty without
+    psutil. A container shows its own processes only."""
     try:
         import psutil  # noqa: PLC0415
     except ImportError:
@@ -97,28 +97,30 @@ def read_processes() -> dict[int, ProcessTime]:
 
 
 def _printable(name: str) -> str:
-    """Return a name that cannot move a terminal's cursor: a process chooses its own. Kernel
-    workers lose the part that changes with their work (``kworker/0:1-events``)."""
+    # A process chooses its own name, which must not send control characters to the terminal.
+    # Kernel workers have names that change with their work, such as kworker/0:1-events.
     name = "kworker" if name.startswith("kworker/") else name[:40]
     return "".join(letter if letter.isprintable() else "?" for letter in name) or "?"
 
 
 def growth(before: Number | None, after: Number | None) -> Number | None:
-    """Return by how much a counter grew; None where it is missing or went back."""
+    """Return by how much a counter grew, or None if a value is missing or the counter was reset."""
     return None if before is None or after is None or after < before else after - before
 
 
 def other_load(busy: float | None, own: float | None, seconds: float) -> float | None:
-    """Return the CPUs that others used in ``seconds`` of wall time, of ``busy`` seconds of CPU
-    time of which ``own`` were ours; None where that is unknown."""
+    """Return the CPUs that other programs used on average in ``seconds`` of wall time, or None.
+
+    ``busy`` is the CPU time of the whole machine, ``own`` that of this process, both in seconds.
+    """
     if busy is None or own is None or seconds <= 0:
         return None
     return max(0.0, busy - own) / seconds
 
 
 def steal_share(busy: float | None, stolen: float | None) -> float | None:
-    """Return the part of the CPU time with work to do that the hypervisor took; None for less
-    than a second of it, or where it is not known."""
+    """Return the share of the needed CPU time that the hypervisor took, or None if unknown."""
+    # Below one second, a few ticks would make a large share.
     if busy is None or stolen is None or busy + stolen < 1:
         return None
     return stolen / (busy + stolen)
@@ -127,15 +129,14 @@ def steal_share(busy: float | None, stolen: float | None) -> float | None:
 def busiest(
     before: Mapping[int, ProcessTime], after: Mapping[int, ProcessTime], seconds: float
 ) -> tuple[Busy, ...]:
-    """Return the programs whose processes used most CPU time between two listings, at most
-    three.
+    """Return the three programs that used the most CPU time between two listings of processes.
 
-    A process that began in between counts from its beginning; one that ended is not seen.
+    A process that started in between counts from its start; one that ended does not count.
     """
     used: dict[str, float] = {}
     for pid, process in after.items():
         earlier = before.get(pid)
-        # Less than before is another process with the number of one that ended.
+        # Less CPU time than before: the process ended, and a new one got its id.
         known = earlier is not None and earlier.seconds <= process.seconds
         start = earlier.seconds if earlier and known else 0.0
         used[process.name] = used.get(process.name, 0.0) + process.seconds - start

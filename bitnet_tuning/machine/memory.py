@@ -1,4 +1,4 @@
-"""Memory and swap, huge pages, and on which NUMA nodes the page cache holds a file."""
+"""Read memory and swap, huge pages, and the NUMA nodes whose memory holds a file or a process."""
 
 from __future__ import annotations
 
@@ -11,35 +11,37 @@ from bitnet_tuning.namedtuple import NamedTuple
 
 
 class Memory(NamedTuple):
-    """Bytes; ``None`` where unknown."""
+    """Memory of the machine in bytes; None if unknown."""
 
     total: int | None
     available: int | None
+    """Memory that new programs can use without swapping."""
 
 
 class Swap(NamedTuple):
-    """Bytes."""
+    """Use of swap in bytes."""
 
     used: int
-    """In swap now; that alone slows nothing down."""
+    """Bytes in swap now, which alone slow nothing down."""
     read_back: int | None = None
-    """Fetched back since boot; each time something waited."""
+    """Bytes read back since the system started; a program had to wait for each of them."""
 
 
 class HugePages(NamedTuple):
-    """What memory in huge pages depends on."""
+    """The properties of the system that decide whether programs can use huge pages."""
 
     transparent: str | None
-    """``always``, ``madvise`` or ``never``; None for a kernel without."""
+    """Mode of transparent huge pages: ``always``, ``madvise`` or ``never``; None for a kernel
+    without them (admin-guide/mm/transhuge.rst)."""
     glibc: tuple[int, int] | None
-    """Version of this program's C library, the system's; None for another C library."""
+    """Version of the GNU C library; None for another C library."""
 
 
 def read_memory(root: Root, groups: Cgroups) -> Memory:
-    """Return MemTotal and MemAvailable, reduced to what every level of the control groups
-    leaves."""
+    """Return the memory of the machine, reduced to what the limits of ``groups`` leave."""
     stated = root.numbers("proc/meminfo")
-    # Kernels before 3.14 have no MemAvailable; free and page cache come near it.
+    # Kernels before 3.14 have no MemAvailable (proc_meminfo(5)). Free memory and page cache
+    # come near it.
     parts = [stated.get(key, 0) for key in ("MemFree", "Buffers", "Cached")]
     guess = sum(parts) if "MemFree" in stated else None
     total, available = stated.get("MemTotal"), stated.get("MemAvailable", guess)
@@ -51,25 +53,19 @@ def read_memory(root: Root, groups: Cgroups) -> Memory:
 
 
 def read_swap(root: Root) -> Swap | None:
-    """Return the swap in use, from ``proc/meminfo`` and ``proc/vmstat``; None where they do
-    not tell."""
+    """Return the use of swap, or None if the kernel does not show it."""
+    from mmap import PAGESIZE  # noqa: PLC0415
+
     memory = root.numbers("proc/meminfo")
     if "SwapTotal" not in memory or "SwapFree" not in memory:
         return None
     pages = root.numbers("proc/vmstat", " ").get("pswpin")
     used = max(0, memory["SwapTotal"] - memory["SwapFree"])
-    return Swap(used, None if pages is None else pages * _page_size())
-
-
-def _page_size() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return 4096
+    return Swap(used, None if pages is None else pages * PAGESIZE)
 
 
 def read_huge_pages(root: Root) -> HugePages:
-    """Return what the kernel and the C library offer."""
+    """Return what the kernel and the C library offer for huge pages."""
     enabled = root.read("sys/kernel/mm/transparent_hugepage/enabled") or ""
     chosen = re.search(r"\[(\w+)\]", enabled, re.ASCII)
     try:
@@ -80,32 +76,31 @@ def read_huge_pages(root: Root) -> HugePages:
 
 
 def parse_glibc(text: str) -> tuple[int, int] | None:
-    """Return (2, 36) for ``glibc 2.36``; None for anything else."""
+    """Return the version in a text such as ``glibc 2.36`` as (2, 36), or None."""
     name, _, version = text.partition(" ")
     numbers = [int(part) for part in version.split(".")[:2] if part.isdecimal()]
     return (numbers[0], numbers[1]) if name == "glibc" and len(numbers) == 2 else None
 
 
 def read_numa_balancing(root: Root) -> bool | None:
-    """Return whether the kernel moves pages between NUMA nodes; None where it does not say."""
+    """Return whether the kernel moves pages between NUMA nodes, or None if unknown."""
     balancing = root.integer("proc/sys/kernel/numa_balancing")
     return None if balancing is None else balancing != 0
 
 
 _SAMPLES = 64
+"""Number of places in a file at which the page cache is looked up."""
 _MAPS = 1 << 24
-"""Bytes to read of a ``numa_maps``; a mapping takes about 100."""
+"""Bytes to read of a ``numa_maps`` file. A mapping takes about 100."""
 _PAGES = r"(?a)\bN(\d+)=(\d+)"
 _PAGE_SIZE = r"(?a)\bkernelpagesize_kB=(\d+)"
 
 
 def cached_nodes(root: Root, path: str) -> dict[int, int] | None:
-    """Return node -> bytes of a sample of the file that are cached there; empty for a file
-    that is not in the page cache, None where the kernel does not tell.
+    """Return how many bytes of a sample of the file each NUMA node has in its page cache.
 
-    Nothing is read from disk: only pages that are in the cache already are touched, so that
-    the kernel maps them and counts them by node in numa_maps (proc(5)); it maps their
-    neighbours with them, which makes the sample larger.
+    The result is empty for a file that is not cached, and None if the kernel does not tell.
+    Nothing is read from disk.
     """
     import mmap  # noqa: PLC0415
 
@@ -118,6 +113,9 @@ def cached_nodes(root: Root, path: str) -> dict[int, int] | None:
             cached = [at for at in range(0, size, step) if _is_cached(file.fileno(), at)]
             if not cached:
                 return {}
+            # Touching a cached page maps it, and numa_maps counts mapped pages by node (numa(7)).
+            # The kernel maps neighbouring cached pages too, which makes the sample larger
+            # (do_fault_around in mm/memory.c).
             with mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ) as mapped:
                 for offset in cached:
                     mapped[offset]
@@ -127,7 +125,7 @@ def cached_nodes(root: Root, path: str) -> dict[int, int] | None:
 
 
 def _is_cached(handle: int, offset: int) -> bool:
-    """Return whether a page can be read without a disk (preadv2(2), RWF_NOWAIT)."""
+    # preadv2(2): with RWF_NOWAIT a read fails if the data is not available immediately.
     try:
         return os.preadv(handle, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
     except BlockingIOError:
@@ -135,15 +133,13 @@ def _is_cached(handle: int, offset: int) -> bool:
 
 
 def read_numa_maps(root: Root, process: str, path: str | None = None) -> dict[int, int] | None:
-    """Return the bytes that a process has mapped by NUMA node, or those that it has mapped of
-    one file; None where the kernel does not tell.
-
-    Lines look like ``7f… default file=/models/a\\040b.gguf N0=12 N1=4 kernelpagesize_kB=4``.
-    """
+    """Return the bytes that a process has mapped on each NUMA node, of one file if ``path`` is
+    given; None if the kernel does not tell."""
     text = root.read(f"proc/{process}/numa_maps", _MAPS)
     if text is None:
         return None
     name = os.path.realpath(path or "").replace("\\", "\\134").replace(" ", "\\040")
+    # numa(7): 7f… default file=/models/a\040b.gguf N0=12 N1=4 kernelpagesize_kB=4
     held: dict[int, int] = {}
     for line in text.splitlines():
         if path is None or f"file={name}" in line.split():

@@ -1,4 +1,4 @@
-"""Running programs seen from outside: their threads, environment and memory."""
+"""Read the threads, environment and memory of running processes."""
 
 from __future__ import annotations
 
@@ -12,72 +12,72 @@ if TYPE_CHECKING:
 
 
 _ENVIRONMENT = 1 << 22
-"""Bytes to read of an environment. Linux takes a quarter of the stack's limit for it and the
-arguments (execve(2)), 2 MiB as it is usually set."""
+"""Bytes to read of an environment. Linux limits it, with the arguments, to a quarter of the
+stack limit (execve(2)), which is usually 2 MiB."""
 
 _TICKS = 100
-"""Per second, in which ``stat`` shows times on all but a few old machines. Threads are only
-compared with each other, for which any number would do."""
+"""Ticks per second of CPU time in ``stat``, on all but a few old machines."""
 
 _GROUP, _USER_TICKS, _NICENESS = 2, 11, 16
-"""Places among the words of ``stat`` behind the program's name (proc_pid_stat(5))."""
+"""Positions among the words of ``stat`` after the program's name (proc_pid_stat(5))."""
 
 
 class Thread(NamedTuple):
-    """One thread of a process, until now or between two looks."""
+    """One thread of a process, and its times since it started or between two readings."""
 
     id: int
     ran: float
-    """Seconds."""
+    """Seconds of CPU time."""
     waited: float
-    """Seconds in which its CPU was busy with something else; 0 where the kernel does not
+    """Seconds in which the thread could run but its CPU was busy; 0 if the kernel does not
     count them (CONFIG_SCHED_INFO)."""
     cpus: frozenset[int] | None
-    """CPUs that it may use; None where that is not known."""
+    """CPUs in the affinity mask of the thread; None if unknown."""
     niceness: int | None = None
 
     @property
     def wanted(self) -> float:
-        """Seconds in which it would have run."""
+        """Seconds for which the thread ran or waited for a CPU."""
         return self.ran + self.waited
 
 
 class Process(NamedTuple):
-    """One process. Sizes in bytes; None where the kernel does not say."""
+    """One running process. Sizes are in bytes; None stands for what the kernel does not show."""
 
     id: int
     variables: Mapping[str, str] | None
-    """Its environment as it was when its program started."""
+    """Environment of the process when its program started."""
     threads: tuple[Thread, ...]
     resident: int | None = None
+    """Memory of the process that is in RAM."""
     locked: int | None = None
-    """Locked in memory."""
+    """Memory that the process has locked."""
     huge: int | None = None
-    """In pages larger than the usual ones; None also where they were not counted."""
+    """Memory in huge pages, if they were counted."""
     nodes: Mapping[int, int] | None = None
-    """In the memory of each NUMA node; None also where they were not counted."""
+    """Memory on each NUMA node, if it was counted."""
 
 
 def shows_programs(root: Root) -> bool:
-    """Return whether there is a ``proc`` that shows programs with their threads."""
+    """Return whether the root folder shows running programs and their threads."""
     return root.exists("proc/self/task")
 
 
 class Family:
-    """A process, what descends from it and what is in its process group. Whoever is no
-    member when first seen is not looked at again: on a large host there are thousands."""
+    """A process with its descendants and its process group."""
 
     def __init__(self, root: Root, leader: int) -> None:
         self._root = root
         self._leader = leader
         self._members = {leader}
+        # A large host has thousands of other processes. Each is examined only once.
         self._strangers: set[int] = set()
 
     def look(self, huge: bool = False, nodes: bool = False) -> tuple[Process, ...]:
-        """Return all members that run, by their ids; nothing where ``proc`` is not mounted.
+        """Return the running members in the order of their ids; empty if the kernel shows none.
 
-        For ``huge`` pages and for ``nodes`` the kernel counts every page, 30 ms for a GiB
-        each, against 1 ms for all the rest.
+        ``huge`` counts huge pages, ``nodes`` the pages on each NUMA node. Each of the two takes
+        about 30 ms per GiB of memory, all the rest 1 ms.
         """
         self._welcome()
         found = (_read(self._root, member, huge, nodes) for member in sorted(self._members))
@@ -85,7 +85,7 @@ class Family:
 
     def _welcome(self) -> None:
         listed = {int(name) for name in self._root.names("proc") if name.isdecimal()}
-        # A child has a higher id than its parent, but where ids began anew.
+        # A child has a higher id than its parent, except after the ids wrap around.
         for newcomer in sorted(listed - self._members - self._strangers):
             kin = self._is_kin(newcomer)
             (self._members if kin else self._strangers).add(newcomer)
@@ -100,8 +100,8 @@ class Family:
 
 
 def _read(root: Root, process: int, huge: bool, nodes: bool) -> Process | None:
-    """Return None for one that is gone, or has ended and was not waited for yet."""
     folder = f"proc/{process}"
+    # Z is a zombie, which has ended and was not waited for; X is dead (proc_pid_stat(5)).
     if _stat(root, folder)[:1] in ([], ["Z"], ["X"]):
         return None
     names = sorted(int(name) for name in root.names(f"{folder}/task") if name.isdecimal())
@@ -119,8 +119,8 @@ def _read(root: Root, process: int, huge: bool, nodes: bool) -> Process | None:
 
 
 def _stat(root: Root, folder: str) -> list[str]:
-    """Return the words behind the program's name, which may hold spaces and brackets itself:
-    the state, the parent's id, the group's and so on."""
+    """Return the words of ``stat`` after the program's name: state, parent id, group id, …"""
+    # The name is in brackets and may itself contain spaces and brackets.
     return (root.read(f"{folder}/stat") or "").rpartition(")")[2].split()
 
 
@@ -143,8 +143,9 @@ def _thread(root: Root, folder: str, name: int) -> Thread | None:
 
 
 def _times(root: Root, folder: str, words: list[str]) -> tuple[float, float] | None:
-    """Return the nanoseconds of ``schedstat``, running and waiting, as seconds; else the
-    coarser ticks of ``stat``."""
+    """Return the seconds that a thread ran and waited for a CPU, or None if it is gone."""
+    # schedstat has nanoseconds (scheduler/sched-stats.rst). It is missing or all zeros in kernels
+    # without CONFIG_SCHED_INFO; stat has coarser ticks and no time of waiting.
     counted = (root.read(f"{folder}/schedstat") or "").split()
     nanoseconds = [as_integer(word) or 0 for word in counted[:2]]
     if any(nanoseconds):
@@ -156,6 +157,6 @@ def _times(root: Root, folder: str, words: list[str]) -> tuple[float, float] | N
 
 
 def _huge(root: Root, folder: str, status: Mapping[str, int]) -> int | None:
-    """Return the size of transparent huge pages and of those reserved by an administrator."""
+    """Return the bytes in transparent huge pages and in pages that an administrator reserved."""
     transparent = root.numbers(f"{folder}/smaps_rollup").get("AnonHugePages")
     return None if transparent is None else transparent + status.get("HugetlbPages", 0)

@@ -1,4 +1,4 @@
-"""Read kernel files below a root folder, which need not be the live one."""
+"""Read and parse the files of a Linux kernel below a root folder: "/" or a recorded machine."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from collections.abc import Callable, Iterable
 from bitnet_tuning.store.codec import Annotated, Via
 
 _ENOUGH = 1 << 16
-"""Bytes read of a file; few files are longer, such as /proc/cpuinfo of a large host."""
+"""Bytes to read of a file by default. Few files are longer, such as /proc/cpuinfo."""
 
 _LONGEST_INTEGER = 21
-"""Characters of the longest 64-bit integer, with a sign."""
+"""Characters of the longest 64-bit integer with its sign."""
 
 _SIZE = r"(?ai)([0-9]{1,15})\s*([KMGT]?)B?"
 _FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 class Root:
-    """A folder that holds ``sys`` and ``proc``.
+    """A folder with the ``sys`` and ``proc`` of the running system or of a recorded machine.
 
-    Every reader returns ``None`` or nothing for a file that is absent, unreadable or
-    malformed: a missing fact is not an error.
+    A file that is missing, unreadable or malformed is no error: the methods then return None or
+    an empty result.
     """
 
     def __init__(self, path: str = "/") -> None:
@@ -31,8 +31,8 @@ class Root:
         self._prefix = path.rstrip("/") + "/"
 
     def read(self, name: str, limit: int = _ENOUGH) -> str | None:
-        """Return at most ``limit`` bytes of a file as text, without surrounding white space
-        and NULs."""
+        """Return the first ``limit`` bytes of a file as text, without surrounding white space
+        and null bytes."""
         try:
             handle = os.open(self._prefix + name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         except (OSError, ValueError):
@@ -45,17 +45,18 @@ class Root:
             os.close(handle)
 
     def pairs(self, name: str, separator: str = ":", limit: int = _ENOUGH) -> list[tuple[str, str]]:
-        """Return the ``key: value`` lines of a file; empty where it does not exist."""
+        """Return the keys and values in the ``key: value`` lines of a file, in their order."""
         lines = (self.read(name, limit) or "").splitlines()
         parts = (line.partition(separator) for line in lines)
         return [(key.strip(), value.strip()) for key, _, value in parts]
 
     def fields(self, name: str) -> dict[str, str]:
-        """Return the ``key: value`` lines of a file; of repeated keys the last."""
+        """Return the ``key: value`` lines of a file as a dict; the last value of a key counts."""
         return dict(self.pairs(name))
 
     def numbers(self, name: str, separator: str = ":") -> dict[str, int]:
-        """Return the lines of a file that hold a count, or a size in kB, as bytes."""
+        """Return the lines of a file whose value is a count, or a size in kB, which is returned
+        in bytes."""
         found = {}
         for line in (self.read(name) or "").splitlines():
             key, _, value = line.partition(separator)
@@ -65,7 +66,7 @@ class Root:
         return found
 
     def names(self, folder: str) -> list[str]:
-        """Return the names in a folder; empty where it does not exist."""
+        """Return the names of the files and folders in a folder."""
         try:
             return os.listdir(self._prefix + folder)
         except OSError:
@@ -78,8 +79,8 @@ class Root:
         return as_integer(self.read(name))
 
     def cpus(self, *names: str) -> frozenset[int] | None:
-        """Return the first CPU set among several files that is not empty: lists such as
-        ``0-3,8``, or the bit masks that are the kernel's older form."""
+        """Return the first CPU set that is not empty among several files, or None."""
+        # The kernel has a list such as "0-3,8" in some files and a bit mask in others.
         for name in names:
             parse = parse_list if name.endswith(("list", "/online", "/cpus")) else parse_mask
             found = parse_or_none(parse, self.read(name))
@@ -89,7 +90,7 @@ class Root:
 
 
 def as_integer(text: str | None) -> int | None:
-    """Return a decimal number of at most 64 bits, as all of the kernel's are, or None."""
+    """Return the decimal integer in ``text``, or None if it is none of at most 64 bits."""
     if not text or len(text) > _LONGEST_INTEGER or not text.isascii():
         return None
     value = int(text) if text.removeprefix("-").isdecimal() else None
@@ -97,8 +98,10 @@ def as_integer(text: str | None) -> int | None:
 
 
 def as_size(text: str | None) -> int | None:
-    """Return the bytes that a size such as ``512``, ``32768K`` or ``4 GB`` stands for, or
-    None; units are powers of 1024."""
+    """Return the bytes in a size such as ``512``, ``32768K`` or ``4 GB``, or None.
+
+    Units are powers of 1024.
+    """
     found = re.fullmatch(_SIZE, (text or "").strip())
     return int(found[1]) * _FACTORS[found[2].upper()] if found else None
 
@@ -113,15 +116,12 @@ def _drain(handle: int, limit: int) -> bytes:
 
 
 MAX_CPU = 1 << 16
-"""Ids from here on are taken for nonsense: the kernel's NR_CPUS ends at 8192."""
+"""Limit for the ids of CPUs and NUMA nodes; kernels are built for at most 8192 CPUs (NR_CPUS)."""
 
 
 def parse_list(text: str) -> frozenset[int]:
-    """Return the ids in a CPU list: ``"0-3,8"`` -> {0, 1, 2, 3, 8}; an empty text is the
-    empty set.
-
-    Raises ValueError for anything that is not a CPU list.
-    """
+    """Return the ids in a CPU list: ``"0-3,8"`` -> {0, 1, 2, 3, 8}; an empty text is an empty
+    set. Raise ValueError if the text is not a CPU list."""
     cpus: set[int] = set()
     for part in text.strip().split(","):
         if part.strip():
@@ -139,10 +139,10 @@ def _parse_range(part: str) -> range:
 
 
 def parse_mask(text: str) -> frozenset[int]:
-    """Return the ids in a CPU mask, words of 32 bits, highest first:
-    ``"00000000,00001c07"`` -> {0, 1, 2, 10, 11, 12}.
+    """Return the ids in a CPU mask: ``"00000000,00001c07"`` -> {0, 1, 2, 10, 11, 12}.
 
-    Raises ValueError for anything that is not a mask.
+    A mask consists of hexadecimal words of 32 bits, the highest first. Raise ValueError if the
+    text is not a mask.
     """
     value = 0
     for word in text.strip().split(","):
@@ -155,7 +155,7 @@ def parse_mask(text: str) -> frozenset[int]:
 def parse_or_none(
     parse: Callable[[str], frozenset[int]], text: str | None
 ) -> frozenset[int] | None:
-    """Return what ``parse`` makes of a text, or None where there is none or it is no CPU set."""
+    """Return the CPU set that ``parse`` reads from ``text``, or None if there is none."""
     try:
         return None if text is None else parse(text)
     except ValueError:
@@ -163,7 +163,7 @@ def parse_or_none(
 
 
 def format_list(cpus: Iterable[int]) -> str:
-    """Return the list that taskset and numactl take: {0, 1, 2, 3, 8} -> ``"0-3,8"``."""
+    """Return the CPU list for taskset and numactl: {0, 1, 2, 3, 8} -> ``"0-3,8"``."""
     runs: list[list[int]] = []
     for cpu in sorted(set(cpus)):
         if runs and cpu == runs[-1][1] + 1:
@@ -175,7 +175,7 @@ def format_list(cpus: Iterable[int]) -> str:
 
 _LISTED = "[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*"
 CpuList = Annotated[str, {"pattern": f"^({_LISTED})?$", "examples": ["0-3,8"]}]
-"""What ``format_list`` writes, as a text."""
+"""A CPU list as text, such as ``0-3,8``."""
 CpuSet = Annotated[
     frozenset[int],
     Via(
@@ -184,9 +184,9 @@ CpuSet = Annotated[
         format_list,
     ),
 ]
-"""CPUs or nodes, at least one; in JSON what ``format_list`` writes."""
+"""The ids of at least one CPU or NUMA node; in JSON a list such as ``0-3,8``."""
 
 
 def read_boot_id(root: Root) -> str:
-    """Return an id that differs after each start; empty where there is none (random(4))."""
+    """Return an id that changes when the system starts (random(4)); empty if there is none."""
     return root.read("proc/sys/kernel/random/boot_id") or ""

@@ -1,4 +1,4 @@
-"""Temperature, energy counters and power supplies."""
+"""Read temperature sensors, energy counters and power supplies."""
 
 from __future__ import annotations
 
@@ -14,37 +14,38 @@ _POWERCAP = "sys/class/powercap"
 _SUPPLIES = "sys/class/power_supply"
 
 _ZONE_TYPES = ("x86_pkg_temp", "cpu", "tcpu", "soc", "bigcore", "littlecore")
-"""Beginnings of the types of zones that stand for a processor; ``acpitz`` may be any spot
-of the board and is not among them."""
+"""First letters of the types of thermal zones that belong to a processor. ``acpitz`` is not
+among them, because it may be any place on the board."""
 _CHIPS = ("coretemp", "k10temp", "zenpower", "cpu_thermal")
-"""hwmon drivers of processors: Intel, AMD, AMD, many ARM boards."""
+"""hwmon drivers for the temperature of processors: of Intel, of AMD (two), of many ARM boards."""
 
 _PACKAGE = re.compile(r"intel-rapl:[0-9]+", re.ASCII)
-"""AMD's have this name as well. ``intel-rapl-mmio`` counts the same energy a second time,
-``intel-rapl:0:1`` a part of its package."""
+"""Names of energy counters, also on AMD (power/powercap/powercap.rst). ``intel-rapl-mmio``
+repeats a counter, and ``intel-rapl:0:1`` is a part of package 0."""
 
 
 class Temperature(NamedTuple):
-    """Of the hottest processor sensor."""
+    """The temperature at the hottest sensor of the processors."""
 
     celsius: float
     sensor: str
-    """The kernel's name for what was read."""
+    """The kernel's name of the sensor's driver or type."""
     critical: float | None = None
-    """Degrees Celsius at which the hardware acts, where the sensor says so."""
+    """Critical temperature in °C, if the sensor has one."""
 
 
 class Domain(NamedTuple):
     """The energy counter of one package."""
 
     folder: str
-    """Relative to the root folder."""
+    """Folder of the counter, relative to the root folder."""
     span: int | None
-    """Microjoules after which it starts again from 0."""
+    """Microjoules after which the counter starts again from 0; None if unknown."""
 
 
 def read_temperature(root: Root) -> Temperature | None:
-    """Return what hwmon shows, which has critical points, else what thermal zones show."""
+    """Return the highest temperature of the processors, or None without a sensor."""
+    # hwmon comes first, because it knows critical temperatures.
     found = _from_chips(root) or _from_zones(root)
     return max(found, key=lambda seen: seen.celsius, default=None)
 
@@ -78,23 +79,23 @@ def _seen(root: Root, file: str, name: str, critical: float | None) -> list[Temp
 
 
 def _degrees(root: Root, file: str) -> float | None:
-    """Return what a file holds in thousandths; absent sensors show 0 or absurd values."""
+    # Files are in thousandths of a degree; sensors that are absent show 0 or absurd values.
     value = root.integer(file)
     return value / 1000 if value is not None and 0 < value < 150_000 else None
 
 
 def read_throttle_events(root: Root, cpus: frozenset[int]) -> int | None:
-    """Return how often heat lowered the clock since boot, summed over CPUs that may share a
-    counter: only its growth means something. None where it is not counted (not Intel, most
-    VMs)."""
+    """Return a counter, of which only the growth is meaningful, of the times that heat lowered the
+    clock; None if the kernel has none, as on AMD and ARM and in most virtual machines."""
+    # The CPUs of a package share a counter, which is then added more than once.
     packages = read_per_cpu(root, cpus, "thermal_throttle/package_throttle_count")
     counts = packages + read_per_cpu(root, cpus, "thermal_throttle/core_throttle_count")
     return sum(counts) if counts else None
 
 
 def read_domains(root: Root) -> tuple[Domain, ...]:
-    """Return the counters of whole packages (``package-0``, …), readable or not, without the
-    counter of the whole machine (``psys``) that some have."""
+    """Return the energy counters of the packages, including those that cannot be read."""
+    # Some machines also have a counter "psys" for the whole machine.
     names = (name for name in sorted(root.names(_POWERCAP)) if _PACKAGE.fullmatch(name))
     return tuple(
         Domain(folder, root.integer(f"{folder}/max_energy_range_uj"))
@@ -108,17 +109,16 @@ def counter_file(domain: Domain) -> str:
 
 
 def read_counter(root: Root, domain: Domain) -> int | None:
-    """Return microjoules. Readable by root alone since Linux 5.10 (CVE-2020-8694)."""
+    """Return the microjoules of an energy counter, or None if it cannot be read."""
+    # Since Linux 5.10 only root can read it (CVE-2020-8694).
     value = root.integer(counter_file(domain))
     return value if value is not None and value >= 0 else None
 
 
 def read_on_battery(root: Root) -> bool | None:
-    """Return whether the machine runs on battery. None where no supply says so: most
-    desktops, servers and virtual machines show none.
-
-    The battery of a mouse is a supply too; its ``scope`` is Device.
-    """
+    """Return whether the machine runs on battery; None if no power supply tells, as on most
+    desktops, servers and virtual machines."""
+    # The battery of a mouse is a power supply of scope "Device" (ABI/testing/sysfs-class-power).
     outlets, batteries = set(), set()
     for name in root.names(_SUPPLIES):
         kind, scope, online, status = (

@@ -1,4 +1,5 @@
-"""Logical CPUs, physical cores and their kinds, packages, NUMA nodes and caches, from sysfs."""
+"""Read CPUs, cores and their kinds, packages, NUMA nodes and caches from sysfs, whose files are
+documented in ABI/stable/sysfs-devices-system-cpu of the Linux kernel."""
 
 from __future__ import annotations
 
@@ -14,30 +15,33 @@ NODE = "sys/devices/system/node"
 
 
 class Core(NamedTuple):
-    """A physical core: the online logical CPUs that share it."""
+    """A physical core with at least one online logical CPU."""
 
     cpus: frozenset[int]
+    """Ids of the online CPUs that share the core."""
     package: int
     speed: float = 1.0
-    """Expected throughput against the fastest core of this host, in (0, 1]."""
+    """Expected speed relative to the fastest core of the machine, above 0 and at most 1."""
 
 
 class Node(NamedTuple):
-    """A NUMA node; one without CPUs holds memory only."""
+    """A NUMA node. A node without CPUs has memory only."""
 
     id: int
     cpus: frozenset[int]
+    """Ids of the online CPUs of the node."""
     free: int | None = None
-    """Bytes of its memory that are free or inactive page cache; None where that is unknown,
-    and on the only node, where the machine's own figures apply."""
+    """Bytes of free memory and inactive page cache; None if unknown, and for a single node."""
 
 
 class Topology(NamedTuple):
+    """The CPUs that are online, and how cores and NUMA nodes contain them."""
+
     online: frozenset[int]
     cores: tuple[Core, ...]
     nodes: tuple[Node, ...]
     complete: bool
-    """Whether the kernel said which CPUs share a core; else each CPU counts as one."""
+    """False if the kernel does not tell which CPUs share a core; each then counts as a core."""
 
 
 def cpus_of(cores: Iterable[Core]) -> frozenset[int]:
@@ -45,13 +49,13 @@ def cpus_of(cores: Iterable[Core]) -> frozenset[int]:
 
 
 def read_per_cpu(root: Root, cpus: frozenset[int], name: str) -> list[int]:
-    """Return the numbers, from 0 on, in a file of each CPU's own folder."""
+    """Return the numbers that are not negative in the file ``name`` of each CPU's folder."""
     found = (root.integer(f"{CPU}/cpu{cpu}/{name}") for cpu in sorted(cpus))
     return [value for value in found if value is not None and value >= 0]
 
 
 def read_topology(root: Root) -> Topology:
-    """Return what is online and how it hangs together. Never empty: a host has a CPU."""
+    """Return the topology of the machine. It has at least one CPU, whatever can be read."""
     online = _online(root) or _listed_in_cpuinfo(root) or frozenset((0,))
     groups, complete = _sibling_groups(root, online)
     cores = tuple(Core(group, _package(root, min(group))) for group in groups)
@@ -64,7 +68,7 @@ def _online(root: Root) -> frozenset[int]:
         return listed
     present = _numbered(root, CPU, "cpu")
     switched_on = [cpu for cpu in present if root.read(f"{CPU}/cpu{cpu}/online") != "0"]
-    # Old kernels drop the topology folder of a CPU that is offline and say it nowhere else.
+    # Old kernels show that a CPU is offline only by removing its topology folder.
     described = [cpu for cpu in switched_on if root.exists(f"{CPU}/cpu{cpu}/topology")]
     return frozenset(described or switched_on)
 
@@ -75,23 +79,20 @@ def _numbered(root: Root, folder: str, prefix: str) -> list[int]:
 
 
 def _listed_in_cpuinfo(root: Root) -> frozenset[int]:
-    """Parse ``processor : 3``, and on s390 ``processor 3: version = …``."""
+    # Lines are "processor : 3", and on s390 "processor 3: version = …".
     text = root.read("proc/cpuinfo", limit=1 << 24) or ""
     return frozenset(_ids(re.findall(r"^processor[ \t]*:?[ \t]*([0-9]+)[ \t]*(?:$|:)", text, re.M)))
 
 
 def _ids(texts: Iterable[str]) -> list[int]:
-    """Return the texts that are CPU or node ids, in ascending order."""
     numbers = (as_integer(text) for text in texts)
     return sorted(number for number in numbers if number is not None and 0 <= number < MAX_CPU)
 
 
 def _sibling_groups(root: Root, online: frozenset[int]) -> tuple[list[frozenset[int]], bool]:
-    """Return one group per core, and whether the kernel told which CPUs share a core.
-
-    Neither (package, core_id) nor core_id tells cores apart: core ids repeat within a
-    package on several machines; only sibling sets do not.
-    """
+    """Return the CPUs of each core, and whether the kernel tells which CPUs share a core."""
+    # Sibling sets identify cores; core_id does not, because on several machines the ids repeat
+    # within a package.
     groups: list[frozenset[int]] = []
     grouped: set[int] = set()
     complete = True
@@ -108,6 +109,7 @@ def _sibling_groups(root: Root, online: frozenset[int]) -> tuple[list[frozenset[
 
 def _siblings(root: Root, cpu: int) -> frozenset[int] | None:
     folder = f"{CPU}/cpu{cpu}/topology"
+    # Linux 5.3 introduced core_cpus as the new name of thread_siblings.
     return root.cpus(
         f"{folder}/thread_siblings_list",
         f"{folder}/core_cpus_list",
@@ -117,8 +119,8 @@ def _siblings(root: Root, cpu: int) -> frozenset[int] | None:
 
 
 def _package(root: Root, cpu: int) -> int:
-    """Return the package id, or (s390 and some virtual machines say -1) its lowest CPU."""
     folder = f"{CPU}/cpu{cpu}/topology"
+    # s390 and some virtual machines have -1 here; the lowest CPU of the package then replaces it.
     stated = root.integer(f"{folder}/physical_package_id")
     if stated is not None and stated >= 0:
         return stated
@@ -129,8 +131,7 @@ def _package(root: Root, cpu: int) -> int:
 
 
 def _nodes(root: Root, online: frozenset[int]) -> tuple[Node, ...]:
-    """Return the nodes with their online CPUs; one implicit node where the kernel has no node
-    folder."""
+    """Return the NUMA nodes; a single node with all CPUs if the kernel shows no node."""
     ids = _numbered(root, NODE, "node")
     nodes = []
     for node in ids:
@@ -142,29 +143,30 @@ def _nodes(root: Root, online: frozenset[int]) -> tuple[Node, ...]:
 
 
 def _node_free(root: Root, node: int) -> int | None:
-    """Return free memory with inactive file pages, which give way before a process dies."""
+    # The kernel reclaims inactive file pages when memory gets short, so they count as free.
     stated = root.numbers(f"{NODE}/node{node}/meminfo")
     free = stated.get(f"Node {node} MemFree")
     return None if free is None else free + stated.get(f"Node {node} Inactive(file)", 0)
 
 
 APART = 1.2
-"""Smallest ratio of neighbouring speeds that makes them two kinds of core.
+"""Smallest ratio of the speeds of two kinds of cores.
 
-Favoured cores of one kind differ by up to 1.09 (Ryzen 7950X3D: 5.7 and 5.25 GHz);
-kinds by at least 1.25 (Core Ultra 155U: 4.8 and 3.8 GHz; GB10: capacities 997 and 731).
+Cores of one kind differ by up to 1.09 (Ryzen 7950X3D: 5.7 and 5.25 GHz), cores of two kinds by
+at least 1.25 (Core Ultra 155U: 4.8 and 3.8 GHz; GB10: capacities 997 and 731).
 """
 
 INTEL_EFFICIENCY_SHARE = 0.5
-"""Work per clock of an Intel efficiency core on 256-bit integer code, against a
+"""Work per clock cycle of an Intel efficiency core on 256-bit integer code, relative to a
 performance core: its vector units are 128 bits wide (Intel Optimization Manual)."""
 
 INTEL_EFFICIENCY_SPEED = 0.4
-"""The same with a typical clock ratio of 0.8, for hosts that show no frequencies."""
+"""Speed of an Intel efficiency core relative to a performance core where the kernel shows no
+frequencies: ``INTEL_EFFICIENCY_SHARE`` times a typical clock ratio of 0.8."""
 
 
 class Hybrid(NamedTuple):
-    """How a processor with two kinds of cores splits."""
+    """The performance cores and efficiency cores of a hybrid machine."""
 
     performance_cores: int
     efficiency_cores: int
@@ -175,10 +177,10 @@ class Hybrid(NamedTuple):
 def read_kinds(
     root: Root, cores: tuple[Core, ...], vendor: str | None
 ) -> tuple[Hybrid | None, tuple[Core, ...]]:
-    """Return the split into kinds, or None, and the cores with their speeds filled in.
+    """Return the two kinds of ``cores``, or None if there is one, and the cores with their speeds.
 
-    Sources are the kernel's own lists on Intel, else the scheduler's capacities on ARM, else
-    maximum frequencies.
+    Sources are the kernel's lists of Intel's kinds, else the scheduler's capacities of ARM cores
+    (scheduler/sched-capacity.rst), else maximum frequencies.
     """
     frequencies = _per_core(root, cores, "cpufreq/cpuinfo_max_freq")
     listed = _intel_efficiency_cpus(root, cores)
@@ -196,8 +198,8 @@ def read_kinds(
 
 
 def _intel_efficiency_cpus(root: Root, cores: tuple[Core, ...]) -> frozenset[int]:
-    """Return the CPUs of cpu_atom and cpu_lowpower, where both these and cpu_core have some
-    online."""
+    """Return the CPUs of the efficiency cores; empty unless both kinds are online."""
+    # perf names Intel's kinds so (tools/perf/Documentation/intel-hybrid.txt).
     online = cpus_of(cores)
     fast = root.cpus("sys/devices/cpu_core/cpus") or frozenset()
     atom = root.cpus("sys/devices/cpu_atom/cpus") or frozenset()
@@ -207,15 +209,14 @@ def _intel_efficiency_cpus(root: Root, cores: tuple[Core, ...]) -> frozenset[int
 
 
 def _per_core(root: Root, cores: tuple[Core, ...], name: str) -> list[float]:
-    """Return one figure per core (the largest of its CPUs), or nothing where any core has
-    none: a missing figure must not pass for a slow core."""
+    """Return the largest value among the CPUs of each core; empty if any core has none."""
     figures = [float(max(read_per_cpu(root, core.cpus, name), default=0)) for core in cores]
     return figures if all(figures) else []
 
 
 def _slower_kind(cores: tuple[Core, ...], values: list[float]) -> frozenset[int]:
-    """Return the CPUs below the first clear gap from the top. Capacities differ from CPU to
-    CPU within a kind, so distinct values alone do not make a kind."""
+    """Return the CPUs of the cores whose ``values`` are clearly lower than the highest ones."""
+    # Values also differ a little within a kind, so look for the first large gap from the top.
     ranked = sorted(set(values), reverse=True)
     for above, below in pairwise(ranked):
         if above / below >= APART:
@@ -239,9 +240,8 @@ def _intel_speeds(
 def _split(
     cores: tuple[Core, ...], speeds: list[float], slow: frozenset[int]
 ) -> tuple[Hybrid, tuple[Core, ...]]:
-    """Rate the cores against the fastest. All cores of the fast kind count as equally fast:
-    favoured cores are not a kind."""
     top = max(speeds)
+    # All performance cores count as equally fast, including those with a higher turbo clock.
     rated = tuple(
         core._replace(speed=speed / top if core.cpus & slow else 1.0)
         for core, speed in zip(cores, speeds, strict=True)
@@ -252,8 +252,8 @@ def _split(
 
 
 def read_last_level_caches(root: Root, cpus: frozenset[int]) -> tuple[int, ...]:
-    """Return the bytes of each last-level data cache that ``cpus`` use, largest first; empty
-    where the kernel does not tell, as on many ARM boards."""
+    """Return the size in bytes of each last-level data cache of ``cpus``, largest first; empty
+    if the kernel shows none, as on many ARM boards."""
     found: dict[tuple[int, ...], int] = {}
     for cpu in sorted(cpus):
         folder = f"{CPU}/cpu{cpu}/cache"
@@ -266,7 +266,7 @@ def read_last_level_caches(root: Root, cpus: frozenset[int]) -> tuple[int, ...]:
 
 
 def _cache(root: Root, cpu: int, folder: str) -> tuple[int, int, tuple[int, ...]]:
-    """Return level, bytes and the CPUs that share a cache; 0 bytes if it holds no data."""
+    """Return a cache's level, its size in bytes (0 if it holds no data) and its CPUs."""
     level, size = root.integer(f"{folder}/level"), as_size(root.read(f"{folder}/size"))
     if root.read(f"{folder}/type") == "Instruction" or level is None or size is None:
         return 0, 0, (cpu,)

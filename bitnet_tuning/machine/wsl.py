@@ -1,4 +1,4 @@
-"""The Windows Subsystem for Linux: its version and its configuration files."""
+"""Read the configuration files of the Windows Subsystem for Linux."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from bitnet_tuning.machine.root import Root, as_integer, as_size
 from bitnet_tuning.namedtuple import NamedTuple
 
 _CUSTOMARY = "mnt/c"
-"""Where WSL mounts the first drive unless ``wsl.conf`` says something else."""
+"""Folder at which WSL mounts drive C: unless ``wsl.conf`` names another one."""
 
 
 class WslConfig(NamedTuple):
-    """One user's ``.wslconfig``. None for what it does not say."""
+    """The ``.wslconfig`` file of one Windows user. None stands for what the file does not set."""
 
     path: str
     memory: int | None = None
-    """Bytes that the virtual machine gets at most; Windows takes GB for 2**30."""
+    """Memory limit of the virtual machine in bytes."""
     processors: int | None = None
     problems: tuple[str, ...] = ()
-    """What of it cannot be understood."""
+    """Lines that cannot be parsed."""
 
 
 def read_wsl_configs(root: Root, mounts: tuple[Mount, ...]) -> tuple[WslConfig, ...]:
-    """Return the files of every Windows user that can be read: Linux does not know which of
-    them started it."""
+    """Return the ``.wslconfig`` files of all Windows users that can be read."""
+    # Linux does not know which of the users started WSL.
     drives = [mount.point.strip("/") for mount in mounts if mount.windows]
     found = []
     for drive in dict.fromkeys((*drives, _CUSTOMARY)):
@@ -36,8 +36,8 @@ def read_wsl_configs(root: Root, mounts: tuple[Mount, ...]) -> tuple[WslConfig, 
 
 
 def parse_wsl_config(path: str, text: str) -> WslConfig:
-    """Return what the ``[wsl2]`` section says; a file that cannot be parsed has a problem and
-    nothing else."""
+    """Return the settings in the ``[wsl2]`` section of ``text``, or one problem if the text
+    cannot be parsed."""
     import configparser  # noqa: PLC0415 (half a millisecond that a run need not pay)
 
     parser = configparser.ConfigParser(
