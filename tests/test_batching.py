@@ -122,3 +122,19 @@ def test_a_plan_knows_the_length_of_a_prompt(
     words = " ".join(plan.command)
     assert all(flag in words for flag in flags)
     assert ("-ub" in plan.command) == bool(ubatch)
+
+
+def test_a_setting_with_the_same_micro_batch_keeps_the_batch_of_the_plan() -> None:
+    plan = chosen(5)
+    assert with_setting(plan, plan.setting._replace(threads=1), Request()).batch == plan.batch == 64
+
+
+def test_a_large_micro_batch_leaves_the_users_batch_as_it_is() -> None:
+    made = with_setting(Plan(UPSTREAM, {}), UPSTREAM._replace(ubatch=4096), Request(batch=512))
+    assert made.batch == 512
+
+
+def test_a_prompt_file_outranks_a_prompt() -> None:
+    request = Request(prompt="hello", prompt_file="f")
+    assert request.prompt_bytes(300) == 300
+    assert request._replace(prompt_file=None).prompt_bytes(None) == 5

@@ -126,3 +126,23 @@ def test_what_is_not_permitted_is_a_warning_and_the_rest_stays() -> None:
     assert made.setting.nice == 0
     assert any("priority" in warning for warning in made.warnings)
     assert waits(made) and made.setting.cpus and made.setting.mlock
+
+
+def test_as_many_threads_as_cpus_may_spin() -> None:
+    assert waits(plan(request=FAST._replace(threads=8))) == {"KMP_BLOCKTIME": "infinite"}
+
+
+def test_the_prompts_threads_get_cores_too() -> None:
+    made = plan(a_host(16), request=FAST._replace(threads=2, threads_batch=6))
+    assert made.setting.cpus == frozenset((*range(6), *range(16, 22)))
+
+
+def test_an_engine_without_a_level_of_polling_is_given_none() -> None:
+    bare = ENGINE._replace(flags=ENGINE.flags - {"--poll"})
+    assert plan(runtime=NONE, engine=bare).setting.poll is None
+
+
+def test_threads_that_the_engine_spreads_over_nodes_are_not_bound(tmp_path: Path) -> None:
+    machine = Machine(tmp_path).regular(8, packages=2, node_per_package=True)
+    made = plan(machine.meminfo(8 << 30, 6 << 30).host())
+    assert (made.setting.numa, made.setting.cpus) == ("distribute", None)

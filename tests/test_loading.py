@@ -148,3 +148,13 @@ def test_an_engine_without_the_flags_is_left_alone() -> None:
 )
 def test_the_c_librarys_version(text: str, version: tuple[int, int] | None) -> None:
     assert parse_glibc(text) == version
+
+
+def test_an_empty_variable_keeps_nobody_from_huge_pages() -> None:
+    assert loads(plan("huge", environ={"GLIBC_TUNABLES": ""})) == (True, True, False)
+
+
+def test_without_known_privileges_nothing_is_locked_and_no_priority_raised() -> None:
+    facts = Facts(a_host(4), ENGINE, SMALL, "named", {})
+    made = make_plan(Request(prompt="hello", memory="locked", performance=True), facts)
+    assert (made.setting.mlock, made.setting.nice) == (False, 0)

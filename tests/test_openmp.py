@@ -250,3 +250,31 @@ def test_no_threads_of_the_users() -> None:
 @pytest.mark.parametrize("text", ["", "0", "-4", "many", "9" * 5000])
 def test_a_senseless_thread_count_of_the_user_is_none(text: str) -> None:
     assert user_threads({"OMP_NUM_THREADS": text}) is None
+
+
+# What a shell may be given
+
+
+def test_a_count_equal_to_ours_needs_no_mention() -> None:
+    assert choose(GOMP, {"OMP_NUM_THREADS": "4"})[1] == choose(GOMP)[1]
+
+
+@pytest.mark.parametrize(
+    ("own", "quota_binds", "expected"),
+    [
+        ({}, False, {**COUNTS, **WAITING}),
+        ({}, True, {**COUNTS, MARK: "4"}),
+        ({"BITNET_ENV_BIND": "1"}, True, {**COUNTS, **BINDING}),
+        ({"BITNET_ENV_BIND": "0"}, False, {**COUNTS, **WAITING}),
+        ({"OMP_NUM_THREADS": "3"}, False, {}),
+        (dict.fromkeys(THREAD_COUNTS, "6"), False, {}),
+        (BINDING, False, {}),
+        (WAITING, True, {}),
+    ],
+)
+def test_a_shell_gets_only_what_is_told_from_the_users_own_afterwards(
+    own: dict[str, str], quota_binds: bool, expected: dict[str, str]
+) -> None:
+    given = shell_exports(own, 4, quota_binds)
+    assert given == expected
+    assert exported({**own, **given}) == given.keys()

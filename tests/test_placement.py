@@ -210,3 +210,33 @@ def test_fast_cores_are_chosen_first(machine: Machine) -> None:
     assert chosen_cores(host, 2) == {0, 1, 2, 3}
     slow_first = host._replace(cores=tuple(reversed(host.cores)))
     assert chosen_cores(slow_first, 1) == {0, 1}
+
+
+def test_half_of_the_model_on_the_right_node_is_enough(machine: Machine) -> None:
+    bench = Bench(machine, cores=16)
+    assert bench.plan(cached={0: 20, 1: 20}).warnings == ()
+
+
+def test_a_model_cached_on_a_node_that_may_not_be_used_is_warned_about(machine: Machine) -> None:
+    bench = Bench(machine).memory_nodes("0", "0-7")
+    assert len(bench.plan(cached={1: 40}).warnings) == 1
+    assert bench.plan(cached={0: 40}).warnings == ()
+
+
+def test_an_engine_without_the_flag_is_spread_by_numactl_alone(machine: Machine) -> None:
+    plan = Bench(machine).node(2).plan(engine=ENGINE._replace(flags=frozenset({"-tb"})))
+    assert (plan.setting.numa, plan.setting.interleave) == (None, frozenset((0, 1)))
+
+
+def test_performance_cores_outrank_nodes(machine: Machine) -> None:
+    machine.hybrid(8, 8).meminfo(64 * GIBIBYTE, 60 * GIBIBYTE)
+    machine.node(0, range(8)).node(1, range(8, 24))
+    host = machine.host()
+    plan = make_plan(HELLO, Facts(host, ENGINE, SMALL, "named", {}, numactl=True))
+    assert (plan.setting.cpus, plan.setting.node) == (frozenset(range(16)), None)
+
+
+def test_only_allowed_cpus_of_a_core_are_chosen(machine: Machine) -> None:
+    host = machine.regular(2, threads=2).affinity("1-3").host()
+    assert chosen_cores(host, 1) == {2}
+    assert chosen_cores(host, 2) == {1, 2, 3}

@@ -310,3 +310,26 @@ def test_priority_is_raised_only_with_the_privilege(lowest: int, nice: int) -> N
     made = plan(FAST, privileges=Privileges(lowest, None))
     assert made.setting.nice == nice
     assert any("priority" in warning for warning in made.warnings) == (nice == 0)
+
+
+@pytest.mark.parametrize(
+    ("isa", "quantization", "warned"),
+    [
+        ({"SSSE3"}, "i2_s", True),
+        ({"SSSE3", "AVX2"}, "i2_s", False),
+        ({"NEON"}, "i2_s", False),
+        (set(), "i2_s", False),
+        ({"SSSE3"}, "tq2_0", False),
+    ],
+)
+def test_a_build_known_to_lack_the_kernels_of_i2_s_is_warned_about(
+    isa: set[str], quantization: str, warned: bool
+) -> None:
+    engine = ENGINE._replace(isa=frozenset(isa), ran=True, cpu=frozenset(a_host(4).isa))
+    made = plan(engine=engine, model=MODEL._replace(quantization=quantization))
+    assert any(engine.path in warning for warning in made.warnings) == warned
+
+
+def test_a_build_that_this_cpu_cannot_run_is_refused() -> None:
+    with pytest.raises(UnsupportedError):
+        plan(engine=ENGINE._replace(isa=frozenset({"AVX2", "AVX512"})))

@@ -284,3 +284,10 @@ def test_a_setting_replaces_all_that_can_be_tuned(bench: Bench) -> None:
     assert {"--no-mmap", "-fa"} <= set(made.command)
     plan = make_plan(HELLO, facts)
     assert make_plan(HELLO, facts, plan.setting) == plan
+
+
+def test_a_setting_outranks_a_profile(bench: Bench) -> None:
+    host = bench.machine.host()
+    facts = Facts(host, ENGINE, MODEL, "named", {}, profile=samples.profile(host, KEY))
+    other = SETTING._replace(threads=1)
+    assert make_plan(HELLO, facts, other).setting == other
