@@ -50,7 +50,7 @@ def choose_placement(plan: Plan, request: Request, facts: Facts, need: Need) -> 
     flags = facts.engine.flags_for(request.chat)
     node = _node_for(facts, together, need, nodes)
     if node is not None:
-        return _on_one(plan, facts, node, flags, is_asked)
+        return _on_one(plan, facts, node, flags)
     return _on_all(plan, facts, need, nodes, flags)
 
 
@@ -95,8 +95,7 @@ def _share(cached: dict[int, int], node: int) -> float:
     return cached.get(node, 0) / total if total else 0.0
 
 
-def _on_one(plan: Plan, facts: Facts, node: Node, flags: frozenset[str], is_asked: bool) -> Plan:
-    """``is_asked`` says that the user set the number of threads for the prompt."""
+def _on_one(plan: Plan, facts: Facts, node: Node, flags: frozenset[str]) -> Plan:
     host, setting = facts.host, plan.setting
     cores = len(cores_on(host, node))
     why = f"threads and model fit on node {node.id} ({cores} cores, {_free(node)})"
@@ -110,7 +109,8 @@ def _on_one(plan: Plan, facts: Facts, node: Node, flags: frozenset[str], is_aske
     else:
         why += "; no numactl that may act: affinity alone, memory is taken where threads run"
     reasons = {"cpus": f"bound to NUMA node {node.id}", "numa": why}
-    if cores < setting.threads_batch and not is_asked:
+    # Never less than the user asked for: only a node with as many cores is taken then.
+    if cores < setting.threads_batch:
         setting = setting._replace(threads_batch=cores)
         reasons["threads_batch"] = f"{cores}: the cores of the node that generates"
     return plan.updated(setting, reasons, _misplaced(facts, frozenset((node.id,))))
