@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from math import log
 from statistics import median
 
 import pytest
@@ -157,3 +158,64 @@ def test_a_verdict_needs_the_whole_interval_and_rounds(
     found: Estimate, floor: float | None, expected: str
 ) -> None:
     assert statistics.verdict(found, floor) == expected
+
+
+def test_an_end_that_a_probability_meets_exactly_lies_outside() -> None:
+    """The median of two draws from two values is each of them in a quarter of all cases."""
+    found = statistics.estimate([1.0, 3.0], 0.5)
+    assert (found.low, found.high) == (1.0, 3.0)
+
+
+def test_the_floor_is_the_far_end_of_an_interval_of_70_percent() -> None:
+    """Of one draw from twenty ratios: 17 of them, 85 %, lie below it."""
+    pairs = [1 + number / 100 for number in range(1, 11)]
+    assert statistics.floor(pairs, 1) == pytest.approx(1.08)
+    assert statistics.floor(pairs, 0) is None
+
+
+# The fit of all rounds
+
+LEVELS = (0.0, 1.0, -0.5, 0.7, 0.2, -0.9, 0.4, 0.1)
+"""What rounds have in common, as logarithms."""
+TRUTH = {"default": 3.0, "a": 3.2, "b": 2.7}
+
+
+def fitted(rounds: dict[str, range], slow: tuple[int, str] | None = None) -> statistics.Fit:
+    """A fit of runs that vary by 2 %; one of them may be five times as slow."""
+    return statistics.fit(
+        [
+            (
+                number,
+                name,
+                TRUTH[name] + LEVELS[number] + wobble - log(5) * ((number, name) == slow),
+            )
+            for name, numbers in rounds.items()
+            for number in numbers
+            for wobble in [0.01 * ((number * 7 + 3 * len(name)) % 5 - 2)]
+        ]
+    )
+
+
+def test_settings_that_met_in_few_rounds_are_compared_by_all_of_them() -> None:
+    found = fitted({"default": range(8), "a": range(0, 8, 3), "b": range(1, 4)})
+    assert found.gap("a", "default") == pytest.approx(0.2, abs=0.03)
+    assert found.gap("b", "a") == pytest.approx(-0.5, abs=0.03)
+
+
+def test_one_run_that_was_five_times_as_slow_hardly_counts() -> None:
+    everywhere = dict.fromkeys(TRUTH, range(8))
+    found, disturbed = fitted(everywhere), fitted(everywhere, slow=(3, "a"))
+    assert disturbed.gap("a", "default") == pytest.approx(found.gap("a", "default"), abs=0.02)
+    assert disturbed.weights["a"] < 7.1
+    assert disturbed.weights["b"] > 7.9
+
+
+def test_no_mean_is_worth_more_than_its_runs() -> None:
+    assert all(worth <= 8 for worth in fitted(dict.fromkeys(TRUTH, range(8))).weights.values())
+
+
+def test_the_spread_is_known_from_the_second_round_of_two_on() -> None:
+    first, second = ({name: range(count) for name in ("default", "a")} for count in (1, 2))
+    assert fitted(first).spread is None
+    assert fitted(second).spread is not None
+    assert fitted(first).error("a", "default") == float("inf")

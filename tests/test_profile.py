@@ -327,6 +327,7 @@ WRONG = {
     "a wild node": at("setting", "node", value=-1),
     "memory spread over nothing": at("setting", "interleave", value=""),
     "a priority": at("setting", "nice", value=-5),
+    "a lower priority": at("setting", "nice", value=5),
     "an infinite ratio": at("evidence", "ratio", "median", value=float("inf")),
     "no ratio": at("evidence", "ratio", "low", value=float("nan")),
     "a ratio in words": at("evidence", "ratio", "high", value="1.3"),
@@ -351,6 +352,23 @@ def test_a_profile_that_was_edited_is_set_aside(bench: Bench) -> None:
     assert bench.load() is None
     assert not bench.path.exists()
     assert "(setting.env: 'LD_PRELOAD' is not one of " in (bench.state.warning or "")
+
+
+def test_a_profile_of_another_host_under_the_key_of_this_one_is_not_used(bench: Bench) -> None:
+    record = json.loads(bench.path.read_text())
+    record["host"]["brand"] = "Another CPU"
+    bench.path.write_text(json.dumps(record))
+    assert bench.load() is None
+    assert stored_profiles(bench.state) == []
+
+
+def test_a_setting_on_cpus_that_are_online_but_not_allowed_is_refused() -> None:
+    record = edited(at("host", "allowed", value="0-1"))
+    record["setting"]["cpus"] = "0-1"
+    assert from_json(Profile, record).setting is not None
+    record["setting"]["cpus"] = "0-2"
+    with pytest.raises(ValueError, match="cpus"):
+        from_json(Profile, record)
 
 
 def test_a_profile_that_could_not_be_read_again_is_not_stored(bench: Bench) -> None:
