@@ -1,4 +1,4 @@
-"""``python3 -m bitnet_tuning doctor``: what keeps this machine from its speed."""
+"""``python3 -m bitnet_tuning doctor``: find what slows this machine down."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from bitnet_tuning.doctor.case import BAD, GOOD, UNKNOWN, WARN, Finding, as_json
 from bitnet_tuning.doctor.gather import gather
 
 _ABOUT = (
-    "Judge every knob that speed depends on, and say what to do. Nothing is changed and "
-    "nothing needs root: commands that change something are only printed. "
-    "Exit code: 0 good, 1 something is bad, 2 warnings with --strict."
+    "Check everything that speed depends on and print what to do about it, the worst finding "
+    "first. Nothing is changed, and root is not needed. Exit code: 0 if nothing is bad, 1 if "
+    "something is bad, 2 for warnings with --strict."
 )
 
 
 def run(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
-    # A recorded machine is not this one, whose engine a self-test would run.
+    # The self-test would run on this machine, which says nothing about a recorded one.
     selftest = options.root == "/" if options.selftest is None else options.selftest
     findings = examine(gather(options.root, options.engine, options.model, selftest))
     if options.json:
@@ -33,20 +33,23 @@ def run(arguments: list[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="bitnet_tuning doctor", description=_ABOUT)
+    parser = Parser(prog="python3 -m bitnet_tuning doctor", description=_ABOUT)
     add = parser.add_argument
     add(
         "--json",
         action="store_true",
         help="print JSON: `findings`, each with name, state (good, warn, bad, unknown), text, "
-        "advice, source; `summary` with the number of each state, exit_code, text",
+        "advice and source; and `summary` with the number of findings in each state, exit_code "
+        "and text",
     )
-    add_root(parser, "judge this folder's machine; engine and model only where they are named")
-    add("--strict", action="store_true", help="exit with 2 where there are warnings")
+    add_root(
+        parser, "check a machine recorded in this folder, and only the engine and model you name"
+    )
+    add("--strict", action="store_true", help="exit with 2 if there are warnings")
     add(
         "--selftest",
         action=argparse.BooleanOptionalAction,
-        help="run the self-test, some seconds (default: yes, but with --root no)",
+        help="run the self-test, which takes some seconds (default: yes, with --root no)",
     )
     add_engine(parser)
     add_model(parser)
@@ -58,8 +61,8 @@ _STYLES = {BAD: "bold red", WARN: "yellow", UNKNOWN: "cyan", GOOD: "green"}
 
 
 def show(findings: Sequence[Finding]) -> None:
-    """Print a paragraph per finding to stdout; the summary last."""
-    if sys.stdout is None:  # closed: nobody wants to see it
+    """Print a paragraph for each finding to stdout, and the summary."""
+    if sys.stdout is None:  # it is closed
         return
     rows = [(_WORDS[each.state], each.name, "\n".join(details(each))) for each in findings]
     print_table(rows, styles=[_STYLES[each.state] for each in findings])
@@ -67,7 +70,8 @@ def show(findings: Sequence[Finding]) -> None:
 
 
 def details(finding: Finding) -> list[str]:
-    """Return what was found, what to do, and for what is not good where that is known from."""
+    """Return the lines for one finding: what was found, what to do, and unless it is good, the
+    source."""
     lines = [finding.text]
     if finding.advice:
         lines.append(f"-> {finding.advice}")

@@ -15,16 +15,17 @@ from bitnet_tuning.store.state import State, default_folder
 from bitnet_tuning.verify.selftest import Report, Result, first_difference, run_selftest
 
 _SHOWN = 60
-"""Characters shown of a text from where it differs."""
+"""Number of characters to show of a text, from the first one that differs."""
 
 
 def run(arguments: list[str]) -> int:
     parser = Parser(
-        prog="bitnet_tuning selftest",
-        description="Run the demo model through an engine and compare the texts.",
+        prog="python3 -m bitnet_tuning selftest",
+        description="Run the demo model, which knows some texts by heart, and compare what the "
+        "engine prints. Exit code: 1 if a text is wrong.",
     )
     add_engine(parser)
-    parser.add_argument("--model", metavar="FILE", help="another file of the demo model")
+    parser.add_argument("--model", metavar="FILE", help="use another file of the demo model")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     state = State(default_folder(os.environ))
@@ -57,7 +58,7 @@ def report_facts(report: Report) -> dict[str, Any]:
 
 
 def as_text(report: Report) -> str:
-    """Return a paragraph per case, and the verdict."""
+    """Return a paragraph for each run, and the verdict."""
     verdict = "PASS" if report.passed else "FAIL"
     total = len(report.results)
     lines = [
@@ -76,5 +77,5 @@ def _row(result: Result) -> tuple[str, str, str]:
     texts = result.case.text.strip(), result.got.strip()
     at = first_difference(*texts)
     expected, got = (shorten(text[at:], _SHOWN) for text in texts)
-    differs = f"differs from character {at}:\nexpected {expected!r}\ngot      {got!r}"
+    differs = f"the text differs from character {at + 1} on:\nexpected  {expected}\ngot       {got}"
     return "FAIL", title, f"{result.variant}\n{result.problem or differs}"

@@ -1,4 +1,4 @@
-"""test_optimizations.py: a line for every optimisation, with what was seen of it."""
+"""test_optimizations.py: run the engine and print whether each optimisation takes effect."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from math import ceil
 from typing import Any
 
 from bitnet_tuning.bench.begin import Subject, first_runs, make_subject
@@ -26,7 +27,7 @@ from bitnet_tuning.bench.statistics import VERDICT_ROUNDS, estimate, geometric_m
 from bitnet_tuning.bench.summary import digits, noise
 from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_no_profile, number
-from bitnet_tuning.console import guarded, say, times
+from bitnet_tuning.console import guarded, say, size_text, times
 from bitnet_tuning.engine.builds import SLOWER, verdict_words
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.root import Root
@@ -43,22 +44,22 @@ from bitnet_tuning.verify.running import TOO_SOON, Watched, watch, watched_reque
 from bitnet_tuning.verify.selftest import run_selftest
 
 SECONDS, SMALL_SECONDS = 50.0, 11.0
-"""To be spent on all of it, with an ordinary model and with a small one."""
+"""Seconds that the whole program takes by default, with an ordinary model and with a small one."""
 
 SMALL_MODEL = 64 << 20
-"""Bytes up to which a model is small: it is loaded in no time."""
+"""Size in bytes up to which a model is small: it loads in no time."""
 
 LIKELY_RATE = 20.0
-"""tokens/s where the engine cannot be measured."""
+"""Assumed speed in tokens/s where the engine cannot be measured."""
 
 RATE_MARGIN = 20.0
-"""By which a first rate may be too low."""
+"""Factor by which the first measured speed may be too low."""
 
 MOST_SPEED_ROUNDS = 20
-"""Most rounds that compare speeds: a verdict is wanted, and no narrow interval."""
+"""Most rounds that compare speeds; more would only narrow the interval."""
 
 WATCHED_RUNS = 3
-"""At most, until as many threads as planned are seen to work."""
+"""Most runs that are observed until as many threads as planned are seen working."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,14 +91,17 @@ def _run(arguments: list[str]) -> int:
 
 def _read(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
-        description="Do the optimisations act? Looks at an engine while it runs: PASS, FAIL or "
-        "SKIP, with the reason. Exits with 1 for any FAIL.",
+        description="Observe the engine while it runs and print for every optimisation whether it "
+        "takes effect: PASS, FAIL or SKIP, with the reason. Exit code: 1 if anything fails.",
     )
     add = parser.add_argument
     add_model(parser)
     add_engine(parser)
-    times = f"time to spend ({SECONDS:g}; with a model of a few MB {SMALL_SECONDS:g})"
-    add("--performance-mode", action="store_true", help="look at the plan of performance mode")
+    times = (
+        f"seconds that all of it takes (default: {SECONDS:g}, for models up to "
+        f"{size_text(SMALL_MODEL)} {SMALL_SECONDS:g} or as many as a comparison needs)"
+    )
+    add("--performance-mode", action="store_true", help="check the plan of performance mode")
     add("--seconds", type=number(1, 3600), metavar="S", help=times)
     add("--no-speed", action="store_true", help="leave out the comparison of speeds")
     add_no_profile(parser)
@@ -106,8 +110,8 @@ def _read(arguments: list[str]) -> argparse.Namespace:
 
 
 def _find(options: argparse.Namespace, state: State) -> tuple[Plan, Subject]:
-    """Return the plan for a prompt, of which only the command depends on which, and its setting
-    as far as the program that measures obeys it. Raises TuningError."""
+    """Return the plan, and its setting as far as llama-bench can apply it, ready to be measured.
+    Raise TuningError if there is no engine or model."""
     request = Request(
         engine=options.engine,
         model=options.model,
@@ -125,7 +129,7 @@ def _find(options: argparse.Namespace, state: State) -> tuple[Plan, Subject]:
 def _answers(
     plan: Plan, subject: Subject, options: argparse.Namespace, spent: Callable[[], float]
 ) -> Iterator[Line]:
-    """``spent`` tells the seconds since the start."""
+    """Yield the lines. ``spent`` returns the seconds since the start."""
     facts = subject.facts
     alone = make_plan(Request(), facts._replace(environ={}, profile=None))
     yield checks.detected(plan, alone.setting.threads, facts.host)
@@ -142,31 +146,34 @@ def _answers(
     yield words
     yield checks.quantization(facts.engine, facts.model)
     if options.no_speed or words.state == FAIL:
-        yield left_out("--no-speed says so" if options.no_speed else "the words are wrong")
+        yield left_out("--no-speed" if options.no_speed else "the texts are wrong")
         return
-    seconds = options.seconds or (SMALL_SECONDS if facts.model.size <= SMALL_MODEL else SECONDS)
-    yield _speed(plan, subject, run, seconds - spent())
+    yield _speed(plan, subject, run, options.seconds, spent())
 
 
 def _niceness() -> int:
-    """Return this program's own; where there is none, no plan asks for another."""
+    # A system without niceness has no plans that change it.
     return os.getpriority(os.PRIO_PROCESS, 0) if hasattr(os, "getpriority") else 0
 
 
 def _watched(facts: Facts, rate: float, performance: bool) -> Watched:
-    """At about ``rate`` tokens/s. On a busy machine a run may be over too soon, since the
-    rate was measured far too low, or leave a thread without a CPU; then another is made,
-    which draws another text."""
+    """Run the engine at about ``rate`` tokens/s and return what was observed.
+
+    On a busy machine a run may be too short, because the speed was measured far too low, or a
+    thread may get hardly any CPU time. Then run again, with another text.
+    """
+    tries: list[Watched] = []
     for seed in range(1, WATCHED_RUNS + 1):
         request = watched_request(rate, facts.model, facts.engine.flags, seed, performance)
         plan = make_plan(request, facts)
         nodes = checks.wanted_nodes(plan) is not None
         watched = watch(plan, Root(), checks.asks_huge(plan), nodes)
+        tries.append(watched)
         if watched.problem == TOO_SOON:
             rate *= RATE_MARGIN
         elif watched.process is None or len(watched.workers) >= plan.setting.threads:
             break
-    return watched
+    return max(tries, key=lambda watched: (watched.failed, len(watched.workers)))
 
 
 def _output(plan: Plan, subject: Subject) -> Line:
@@ -175,38 +182,50 @@ def _output(plan: Plan, subject: Subject) -> Line:
         report = run_selftest(facts.engine, facts.host)
         default = make_subject(facts, None).default
     except TuningError as error:
-        return Line(checks.OUTPUT, SKIP, f"there is no self-test: {error.cause}")
+        return Line(checks.OUTPUT, SKIP, f"the self-test cannot be run: {error.cause}")
     problem = None
     if report.passed and setting != default:
         problem = Checker(subject.facts, default).problem(setting)
     return checks.output(report, problem)
 
 
-def _speed(plan: Plan, subject: Subject, first: Run, seconds: float) -> Line:
-    runner = subject.runner
+def _speed(plan: Plan, subject: Subject, first: Run, limit: float | None, earlier: float) -> Line:
+    """Compare the plan with the upstream default. ``limit`` is the seconds that the user allows
+    for the whole program, of which ``earlier`` are spent."""
+    runner, model = subject.runner, subject.facts.model
     settings = {DEFAULT: subject.default, UPSTREAM: UPSTREAM_SETTING}
     if settings[DEFAULT] == settings[UPSTREAM]:
         return nothing_to_compare()
+    seconds = (limit or (SMALL_SECONDS if model.size <= SMALL_MODEL else SECONDS)) - earlier
     runs = [first]
     if first.problem is None:
-        say(f"comparing speeds for {max(1.0, seconds):.0f} s")
         if subject.default != plan.setting:
             say(UNLOCKED)
         runs.append(runner.measure(UPSTREAM, settings[UPSTREAM], (TG,)))
     if runs[-1].problem is not None:
-        return speed_line(Rounds(Objective(), [Round(1, "first", tuple(runs), 0.0)]), seconds)
-    # On a busy machine one of the two may be a hundred times as fast.
+        failed = Rounds(Objective(), [Round(1, "first", tuple(runs), 0.0)])
+        return speed_line(failed, seconds, earlier)
+    # On a busy machine one of the two may be a hundred times as fast as the other.
     rate = geometric_mean([max(run.samples[TG]) for run in runs])
-    runner.sizes = choose_sizes(rate, rate, subject.facts.model.context_length, n_prompt=1)
-    rounds = compare(
-        (UPSTREAM, DEFAULT),
-        lambda name, _: runner.measure(name, settings[name], (TG,)),
-        Objective(),
-        seconds,
-        time.monotonic,
-        most=MOST_SPEED_ROUNDS,
-    )
-    return speed_line(rounds, seconds)
+    runner.sizes = choose_sizes(rate, rate, model.context_length, n_prompt=1)
+
+    def compared(seconds: float) -> Rounds:
+        say(f"comparing speeds for {max(1.0, seconds):.0f} s")
+        return compare(
+            (UPSTREAM, DEFAULT),
+            lambda name, _: runner.measure(name, settings[name], (TG,)),
+            Objective(),
+            seconds,
+            time.monotonic,
+            most=MOST_SPEED_ROUNDS,
+        )
+
+    rounds = compared(seconds)
+    if limit is None and len(rounds) < VERDICT_ROUNDS and rounds.count(DEFAULT) == len(rounds):
+        needed = enough_seconds(rounds)
+        if seconds < needed <= SECONDS:
+            rounds, seconds = compared(needed), needed
+    return speed_line(rounds, seconds, earlier)
 
 
 def summary(lines: Sequence[Line]) -> str:
@@ -218,7 +237,6 @@ def summary(lines: Sequence[Line]) -> str:
 def _document(
     plan: Plan, subject: Subject, lines: Sequence[Line], seconds: float
 ) -> dict[str, Any]:
-    """``lines`` by their names: state, reason, and the figures where there are some."""
     return {
         "engine": subject.facts.engine.path,
         "model": subject.facts.model.path,
@@ -230,14 +248,16 @@ def _document(
 
 
 NAME = "tokens/s"
+"""Name of the line that compares speeds."""
 
 
-def speed_line(rounds: Rounds, seconds: float) -> Line:
-    """Return what the rounds show; ``seconds`` were to be spent."""
-    for name, whose, state in ((DEFAULT, "the plan", FAIL), (UPSTREAM, "upstream's default", SKIP)):
+def speed_line(rounds: Rounds, seconds: float, earlier: float) -> Line:
+    """Return what the rounds show. ``seconds`` were allowed for them, after ``earlier`` ones."""
+    whose = ((DEFAULT, "the plan", FAIL), (UPSTREAM, "the upstream default", SKIP))
+    for name, who, state in whose:
         failures = rounds.failures(name)
         if failures and (rounds.problem(name) or not rounds.count(name)):
-            return Line(NAME, state, f"{whose} cannot be measured: {failures[-1]}")
+            return Line(NAME, state, f"{who} cannot be measured: {failures[-1]}")
     judged = rounds.judge(DEFAULT)
     assert judged.ratio is not None
     speeds = {name: estimate(rounds.speeds(name)[TG]).median for name in (UPSTREAM, DEFAULT)}
@@ -250,40 +270,44 @@ def speed_line(rounds: Rounds, seconds: float) -> Line:
         "phase": TG,
     }
     if judged.ratio.count < VERDICT_ROUNDS:
-        return Line(NAME, SKIP, _too_few(rounds, seconds), facts)
+        return Line(NAME, SKIP, _too_few(rounds, seconds, earlier), facts)
     reason = f"{verdict_words(judged.verdict)}: {_figures(judged, speeds)}"
     if judged.verdict != SLOWER:
         return Line(NAME, PASS, reason, facts)
-    return Line(NAME, FAIL, f"{reason}; benchmark_optimized.py finds what is faster", facts)
+    advice = "find a faster setting: python3 benchmark_optimized.py"
+    return Line(NAME, FAIL, f"{reason}; {advice}", facts)
 
 
-def _too_few(rounds: Rounds, seconds: float) -> str:
+def enough_seconds(rounds: Rounds) -> float:
+    """Return the seconds that suffice for a verdict, judging by the runs so far."""
     orders = (turns((UPSTREAM, DEFAULT), number) for number in range(1, VERDICT_ROUNDS + 1))
-    needed = sum(map(rounds.cost, orders))
+    return 1.2 * sum(map(rounds.cost, orders))
+
+
+def _too_few(rounds: Rounds, seconds: float, earlier: float) -> str:
+    enough = enough_seconds(rounds)
     return (
-        f"a comparison takes {VERDICT_ROUNDS} rounds of runs, here some {needed:.0f} s, and "
-        f"{max(0.0, seconds):.0f} s were left: give more --seconds"
+        f"a comparison needs {VERDICT_ROUNDS} rounds, here about {enough:.0f} s, and only "
+        f"{max(0.0, seconds):.0f} s were left; allow more time: --seconds {ceil(earlier + enough)}"
     )
 
 
 def _figures(judged: Judged, speeds: dict[str, float]) -> str:
     assert judged.ratio is not None
     return (
-        f"{digits(speeds[DEFAULT])} against {digits(speeds[UPSTREAM])} with upstream's 2 threads "
-        f"and no environment, {times(*judged.ratio)} in {judged.ratio.count} rounds; "
+        f"{digits(speeds[DEFAULT])} tokens/s, {digits(speeds[UPSTREAM])} with the upstream default "
+        f"(2 threads, no environment): {times(*judged.ratio)} in {judged.ratio.count} rounds; "
         f"{noise(judged.floor)}"
     )
 
 
 def left_out(why: str) -> Line:
-    """Return the line where nothing was compared."""
+    """Return the line for speeds that were not compared."""
     return Line(NAME, SKIP, f"not measured: {why}")
 
 
 def nothing_to_compare() -> Line:
-    """Return the line where both settings are the same."""
+    """Return the line for a plan that equals the upstream default."""
     return Line(
-        NAME,
-        SKIP,
-        "the plan is upstream's own default here: 2 threads, nothing in the environment",
+        NAME, SKIP, "not measured: the plan is the upstream default (2 threads, no environment)"
     )

@@ -1,7 +1,7 @@
-"""What keeps this machine, engine and model from their speed.
+"""Find what slows this machine, engine and model down.
 
-``gather`` reads the facts into a ``Case``, the other modules judge it and are pure, ``examine``
-runs all their checks.
+``gather`` reads the facts into a ``Case``, the other modules judge it without reading anything,
+and ``examine`` runs all their checks.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ CHECKS: tuple[Check, ...] = (
     *clock.CHECKS,
     *wsl.CHECKS,
 )
-"""What keeps an engine from running at all comes first: of equally bad findings the first one
-is where to begin."""
+"""All checks. Those that find an engine unable to run come first: among equally bad findings the
+user should start with the first."""
 
 
 def examine(case: Case, checks: Sequence[Check] = CHECKS) -> list[Finding]:
-    """Return a finding for every check that applies to the case, the worst first."""
+    """Return the finding of every check that applies to the case, the worst first."""
     judged = ((_judge(check, case), check) for check in checks)
     found = [_labelled(finding, check) for finding, check in judged if finding]
     return sorted(found, key=lambda finding: WORST_FIRST.index(finding.state))
 
 
 def _judge(check: Check, case: Case) -> Finding | None:
-    """Return what the check finds; one that fails does not keep the others from being made."""
+    """Return what the check finds; a check that fails does not stop the others."""
     try:
         return check[1](case)
     except TuningError as error:
@@ -40,8 +40,8 @@ def _judge(check: Check, case: Case) -> Finding | None:
     except Exception as error:
         return unknown(
             f"this check failed: {type(error).__name__}: {error}",
-            "this is a bug in bitnet-tuning; report it with the output of "
-            "`python3 -m bitnet_tuning host --json`",
+            "this is a bug in bitnet-tuning; report it with the output of: "
+            "python3 -m bitnet_tuning host --json",
         )
 
 
@@ -52,5 +52,5 @@ def _labelled(finding: Finding, check: Check) -> Finding:
 
 
 def _printable(text: str) -> str:
-    """Replace what could move a terminal's cursor: paths and variables may hold that."""
+    # Paths and variables may hold control characters, which would act on the terminal.
     return "".join(letter if letter.isprintable() else "?" for letter in text)

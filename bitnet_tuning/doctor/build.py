@@ -1,8 +1,12 @@
-"""The engine: which one, how old, its kernels and libraries, what was measured of it; pure."""
+"""Checks of the engine: its build, age, kernels, libraries, self-test and saved profile."""
 
 from __future__ import annotations
 
+from shlex import quote
+
+from bitnet_tuning.console import counted
 from bitnet_tuning.doctor.case import BENCHMARK, Case, Check, Finding, bad, good, unknown, warn
+from bitnet_tuning.engine.builds import build_name
 from bitnet_tuning.engine.find import NONE, NONE_COMPILED, Engine
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, WIDE, has, refusal
 from bitnet_tuning.errors import TuningError
@@ -11,11 +15,11 @@ from bitnet_tuning.plan.profile import claim
 from bitnet_tuning.plan.setting import describe
 
 OLD = 365.0
-"""Days. Bitnet.cpp's kernels change a few times a year."""
+"""Age in days from which an update is advised; bitnet.cpp's kernels change a few times a year."""
 
 SAME_TIME = 60.0
-"""Seconds between a source and a build that prove nothing: a checkout and its build may
-begin together, and some sources are written while building."""
+"""Seconds by which a source file may be newer than the build without being called changed: some
+sources are written while building."""
 
 _DAY = 86400.0
 _SELFTEST = "python3 -m bitnet_tuning selftest"
@@ -29,16 +33,16 @@ def _engine(case: Case) -> Finding | None:
         return bad(engine.cause, engine.remedy)
     if engine.location.source == NONE_COMPILED:
         return warn(
-            f"the embedded engine, since {NONE_COMPILED}: it has no i2_s kernels",
-            "build bitnet.cpp, then --engine or BITNET_ENGINE names its llama-cli",
+            f"the embedded engine is used because {NONE_COMPILED}; it has no i2_s kernels",
+            "build bitnet.cpp, then name its folder with --engine or BITNET_ENGINE",
         )
     refused = refusal(engine, case.host.isa)
     if refused:
         return bad(f"{engine.path} {refused}", "build it on this machine")
     if not engine.flags:
         return bad(
-            f"{engine.path} does not answer --help, so it cannot be run",
-            f"see what it says: {engine.path} --help",
+            f"{engine.path} cannot be run: it does not answer --help",
+            f"look at what it prints: {quote(engine.path)} --help",
         )
     version = f", version {engine.version}" if engine.version else ""
     return good(f"{_kind(engine)}: {engine.path}{version}")
@@ -59,52 +63,66 @@ def _age(case: Case) -> Finding | None:
     build = case.build
     if build is None or isinstance(build, TuningError) or build.built is None:
         return None
-    days = max(0.0, case.now - build.built) / _DAY
+    age = case.now - build.built
+    text = f"built {_days(age)} ago"
     if build.changed is not None and build.changed > build.built + SAME_TIME:
         return warn(
-            "sources of the checkout changed after the engine was built",
-            "build it again: cmake --build build --config Release",
+            f"{text}, but sources in its checkout changed {_days(case.now - build.changed)} ago",
+            f"build it again: cmake --build {quote(_folder(case))} --config Release",
         )
-    text = "built today" if days < 1 else f"built {days:.0f} days ago"
-    if days <= OLD:
+    if age <= OLD * _DAY:
         return good(text)
-    return warn(text, "update and build it again: git pull --recurse-submodules, then setup_env.py")
+    return warn(
+        f"{text}; newer kernels may be faster",
+        "in its checkout: git pull --recurse-submodules, then build it again with setup_env.py",
+    )
+
+
+def _folder(case: Case) -> str:
+    engine = case.known_engine
+    return f"{engine.checkout}/{build_name(engine.path)}" if engine and engine.checkout else "build"
+
+
+def _days(seconds: float) -> str:
+    days = int(seconds / _DAY)
+    return counted(days, "day") if days > 0 else "less than a day"
 
 
 def _cpu_kernels(case: Case) -> Finding:
-    """Judge what the processor offers to i2_s."""
     if not case.host.isa:
         return unknown("the CPU's instruction sets are not known", _SELFTEST)
     cpu = has(case.host.isa)
     if "AVX2" in cpu:
-        return good("the CPU has AVX2, which i2_s kernels use")
+        return good("the CPU has AVX2, which the i2_s kernels use")
     if "DOTPROD" in cpu:
-        return good("the CPU has NEON with dot products, which i2_s kernels use")
+        return good("the CPU has NEON with dot products, which the i2_s kernels use")
     if "NEON" in cpu:
         return warn(
-            "the CPU has NEON without dot products: i2_s takes a slower way",
-            "only another CPU helps; a smaller model is faster",
+            "the CPU has NEON without dot products, so the i2_s kernels take a slower path",
+            "no setting helps; use a smaller model or another CPU",
         )
     return bad(
-        "the CPU has neither AVX2 nor NEON, and i2_s has kernels for no other",
-        "take a TQ2_0 or TQ1_0 file of the model and a mainline llama.cpp",
+        "the CPU has neither AVX2 nor NEON, and i2_s kernels exist for these two only",
+        "use a TQ2_0 or TQ1_0 file of the model with mainline llama.cpp",
     )
 
 
 def _build_kernels(case: Case) -> Finding | None:
-    """Judge what the build offers to i2_s, by its system_info line."""
     engine, model = case.known_engine, case.known_model
     if engine is None:
         return None
     if not engine.isa:
-        return unknown(f"{engine.path} printed no system_info", _SELFTEST)
+        return unknown(
+            f"{engine.path} does not print what it is built for (no system_info line)", _SELFTEST
+        )
     found = sorted(engine.isa & KERNEL_ISA)
     if found:
         return good(f"built with {', '.join(found)}")
     worse = bad if model is not None and model.quantization == I2_S else warn
     return worse(
-        f"{engine.path} is built without AVX2 and NEON: i2_s computes garbage or aborts",
-        "build it again with -DGGML_NATIVE=ON, or -DGGML_AVX2=ON -DGGML_FMA=ON",
+        f"{engine.path} is built without AVX2 and NEON: with an i2_s model it prints garbage or "
+        "aborts",
+        "build it again with -DGGML_NATIVE=ON, or with -DGGML_AVX2=ON -DGGML_FMA=ON",
     )
 
 
@@ -115,8 +133,10 @@ def _wide_vectors(case: Case) -> Finding | None:
     names = "AVX-512" if "AVX512" in wide else "VNNI"
     engine = case.known_engine
     if engine and engine.isa and not engine.isa & WIDE:
-        return good(f"the CPU has {names}, the build does not use it; i2_s has no kernel for it")
-    return good(f"the CPU has {names}; i2_s has no kernel for it and runs its AVX2 one")
+        return good(
+            f"the CPU has {names}; the build does not use it, and neither would i2_s kernels"
+        )
+    return good(f"the CPU has {names}, but the i2_s kernels use AVX2 only")
 
 
 def _openmp(case: Case) -> Finding | None:
@@ -125,11 +145,12 @@ def _openmp(case: Case) -> Finding | None:
         return None
     if engine.openmp is None:
         return unknown(
-            f"which OpenMP runtime {engine.path} uses is not known: only portable variables are set"
+            f"the OpenMP runtime of {engine.path} is not known, so only variables that every "
+            "runtime reads are set"
         )
     if engine.openmp == NONE:
-        return good("built without OpenMP: ggml's own threads, which --poll and --prio act on")
-    return good(f"{engine.openmp}; --poll, --prio and --cpu-mask do nothing with it")
+        return good("built without OpenMP: --poll, --prio and --cpu-mask act on ggml's own threads")
+    return good(f"{engine.openmp}; with it --poll, --prio and --cpu-mask have no effect")
 
 
 def _libraries(case: Case) -> Finding | None:
@@ -137,13 +158,13 @@ def _libraries(case: Case) -> Finding | None:
     if build is None:
         return None
     if isinstance(build, TuningError):
-        return unknown(f"the engine's files: {build.cause}", build.remedy)
+        return unknown(f"cannot read the engine's files: {build.cause}", build.remedy)
     if build.swapped:
         return bad(
-            f"LD_LIBRARY_PATH puts {', '.join(build.swapped)} in place of the engine's own library",
+            f"LD_LIBRARY_PATH makes the engine load {', '.join(build.swapped)} of another build",
             "unset LD_LIBRARY_PATH",
         )
-    return good("the engine uses the libraries that it was built with")
+    return good("the engine loads the libraries that it was built with")
 
 
 def _selftest(case: Case) -> Finding | None:
@@ -151,7 +172,7 @@ def _selftest(case: Case) -> Finding | None:
     if case.known_engine is None:
         return None
     if report is None:
-        return unknown("the self-test was left out", _SELFTEST)
+        return unknown("the self-test was not run", _SELFTEST)
     if isinstance(report, TuningError):
         return bad(f"the self-test could not run: {report.cause}", report.remedy)
     text = f"{report.right} of {len(report.results)} runs gave the expected text"
@@ -168,25 +189,29 @@ def _profile(case: Case) -> Finding | None:
         return unknown(f"the stored profile cannot be read: {profile.cause}", profile.remedy)
     if profile is not None:
         if profile.setting is None:
-            return good(f"a tuning on {profile.day} found nothing faster than the default")
+            return good(f"a tuning on {profile.day} found no setting faster than the default")
         return good(f"{describe(profile.setting)}: {claim(profile)}")
     if case.stale:
         newest = case.stale[0]
         id_, changes = newest.profile.id, "; ".join(newest.changes)
-        return warn(f"profile {id_} is out of date: {changes}", BENCHMARK)
-    return unknown("nothing was measured for this machine, engine and model", BENCHMARK)
+        return warn(
+            f"profile {id_} does not apply any more: {changes}", f"measure again: {BENCHMARK}"
+        )
+    return unknown(
+        "no setting was measured yet for this machine, engine and model", f"measure: {BENCHMARK}"
+    )
 
 
 _KERNEL_SOURCE = "bitnet.cpp: src/ggml-bitnet-mad.cpp has AVX2 and NEON kernels only"
 
 CHECKS: tuple[Check, ...] = (
-    ("engine", _engine, "--help and --version, asked once and remembered"),
-    ("engine age", _age, "when its files and the checkout's sources were last written"),
+    ("engine", _engine, "the engine's --help and --version, asked once and remembered"),
+    ("engine age", _age, "modification times of the engine's files and its checkout's sources"),
     ("CPU for i2_s", _cpu_kernels, _KERNEL_SOURCE),
     ("build for i2_s", _build_kernels, f"the engine's system_info; {_KERNEL_SOURCE}"),
     ("wide vectors", _wide_vectors, _KERNEL_SOURCE),
-    ("OpenMP runtime", _openmp, "which libraries the engine needs; llama.cpp's ggml-cpu"),
+    ("OpenMP runtime", _openmp, "the libraries that the engine is linked to; llama.cpp: ggml-cpu"),
     ("libraries", _libraries, "ld.so(8): LD_LIBRARY_PATH goes before a program's RUNPATH"),
-    ("self-test", _selftest, "the demo model, whose text any correct kernel continues alike"),
+    ("self-test", _selftest, "the demo model, whose texts every correct kernel continues alike"),
     ("profile", _profile, "measured on this machine by benchmark_optimized.py"),
 )

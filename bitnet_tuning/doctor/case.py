@@ -1,4 +1,4 @@
-"""What the checks judge, and what they answer; pure."""
+"""What the checks judge and what they return. Nothing here reads the system."""
 
 from __future__ import annotations
 
@@ -25,55 +25,59 @@ if TYPE_CHECKING:
 
 
 BENCHMARK = "python3 benchmark_optimized.py"
+"""The command that measures the settings, for remedies."""
 
 PUBLISHED_SIZE = 1_200_000_000
-"""Bytes of BitNet b1.58 2B-4T's i2_s file, rounded; used where no model is known."""
+"""Size in bytes, rounded, of BitNet b1.58 2B-4T's i2_s file; assumed where no model is known."""
 
 
 class BuildFiles(NamedTuple):
-    """An engine's files. Times in seconds since the epoch."""
+    """The age of an engine's files, and the libraries that replace some of them."""
 
     built: float | None
-    """When the newest of them was written; None for what pip installed."""
+    """Modification time of its newest file, in seconds since the epoch; None for an engine that
+    pip installed."""
     changed: float | None
-    """When the newest source of its checkout was written; None without a checkout."""
+    """Modification time of the newest source file in its checkout, in seconds since the epoch;
+    None without a checkout."""
     swapped: tuple[str, ...]
-    """Libraries of other builds that LD_LIBRARY_PATH puts in place of the engine's own."""
+    """Libraries of other builds that LD_LIBRARY_PATH makes the engine load instead of its own."""
 
 
 class Case(NamedTuple):
-    """A machine with one engine and one model.
+    """All facts about one machine, one engine and one model.
 
-    A field that could not be read holds the error. None means that it was not asked for: a
-    recorded machine has neither engine nor processes.
+    A field that could not be read holds the error. None means unknown, or not asked for: a
+    recorded machine has no engine unless one is named.
     """
 
     host: Host
     live: bool
-    """Whether this program runs on that machine."""
+    """Whether this program runs on that machine; False for a recorded one."""
     environ: Mapping[str, str]
+    """The environment that an engine would be started from."""
     now: float
-    """Seconds since the epoch."""
+    """Time of the examination, in seconds since the epoch."""
     conditions: Conditions
     base_clock: float | None
-    """MHz."""
+    """Base clock of the processor in MHz."""
     machine_memory: Memory
-    """Without the limits of control groups."""
+    """Memory of the whole machine, without the limits of control groups."""
     lock_limit: float | None
-    """Bytes that may be locked in memory; infinity for no limit."""
+    """Number of bytes that this process may lock in memory; infinity for no limit."""
     huge_pages: HugePages
     numa_balancing: bool | None
-    """Whether the kernel moves pages between NUMA nodes."""
+    """Whether the kernel moves pages between NUMA nodes automatically."""
     mounts: tuple[Mount, ...]
     wsl_configs: tuple[WslConfig, ...]
     engine: Engine | TuningError | None = None
     build: BuildFiles | TuningError | None = None
     model: ModelFile | TuningError | None = None
     model_path: str | None = None
-    """Absolute, links resolved, as the machine itself sees it."""
+    """Absolute path of the model on that machine, symbolic links resolved."""
     profile: Profile | TuningError | None = None
     stale: tuple[Stale, ...] = ()
-    """Profiles of this engine and model that no longer apply."""
+    """Profiles of this engine and model that do not apply any more."""
     selftest: Report | TuningError | None = None
 
     @property
@@ -90,22 +94,22 @@ class Case(NamedTuple):
 
     @property
     def computed(self) -> Plan:
-        """The threads that the facts alone lead to, whatever the environment says."""
+        """The plan for threads computed from the host alone, without environment and profile."""
         return choose_threads(Request(), self.host, {})
 
     @property
     def wanted_threads(self) -> int:
-        """Threads for generation: the measured number, else the computed one."""
+        """Number of threads that should generate: as measured, else as computed."""
         profile = self.known_profile
         return ((profile and profile.setting) or self.computed.setting).threads
 
     @property
     def model_size(self) -> int:
-        """Bytes; a published model's where none is known."""
+        """Size of the model's file in bytes; that of a published model where none is known."""
         return self.known_model.size if self.known_model else PUBLISHED_SIZE
 
     def warning(self, kind: str) -> MachineWarning | None:
-        """Return what the benchmark would warn of before it measures here, if anything."""
+        """Return the benchmark's warning of this kind about the machine as it is; None for none."""
         warnings = warnings_before(self.conditions, self.host, self.model_size)
         return next((warning for warning in warnings if warning.kind == kind), None)
 
@@ -115,20 +119,23 @@ WORST_FIRST = (BAD, WARN, UNKNOWN, GOOD)
 
 
 class Finding(NamedTuple):
-    """What a check answers. ``name`` and ``source`` are those of the check."""
+    """The result of one check."""
 
     name: str
+    """Name of the check."""
     state: str
     """``good``, ``warn``, ``bad`` or ``unknown``."""
     text: str
+    """What was found, with the figures."""
     advice: str | None
-    """What to do; commands can be pasted, and the doctor never runs them."""
+    """What to do about it. Commands can be pasted; the doctor itself runs none of them."""
     source: str
+    """What the check rests on: documentation, source code or a measurement."""
 
 
 Check = tuple[str, Callable[[Case], Finding | None], str]
-"""A name, the function that judges, and what its finding rests on: documentation, source code,
-a measurement. The function returns None where there is nothing to judge."""
+"""The name of a check, its function, and the source for its findings. The function returns None
+where the check does not apply, and may raise TuningError, which becomes a bad finding."""
 
 
 def good(text: str, advice: str | None = None) -> Finding:
@@ -148,7 +155,7 @@ def unknown(text: str, advice: str | None = None) -> Finding:
 
 
 def warned(case: Case, kind: str) -> Finding | None:
-    """Return the benchmark's warning of this kind as a finding; None without one."""
+    """Return the benchmark's warning of this kind as a finding; None without a warning."""
     warning = case.warning(kind)
     return warning and warn(warning.cause, warning.remedy)
 
@@ -166,7 +173,7 @@ def exit_code(findings: Sequence[Finding], strict: bool) -> int:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """Return one line with the counts and the check to begin with, which is the first."""
+    """Return one line with the counts and the check to start with. The worst finding is first."""
     found = counts(findings)
     total = f"{found[BAD]} bad, {found[WARN]} to improve, {found[UNKNOWN]} not known"
     begin = f" Begin with: {findings[0].name}." if found[BAD] or found[WARN] else ""
@@ -174,8 +181,8 @@ def summary(findings: Sequence[Finding]) -> str:
 
 
 def as_json(findings: Sequence[Finding], strict: bool) -> dict[str, Any]:
-    """Return ``findings``, and ``summary`` with the count of each state, the exit code and the
-    printed line."""
+    """Return what ``doctor --json`` prints: the findings, and a summary with the number of
+    findings in each state, the exit code and the summary line."""
     return {
         "findings": [finding._asdict() for finding in findings],
         "summary": {

@@ -1,4 +1,4 @@
-"""Governor, clock under load, power source, heat, other programs; pure."""
+"""Checks of governor, clock, power source, temperature and other programs."""
 
 from __future__ import annotations
 
@@ -8,31 +8,33 @@ from bitnet_tuning.doctor.case import Case, Check, Finding, bad, good, unknown, 
 from bitnet_tuning.machine import warnings
 
 BASE_BAD, BASE_WARN = 0.5, 0.9
-"""Shares of the base clock, which a healthy processor holds on all cores indefinitely."""
+"""Shares of the base clock below which the clock under load is bad, or worth a warning. A healthy
+processor holds its base clock on all cores indefinitely."""
 
 HIGHEST_BAD, HIGHEST_WARN = 0.4, 0.6
-"""Shares of the highest clock, where the base clock is not known: one busy core comes near
-the highest, and base clocks of laptops begin at a third of it."""
+"""The same as shares of the highest clock, where the base clock is not known. One busy core comes
+near the highest clock, and laptops have base clocks from a third of it."""
 
 SLOWEST = 1000.0
-"""MHz, where there is nothing to compare with. Only a few 5-watt processors with AVX2 have a
-lower base clock."""
+"""Clock in MHz below which the clock is bad where neither other clock is known. Only a few 5 W
+processors with AVX2 have a lower base clock."""
 
-_WINDOWS_POWER = "in Windows: powercfg.exe /setactive SCHEME_MIN (High performance)"
+_GOVERNOR_REMEDY = "sudo cpupower frequency-set -g performance"
+_WINDOWS_POWER = "choose Windows' power plan High performance: powercfg.exe /setactive SCHEME_MIN"
 _CLOCK_REMEDY = (
-    "sudo cpupower frequency-set -g performance; powerprofilesctl set performance; look at "
-    "heat, the power adapter and power limits in the firmware"
+    f"{_GOVERNOR_REMEDY}; powerprofilesctl set performance; check the cooling, the power adapter "
+    "and the power limits in the firmware"
 )
 
 
 def _governor(case: Case) -> Finding:
     seen = case.conditions
     if seen.governor is None and case.host.wsl:
-        return unknown("WSL shows no governor: Windows' power mode decides", _WINDOWS_POWER)
+        return unknown("WSL shows no governor: Windows' power plan sets the clock", _WINDOWS_POWER)
     if seen.governor is None:
         return unknown(
-            "no governor is visible, as in virtual machines and where the firmware decides",
-            "in a virtual machine set it on the host: sudo cpupower frequency-set -g performance",
+            "no governor is shown, as in virtual machines and where the firmware sets the clock",
+            f"of a virtual machine, set it on the host: {_GOVERNOR_REMEDY}",
         )
     lowest = case.warning(warnings.LOWEST_CLOCK)
     if lowest:
@@ -44,13 +46,15 @@ def _clock_limit(case: Case) -> Finding | None:
     seen = case.conditions.clock
     if seen is None or seen.limit_mhz is None:
         return None
-    return warned(case, warnings.CLOCK) or good(f"settings allow {seen.limit_mhz:.0f} MHz")
+    return warned(case, warnings.CLOCK) or good(f"the clock may rise to {seen.limit_mhz:.0f} MHz")
 
 
 def _clock(case: Case) -> Finding:
     seen, governor = case.conditions.clock, case.conditions.governor
     if seen is None:
-        return unknown("the clock is not visible here", "compare speeds with another machine")
+        return unknown(
+            "this machine does not show its clock", "compare its speed with that of a similar one"
+        )
     now = seen.max_mhz
     worse, compared = _compare(case, now, seen.highest_mhz)
     if worse is None:
@@ -58,7 +62,7 @@ def _clock(case: Case) -> Finding:
     if governor == "performance":
         compared += ", although the governor is performance"
     elif not case.live:
-        return unknown(f"{now:.0f} MHz{compared}, but recorded without a load")
+        return unknown(f"{now:.0f} MHz{compared}, but this was recorded without a load")
     remedy = _WINDOWS_POWER if case.host.wsl else _CLOCK_REMEDY
     return worse(f"only {now:.0f} MHz under load{compared}", remedy)
 
@@ -66,7 +70,8 @@ def _clock(case: Case) -> Finding:
 def _compare(
     case: Case, now: float, highest: float | None
 ) -> tuple[Callable[[str, str], Finding] | None, str]:
-    """Return how bad a clock of ``now`` MHz is, None for good, and what it was compared with."""
+    """Return the kind of finding for a clock of ``now`` MHz, None for a good one, and the clock
+    that it was compared with, for the text."""
     for reference, name, lowest_warn, lowest_good in (
         (case.base_clock, "base", BASE_BAD, BASE_WARN),
         (highest, "highest", HIGHEST_BAD, HIGHEST_WARN),
@@ -80,7 +85,9 @@ def _compare(
 
 def _power(case: Case) -> Finding:
     if case.conditions.on_battery is None:
-        return unknown("no power supply is shown, as on most desktops, servers, virtual machines")
+        return unknown(
+            "no power supply is shown, as on most desktops, servers and virtual machines"
+        )
     return warned(case, warnings.BATTERY) or good("the machine runs on mains power")
 
 
@@ -92,18 +99,22 @@ def _heat(case: Case) -> Finding:
 
 
 def _others(case: Case) -> Finding:
-    """Never answer bad: other programs come and go."""
+    # Never bad: other programs come and go.
     used, cpus = case.conditions.other_load_cpus, case.conditions.online_cpus
     if used is None:
-        return unknown("how busy other processes are is not known")
+        return unknown("the load of other processes is not known")
     return warned(case, warnings.LOAD) or good(f"other processes use {used:.1f} of {cpus} CPUs")
 
 
 CHECKS: tuple[Check, ...] = (
     ("governor", _governor, "kernel: admin-guide/pm/cpufreq and intel_pstate"),
-    ("clock limit", _clock_limit, "kernel: scaling_max_freq against cpuinfo_max_freq"),
-    ("clock under load", _clock, "read after 30 ms of work, against base or highest clock"),
+    ("clock limit", _clock_limit, "kernel: scaling_max_freq, compared with cpuinfo_max_freq"),
+    (
+        "clock under load",
+        _clock,
+        "the clock after 30 ms of work, compared with the base or highest clock",
+    ),
     ("power source", _power, "kernel: class/power_supply"),
     ("temperature", _heat, "kernel: hwmon and thermal zones; processors slow down at 95-105 °C"),
-    ("other programs", _others, "watched for half a second; a step waits for its slowest thread"),
+    ("other programs", _others, "observed for 0.5 s; every step waits for its slowest thread"),
 )

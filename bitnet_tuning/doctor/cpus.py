@@ -1,4 +1,4 @@
-"""Threads against cores, affinity, quota, SMT, kinds of cores, NUMA nodes; pure."""
+"""Checks of threads, affinity, CPU quota, SMT, kinds of cores and NUMA nodes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,22 @@ from bitnet_tuning.errors import UsageError
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.machine.warnings import QUOTA, THROTTLED_SHARE
 from bitnet_tuning.plan.facts import Request
-from bitnet_tuning.plan.openmp import THREAD_COUNTS, binds_itself, exported
+from bitnet_tuning.plan.openmp import THREAD_COUNTS, binds_itself, exported, user_set, user_threads
 from bitnet_tuning.plan.threads import Asked, asked_threads, choose_threads
 
-_MEASURE_THREADS = f"{BENCHMARK} measures how many threads are best"
+_OMP_COUNT = THREAD_COUNTS[0]
+_MEASURE_THREADS = f"measure how many threads are best: {BENCHMARK}"
 
 
 def _threads(case: Case) -> Finding:
-    """Raise UsageError for a senseless BITNET_THREADS."""
+    # A malformed BITNET_THREADS raises UsageError, which `examine` turns into a finding.
     asked, wanted, computed = asked_threads(None, case.environ), case.wanted_threads, case.computed
+    if user_set(case.environ, _OMP_COUNT) and user_threads(case.environ) is None:
+        value = case.environ[_OMP_COUNT]
+        return bad(
+            f"{_OMP_COUNT}={value} is not a positive whole number, so it is ignored",
+            f"unset {_OMP_COUNT}",
+        )
     if asked is None:
         measured = wanted != computed.setting.threads
         reason = f"{wanted}, as measured" if measured else computed.reasons["threads"]
@@ -29,8 +36,8 @@ def _threads(case: Case) -> Finding:
     if asked.number < wanted:
         worse = bad if 2 * asked.number <= wanted else warn
         threads = counted(asked.number, "thread")
-        return worse(f"{variable} asks for {threads}, {wanted} suit this machine", remedy)
-    return good(f"{asked.number}, as {variable} says")
+        return worse(f"{variable} asks for {threads}, but {wanted} suit this machine", remedy)
+    return good(f"{asked.number}, set by {variable}")
 
 
 def _variable(asked: Asked) -> str:
@@ -38,13 +45,13 @@ def _variable(asked: Asked) -> str:
 
 
 def _exported(case: Case, wanted: int) -> Finding | None:
-    """Warn of what bitnet-env.sh exported elsewhere and does not fit here."""
-    count = case.environ.get(THREAD_COUNTS[0])
+    """Warn of a count that bitnet-env.sh exported where other limits hold; None if it fits."""
+    count = case.environ.get(_OMP_COUNT)
     if not exported(case.environ) or count in (str(wanted), str(case.computed.setting.threads)):
         return None
     return warn(
-        f"bitnet-env.sh exported {count} threads, {wanted} suit this machine: these scripts "
-        "compute the number again, other programs obey it",
+        f"bitnet-env.sh exported {count} as number of threads, but {wanted} suit this machine: "
+        "bitnet-tuning computes the number anew, other programs obey the exported one",
         "source bitnet-env.sh again in this shell",
     )
 
@@ -52,11 +59,11 @@ def _exported(case: Case, wanted: int) -> Finding | None:
 def _affinity(case: Case) -> Finding:
     online, allowed = case.host.online, case.host.allowed
     if allowed == online:
-        return good(f"all {len(online)} CPUs that are online may be used")
+        return good(f"all online CPUs may be used ({len(online)})")
     return warn(
-        f"only the CPUs {format_list(allowed)} may be used, {len(allowed)} of {len(online)}",
-        f"taskset -cp {format_list(online)} $$ widens this shell; for a container: "
-        "docker run --cpuset-cpus",
+        f"{len(allowed)} of {len(online)} online CPUs may be used: {format_list(allowed)}",
+        f"allow all CPUs in this shell: taskset -cp {format_list(online)} $$; for a container: "
+        f"docker run --cpuset-cpus {format_list(online)}",
     )
 
 
@@ -66,15 +73,17 @@ def _quota(case: Case) -> Finding:
         return warn(f"{warning.cause}{_throttled(case)}", warning.remedy)
     if host.quota is None:
         return good("no CPU quota")
-    return good(f"the quota of {host.quota:g} CPUs leaves all {len(host.allowed_cores)} cores")
+    cores = counted(len(host.allowed_cores), "physical core")
+    return good(f"the quota of {counted(host.quota, 'CPU')} is enough for {cores}")
 
 
 def _throttled(case: Case) -> str:
-    """Return how often the quota stopped threads since the control group was made."""
+    """Return in how many periods the quota stopped threads since the control group was made;
+    empty where that is rare or not counted."""
     worst = max(case.conditions.quota_throttling, key=lambda level: level.throttled, default=None)
     if worst is None or worst.throttled <= THROTTLED_SHARE * worst.periods:
         return ""
-    return f" (so far in {worst.throttled} of {worst.periods} periods)"
+    return f" (so far it did in {worst.throttled} of {worst.periods} periods)"
 
 
 def _smt(case: Case) -> Finding:
@@ -82,22 +91,24 @@ def _smt(case: Case) -> Finding:
     cores = len(host.allowed_cores)
     if not host.topology_known:
         return unknown(
-            "the kernel does not say which CPUs share a core, so each counts as one",
+            "the kernel does not show which CPUs share a physical core, so each counts as a core",
             _MEASURE_THREADS,
         )
     try:
         asked = asked_threads(None, case.environ)
-    except UsageError:  # reported by the check of threads
+    except UsageError:  # the check of threads reports it
         asked = None
     if asked and cores < asked.number <= len(host.allowed):
         return warn(
-            f"{asked.number} threads share {cores} cores, and a second thread on a core gains "
-            "nothing",
+            f"{asked.number} threads share {cores} physical cores, and a second thread on a core "
+            "gains nothing",
             f"unset {_variable(asked)}, or set it to {cores}",
         )
     if host.threads_per_core == 1:
-        return good("every core has one CPU")
-    return good(f"up to {host.threads_per_core} CPUs share a core; one thread per core is used")
+        return good("every physical core has one CPU")
+    return good(
+        f"up to {host.threads_per_core} CPUs share a physical core; one thread per core is used"
+    )
 
 
 def _hybrid(case: Case) -> Finding:
@@ -109,12 +120,12 @@ def _hybrid(case: Case) -> Finding:
         if not (binds_itself(case.environ) and case.computed.setting.cpus):
             return good(f"{text}; {case.computed.reasons['cpus']}")
         return warn(
-            f"{text}: your own binding keeps threads from being put on fast cores",
+            f"{text}: you bind threads yourself, so they are not placed on the performance cores",
             "unset OMP_PROC_BIND OMP_PLACES GOMP_CPU_AFFINITY KMP_AFFINITY",
         )
     if host.wsl or "hypervisor" in host.isa:
         return unknown(
-            "all cores look alike, but a virtual machine hides performance and efficiency cores",
+            "all cores look alike, but a virtual machine may hide that some are efficiency cores",
             _MEASURE_THREADS,
         )
     return good("all cores are of one kind")
@@ -130,9 +141,9 @@ def _numa(case: Case) -> Finding:
     if profile:
         return good(f"{len(nodes)} NUMA nodes; no --numa setting was measured as faster")
     return warn(
-        f"the CPUs belong to {len(nodes)} NUMA nodes: runs stay on one where they fit, but whether "
-        "that is best here was not measured",
-        f"{BENCHMARK} tries the other ways; numactl, where installed, places memory as well",
+        f"the CPUs belong to {len(nodes)} NUMA nodes: a run stays on one node if it fits there, "
+        "but whether that is fastest here was not measured",
+        f"measure it: {BENCHMARK}; install numactl so that memory can be placed, too",
     )
 
 
@@ -141,18 +152,22 @@ def _numa_balancing(case: Case) -> Finding | None:
         return None
     if case.numa_balancing:
         return warn(
-            "the kernel moves pages between NUMA nodes by itself, which costs speed",
+            "the kernel moves pages between NUMA nodes automatically, which costs speed",
             "echo 0 | sudo tee /proc/sys/kernel/numa_balancing",
         )
-    return good("the kernel leaves pages where they are")
+    return good("the kernel leaves pages on their NUMA node")
 
 
 CHECKS: tuple[Check, ...] = (
-    ("threads", _threads, "measured elsewhere, on one CPU: 2 threads 1.3 tokens/s, 1 thread 8.6"),
-    ("affinity", _affinity, "sched_setaffinity(2): the mask that this process has"),
-    ("CPU quota", _quota, "measured elsewhere, quota of 1: 2 threads 10.2 tokens/s, 1 thread 18"),
-    ("SMT", _smt, "kernel: CPU topology; generation is bound by memory, not by arithmetic"),
-    ("hybrid cores", _hybrid, "ggml: every thread gets the same share and waits for the last"),
+    ("threads", _threads, "measured on one CPU: 1 thread 8.6 tokens/s, 2 threads 1.3 tokens/s"),
+    ("affinity", _affinity, "sched_getaffinity(2): the CPUs that this process may use"),
+    ("CPU quota", _quota, "measured with 1 CPU: 1 thread 18 tokens/s, 2 threads 10.2 tokens/s"),
+    ("SMT", _smt, "kernel: CPU topology; token generation waits for memory, not for arithmetic"),
+    (
+        "hybrid cores",
+        _hybrid,
+        "ggml: every thread gets an equal share of each step and waits for the last",
+    ),
     ("NUMA", _numa, "llama.cpp: --numa distribute spreads threads over all nodes"),
     ("NUMA balancing", _numa_balancing, "ggml's own warning: observed to impair performance"),
 )

@@ -1,42 +1,45 @@
-"""OpenMP variables that do harm, or nothing; pure."""
+"""Checks of OpenMP variables that slow an engine down or have no effect."""
 
 from __future__ import annotations
 
 import re
 
+from bitnet_tuning.console import counted
 from bitnet_tuning.doctor.case import BENCHMARK, Case, Check, Finding, bad, good, unknown, warn
 from bitnet_tuning.engine.find import GOMP, LLVM, NONE
 from bitnet_tuning.plan.openmp import BINDING_BY_USER, user_set
 
 _PREFIXES = ("OMP_", "GOMP_", "KMP_")
 _NOT_READ = {GOMP: ("KMP_",), LLVM: ("GOMP_SPINCOUNT",), NONE: _PREFIXES}
-"""By runtime, beginnings of names that it does not read."""
+"""Prefixes of the variables that each OpenMP runtime does not read."""
 
 _ZERO = re.compile(r"0+(ms|us|s)?", re.IGNORECASE | re.ASCII)
 
 
 def _reads(case: Case, name: str) -> bool:
-    """Return whether the engine's runtime reads the variable; one that is not known may."""
+    """Return whether the engine's runtime reads the variable; an unknown one is assumed to."""
     runtime = case.known_engine.openmp if case.known_engine else None
     return not name.startswith(_NOT_READ.get(runtime or "", ()))
 
 
 def _value(case: Case, name: str) -> str:
-    """Return the variable's text; empty where the engine does not read it."""
+    """Return the variable's value; empty if it is unset or the engine does not read it."""
     return case.environ.get(name, "").strip() if _reads(case, name) else ""
 
 
 def _waiting(case: Case) -> Finding:
-    """Judge how threads wait for each other between steps."""
     names = [name for name in ("KMP_BLOCKTIME", "GOMP_SPINCOUNT") if _is_zero(case, name)]
     if _value(case, "OMP_WAIT_POLICY").lower() == "passive":
         names.insert(0, "OMP_WAIT_POLICY")
     if not names:
-        return good("threads stay awake between steps")
+        return good("threads stay awake while they wait for each other")
     shown = ", ".join(f"{name}={_value(case, name)}" for name in names)
-    text = f"{shown}: threads fall asleep after every step"
+    text = f"{shown} makes threads sleep whenever they wait for each other"
     if case.host.quota_binds:
-        return unknown(f"{text}, which may save a CPU quota", f"{BENCHMARK}, with and without it")
+        return unknown(
+            f"{text}, which may help under a CPU quota",
+            f"measure it, with and without the variable: {BENCHMARK}",
+        )
     return bad(text, f"unset {' '.join(names)}")
 
 
@@ -48,22 +51,22 @@ def _limit(case: Case) -> Finding:
     text = _value(case, "OMP_THREAD_LIMIT")
     wanted = max(case.wanted_threads, case.computed.setting.threads_batch)
     if not text:
-        return good("no OMP_THREAD_LIMIT")
+        return good("OMP_THREAD_LIMIT is not set")
     if not text.isdecimal() or len(text) > 9:
-        return unknown(f"OMP_THREAD_LIMIT={text} is no number", "unset OMP_THREAD_LIMIT")
+        return unknown(f"OMP_THREAD_LIMIT={text} is not a number", "unset OMP_THREAD_LIMIT")
     if int(text) < wanted:
         return bad(
-            f"OMP_THREAD_LIMIT={text} silently overrides -t: {wanted} threads are wanted",
+            f"OMP_THREAD_LIMIT={text} silently overrides -t; {wanted} threads suit this machine",
             "unset OMP_THREAD_LIMIT",
         )
-    return good(f"OMP_THREAD_LIMIT={text} leaves room for {wanted} threads")
+    return good(f"OMP_THREAD_LIMIT={text} allows the {wanted} threads that suit this machine")
 
 
 def _dynamic(case: Case) -> Finding:
     if _value(case, "OMP_DYNAMIC").lower() not in ("true", "1", "yes"):
-        return good("OpenMP does not change the number of threads by itself")
+        return good("OpenMP does not change the number of threads")
     return bad(
-        "OMP_DYNAMIC lets OpenMP run fewer threads than -t says as the machine gets busy",
+        "OMP_DYNAMIC lets OpenMP run fewer threads than -t says while the machine is busy",
         "unset OMP_DYNAMIC",
     )
 
@@ -71,22 +74,26 @@ def _dynamic(case: Case) -> Finding:
 def _binding(case: Case) -> Finding:
     bound = _value(case, "OMP_PROC_BIND").lower()
     if bound.split(",")[0] in ("master", "primary"):
-        return bad(f"OMP_PROC_BIND={bound} puts all threads on one place", "unset OMP_PROC_BIND")
+        return bad(
+            f"OMP_PROC_BIND={bound} makes all threads share the CPUs of the first one",
+            "unset OMP_PROC_BIND",
+        )
     listed, threads = _value(case, "GOMP_CPU_AFFINITY"), case.wanted_threads
     places = _places(listed)
     if places is not None and places < threads:
         return bad(
-            f"GOMP_CPU_AFFINITY={listed} has {places} CPUs for {threads} threads",
+            f"GOMP_CPU_AFFINITY={listed} names {counted(places, 'CPU')} for {threads} threads",
             "unset GOMP_CPU_AFFINITY",
         )
     yours = [name for name in BINDING_BY_USER if user_set(case.environ, name)]
     if yours:
-        return good(f"threads are bound as you set {', '.join(yours)}")
-    return good("no variable of yours binds threads")
+        return good(f"you bind threads yourself: {', '.join(yours)}")
+    return good("you set no variable that binds threads")
 
 
 def _places(text: str) -> int | None:
-    """Count the CPUs in a list such as ``0 3 4-7`` or ``0-6:2``; None for other texts."""
+    """Return the number of CPUs in a list such as ``0 3 4-7`` or ``0-6:2``; None if it is not
+    such a list."""
     cpus: set[int] = set()
     for part in re.split(r"[\s,]+", text):
         found = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4})(?::([1-9][0-9]{0,3}))?)?", part)
@@ -98,7 +105,6 @@ def _places(text: str) -> int | None:
 
 
 def _ignored(case: Case) -> Finding | None:
-    """Warn of variables that promise something and do nothing."""
     runtime = case.known_engine.openmp if case.known_engine else None
     if runtime is None:
         return None
@@ -108,28 +114,28 @@ def _ignored(case: Case) -> Finding | None:
         if name.startswith(_PREFIXES)
         and not _reads(case, name)
         and user_set(case.environ, name)
-        and name != "OMP_NUM_THREADS"  # these scripts read it themselves
+        and name != "OMP_NUM_THREADS"  # the launchers read it themselves
     ]
     if not names:
-        return good("no variable is set that the engine's OpenMP runtime does not read")
-    reader = "a build without OpenMP" if runtime == NONE else runtime
-    return warn(f"{', '.join(names)}: {reader} does not read this", f"unset {' '.join(names)}")
+        return good("the engine reads all OpenMP variables that are set")
+    reader = "the engine, built without OpenMP," if runtime == NONE else runtime
+    return warn(f"{reader} does not read {', '.join(names)}", f"unset {' '.join(names)}")
 
 
 CHECKS: tuple[Check, ...] = (
     (
         "waiting",
         _waiting,
-        "measured: KMP_BLOCKTIME=0 with libomp 8.8 instead of 24.7 tokens/s; "
-        "OMP_WAIT_POLICY=passive halves generation with libgomp",
+        "measured: KMP_BLOCKTIME=0 lowers generation with libomp from 24.7 to 8.8 tokens/s, "
+        "OMP_WAIT_POLICY=passive halves it with libgomp",
     ),
     ("thread limit", _limit, "OpenMP specification, OMP_THREAD_LIMIT; measured with ggml"),
     ("dynamic threads", _dynamic, "OpenMP specification, OMP_DYNAMIC; measured with ggml"),
     (
         "binding",
         _binding,
-        "OpenMP specification, OMP_PROC_BIND; measured: with libgomp a run of a second did not "
-        "end within 40",
+        "OpenMP specification, OMP_PROC_BIND; measured: with all threads on one place and libgomp, "
+        "a run of 1 s did not finish within 40 s",
     ),
-    ("ignored variables", _ignored, "documentation of libgomp and of LLVM's OpenMP"),
+    ("ignored variables", _ignored, "the manuals of libgomp and of LLVM's OpenMP runtime"),
 )

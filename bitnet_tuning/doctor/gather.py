@@ -1,4 +1,4 @@
-"""Read what the doctor judges. Nothing here fails for what is not there."""
+"""Read what the doctor judges. What is missing or unreadable never stops the reading."""
 
 from __future__ import annotations
 
@@ -33,8 +33,11 @@ Read = TypeVar("Read")
 def gather(
     root: str = "/", engine: str | None = None, model: str | None = None, selftest: bool = True
 ) -> Case:
-    """Read the machine below ``root``, and its engine and model; of a recorded machine only
-    the ones that are named. Take about a second on a live machine, and the self-test's time."""
+    """Return the facts about the machine below ``root``, the engine and the model.
+
+    For a recorded machine (another ``root`` than ``/``) only a named engine or model is read.
+    On this machine reading takes about a second, and the self-test a few more.
+    """
     place = Root(root)
     state = State(default_folder(os.environ))
     case = _machine(place, read_host(root))
@@ -52,17 +55,23 @@ def gather(
 
 
 def attempt(read: Callable[[], Read]) -> Read | TuningError:
-    """Return what ``read`` returns, or why it fails."""
+    """Return the result of ``read``, or the error that it raises."""
     try:
         return read()
     except TuningError as error:
         return error
+    except OSError as error:
+        cause = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+        return TuningError(cause, "check that the file exists and can be read")
     except Exception as error:
-        return TuningError(f"{type(error).__name__}: {error}", "BITNET_TUNING_DEBUG=1 shows more")
+        return TuningError(
+            f"{type(error).__name__}: {error}",
+            "this is a bug in bitnet-tuning; report it with this message",
+        )
 
 
 def _machine(root: Root, host: Host) -> Case:
-    """Read the machine, its load first: a probe of the engine would be a load itself."""
+    # The load of others first: the engine's probe, which comes later, would count as load.
     seen = conditions.take(host, root, conditions.LOAD_SECONDS if root.live else 0.0)
     mounts = read_mounts(root)
     return Case(
@@ -90,7 +99,7 @@ def _with_engine(case: Case, named: str | None, model: str | None, state: State)
 
 
 def _with_model(case: Case, named: str | None, state: State) -> Case:
-    """Choose the model as a run with this engine would."""
+    """Add the model that a run with this engine would choose."""
     engine, folders = case.known_engine, engine_folders()
     if engine and engine.checkout and engine.checkout not in folders:
         folders = (*folders, engine.checkout)
@@ -104,7 +113,7 @@ def _with_model(case: Case, named: str | None, state: State) -> Case:
 
 
 def _with_recorded_model(case: Case, root: str, named: str, state: State) -> Case:
-    """Read a model of the recorded machine, whose file may lie below the root folder."""
+    """Add a model named as it is on the recorded machine, or by its path on this one."""
     path, base = os.path.abspath(named), os.path.abspath(root)
     inside = path if path.startswith(f"{base}{os.sep}") else f"{base}{path}"
     model = attempt(lambda: know(inside if os.path.exists(inside) else path, state))
@@ -123,18 +132,19 @@ def _with_profile(case: Case, state: State) -> Case:
 
 
 _SOURCE_FOLDERS = ("src", "include", "common", "ggml", "3rdparty")
-"""Folders of a checkout of bitnet.cpp or llama.cpp whose files change a build."""
+"""Folders of a checkout of bitnet.cpp or llama.cpp that hold the engine's sources."""
 
 _SOURCES = (".c", ".cc", ".cpp", ".h", ".hpp", ".S", "CMakeLists.txt")
 _GENERATED = ("build-info.cpp",)
-"""Written into the sources by every build."""
+"""Names of files that every build writes among the sources."""
 
 _MOST_FOLDERS = 2000
-"""Folders that are read. A checkout has some hundreds."""
+"""Number of folders to read at most; a checkout has some hundreds."""
 
 
 def read_build(engine: Engine, environ: Mapping[str, str]) -> BuildFiles:
-    """Return what is known of the engine's files. Raise OSError for files that are gone."""
+    """Return the age of the engine's files and the libraries that LD_LIBRARY_PATH replaces.
+    Raise OSError if a file is gone."""
     if engine.embedded:
         return BuildFiles(None, None, ())
     return BuildFiles(
@@ -145,7 +155,7 @@ def read_build(engine: Engine, environ: Mapping[str, str]) -> BuildFiles:
 
 
 def _source_times(checkout: str | None) -> Iterator[float]:
-    """Yield when each source was written, in seconds since the epoch."""
+    """Yield the modification time of each source file, in seconds since the epoch."""
     folders = [os.path.join(checkout, name) for name in _SOURCE_FOLDERS] if checkout else []
     for _ in range(_MOST_FOLDERS):
         if not folders:
@@ -166,7 +176,8 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _swapped(engine: Engine, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Return libraries outside of the engine's build that have the names of those it needs."""
+    """Return the libraries on LD_LIBRARY_PATH that have the name of one the engine needs, but
+    do not belong to its build."""
     checkout = engine.checkout
     folder = os.path.dirname(engine.path)
     own = os.path.realpath(os.path.join(checkout, build_name(engine.path)) if checkout else folder)

@@ -1,1 +1,1 @@
-"""Checks on the real engine: the self-test, and what a running engine really got."""
+"""Checks that run an engine: the self-test, and what a running engine received of its plan."""

@@ -1,5 +1,5 @@
 """Run an engine as planned and observe it while it generates: which of its threads compute, on
-which CPUs, and what the kernel gave it."""
+which CPUs, and what the kernel grants it."""
 
 from __future__ import annotations
 
@@ -26,63 +26,65 @@ WATCHED_SECONDS = 1.5
 """Seconds that the generation should take."""
 
 FEWEST, MOST = 24, 1500
-"""Tokens to generate."""
+"""Fewest and most tokens to generate."""
 
 CONTEXT = 2048
+"""Context size in tokens, unless the model's own is smaller."""
 
 SECONDS = 120.0
-"""Seconds after which a run counts as hung. The model is in memory already."""
+"""Seconds after which a run counts as hung. An earlier run has loaded the model into memory."""
 
 COUNT_SHARE = 0.1
 """Share of the time that the kernel may spend on counting pages."""
 
 ALWAYS_SHARE = 0.75
-"""Share of the time that the busiest thread ran or waited for its CPU. A thread with that much
-hardly ever sleeps: it computes or spins, however busy its CPU is with other programs."""
+"""Share of the longest time that a thread ran or waited for a CPU from which a thread hardly ever
+sleeps: it computes or spins, however busy its CPU is with other programs."""
 
 OFTEN_SHARE, RAN_SHARE = 0.5, 0.4
-"""Shares of that time, and of the time that the busiest thread ran, which are enough where a
-runtime lets its threads sleep. Measured: threads that compute 0.58 and 0.6; one that only
-passes text on, behind a worker on the same CPU, 0.48 and 0.18."""
+"""Shares of that time, and of the time that the busiest thread ran, from which a thread computes
+where the runtime lets threads sleep. Measured: threads that compute 0.58 and 0.6; a thread that
+only passes text on, on the CPU of one that computes, 0.48 and 0.18."""
 
 LEAST_SECONDS = 0.06
-"""Seconds that the busiest thread must have run: more than a small model takes to load."""
+"""CPU seconds that the busiest thread must have run: more than a small model takes to load."""
 
 LEAST_LOOKS = 5
-"""Looks that are needed, so that one at a start or an end does not decide."""
+"""Fewest looks that show which threads compute, so that one at a start or an end does not
+decide."""
 
 GROWTH = 1.02
-"""Factor by which memory still grows while tokens are generated."""
+"""Factor by which memory may still grow while tokens are generated."""
 
-TOO_SOON = "the engine ended too soon to be looked at"
+TOO_SOON = "the run was too short to observe the engine"
+"""Reason of a line for which a run ended before its threads could be told apart."""
 
 
 class Watched(NamedTuple):
-    """A run that was observed."""
+    """What was observed of one run."""
 
     log: str
     """The engine's stderr."""
     problem: str | None = None
     """Why the run failed, or why nothing could be observed."""
     failed: bool = False
+    """Whether the engine itself failed."""
     process: Process | None = None
-    """The one that computed, with the most memory that it ever had; None where nothing could
-    be observed."""
+    """The process that computed, with the most memory that it had; None if it was not observed."""
     workers: tuple[Thread, ...] = ()
     """Threads that computed, the busiest first."""
     others: tuple[Thread, ...] = ()
-    """The rest of its threads, the busiest first."""
+    """All other threads of the process, the busiest first."""
     steady: bool = False
-    """Whether its memory no longer grew: the model was loaded."""
+    """Whether its memory did not grow any more, because the model was loaded."""
 
 
 def watched_request(
     rate: float, model: ModelFile, flags: frozenset[str], seed: int, performance: bool
 ) -> Request:
-    """Return a request for a generation that lasts, at ``rate`` tokens/s.
+    """Return a request for a generation that takes about WATCHED_SECONDS at ``rate`` tokens/s.
 
-    A text that the model knows by heart would end too early, and not every engine can be
-    kept from ending it. So each token is drawn from the 40 likeliest, nearly all alike.
+    ``flags`` are those that the engine has; another ``seed`` gives another text.
     """
     context = min(CONTEXT, model.context_length or CONTEXT)
     wanted = max(FEWEST, min(MOST, round(rate * WATCHED_SECONDS)))
@@ -90,6 +92,8 @@ def watched_request(
         prompt=PROMPT,
         n_predict=max(1, min(wanted, context - 4 * len(PROMPT.split()))),
         ctx_size=context,
+        # The demo model would end a text that it knows by heart too early, and not every engine
+        # has --ignore-eos: so draw each token from the 40 likeliest, with nearly equal chances.
         temperature=50.0,
         top_k=40,
         top_p=1.0,
@@ -101,8 +105,8 @@ def watched_request(
 
 
 def watch(plan: Plan, root: Root, huge: bool, nodes: bool) -> Watched:
-    """Run the plan's command, as a launcher would, and return what was observed. ``huge`` and
-    ``nodes`` have pages counted, as ``Family.look`` does."""
+    """Run the plan's command as a launcher would, and return what was observed. ``huge`` and
+    ``nodes`` count pages, as in ``Family.look``."""
     looks: list[tuple[Process, ...]] = []
     families: dict[int, Family] = {}
     count_at = 0.0
@@ -134,10 +138,12 @@ def watch(plan: Plan, root: Root, huge: bool, nodes: bool) -> Watched:
 
 
 def summed_up(looks: Sequence[tuple[Process, ...]]) -> Watched:
-    """Return what the process that computes did in the second half of the looks at it; before
-    that one thread loads the model. ``process`` is None where too little was observed."""
+    """Return what the process that computes did; ``process`` is None if too little was observed.
+
+    Each look is a tuple of all processes that the run consisted of at one moment.
+    """
     computes = _busiest(process for look in looks for process in look)
-    later = computes[len(computes) // 2 :]
+    later = computes[len(computes) // 2 :]  # in the first half, one thread loads the model
     threads = sorted(_threads(later), key=lambda thread: thread.wanted, reverse=True)
     ran = max((thread.ran for thread in threads), default=0.0)
     if ran < LEAST_SECONDS or len(later) < LEAST_LOOKS:
@@ -151,7 +157,7 @@ def summed_up(looks: Sequence[tuple[Process, ...]]) -> Watched:
     )
     return Watched(
         "",
-        process=_at_most(later[0], computes),  # at its end a process has no environment any more
+        process=_at_most(later[0], computes),  # a process that exits has no environment any more
         workers=workers,
         others=tuple(thread for thread in threads if thread not in workers),
         steady=_is_steady(later),
@@ -159,7 +165,7 @@ def summed_up(looks: Sequence[tuple[Process, ...]]) -> Watched:
 
 
 def _busiest(seen: Iterable[Process]) -> Sequence[Process]:
-    """Return all looks at the process that ran most: a script around the engine only waits."""
+    """Return all looks at the process that ran most: a script that starts the engine only waits."""
     looks: dict[int, list[Process]] = defaultdict(list)
     for process in seen:
         looks[process.id].append(process)
@@ -167,7 +173,7 @@ def _busiest(seen: Iterable[Process]) -> Sequence[Process]:
 
 
 def _threads(looks: Sequence[Process]) -> list[Thread]:
-    """Return what every thread did from the first to the last look."""
+    """Return each thread with the time that it ran and waited between its first and last look."""
     states: dict[int, list[Thread]] = defaultdict(list)
     for process in looks:
         for thread in process.threads:
@@ -177,14 +183,13 @@ def _threads(looks: Sequence[Process]) -> list[Thread]:
 
 def _difference(states: Sequence[Thread]) -> Thread:
     first, last = states[0], states[-1]
-    # The CPUs of most looks: at its end a runtime may free its threads once more.
+    # The CPUs in most looks: when it ends, a runtime may unbind its threads.
     cpus = Counter(state.cpus for state in states).most_common(1)[0][0]
     return last._replace(ran=last.ran - first.ran, waited=last.waited - first.waited, cpus=cpus)
 
 
 def _at_most(process: Process, looks: Sequence[Process]) -> Process:
-    """Return the process with the most memory of all looks: some comes only once the model is
-    loaded, and some is gone when the engine ends."""
+    """Return the process with the most memory that any look shows."""
     nodes = (look.nodes for look in looks if look.nodes is not None)
     return process._replace(
         resident=_most(look.resident for look in looks),
@@ -199,6 +204,6 @@ def _most(sizes: Iterable[int | None]) -> int | None:
 
 
 def _is_steady(looks: Sequence[Process]) -> bool:
-    """Return whether memory no longer grew in the second half of the looks."""
+    """Return whether memory did not grow in the second half of the looks."""
     sizes = [look.resident for look in looks if look.resident is not None]
     return bool(sizes) and max(sizes) <= GROWTH * sizes[len(sizes) // 2]

@@ -1,4 +1,4 @@
-"""Check that a build computes the right tokens: the demo model knows texts by heart, and any
+"""Check that a build computes the right tokens: the demo model knows some texts by heart, and every
 correct kernel continues them in the same words."""
 
 from __future__ import annotations
@@ -29,16 +29,18 @@ RUN_SECONDS = 30.0
 """Seconds after which a run counts as hung; a correct one takes a fraction of a second."""
 
 END_MARK = "[end of text]"
+"""What llama-cli prints after the last word of a text that the model ended."""
+
 CONTEXT = 512
+"""Context size in tokens."""
 
 BEYOND = 32
-"""Tokens asked for beyond the expected text. llama-completion of late 2026 sometimes exits before
-its last words reach stdout (llama.cpp issue 22142: it does not wait for its log thread); this
-many may be lost without harm."""
+"""Number of tokens to generate beyond the expected text, which may get lost: llama-completion of
+late 2026 sometimes exits before its last words are printed (llama.cpp issue 22142)."""
 
 
 class KnownText(NamedTuple):
-    """A prompt with the text that greedy decoding must add to it."""
+    """A prompt and the greedy text that must follow it, of ``tokens`` tokens."""
 
     prompt: str
     text: str
@@ -46,7 +48,7 @@ class KnownText(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """How a prompt is run; None leaves the engine's own batch."""
+    """The threads and batch sizes of one run; None leaves the engine's default batch size."""
 
     threads: int
     batch: int | None = None
@@ -58,25 +60,27 @@ class Variant(NamedTuple):
 
 
 class Result(NamedTuple):
-    """One run."""
+    """The result of one run."""
 
     case: KnownText
     variant: Variant
     passed: bool
     got: str
-    """The text after the prompt."""
+    """The text that followed the prompt."""
     problem: str | None = None
-    """Why there is no text."""
+    """Why the run failed; None if the engine exited normally."""
 
 
 class Report(NamedTuple):
-    """A whole self-test."""
+    """The result of a whole self-test."""
 
     engine: str
+    """Path of the engine."""
     model: str
+    """Path of the model file."""
     results: tuple[Result, ...]
     cause: str | None = None
-    """What a failure most likely comes from."""
+    """The likeliest cause of a failure."""
     remedy: str | None = None
 
     @property
@@ -95,7 +99,8 @@ class Report(NamedTuple):
 
 
 def load_cases() -> tuple[KnownText, ...]:
-    """Return the expected texts that ship with the model. Raise MissingError."""
+    """Return the prompts and texts that ship with the demo model. Raise MissingError if they cannot
+    be read."""
     try:
         with open(demo.EXPECTED, encoding="utf-8") as file:
             cases = json.load(file)["cases"]
@@ -107,13 +112,16 @@ def load_cases() -> tuple[KnownText, ...]:
 
 
 def right_model(engine: Engine) -> str:
-    """Return the demo file for this engine: i2_s where it may have the kernels."""
+    """Return the path of the demo model for this engine: i2_s unless it has no kernels for that."""
     return demo.TQ2_0 if engine.i2_s is False else demo.I2_S
 
 
 def variants(cases: Sequence[KnownText], usable: int) -> Iterator[tuple[KnownText, Variant]]:
-    """Yield each prompt with one way to run it: the longest in batches, where kernels for
-    single and for many tokens take turns, the others with one thread or with all."""
+    """Yield each prompt with one way to run it on ``usable`` cores.
+
+    Long prompts are cut into batches, so that kernels for one and for many tokens take turns; the
+    others run with one thread, with half of the cores, or with all.
+    """
     most = max(2, usable)
     ways = (
         Variant(most, 32, 32),
@@ -129,8 +137,9 @@ def variants(cases: Sequence[KnownText], usable: int) -> Iterator[tuple[KnownTex
 
 
 def run_selftest(engine: Engine, host: Host, model_path: str | None = None) -> Report:
-    """Run every case; stop at the first run that hangs. Raise MissingError where the model
-    file is not there, UnsupportedError where the engine cannot load it."""
+    """Run every case, but stop at the first run that hangs. ``model_path`` names another file of
+    the demo model. Raise MissingError if the file does not exist, UnsupportedError if the engine
+    cannot load it."""
     model = read_model(model_path or right_model(engine))
     results: list[Result] = []
     for case, variant in variants(load_cases(), host.usable_cores):
@@ -148,7 +157,7 @@ def run_selftest(engine: Engine, host: Host, model_path: str | None = None) -> R
 def run_case(
     engine: Engine, host: Host, model: ModelFile, case: KnownText, variant: Variant
 ) -> Result:
-    """Run a case; run it again if it was right up to an early end."""
+    """Run a case, and run it again if its text is right but ends early (see BEYOND)."""
     request = case_request(case)._replace(**variant._asdict())
     plan = make_plan(request, Facts(host, engine, model, "the demo model", os.environ))
     for is_first in (True, False):
@@ -163,22 +172,22 @@ def run_case(
 
 
 def case_request(case: KnownText) -> Request:
-    """Return the request that asks an engine for a case's text."""
+    """Return the request that makes an engine generate a case's text."""
     return Request(
         prompt=case.prompt, n_predict=case.tokens + BEYOND, ctx_size=CONTEXT, temperature=0.0
     )
 
 
 def continuation(stdout: str, prompt: str) -> str:
-    """Return what the engine added to the prompt, without the mark that the text has ended."""
+    """Return the text that the engine added to the prompt, without the mark of a text's end."""
     _, found, after = stdout.partition(prompt)
     text = (after if found else stdout).rstrip()
     return text.removesuffix(END_MARK).rstrip()
 
 
 def matches(got: str, expected: str) -> bool:
-    """Return whether the text begins as expected. White space at the ends does not count:
-    engines differ in it."""
+    """Return whether the text begins with the expected one. Engines differ in white space at both
+    ends, so it does not count."""
     return got.strip().startswith(expected.strip())
 
 
@@ -189,8 +198,8 @@ def first_difference(got: str, expected: str) -> int:
 
 
 def _control(report: Report, engine: Engine, host: Host) -> bool | None:
-    """Return whether the same weights come out right through other kernels; None where there
-    is no such file or no engine to read it."""
+    """Return whether the same weights as TQ2_0 give the right text; None where that cannot be
+    tried."""
     if report.model != demo.I2_S or engine.i2_s is False:
         return None
     first = report.results[0]
@@ -200,38 +209,42 @@ def _control(report: Report, engine: Engine, host: Host) -> bool | None:
 def causes(
     report: Report, engine: Engine, host: Host, control: bool | None
 ) -> Iterator[tuple[str, str]]:
-    """Yield every cause that fits a failure with its remedy, the likeliest first; at least one.
-    ``control`` says whether the same weights came out right as TQ2_0, where that was tried."""
+    """Yield every possible cause of a failure with its remedy, the likeliest first; at least one.
+    ``control`` is whether the same weights as TQ2_0 give the right text; None if not tried."""
     failed = [result for result in report.results if not result.passed]
     problems = " ".join(result.problem or "" for result in failed)
     cpu = has(host.isa)
     may_have_i2_s = cpu & X86 and engine.i2_s is not False
     if "tensor type 36" in problems or "invalid ggml type 36" in problems:
-        yield "the engine is mainline llama.cpp, which has no i2_s", "use a bitnet.cpp build"
+        yield "the engine is mainline llama.cpp, which has no i2_s kernels", "build bitnet.cpp"
     if "SIGILL" in problems:
         yield "the build uses instructions that this CPU lacks", "build it on this machine"
     if may_have_i2_s and "AVX2" not in cpu:
-        yield "this CPU has no AVX2, which i2_s kernels need", "use a TQ2_0 or TQ1_0 file"
+        yield (
+            "this CPU has no AVX2, which the i2_s kernels need",
+            "use a TQ2_0 or TQ1_0 file of the model with mainline llama.cpp",
+        )
     elif may_have_i2_s and engine.isa and "AVX2" not in engine.isa:
         yield (
-            "the build lacks AVX2, which i2_s kernels need and this CPU has",
-            "build with -DGGML_AVX2=ON -DGGML_FMA=ON, or -DGGML_NATIVE=ON",
+            "the build lacks AVX2, which the i2_s kernels need and this CPU has",
+            "build it again with -DGGML_NATIVE=ON, or with -DGGML_AVX2=ON -DGGML_FMA=ON",
         )
     if all(result.variant.batch for result in failed):
         sizes = "; ".join(sorted({str(result.variant) for result in failed}))
-        yield f"only prompts cut into batches go wrong ({sizes})", "leave -b and -ub alone"
+        yield f"only prompts cut into batches go wrong ({sizes})", "do not set -b and -ub"
     one_thread = [result.passed for result in report.results if result.variant.threads == 1]
     if any(one_thread) and all(result.variant.threads > 1 for result in failed):
         yield (
-            "only several threads go wrong, so the OpenMP runtime and the build do not fit",
+            "only runs with several threads go wrong: the OpenMP runtime does not fit the build",
             "build it again on this machine",
         )
     if control:
         yield (
-            "the same weights as TQ2_0 come out right, so the i2_s kernels are at fault",
+            "the i2_s kernels are wrong: the same weights as TQ2_0 give the right text",
             "build bitnet.cpp again with clang 18 or later, for this CPU",
         )
     yield (
         "the cause is not known",
-        "the model file may be damaged; otherwise build bitnet.cpp again with clang 18",
+        "build bitnet.cpp again with clang 18 or later; if that does not help, the demo model may "
+        "be damaged: install bitnet-tuning again",
     )
