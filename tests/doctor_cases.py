@@ -1,4 +1,4 @@
-"""Doctors for tests: a fake root, and what is found on it."""
+"""Cases for the doctor: a fake machine with an engine and a model, and what is found there."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ NOW = 1_800_000_000.0
 
 
 def laptop(folder: Path) -> Machine:
-    """Four cores with two CPUs each, 8 GiB, nothing to complain about."""
+    """Return a machine of four cores with two CPUs each and 8 GiB, with nothing to improve."""
     machine = Machine(folder).regular(4, 2).cpuinfo(x86_entries(8))
     return machine.meminfo(8 * GIBIBYTE, 6 * GIBIBYTE).swap(GIBIBYTE, 0).mount("/", "ext4")
 
 
 def case_of(machine: Machine, environ: Mapping[str, str] | None = None, **fields: Any) -> Case:
-    """The machine with a good engine and model, and the fields that are given."""
-    with mock.patch.object(conditions, "spin"):  # no clock of a fake root rises
+    """Return the machine with a good engine and model, except for the given fields."""
+    with mock.patch.object(conditions, "spin"):  # the clock of a fake root does not rise
         case = gather(str(machine.path), selftest=False)
     known = {
         "environ": environ or {},
@@ -39,13 +39,13 @@ def case_of(machine: Machine, environ: Mapping[str, str] | None = None, **fields
 
 
 def found_in(case: Case) -> dict[str, Finding]:
-    """Findings by name."""
+    """Return the findings by their names."""
     return {finding.name: finding for finding in examine(case)}
 
 
 def states(machine: Machine, name: str, environ: Mapping[str, str] | None = None, **f: Any) -> str:
-    """The state of one knob; "-" where there is no finding. Whatever is to be improved says
-    how."""
+    """Return the state of one finding; "-" if there is none. Fail if it lacks a text, a source or,
+    unless it is good or unknown, advice."""
     finding = found_in(case_of(machine, environ, **f)).get(name)
     if finding is None:
         return "-"

@@ -1,18 +1,22 @@
-"""test_optimizations.py as a user runs it: fake engines that do well, and each thing wrong."""
+"""test_optimizations.py on fake engines: one that does everything right, and each thing wrong."""
 
 from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from bitnet_tuning import demo
+from bitnet_tuning.bench.knobs import UNLOCKED
+from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
+from bitnet_tuning.cli import test_optimizations
 from bitnet_tuning.engine.find import has_embedded, locate_all
 from bitnet_tuning.engine.known import know
 from bitnet_tuning.launch.background import capture
@@ -24,69 +28,86 @@ from bitnet_tuning.plan.profiles import store
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.plan.threads import choose_threads
 from bitnet_tuning.store.state import State
-from bitnet_tuning.verify.running import watch
+from bitnet_tuning.verify.running import TOO_SOON, watch
 from bitnet_tuning.verify.selftest import load_cases
+from tests.conftest import REPOSITORY
 from tests.engines import FakeEngine
+from tests.processes import alive
 from tests.profile_samples import profile
 
-REPO = Path(__file__).resolve().parents[1]
-SCRIPT = REPO / "test_optimizations.py"
+SCRIPT = REPOSITORY / "test_optimizations.py"
 RIGHT = {case.prompt: case.text for case in load_cases()}
 QUIET: dict[str, object] = {"threads": {"1": 20}, "noise": 0.01, "texts": RIGHT}
 
 pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="fake engines are scripts, looked at in /proc"
+    not sys.platform.startswith("linux"), reason="fake engines are scripts, observed in /proc"
 )
+
+
+class Outcome(NamedTuple):
+    """What a run of the program printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        facts: dict[str, Any] = json.loads(self.out)
+        return facts
+
+    @property
+    def lines(self) -> dict[str, dict[str, Any]]:
+        return {line["name"]: line for line in self.document["lines"]}
+
+    @property
+    def failed(self) -> list[str]:
+        return [name for name, line in self.lines.items() if line["state"] == "FAIL"]
+
+    def state(self, name: str) -> str | None:
+        return self.lines[name]["state"] if name in self.lines else None
+
+    def reason(self, name: str) -> str:
+        return str(self.lines[name]["reason"])
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The program's main function, with an engine, flags and environment variables."""
+    # As many rounds as a verdict takes, however long they take on a busy machine.
+    monkeypatch.setattr(test_optimizations, "MOST_SPEED_ROUNDS", VERDICT_ROUNDS)
+
+    def call(cli: Path | str, *flags: str, model: str = demo.I2_S, **variables: str) -> Outcome:
+        with monkeypatch.context() as patch:
+            for name, text in variables.items():
+                patch.setenv(name, text)
+            code = test_optimizations.main(["--engine", str(cli), "-m", model, *flags])
+        return Outcome(code, *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> FakeEngine:
-    """It gets everything right."""
+    """An engine that does everything right."""
     return FakeEngine(tmp_path / "checkout", bench=True).curve(**QUIET)
 
 
-def ran(
-    cli: Path, *flags: str, model: str = demo.I2_S, **variables: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), "--engine", str(cli), "-m", model, *flags],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, **variables},
-    )
-
-
 def planned() -> int:
-    """Threads that this machine leads to."""
+    """Return the number of threads that is computed for this machine."""
     return choose_threads(Request(), read_host(), {}).setting.threads
 
 
 def working(engine: FakeEngine, **behaviour: object) -> dict[str, str]:
-    """Variables of an engine that works with as many threads as it should."""
-    return engine.environment(**{"work": f"{planned()} 0.6", "says": planned(), **behaviour})
-
-
-def document(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads(done.stdout)
-    return facts
-
-
-def states(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
-    return {line["name"]: line["state"] for line in document(done)["lines"]}
-
-
-def reason(done: subprocess.CompletedProcess[str], name: str) -> str:
-    return str(next(line["reason"] for line in document(done)["lines"] if line["name"] == name))
-
-
-def failed(done: subprocess.CompletedProcess[str]) -> list[str]:
-    return [name for name, state in states(done).items() if state == "FAIL"]
+    """Return variables for an engine that works with as many threads as planned."""
+    return engine.environment(**{"work": f"{planned()} 0.3", "says": planned(), **behaviour})
 
 
 def wrapped(folder: Path, engine: FakeEngine, script: str) -> Path:
-    """A script of this name that starts the engine."""
+    """Return a llama-cli that is a shell script around the engine."""
     folder.mkdir()
     path = folder / "llama-cli"
     path.write_text(f"#!/bin/sh\n{script.format(cli=engine.cli)}\n")
@@ -94,140 +115,152 @@ def wrapped(folder: Path, engine: FakeEngine, script: str) -> Path:
     return path
 
 
-def test_all_is_well(engine: FakeEngine) -> None:
+def test_everything_takes_effect(
+    engine: FakeEngine, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine.curve(**QUIET, factors={"OMP_PROC_BIND=true": 1.5})
-    done = ran(engine.cli, "--seconds", "30", **working(engine))
-    assert done.returncode == 0, done.stdout
-    assert "FAIL" not in done.stdout
-    assert "SKIP" not in done.stdout
-    assert "tokens/s            faster: " in done.stdout
-    assert "OMP_PLACES=cores OMP_PROC_BIND=true" in done.stdout
-    assert " in the engine's process" in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("PASS: 8 passed, 0 failed, 0 skipped, in ")
+    # Without --seconds a small model gets as much time as the verdict needs.
+    monkeypatch.setattr(test_optimizations, "SMALL_SECONDS", 0.1)
+    monkeypatch.setattr(test_optimizations, "SECONDS", 600)
+    done = run(engine.cli, **working(engine))
+    assert done.code == 0, done.out
+    assert "FAIL" not in done.out
+    assert "SKIP" not in done.out
+    assert "tokens/s            faster: " in done.out
+    assert "OMP_PLACES=cores OMP_PROC_BIND=true" in done.out
+    assert " in the engine's process" in done.out
+    assert done.out.splitlines()[-1].startswith("PASS: 8 passed, 0 failed, 0 skipped, in ")
 
 
-def test_a_slower_plan_fails(engine: FakeEngine) -> None:
+def test_a_slower_plan_fails(engine: FakeEngine, run: Run) -> None:
     engine.curve(**QUIET, factors={"OMP_PROC_BIND=true": 0.5})
-    done = ran(engine.cli, "--json", "--seconds", "30", **working(engine))
-    assert done.returncode == 1
-    assert failed(done) == ["tokens/s"]
-    assert reason(done, "tokens/s").startswith("slower: 10")
-    (figures,) = [line["facts"] for line in document(done)["lines"] if line["name"] == "tokens/s"]
-    assert figures["ratio"]["high"] < 0.6
-    names = [run["env"].get("OMP_PROC_BIND") for run in engine.benches()]
+    done = run(engine.cli, "--json", "--seconds", "600", **working(engine))
+    assert done.code == 1
+    assert done.failed == ["tokens/s"]
+    assert done.reason("tokens/s").startswith("slower: ")
+    assert done.lines["tokens/s"]["facts"]["ratio"]["high"] < 0.6
+    names = [each["env"].get("OMP_PROC_BIND") for each in engine.benches()]
     assert names[3:8] == [None, "true", None, None, "true"], "they take turns"
 
 
-def test_an_environment_that_a_script_loses(engine: FakeEngine, tmp_path: Path) -> None:
+def test_a_script_that_drops_a_variable_fails(engine: FakeEngine, run: Run, tmp_path: Path) -> None:
     script = 'unset OMP_PLACES\n{cli} "$@"\nexit $?'
     cli = wrapped(tmp_path / "script", engine, script)
-    done = ran(cli, "--no-speed", "--json", **working(engine, says=99))
-    assert done.returncode == 1
-    assert failed(done) == ["environment", "engine's n_threads"]
-    assert "OMP_PLACES is missing" in reason(done, "environment")
-    assert str(cli) in reason(done, "environment")
-    assert "99" in reason(done, "engine's n_threads")
+    done = run(cli, "--no-speed", "--json", **working(engine, says=99))
+    assert done.code == 1
+    assert done.failed == ["environment", "engine's n_threads"]
+    assert "OMP_PLACES is missing" in done.reason("environment")
+    assert str(cli) in done.reason("environment")
+    assert "99" in done.reason("engine's n_threads")
 
 
-def test_a_script_that_loses_nothing(engine: FakeEngine, tmp_path: Path) -> None:
+def test_the_program_itself_sees_through_a_script_around_the_engine(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
     cli = wrapped(tmp_path / "script", engine, '{cli} "$@"\nexit $?')
-    done = ran(cli, "--no-speed", "--json", **working(engine))
-    facts = document(done)
-    assert (done.returncode, facts["passed"]) == (0, True)
+    command = [sys.executable, str(SCRIPT), "--engine", str(cli), "-m", demo.I2_S]
+    ended = subprocess.run(
+        [*command, "--no-speed", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, **working(engine)},
+    )
+    done = Outcome(ended.returncode, ended.stdout, ended.stderr)
+    facts, lines = done.document, done.lines
+    assert (done.code, facts["passed"]) == (0, True)
     assert facts["engine"] == str(cli)
     assert facts["setting"]["env"]["OMP_PROC_BIND"] == "true"
-    assert 0 < facts["seconds"] < 60
-    lines = {line["name"]: line for line in facts["lines"]}
+    assert facts["seconds"] > 0
     assert lines["working threads"]["facts"]["working"] == facts["setting"]["threads"]
     assert lines.pop("tokens/s")["state"] == "SKIP"
     assert {line["state"] for line in lines.values()} == {"PASS"}
 
 
-def test_fewer_threads_wrong_words_and_another_model(engine: FakeEngine) -> None:
-    """The first as with OMP_THREAD_LIMIT in a real engine, which says 2 all the same."""
+def test_fewer_threads_wrong_words_and_another_model_fail(engine: FakeEngine, run: Run) -> None:
     engine.curve(**{**QUIET, "texts": {}})
-    variables = working(engine, work="1 0.6", says=2)
+    # A real engine under OMP_THREAD_LIMIT says 2 all the same.
+    variables = working(engine, work="1 0.3", says=2)
     limits = {"OMP_THREAD_LIMIT": "1", "BITNET_THREADS": "2"}
-    done = ran(engine.cli, "--no-speed", "--json", model=demo.TQ2_0, **variables, **limits)
-    assert done.returncode == 1
-    assert {"working threads", "correct output", "i2_s model"} <= set(failed(done))
-    assert "OMP_THREAD_LIMIT=1 allows no more" in reason(done, "working threads")
-    assert states(done)["engine's n_threads"] == "PASS"
+    done = run(engine.cli, "--no-speed", "--json", model=demo.TQ2_0, **variables, **limits)
+    assert done.code == 1
+    assert {"working threads", "correct output", "i2_s model"} <= set(done.failed)
+    assert "OMP_THREAD_LIMIT=1 allows no more" in done.reason("working threads")
+    assert done.state("engine's n_threads") == "PASS"
 
 
-def test_threads_on_the_wrong_cpus(engine: FakeEngine) -> None:
-    if planned() < 2:
-        pytest.skip("one core is all there is")
+@pytest.mark.skipif(planned() < 2, reason="there is one core only")
+def test_threads_that_share_a_core_fail(engine: FakeEngine, run: Run) -> None:
     one = min(os.sched_getaffinity(0))
-    done = ran(engine.cli, "--no-speed", "--json", **working(engine, work_cpus=one))
-    assert failed(done) == ["threads' CPUs"]
-    assert "cannot have a core of its own" in reason(done, "threads' CPUs")
+    done = run(engine.cli, "--no-speed", "--json", **working(engine, work_cpus=one))
+    assert done.failed == ["threads' CPUs"]
+    assert "cannot have a core of its own" in done.reason("threads' CPUs")
 
 
-def test_a_remembered_setting_is_what_is_looked_at(engine: FakeEngine, own_state: Path) -> None:
-    count = planned()
-    variables = {"FAKE_WORK": f"{count} 0.6", "FAKE_SAYS": str(count)}
+def test_a_saved_setting_is_checked_unless_profiles_are_ignored(
+    engine: FakeEngine, run: Run, own_state: Path
+) -> None:
+    count, variables = planned(), working(engine)
     state, host = State(str(own_state)), read_host()
     known = know(locate_all(str(engine.cli), {}, ())[0], state)
     setting = Setting(count, count, mmap=False)
     assert store(state, profile(host, known, setting, read_model(demo.I2_S)))
     engine.curve(**QUIET, text={"mmap=0": " other words"})
-    done = ran(engine.cli, "--no-speed", "--json", **variables)
-    assert document(done)["setting"]["mmap"] is False
-    assert failed(done) == ["correct output"]
-    assert "with the setting of the plan" in reason(done, "correct output")
-    plain = ran(engine.cli, "--no-speed", "--no-profile", "--json", **variables)
-    assert document(plain)["setting"]["mmap"] is None
-    assert failed(plain) == []
+    done = run(engine.cli, "--no-speed", "--json", **variables)
+    assert done.document["setting"]["mmap"] is False
+    assert done.failed == ["correct output"]
+    assert "with the planned setting" in done.reason("correct output")
+    plain = run(engine.cli, "--no-speed", "--no-profile", "--json", **variables)
+    assert plain.document["setting"]["mmap"] is None
+    assert plain.failed == []
 
 
-def test_an_engine_that_fails(engine: FakeEngine) -> None:
+def test_an_engine_that_fails(engine: FakeEngine, run: Run) -> None:
     engine.curve(**QUIET, crash={f"threads={planned()}": "exit 3"})
-    done = ran(engine.cli, "--json")
-    assert done.returncode == 1
-    assert {"working threads", "correct output"} <= set(failed(done))
-    assert states(done)["environment"] == "SKIP"
-    assert "told to" in reason(done, "working threads")
-    assert reason(done, "tokens/s") == "not measured: the words are wrong"
+    done = run(engine.cli, "--json")
+    assert done.code == 1
+    assert {"working threads", "correct output"} <= set(done.failed)
+    assert done.state("environment") == "SKIP"
+    assert "told to" in done.reason("working threads")
+    assert done.reason("tokens/s") == "not measured: the texts are wrong"
     assert not engine.benches()[2:]
 
 
-def test_a_plan_that_cannot_be_measured(engine: FakeEngine) -> None:
-    """Only llama-bench fails."""
+def test_a_plan_that_llama_bench_cannot_run_fails(engine: FakeEngine, run: Run) -> None:
     bench = engine.bin / "llama-bench"
     text = bench.read_text().replace("    record()\n", '    record()\n    sys.exit("told to")\n', 1)
     assert text != bench.read_text()
     bench.write_text(text)
-    done = ran(engine.cli, "--json", **working(engine))
-    assert failed(done) == ["tokens/s"]
-    assert "the plan cannot be measured" in reason(done, "tokens/s")
-    assert "told to" in reason(done, "tokens/s")
+    done = run(engine.cli, "--json", **working(engine))
+    assert done.failed == ["tokens/s"]
+    assert "the plan cannot be measured" in done.reason("tokens/s")
+    assert "told to" in done.reason("tokens/s")
 
 
-def test_an_engine_that_is_too_quick_to_be_seen(engine: FakeEngine) -> None:
-    done = ran(engine.cli, "--no-speed", "--json", **engine.environment(says=planned()))
-    assert done.returncode == 0
+def test_an_engine_that_ends_too_soon_is_skipped(engine: FakeEngine, run: Run) -> None:
+    done = run(engine.cli, "--no-speed", "--json", **engine.environment(says=planned()))
+    assert done.code == 0
     for name in ("environment", "working threads", "threads' CPUs"):
-        assert states(done)[name] == "SKIP"
-        assert "too soon" in reason(done, name)
+        assert (done.state(name), done.reason(name)) == ("SKIP", TOO_SOON)
 
 
-def test_performance_mode_is_looked_at(engine: FakeEngine) -> None:
-    """Everything that may be had here, but for the lock: the fake locks nothing."""
+def test_performance_mode_is_checked_as_far_as_this_machine_permits_it(
+    engine: FakeEngine, run: Run
+) -> None:
     privileges = read_privileges()
-    variables = working(engine, work=f"{planned()} 0.6")
-    done = ran(engine.cli, "--performance-mode", "--json", "--seconds", "8", **variables)
+    flags = ("--performance-mode", "--json", "--seconds", "1")
+    done = run(engine.cli, *flags, **working(engine))
     may_lock = privileges.lockable is None or privileges.lockable > os.path.getsize(demo.I2_S)
-    assert failed(done) == ["locked memory"] * may_lock
-    assert states(done).get("priority") == ("PASS" if privileges.lowest_nice <= -5 else None)
-    assert states(done)["threads' CPUs"] == "PASS"
-    assert document(done)["setting"]["cpus"]
+    assert done.failed == ["locked memory"] * may_lock  # the fake engine locks nothing
+    assert done.state("priority") == ("PASS" if privileges.lowest_nice <= -5 else None)
+    assert done.state("threads' CPUs") == "PASS"
+    assert done.document["setting"]["cpus"]
     if may_lock:
-        assert "0 MiB of the model's 1 MiB" in reason(done, "locked memory")
-        assert "measured without its lock" in done.stderr
-        assert "the program has no flag" not in done.stdout
+        assert "0 KiB of the model's 1.1 MiB are locked" in done.reason("locked memory")
+        assert UNLOCKED in done.err
     if privileges.lowest_nice > -5:
-        assert "priority is not raised" in done.stderr
+        assert "priority is not raised" in done.err
 
 
 @pytest.mark.parametrize(
@@ -239,88 +272,84 @@ def test_performance_mode_is_looked_at(engine: FakeEngine) -> None:
         (["--fast"], 2),
     ],
 )
-def test_errors(engine: FakeEngine, flags: list[str], code: int) -> None:
-    done = ran(engine.cli, *flags)
-    assert done.returncode == code
-    assert "Traceback" not in done.stderr
-    assert done.stderr.startswith("bitnet-tuning: error: ")
+def test_errors_have_their_exit_code(
+    engine: FakeEngine, run: Run, flags: list[str], code: int
+) -> None:
+    done = run(engine.cli, *flags)
+    assert done.code == code
+    assert done.err.startswith("bitnet-tuning: error: ")
 
 
 def test_pytest_finds_no_test_in_the_program() -> None:
-    command = [sys.executable, "-m", "pytest", "--collect-only", str(SCRIPT)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPO)
-    assert done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED, done.stdout
+    names = runpy.run_path(str(SCRIPT), run_name="collected")
+    assert "main" in names
+    assert not [name for name in names if name.lower().startswith("test")]
 
 
 # The parts below it
 
 
-def a_plan(*command: str) -> Plan:
-    return Plan(Setting(1, 1), {}, command=command)
-
-
 def test_where_no_program_can_be_seen_the_reason_says_so(tmp_path: Path) -> None:
-    watched = watch(
-        a_plan(sys.executable, "-c", "import time; time.sleep(0.1)"),
-        Root(str(tmp_path)),
-        huge=False,
-        nodes=False,
-    )
+    plan = Plan(Setting(1, 1), {}, command=("sleep", "0.1"))
+    watched = watch(plan, Root(str(tmp_path)), huge=False, nodes=False)
     assert watched.process is None
     assert watched.problem == "only Linux shows the threads of a running engine"
 
 
-def test_a_captured_program_is_watched_while_it_runs() -> None:
-    seen: list[tuple[int, float]] = []
-    code = "import os, time; print(os.getpid(), flush=True); time.sleep(0.3); print('end')"
-    done = capture(
-        (sys.executable, "-c", code), watch=lambda pid: seen.append((pid, time.monotonic()))
-    )
-    assert (done.code, done.stdout) == (0, f"{seen[0][0]}\nend\n")
-    assert {pid for pid, _ in seen} == {int(done.stdout.split()[0])}
-    assert len(seen) > 3
-    assert os.getpgrp() != seen[0][0]
+def test_a_captured_program_is_watched_while_it_runs(tmp_path: Path) -> None:
+    seen: list[int] = []
+    enough = tmp_path / "enough"
+
+    def look(process: int) -> None:
+        seen.append(process)
+        if len(seen) == 5:
+            enough.touch()
+
+    script = 'echo $$; while [ ! -e "$0" ]; do sleep 0.01; done; echo end'
+    done = capture(("sh", "-c", script, str(enough)), seconds=60, watch=look)
+    assert (done.code, done.stdout) == (0, f"{seen[0]}\nend\n")
+    assert len(seen) >= 5
+    assert set(seen) == {seen[0]}
 
 
 def test_a_watched_program_still_runs_out_of_time() -> None:
-    code = "import time; print('begun', flush=True); time.sleep(60)"
-    done = capture((sys.executable, "-c", code), seconds=0.5, watch=lambda _: None)
+    done = capture(("sh", "-c", "echo begun; sleep 60"), seconds=1, watch=lambda _: None)
     assert (done.code, done.stdout) == (None, "begun\n")
 
 
 def test_nothing_is_left_of_a_program_whose_watcher_fails() -> None:
     seen: list[int] = []
 
-    def stumble(pid: int) -> None:
-        seen.append(pid)
+    def stumble(process: int) -> None:
+        seen.append(process)
         raise ValueError("stumbled")
 
     with pytest.raises(ValueError, match="stumbled"):
-        capture((sys.executable, "-c", "import time; time.sleep(60)"), watch=stumble)
-    with pytest.raises(ProcessLookupError):
-        os.kill(seen[0], 0)
+        capture(("sleep", "60"), watch=stumble)
+    assert not alive(seen[0])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_embedded(), reason="xllamacpp is not installed")
-def test_the_embedded_engine_is_seen_through() -> None:
-    done = ran(Path("embedded"), "--no-speed", "--json", model=demo.TQ2_0)
-    assert done.returncode == 0, done.stdout
-    assert states(done)["working threads"] == "PASS"
-    assert "the embedded engine has no i2_s" in reason(done, "i2_s model")
+def test_the_threads_of_the_embedded_engine_are_observed(run: Run) -> None:
+    done = run("embedded", "--no-speed", "--json", model=demo.TQ2_0)
+    assert done.code == 0, done.out
+    assert done.state("working threads") == "PASS"
+    assert "the embedded engine has no i2_s" in done.reason("i2_s model")
 
 
 FOLDERS = [name for name in os.environ.get("BITNET_TEST_ENGINES", "").split(os.pathsep) if name]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FOLDERS, reason="BITNET_TEST_ENGINES names no engine")
 @pytest.mark.parametrize("folder", FOLDERS or [""])
-def test_a_limit_of_openmps_is_seen_in_a_real_engine(folder: str) -> None:
-    """Its own log says 2 all the same."""
-    done = ran(Path(folder), "--no-speed", "--json", OMP_THREAD_LIMIT="1")
-    if done.returncode == 4:  # mainline has no i2_s
-        flags = ("--no-speed", "--json")
-        done = ran(Path(folder), *flags, model=demo.TQ2_0, OMP_THREAD_LIMIT="1")
-    if document(done)["setting"]["threads"] < 2 or not document(done)["setting"]["env"]:
-        pytest.skip("one core, or a build without OpenMP")
-    assert "OMP_THREAD_LIMIT=1" in reason(done, "working threads")
-    assert states(done)["engine's n_threads"] == "PASS"
+def test_a_real_engine_under_a_thread_limit_fails(folder: str, run: Run) -> None:
+    flags, limit = ("--no-speed", "--json"), {"OMP_THREAD_LIMIT": "1"}
+    done = run(folder, *flags, **limit)
+    if done.code == 4:  # mainline has no i2_s
+        done = run(folder, *flags, model=demo.TQ2_0, **limit)
+    if done.document["setting"]["threads"] < 2 or not done.document["setting"]["env"]:
+        pytest.skip("there is one core only, or the build has no OpenMP")
+    assert "OMP_THREAD_LIMIT=1" in done.reason("working threads")
+    assert done.state("engine's n_threads") == "PASS"  # its log says 2 all the same

@@ -1,12 +1,12 @@
-"""``python3 -m bitnet_tuning doctor`` as a program: output, exit codes, recorded machines."""
+"""``python3 -m bitnet_tuning doctor``: its output, its exit codes, and recorded machines."""
 
 from __future__ import annotations
 
 import builtins
+import errno
 import io
 import json
 import tarfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ EVERY = [
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    """With nothing that is worth a warning."""
+    """A machine without anything that is worth a warning."""
     made = laptop(tmp_path / "root").lock_limit("unlimited").huge_pages("madvise")
     return made.clock(4000, 4000).governors(dict.fromkeys(range(8), "performance"))
 
@@ -54,19 +54,21 @@ def doctor(
     return code, json.loads(capsys.readouterr().out)
 
 
-# Exit codes and forms
+# Exit codes and JSON
 
 
-def test_a_good_machine(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_machine_without_problems_exits_with_0(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, document = doctor(machine, capsys, "--strict")
     assert code == 0
     assert (document["summary"]["bad"], document["summary"]["warn"]) == (0, 0)
     assert document["summary"]["good"] > 10
     assert list(document["findings"][0]) == ["name", "state", "text", "advice", "source"]
-    assert {"threads", "SMT", "NUMA", "governor"} <= {it["name"] for it in document["findings"]}
+    assert {"threads", "SMT", "NUMA", "governor"} <= {each["name"] for each in document["findings"]}
 
 
-def test_warnings_count_only_when_strict(
+def test_warnings_change_the_exit_code_only_with_strict(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine.huge_pages("never")
@@ -79,7 +81,7 @@ def test_something_bad_comes_first(machine: Machine, capsys: pytest.CaptureFixtu
     machine.huge_pages("never").clock(800, 4000)
     code, document = doctor(machine, capsys, "--strict")
     assert code == 1
-    assert [it["state"] for it in document["findings"][:2]] == ["bad", "warn"]
+    assert [each["state"] for each in document["findings"][:2]] == ["bad", "warn"]
     assert document["findings"][0]["name"] == "clock under load"
     assert "Begin with: clock under load." in document["summary"]["text"]
 
@@ -95,10 +97,12 @@ def test_counts_and_summary() -> None:
         assert case.exit_code(found, strict=True) == strict
 
 
-# For people
+# Text
 
 
-def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_findings_are_plain_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     show(EVERY)
     text = capsys.readouterr().out
@@ -107,7 +111,7 @@ def test_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         "         -> mend it",
         "         (a manual)",
     ]
-    assert "somewhere" not in text  # of what is good, nobody asks how that is known
+    assert "somewhere" not in text  # a good finding does not show its source
     assert text.splitlines()[-1] == case.summary(EVERY)
 
 
@@ -117,7 +121,7 @@ class Terminal(io.StringIO):
 
 
 def shown(patch: pytest.MonkeyPatch) -> str:
-    """What a colour terminal gets."""
+    """Return what a terminal with colours gets."""
     terminal = Terminal()
     patch.setenv("TERM", "xterm-256color")
     with patch.context() as context:
@@ -126,7 +130,7 @@ def shown(patch: pytest.MonkeyPatch) -> str:
     return terminal.getvalue()
 
 
-def test_a_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_colours_unless_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     coloured = shown(monkeypatch)
     assert "\x1b[1;31mBAD" in coloured
@@ -137,7 +141,7 @@ def test_a_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[1;31m" not in plain
 
 
-def test_plain_lines_without_rich(
+def test_without_rich_a_terminal_gets_plain_lines(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real: Callable[..., Any] = builtins.__import__
@@ -157,10 +161,10 @@ def test_closed_output_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     show(EVERY)
 
 
-# Whatever happens
+# Errors
 
 
-def test_a_check_that_fails_is_not_known(machine: Machine) -> None:
+def test_a_check_that_fails_becomes_a_finding(machine: Machine) -> None:
     def broken(_: object) -> Finding:
         raise ZeroDivisionError("by zero")
 
@@ -184,80 +188,79 @@ def test_names_are_unique_and_every_source_is_stated() -> None:
     assert all(source for _, _, source in CHECKS)
 
 
-def test_what_cannot_be_read_becomes_a_problem() -> None:
+def test_what_cannot_be_read_becomes_an_error_with_a_remedy() -> None:
     def fails() -> int:
-        raise FileNotFoundError(2, "No such file", "x")
+        raise FileNotFoundError(errno.ENOENT, "No such file", "x")
 
     found = gather.attempt(fails)
     assert isinstance(found, TuningError)
-    assert "FileNotFoundError" in found.cause
+    assert (found.cause, bool(found.remedy)) == ("No such file: x", True)
 
 
 # Engines and models
 
 
-def test_a_recorded_machine_has_no_engine_but_a_named_one(
+def test_on_a_recorded_machine_only_a_named_engine_is_checked(
     machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("resource", reason="fake engines are scripts: POSIX")
     fake = FakeEngine(tmp_path / "checkout")
-    names = {it["name"] for it in doctor(machine, capsys)[1]["findings"]}
+    names = {each["name"] for each in doctor(machine, capsys)[1]["findings"]}
     assert not {"engine", "model", "self-test"} & names
     _, document = doctor(machine, capsys, "--engine", str(fake.cli), "-m", demo.I2_S)
-    found = {it["name"]: it for it in document["findings"]}
+    found = {each["name"]: each for each in document["findings"]}
     assert found["engine"]["state"] == "good"
     assert found["model"]["state"] == "good"
     assert (found["self-test"]["state"], fake.prompts()) == ("unknown", [])
     assert found["profile"]["state"] == "unknown"
 
 
-def test_the_selftest_runs_when_asked_for(
+def test_the_selftest_of_a_recorded_machine_runs_when_asked_for(
     machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("resource", reason="fake engines are scripts: POSIX")
     fake = FakeEngine(tmp_path / "checkout")
     code, document = doctor(machine, capsys, "--engine", str(fake.cli), "--selftest")
-    found = {it["name"]: it for it in document["findings"]}
+    found = {each["name"]: each for each in document["findings"]}
     assert code == 1
     assert found["self-test"]["state"] == "bad"
     assert "0 of 8 runs" in found["self-test"]["text"]
 
 
-def test_what_is_named_and_not_there_is_bad(
+def test_a_named_engine_or_model_that_does_not_exist_is_bad(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, document = doctor(machine, capsys, "--engine", "/nowhere", "-m", "/nowhere.gguf")
-    found = {it["name"]: it for it in document["findings"]}
+    found = {each["name"]: each for each in document["findings"]}
     assert code == 1
     assert (found["engine"]["state"], found["model"]["state"]) == ("bad", "bad")
 
 
-def test_a_model_is_looked_for_below_the_root(
+def test_a_named_model_may_lie_below_the_root(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine.kernel("5.15.90.1-microsoft-standard-WSL2").windows_drive()
     machine.write("mnt/c/m.gguf", Path(demo.I2_S).read_bytes())
     for named in ("/mnt/c/m.gguf", str(machine.path / "mnt/c/m.gguf")):
-        found = {it["name"]: it for it in doctor(machine, capsys, "-m", named)[1]["findings"]}
+        found = {each["name"]: each for each in doctor(machine, capsys, "-m", named)[1]["findings"]}
         assert found["model"]["state"] == "good"
         assert found["model's drive"]["state"] == "warn"
         assert found["model's drive"]["text"].startswith("/mnt/c/m.gguf lies on a Windows drive")
 
 
-def test_this_machine(
+def test_no_check_fails_on_this_machine(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The live path: whatever this machine is like, in time and without a failed check."""
     pytest.importorskip("resource", reason="fake engines are scripts: POSIX")
     fake = FakeEngine(tmp_path / "checkout")
     monkeypatch.setattr(conditions, "LOAD_SECONDS", 0.05)
     code = main(["doctor", "--json", "--no-selftest", "--engine", str(fake.cli), "-m", demo.I2_S])
     document = json.loads(capsys.readouterr().out)
     assert code in (0, 1)
-    assert not [it for it in document["findings"] if "this check failed" in it["text"]]
-    found = {it["name"]: it["state"] for it in document["findings"]}
+    assert not [each for each in document["findings"] if "this check failed" in each["text"]]
+    found = {each["name"]: each["state"] for each in document["findings"]}
     assert (found["engine"], found["model"], found["self-test"]) == ("good", "good", "unknown")
 
 
@@ -278,13 +281,11 @@ def dumps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_every_dump_is_judged_without_a_failed_check(
     dumps: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    begun = time.process_time()
     for folder in dumps.values():
         code = main(["doctor", "--root", str(folder), "--json"])
         document = json.loads(capsys.readouterr().out)
         assert code == document["summary"]["exit_code"]
-        assert not [it for it in document["findings"] if "this check failed" in it["text"]]
-    assert time.process_time() - begun < 10
+        assert not [each for each in document["findings"] if "this check failed" in each["text"]]
 
 
 @pytest.mark.skipif(not DUMPS, reason="no dumps beside the checkout")
@@ -298,7 +299,7 @@ def test_every_dump_is_judged_without_a_failed_check(
         ("nehalem-1s-smt.tar.gz", "CPU for i2_s", "bad"),
     ],
 )
-def test_what_dumps_tell(
+def test_findings_on_dumps_of_real_machines(
     dumps: dict[str, Path],
     capsys: pytest.CaptureFixture[str],
     dump: str,
@@ -306,12 +307,13 @@ def test_what_dumps_tell(
     state: str,
 ) -> None:
     main(["doctor", "--root", str(dumps[dump]), "--json"])
-    found = {it["name"]: it for it in json.loads(capsys.readouterr().out)["findings"]}
+    found = {each["name"]: each for each in json.loads(capsys.readouterr().out)["findings"]}
     assert found[name]["state"] == state
 
 
-def test_gibibytes_are_not_gigabytes(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
-    """Sizes are told in GB, as those of model files are."""
+def test_sizes_are_in_gibibytes(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     machine.meminfo(8 * GIBIBYTE, 6 * GIBIBYTE)
-    found = {it["name"]: it for it in doctor(machine, capsys)[1]["findings"]}
-    assert found["memory"]["text"].startswith("6.4 GB are free")
+    found = {each["name"]: each for each in doctor(machine, capsys)[1]["findings"]}
+    assert found["memory"]["text"] == (
+        "6.0 GiB of memory are free, BitNet b1.58 2B-4T needs about 1.3 GiB"
+    )

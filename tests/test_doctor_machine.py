@@ -1,4 +1,4 @@
-"""Every check of the machine in both states: CPUs, clock, memory, WSL."""
+"""The doctor's checks of the machine, each in every state: CPUs, clock, memory, WSL."""
 
 from __future__ import annotations
 
@@ -36,15 +36,20 @@ def machine(tmp_path: Path) -> Machine:
         ({"OMP_NUM_THREADS": "9"}, "bad"),
         ({"BITNET_THREADS": "9"}, "bad"),
         ({"BITNET_THREADS": "many"}, "bad"),
+        ({"OMP_NUM_THREADS": "abc"}, "bad"),
+        ({"OMP_NUM_THREADS": "0"}, "bad"),
+        ({"OMP_NUM_THREADS": "4,2"}, "good"),
     ],
 )
 def test_threads(machine: Machine, environ: dict[str, str], state: str) -> None:
     assert states(machine, "threads", environ) == state
 
 
-def test_a_senseless_wish_is_reported_once(machine: Machine) -> None:
-    found = found_in(case_of(machine, {"BITNET_THREADS": "many"}))
-    assert [name for name in found if found[name].state == "bad"] == ["threads"]
+@pytest.mark.parametrize("name", ["BITNET_THREADS", "OMP_NUM_THREADS"])
+def test_a_thread_count_that_is_no_number_is_reported_once(machine: Machine, name: str) -> None:
+    found = found_in(case_of(machine, {name: "many"}))
+    assert [each for each in found if found[each].state == "bad"] == ["threads"]
+    assert "unset" in (found["threads"].advice or "")
 
 
 def test_threads_beyond_a_quota(machine: Machine) -> None:
@@ -60,7 +65,9 @@ def test_threads_as_measured(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(("count", "state"), [("4", "good"), ("8", "warn")])
-def test_what_the_shell_file_exported_elsewhere(machine: Machine, count: str, state: str) -> None:
+def test_a_count_that_bitnet_env_exported_elsewhere_is_worth_a_warning(
+    machine: Machine, count: str, state: str
+) -> None:
     environ = {**dict.fromkeys(THREAD_COUNTS, count), **BINDING}
     assert states(machine, "threads", environ) == state
 
@@ -77,7 +84,7 @@ def test_quota(machine: Machine, limit: str, state: str) -> None:
     assert states(machine.cgroup2("/", {"cpu.max": limit}), "CPU quota") == state
 
 
-def test_a_quota_that_has_stopped_threads(machine: Machine) -> None:
+def test_the_periods_in_which_a_quota_stopped_threads_are_shown(machine: Machine) -> None:
     case = case_of(machine.cgroup2("/", {"cpu.max": "100000 100000"}))
     often = case.conditions._replace(quota_throttling=(Throttling("x", 100, 40, 1.0),))
     assert "40 of 100" in found_in(case._replace(conditions=often))["CPU quota"].text
@@ -90,7 +97,7 @@ def test_smt(machine: Machine, threads: str, state: str) -> None:
     assert states(machine, "SMT", {"OMP_NUM_THREADS": threads}) == state
 
 
-def test_smt_where_no_sibling_is_known(tmp_path: Path) -> None:
+def test_smt_without_known_siblings(tmp_path: Path) -> None:
     assert states(Machine(tmp_path / "bare").bare_cpus(range(4)), "SMT") == "unknown"
     assert states(Machine(tmp_path / "plain").regular(4), "SMT") == "good"
 
@@ -102,7 +109,7 @@ def test_hybrid(machine: Machine, tmp_path: Path) -> None:
     assert states(hybrid, "hybrid cores", {"OMP_PLACES": "threads"}) == "warn"
 
 
-def test_a_virtual_machine_hides_kinds_of_cores(machine: Machine) -> None:
+def test_a_virtual_machine_may_hide_kinds_of_cores(machine: Machine) -> None:
     machine.cpuinfo(x86_entries(8, flags="avx2 hypervisor"))
     assert states(machine, "hybrid cores") == "unknown"
 
@@ -276,7 +283,7 @@ def wsl(machine: Machine) -> Machine:
     return machine.kernel(WSL2).windows_drive()
 
 
-def test_outside_of_wsl_nothing_is_said_of_it(machine: Machine) -> None:
+def test_outside_of_wsl_its_checks_do_not_apply(machine: Machine) -> None:
     machine.wsl_config("[wsl2]\nmemory=1GB")
     assert not [name for name in found_in(case_of(machine)) if name.startswith("WSL")]
 
@@ -316,7 +323,7 @@ def test_wsl_memory_that_is_not_known(wsl: Machine) -> None:
     [
         ("", "good", ""),
         ("processors=8", "warn", "remove processors="),
-        ("processors=4", "warn", "applies the file"),
+        ("processors=4", "warn", "restart WSL"),
     ],
 )
 def test_wsl_processors(wsl: Machine, config: str, state: str, advice: str) -> None:
@@ -336,8 +343,7 @@ def test_wsl_binding(wsl: Machine) -> None:
     assert states(wsl, "WSL thread binding", profile=profile) == "good"
 
 
-def test_the_points_of_the_guide_each_with_its_remedy(wsl: Machine) -> None:
-    """Governor, binding, memory; and a model on a Windows drive."""
+def test_wsl_users_get_remedies_for_governor_binding_memory_and_drive(wsl: Machine) -> None:
     wsl.wsl_config("[wsl2]\nmemory=4GB").meminfo(4 * GIBIBYTE, 3 * GIBIBYTE)
     found = found_in(case_of(wsl, model_path="/mnt/c/models/m.gguf"))
     said = {name: (found[name].state, found[name].advice or "") for name in found}
@@ -349,4 +355,4 @@ def test_the_points_of_the_guide_each_with_its_remedy(wsl: Machine) -> None:
     assert "/mnt/c/Users/Ada Example/.wslconfig" in said["WSL memory"][1]
     assert "wsl.exe --shutdown" in said["WSL memory"][1]
     assert said["model's drive"][0] == "warn"
-    assert said["model's drive"][1].startswith("cp /mnt/c/models/m.gguf ~/")
+    assert said["model's drive"][1].endswith("cp /mnt/c/models/m.gguf ~/")

@@ -1,4 +1,4 @@
-"""What the doctor reads of a machine beyond the host: mounts, .wslconfig, limits, settings."""
+"""What the doctor reads of a machine: mounts, .wslconfig, limits and kernel settings."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from bitnet_tuning.machine.detect import read_lock_limit
 from bitnet_tuning.machine.memory import read_huge_pages, read_numa_balancing
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.machine.wsl import parse_wsl_config, read_wsl_configs
-from tests.machines import Machine
-
-GIBIBYTE = 1 << 30
+from tests.machines import GIBIBYTE, Machine
 
 
 @pytest.fixture
@@ -47,12 +45,12 @@ def test_a_later_mount_hides_an_earlier_one(machine: Machine) -> None:
     assert found.kind == "ext4"
 
 
-def test_the_old_table_counts_where_there_is_no_new_one(machine: Machine) -> None:
+def test_proc_mounts_counts_where_mountinfo_is_missing(machine: Machine) -> None:
     machine.write("proc/mounts", "C:\\134 /mnt/c drvfs rw,noatime 0 0\nbroken\n")
     assert read_mounts(root(machine)) == (Mount("/mnt/c", "drvfs", "C:\\", "rw,noatime"),)
 
 
-def test_no_table_no_mounts(machine: Machine) -> None:
+def test_without_a_table_there_are_no_mounts(machine: Machine) -> None:
     assert read_mounts(root(machine)) == ()
     assert mount_holding("/m.gguf", ()) is None
 
@@ -88,13 +86,13 @@ def test_windows_drives(kind: str, source: str, options: str, windows: bool) -> 
         ("", None),
     ],
 )
-def test_sizes(text: str, memory: int | None) -> None:
+def test_sizes_in_a_wslconfig(text: str, memory: int | None) -> None:
     found = parse_wsl_config("/x", f"[wsl2]\nmemory={text}\n")
     assert found.memory == memory
     assert bool(found.problems) is (memory is None)
 
 
-def test_a_whole_file() -> None:
+def test_a_whole_wslconfig() -> None:
     found = parse_wsl_config(
         "/x",
         "\ufeff# mine\n[WSL2]\nprocessors = 6\nMemory=2GB\nswap=0\nlocalhostForwarding\n"
@@ -104,13 +102,13 @@ def test_a_whole_file() -> None:
 
 
 @pytest.mark.parametrize("text", ["memory=4GB", "[wsl2\nmemory", "\x00\x01"])
-def test_a_file_that_is_none_has_a_problem(text: str) -> None:
+def test_a_file_that_is_not_a_wslconfig_has_a_problem(text: str) -> None:
     found = parse_wsl_config("/x", text)
     assert (found.memory, found.processors) == (None, None)
     assert len(found.problems) == 1
 
 
-def test_every_users_file_on_every_drive(machine: Machine) -> None:
+def test_the_files_of_all_users_on_all_drives_are_read(machine: Machine) -> None:
     machine.wsl_config("[wsl2]\nmemory=4GB").wsl_config("[wsl2]", user="Bob")
     machine.windows_drive("/win/d").write("win/d/Users/Eve/.wslconfig", "[wsl2]\nprocessors=2")
     found = read_wsl_configs(root(machine), read_mounts(root(machine)))
@@ -132,11 +130,11 @@ def test_a_recorded_lock_limit(machine: Machine, soft: int | str, limit: float |
     assert read_lock_limit(root(machine.lock_limit(soft))) == limit
 
 
-def test_no_recorded_lock_limit(machine: Machine) -> None:
+def test_without_a_recorded_lock_limit_it_is_unknown(machine: Machine) -> None:
     assert read_lock_limit(root(machine)) is None
 
 
-def test_kernel_settings(machine: Machine) -> None:
+def test_huge_pages_and_numa_balancing(machine: Machine) -> None:
     assert read_huge_pages(root(machine)).transparent is None
     assert read_numa_balancing(root(machine)) is None
     machine.huge_pages("madvise").write("proc/sys/kernel/numa_balancing", 2)
@@ -146,7 +144,7 @@ def test_kernel_settings(machine: Machine) -> None:
     assert read_numa_balancing(root(machine)) is False
 
 
-def test_the_base_clock_is_stated_in_three_places(machine: Machine) -> None:
+def test_the_base_clock_comes_from_three_places(machine: Machine) -> None:
     def base(brand: str | None) -> float | None:
         return read_base_clock(root(machine), frozenset({0, 1}), brand)
 

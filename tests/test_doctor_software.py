@@ -1,4 +1,4 @@
-"""Every check of engine, model and environment in both states."""
+"""The doctor's checks of engine, model and environment, each in every state."""
 
 from __future__ import annotations
 
@@ -108,15 +108,15 @@ def test_the_build_for_i2_s(machine: Machine, isa: set[str], quantization: str, 
     assert states(machine, "build for i2_s", engine=engine, model=model) == state
 
 
-def test_wide_vectors_are_no_gain_and_it_is_said(machine: Machine) -> None:
+def test_wide_vectors_are_no_gain_for_i2_s(machine: Machine) -> None:
     assert states(machine, "wide vectors") == "-"
     machine.cpuinfo(x86_entries(8, "avx2 avx512f avx512_vnni"))
     narrow = found_in(case_of(machine))["wide vectors"]
     wide = ENGINE._replace(isa=frozenset({"AVX2", "AVX512"}))
     used = found_in(case_of(machine, engine=wide))["wide vectors"]
     assert (narrow.state, used.state) == ("good", "good")
-    assert "does not use it" in narrow.text
-    assert "i2_s has no kernel for it" in used.text
+    assert "the build does not use it" in narrow.text
+    assert "the i2_s kernels use AVX2 only" in used.text
     machine.cpuinfo(x86_entries(8, "avx2 avx_vnni"))
     assert "VNNI" in found_in(case_of(machine))["wide vectors"].text
 
@@ -182,7 +182,7 @@ def test_profile(machine: Machine) -> None:
     assert states(machine, "profile", model=None) == "-"
 
 
-def test_without_an_engine_nothing_is_said_of_one(machine: Machine) -> None:
+def test_without_an_engine_its_checks_do_not_apply(machine: Machine) -> None:
     named = {"engine", "build for i2_s", "OpenMP runtime", "libraries", "self-test", "profile"}
     assert named <= set(found_in(case_of(machine)))
     assert not named & set(found_in(case_of(machine, engine=None, build=None)))
@@ -221,7 +221,7 @@ def test_the_models_drive(machine: Machine) -> None:
     assert states(machine, "model's drive", mounts=()) == "unknown"
 
 
-def test_without_a_model_only_windows_drives_are_worth_a_word(machine: Machine) -> None:
+def test_without_a_model_windows_drives_are_named_under_wsl(machine: Machine) -> None:
     machine.windows_drive()
     assert states(machine, "model's drive", model_path=None) == "-"
     machine.kernel("5.15.153.1-microsoft-standard-WSL2")
@@ -286,7 +286,7 @@ def test_sleeping_threads_may_save_a_quota(machine: Machine) -> None:
     assert states(machine, "waiting", {"OMP_WAIT_POLICY": "passive"}) == "unknown"
 
 
-def test_no_text_moves_a_terminals_cursor(machine: Machine) -> None:
+def test_control_characters_do_not_reach_the_terminal(machine: Machine) -> None:
     found = found_in(case_of(machine, {"OMP_THREAD_LIMIT": "\x1b[2J"}))["thread limit"]
     assert "\x1b" not in found.text
 
@@ -295,7 +295,7 @@ def test_no_text_moves_a_terminals_cursor(machine: Machine) -> None:
 
 
 class Checkout:
-    """A program with a library below ``build``, and a source."""
+    """A checkout with an engine and its library below ``build``, and a source file."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

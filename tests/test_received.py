@@ -1,5 +1,5 @@
-"""What an engine really received of a plan for nodes, memory, batches and performance mode:
-its argv, environment and affinity, and what the kernel makes of them."""
+"""What an engine receives of a plan for NUMA nodes, memory, batches and performance mode: its
+arguments, environment and affinity, and what the kernel makes of them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ from bitnet_tuning.machine.memory import read_huge_pages
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.plan.command import memory_policy
 from bitnet_tuning.plan.memory import FIRST_GLIBC, HUGE_PAGES
+from tests.conftest import REPOSITORY
 from tests.engines import FakeEngine
 from tests.machines import NODE, Machine
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc and numactl")
 
-REPO = Path(__file__).resolve().parents[1]
-SECONDS = 60.0
 DRIVER = """\
 import sys
 sys.path.insert(0, {repo!r})
@@ -38,18 +37,17 @@ NUMACTL = (
 
 
 class Bench:
-    """A fake engine and a fake machine of two nodes, each with as many CPUs as this process
-    may use one half of."""
+    """A fake engine, and a fake machine of two NUMA nodes with one of this process's CPUs each."""
 
     def __init__(self, folder: Path) -> None:
         self.fake = FakeEngine(folder / "checkout")
         self.tools = folder / "tools"
         self.tools.mkdir()
-        mine = sorted(os.sched_getaffinity(0))
-        self.halves = [mine[: len(mine) // 2], mine[len(mine) // 2 :]]
+        mine = sorted(os.sched_getaffinity(0))[:2]
+        self.nodes = [mine[:-1], mine[-1:]]
         self.machine = Machine(folder / "root").cores([[cpu] for cpu in mine])
         self.machine.meminfo(32 << 30, 30 << 30)
-        for node, cpus in enumerate(self.halves):
+        for node, cpus in enumerate(self.nodes):
             self.machine.node(node, cpus)
             text = f"Node {node} MemFree: {8 << 20} kB"
             self.machine.write(f"{NODE}/node{node}/meminfo", text)
@@ -61,19 +59,19 @@ class Bench:
         (self.tools / "true").symlink_to(shutil.which("true") or "/bin/true")
 
     def numactl(self) -> str:
-        """How it was started last."""
+        """Return the arguments of the last start of numactl."""
         return (self.tools / "numactl.log").read_text().splitlines()[-1]
 
     def run(self, *flags: str) -> dict[str, Any]:
-        """What the engine says it was started with."""
+        """Run the launcher with these flags and return what the engine was started with."""
         named = ("--engine", str(self.fake.cli), "-m", demo.I2_S, "-p", "hello")
-        code = DRIVER.format(repo=str(REPO))
+        code = DRIVER.format(repo=str(REPOSITORY))
         done = subprocess.run(
             [sys.executable, "-c", code, str(self.machine.path), *named, *flags],
             env={**os.environ, "PATH": str(self.tools)},
             capture_output=True,
             text=True,
-            timeout=SECONDS,
+            timeout=300,
             check=False,
         )
         assert done.returncode == 0, done.stderr
@@ -101,7 +99,7 @@ two_cpus = pytest.mark.skipif(
 def test_an_engine_on_one_node_through_numactl(bench: Bench) -> None:
     bench.with_numactl()
     run = bench.run("-t", "1")
-    assert run["cpus"] == bench.halves[0]
+    assert run["cpus"] == bench.nodes[0]
     assert bench.numactl().startswith(f"--preferred=0 -- {bench.fake.cli} -m")
     assert value(run, "--numa") is None
     assert run["argv"][0] == str(bench.fake.cli)
@@ -110,17 +108,16 @@ def test_an_engine_on_one_node_through_numactl(bench: Bench) -> None:
 @two_cpus
 def test_an_engine_on_one_node_without_numactl(bench: Bench) -> None:
     run = bench.run("-t", "1")
-    assert run["cpus"] == bench.halves[0]
+    assert run["cpus"] == bench.nodes[0]
     assert value(run, "--numa") == "isolate"
     assert "OMP_PROC_BIND" not in run["env"]
 
 
 @two_cpus
-def test_a_numactl_that_may_not_act_is_not_used(bench: Bench) -> None:
-    """As in a container that forbids memory policies."""
+def test_a_numactl_that_a_container_forbids_is_not_used(bench: Bench) -> None:
     bench.with_numactl('#!/bin/sh\necho "set_mempolicy: Operation not permitted" >&2\nexit 1\n')
     run = bench.run("-t", "1")
-    assert run["cpus"] == bench.halves[0]
+    assert run["cpus"] == bench.nodes[0]
     assert value(run, "--numa") == "isolate"
 
 
@@ -163,7 +160,7 @@ def test_ways_of_loading(bench: Bench) -> None:
 
 
 def test_performance_mode(bench: Bench) -> None:
-    cpu = bench.halves[1][0]
+    cpu = bench.nodes[1][0]
     bench.machine.affinity(str(cpu))
     run = bench.run("--performance-mode")
     privileges = read_privileges()
@@ -174,7 +171,7 @@ def test_performance_mode(bench: Bench) -> None:
     assert ("--mlock" in run["argv"]) == fits
 
 
-# What the kernel makes of it
+# What the kernel makes of a plan
 
 numactl = pytest.mark.skipif(shutil.which("numactl") is None, reason="numactl is not installed")
 
@@ -203,7 +200,7 @@ print(open("/proc/self/smaps_rollup").read())
 """
 
 
-def test_the_tunable_brings_huge_pages() -> None:
+def test_the_tunable_gives_huge_pages() -> None:
     offered = read_huge_pages(Root())
     if offered.transparent != "madvise" or (offered.glibc or (0, 0)) < FIRST_GLIBC:
         pytest.skip("the kernel gives huge pages to all or to none, or glibc is too old")

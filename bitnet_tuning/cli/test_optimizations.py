@@ -209,22 +209,21 @@ def _speed(plan: Plan, subject: Subject, first: Run, limit: float | None, earlie
     rate = geometric_mean([max(run.samples[TG]) for run in runs])
     runner.sizes = choose_sizes(rate, rate, model.context_length, n_prompt=1)
 
-    def compared(seconds: float) -> Rounds:
-        say(f"comparing speeds for {max(1.0, seconds):.0f} s")
+    def compared(seconds: float, most: int) -> Rounds:
+        say(f"comparing speeds for up to {max(1.0, seconds):.0f} s")
         return compare(
             (UPSTREAM, DEFAULT),
             lambda name, _: runner.measure(name, settings[name], (TG,)),
             Objective(),
             seconds,
             time.monotonic,
-            most=MOST_SPEED_ROUNDS,
+            most=most,
         )
 
-    rounds = compared(seconds)
-    if limit is None and len(rounds) < VERDICT_ROUNDS and rounds.count(DEFAULT) == len(rounds):
-        needed = enough_seconds(rounds)
-        if seconds < needed <= SECONDS:
-            rounds, seconds = compared(needed), needed
+    rounds = compared(seconds, MOST_SPEED_ROUNDS)
+    is_short = rounds.count(DEFAULT) == len(rounds) < VERDICT_ROUNDS
+    if limit is None and is_short and enough_seconds(rounds) <= SECONDS:
+        rounds = compared(SECONDS, VERDICT_ROUNDS)
     return speed_line(rounds, seconds, earlier)
 
 

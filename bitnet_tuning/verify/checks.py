@@ -177,7 +177,7 @@ def _misplaced(
             f"the threads may use CPUs {format_list(every)}, but the plan allows only "
             f"{format_list(permitted)}"
         )
-    left_out = crowded(masks, host.cores, permitted)
+    left_out = _crowded(masks, host.cores, permitted)
     if left_out:
         return (
             f"{left_out} of {counted(len(masks), 'thread')} cannot have a core of its own on CPUs "
@@ -347,7 +347,7 @@ def quantization(engine: Engine, model: ModelFile) -> Line:
     )
 
 
-def crowded(
+def _crowded(
     masks: Sequence[frozenset[int]], cores: Sequence[Core], permitted: frozenset[int]
 ) -> int:
     """Return how many threads must share a core although the ``permitted`` CPUs have another one.

@@ -14,8 +14,8 @@ FAKE_FA_TEXT  text printed instead where -fa is asked for
 FAKE_LOSES    share of its text and all of its timings that it loses: "0.5" the first time,
               "0.5 always" each time
 FAKE_LOSES_THREADS  loses only with this many threads
-FAKE_WORK     "2 0.3": so many threads compute for so many seconds, where the temperature is
-              above 1, as for a run that is looked at
+FAKE_WORK     "2 0.3": two threads compute until each has used 0.3 s of CPU time, if the
+              temperature is above 1, as in a run that is observed
 FAKE_WORK_CPUS  CPUs (comma-separated) on which those threads may run
 FAKE_SAYS     n_threads in its system_info line (default 2)
 
@@ -38,6 +38,7 @@ import zlib
 from typing import Any
 
 HERE = os.path.dirname(os.path.abspath(sys.argv[0]))
+BLOCK = bytes(1 << 21)
 
 HELP = """\
 usage: llama-cli [options]
@@ -171,23 +172,29 @@ def timings(prompt: bytes, curve: dict[str, Any], facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def compute(until: float) -> None:
+def compute(used: list[float], own: int, enough: float) -> None:
     if "FAKE_WORK_CPUS" in os.environ:
         os.sched_setaffinity(0, map(int, os.environ["FAKE_WORK_CPUS"].split(",")))
-    block = bytes(1 << 18)
-    while time.monotonic() < until:
-        zlib.crc32(block)  # without the interpreter's lock: threads compute side by side
+    start = time.thread_time()
+    # CPU time, and that of the slowest thread: on a busy machine threads run as long as it takes.
+    while min(used) < enough:
+        zlib.crc32(BLOCK)  # releases the interpreter's lock, so threads compute side by side
+        used[own] = time.thread_time() - start
 
 
 def work() -> None:
-    """With this thread among those that compute; one more is idle."""
+    """Compute on this thread and on others; one more thread is idle."""
     count, _, seconds = os.environ["FAKE_WORK"].partition(" ")
-    until = time.monotonic() + float(seconds)
-    threads = [threading.Thread(target=compute, args=(until,)) for _ in range(int(count) - 1)]
-    threads.append(threading.Thread(target=time.sleep, args=(float(seconds),)))
+    used, done = [0.0] * int(count), threading.Event()
+    threads = [
+        threading.Thread(target=compute, args=(used, own, float(seconds)))
+        for own in range(1, len(used))
+    ]
+    threads.append(threading.Thread(target=done.wait))
     for thread in threads:
         thread.start()
-    compute(until)
+    compute(used, 0, float(seconds))
+    done.set()
     for thread in threads:
         thread.join()
 
