@@ -240,6 +240,19 @@ def test_an_engine_whose_help_fails_is_used_but_not_remembered(
     assert "-tb" in ask(fake, own_state)[0].flags
 
 
+def test_a_probe_that_lost_the_system_info_line_is_not_remembered(
+    fake: FakeEngine, own_state: Path
+) -> None:
+    """llama-completion now and then loses its log (llama.cpp issue 22142)."""
+    whole = fake.cli.read_text()
+    fake.cli.write_text(whole.replace("system_info: ", "lost: "))
+    engine, _ = ask(fake, own_state)
+    assert (engine.ran, engine.isa) == (True, frozenset())
+    assert list(own_state.glob("engine-*")) == []
+    fake.cli.write_text(whole)
+    assert ask(fake, own_state)[0].isa == {"AVX", "AVX2", "FMA"}
+
+
 # Trouble with what is remembered: the run goes on, with one line of warning
 
 

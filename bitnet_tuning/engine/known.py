@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bitnet_tuning.machine.host import Host
     from bitnet_tuning.model.types import ModelFile
 
-VERSION = 3
+VERSION = 4
 """Version of the questions here; answers to older ones are asked for again."""
 
 

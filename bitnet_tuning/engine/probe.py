@@ -1,4 +1,7 @@
-"""Ask an engine once what it can do, and remember the answers until its files change."""
+"""Ask an engine what it can do, by running it and by reading its files.
+
+``known.know`` remembers the answers.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +17,25 @@ from bitnet_tuning.machine.detect import read_flags
 from bitnet_tuning.namedtuple import NamedTuple
 
 _SIGILL = (132, 0xC000001D, 0xC000001D - (1 << 32))
-"""Exit codes after an illegal instruction: a shell's number for the signal, and Windows'
-(MS-ERREF 2.3)."""
+"""Exit codes after an illegal instruction: 128 + SIGILL, and Windows'
+STATUS_ILLEGAL_INSTRUCTION (MS-ERREF 2.3.1), unsigned and signed."""
+
+_SYSTEM_INFO = "system_info:"
+_FEATURE = r"\b([A-Z][A-Z0-9_]*) = (\d+)"
+_VERSION = r"(?m)^version: .*$"
 
 _FLAG = r"--?[A-Za-z]"
 _PLACEHOLDER = r"[A-Z<{\[(.]"
 _DESCRIPTION_COLUMN = 20
-_VERSION = r"(?m)^version: .*$"
-_FEATURE = r"\b([A-Z][A-Z0-9_]*) = (\d+)"
+"""Column of a help text from which a word with a dash is part of a description."""
 
 
 def probe(location: Location) -> tuple[Engine, bool]:
-    """Run the engine's help, version and a one-token prompt; never raise for an engine that
-    fails them. Return also whether the answers are worth remembering: those of one that dies
-    of an illegal instruction are, for it will do so again."""
+    """Ask the engine for its help and version and let it generate one token.
+
+    Return what it is known to do, and whether the answers are complete enough to be remembered.
+    Raise nothing for an engine that fails: what it did not tell is empty or None.
+    """
     completion = None if location.embedded else beside(location.cli, "llama-completion")
     chat = (sys.executable, location.cli) if location.embedded else (location.cli,)
     once = (completion,) if completion else chat
@@ -36,8 +44,9 @@ def probe(location: Location) -> tuple[Engine, bool]:
     version = capture((*chat, "--version"))
     files = _files(location)
     i2_s = binary.knows_name(files, "i2_s")
-    tried = _try(once, i2_s)
-    isa = parse_system_info(tried.stderr + tried.stdout) if tried else set()
+    tried = _generate_token(once, i2_s)
+    log = tried.stderr + tried.stdout if tried else ""
+    isa = parse_system_info(log)
     engine = Engine(
         location=location,
         version=parse_version(version.stdout + version.stderr),
@@ -53,12 +62,16 @@ def probe(location: Location) -> tuple[Engine, bool]:
         cpu=frozenset(read_flags()),
         ran=_has_run(tried),
     )
-    complete = help_text.code is not None and (bool(engine.flags) or engine.ran is False)
-    return engine, complete
+    # An engine that dies of an illegal instruction has no answers, but it will die again.
+    answered = help_text.code is not None and (bool(engine.flags) or engine.ran is False)
+    # llama-completion of late 2026 now and then exits before its log is written
+    # (https://github.com/ggml-org/llama.cpp/issues/22142): ask again next time.
+    lost = engine.ran is True and _SYSTEM_INFO not in log
+    return engine, answered and not lost
 
 
 def _has_run(tried: Captured | None) -> bool | None:
-    """Return False if an illegal instruction ended it, None if it failed otherwise."""
+    """Return True after a success, False after an illegal instruction, else None."""
     if tried is not None and tried.code in _SIGILL:
         return False
     return True if tried is not None and tried.code == 0 else None
@@ -74,7 +87,9 @@ def _files(location: Location) -> tuple[str, ...]:
 
 
 def trace_libraries(program: str) -> str:
-    """Return what the dynamic loader would map. ``--version`` ends a static program early."""
+    """Return the libraries that the dynamic loader would map, as ``ldd`` prints them."""
+    # ldd(1) sets this variable, too. A statically linked program ignores it and runs:
+    # --version ends it early.
     return capture((program, "--version"), {"LD_TRACE_LOADED_OBJECTS": "1"}).stdout
 
 
@@ -83,9 +98,11 @@ def _architectures(files: tuple[str, ...]) -> dict[str, bool]:
     return {name: found for name, found in known.items() if found is not None}
 
 
-def _try(program: tuple[str, ...], i2_s: bool | None) -> Captured | None:
-    """Generate a token with the demo model: only then an engine prints its ``system_info`` line,
-    or dies of an illegal instruction."""
+def _generate_token(program: tuple[str, ...], i2_s: bool | None) -> Captured | None:
+    """Generate one token with the demo model; return None if its file is not installed.
+
+    Only a run prints the ``system_info`` line and shows whether the CPU has every instruction.
+    """
     model = demo.I2_S if i2_s else demo.TQ2_0
     if not os.path.isfile(model):
         return None
@@ -99,15 +116,14 @@ def parse_flags(help_text: str) -> set[str]:
     flags: set[str] = set()
     for line in help_text.splitlines():
         text = line.lstrip()
-        # A description may go on with the name of another flag, but far to the right.
         if text.startswith("-") and len(line) - len(text) < _DESCRIPTION_COLUMN:
             flags.update(_defined_in(text.split()))
     return flags
 
 
 def _defined_in(words: list[str]) -> list[str]:
-    """Return the flags before the description, each with at most one placeholder behind it:
-    -t and --threads of ``-t, --threads N  number of threads``."""
+    """Return the flags that begin a line of a help text, each with at most one placeholder
+    after it: -t and --threads of ``-t, --threads N  number of threads``."""
     found: list[str] = []
     after_flag = False
     for word in words:
@@ -122,31 +138,32 @@ def _defined_in(words: list[str]) -> list[str]:
 
 
 def parse_version(text: str) -> str:
+    """Return the text after ``version:``, "" if no line begins with it."""
     found = re.search(_VERSION, text)
     return found[0].removeprefix("version: ").strip() if found else ""
 
 
 def parse_system_info(log: str) -> set[str]:
-    """Return the names in the ``system_info`` line, such as AVX2, whose value is not 0."""
-    lines = [line for line in log.splitlines() if "system_info:" in line]
+    """Return the names in the last ``system_info`` line, such as AVX2, whose value is not 0."""
+    lines = [line for line in log.splitlines() if _SYSTEM_INFO in line]
     pairs = re.findall(_FEATURE, lines[-1]) if lines else []
     return {name for name, value in pairs if value != "0"}
 
 
 class Speed(NamedTuple):
-    """One phase of a run, in the engine's own figures."""
+    """The tokens and the time of one phase of a run, by the engine's own clock."""
 
     tokens: int
     milliseconds: float
 
     @property
     def rate(self) -> float | None:
-        """Tokens per second."""
+        """Speed in tokens/s; None for a phase that took no time."""
         return self.tokens / self.milliseconds * 1000 if self.milliseconds > 0 else None
 
 
 class Timings(NamedTuple):
-    """A run's phases; None for one that the log does not have."""
+    """The two phases of a run; None for a phase that the log does not have."""
 
     prompt: Speed | None
     generation: Speed | None
@@ -160,7 +177,7 @@ _GENERATION = re.compile(_LINE.format(r"(?<!prompt )eval"))
 
 
 def parse_timings(log: str) -> Timings:
-    """Return what llama.cpp's timing lines say, in any generation's spelling."""
+    """Return the figures of llama.cpp's timing lines, in the spelling of any generation."""
     return Timings(*(_speed(pattern.search(log)) for pattern in (_PROMPT, _GENERATION)))
 
 
