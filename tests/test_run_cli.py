@@ -475,12 +475,12 @@ def written(content: bytes) -> Callable[[Path], object]:
         (lambda path: None, "no such model file"),
         (lambda path: path.mkdir(), "folder"),
         (written(b""), "empty"),
-        (written(b"PK\3\4" + bytes(100)), "not b'GGUF'"),
+        (written(b"PK\3\4" + bytes(100)), "is not a GGUF file"),
         (shortened, "truncated"),
         (written(header(1 << 60, 1, bytes(100))), str(1 << 60)),
         (written(header(1, 1 << 60, bytes(100))), str(1 << 60)),
         (written(header(1, 1, STRINGS + bytes(100))), str(1 << 60)),
-        (os.mkfifo, "no regular file"),
+        (os.mkfifo, "not a regular file"),
     ],
 )
 def test_a_model_that_cannot_be_used_is_told_in_which_way(

@@ -1,7 +1,4 @@
-"""Where the built-in demo model's files are: absolute paths, nothing is read.
-
-README.md in this folder says what the model is and how it was made.
-"""
+"""Paths of the built-in demo model's files. README.md in this folder describes the model."""
 
 from __future__ import annotations
 
@@ -10,10 +7,10 @@ import os.path
 _FOLDER = os.path.dirname(os.path.realpath(__file__))
 
 TQ2_0 = os.path.join(_FOLDER, "demo-tq2_0.gguf")
-"""The model for mainline llama.cpp and the embedded engine."""
+"""The model file for mainline llama.cpp and the embedded engine."""
 
 I2_S = os.path.join(_FOLDER, "demo-i2_s.gguf")
-"""The same weights for bitnet.cpp, in the order that published i2_s files have."""
+"""The model file for bitnet.cpp: the same weights, in the layout of published i2_s files."""
 
 EXPECTED = os.path.join(_FOLDER, "expected.json")
-"""Prompts with the exact text that greedy decoding must add to them."""
+"""Prompts, and the exact text with which greedy decoding must continue each."""

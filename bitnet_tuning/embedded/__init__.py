@@ -1,1 +1,1 @@
-"""The embedded engine: look-alikes of llama.cpp's programs over xllamacpp."""
+"""The embedded engine: programs like llama.cpp's, made of the PyPI package xllamacpp."""

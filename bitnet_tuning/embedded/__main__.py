@@ -1,12 +1,12 @@
-"""Run a look-alike of llama-cli, llama-bench or llama-server over xllamacpp.
+"""Run the embedded engine's llama-cli, llama-bench or llama-server.
 
     python3 -m bitnet_tuning.embedded [cli] -m MODEL -p PROMPT -n N -t T
     python3 -m bitnet_tuning.embedded bench -m MODEL -p 512 -n 128 -t 2 -o json
     python3 -m bitnet_tuning.embedded server -m MODEL -np 4 --port 8080
 
-The launcher starts it as it starts a compiled engine, so it behaves like one: text goes to
-standard output, everything else to standard error. The exit code is 1 for a usage error or
-an unusable model, 3 if xllamacpp is missing, and 130 after Ctrl-C.
+The launcher starts it like a compiled engine, and it behaves like one: the text goes to standard
+output, everything else to standard error. The exit code is 1 for a usage error or an unusable
+model, 3 if xllamacpp is missing, and 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ import sys
 from importlib import import_module
 
 if not __package__:
-    # Started by its path: Python has put this folder on sys.path instead of the package's.
+    # The launcher starts this file by its path. Python then puts this folder on sys.path, where
+    # its modules would hide others of the same names, and not the folder of the package.
     _HERE = os.path.dirname(os.path.realpath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.realpath(path) != _HERE]
     sys.path.insert(0, os.path.dirname(os.path.dirname(_HERE)))
 
 INTERRUPTED = 130
+"""Exit code after SIGINT (128 + 2)."""
 BROKEN_PIPE = 141
+"""Exit code after SIGPIPE (128 + 13)."""
 
 
 def main(argv: list[str]) -> int:
-    """Run one command line and return its exit code; raise nothing."""
+    """Run one command line and return its exit code; every error is printed, none is raised."""
     from bitnet_tuning.errors import TuningError  # noqa: PLC0415 (needs the path above)
 
     try:
@@ -55,7 +58,7 @@ def _dispatch(argv: list[str]) -> int:
     module = import_module(f"bitnet_tuning.embedded.{argv[0] if named else 'cli'}")
     program = module.PROGRAM
     options = program.parse(argv[named:])
-    # Help needs no xllamacpp and, like a wrong flag, does not wait for it.
+    # Help and wrong flags come first: they need no xllamacpp, which is slow to import.
     if options.help:
         print(render(program.title, program.flags), end="")
     elif options.version:
@@ -66,12 +69,10 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def leave(code: int) -> None:
-    """End the process now.
-
-    An orderly exit would wait for the engine's threads, which only look up between
-    batches: seconds after Ctrl-C in a long prompt. After Ctrl-C, standard output is not
-    flushed either, because its reader may have stopped reading.
-    """
+    """End the process now, with the exit code ``code``."""
+    # sys.exit would wait for the engine's threads, which check for a stop only between batches:
+    # seconds after Ctrl-C in a long prompt. After Ctrl-C, standard output is not flushed either,
+    # because its reader may have stopped reading.
     for stream in (sys.stdout, sys.stderr)[code == INTERRUPTED :]:
         try:
             stream.flush()

@@ -1,4 +1,4 @@
-"""The look-alike of llama-bench: measure prompt processing and generation apart."""
+"""The embedded llama-bench: measure prompt processing and token generation separately."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from bitnet_tuning.embedded.options import LOAD_FLAGS, LoadOptions, LookAlike
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.model.gguf import read_model
 
-# As llama-bench writes flash attention.
 FLASH = {None: -1, False: 0, True: 1}
+"""llama-bench's numbers for flash attention: auto, off, on."""
 
 
 @dataclass
 class BenchOptions(LoadOptions):
-    """What llama-bench's command line asks for; sizes in tokens, 0 for no such test."""
+    """The options of llama-bench; sizes are in tokens, and 0 skips a test."""
 
     n_prompt: int = 512
     n_gen: int = 128
@@ -34,37 +34,34 @@ class BenchOptions(LoadOptions):
 
 
 class PhaseTest(NamedTuple):
-    """One row of the result."""
+    """A test with either prompt tokens or generated tokens; one row of the result."""
 
     n_prompt: int
     n_gen: int
 
     @property
     def name(self) -> str:
-        """Return a name such as pp512 or tg128."""
+        """Return the name that llama-bench gives it, such as pp512 or tg128."""
         return f"pp{self.n_prompt}" if self.n_prompt else f"tg{self.n_gen}"
 
     @property
     def context(self) -> int:
-        """Return the tokens of context that it takes.
-
-        Generation needs one token to start from, and every test samples one more than it
-        counts: see ``_run``.
-        """
+        """Return the size of the context that it needs, in tokens."""
+        # Generation starts from one token, and every test samples one more than it counts: _run.
         return max(self.n_prompt, 1) + self.n_gen + 1
 
 
 def run(options: BenchOptions) -> None:
-    """Print one row for each test as JSON. Raise TuningError for what cannot be done."""
+    """Measure, and print one row for each test as JSON. Raise TuningError if a test cannot run."""
     pairs = ((options.n_prompt, 0), (0, options.n_gen))
     tests = [PhaseTest(*pair) for pair in pairs if any(pair)]
     limit = None
-    with suppress(TuningError):  # Loading says better what is wrong.
+    with suppress(TuningError):  # Loading the model reports the error.
         limit = read_model(options.model).context_length
     for test in tests:
         if limit is not None and test.context > limit:
             raise TuningError(
-                f"{test.name} takes a context of {test.context} tokens, the model has {limit}"
+                f"{test.name} needs a context of {test.context} tokens, the model has {limit}"
             )
     context = max((test.context for test in tests), default=1)
     engine = EmbeddedEngine(replace(options, context=context))
@@ -79,9 +76,9 @@ def run(options: BenchOptions) -> None:
 
 
 def _facts(engine: EmbeddedEngine) -> tuple[dict[str, Any], int]:
-    """Return what all rows say of engine, CPU and model, and the size of the vocabulary.
+    """Return the fields that all rows share, and the size of the vocabulary.
 
-    Raise MissingError for a damaged file.
+    Raise MissingError for a damaged model file.
     """
     file = read_model(engine.options.model)
     build = build_info(engine.binding)
@@ -96,17 +93,18 @@ def _facts(engine: EmbeddedEngine) -> tuple[dict[str, Any], int]:
         "engine": f"embedded (xllamacpp {engine.binding.__version__})",
         "model_filename": file.path,
         "model_type": f"{file.architecture} {file.quantization.upper()}",
-        # Of the file, header included: llama-bench adds up the tensors.
+        # The size of the file with its header; llama-bench adds up the tensors.
         "model_size": file.size,
         "model_n_params": sum(share.weights for share in file.types),
     }
-    return shared, file.vocabulary or 256  # Any model has that many.
+    return shared, file.vocabulary or 256  # No model has fewer.
 
 
 def record(
     options: BenchOptions, test: PhaseTest, started: float, durations: Sequence[int]
 ) -> dict[str, Any]:
-    """Return a row under llama-bench's keys: ``_ns`` in nanoseconds, ``_ts`` in tokens/s."""
+    """Return a row with llama-bench's keys. ``durations`` are in nanoseconds, like the keys that
+    end in ``_ns``; those in ``_ts`` are in tokens/s."""
     speeds = [1e9 * (test.n_prompt + test.n_gen) / duration for duration in durations]
     return {
         "n_batch": options.batch,
@@ -131,22 +129,20 @@ def record(
 
 
 def _spread(values: Sequence[float]) -> float:
-    """Return the standard deviation of a sample, 0 for a single run as llama-bench does."""
+    """Return the standard deviation of a sample; 0 for a single run, as in llama-bench."""
     return float(statistics.stdev(values)) if len(values) > 1 else 0.0
 
 
 def _run(engine: EmbeddedEngine, test: PhaseTest, vocabulary: int) -> int:
-    """Run one test once and return the nanoseconds that it took by the engine's own clock.
+    """Run one test once and return its time in nanoseconds, by the engine's clock.
 
-    The engine's ``predicted_ms`` begins when the first token has been sampled from the
-    prompt's last step. Asking for one token more than the test has makes it cover exactly
-    ``n_gen`` steps of one token each, which is what llama-bench times; dividing
-    ``predicted_n`` by it would flatter short runs. A generation test starts, like
-    llama-bench's, from a single token. Two things stay in the figure that llama-bench
-    leaves out: picking the likeliest token and turning it into text, some tens of
-    microseconds a step.
+    The time covers what llama-bench times and, unlike there, choosing the likeliest token and
+    turning it into text: some tens of microseconds for each token.
     """
+    # Like llama-bench, start a generation test from a single token.
     n_prompt = max(test.n_prompt, 1)
+    # predicted_ms begins when the first token has been sampled from the prompt's last step. With
+    # one token more than the test has, it covers exactly n_gen steps of one token each.
     request = {
         "prompt": [random.randrange(vocabulary) for _ in range(n_prompt)],
         "n_predict": test.n_gen + 1,
@@ -159,21 +155,26 @@ def _run(engine: EmbeddedEngine, test: PhaseTest, vocabulary: int) -> int:
     for piece in engine.complete(request):
         newest = piece.times or newest
     if (newest.prompt_n, newest.runs) != (n_prompt, test.n_gen):
-        raise TuningError(f"{test.name} did not run in full: {newest}")
+        raise TuningError(
+            f"{test.name} stopped early: {newest.prompt_n} of {n_prompt} prompt tokens were "
+            f"processed and {newest.runs} of {test.n_gen} tokens generated"
+        )
     milliseconds = newest.predicted_ms + (newest.prompt_ms if test.n_prompt else 0.0)
-    # The clock has microseconds; a step that shows none took less than one.
+    # The clock counts microseconds: 0 means less than one.
     return max(int(1e6 * milliseconds), 1)
 
 
 _SHARED = ("help", "version", "model", "threads", "ubatch", "flash", "numa", "")
 
 PROGRAM = LookAlike(
-    "embedded bench: a llama-bench over xllamacpp (mainline llama.cpp on CPUs)",
+    "embedded bench: llama-bench made of xllamacpp (mainline llama.cpp, CPU only)",
     (
         *(flag for flag in LOAD_FLAGS if flag.field in _SHARED),
         CliFlag("-p, --n-prompt N", "n_prompt", "prompt tokens (default: 512)", at_least(0)),
         CliFlag("-n, --n-gen N", "n_gen", "tokens to generate (default: 128)", at_least(0)),
-        CliFlag("-r, --repetitions N", "repetitions", "runs (default: 5)", at_least(1)),
+        CliFlag(
+            "-r, --repetitions N", "repetitions", "runs of each test (default: 5)", at_least(1)
+        ),
         CliFlag("-mmp, --mmap 0|1", "mmap", "map the model file", one_of({"0": False, "1": True})),
         CliFlag("-o, --output FORMAT", "output", "json (default)", one_of({"json": "json"})),
     ),

@@ -10,6 +10,7 @@ from bitnet_tuning.errors import MissingError
 
 VERBOSITY_ERRORS = 1
 VERBOSITY_ALL = 10
+"""llama.cpp's levels for the log: errors only, and everything."""
 
 
 def load_binding() -> Any:
@@ -18,14 +19,14 @@ def load_binding() -> Any:
         return importlib.import_module("xllamacpp")
     except ImportError as error:
         cause = f"the embedded engine needs the package xllamacpp ({error})"
-        remedy = "pip install xllamacpp, or this project with its extra: bitnet-tuning[embedded]"
+        remedy = "install it: pip install xllamacpp"
         if "libgomp" in str(error):
-            remedy = "its OpenMP runtime is missing; on Debian and Ubuntu: apt-get install libgomp1"
+            remedy = "install GNU's OpenMP runtime; on Debian and Ubuntu: apt-get install libgomp1"
         raise MissingError(cause, remedy) from error
 
 
 def version_line() -> str:
-    """Return ``version: embedded (...)``, with or without xllamacpp."""
+    """Return the line ``version: embedded (…)`` with all versions; xllamacpp may be missing."""
     try:
         binding = load_binding()
     except MissingError:
@@ -39,21 +40,19 @@ def version_line() -> str:
 
 
 def build_info(binding: Any) -> dict[str, Any]:
-    """Return ``build_number``, ``commit``, ``compiler`` and ``build_target`` of its llama.cpp.
-
-    Wheels are built outside llama.cpp's repository, so that its own number is 0; the last
-    part of xllamacpp's version is the llama.cpp release that it wraps.
-    """
+    """Return ``build_number``, ``commit``, ``compiler`` and ``build_target`` of its llama.cpp."""
     build = {"build_number": 0, "commit": "unknown", "compiler": "?", "build_target": "?"}
     build.update(getattr(binding, "BUILD_INFO", {}))
+    # Wheels are built outside llama.cpp's repository, which makes its number 0. The third part of
+    # xllamacpp's version is the llama.cpp release in it: 2026.10.11549.
     parts = str(binding.__version__).split(".")
     if not build["build_number"] and len(parts) > 2 and parts[2].isdigit():
         build["build_number"] = int(parts[2])
     return build
 
 
-# A server made for many clients, cut down to one sequence of one program.
-# fit_params would measure the machine's memory and change what was asked for.
+# llama.cpp's server reduced to one sequence for this process. fit_params would measure the
+# machine's memory and change parameters.
 QUIET_SERVER: dict[str, Any] = {
     **dict.fromkeys(("n_parallel", "n_threads_http"), 1),
     **dict.fromkeys(("cache_ram_mib", "n_ctx_checkpoints", "n_gpu_layers"), 0),
@@ -66,7 +65,7 @@ QUIET_SERVER: dict[str, Any] = {
 
 
 def fill(binding: Any, options: LoadOptions) -> Any:
-    """Return CommonParams for ``options``: one sequence, on CPUs, offline."""
+    """Return the CommonParams for ``options``: one sequence, on CPUs, without a network."""
     params = binding.CommonParams()
     params.model.path = options.model
     params.cpuparams.n_threads = options.threads
@@ -88,21 +87,21 @@ def fill(binding: Any, options: LoadOptions) -> Any:
     kinds = binding.llama_flash_attn_type
     params.flash_attn_type = getattr(kinds, f"LLAMA_FLASH_ATTN_TYPE_{flash}")
     _set_load_mode(binding, params, options.mmap, options.mlock)
-    # The thoughts of models that think are part of their text.
+    # Reasoning of models is part of their text, as in llama-cli.
     params.reasoning_format = binding.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
     set_known(params, QUIET_SERVER)
     return params
 
 
 def set_known(params: Any, values: dict[str, Any]) -> None:
-    """Set what this release of xllamacpp has; names come and go with llama.cpp's."""
+    """Set those parameters that this release of xllamacpp has."""
     for name, value in values.items():
         if hasattr(params, name):
             setattr(params, name, value)
 
 
 def set_host(params: Any, host: str) -> None:
-    """Set the address to listen on, in the older or the newer form."""
+    """Set the address to listen on: a list in newer releases, a single name in older ones."""
     if hasattr(params, "hostnames"):
         params.hostnames = [host]
     else:

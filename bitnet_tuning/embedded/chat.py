@@ -1,4 +1,4 @@
-"""Answer one prompt, or a conversation over standard input."""
+"""Complete one prompt, or chat over standard input and output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bitnet_tuning.errors import TuningError
 from bitnet_tuning.model.gguf import read_model
 
 MARKER = b"\n> "
-# For a model that brings no template of its own.
+"""What a chat prints before it reads a message."""
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
@@ -22,7 +22,9 @@ PLAIN_TEMPLATE = (
     "{% else %}{{ 'Assistant: ' + message['content'] + '\n' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
+"""Chat template for models that have none, in the Jinja syntax of llama.cpp."""
 PLAIN_STOP = "\nUser:"
+"""Text at which an answer under PLAIN_TEMPLATE ends."""
 
 # Options that have the same name in a request to llama.cpp's server.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
@@ -31,9 +33,10 @@ _PENALTIES = ("repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_
 
 @dataclass
 class CliOptions(LoadOptions):
-    """What llama-cli's command line asks for; None leaves a value to llama.cpp.
+    """The options of llama-cli; None leaves a value to llama.cpp.
 
-    ``n_predict`` counts tokens; below 0 it means until the model ends or the context is full.
+    ``n_predict`` is in tokens. Below 0, the text ends when the model ends it or the context is
+    full.
     """
 
     prompt: bytes = b""
@@ -58,7 +61,7 @@ class CliOptions(LoadOptions):
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        """Replace escapes in the prompts, unless told not to."""
+        """Process escape sequences in the prompts, unless ``escape`` is False."""
         super().__post_init__()
         if self.escape:
             self.prompt = unescape(self.prompt)
@@ -67,19 +70,19 @@ class CliOptions(LoadOptions):
 
 
 def write(content: bytes | str) -> None:
-    """Write to standard output and flush, so that a reader sees each token as it is made."""
+    """Write to standard output and flush: each token appears at once."""
     raw = content.encode("utf-8", "replace") if isinstance(content, str) else content
     sys.stdout.buffer.write(raw)
     sys.stdout.buffer.flush()
 
 
 def as_text(raw: bytes) -> str:
-    """Return the prompt for a request in JSON: bytes that are not UTF-8 become U+FFFD."""
+    """Return the prompt as text for a JSON request; bytes that are not UTF-8 become U+FFFD."""
     return raw.decode("utf-8", "replace")
 
 
 def until(pieces: Iterable[TextPiece], stops: Iterable[bytes]) -> Iterator[TextPiece]:
-    """Yield pieces up to the one that completes a reverse prompt, as llama-cli does."""
+    """Yield the pieces up to the one that completes any of ``stops``, as llama-cli does."""
     wanted = [stop for stop in stops if stop]
     keep = max(map(len, wanted), default=1)
     tail = b""
@@ -94,11 +97,11 @@ def until(pieces: Iterable[TextPiece], stops: Iterable[bytes]) -> Iterator[TextP
 def _answer(
     options: CliOptions, engine: EmbeddedEngine, request: dict[str, Any], rows: list[PhaseTimes]
 ) -> Iterator[TextPiece]:
-    """Stream an answer. ``rows`` gets its times, up to date after each piece."""
+    """Yield the pieces of an answer. Its times are the last of ``rows``, current at each piece."""
     for name in (*_SAMPLING, *_PENALTIES):
         if getattr(options, name) is not None:
             request[name] = getattr(options, name)
-    # The server has no "until the context is full": any negative number means both.
+    # The server does not know llama-cli's -2, "until the context is full": -1 includes it.
     request["n_predict"] = max(options.n_predict, -1)
     if options.seed is not None:
         request["seed"] = options.seed & 0xFFFFFFFF
@@ -111,12 +114,12 @@ def _answer(
 
 
 def complete(options: CliOptions, engine: EmbeddedEngine, rows: list[PhaseTimes]) -> None:
-    """Print the prompt and its continuation; ``rows`` gets the times."""
+    """Print the prompt and its continuation; append the times to ``rows``."""
     if options.display_prompt:
         write(options.prompt)
     request = {"prompt": as_text(options.prompt), "cache_prompt": False}
     for piece in _answer(options, engine, request, rows):
-        # The server cannot generate nothing: -n 0 costs one token, which is not shown.
+        # The server generates at least one token; with -n 0 it is not shown.
         if options.n_predict:
             write(piece.text)
         if piece.finish == "stop":
@@ -125,25 +128,24 @@ def complete(options: CliOptions, engine: EmbeddedEngine, rows: list[PhaseTimes]
 
 
 def template_for(model: str) -> str:
-    """Return the template to chat with ``model``, a path; "" if it has its own."""
+    """Return the template for a chat with the model at this path; "" if it has its own."""
     try:
         own = read_model(model).chat_template
     except TuningError:
-        return ""  # Loading says better what is wrong.
+        return ""  # Loading the model reports the error.
     return "" if own else PLAIN_TEMPLATE
 
 
 def talk(options: CliOptions, engine: EmbeddedEngine, rows: list[PhaseTimes]) -> None:
-    """Answer messages until standard input ends; ``rows`` gets the times of each answer."""
+    """Answer messages until standard input ends; append the times of each answer to ``rows``."""
     system, first = openings(options)
     before = [{"role": "system", "content": as_text(system)}] if system else []
     turns: list[dict[str, str]] = []
 
     def reply() -> Iterator[TextPiece]:
-        """Stream an answer to the last turn; forget the oldest while the context is full."""
+        """Yield the answer to the last turn; drop the oldest ones while the context is full."""
         while True:
-            # The prompt cache within the one sequence is what keeps a chat's history from
-            # being processed anew for each message.
+            # With the prompt cache, only the new message is processed, not the whole chat again.
             request: dict[str, Any] = {"messages": [*before, *turns], "cache_prompt": True}
             if options.chat_template:
                 request["stop"] = [PLAIN_STOP]
@@ -153,7 +155,7 @@ def talk(options: CliOptions, engine: EmbeddedEngine, rows: list[PhaseTimes]) ->
             except ContextFullError:
                 if len(turns) < 3:
                     raise
-                print("context full: the oldest exchange is forgotten", file=sys.stderr, flush=True)
+                print("context full: dropping the oldest exchange", file=sys.stderr, flush=True)
                 del turns[:2]
 
     try:
@@ -164,7 +166,7 @@ def talk(options: CliOptions, engine: EmbeddedEngine, rows: list[PhaseTimes]) ->
                 for piece in reply():
                     said.append(piece.text)
                     write(piece.text)
-            except KeyboardInterrupt:  # Ends the answer, not the chat.
+            except KeyboardInterrupt:  # It ends the answer, not the chat.
                 write(b"\n")
             turns.append({"role": "assistant", "content": "".join(said)})
             if options.single_turn:
@@ -174,11 +176,9 @@ def talk(options: CliOptions, engine: EmbeddedEngine, rows: list[PhaseTimes]) ->
 
 
 def openings(options: CliOptions) -> tuple[bytes, bytes]:
-    """Return the system prompt and the first message.
-
-    -p was the system prompt before llama-cli had -sys, and is the first message since; a
-    chat of one turn has no other place for its message.
-    """
+    """Return the system prompt and the first message of a chat; b"" for none."""
+    # In llama-cli, -p was the system prompt until -sys came, and is the first message since then.
+    # With --single-turn, no other flag could hold the message.
     if options.system_prompt or options.single_turn:
         return options.system_prompt, options.prompt
     return options.prompt, b""
@@ -194,7 +194,7 @@ def _messages(options: CliOptions, first: bytes) -> Iterator[bytes]:
 
 
 def _read() -> bytes | None:
-    """Return one message, None at the end of input; a final backslash continues it."""
+    """Return one message, None at the end of input; a backslash at a line's end continues it."""
     write(MARKER)
     content = b""
     while line := sys.stdin.buffer.readline():

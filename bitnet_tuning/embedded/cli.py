@@ -1,4 +1,4 @@
-"""The look-alike of llama-cli."""
+"""The embedded llama-cli: its flags, and a run from loading to the timings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bitnet_tuning.embedded.options import LOAD_FLAGS, LookAlike
 
 
 def run(options: CliOptions) -> None:
-    """Complete a prompt or chat. Raise TuningError for what cannot be done."""
+    """Complete a prompt or chat. Raise TuningError for an unusable model or a refused prompt."""
     if options.chat:
         options.chat_template = template_for(options.model)
     engine = EmbeddedEngine(options)
@@ -22,13 +22,13 @@ def run(options: CliOptions) -> None:
     try:
         (talk if options.chat else complete)(options, engine, rows)
     finally:
-        # Also when Ctrl-C ends it: what was done has taken its time.
+        # Also after Ctrl-C, with the times until then.
         if options.perf and not options.quiet:
             print(engine.perf(rows), file=sys.stderr, flush=True)
 
 
 PROGRAM = LookAlike(
-    "embedded: a llama-cli over xllamacpp (mainline llama.cpp on CPUs)",
+    "embedded: llama-cli made of xllamacpp (mainline llama.cpp, CPU only)",
     (
         *LOAD_FLAGS,
         CliFlag(
@@ -38,9 +38,11 @@ PROGRAM = LookAlike(
             os.fsencode,
         ),
         CliFlag("-f, --file FNAME", "prompt", "file that holds the prompt", from_file),
-        CliFlag("-sys, --system-prompt PROMPT", "system_prompt", "for a chat", os.fsencode),
+        CliFlag(
+            "-sys, --system-prompt PROMPT", "system_prompt", "system prompt of a chat", os.fsencode
+        ),
         CliFlag("-n, --predict, --n-predict N", "n_predict", "tokens to generate", whole),
-        CliFlag("--keep N", "", "accepted; a full context ends the text, it never shifts"),
+        CliFlag("--keep N", "", "accepted; the context never shifts: a full one ends the text"),
         CliFlag("-s, --seed SEED", "seed", "sampling seed (default: -1, random)", whole),
         CliFlag("--temp, --temperature N", "temperature", "temperature; 0 is greedy", real),
         CliFlag("--top-k N", "top_k", "top-k sampling; 0 is off", whole),
@@ -48,9 +50,11 @@ PROGRAM = LookAlike(
         CliFlag("--min-p N", "min_p", "min-p sampling; 0.0 is off", real),
         CliFlag("--repeat-penalty N", "repeat_penalty", "repetition penalty; 1.0 is off", real),
         CliFlag("--repeat-last-n N", "repeat_last_n", "tokens that penalties look at", whole),
-        CliFlag("--presence-penalty N", "presence_penalty", "0.0 is off", real),
-        CliFlag("--frequency-penalty N", "frequency_penalty", "0.0 is off", real),
-        CliFlag("--ignore-eos", "ignore_eos", "go on past the end of the text"),
+        CliFlag("--presence-penalty N", "presence_penalty", "presence penalty; 0.0 is off", real),
+        CliFlag(
+            "--frequency-penalty N", "frequency_penalty", "frequency penalty; 0.0 is off", real
+        ),
+        CliFlag("--ignore-eos", "ignore_eos", "continue past the end of the text"),
         CliFlag(
             "-r, --reverse-prompt PROMPT",
             "reverse_prompts",
@@ -61,11 +65,13 @@ PROGRAM = LookAlike(
         CliFlag("-cnv, --conversation", "chat", "chat: read messages from standard input"),
         CliFlag("-no-cnv, --no-conversation", "chat", "complete the prompt (default)"),
         CliFlag("-st, --single-turn", "single_turn", "end the chat after one answer"),
-        CliFlag("-e, --escape, --no-escape", "escape", r"process \n and others (default), or not"),
+        CliFlag(
+            "-e, --escape, --no-escape", "escape", r"process escapes like \n (default), or not"
+        ),
         CliFlag("--no-display-prompt", "display_prompt", "do not print the prompt first"),
-        CliFlag("--simple-io", "", "accepted; input and output are simple"),
+        CliFlag("--simple-io", "", "accepted; input and output are always simple"),
         CliFlag("--no-perf, -no-perf", "perf", "do not print timings at the end"),
-        CliFlag("--log-disable", "quiet", "nothing but errors on standard error"),
+        CliFlag("--log-disable", "quiet", "print only errors on standard error"),
     ),
     CliOptions,
     run,

@@ -1,4 +1,4 @@
-"""Load a model, stream the text that it answers with, and time it."""
+"""Load a model into this process, stream its answers, and report their times."""
 
 from __future__ import annotations
 
@@ -21,30 +21,33 @@ from bitnet_tuning.embedded.options import LoadOptions
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.model.gguf import read_model
 
-# Seconds until a wait for the next piece lets Python look for signals. Only Windows needs
-# it: elsewhere a signal ends the wait.
 POLL_SECONDS = 0.25
+"""Seconds between two looks for signals while waiting for text. Only Windows needs them:
+elsewhere a signal interrupts the wait."""
 BITNET_ONLY = ("i2_s", "tl1", "tl2")
+"""Tensor types that only bitnet.cpp has."""
 PREFIX = "llama_perf_context_print:"
+"""Beginning of llama.cpp's lines of timings."""
 
 LOOPBACK = "127.0.0.1"
-# sockaddr_un holds 104 bytes on macOS and BSD, 108 on Linux, one of them the final NUL.
 SOCKET_PATH_LIMIT = 103
+"""Longest path of a Unix socket in bytes: sockaddr_un holds 104 on macOS and BSD, 108 on Linux
+(unix(7)), one of them the final NUL."""
 FOLDER_PREFIX = "bitnet-embedded-"
-# A folder lives as long as a model loads; one this old was left by a killed process.
 STALE_SECONDS = 24 * 3600.0
+"""Age in seconds at which a folder is removed that a killed process left; a process needs its own
+only while a model loads."""
 
 
 class ContextFullError(TuningError):
-    """A prompt is longer than the context that it was given."""
+    """The prompt is longer than the context."""
 
 
 class PhaseTimes(NamedTuple):
-    """Tokens processed and the milliseconds that they took, by the engine's clock.
+    """The tokens of one request and their times in milliseconds, by the engine's clock.
 
-    The engine starts ``predicted_ms`` when it has sampled the first token, which comes out
-    of the prompt's last step and is paid for in ``prompt_ms``. So ``predicted_n`` tokens
-    cost ``predicted_n - 1`` steps: the ``runs``.
+    ``runs`` are the steps after the prompt. The first token comes out of the prompt's last step,
+    which is part of ``prompt_ms``.
     """
 
     prompt_n: int = 0
@@ -54,7 +57,7 @@ class PhaseTimes(NamedTuple):
 
 
 class TextPiece(NamedTuple):
-    """Text of whole characters; ``finish`` is "stop" or "length" at the end, else ""."""
+    """A part of an answer, in whole characters; ``finish`` is "stop" or "length" at its end."""
 
     text: str
     finish: str
@@ -63,13 +66,11 @@ class TextPiece(NamedTuple):
 
 @contextmanager
 def private(params: Any) -> Iterator[None]:
-    """Let nobody reach a server that is started in the block.
-
-    Requests go through calls within the process, but the engine's HTTP server insists on
-    listening. On POSIX it gets a socket file in a private folder that is deleted as soon as
-    the server has started. Elsewhere, and if the path is too long for a socket, it gets a
-    free port of 127.0.0.1. Either way a key that nobody knows guards it.
-    """
+    """Set ``params`` so that no other process can use a server that is started in the block."""
+    # Requests are calls within this process, but the engine's HTTP server always listens. On POSIX
+    # it gets a socket in a private folder, which is deleted as soon as the server has started.
+    # Elsewhere, and if the socket's path is too long, it gets a free port of 127.0.0.1. In both
+    # cases it demands a random key.
     params.api_keys = [secrets.token_hex(32)]
     params.port = 0
     with _socket_path() as path:
@@ -78,16 +79,16 @@ def private(params: Any) -> Iterator[None]:
 
 
 class EmbeddedEngine:
-    """A model in memory. ``load_ms`` is how long loading and warming up took."""
+    """A model in memory. ``load_ms`` is the time of loading and warming up, in milliseconds."""
 
     def __init__(
         self,
         options: LoadOptions,
         listening: Callable[[Any], AbstractContextManager[None]] = private,
     ) -> None:
-        """Load the model. ``listening`` sets where the server listens.
+        """Load the model; ``listening`` sets the address of the server in its parameters.
 
-        Raise TuningError for an unusable model, MissingError without xllamacpp.
+        Raise TuningError for an unusable model, and MissingError without xllamacpp.
         """
         _check_readable(options.model)
         self.options = options
@@ -104,7 +105,7 @@ class EmbeddedEngine:
         self.load_ms = 1e3 * (self.loaded_at - started)
 
     def system_info(self) -> str:
-        """Return llama.cpp's line about threads and instruction sets."""
+        """Return llama.cpp's ``system_info`` line: threads and instruction sets."""
         return (
             f"system_info: n_threads = {self.options.threads} "
             f"(n_threads_batch = {self.options.threads_batch}) / {os.cpu_count()} | "
@@ -112,14 +113,14 @@ class EmbeddedEngine:
         )
 
     def perf(self, rows: Sequence[PhaseTimes]) -> str:
-        """Return the timing lines for all completions since loading."""
+        """Return the lines of timings for all requests since loading."""
         return perf_lines(self.load_ms, 1e3 * (time.perf_counter() - self.loaded_at), rows)
 
     def complete(self, request: Mapping[str, Any]) -> Iterator[TextPiece]:
-        """Stream the answer to ``prompt``, or to ``messages`` through the chat template.
+        """Yield the answer to ``prompt``, or to ``messages`` through the chat template.
 
-        Closing the iterator stops it at the next token. Raise TuningError for what the
-        engine refuses.
+        Closing the iterator stops the engine at the next token. Raise TuningError if the engine
+        refuses the request or fails.
         """
         chat = "messages" in request
         call = self.server.handle_chat_completions if chat else self.server.handle_completions
@@ -127,7 +128,7 @@ class EmbeddedEngine:
 
 
 def _check_readable(model: str) -> None:
-    """Raise TuningError for a path that cannot be opened, before anything is imported."""
+    """Raise TuningError if the file cannot be opened. This is quicker than importing xllamacpp."""
     if not model:
         raise TuningError("no model given", "name one with -m FNAME")
     try:
@@ -135,29 +136,29 @@ def _check_readable(model: str) -> None:
         with open(model, "rb"):
             pass
     except (OSError, UnicodeEncodeError) as error:
-        reason = getattr(error, "strerror", "") or "its path is not UTF-8"
+        reason = getattr(error, "strerror", "") or "xllamacpp needs a path in UTF-8"
         shown = os.fsencode(model).decode("utf-8", "replace")
         raise TuningError(f"failed to open model '{shown}': {reason}") from None
 
 
 def _reason(model: str) -> str:
-    """Return why a file may be unusable, as far as its header tells."""
+    """Return why llama.cpp may have refused the file, as far as its header tells."""
     try:
         kind = read_model(model).quantization
     except TuningError as error:
         return error.cause
     if kind in BITNET_ONLY:
-        return f"{kind} is bitnet.cpp's own format: the embedded engine reads TQ2_0 and TQ1_0"
-    return "llama.cpp's reason stands above"
+        return f"{kind} files need bitnet.cpp: the embedded engine runs TQ2_0 and TQ1_0 files"
+    return "see llama.cpp's message above"
 
 
 @contextmanager
 def _socket_path() -> Iterator[str | None]:
-    """Yield a path to listen on that is deleted after the block, or None for a port."""
+    """Yield the path of a socket that is deleted after the block; None if there can be none."""
     if os.name != "posix" or not hasattr(socket, "AF_UNIX"):
         yield None
         return
-    with suppress(OSError):  # Remove what processes that were killed while loading left.
+    with suppress(OSError):  # Remove what killed processes left.
         for folder in Path(tempfile.gettempdir()).glob(FOLDER_PREFIX + "*"):
             if time.time() - folder.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -167,19 +168,16 @@ def _socket_path() -> Iterator[str | None]:
         yield None
         return
     with fresh as name:
-        # The suffix is how the server tells a socket file from a host name.
+        # llama.cpp's server knows a socket by this suffix (tools/server/server-http.cpp).
         path = f"{name}/s.sock"
         yield path if len(os.fsencode(path)) <= SOCKET_PATH_LIMIT else None
 
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Let signals end the process while a model loads, and restore their handlers after.
-
-    The binding holds the interpreter's lock while it loads, so that Python could not act on
-    Ctrl-C: let it end the process the way it ends a compiled program. Some releases leave
-    handlers of their own behind.
-    """
+    """Let signals end the process in the block, and restore their handlers afterwards."""
+    # While it loads a model, xllamacpp holds the interpreter's lock, so Python could not act on
+    # Ctrl-C. Some of its releases also leave handlers of their own behind.
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
     if before[signal.SIGINT] is signal.default_int_handler:
@@ -188,12 +186,13 @@ def _signals_kept() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            if handler is not None:  # None is one that Python did not set and cannot restore.
+            if handler is not None:  # None: not set by Python, which cannot restore it.
                 signal.signal(number, handler)
 
 
 def _stream(call: Callable[..., Any], request: Mapping[str, Any]) -> Iterator[TextPiece]:
-    """Run ``call`` in a thread, so that signals reach Python during a long prompt."""
+    """Yield the pieces that ``call`` delivers. It runs in a thread: the main thread must be free
+    to act on signals during a long prompt."""
     pieces: queue.SimpleQueue[Any] = queue.SimpleQueue()
     halt = threading.Event()
 
@@ -223,7 +222,7 @@ def _stream(call: Callable[..., Any], request: Mapping[str, Any]) -> Iterator[Te
 
 
 def _read(chunk: Any) -> TextPiece:
-    """Return a piece from one object of the stream, of a chat or of a completion."""
+    """Return the piece in one object of a stream; raise TuningError for one that is an error."""
     if isinstance(chunk, Exception):
         raise TuningError(f"the engine failed: {chunk}") from chunk
     if "choices" not in chunk:
@@ -240,23 +239,25 @@ def _refusal(error: Any) -> TuningError:
         count, size = error.get("n_prompt_tokens"), error.get("n_ctx")
         return ContextFullError(
             f"prompt is too long ({count} tokens, the context holds {size})",
-            "give a larger context with -c N, as far as the model can, or a shorter prompt",
+            "shorten the prompt, or ask for a larger context with -c N, if the model has one",
         )
     return TuningError(f"the engine refused the request: {error.get('message', error)}")
 
 
 def read_times(result: Mapping[str, Any]) -> PhaseTimes:
-    """Read the ``timings`` object of a completion's result."""
+    """Return the times in the ``timings`` object of a result."""
+    # The engine starts predicted_ms when it has sampled the first token, from the prompt's last
+    # step. So predicted_n tokens take one step less.
     runs = max(int(result["predicted_n"]) - 1, 0)
-    # With no step after the prompt, what the clock shows is the reading of the clock.
+    # Without a step after the prompt, there is only the time of reading the clock.
     predicted_ms = float(result["predicted_ms"]) if runs else 0.0
     return PhaseTimes(int(result["prompt_n"]), float(result["prompt_ms"]), runs, predicted_ms)
 
 
 def perf_lines(load_ms: float, wall_ms: float, rows: Sequence[PhaseTimes]) -> str:
-    """Return the four lines that every llama.cpp program ends with, times in milliseconds.
+    """Return the four lines of timings that every llama.cpp program prints at its end.
 
-    ``wall_ms`` counts from the end of loading; ``rows`` are added up.
+    ``wall_ms`` are the milliseconds since loading; the ``rows`` are added up.
     """
     prompt_n, runs = sum(row.prompt_n for row in rows), sum(row.runs for row in rows)
     prompt = _rate(sum(row.prompt_ms for row in rows), prompt_n, "tokens")

@@ -1,8 +1,7 @@
-"""Read a command line as llama.cpp does.
+"""Parse a command line as llama.cpp does.
 
-This is not argparse, because llama.cpp takes the argument after a flag as its value
-whatever it looks like (``-p -foo``, ``-n -1``), has single-dash flags of several letters
-(``-ngl``) and exits with 1 on a usage error.
+argparse cannot: llama.cpp takes any argument after a flag as its value (``-p -foo``, ``-n -1``),
+has flags of several letters after one dash (``-ngl``) and exits with 1 after a usage error.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ _MEANING = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\"
 
 
 class CliFlag(NamedTuple):
-    """One flag and the option that it sets.
+    """A flag and the option that it sets.
 
-    ``spec`` lists its names as help shows them, and a placeholder if it takes a value; a
-    placeholder in brackets is a value that may be left out. ``field`` is "" for a flag that
-    is accepted and ignored. A switch sets False if its name begins with ``-no-`` or
-    ``--no-``, else True.
+    ``spec`` lists its names and, for a flag with a value, a placeholder, in brackets if the value
+    is optional. ``field`` is "" for a flag that is accepted and ignored. A flag without a value
+    sets False if its name begins with ``-no-`` or ``--no-``, else True. With ``append``, the values
+    of several occurrences are collected.
     """
 
     spec: str
@@ -40,15 +39,15 @@ class CliFlag(NamedTuple):
 
     @property
     def metavar(self) -> str:
-        """Return the placeholder of the value, "" for a switch."""
+        """Return the placeholder of the value; "" for a flag without one."""
         last = self.spec.split()[-1]
         return "" if last.startswith("-") else last
 
 
 def parse(argv: Sequence[str], table: Sequence[CliFlag]) -> dict[str, Any]:
-    """Return the options that ``argv`` sets; the last of several equal flags wins.
+    """Return the options that ``argv`` sets; the last occurrence of a flag counts.
 
-    Raise TuningError for an unknown flag, a missing value and an unusable one.
+    Raise TuningError for an unknown flag and for a missing or unusable value.
     """
     by_name = {name: flag for flag in table for name in flag.names}
     options: dict[str, Any] = {}
@@ -79,13 +78,13 @@ def _value(flag: CliFlag, name: str, rest: list[str]) -> Any:
 
 
 def number(kind: Callable[[str], Any], noun: str) -> Callable[[str], Any]:
-    """Return a converter that refuses text in words that a user understands."""
+    """Return a converter that says what it expected: ``'x' is not a whole number``."""
 
     def convert(text: str) -> Any:
         try:
             return kind(text)
         except ValueError:
-            raise ValueError(f"not a {noun}: {text!r}") from None
+            raise ValueError(f"'{text}' is not a {noun}") from None
 
     return convert
 
@@ -95,7 +94,7 @@ real = number(float, "number")
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """Return a converter to integers that refuses smaller ones."""
+    """Return a converter to integers that are not below ``least``."""
 
     def convert(text: str) -> int:
         value: int = whole(text)
@@ -107,21 +106,22 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def one_of(values: Mapping[str, Any]) -> Callable[[str], Any]:
-    """Return a converter that accepts these words only."""
+    """Return a converter that accepts the keys of ``values`` and returns the value for one."""
 
     def convert(text: str) -> Any:
         if text not in values:
-            raise ValueError(f"{text!r} is none of {', '.join(values)}")
+            raise ValueError(f"'{text}' is not one of {', '.join(values)}")
         return values[text]
 
     return convert
 
 
 def from_file(path: str) -> bytes:
-    """Return the file's bytes without one final newline, as llama.cpp reads a prompt file.
+    """Return the bytes of a prompt file without a newline at the end.
 
     Raise TuningError if the file cannot be read.
     """
+    # llama.cpp drops one newline, too (common/arg.cpp, --file).
     try:
         return Path(path).read_bytes().removesuffix(b"\n")
     except OSError as error:
@@ -129,7 +129,7 @@ def from_file(path: str) -> bytes:
 
 
 def unescape(raw: bytes) -> bytes:
-    r"""Replace ``\n \r \t \' \" \\`` and ``\x41``; any other backslash stays."""
+    r"""Replace ``\n \r \t \' \" \\`` and ``\x41``; leave other backslashes as they are."""
 
     def meaning(match: re.Match[bytes]) -> bytes:
         letter = match[1]
@@ -139,7 +139,7 @@ def unescape(raw: bytes) -> bytes:
 
 
 def render(title: str, table: Sequence[CliFlag]) -> str:
-    """Return the help text: one line for each flag, laid out as llama.cpp does."""
+    """Return the help text, with one line for each flag, in llama.cpp's layout."""
     lines = [title, "", "----- flags -----", ""]
     for flag in table:
         short, comma, rest = flag.spec.partition(", ")

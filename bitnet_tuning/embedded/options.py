@@ -1,4 +1,4 @@
-"""The options that every look-alike has: how a model is loaded."""
+"""The options that all programs of the embedded engine share: how a model is loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bitnet_tuning.embedded.flags import CliFlag, one_of, parse, whole
 
 @dataclass
 class LoadOptions:
-    """How a model is loaded; sizes in tokens, None leaves a value to llama.cpp."""
+    """How a model is loaded. Sizes are in tokens; None leaves a value to llama.cpp."""
 
     help: bool = False
     version: bool = False
@@ -33,7 +33,7 @@ class LoadOptions:
     chat_template: str = ""
 
     def __post_init__(self) -> None:
-        """Replace thread counts below 1, as llama.cpp does."""
+        """Replace thread counts below 1 by a default, as llama.cpp does."""
         if self.threads < 1:
             self.threads = allowed_cpus()
         if self.threads_batch < 1:
@@ -41,42 +41,52 @@ class LoadOptions:
 
 
 def allowed_cpus() -> int:
-    """Return how many logical CPUs this process may use."""
+    """Return the number of logical CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 class LookAlike(NamedTuple):
-    """One program: what its help is titled, its flags, their options and what it does."""
+    """A program of the embedded engine that takes the flags of one of llama.cpp's."""
 
     title: str
+    """First line of its help."""
     flags: tuple[CliFlag, ...]
     options: type[LoadOptions]
+    """Class of the options that the flags set."""
     run: Callable[[Any], None]
+    """Function that does the work with such options."""
 
     def parse(self, argv: Sequence[str]) -> Any:
-        """Return the options of a command line; raise TuningError as ``flags.parse`` does."""
+        """Return the options that ``argv`` sets; raise TuningError as ``flags.parse`` does."""
         return self.options(**parse(argv, self.flags))
 
 
 _FLASH = {"on": True, "off": False, "auto": None, "1": True, "0": False}
 _NUMA = {kind: kind for kind in ("distribute", "isolate", "numactl")}
-_IDLE = "for llama-cli's sake; no effect in a build with OpenMP"
+_IDLE = "accepted; no effect in builds with OpenMP, like this one"
 
 LOAD_FLAGS = (
     CliFlag("-h, --help", "help", "print this text and exit"),
     CliFlag("--version", "version", "print the versions and exit"),
     CliFlag("-v, --verbose", "verbose", "show llama.cpp's log"),
     CliFlag("-m, --model FNAME", "model", "model file (GGUF)"),
-    CliFlag("-c, --ctx-size N", "context", "context in tokens (default: 4096; 0: model's)", whole),
+    CliFlag(
+        "-c, --ctx-size N", "context", "context in tokens (default: 4096; 0: the model's)", whole
+    ),
     CliFlag("-t, --threads N", "threads", "threads (default: CPUs this process may use)", whole),
     CliFlag("-tb, --threads-batch N", "threads_batch", "threads for prompts (default: -t)", whole),
     CliFlag("-b, --batch-size N", "batch", "logical batch size (default: 2048)", whole),
     CliFlag("-ub, --ubatch-size N", "ubatch", "physical batch size (default: 512)", whole),
-    CliFlag("--mmap, --no-mmap", "mmap", "map the model file into memory, or read it"),
+    CliFlag("--mmap, --no-mmap", "mmap", "map the model file into memory, or copy it"),
     CliFlag("--mlock", "mlock", "keep the model in RAM"),
-    CliFlag("-fa, --flash-attn [on|off|auto]", "flash", "flash attention (auto)", one_of(_FLASH)),
+    CliFlag(
+        "-fa, --flash-attn [on|off|auto]",
+        "flash",
+        "flash attention (default: auto)",
+        one_of(_FLASH),
+    ),
     CliFlag("--numa TYPE", "numa", "distribute, isolate or numactl", one_of(_NUMA)),
     CliFlag("--prio N", "priority", _IDLE, whole),
     CliFlag("--poll N", "poll", _IDLE, whole),

@@ -1,7 +1,7 @@
-"""The look-alike of llama-server: xllamacpp's own server, on a port.
+"""The embedded llama-server: the server that is part of xllamacpp, on a port.
 
-xllamacpp brings llama.cpp's server with it; here it only gets an address, its slots and
-the key in LLAMA_API_KEY, and this process stays until somebody ends it.
+It is llama.cpp's own server. This module sets its address, its slots and its key, and keeps the
+process alive.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from bitnet_tuning.embedded.flags import CliFlag, at_least, whole
 from bitnet_tuning.embedded.options import LOAD_FLAGS, LoadOptions, LookAlike
 
 KEY_VARIABLE = "LLAMA_API_KEY"
+"""Environment variable from which llama-server takes the key without --api-key."""
 
 
 @dataclass
 class ServerOptions(LoadOptions):
-    """What llama-server's command line asks for; ``slots`` is how many prompts at a time."""
+    """The options of llama-server; ``slots`` is the number of prompts at a time."""
 
     slots: int = 1
     host: str = "127.0.0.1"
@@ -33,27 +34,27 @@ class ServerOptions(LoadOptions):
 
 
 def run(options: ServerOptions) -> None:
-    """Serve until a signal comes.
+    """Serve until a signal ends the process.
 
-    Raise TuningError for an unusable model or a port that is taken, MissingError without
+    Raise TuningError for an unusable model or an occupied port, and MissingError without
     xllamacpp.
     """
 
     @contextmanager
     def listening(params: Any) -> Iterator[None]:
-        """Set the address, slots with a context of their own each, and the key."""
+        """Set the address, the slots, each with its own context, and the key."""
         set_host(params, options.host)
         params.port = options.port
         params.n_parallel = options.slots
         params.cont_batching = True
-        params.n_threads_http = options.slots + 2  # Two answer about its health.
+        params.n_threads_http = options.slots + 2  # Two answer health checks.
         set_known(params, {"kv_unified": False})
         key = options.api_key or os.environ.get(KEY_VARIABLE, "")
         if key:
             params.api_keys = [key]
         yield
 
-    engine = EmbeddedEngine(options, listening)  # Serves as long as it is referred to.
+    engine = EmbeddedEngine(options, listening)  # It serves as long as this reference exists.
     address = engine.server.listening_address
     line = f"server is listening on {address} with {options.slots} slots"
     print(line, file=sys.stderr, flush=True)
@@ -61,7 +62,7 @@ def run(options: ServerOptions) -> None:
 
 
 PROGRAM = LookAlike(
-    "embedded server: llama-server over xllamacpp (mainline llama.cpp on CPUs)",
+    "embedded server: llama-server made of xllamacpp (mainline llama.cpp, CPU only)",
     (
         *LOAD_FLAGS,
         CliFlag("-np, --parallel N", "slots", "prompts at a time (default: 1)", at_least(1)),
@@ -69,7 +70,7 @@ PROGRAM = LookAlike(
         CliFlag("--no-context-shift", "", "accepted; a full context ends the text"),
         CliFlag("--host HOST", "host", "address to listen on (default: 127.0.0.1)"),
         CliFlag("--port PORT", "port", "port to listen on (default: 8080)", whole),
-        CliFlag("--api-key KEY", "api_key", f"key of requests (env: {KEY_VARIABLE})"),
+        CliFlag("--api-key KEY", "api_key", f"key that requests must have (env: {KEY_VARIABLE})"),
     ),
     ServerOptions,
     run,

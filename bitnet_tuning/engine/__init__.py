@@ -1,1 +1,1 @@
-"""Compiled engines: where they are, what they can do, which one to use."""
+"""Engines: where they are, what they can do, and which of several builds to use."""

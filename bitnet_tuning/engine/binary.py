@@ -1,4 +1,8 @@
-"""Read from an engine's files what it is made of, without running the engine itself."""
+"""Read from an engine's files what it is made of, without running the engine.
+
+What it is linked with and which names it knows come from strings in the compiled files, what it
+is compiled for from the files that CMake leaves in the build folder.
+"""
 
 from __future__ import annotations
 
@@ -14,29 +18,28 @@ from bitnet_tuning.engine.instruction_sets import of_compiler, ordered
 _OWN_LIBRARY = r"(?i)(lib)?(ggml|llama|mtmd|bitnet|xllamacpp)[^/\\]*\.(so|dylib|dll)"
 _EXECUTABLE_MAGIC = (
     b"\x7fELF",
-    b"MZ",
-    b"\xcf\xfa\xed\xfe",
-    b"\xca\xfe\xba\xbe",
+    b"MZ",  # Windows
+    b"\xcf\xfa\xed\xfe",  # macOS: mach-o/loader.h, little-endian
     b"\xfe\xed\xfa\xcf",
+    b"\xca\xfe\xba\xbe",  # macOS, several architectures: mach-o/fat.h
 )
 
+# Each runtime by its library, and GNU's and LLVM's also by a variable that they read, for static
+# linking. LLVM's comes last: ggml sets KMP_BLOCKTIME in every build with OpenMP (ggml-cpu.c,
+# ggml_cpu_init), so its name is in builds with the other runtimes, too.
 _RUNTIMES = (
     (GOMP, (b"libgomp.so", b"libgomp-1.dll", b"libgomp.1.dylib", b"GOMP_SPINCOUNT")),
     (MSVC, (b"vcomp140",)),
     (LLVM, (b"libomp.so", b"libiomp5", b"libomp140", b"libomp.dylib", b"KMP_BLOCKTIME")),
 )
-"""Names in the table of libraries that a program needs, and one from the code of GNU's and
-LLVM's runtimes, for static linking. ggml sets KMP_BLOCKTIME in any OpenMP build, so LLVM is
-looked for last."""
-
 _BLAS = (("openblas", b"libopenblas"), ("mkl", b"libmkl_"))
 
 Trace = Callable[[str], str]
-"""Returns the libraries of a program, as ``ldd`` prints them."""
+"""Function that returns the libraries of a program as ``ldd`` prints them."""
 
 
 def is_executable_image(path: str) -> bool:
-    """Return whether the file is a compiled program, not a script."""
+    """Return whether the file is a compiled program or library, and not a script."""
     try:
         with open(path, "rb") as file:
             return file.read(4).startswith(_EXECUTABLE_MAGIC)
@@ -45,7 +48,11 @@ def is_executable_image(path: str) -> bool:
 
 
 def own_files(program: str, trace: Trace) -> tuple[str, ...]:
-    """Return the program and those of its libraries that were built with it, links resolved."""
+    """Return the real paths of the program and of the libraries that were built with it.
+
+    ``trace`` is only called for a compiled program on Linux. Libraries beside the program count
+    even if it does not link them: ggml's backends are loaded at run time.
+    """
     beside = os.path.dirname(os.path.realpath(program))
     found = [os.path.realpath(program)]
     found += [
@@ -56,10 +63,9 @@ def own_files(program: str, trace: Trace) -> tuple[str, ...]:
 
 
 def _linked(program: str, trace: Trace) -> list[str]:
-    """Return the paths in lines like ``name => /path (0x…)`` and ``/path (0x…)``; the loader
-    resolves run paths as at a start."""
     if not sys.platform.startswith("linux") or not is_executable_image(program):
         return []
+    # Lines are ``name => /path (0x…)`` or ``/path (0x…)``.
     return re.findall(r"(?:^\s*|=> )(/\S.*?) \(0x", trace(program), re.MULTILINE)
 
 
@@ -71,7 +77,7 @@ def _names(folder: str) -> list[str]:
 
 
 def openmp_runtime(files: Iterable[str]) -> str | None:
-    """Return the runtime that any of the files needs or contains; None if they do not tell."""
+    """Return GOMP, LLVM, MSVC or NONE; None if no file is compiled code of ggml."""
     images = _ggml_images(files)
     for runtime, names in _RUNTIMES:
         if any(contains(path, names) for path in images):
@@ -80,20 +86,24 @@ def openmp_runtime(files: Iterable[str]) -> str | None:
 
 
 def _ggml_images(files: Iterable[str]) -> list[str]:
-    """Return the compiled files, if ggml is among them: a script, or a program that only
-    starts another one, tells nothing."""
+    """Return the compiled files, or none if ggml is not in them: the llama-cli that was named
+    may be a script or a program that starts another one."""
     images = [path for path in files if is_executable_image(path)]
     return images if any(contains(path, (b"ggml_",)) for path in images) else []
 
 
 def blas_libraries(files: Iterable[str]) -> tuple[str, ...]:
-    """Return which of ``openblas`` and ``mkl`` the files need."""
+    """Return which of the libraries ``openblas`` and ``mkl`` the files link."""
     paths = list(files)
     return tuple(name for name, mark in _BLAS if any(contains(path, (mark,)) for path in paths))
 
 
 def knows_name(files: Iterable[str], name: str) -> bool | None:
-    """Return whether one of the files holds ``name`` as a C string; None if they do not tell."""
+    """Return whether one of the files holds ``name`` as a whole C string.
+
+    This tells whether an engine knows a tensor type or an architecture. None means that no file
+    is compiled code of ggml.
+    """
     images = _ggml_images(files)
     mark = name.encode() + b"\0"
     return any(contains(path, (mark,)) for path in images) if images else None
@@ -113,21 +123,23 @@ def contains(path: str, marks: Iterable[bytes]) -> bool:
 _CACHE = "CMakeCache.txt"
 _COMMANDS = "compile_commands.json"
 _LARGEST = 1 << 25
-"""Bytes of either file that are read; those of llama.cpp have some hundred thousand."""
+"""Bytes of these two files to read; llama.cpp's are well below a MiB."""
 
 _LEVELS = 3
-"""Folders above the program: build/bin/Release/llama-cli lies three below the checkout."""
+"""Folders above the program to search; build/bin/Release/llama-cli has its cache three up."""
 
 _KERNEL_SOURCES = ("ggml.c", "ggml-cpu.c", "ggml-cpu.cpp", "ggml-quants.c")
-"""Source files that are compiled with the options of the kernels."""
+"""Source files of ggml's CPU kernels; other files are compiled with other options."""
 
 _OPTION = r"(?im)^GGML_([A-Z0-9_]+):[A-Z]+=(?:ON|TRUE|YES|1)\s*$"
 _COMPILER_OPTIONS = r"(?m)^CMAKE_(?:C|CXX)_FLAGS:[A-Z]+=(.*)$"
 
 
 def configured_isa(cli: str) -> frozenset[str]:
-    """Return the instruction sets that the build of ``cli`` needs, by llama.cpp's names; empty
-    where its folder does not tell, as for -march=native."""
+    """Return the instruction sets for which ``cli`` was configured, by llama.cpp's names.
+
+    It is empty without CMake's files in the build folder, and for -march=native.
+    """
     folder = _folder(os.path.realpath(cli))
     if folder is None:
         return frozenset()
@@ -144,14 +156,14 @@ def _folder(program: str) -> str | None:
 
 
 def _compiled(path: str) -> frozenset[str]:
-    """Return what the commands that compiled the kernels build for."""
+    """Return the instruction sets of the command that compiled the kernels."""
     try:
         entries = json.loads(_read(path))
         for entry in entries:
             if re.split(r"[/\\]", entry["file"])[-1] in _KERNEL_SOURCES:
                 return of_compiler(entry.get("arguments") or entry["command"].split())
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        pass  # another generator's, or damaged: read the cache instead
+        pass  # damaged, or in a form that CMake does not write
     return frozenset()
 
 

@@ -1,4 +1,8 @@
-"""Choose between several builds: what this CPU can run, what was measured, what fits best."""
+"""Choose between several builds of an engine, and remember which one was measured fastest.
+
+A build counts if this CPU can run it and it can run the model. Of those the one that was measured
+fastest wins, else the one that uses most of the CPU's instruction sets.
+"""
 
 from __future__ import annotations
 
@@ -27,20 +31,20 @@ if TYPE_CHECKING:
     Refused = tuple[tuple[str, str], ...]
 
 FASTER, SLOWER, OPEN = "faster", "slower", "no difference shown"
-"""Verdicts as they are stored; ``verdict_words`` is what a user reads."""
+"""Verdicts of a comparison as they are stored; ``verdict_words`` turns them into words."""
 OUT = "out"
-"""Beginning of the verdict of a build that failed while it was compared, or wrote wrong words."""
+"""Beginning of the verdict on a build that failed in a comparison: ``out: wrong words``."""
 
 
 class Ranked(NamedTuple):
-    """What a comparison found of a build that has not changed since."""
+    """The result of a comparison for one build whose files are still the same."""
 
     verdict: str
-    """Against the comparison's reference; the reference's own is ``no difference shown``."""
+    """Verdict against the reference build, whose own is OPEN."""
     ratio: float
-    """Median speed over the reference's."""
+    """Median of the speed's ratio to the reference build's."""
     claim: str
-    """The result in half a sentence."""
+    """The result as a phrase for the plan's reasons."""
 
 
 def choose_build(
@@ -49,27 +53,30 @@ def choose_build(
     model: ModelFile | None,
     measured: Mapping[str, Ranked],
 ) -> Engine:
-    """Return the best build, with the reason in its location. ``measured`` is by the program's
-    path; without a ``model`` the choice is for i2_s. Raise UnsupportedError where none can run
-    here."""
+    """Return the best build, with the reason added to its location's source.
+
+    ``measured`` has results by the path of the program. Without a ``model`` choose for i2_s.
+    Raise UnsupportedError if this CPU can run none of the builds, or none can run the model.
+    """
     every = tuple(engines)
     runnable, refused = usable(every, host, model)
     if not runnable:
-        each = "; ".join(f"{path} {what}" for path, what in refused)
+        reasons = "; ".join(f"{path} {what}" for path, what in refused)
         raise UnsupportedError(
-            f"none of the builds can be used here: {each}",
+            f"none of the builds can be used here: {reasons}",
             "build it on this machine (cmake -B build -DGGML_NATIVE=ON), or name another engine "
             "with --engine",
         )
     able, weak = _with_kernels(runnable, model)
-    winner, why = _best(able, host, measured)
+    winner, reason = _best(able, host, measured)
     left_out = (f"{build_name(path)} {what}" for path, what in (*refused, *weak))
-    source = "; ".join((f"{winner.location.source}, of {len(every)} builds there {why}", *left_out))
+    chosen = f"{winner.location.source}; of {len(every)} builds there {reason}"
+    source = "; ".join((chosen, *left_out))
     return winner._replace(location=winner.location._replace(source=source))
 
 
 def build_name(path: str) -> str:
-    """Return a build's name for users: ``build-gcc`` for build-gcc/bin/llama-cli."""
+    """Return the name to show for a build: ``build-gcc`` for /x/build-gcc/bin/llama-cli."""
     parts = path.replace("\\", "/").split("/")[:-1]
     if parts[-1:] == ["Release"]:
         parts.pop()
@@ -79,7 +86,8 @@ def build_name(path: str) -> str:
 def usable(
     engines: Iterable[Engine], host: Host, model: ModelFile | None
 ) -> tuple[tuple[Engine, ...], Refused]:
-    """Return those that can run the model on this CPU, and path and reason of the others."""
+    """Return the builds that can run the model on this CPU, and the path of each other one with
+    the reason as the rest of a sentence."""
     fine, refused = [], []
     for engine in engines:
         try:
@@ -95,77 +103,79 @@ def usable(
 def _with_kernels(
     engines: tuple[Engine, ...], model: ModelFile | None
 ) -> tuple[tuple[Engine, ...], Refused]:
-    """Leave out those that compute garbage for i2_s, unless there are no others."""
+    """Leave out builds without kernels for i2_s, unless there are no others."""
     if model is not None and model.quantization != I2_S:
         return engines, ()
     weak = [each for each in engines if each.isa and not each.isa & KERNEL_ISA]
     able = tuple(each for each in engines if each not in weak)
     if not any(each.isa for each in able):
         return engines, ()
-    why = "is built without AVX2 and NEON, which i2_s needs"
-    return able, tuple((each.path, why) for each in weak)
+    reason = "is built without AVX2 and NEON, which i2_s needs"
+    return able, tuple((each.path, reason) for each in weak)
 
 
 def _best(
     engines: tuple[Engine, ...], host: Host, measured: Mapping[str, Ranked]
 ) -> tuple[Engine, str]:
-    """Return the best with the reason, as the rest of a sentence."""
+    """Return the best build and why it is chosen, as a phrase."""
     known = {each.path: found for each in engines if (found := measured.get(each.path))}
     faster = [each for each in engines if each.path in known and known[each.path].verdict == FASTER]
     if faster:
         winner = max(faster, key=lambda each: known[each.path].ratio)
         new = [build_name(each.path) for each in engines if each.path not in known]
-        unknown = f" ({', '.join(new)} not measured as it is now)" if new else ""
+        unknown = f" (new or changed since then: {', '.join(new)})" if new else ""
         return winner, f"the one that was measured fastest: {known[winner.path].claim}{unknown}"
     worse = {path: each for path, each in known.items() if each.verdict not in (FASTER, OPEN)}
     left = tuple(each for each in engines if each.path not in worse)
-    winner, why = _widest(left or engines, host)
+    winner, reason = _widest(left or engines, host)
     if not worse:
-        return winner, f"{why}; measured, {verdict_words(OPEN)}" if known else why
-    said = (f"{build_name(path)}: {each.verdict} when measured" for path, each in worse.items())
-    return winner, f"{why} ({'; '.join(said)})"
+        return winner, f"{reason}; when measured, {verdict_words(OPEN)}" if known else reason
+    results = (f"{build_name(path)} when measured: {each.verdict}" for path, each in worse.items())
+    return winner, f"{reason} ({'; '.join(results)})"
 
 
 def _widest(engines: tuple[Engine, ...], host: Host) -> tuple[Engine, str]:
-    """Return the first of those that use most of what the CPU has, with the reason."""
+    """Return the build that uses most of the CPU's instruction sets, the first of equals."""
     if len(engines) == 1:
-        return engines[0], "the only one that remains"
+        return engines[0], "the only usable one"
     used = [matching(each.isa, host.isa) for each in engines]
     counts = [len(names) for names in used]
     first = counts.index(max(counts))
     if len(set(counts)) == 1:
-        return engines[0], "the first: none fits this CPU better than another"
+        return engines[0], "the first one, as all fit this CPU equally well"
     return engines[first], f"the one that fits this CPU best ({', '.join(used[first])})"
 
 
 KIND = "builds"
+"""Kind of the state records here."""
 
 
 class BuildResult(NamedTuple):
-    """One build against the reference."""
+    """The result of a comparison for one build, as it is stored."""
 
     verdict: Text
     ratio: tuple[Positive, Positive, Positive] | None
-    """Median and the ends of its interval; None for the reference and without a measurement."""
+    """Median ratio to the reference build and its interval; None for the reference build itself
+    and for a build that was not measured."""
     files: tuple[tuple[Text, int, int], ...] = ()
-    """The identity of each of its files."""
+    """Path, size in bytes and time of change of each of the build's files."""
 
 
 class ComparedBuilds(NamedTuple):
-    """What a comparison of builds found."""
+    """The result of a comparison of builds, as it is stored."""
 
     created: Moment
     objective: Text
     reference: Text
-    """Path of the build against which all were measured."""
+    """Path of the build that all others were compared with."""
     builds: dict[Text, BuildResult]
-    """By path."""
+    """Results by the path of the program."""
 
 
 def store_fastest(
     state: State, host: Host, engines: Sequence[Engine], model: ModelFile, found: ComparedBuilds
 ) -> bool:
-    """Remember what was found of these builds as they are now. Return whether it was kept."""
+    """Store the results for these builds as they are now. Return whether that worked."""
     builds = {
         engine.path: found.builds[engine.path]._replace(files=_files(engine))
         for engine in engines
@@ -177,8 +187,10 @@ def store_fastest(
 def load_fastest(
     state: State, host: Host, engines: Sequence[Engine], model: ModelFile
 ) -> dict[str, Ranked]:
-    """Return by path what was found of every build that still is the one that was measured;
-    nothing where the reference is another by now: all was measured against that."""
+    """Return, by path, the stored results of the builds that have not changed since then.
+
+    Return nothing if the reference build has changed: all ratios are against it.
+    """
     found = state.load(KIND, _key(host, engines[0], model), ComparedBuilds)
     if found is None:
         return {}
@@ -214,5 +226,5 @@ def _ranked(found: ComparedBuilds, path: str) -> Ranked:
 
 
 def verdict_words(stored: str) -> str:
-    """Return a stored verdict as it is shown."""
+    """Return the words in which a stored verdict is shown."""
     return "not significantly different" if stored == OPEN else stored

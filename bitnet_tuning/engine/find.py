@@ -1,4 +1,4 @@
-"""Find engines, and hold what is known of one."""
+"""Find engines; the record of what is known about one."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from bitnet_tuning.errors import MissingError
 from bitnet_tuning.namedtuple import NamedTuple
 
 GOMP, LLVM, MSVC, NONE = "libgomp", "libomp", "vcomp", "none"
-"""OpenMP runtimes: GNU's, LLVM's (Intel's is the same code), Microsoft's, and no OpenMP."""
+"""OpenMP runtimes: GNU's, LLVM's (also Intel's, the same code), Microsoft's, and none at all."""
 
 EMBEDDED = "embedded"
-"""The name by which --engine and BITNET_ENGINE ask for the embedded engine."""
+"""Value of --engine and BITNET_ENGINE that selects the embedded engine."""
 
 NONE_COMPILED = "no compiled engine was found"
-"""Source of an embedded engine that nobody asked for."""
+"""Source of the location of an embedded engine that is used for want of another one."""
 
 _SUFFIX = ".exe" if os.name == "nt" else ""
 _CLI = "llama-cli" + _SUFFIX
 _BUILD = "build"
-"""How the names of build folders begin; the plain one comes first."""
+"""Beginning of the names of build folders; a folder of exactly this name comes first."""
 _BINS = (os.path.join("bin", "Release"), "bin")
 
 ARCHITECTURES = (
@@ -34,51 +34,55 @@ ARCHITECTURES = (
     "qwen2",
     "qwen3",
 )
-"""Architectures of published ternary models; a probe asks whether an engine knows them."""
+"""Architectures of published ternary models, which a probe looks for in an engine's files."""
 
 
 class Location(NamedTuple):
-    """Where an engine was found."""
+    """The place of an engine, before it is known what the engine can do."""
 
     cli: str
-    """Absolute path of llama-cli, or of the embedded engine's module."""
+    """Absolute path of llama-cli, or of the embedded engine's main module."""
     source: str
-    """How it was found, for the plan's reasons."""
+    """How the engine was found, as a phrase for the plan's reasons."""
     embedded: bool = False
 
 
 class Engine(NamedTuple):
-    """An engine and what a probe learned of it. None means "not known"."""
+    """An engine and what a probe found out about it; None means "not known"."""
 
     location: Location
     version: str
     flags: frozenset[str]
-    """In the help of the program for one-shot prompts."""
+    """Flags that the program for one-shot prompts lists in its help."""
     chat_flags: frozenset[str]
-    """In llama-cli's own help."""
+    """Flags that llama-cli lists in its help."""
     openmp: str | None
+    """GOMP, LLVM, MSVC or NONE."""
     blas: tuple[str, ...]
+    """BLAS libraries that it links: ``openblas``, ``mkl``."""
     isa: frozenset[str]
-    """Instruction sets it is built with, in llama.cpp's spelling: AVX2, NEON."""
+    """Instruction sets that it uses, by llama.cpp's names, such as AVX2 and NEON."""
     i2_s: bool | None
+    """Whether it has the tensor type i2_s, as only bitnet.cpp has."""
     architectures: Mapping[str, bool]
+    """Whether it knows a model architecture, for those that were looked for."""
     files: tuple[str, ...]
-    """The program and its own libraries."""
+    """Real paths of the program and of the libraries built with it."""
     completion: str | None
-    """llama-completion beside llama-cli, which then is a chat program."""
+    """llama-completion beside llama-cli; where there is one, llama-cli only chats."""
     cpu: frozenset[str] = frozenset()
-    """Flags of the CPU on which it was probed."""
+    """Flags of the CPU on which the engine was probed, as the kernel writes them."""
     ran: bool | None = None
-    """Whether the demo model ran there; False if SIGILL ended it."""
+    """Whether the demo model ran on that CPU; False after SIGILL, None after other failures."""
 
     @property
     def bench(self) -> str | None:
-        """llama-bench beside llama-cli."""
+        """Path of llama-bench beside llama-cli; None without one."""
         return None if self.embedded else beside(self.path, "llama-bench")
 
     @property
     def server(self) -> str | None:
-        """llama-server beside llama-cli."""
+        """Path of llama-server beside llama-cli; None without one."""
         return None if self.embedded else beside(self.path, "llama-server")
 
     @property
@@ -91,15 +95,15 @@ class Engine(NamedTuple):
 
     @property
     def checkout(self) -> str | None:
-        """The folder that holds build*/bin/llama-cli; None for another layout."""
+        """The folder above build*/bin/llama-cli; None if it lies elsewhere."""
         return checkout_of(self.path)
 
     def flags_for(self, chat: bool) -> frozenset[str]:
-        """Return the flags of the program that ``program`` starts."""
+        """Return the flags of the program for chats or for one-shot prompts."""
         return self.chat_flags if chat else self.flags
 
     def program(self, chat: bool) -> tuple[str, ...]:
-        """Return the argv that starts a chat or a one-shot prompt."""
+        """Return the argv, without flags, that starts a chat or a one-shot prompt."""
         if self.embedded:
             return (sys.executable, self.path)
         return (self.path if chat or self.completion is None else self.completion,)
@@ -108,12 +112,11 @@ class Engine(NamedTuple):
 def locate_all(
     named: str | None, environ: Mapping[str, str], folders: tuple[str, ...]
 ) -> tuple[Location, ...]:
-    """Return the engine to use: the named one, BITNET_ENGINE, a build below one of
-    ``folders``, PATH, the embedded one. A folder with several builds gives several to choose
-    from, the one in ``build`` first.
+    """Return the engine to use, or all builds of a checkout, of which the caller chooses one.
 
-    Raise MissingError where there is none, also for a named engine: it is never silently
-    replaced by another.
+    The first that is there counts: ``named`` (the flag --engine), BITNET_ENGINE, builds below
+    one of ``folders``, llama-cli on PATH, the embedded engine. Raise MissingError if there is
+    none, or if an engine that was named is missing: no other one replaces it.
     """
     for name, source in ((named, "--engine"), (environ.get("BITNET_ENGINE"), "BITNET_ENGINE")):
         if name:
@@ -128,47 +131,49 @@ def locate_all(
     if has_embedded():
         return (_embedded(NONE_COMPILED),)
     raise MissingError(
-        "no engine: looked for build/bin/llama-cli in "
-        f"{', '.join(folders)}, for llama-cli on PATH and for the embedded engine",
+        "found no engine: there is no build/bin/llama-cli in "
+        f"{', '.join(folders)}, no llama-cli on PATH, and the embedded engine is not installed",
         "build bitnet.cpp and name its llama-cli with --engine or BITNET_ENGINE, "
         "or install the embedded engine: pip install xllamacpp",
     )
 
 
 def _named(name: str, source: str) -> tuple[Location, ...]:
-    """Return a named program, the one in a named folder, or the builds below a checkout."""
     if name == EMBEDDED:
         if not has_embedded():
             raise MissingError(
-                f"{source} asks for the embedded engine, which is not installed",
+                f"{source} selects the embedded engine, which is not installed",
                 "install it: pip install xllamacpp",
             )
-        return (_embedded(f"asked for with {source}"),)
+        return (_embedded(f"selected with {source}"),)
     path = os.path.abspath(os.path.expanduser(name))
-    why = f"named with {source}"
+    origin = f"named with {source}"
     if os.path.isfile(path):
-        return (Location(path, why),)
+        return (Location(path, origin),)
     direct = os.path.join(path, _CLI)
     found = (direct,) if os.path.isfile(direct) else _built_below(path) or _programs(path)[:1]
     if found:
-        return tuple(Location(cli, why) for cli in found)
-    what = f"no {_CLI} in the folder" if os.path.isdir(path) else "no such engine:"
-    raise MissingError(f"{what} {path} (from {source})", f"name a {_CLI} or a folder that holds it")
+        return tuple(Location(cli, origin) for cli in found)
+    if os.path.isdir(path):
+        cause = f"no {_CLI} in the folder {path} (from {source}), nor in a build*/bin below it"
+    else:
+        cause = f"no such engine: {path} (from {source})"
+    raise MissingError(cause, f"name a {_CLI}, a folder that holds it, or a checkout with a build")
 
 
 def _built_below(folder: str) -> tuple[str, ...]:
-    """Return one llama-cli for every ``build*`` in the folder; links to one file count once."""
+    """Return the llama-cli of every ``build*`` in the folder; several links to one count once."""
     path = os.path.abspath(folder)
     try:
         names = [name for name in os.listdir(path) if name.startswith(_BUILD)]
     except OSError:
         return ()
     names.sort(key=lambda name: (name != _BUILD, name))
-    apart: dict[str, str] = {}
+    by_file: dict[str, str] = {}
     for name in names:
         for cli in _programs(os.path.join(path, name))[:1]:
-            apart.setdefault(os.path.realpath(cli), cli)
-    return tuple(apart.values())
+            by_file.setdefault(os.path.realpath(cli), cli)
+    return tuple(by_file.values())
 
 
 def _programs(build: str) -> tuple[str, ...]:
@@ -177,7 +182,7 @@ def _programs(build: str) -> tuple[str, ...]:
 
 
 def checkout_of(cli: str) -> str | None:
-    """Return the folder in whose ``build*/bin`` the program lies; None for another layout."""
+    """Return the folder in whose ``build*/bin`` the program lies; None if it lies elsewhere."""
     folder = os.path.dirname(cli)
     for place in _BINS:
         build = folder.removesuffix(os.sep + place)
@@ -187,7 +192,7 @@ def checkout_of(cli: str) -> str | None:
 
 
 def on_path(path: str, name: str = _CLI) -> str | None:
-    """Return the program in the first of the folders of PATH that has it."""
+    """Return the program in the first folder that has it; ``path`` is a list like $PATH."""
     for folder in path.split(os.pathsep):
         candidate = os.path.join(folder or os.curdir, name)
         if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
@@ -196,12 +201,13 @@ def on_path(path: str, name: str = _CLI) -> str | None:
 
 
 def has_embedded() -> bool:
-    """Return whether this Python can run the embedded engine."""
+    """Return whether the embedded engine's library is installed for this Python."""
     return embedded_library() is not None
 
 
 def embedded_library() -> str | None:
-    """Return the folder of the installed xllamacpp, found without importing it."""
+    """Return the folder of the installed package xllamacpp; None without one."""
+    # By hand, so that a start does not import importlib.util.
     for folder in sys.path:
         candidate = os.path.join(folder or os.curdir, "xllamacpp")
         if os.path.isfile(os.path.join(candidate, "__init__.py")):
@@ -216,8 +222,10 @@ def _embedded(source: str) -> Location:
 
 
 def beside(cli: str, name: str) -> str | None:
-    """Return another program of the same build, such as ``llama-bench``; where ``cli`` is a
-    link, also look beside its target."""
+    """Return another program of the same build, such as ``llama-bench``; None without one.
+
+    If ``cli`` is a link, look beside its target, too.
+    """
     for program in (cli, os.path.realpath(cli)):
         path = os.path.join(os.path.dirname(program), name + _SUFFIX)
         if os.path.isfile(path):

@@ -1,7 +1,7 @@
-"""Instruction sets: the names they go by, what a build needs, what a CPU has; pure.
+"""The table of instruction sets, and whether a CPU has what a build needs.
 
-Builds are known by the names in llama.cpp's ``system_info`` line (AVX512), compilers by their
-options (-mavx512f), CPUs by the kernel's flags (avx512f in /proc/cpuinfo).
+llama.cpp names them in its ``system_info`` line (AVX512), compilers in their options (-mavx512f),
+the kernel in a CPU's flags (avx512f in /proc/cpuinfo). Nothing here reads the system.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 class InstructionSet(NamedTuple):
-    """An instruction set by all its names."""
+    """An instruction set under each of its names."""
 
     name: str
-    """As llama.cpp's ``system_info`` line has it."""
+    """Name in llama.cpp's ``system_info`` line."""
     flags: tuple[str, ...]
-    """The CPU's flags that it stands for, without underscores, the characteristic one first."""
+    """Flags of a CPU that has it, without underscores. The first one alone implies ``implied``."""
     option: str
-    """The compiler's option; on ARM the extension behind ``-march=armv8-a``."""
+    """Option of the compiler; on ARM the extension after ``-march=armv8-a``."""
     implied: tuple[str, ...] = ()
-    """Flags that no CPU with the first flag is without: a list of flags may be an excerpt."""
+    """Flags that every such CPU has, even if a list of its flags is only an excerpt."""
 
 
 _X86 = (
@@ -38,7 +38,7 @@ _X86 = (
     InstructionSet("BMI2", ("bmi2",), "-mbmi2"),
     InstructionSet("AVX2", ("avx2",), "-mavx2", ("avx",)),
     InstructionSet("AVX_VNNI", ("avxvnni",), "-mavxvnni"),
-    # GGML_AVX512 compiles with all three.
+    # GGML_AVX512 compiles with all three (ggml-cpu/CMakeLists.txt).
     InstructionSet(
         "AVX512", ("avx512f", "avx512bw", "avx512dq"), "-mavx512f", ("avx2", "fma", "f16c")
     ),
@@ -57,23 +57,24 @@ _ARM = (
     InstructionSet("SME", ("sme",), "+sme"),
 )
 _SETS = (*_X86, *_ARM)
-"""By rank: a wide set stands behind the narrow ones that it implies."""
+"""All sets of both families; each one comes after the sets that it implies."""
 
 X86, ARM = (frozenset(each.name for each in family) for family in (_X86, _ARM))
+"""Names of the sets of each family of CPUs."""
 
 KERNEL_ISA = frozenset(("AVX2", "NEON", "ARM_FMA"))
-"""The sets that i2_s has kernels for."""
+"""Sets of which i2_s kernels need at least one (ggml-bitnet-mad.cpp)."""
 
 WIDE = frozenset(("AVX_VNNI", "AVX512", "AVX512_VBMI", "AVX512_VNNI", "AVX512_BF16", "AMX_INT8"))
-"""Sets that no ternary type has a kernel for, though much is promised of them elsewhere."""
+"""Sets that are fast for other tensor types, but that no ternary type has kernels for."""
 
 OF_THE_CPU = frozenset(("NEON", "SVE", "MATMUL_INT8", "DOTPROD"))
-"""Sets for which llama.cpp of 2024, and bitnet.cpp with it, prints what the CPU has, not what
-the build uses (ggml.c: ggml_init_arm_arch_features)."""
+"""Sets for which bitnet.cpp and llama.cpp of 2024 print what the CPU has, and not what the build
+uses (ggml.c, ggml_init_arm_arch_features)."""
 
 _BASIC = frozenset(("SSE3", "SSSE3", "BMI2"))
-"""Not counted when builds are compared: no ternary kernel rests on one alone, and not every
-generation prints them."""
+"""Sets that do not count when builds are compared: no ternary kernel needs one alone, and some
+generations of engines do not print them."""
 
 _V3 = "AVX AVX2 FMA F16C BMI2"
 _V4 = f"{_V3} AVX512"
@@ -94,13 +95,13 @@ _TARGETS = {
     "-march=icelake-server": f"{_V4} AVX512_VBMI AVX512_VNNI",
     "-march=sapphirerapids": f"{_V4} AVX_VNNI AVX512_VBMI AVX512_VNNI AVX512_BF16 AMX_INT8",
 }
-"""Compiler options that stand for several sets (GCC: x86 Options; MSVC: /arch)."""
+"""Compiler options that stand for several sets (GCC's manual: x86 Options; MSVC's: /arch)."""
 
 _ARMV8 = ("-march=armv8", "-march=armv9")
 
 
 def of_compiler(words: Iterable[str]) -> frozenset[str]:
-    """Return the names of what a compiler's options build for. ``-march=native`` tells nothing."""
+    """Return the sets that a compiler with these options uses; none for ``-march=native``."""
     found: set[str] = set()
     for word in words:
         option, *extensions = (word.lower() if word[:1] == "/" else word).split("+")
@@ -111,10 +112,10 @@ def of_compiler(words: Iterable[str]) -> frozenset[str]:
 
 
 def has(flags: Iterable[str]) -> frozenset[str]:
-    """Return the names of what a CPU with these flags has; empty where they tell nothing."""
-    # Kernels write avx512vbmi, but avx512_vnni.
+    """Return the sets of a CPU with these flags; empty if the flags tell nothing."""
+    # The kernel writes avx512vbmi, but avx512_vnni (arch/x86/include/asm/cpufeatures.h).
     seen = {flag.replace("_", "").lower() for flag in flags}
-    if "neon" in seen:  # as 32-bit ARM calls it
+    if "neon" in seen:  # the name of asimd on 32-bit ARM
         seen.add("asimd")
     for each in reversed(_SETS):
         if each.flags[0] in seen:
@@ -123,67 +124,73 @@ def has(flags: Iterable[str]) -> frozenset[str]:
 
 
 def vector_flags(flags: Iterable[str]) -> list[str]:
-    """Return those flags of a CPU that stand for an instruction set of engines."""
+    """Return the flags of a CPU that belong to a set in this table."""
     known = {"neon", *(flag for each in _SETS for flag in each.flags)}
     return [flag for flag in flags if flag.replace("_", "") in known]
 
 
 def lacking(isa: Iterable[str], flags: Iterable[str]) -> tuple[str, ...]:
-    """Return what a build for ``isa`` needs and a CPU with these flags lacks. That is nothing
-    where the CPU's flags are not known, or the build is for another family of CPUs."""
+    """Return the sets in ``isa`` that a CPU with these flags lacks.
+
+    Return nothing if the flags are not known or the build is for another family of CPUs: then
+    something translates its instructions, or it does not start at all.
+    """
     cpu = has(flags)
     known = [names for names in (X86, ARM) if cpu & names]
     return ordered(frozenset[str]().union(*known) & set(isa) - cpu)
 
 
 def matching(isa: Iterable[str], flags: Iterable[str]) -> tuple[str, ...]:
-    """Return what a build uses and the CPU has, without what every CPU has."""
+    """Return the sets that the build uses and the CPU has, without the basic ones."""
     return ordered((has(flags) & set(isa)) - _BASIC)
 
 
 def ordered(names: Iterable[str]) -> tuple[str, ...]:
-    """Return those of the names that are instruction sets, narrow ones first."""
+    """Return the names that are in this table, in its order."""
     wanted = set(names)
     return tuple(each.name for each in _SETS if each.name in wanted)
 
 
 def chooses_itself(engine: Engine) -> bool:
-    """Return whether the build holds kernels for several CPUs and loads those that run: current
-    llama.cpp with GGML_CPU_ALL_VARIANTS has libggml-cpu-haswell.so and others."""
+    """Return whether the engine has kernels for several CPUs and picks some as it starts."""
+    # llama.cpp with GGML_CPU_ALL_VARIANTS builds libggml-cpu-haswell.so and others.
     names = (path.replace("\\", "/").rpartition("/")[2] for path in engine.files)
     return any(name.removeprefix("lib").startswith("ggml-cpu-") for name in names)
 
 
 def refusal(engine: Engine, flags: Iterable[str]) -> str | None:
-    """Return why this CPU cannot run the build, as the rest of a sentence; None where it can,
-    or nothing is known against it. A run on this very CPU counts more than names."""
+    """Return why a CPU with these flags cannot run the build, as the rest of a sentence.
+
+    Return None if it can, or if nothing is known against it.
+    """
     flags = frozenset(flags)
-    was_here = engine.ran is not None and engine.cpu == flags
-    if was_here and engine.ran:
+    tried_here = engine.ran is not None and engine.cpu == flags
+    # A run on this CPU counts more than names: a virtual machine may hide flags of its CPU.
+    if tried_here and engine.ran:
         return None
     named = engine.isa if engine.ran is False else engine.isa - OF_THE_CPU
     missing = () if chooses_itself(engine) else lacking(named, flags)
     if missing:
         return f"is built for {', '.join(missing)}, which this CPU lacks"
-    if was_here:
-        return "was ended by SIGILL here: it has instructions that this CPU lacks"
+    if tried_here:
+        return "crashed here with SIGILL: it uses instructions that this CPU lacks"
     return None
 
 
 def reason(engine: Engine, flags: Iterable[str], quantization: str) -> str:
-    """Return what the build uses of the CPU, and what more would gain."""
+    """Return, for a plan's reasons, what the build uses of the CPU and what more would bring."""
     cpu = has(flags)
     used = ordered(engine.isa - _BASIC)
-    said = f"built for {', '.join(used)}" if used else "what the build uses is not known"
+    text = f"built for {', '.join(used)}" if used else "what the build uses is not known"
     if chooses_itself(engine):
-        said = f"chosen by the engine at its start ({', '.join(used) or 'not known'})"
+        text = f"chosen by the engine as it starts ({', '.join(used) or 'not known'})"
     idle = ordered((cpu & WIDE) - engine.isa)
     if engine.isa and idle:
-        said += f", not for this CPU's {', '.join(idle)}"
+        text += f", not for this CPU's {', '.join(idle)}"
     if quantization not in TERNARY or (cpu and not cpu & X86):
-        return said
+        return text
     return (
-        f"{said}; {quantization} has kernels for AVX2 and NEON only: AVX-512 gains nothing for "
+        f"{text}; {quantization} has kernels for AVX2 and NEON only: AVX-512 gains nothing for "
         "the ternary weights, only for F16 and F32 ones (embedding, output matrix), attention "
         "and softmax"
     )

@@ -1,4 +1,4 @@
-"""Know an engine: by the answers remembered of it, and what it must be refused for."""
+"""Remember what probes found out about engines, and refuse what an engine cannot run."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ if TYPE_CHECKING:
     from bitnet_tuning.model.types import ModelFile
 
 VERSION = 4
-"""Version of the questions here; answers to older ones are asked for again."""
+"""Version of the questions that a probe asks; records of another version are not used."""
 
 
 class Probed(NamedTuple):
-    """What is remembered of an engine."""
+    """The record of one engine's probe."""
 
     engine: Engine
     files: tuple[tuple[str, int, int], ...]
-    """The identity of each of its files."""
+    """Path, size in bytes and time of change of each of the engine's files."""
 
 
 def know(location: Location, state: State) -> Engine:
-    """Return what is known of the engine: from the last probe as long as its files are the
-    same, else from a new one, which is remembered."""
+    """Return what is known of the engine.
+
+    Take it from the stored record while the engine's files are unchanged and what it says holds
+    for this CPU; otherwise probe the engine and store a new record.
+    """
     found = state.load("engine", location.cli, Probed, VERSION)
     if found is not None and _is_current(found, location) and _holds_here(found.engine):
         return found.engine._replace(location=location)
@@ -45,7 +48,7 @@ def know(location: Location, state: State) -> Engine:
 
 
 def with_architecture(engine: Engine, name: str) -> Engine:
-    """Return the engine with an answer to whether it knows this architecture as well."""
+    """Return the engine with whether it knows this model architecture added, if it tells."""
     if name in engine.architectures or engine.i2_s is None:
         return engine
     from bitnet_tuning.engine.binary import knows_name  # noqa: PLC0415 (seldom)
@@ -69,46 +72,48 @@ def _is_current(found: Probed, location: Location) -> bool:
 
 
 def _holds_here(engine: Engine) -> bool:
-    """Return whether the answers hold for this CPU: always, if they depend on the build alone."""
+    """Return whether the answers hold for this CPU; a state folder may be shared by machines."""
     of_the_build = not (chooses_itself(engine) or engine.isa & OF_THE_CPU)
     return (engine.ran and of_the_build) or engine.cpu == frozenset(read_flags())
 
 
 def check_pair(engine: Engine, model: ModelFile) -> None:
-    """Raise UnsupportedError for what would fail after loading, or compute garbage."""
+    """Raise UnsupportedError if the engine would reject the model or compute garbage with it."""
+    name = "the embedded engine" if engine.embedded else engine.path
     if model.quantization in ("tl1", "tl2"):
         raise UnsupportedError(
-            f"{model.path} is a {model.quantization} file: it works only in a build generated "
-            "for its very shape",
-            "use the model's i2_s file: python3 setup_env.py -md MODEL_FOLDER -q i2_s",
+            f"{name} cannot run {model.path}: {model.quantization} files need a build that was "
+            "generated for that model's shape",
+            "use an i2_s file of the model (BitNet's python3 setup_env.py -md MODEL_FOLDER "
+            "-q i2_s makes one)",
         )
     if model.quantization == I2_S and engine.i2_s is False:
-        kind = "the embedded engine" if engine.embedded else engine.path
         raise UnsupportedError(
-            f"{kind} is mainline llama.cpp and has no i2_s kernels, which {model.path} needs",
-            "use a llama-cli built from bitnet.cpp (--engine), or a TQ2_0 file of the model",
+            f"{name} cannot run {model.path}: it is built from mainline llama.cpp, which has no "
+            "i2_s kernels",
+            "name a llama-cli built from bitnet.cpp with --engine, or a TQ2_0 file of the model "
+            "with -m",
         )
     if engine.architectures.get(model.architecture) is False:
         raise UnsupportedError(
-            f"the engine {engine.path} does not know the architecture "
-            f"{model.architecture!r} of {model.path}",
-            "use a current bitnet.cpp build (--engine), or another file of the model",
+            f"{name} does not know the architecture {model.architecture} of {model.path}",
+            "name a newer build with --engine, or another file of the model with -m",
         )
 
 
 def check_isa(engine: Engine, host: Host) -> None:
-    """Raise UnsupportedError for a build that this CPU would end by an illegal instruction."""
+    """Raise UnsupportedError if the build would die of an illegal instruction on this CPU."""
     refused = refusal(engine, host.isa)
     if refused is None:
         return
     if engine.embedded:
         raise UnsupportedError(
             f"the embedded engine {refused}",
-            "build bitnet.cpp or llama.cpp on this machine and name its llama-cli with --engine",
+            "build bitnet.cpp on this machine and name its llama-cli with --engine",
         )
-    another = engine.checkout and f" (--engine {engine.checkout} takes the best of its builds)"
+    best = engine.checkout and f" (--engine {engine.checkout} selects the best of its builds)"
     raise UnsupportedError(
         f"{engine.path} {refused}",
         "build it on this machine (cmake -B build -DGGML_NATIVE=ON), or name another build "
-        f"with --engine{another or ''}",
+        f"with --engine{best or ''}",
     )

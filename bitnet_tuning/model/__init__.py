@@ -1,1 +1,1 @@
-"""Model files: finding them and reading their headers."""
+"""Model files: finding one, and reading what its header says."""

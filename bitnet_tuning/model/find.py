@@ -1,4 +1,4 @@
-"""Find the model to run, and remember its header."""
+"""Find the model to run, and remember the headers that were read."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.store.state import State, identity
 
 DEFAULT = os.path.join("models", "BitNet-b1.58-2B-4T", "ggml-model-i2_s.gguf")
+"""Path of the model below a folder, as upstream's setup_env.py leaves it."""
 _DEPTH = 3
+"""Levels of folders below ``models`` that are searched."""
 KIND, VERSION = "header", 2
-"""Kind and version of the records of models' headers."""
+"""Kind and version of the state records here."""
 
 
 class Choice(NamedTuple):
-    """The model to run. ``note`` is what the user should know about the choice, if anything."""
+    """The model to run, and how it was found."""
 
     model: ModelFile
     reason: str
+    """How it was found, as a phrase for the plan's reasons."""
     note: str | None = None
+    """Sentence for the user about an unexpected choice; None for an expected one."""
 
 
 def choose_model(
@@ -31,8 +35,13 @@ def choose_model(
     embedded: bool,
     state: State,
 ) -> Choice:
-    """Return the model of -m, BITNET_MODEL, the default path, the only i2_s file under
-    ``models/``, or with the embedded engine the demo model. Raise MissingError."""
+    """Return the model to run.
+
+    The first that is there counts: ``named`` (the flag -m), BITNET_MODEL, the default path below
+    one of ``folders``, the only i2_s file below one of their ``models``, and with the embedded
+    engine the demo model. Raise MissingError if there is none, if there are several i2_s files,
+    or if the file cannot be used.
+    """
     for path, source in ((named, "-m"), (environ.get("BITNET_MODEL"), "BITNET_MODEL")):
         if path:
             return Choice(know(path, state), f"named with {source}")
@@ -45,25 +54,27 @@ def choose_model(
         return Choice(found[0], "the only i2_s file under models/")
     if found:
         names = ", ".join(model.path for model in found)
-        raise MissingError(f"several i2_s models are there: {names}", "name one of them with -m")
+        raise MissingError(f"found several i2_s models: {names}", "name one of them with -m")
     if embedded:
         from bitnet_tuning import demo  # noqa: PLC0415 (most runs name a model)
 
         if os.path.isfile(demo.TQ2_0):
-            note = "no model found: using the demo model"
+            note = "found no model: using the built-in demo model"
             return Choice(know(demo.TQ2_0, state), "the built-in demo model", note)
     raise MissingError(
-        f"no model: looked for {DEFAULT} and other i2_s files under models/ "
+        f"found no model: there is no {DEFAULT} and no other i2_s file under models/ "
         f"in {', '.join(folders)}",
-        "name one with -m or BITNET_MODEL; "
-        "hf download microsoft/BitNet-b1.58-2B-4T-gguf "
-        "--local-dir models/BitNet-b1.58-2B-4T gets one",
+        "name one with -m or BITNET_MODEL, or download one: "
+        "hf download microsoft/BitNet-b1.58-2B-4T-gguf --local-dir models/BitNet-b1.58-2B-4T",
     )
 
 
 def know(path: str, state: State) -> ModelFile:
-    """Return the model's header, remembered until the file changes: a large vocabulary takes
-    a tenth of a second to read. Raise MissingError."""
+    """Return the facts in the header of ``path``; raise MissingError as ``gguf.read_model`` does.
+
+    They are stored until the file changes.
+    """
+    # A large vocabulary takes a tenth of a second to read.
     try:
         key = ":".join(str(part) for part in identity(os.path.abspath(path)))
     except (OSError, ValueError):
@@ -100,7 +111,7 @@ def _gguf_files(folder: str, depth: int) -> Iterator[str]:
     except OSError:
         return
     for entry in entries:
-        # os.path's tests return False where an entry's own raise, as for a link to itself.
+        # os.path's tests return False where a DirEntry's methods raise: for a link to itself.
         if entry.name.endswith(".gguf") and os.path.isfile(entry.path):
             yield entry.path
         elif depth > 1 and os.path.isdir(entry.path):

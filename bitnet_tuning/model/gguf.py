@@ -1,7 +1,7 @@
 """Read the header of a GGUF model file without loading the model.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. PyPI's ``gguf`` reader is not
-used: it refuses i2_s (tensor type 36), hangs on some damaged files and imports numpy.
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. PyPI's ``gguf`` is not used:
+its reader refuses i2_s (tensor type 36), hangs on some damaged files and imports numpy.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 MAGIC = b"GGUF"
+"""First bytes of every GGUF file."""
 
 _SCALARS = {
     0: "B",
@@ -37,37 +38,43 @@ _SCALARS = {
     11: "q",
     12: "d",
 }
+"""Format of the ``struct`` module for each scalar type of metadata values."""
 _STRING, _ARRAY = 8, 9
 _MIN_PAIR = 8 + 4 + 1
 _MIN_TENSOR = 8 + 4 + 4 + 8
+"""Bytes that an entry of metadata and a tensor's description take at least."""
 _MAX_NESTING = 4
 
-# A damaged count may still fit a large file; these keep such a file from being walked
-# through for minutes. Real models have some thousand tensors and half a million merges.
+# Limits for counts that are wrong but would fit into a large file: following them would take
+# minutes. Real models have some thousand tensors and half a million merges of tokens.
 _MOST_TENSORS = _MOST_PAIRS = 1 << 16
 _MOST_STRINGS = _MOST_ARRAYS = 1 << 22
 _LONGEST_NAME = (1 << 16) - 1
-"""Bytes of a key, as the format limits it."""
+"""Longest key in bytes, as the format defines it."""
 _KEPT = 1 << 10
-"""Bytes kept of a text; no needed one is that long."""
+"""Bytes of a string that are kept; every string that is used is shorter."""
 _MOST_WEIGHTS = (1 << 63) - 1
+"""Most weights of a tensor: ggml counts them in a signed 64-bit number."""
+
+_CUT_HEADER = "is truncated: it ends in the middle of its header"
 
 Value = int | float | str | bool
 
 
 class _CorruptError(Exception):
-    """The bytes are not a whole GGUF header; the text says why."""
+    """The file is not a whole GGUF model; the text says why, as the rest of a sentence."""
 
 
 class TensorInfo(NamedTuple):
-    """Where a tensor lies. ``shape`` has the fastest dimension first, as in the file."""
+    """The place and the form of a tensor in a model file."""
 
     name: str
     kind: int
-    """ggml's number of its type."""
+    """ggml's number of the tensor's type."""
     shape: tuple[int, ...]
+    """Sizes of the dimensions, the contiguous one first, as in the file."""
     offset: int
-    """Bytes from the start of the file."""
+    """Bytes from the start of the file to the tensor."""
 
     @property
     def weights(self) -> int:
@@ -77,15 +84,15 @@ class TensorInfo(NamedTuple):
 def read_model(path: str) -> ModelFile:
     """Return the facts in the header of ``path``.
 
-    Raise MissingError, which says whether the file is absent, unreadable, a folder, empty, no
-    GGUF file, damaged, or shorter than its header says.
+    Raise MissingError, with the reason, if the file does not exist, cannot be read, is not a GGUF
+    file, is damaged, or is shorter than its header says.
     """
     size, metadata, tensors = _read(path)
     return _model_facts(path, size, metadata, tensors)
 
 
 def read_tensors(path: str) -> tuple[TensorInfo, ...]:
-    """Return every tensor of the file, in its order. Raise MissingError as ``read_model``."""
+    """Return the tensors of a file in its order; raise MissingError as ``read_model`` does."""
     return _read(path)[2]
 
 
@@ -102,7 +109,7 @@ def _read(path: str) -> tuple[int, Metadata, tuple[TensorInfo, ...]]:
         ) from error
     except _CorruptError as error:
         raise MissingError(
-            f"not a usable GGUF model: {path}: {error}", "download or convert the model again"
+            f"{path} {error}", "name another file with -m, or download or convert this one again"
         ) from error
 
 
@@ -113,18 +120,18 @@ def _checked_size(path: str) -> int:
         )
     if os.path.isdir(path):
         raise MissingError(
-            f"the model is a folder, not a file: {path}", "name the .gguf file in it"
+            f"the model {path} is a folder", "name a GGUF file in it with -m or in BITNET_MODEL"
         )
     if not os.path.isfile(path):
-        raise MissingError(f"the model is no regular file: {path}", "name a .gguf file")
+        raise MissingError(f"the model {path} is not a regular file", "name a GGUF file with -m")
     size = os.path.getsize(path)
     if size == 0:
-        raise MissingError(f"the model file is empty: {path}", "download or convert it again")
+        raise _CorruptError("is empty")
     return size
 
 
 class _Reader:
-    """A cursor over the mapped file that never moves past its end."""
+    """A position in the mapped file that never moves past its end."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data = data
@@ -132,10 +139,10 @@ class _Reader:
         self.end = len(data)
 
     def skip(self, count: int) -> int:
-        """Move on by ``count`` bytes and return where it was."""
+        """Move on by ``count`` bytes and return the position before."""
         start = self.at
         if count > self.end - start:
-            raise _CorruptError("it ends in the middle of its header (truncated)")
+            raise _CorruptError(_CUT_HEADER)
         self.at = start + count
         return start
 
@@ -148,11 +155,13 @@ class _Reader:
         count = self.number("Q")
         if count * smallest > self.end - self.at:
             raise _CorruptError(
-                f"its header claims {count} {what}, more than the file can hold: "
-                "it is truncated or damaged"
+                f"is truncated or damaged: its header claims {count} {what}, "
+                "more than the file can hold"
             )
         if most is not None and count > most:
-            raise _CorruptError(f"its header claims {count} {what}, more than {most}")
+            raise _CorruptError(
+                f"is damaged: its header claims {count} {what}, the limit is {most}"
+            )
         return count
 
     def name(self, what: str) -> str:
@@ -160,7 +169,7 @@ class _Reader:
         return self.data[start : self.at].decode("utf-8", "replace")
 
     def text(self) -> str:
-        """Read a string value, of which only the beginning is kept."""
+        """Read a string and return its beginning."""
         start = self.skip(self.count("bytes in a string", 1))
         return self.data[start : min(self.at, start + _KEPT)].decode("utf-8", "replace")
 
@@ -168,7 +177,7 @@ class _Reader:
 def _parse(data: mmap.mmap) -> tuple[Metadata, tuple[TensorInfo, ...]]:
     reader = _Reader(data)
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
-        raise _CorruptError(f"it begins with {bytes(data[:4])!r}, not b'GGUF'")
+        raise _CorruptError(f"is not a GGUF file: it begins with {_shown(data[: len(MAGIC)])}")
     reader.skip(len(MAGIC))
     _check_version(reader.number("I"))
     tensors = reader.count("tensors", _MIN_TENSOR, _MOST_TENSORS)
@@ -176,9 +185,9 @@ def _parse(data: mmap.mmap) -> tuple[Metadata, tuple[TensorInfo, ...]]:
     metadata = dict(_pair(reader) for _ in range(pairs))
     relative = [_tensor(reader) for _ in range(tensors)]
     if not relative:
-        raise _CorruptError("it holds no tensors")
+        raise _CorruptError("is not a model: it has no tensors")
     if not metadata.get("general.architecture"):
-        raise _CorruptError("it does not name its architecture")
+        raise _CorruptError("is damaged: its header does not name an architecture")
     alignment = _integer(metadata.get("general.alignment")) or 32
     start = -(-reader.at // alignment) * alignment
     infos = tuple(info._replace(offset=start + info.offset) for info in relative)
@@ -186,12 +195,19 @@ def _parse(data: mmap.mmap) -> tuple[Metadata, tuple[TensorInfo, ...]]:
     return metadata, infos
 
 
+def _shown(data: bytes) -> str:
+    """Return bytes as text if they are printable ASCII, else in hexadecimal."""
+    text = data.decode("ascii", "replace")
+    return f"'{text}'" if text.isascii() and text.isprintable() else f"the bytes {data.hex(' ')}"
+
+
 def _check_version(version: int) -> None:
     if version in (2, 3):
         return
+    # The format has no mark for the byte order (docs/gguf.md), but a swapped version shows it.
     if version in (2 << 24, 3 << 24):
-        raise _CorruptError("it is written for big-endian machines")
-    raise _CorruptError(f"its format version is {version}, known are 2 and 3")
+        raise _CorruptError("is a big-endian GGUF file, which only big-endian machines can use")
+    raise _CorruptError(f"has version {version} of the GGUF format; versions 2 and 3 are known")
 
 
 def _pair(reader: _Reader) -> tuple[str, Value | None]:
@@ -200,13 +216,13 @@ def _pair(reader: _Reader) -> tuple[str, Value | None]:
 
 
 def _value(reader: _Reader, kind: int, depth: int) -> Value | None:
-    """Read a scalar or string as it is, of an array only its length."""
+    """Read a scalar or a string; of an array, return the length."""
     if kind == _STRING:
         return reader.text()
     if kind == _ARRAY:
         return _array_length(reader, depth)
     if kind not in _SCALARS:
-        raise _CorruptError(f"its metadata has a value of unknown type {kind}")
+        raise _CorruptError(f"is damaged: its metadata has a value of unknown type {kind}")
     form = "<" + _SCALARS[kind]
     (value,) = struct.unpack_from(form, reader.data, reader.skip(struct.calcsize(form)))
     return value if isinstance(value, int | float) else None
@@ -226,16 +242,17 @@ def _array_length(reader: _Reader, depth: int) -> int:
         for _ in range(length):
             _array_length(reader, depth + 1)
     else:
-        raise _CorruptError(f"its metadata has an array of unknown type {kind}")
+        raise _CorruptError(f"is damaged: its metadata has an array of unknown type {kind}")
     return length
 
 
 def _skip_strings(reader: _Reader, count: int) -> None:
-    """Skip strings in a bare loop: a vocabulary and its merges are 400,000 of them."""
+    # A vocabulary and its merges are 400,000 strings: a bare loop takes a fraction of the time
+    # that the reader's methods would.
     unpack, data, at, end = struct.Struct("<Q").unpack_from, reader.data, reader.at, reader.end
     for _ in range(count):
         if at + 8 > end:
-            raise _CorruptError("it ends in the middle of its header (truncated)")
+            raise _CorruptError(_CUT_HEADER)
         at += 8 + unpack(data, at)[0]
     reader.skip(at - reader.at)
 
@@ -244,17 +261,18 @@ def _tensor(reader: _Reader) -> TensorInfo:
     name = reader.name("tensor's name")
     dimensions = reader.number("I")
     if dimensions > 8:
-        raise _CorruptError(f"a tensor has {dimensions} dimensions")
+        raise _CorruptError(f"is damaged: a tensor has {dimensions} dimensions")
     shape = tuple(reader.number("Q") for _ in range(dimensions))
     if prod(shape) > _MOST_WEIGHTS:
-        raise _CorruptError(f"a tensor claims {prod(shape)} weights")
+        raise _CorruptError(f"is damaged: a tensor claims {prod(shape)} weights")
     return TensorInfo(name, reader.number("I"), shape, reader.number("Q"))
 
 
 def _check_length(infos: tuple[TensorInfo, ...], size: int) -> None:
     needed = max(info.offset + tensor_bytes(info.kind, info.weights) for info in infos)
     if needed > size:
-        raise _CorruptError(f"it is truncated: {size} bytes of {needed}")
+        # Not in MiB: sometimes a few bytes lack.
+        raise _CorruptError(f"is truncated: it has {size} of {needed} bytes")
 
 
 _STATED = (
@@ -267,7 +285,7 @@ _STATED = (
     "attention.key_length",
     "attention.value_length",
 )
-"""Keys of numbers that are kept, without the architecture's name before them."""
+"""Keys of the numbers that are used, without the architecture's name before them."""
 
 
 def _model_facts(
@@ -294,11 +312,12 @@ def _model_facts(
 
 
 def _kv_width(stated: dict[str, int | None]) -> int | None:
-    """Return how many numbers of a token a layer keeps. Heads share keys and values where
-    there are fewer of these; a list of counts, one a layer, is taken for the heads' number."""
+    """Return the values that the KV cache of a layer holds for each token."""
     heads, length = stated["attention.head_count"], stated["embedding_length"]
     if not heads or not length:
         return None
+    # Several heads share keys and values if there are fewer of these. The count may be a list with
+    # one number per layer, of which ``_value`` returns the length: then take that of the heads.
     shared = min(stated["attention.head_count_kv"] or heads, heads)
     lengths = (stated[f"attention.{part}_length"] for part in ("key", "value"))
     return shared * sum(given or length // heads for given in lengths)
@@ -318,7 +337,7 @@ def _shares(infos: Sequence[TensorInfo], file_type: int | None) -> tuple[TypeSha
 
 
 def _dominant(infos: Sequence[TensorInfo], file_type: int | None) -> str:
-    """Return the type of most weights of the layers: a small model's embedding outweighs its
-    ternary weights."""
+    """Return the name of the type of most weights in the layers."""
+    # Not of the whole model: a small model's embedding outweighs its ternary weights.
     layers = [info for info in infos if info.name.startswith("blk.")] or infos
     return _shares(layers, file_type)[0].name

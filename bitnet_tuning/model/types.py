@@ -1,14 +1,14 @@
-"""ggml's tensor types, and the facts in a model's header; pure."""
+"""ggml's tensor types, and the facts in a model's header. Nothing here reads a file."""
 
 from __future__ import annotations
 
 from bitnet_tuning.namedtuple import NamedTuple
 
 I2_S = "i2_s"
-"""bitnet.cpp's own ternary type, which mainline llama.cpp does not have."""
+"""Name of bitnet.cpp's own ternary type, which mainline llama.cpp does not have."""
 
 TERNARY = (I2_S, "tq1_0", "tq2_0")
-"""The tensor types of ternary weights."""
+"""Names of the types of ternary weights."""
 
 _TYPES = {
     0: ("f32", 1, 4),
@@ -28,53 +28,61 @@ _TYPES = {
     30: ("bf16", 1, 2),
     34: ("tq1_0", 256, 54),
     35: ("tq2_0", 256, 66),
+    # bitnet.cpp only; llama.cpp once used 36 for IQ4_NL_4_4.
     36: (I2_S, 4, 1),
 }
-"""Tensor type -> name, weights per block, bytes per block (ggml.h, ggml-common.h)."""
+"""Name, weights per block and bytes per block by the number of a type (ggml.h, ggml-common.h)."""
 
 _I2_S_TRAILER = 32
-"""Bytes behind an i2_s tensor: its one scale, padded."""
+"""Bytes after the weights of an i2_s tensor: its scale and padding (bitnet.cpp's ggml_nbytes)."""
 
 
 class TypeShare(NamedTuple):
-    """The part of a model that is of one tensor type."""
+    """The tensors of a model that have one type."""
 
     name: str
     tensors: int
+    """Number of tensors."""
     weights: int
+    """Number of weights in them."""
 
 
 class ModelFile(NamedTuple):
-    """The facts in a model's header. Counts that it does not state are None."""
+    """The facts in a model's header; None for numbers that it does not state."""
 
     path: str
     size: int
-    """Bytes of the file."""
+    """Size of the file in bytes."""
     architecture: str
     name: str
     quantization: str
-    """The tensor type that holds most weights of the layers, such as ``i2_s``."""
+    """Name of the tensor type of most weights in the layers, such as ``i2_s``."""
     types: tuple[TypeShare, ...]
+    """All types in the file, the one with most weights first."""
     context_length: int | None
+    """Longest context in tokens."""
     layers: int | None
     embedding_length: int | None
     vocabulary: int | None
+    """Number of different tokens."""
     chat_template: bool
+    """Whether the file has a chat template."""
     heads: int | None = None
-    """Attention heads."""
+    """Number of attention heads."""
     kv_width: int | None = None
-    """Numbers kept of one token in one layer: all heads' keys and values."""
+    """Values in the KV cache for one token in one layer, keys and values of all heads."""
 
 
 def tensor_bytes(kind: int, weights: int) -> int:
-    """Return the bytes that a tensor takes; 0 for a type whose size is not known here."""
+    """Return the size of a tensor in bytes; 0 for a type whose size is not known here."""
     name, block, size = _TYPES.get(kind, ("", 1, 0))
     return weights // block * size + (_I2_S_TRAILER if name == I2_S else 0)
 
 
 def type_name(kind: int, file_type: int | None) -> str:
-    """Return a tensor type's name. 38 and 39 are tl1 and tl2 in bitnet.cpp, another type and
-    mxfp4 in llama.cpp; the file type (tl1 38, tl2 39, there mxfp4 38) tells them apart."""
+    """Return the name of a tensor type; ``file_type`` is the model's ``general.file_type``."""
+    # In bitnet.cpp, type 38 is TL1 and 39 is TL2, and the file types are the same. In llama.cpp,
+    # 38 is unused and 39 is MXFP4, with file type 38 (ggml.h and llama.h of both).
     if (kind, file_type) in ((38, 38), (39, 39)):
         return "tl1" if kind == 38 else "tl2"
     return _TYPES[kind][0] if kind in _TYPES else f"type {kind}"
