@@ -76,10 +76,7 @@ def run(options: BenchOptions) -> None:
 
 
 def _facts(engine: EmbeddedEngine) -> tuple[dict[str, Any], int]:
-    """Return the fields that all rows share, and the size of the vocabulary.
-
-    Raise MissingError for a damaged model file.
-    """
+    """Return the fields that all rows share, and the size of the vocabulary in tokens."""
     file = read_model(engine.options.model)
     build = build_info(engine.binding)
     devices = engine.binding.get_device_info()
@@ -134,11 +131,9 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def _run(engine: EmbeddedEngine, test: PhaseTest, vocabulary: int) -> int:
-    """Run one test once and return its time in nanoseconds, by the engine's clock.
-
-    The time covers what llama-bench times and, unlike there, choosing the likeliest token and
-    turning it into text: some tens of microseconds for each token.
-    """
+    """Run one test once and return its time in nanoseconds, by the engine's clock."""
+    # Unlike llama-bench's, the time includes choosing the likeliest token and turning it into
+    # text: some tens of microseconds for each token.
     # Like llama-bench, start a generation test from a single token.
     n_prompt = max(test.n_prompt, 1)
     # predicted_ms begins when the first token has been sampled from the prompt's last step. With

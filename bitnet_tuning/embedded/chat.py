@@ -33,11 +33,8 @@ _PENALTIES = ("repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_
 
 @dataclass
 class CliOptions(LoadOptions):
-    """The options of llama-cli; None leaves a value to llama.cpp.
-
-    ``n_predict`` is in tokens. Below 0, the text ends when the model ends it or the context is
-    full.
-    """
+    """The options of llama-cli; None leaves a value to llama.cpp. ``n_predict`` is in tokens; below
+    0, the text ends when the model ends it or the context is full."""
 
     prompt: bytes = b""
     system_prompt: bytes = b""

@@ -38,9 +38,7 @@ PROGRAM = LookAlike(
             os.fsencode,
         ),
         CliFlag("-f, --file FNAME", "prompt", "file that holds the prompt", from_file),
-        CliFlag(
-            "-sys, --system-prompt PROMPT", "system_prompt", "system prompt of a chat", os.fsencode
-        ),
+        CliFlag("-sys, --system-prompt PROMPT", "system_prompt", "for a chat", os.fsencode),
         CliFlag("-n, --predict, --n-predict N", "n_predict", "tokens to generate", whole),
         CliFlag("--keep N", "", "accepted; the context never shifts: a full one ends the text"),
         CliFlag("-s, --seed SEED", "seed", "sampling seed (default: -1, random)", whole),
@@ -50,10 +48,8 @@ PROGRAM = LookAlike(
         CliFlag("--min-p N", "min_p", "min-p sampling; 0.0 is off", real),
         CliFlag("--repeat-penalty N", "repeat_penalty", "repetition penalty; 1.0 is off", real),
         CliFlag("--repeat-last-n N", "repeat_last_n", "tokens that penalties look at", whole),
-        CliFlag("--presence-penalty N", "presence_penalty", "presence penalty; 0.0 is off", real),
-        CliFlag(
-            "--frequency-penalty N", "frequency_penalty", "frequency penalty; 0.0 is off", real
-        ),
+        CliFlag("--presence-penalty N", "presence_penalty", "0.0 is off", real),
+        CliFlag("--frequency-penalty N", "frequency_penalty", "0.0 is off", real),
         CliFlag("--ignore-eos", "ignore_eos", "continue past the end of the text"),
         CliFlag(
             "-r, --reverse-prompt PROMPT",
@@ -66,7 +62,7 @@ PROGRAM = LookAlike(
         CliFlag("-no-cnv, --no-conversation", "chat", "complete the prompt (default)"),
         CliFlag("-st, --single-turn", "single_turn", "end the chat after one answer"),
         CliFlag(
-            "-e, --escape, --no-escape", "escape", r"process escapes like \n (default), or not"
+            "-e, --escape, --no-escape", "escape", r"process \n and the like (default), or not"
         ),
         CliFlag("--no-display-prompt", "display_prompt", "do not print the prompt first"),
         CliFlag("--simple-io", "", "accepted; input and output are always simple"),

@@ -44,11 +44,8 @@ class ContextFullError(TuningError):
 
 
 class PhaseTimes(NamedTuple):
-    """The tokens of one request and their times in milliseconds, by the engine's clock.
-
-    ``runs`` are the steps after the prompt. The first token comes out of the prompt's last step,
-    which is part of ``prompt_ms``.
-    """
+    """The tokens of one request and their times in milliseconds, by the engine's clock. ``runs``
+    are the steps after the prompt, whose last step gives the first token."""
 
     prompt_n: int = 0
     prompt_ms: float = 0.0
@@ -86,10 +83,8 @@ class EmbeddedEngine:
         options: LoadOptions,
         listening: Callable[[Any], AbstractContextManager[None]] = private,
     ) -> None:
-        """Load the model; ``listening`` sets the address of the server in its parameters.
-
-        Raise TuningError for an unusable model, and MissingError without xllamacpp.
-        """
+        """Load the model; ``listening`` sets the address of the server in its parameters. Raise
+        TuningError for an unusable model, and MissingError without xllamacpp."""
         _check_readable(options.model)
         self.options = options
         self.binding = load_binding()
@@ -117,11 +112,8 @@ class EmbeddedEngine:
         return perf_lines(self.load_ms, 1e3 * (time.perf_counter() - self.loaded_at), rows)
 
     def complete(self, request: Mapping[str, Any]) -> Iterator[TextPiece]:
-        """Yield the answer to ``prompt``, or to ``messages`` through the chat template.
-
-        Closing the iterator stops the engine at the next token. Raise TuningError if the engine
-        refuses the request or fails.
-        """
+        """Yield the answer to ``prompt``, or to ``messages`` through the chat template; closing the
+        iterator stops the engine. Raise TuningError if it refuses the request or fails."""
         chat = "messages" in request
         call = self.server.handle_chat_completions if chat else self.server.handle_completions
         return _stream(call, request)
@@ -255,10 +247,8 @@ def read_times(result: Mapping[str, Any]) -> PhaseTimes:
 
 
 def perf_lines(load_ms: float, wall_ms: float, rows: Sequence[PhaseTimes]) -> str:
-    """Return the four lines of timings that every llama.cpp program prints at its end.
-
-    ``wall_ms`` are the milliseconds since loading; the ``rows`` are added up.
-    """
+    """Return the four lines of timings with which llama.cpp's programs end; ``wall_ms`` are the
+    milliseconds since loading, and the ``rows`` are added up."""
     prompt_n, runs = sum(row.prompt_n for row in rows), sum(row.runs for row in rows)
     prompt = _rate(sum(row.prompt_ms for row in rows), prompt_n, "tokens")
     generation = _rate(sum(row.predicted_ms for row in rows), runs, "runs  ")

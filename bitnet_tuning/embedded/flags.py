@@ -22,8 +22,7 @@ class CliFlag(NamedTuple):
 
     ``spec`` lists its names and, for a flag with a value, a placeholder, in brackets if the value
     is optional. ``field`` is "" for a flag that is accepted and ignored. A flag without a value
-    sets False if its name begins with ``-no-`` or ``--no-``, else True. With ``append``, the values
-    of several occurrences are collected.
+    sets False if its name begins with ``-no-`` or ``--no-``, else True.
     """
 
     spec: str
@@ -45,10 +44,8 @@ class CliFlag(NamedTuple):
 
 
 def parse(argv: Sequence[str], table: Sequence[CliFlag]) -> dict[str, Any]:
-    """Return the options that ``argv`` sets; the last occurrence of a flag counts.
-
-    Raise TuningError for an unknown flag and for a missing or unusable value.
-    """
+    """Return the options that ``argv`` sets; the last occurrence of a flag counts. Raise
+    TuningError for an unknown flag and for a missing or unusable value."""
     by_name = {name: flag for flag in table for name in flag.names}
     options: dict[str, Any] = {}
     words = list(reversed(argv))
@@ -117,11 +114,8 @@ def one_of(values: Mapping[str, Any]) -> Callable[[str], Any]:
 
 
 def from_file(path: str) -> bytes:
-    """Return the bytes of a prompt file without a newline at the end.
-
-    Raise TuningError if the file cannot be read.
-    """
-    # llama.cpp drops one newline, too (common/arg.cpp, --file).
+    """Return a prompt file's bytes without one newline at the end, like llama.cpp's --file. Raise
+    TuningError if the file cannot be read."""
     try:
         return Path(path).read_bytes().removesuffix(b"\n")
     except OSError as error:

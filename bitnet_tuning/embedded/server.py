@@ -1,8 +1,4 @@
-"""The embedded llama-server: the server that is part of xllamacpp, on a port.
-
-It is llama.cpp's own server. This module sets its address, its slots and its key, and keeps the
-process alive.
-"""
+"""The embedded llama-server: llama.cpp's own server, which is part of xllamacpp, on a port."""
 
 from __future__ import annotations
 
@@ -34,11 +30,8 @@ class ServerOptions(LoadOptions):
 
 
 def run(options: ServerOptions) -> None:
-    """Serve until a signal ends the process.
-
-    Raise TuningError for an unusable model or an occupied port, and MissingError without
-    xllamacpp.
-    """
+    """Serve until a signal ends the process. Raise TuningError for an unusable model or an
+    occupied port, and MissingError without xllamacpp."""
 
     @contextmanager
     def listening(params: Any) -> Iterator[None]:

@@ -1,8 +1,4 @@
-"""Read from an engine's files what it is made of, without running the engine.
-
-What it is linked with and which names it knows come from strings in the compiled files, what it
-is compiled for from the files that CMake leaves in the build folder.
-"""
+"""Read from an engine's files, without running it, what it links, knows and is compiled for."""
 
 from __future__ import annotations
 
@@ -48,11 +44,8 @@ def is_executable_image(path: str) -> bool:
 
 
 def own_files(program: str, trace: Trace) -> tuple[str, ...]:
-    """Return the real paths of the program and of the libraries that were built with it.
-
-    ``trace`` is only called for a compiled program on Linux. Libraries beside the program count
-    even if it does not link them: ggml's backends are loaded at run time.
-    """
+    """Return the real paths of the program and of the libraries that were built with it: those
+    that it links, and those beside it, since ggml's backends are loaded at run time."""
     beside = os.path.dirname(os.path.realpath(program))
     found = [os.path.realpath(program)]
     found += [
@@ -99,11 +92,8 @@ def blas_libraries(files: Iterable[str]) -> tuple[str, ...]:
 
 
 def knows_name(files: Iterable[str], name: str) -> bool | None:
-    """Return whether one of the files holds ``name`` as a whole C string.
-
-    This tells whether an engine knows a tensor type or an architecture. None means that no file
-    is compiled code of ggml.
-    """
+    """Return whether a file holds ``name``, of a tensor type or an architecture, as a whole C
+    string; None if no file is compiled code of ggml."""
     images = _ggml_images(files)
     mark = name.encode() + b"\0"
     return any(contains(path, (mark,)) for path in images) if images else None
@@ -136,10 +126,8 @@ _COMPILER_OPTIONS = r"(?m)^CMAKE_(?:C|CXX)_FLAGS:[A-Z]+=(.*)$"
 
 
 def configured_isa(cli: str) -> frozenset[str]:
-    """Return the instruction sets for which ``cli`` was configured, by llama.cpp's names.
-
-    It is empty without CMake's files in the build folder, and for -march=native.
-    """
+    """Return the instruction sets for which ``cli`` was configured, by llama.cpp's names; empty
+    without CMake's files in the build folder, and for -march=native."""
     folder = _folder(os.path.realpath(cli))
     if folder is None:
         return frozenset()

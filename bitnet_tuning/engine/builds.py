@@ -1,8 +1,4 @@
-"""Choose between several builds of an engine, and remember which one was measured fastest.
-
-A build counts if this CPU can run it and it can run the model. Of those the one that was measured
-fastest wins, else the one that uses most of the CPU's instruction sets.
-"""
+"""Choose between several builds of an engine, and store the results of comparisons."""
 
 from __future__ import annotations
 
@@ -53,11 +49,9 @@ def choose_build(
     model: ModelFile | None,
     measured: Mapping[str, Ranked],
 ) -> Engine:
-    """Return the best build, with the reason added to its location's source.
-
-    ``measured`` has results by the path of the program. Without a ``model`` choose for i2_s.
-    Raise UnsupportedError if this CPU can run none of the builds, or none can run the model.
-    """
+    """Return the usable build that was measured fastest, else the one that uses most of the CPU's
+    instruction sets, with the reason added to its location's source. ``measured`` has results by
+    path; without a ``model``, choose for i2_s. Raise UnsupportedError if no build is usable."""
     every = tuple(engines)
     runnable, refused = usable(every, host, model)
     if not runnable:
@@ -86,8 +80,7 @@ def build_name(path: str) -> str:
 def usable(
     engines: Iterable[Engine], host: Host, model: ModelFile | None
 ) -> tuple[tuple[Engine, ...], Refused]:
-    """Return the builds that can run the model on this CPU, and the path of each other one with
-    the reason as the rest of a sentence."""
+    """Return the builds that can run the model on this CPU, and path and reason of each other."""
     fine, refused = [], []
     for engine in engines:
         try:
@@ -147,7 +140,6 @@ def _widest(engines: tuple[Engine, ...], host: Host) -> tuple[Engine, str]:
 
 
 KIND = "builds"
-"""Kind of the state records here."""
 
 
 class BuildResult(NamedTuple):
@@ -187,10 +179,8 @@ def store_fastest(
 def load_fastest(
     state: State, host: Host, engines: Sequence[Engine], model: ModelFile
 ) -> dict[str, Ranked]:
-    """Return, by path, the stored results of the builds that have not changed since then.
-
-    Return nothing if the reference build has changed: all ratios are against it.
-    """
+    """Return, by path, the stored results of the builds that have not changed since then; nothing
+    if the reference build has changed, since all ratios are against it."""
     found = state.load(KIND, _key(host, engines[0], model), ComparedBuilds)
     if found is None:
         return {}

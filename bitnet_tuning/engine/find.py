@@ -59,7 +59,6 @@ class Engine(NamedTuple):
     openmp: str | None
     """GOMP, LLVM, MSVC or NONE."""
     blas: tuple[str, ...]
-    """BLAS libraries that it links: ``openblas``, ``mkl``."""
     isa: frozenset[str]
     """Instruction sets that it uses, by llama.cpp's names, such as AVX2 and NEON."""
     i2_s: bool | None
@@ -112,12 +111,10 @@ class Engine(NamedTuple):
 def locate_all(
     named: str | None, environ: Mapping[str, str], folders: tuple[str, ...]
 ) -> tuple[Location, ...]:
-    """Return the engine to use, or all builds of a checkout, of which the caller chooses one.
-
-    The first that is there counts: ``named`` (the flag --engine), BITNET_ENGINE, builds below
-    one of ``folders``, llama-cli on PATH, the embedded engine. Raise MissingError if there is
-    none, or if an engine that was named is missing: no other one replaces it.
-    """
+    """Return the first of these engines: ``named`` (the flag --engine), BITNET_ENGINE, a build
+    below one of ``folders``, llama-cli on PATH, the embedded engine. A folder with several builds
+    gives them all, ``build`` first. Raise MissingError if there is none, or if an engine that was
+    named is missing: no other one replaces it."""
     for name, source in ((named, "--engine"), (environ.get("BITNET_ENGINE"), "BITNET_ENGINE")):
         if name:
             return _named(name, source)
@@ -222,10 +219,8 @@ def _embedded(source: str) -> Location:
 
 
 def beside(cli: str, name: str) -> str | None:
-    """Return another program of the same build, such as ``llama-bench``; None without one.
-
-    If ``cli`` is a link, look beside its target, too.
-    """
+    """Return another program of the same build, such as ``llama-bench``, beside ``cli`` or, if it
+    is a link, beside its target; None without one."""
     for program in (cli, os.path.realpath(cli)):
         path = os.path.join(os.path.dirname(program), name + _SUFFIX)
         if os.path.isfile(path):

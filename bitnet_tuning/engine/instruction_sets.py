@@ -130,11 +130,8 @@ def vector_flags(flags: Iterable[str]) -> list[str]:
 
 
 def lacking(isa: Iterable[str], flags: Iterable[str]) -> tuple[str, ...]:
-    """Return the sets in ``isa`` that a CPU with these flags lacks.
-
-    Return nothing if the flags are not known or the build is for another family of CPUs: then
-    something translates its instructions, or it does not start at all.
-    """
+    """Return the sets in ``isa`` that a CPU with these flags lacks; none if the flags are not
+    known, or the build is for another family of CPUs."""
     cpu = has(flags)
     known = [names for names in (X86, ARM) if cpu & names]
     return ordered(frozenset[str]().union(*known) & set(isa) - cpu)
@@ -159,10 +156,8 @@ def chooses_itself(engine: Engine) -> bool:
 
 
 def refusal(engine: Engine, flags: Iterable[str]) -> str | None:
-    """Return why a CPU with these flags cannot run the build, as the rest of a sentence.
-
-    Return None if it can, or if nothing is known against it.
-    """
+    """Return why a CPU with these flags cannot run the build, as the rest of a sentence; None if
+    it can, or if nothing is known against it."""
     flags = frozenset(flags)
     tried_here = engine.ran is not None and engine.cpu == flags
     # A run on this CPU counts more than names: a virtual machine may hide flags of its CPU.

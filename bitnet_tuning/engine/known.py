@@ -30,11 +30,8 @@ class Probed(NamedTuple):
 
 
 def know(location: Location, state: State) -> Engine:
-    """Return what is known of the engine.
-
-    Take it from the stored record while the engine's files are unchanged and what it says holds
-    for this CPU; otherwise probe the engine and store a new record.
-    """
+    """Return what is known of the engine: from its stored record while its files are unchanged and
+    the record holds for this CPU, otherwise from a new probe, which is stored."""
     found = state.load("engine", location.cli, Probed, VERSION)
     if found is not None and _is_current(found, location) and _holds_here(found.engine):
         return found.engine._replace(location=location)

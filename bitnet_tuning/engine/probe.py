@@ -1,7 +1,4 @@
-"""Ask an engine what it can do, by running it and by reading its files.
-
-``known.know`` remembers the answers.
-"""
+"""Find out what an engine can do, by running it and reading its files; known.py stores it."""
 
 from __future__ import annotations
 
@@ -31,11 +28,9 @@ _DESCRIPTION_COLUMN = 20
 
 
 def probe(location: Location) -> tuple[Engine, bool]:
-    """Ask the engine for its help and version and let it generate one token.
-
-    Return what it is known to do, and whether the answers are complete enough to be remembered.
-    Raise nothing for an engine that fails: what it did not tell is empty or None.
-    """
+    """Return what is known of the engine after it was asked for its help, its version and one
+    token, and whether that is complete enough to be remembered. Raise nothing for an engine that
+    fails: what it did not tell is empty or None."""
     completion = None if location.embedded else beside(location.cli, "llama-completion")
     chat = (sys.executable, location.cli) if location.embedded else (location.cli,)
     once = (completion,) if completion else chat
@@ -99,10 +94,8 @@ def _architectures(files: tuple[str, ...]) -> dict[str, bool]:
 
 
 def _generate_token(program: tuple[str, ...], i2_s: bool | None) -> Captured | None:
-    """Generate one token with the demo model; return None if its file is not installed.
-
-    Only a run prints the ``system_info`` line and shows whether the CPU has every instruction.
-    """
+    """Generate one token with the demo model; return None if its file is not installed."""
+    # Only a run prints the ``system_info`` line and shows whether the CPU has every instruction.
     model = demo.I2_S if i2_s else demo.TQ2_0
     if not os.path.isfile(model):
         return None

@@ -25,20 +25,8 @@ if TYPE_CHECKING:
 MAGIC = b"GGUF"
 """First bytes of every GGUF file."""
 
-_SCALARS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
-"""Format of the ``struct`` module for each scalar type of metadata values."""
+_SCALARS = dict(zip((*range(8), 10, 11, 12), "BbHhIif?Qqd", strict=True))
+"""The ``struct`` module's letter for each scalar type of metadata values."""
 _STRING, _ARRAY = 8, 9
 _MIN_PAIR = 8 + 4 + 1
 _MIN_TENSOR = 8 + 4 + 4 + 8
@@ -82,11 +70,8 @@ class TensorInfo(NamedTuple):
 
 
 def read_model(path: str) -> ModelFile:
-    """Return the facts in the header of ``path``.
-
-    Raise MissingError, with the reason, if the file does not exist, cannot be read, is not a GGUF
-    file, is damaged, or is shorter than its header says.
-    """
+    """Return the facts in a file's header. Raise MissingError if the file does not exist, cannot
+    be read, is not a GGUF file, is damaged, or is shorter than its header says."""
     size, metadata, tensors = _read(path)
     return _model_facts(path, size, metadata, tensors)
 

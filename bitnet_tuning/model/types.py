@@ -38,13 +38,11 @@ _I2_S_TRAILER = 32
 
 
 class TypeShare(NamedTuple):
-    """The tensors of a model that have one type."""
+    """The number of tensors of one type in a model, and of the weights in them."""
 
     name: str
     tensors: int
-    """Number of tensors."""
     weights: int
-    """Number of weights in them."""
 
 
 class ModelFile(NamedTuple):
