@@ -1,7 +1,7 @@
-"""GGUF files for tests: whole headers, and holes in place of weights.
+"""Write GGUF files with whole headers and holes in place of weights.
 
-``write_gguf(path, metadata, tensors)`` writes a file that a reader takes for a model;
-``gguf_header`` gives the bytes alone, for tests that damage them.
+``write_gguf`` and ``write_bitnet`` write whole files; ``gguf_header`` returns the bytes of a header
+for tests that damage them.
 """
 
 from __future__ import annotations
@@ -15,19 +15,8 @@ from typing import Any, NamedTuple
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 """Types of metadata values."""
 
-FORMS = {
-    U8: "B",
-    I8: "b",
-    U16: "H",
-    I16: "h",
-    U32: "I",
-    I32: "i",
-    F32: "f",
-    BOOL: "?",
-    U64: "Q",
-    I64: "q",
-    F64: "d",
-}
+FORMS = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "?"}
+FORMS |= {U64: "Q", I64: "q", F64: "d"}
 
 TYPES = {
     "f32": (0, 1, 4),
@@ -41,15 +30,15 @@ TYPES = {
     "tl2": (39, 4, 1),
     "mxfp4": (39, 32, 17),
 }
-"""Number, weights per block, bytes per block. tl1 and tl2 are rounded: their sizes depend on
-the shape."""
+"""Number, weights per block and bytes per block. The sizes of tl1 and tl2 are approximate: they
+depend on the shape."""
 
 I2_S_TRAILER = 32
 ALIGNMENT = 32
 
 
 class Typed(NamedTuple):
-    """A metadata value of a given type, where Python's type does not tell."""
+    """A metadata value with its GGUF type, where Python's type does not imply it."""
 
     kind: int
     value: Any
@@ -66,11 +55,11 @@ def write_gguf(
     metadata: Mapping[str, object] | None = None,
     tensors: Sequence[tuple[str, tuple[int, ...], str | int]] = (("blk.0.w", (256, 4), "f32"),),
 ) -> Path:
-    """A model file of its full length; its weights are a hole that takes no space.
+    """Write a model file of its full length whose weights are a hole that takes no space.
 
-    ``metadata`` maps to str, bool, int, float, a list of those, or ``Typed``; an
-    architecture is added where there is none. A tensor is (name, shape, type), the
-    type a name of ``TYPES`` or a number.
+    A value in ``metadata`` is a str, bool, int, float, a list of those, or ``Typed``; an
+    architecture is added if there is none. A tensor is (name, shape, type), the type a name in
+    ``TYPES`` or a number.
     """
     items = {"general.architecture": "bitnet-b1.58", **(metadata or {})}
     header = gguf_header(items.items(), [Tensor(*tensor) for tensor in tensors])
@@ -81,7 +70,7 @@ def write_gguf(
 
 
 def write_bitnet(path: Path | str, kind: str = "i2_s", **metadata: object) -> Path:
-    """A BitNet model in the small: ternary layers below an embedding that outweighs them."""
+    """Write a small BitNet model: ternary layers, and an embedding that outweighs them."""
     file_types = {"i2_s": 40, "tq1_0": 36, "tq2_0": 37, "tl1": 38, "tl2": 39}
     facts = {
         "general.name": "small",
@@ -104,7 +93,7 @@ def gguf_header(
     version: int = 3,
     order: str = "<",
 ) -> bytes:
-    """The bytes before the weights. ``order`` is "<" or ">"; keys may repeat."""
+    """Return the bytes before the weights. ``order`` is "<" or ">"; keys may repeat."""
     metadata = list(metadata)
     parts = [b"GGUF", struct.pack(f"{order}IQQ", version, len(tensors), len(metadata))]
     for key, value in metadata:
@@ -119,7 +108,7 @@ def gguf_header(
 
 
 def tensor_size(tensor: Tensor) -> int:
-    """Bytes up to the next tensor; a type that is only a number takes a byte per weight."""
+    """Return the bytes up to the next tensor; a type given as a number takes one per weight."""
     weights = prod(tensor.shape)
     if isinstance(tensor.kind, int):
         return _aligned(weights)

@@ -1,19 +1,17 @@
-"""Where an engine is looked for, and what is remembered of it."""
+"""Where engines are looked for, and what is known of one."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
 from pathlib import Path
 
 import pytest
 
-from bitnet_tuning import demo
 from bitnet_tuning.engine import find as engines
 from bitnet_tuning.engine.find import Location, locate_all
 from bitnet_tuning.engine.known import know, with_architecture
 from bitnet_tuning.errors import MissingError
-from bitnet_tuning.model.find import choose_model
 from bitnet_tuning.store.state import State
 from tests.engines import FakeEngine
 
@@ -21,7 +19,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="programs without a suff
 
 
 def program(path: Path) -> Path:
-    """An executable file; what is in it does not matter for finding it."""
+    """Create an executable file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("#!/bin/sh\n")
     path.chmod(0o755)
@@ -29,21 +27,30 @@ def program(path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No embedded engine, unless a test says otherwise."""
-    monkeypatch.setattr(engines, "has_embedded", lambda: False)
+def not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide an installed embedded engine."""
+    monkeypatch.setattr(
+        sys, "path", [path for path in sys.path if not Path(path, "xllamacpp").exists()]
+    )
 
 
-def test_the_order_in_which_places_are_searched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From all places at once, the first is taken away again and again."""
+@pytest.fixture
+def installed(not_installed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Install an embedded engine; return its main file."""
+    file = tmp_path / "site-packages" / "xllamacpp" / "__init__.py"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    monkeypatch.setattr(sys, "path", [str(file.parents[1]), *sys.path])
+    return file
+
+
+def test_places_are_searched_in_their_order(tmp_path: Path, installed: Path) -> None:
+    """An engine is in each place; the first one is removed again and again."""
     flag = program(tmp_path / "flag" / "llama-cli")
     variable = program(tmp_path / "variable" / "llama-cli")
     script = program(tmp_path / "script" / "build" / "bin" / "llama-cli")
     current = program(tmp_path / "current" / "build" / "bin" / "llama-cli")
     on_path = program(tmp_path / "path" / "llama-cli")
-    monkeypatch.setattr(engines, "has_embedded", lambda: True)
     folders = (str(tmp_path / "script"), str(tmp_path / "current"))
     environ = {"PATH": f"/nowhere:{tmp_path / 'path'}", "BITNET_ENGINE": str(variable)}
 
@@ -58,7 +65,7 @@ def test_the_order_in_which_places_are_searched(
         place.unlink()
     last = locate_all(None, environ, folders)[0]
     assert last.embedded and last.cli.endswith("__main__.py")
-    monkeypatch.setattr(engines, "has_embedded", lambda: False)
+    installed.unlink()
     with pytest.raises(MissingError):
         found()
 
@@ -93,34 +100,32 @@ def test_a_program_of_any_name_may_be_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["--engine", "BITNET_ENGINE"])
-def test_a_named_engine_that_is_missing_is_an_error(
-    tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+def test_no_other_engine_replaces_a_named_one_that_is_missing(
+    tmp_path: Path, source: str, installed: Path
 ) -> None:
-    """Although there are others: never quietly another one."""
-    monkeypatch.setattr(engines, "has_embedded", lambda: True)
     program(tmp_path / "build" / "bin" / "llama-cli")
     (tmp_path / "empty").mkdir()
     for name, words in (("gone", "no such engine"), ("empty", "no llama-cli in the folder")):
         path = str(tmp_path / name)
         named, environ = (path, {}) if source == "--engine" else (None, {"BITNET_ENGINE": path})
         with pytest.raises(MissingError, match=words) as caught:
-            locate_all(named, environ, (str(tmp_path),))[0]
+            locate_all(named, environ, (str(tmp_path),))
         assert caught.value.exit_code == 3
         assert source in caught.value.cause and path in caught.value.cause
 
 
-def test_the_embedded_engine_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(MissingError, match="not installed") as caught:
-        locate_all("embedded", {}, ())[0]
-    assert "pip install xllamacpp" in caught.value.remedy
-    monkeypatch.setattr(engines, "has_embedded", lambda: True)
+def test_the_embedded_engine_can_be_named(installed: Path) -> None:
     assert locate_all("embedded", {}, ())[0].embedded
     assert locate_all(None, {"BITNET_ENGINE": "embedded"}, ())[0].embedded
+    installed.unlink()
+    with pytest.raises(MissingError, match="not installed") as caught:
+        locate_all("embedded", {}, ())
+    assert "pip install xllamacpp" in caught.value.remedy
 
 
-def test_nothing_found_says_what_was_looked_for_and_both_ways_out(tmp_path: Path) -> None:
+def test_without_any_engine_the_error_names_the_places_and_both_remedies(tmp_path: Path) -> None:
     with pytest.raises(MissingError) as caught:
-        locate_all(None, {"PATH": str(tmp_path)}, (str(tmp_path / "a"), str(tmp_path / "b")))[0]
+        locate_all(None, {"PATH": str(tmp_path)}, (str(tmp_path / "a"), str(tmp_path / "b")))
     text = str(caught.value)
     for part in ("build/bin/llama-cli", f"{tmp_path}/a, {tmp_path}/b", "PATH", "embedded engine"):
         assert part in text
@@ -128,14 +133,16 @@ def test_nothing_found_says_what_was_looked_for_and_both_ways_out(tmp_path: Path
         assert way in caught.value.remedy
 
 
-def test_a_file_on_path_that_cannot_be_executed_is_passed_over(tmp_path: Path) -> None:
+def test_a_file_on_path_that_is_not_executable_is_skipped(tmp_path: Path) -> None:
     program(tmp_path / "a" / "llama-cli").chmod(0o644)
     second = program(tmp_path / "b" / "llama-cli")
     found = locate_all(None, {"PATH": f"{tmp_path}/a{os.pathsep}{tmp_path}/b"}, ())[0]
     assert found == Location(str(second), "found on PATH")
 
 
-def test_the_layout_of_a_windows_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_windows_build_has_exe_files_in_a_release_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engines, "_SUFFIX", ".exe")
     monkeypatch.setattr(engines, "_CLI", "llama-cli.exe")
     release = tmp_path / "build" / "bin" / "Release"
@@ -149,7 +156,7 @@ def test_the_layout_of_a_windows_build(tmp_path: Path, monkeypatch: pytest.Monke
     assert engines.beside(str(cli), "llama-completion") is None
 
 
-def test_a_link_leads_to_the_programs_beside_its_target(tmp_path: Path) -> None:
+def test_programs_are_also_found_beside_the_target_of_a_link(tmp_path: Path) -> None:
     cli = program(tmp_path / "build" / "bin" / "llama-cli")
     completion = program(tmp_path / "build" / "bin" / "llama-completion")
     link = tmp_path / "llama-cli"
@@ -170,7 +177,7 @@ def here(cli: Path) -> Location:
 
 
 @pytest.mark.parametrize("generation", ["bitnet", "mainline"])
-def test_an_engine_knows_its_program_for_each_purpose(
+def test_each_generation_has_its_program_for_chats_and_for_prompts(
     tmp_path: Path, state: State, generation: str
 ) -> None:
     fake = FakeEngine(tmp_path / "checkout", generation)
@@ -188,15 +195,13 @@ def test_an_engine_knows_its_program_for_each_purpose(
     assert "AVX2" in engine.isa and "AVX512" not in engine.isa
 
 
-def test_a_script_says_nothing_of_its_kernels_and_runtime(tmp_path: Path, state: State) -> None:
+def test_kernels_and_runtime_of_a_script_are_not_known(tmp_path: Path, state: State) -> None:
     engine = know(here(FakeEngine(tmp_path / "checkout").cli), state)
     assert (engine.openmp, engine.i2_s, engine.architectures) == (None, None, {})
     assert with_architecture(engine, "anything") == engine
 
 
-def test_any_models_architecture_is_looked_for_in_the_engines_own_files(
-    tmp_path: Path, state: State
-) -> None:
+def test_any_architecture_is_looked_for_in_the_engines_files(tmp_path: Path, state: State) -> None:
     engine = know(here(FakeEngine(tmp_path / "checkout").cli), state)
     library = tmp_path / "libllama.so"
     library.write_bytes(b"\x7fELF\0ggml_init\0llama\0bitnet-b1.58\0mamba\0")
@@ -206,110 +211,8 @@ def test_any_models_architecture_is_looked_for_in_the_engines_own_files(
     assert with_architecture(engine, "llama") is engine
 
 
-def test_a_build_outside_of_a_checkout_has_none(tmp_path: Path, state: State) -> None:
+def test_an_engine_outside_a_build_folder_has_no_checkout(tmp_path: Path, state: State) -> None:
     fake = FakeEngine(tmp_path / "checkout")
     plain = tmp_path / "plain"
     fake.bin.rename(plain)
     assert know(here(plain / "llama-cli"), state).checkout is None
-
-
-# The model that belongs to it
-
-
-def copied(path: Path, model: str = demo.I2_S) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.symlink_to(model)
-    return path
-
-
-def test_the_order_in_which_models_are_searched(tmp_path: Path, state: State) -> None:
-    named = copied(tmp_path / "named.gguf")
-    variable = copied(tmp_path / "variable.gguf")
-    default = copied(tmp_path / "models" / "BitNet-b1.58-2B-4T" / "ggml-model-i2_s.gguf")
-    other = tmp_path / "models" / "deep" / "other.gguf"
-    copied(tmp_path / "models" / "ternary.gguf", demo.TQ2_0)
-    environ = {"BITNET_MODEL": str(variable)}
-
-    def chosen(name: str | None = None, embedded: bool = False) -> tuple[str, str | None]:
-        choice = choose_model(name, environ, (str(tmp_path),), embedded, state)
-        assert choice.reason
-        return choice.model.path, choice.note
-
-    assert chosen(str(named)) == (str(named), None)
-    assert chosen() == (str(variable), None)
-    del environ["BITNET_MODEL"]
-    assert chosen() == (str(default), None)
-    default.unlink()
-    other.parent.mkdir()
-    other.write_bytes(Path(demo.I2_S).read_bytes())
-    assert chosen() == (str(other), None)
-    other.unlink()
-    path, note = chosen(embedded=True)
-    assert path == demo.TQ2_0
-    assert note is not None and "demo model" in note
-    with pytest.raises(MissingError, match="no model") as caught:
-        chosen()
-    for part in ("models/BitNet-b1.58-2B-4T/ggml-model-i2_s.gguf", str(tmp_path), "-m"):
-        assert part in str(caught.value)
-
-
-def test_several_models_are_not_chosen_from(tmp_path: Path, state: State) -> None:
-    for name in ("one", "two"):
-        path = tmp_path / "models" / name / "ggml-model-i2_s.gguf"
-        path.parent.mkdir(parents=True)
-        path.write_bytes(Path(demo.I2_S).read_bytes())
-    with pytest.raises(MissingError, match="several") as caught:
-        choose_model(None, {}, (str(tmp_path),), True, state)
-    assert "one" in caught.value.cause and "two" in caught.value.cause
-
-
-def test_links_to_one_model_count_once_and_damaged_files_not_at_all(
-    tmp_path: Path, state: State
-) -> None:
-    first = copied(tmp_path / "models" / "a.gguf")
-    copied(tmp_path / "models" / "b.gguf")
-    (tmp_path / "models" / "c.gguf").write_bytes(b"GGUF")
-    assert choose_model(None, {}, (str(tmp_path),), False, state).model.path == str(first)
-
-
-def damaged(change: Callable[[Path], object]) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        path = folder / "model.gguf"
-        path.write_bytes(Path(demo.I2_S).read_bytes())
-        change(path)
-        return path
-
-    return make
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda folder: folder / "gone.gguf", "no such model file"),
-        (lambda folder: folder, "folder"),
-        (damaged(lambda path: path.write_bytes(b"")), "empty"),
-        (damaged(lambda path: path.write_bytes(b"PK\3\4 and so on")), "not b'GGUF'"),
-        (damaged(lambda path: os.truncate(path, 100)), "more than the file can hold"),
-        (damaged(lambda path: os.truncate(path, 1_000_000)), "truncated"),
-    ],
-)
-def test_an_unusable_model_is_told_in_which_way(
-    tmp_path: Path, state: State, make: Callable[[Path], Path], words: str
-) -> None:
-    path = make(tmp_path)
-    with pytest.raises(MissingError) as caught:
-        choose_model(str(path), {}, (), False, state)
-    assert caught.value.exit_code == 3
-    assert words in caught.value.cause and str(path) in caught.value.cause
-
-
-def test_a_header_is_remembered_until_the_file_changes(tmp_path: Path, state: State) -> None:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(Path(demo.I2_S).read_bytes())
-
-    def quantization() -> str:
-        return choose_model(str(path), {}, (), False, state).model.quantization
-
-    assert quantization() == quantization() == "i2_s"
-    path.write_bytes(Path(demo.TQ2_0).read_bytes())
-    assert quantization() == "tq2_0"
