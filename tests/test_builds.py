@@ -1,19 +1,18 @@
-"""Several builds in one checkout: which one is taken, and which one really runs."""
+"""Several builds in one checkout: which one is chosen, and which one really runs."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from bitnet_tuning import demo
-from bitnet_tuning.engine import find as engines
+from bitnet_tuning.__main__ import main
+from bitnet_tuning.cli import run as run_inference
 from bitnet_tuning.engine.builds import (
     FASTER,
     KIND,
@@ -31,6 +30,7 @@ from bitnet_tuning.engine.builds import (
 from bitnet_tuning.engine.find import Engine, Location, checkout_of, locate_all
 from bitnet_tuning.engine.known import know
 from bitnet_tuning.errors import UnsupportedError
+from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.model.types import ModelFile
@@ -39,7 +39,6 @@ from bitnet_tuning.store.state import State
 from tests.engines import FakeEngine
 from tests.machines import Machine, x86_entries
 
-REPO = Path(__file__).resolve().parents[1]
 HASWELL = "fpu pni ssse3 avx f16c fma bmi2 avx2"
 ICELAKE = f"{HASWELL} avx512f avx512dq avx512bw avx512cd avx512vl avx512vbmi avx512_vnni"
 
@@ -56,7 +55,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def three(checkout: Path) -> dict[str, FakeEngine]:
-    """A plain one, a narrow one and the newest, which is for AVX-512."""
+    """A build for AVX2, one for AVX alone, and one for AVX-512."""
     return {
         "build": FakeEngine(checkout).isa("AVX", "AVX2", "FMA"),
         "build-old": FakeEngine(checkout, build="build-old").isa("AVX"),
@@ -64,10 +63,10 @@ def three(checkout: Path) -> dict[str, FakeEngine]:
     }
 
 
-# Where builds are looked for
+# Finding builds
 
 
-def test_every_build_below_a_folder_the_plain_one_first(checkout: Path) -> None:
+def test_every_build_in_a_checkout_is_found_the_plain_one_first(checkout: Path) -> None:
     for name in ("build-b", "build", "build-a", "buildroot", "other"):
         FakeEngine(checkout, build=name)
     (checkout / "build-empty" / "bin").mkdir(parents=True)
@@ -86,12 +85,11 @@ def test_every_build_below_a_folder_the_plain_one_first(checkout: Path) -> None:
         "buildroot/bin",
     ]
     assert {each.source for each in found} == {"named with --engine"}
-    assert locate_all(str(checkout), {}, ())[0] == found[0]
     assert {checkout_of(each.cli) for each in found} == {str(checkout)}
     assert [build_name(each.cli) for each in found[2:4]] == ["build-b", "build-win"]
 
 
-def test_a_named_program_or_its_folder_is_that_one_and_nothing_else(checkout: Path) -> None:
+def test_a_named_program_or_build_folder_is_the_only_candidate(checkout: Path) -> None:
     fakes = three(checkout)
     for fake in fakes.values():
         for name in (fake.cli, fake.bin, fake.bin.parent):
@@ -101,8 +99,7 @@ def test_a_named_program_or_its_folder_is_that_one_and_nothing_else(checkout: Pa
     assert [each.cli for each in locate_all(str(checkout), {}, ())] == [str(top)]
 
 
-def test_folders_are_searched_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "has_embedded", lambda: False)
+def test_the_first_folder_with_a_build_counts(tmp_path: Path) -> None:
     FakeEngine(tmp_path / "a", build="build-x")
     FakeEngine(tmp_path / "b")
     folders = (str(tmp_path / "nowhere"), str(tmp_path / "a"), str(tmp_path / "b"))
@@ -112,12 +109,12 @@ def test_folders_are_searched_in_turn(tmp_path: Path, monkeypatch: pytest.Monkey
     assert locate_all(None, environ, folders)[0].source == "named with BITNET_ENGINE"
 
 
-def test_programs_elsewhere_are_in_no_checkout() -> None:
+def test_programs_outside_build_folders_have_no_checkout() -> None:
     for path in ("/usr/bin/llama-cli", "/x/out/bin/llama-cli", "/build/llama-cli"):
         assert checkout_of(path) is None
 
 
-# The choice, from facts alone
+# Choosing
 
 MODEL = read_model(demo.I2_S)
 PLAIN = frozenset(("AVX", "AVX2", "FMA"))
@@ -150,7 +147,7 @@ def chosen(
     model: ModelFile | None = MODEL,
     measured: dict[str, Ranked] | None = None,
 ) -> tuple[str, str]:
-    """Its name, and why."""
+    """Return the chosen build's name and the reason."""
     found = choose_build(every, host, model, measured or {})
     return build_name(found.path), found.location.source
 
@@ -165,7 +162,7 @@ def avx512(tmp_path: Path) -> Host:
     return machine(tmp_path / "avx512", ICELAKE).host()
 
 
-def test_the_widest_that_the_cpu_runs(avx2: Host, avx512: Host) -> None:
+def test_the_build_that_uses_most_of_the_cpu_is_chosen(avx2: Host, avx512: Host) -> None:
     name, why = chosen(avx512, FIRST, OLD, WIDE)
     assert name == "build-wide" and "fits this CPU best (AVX, FMA, AVX2, AVX512)" in why
     name, why = chosen(avx2, FIRST, OLD, WIDE)
@@ -174,16 +171,16 @@ def test_the_widest_that_the_cpu_runs(avx2: Host, avx512: Host) -> None:
     assert chosen(avx2, OLD, WIDE, model=MODEL._replace(quantization="tq2_0"))[0] == "build-old"
 
 
-def test_among_equals_the_first(avx512: Host, tmp_path: Path) -> None:
+def test_the_first_of_equal_builds_is_chosen(avx512: Host, tmp_path: Path) -> None:
     for every in ((FIRST, WIDE._replace(isa=PLAIN)), (WIDE, FIRST._replace(isa=WIDE.isa))):
         name, why = chosen(avx512, *every)
         assert name == build_name(every[0].path)
-        assert "none fits this CPU better" in why
+        assert "all fit this CPU equally well" in why
     unknown = Machine(tmp_path / "unknown").cores([[0]]).host()
     assert chosen(unknown, FIRST, WIDE)[0] == "build"
 
 
-def test_no_build_that_computes_garbage_where_there_is_another(avx512: Host) -> None:
+def test_a_build_without_kernels_for_i2_s_is_the_last_choice(avx512: Host) -> None:
     name, why = chosen(avx512, OLD, FIRST)
     assert name == "build"
     assert "build-old is built without AVX2 and NEON, which i2_s needs" in why
@@ -191,14 +188,14 @@ def test_no_build_that_computes_garbage_where_there_is_another(avx512: Host) -> 
     assert chosen(avx512, OLD, blank)[0] == "build-old", "of the other nothing is known"
 
 
-def test_no_build_that_cannot_load_the_model(avx512: Host) -> None:
+def test_a_build_that_cannot_run_the_model_is_not_chosen(avx512: Host) -> None:
     for changes in ({"i2_s": False}, {"architectures": {MODEL.architecture: False}}):
         name, why = chosen(avx512, WIDE._replace(**changes), FIRST)
         assert name == "build"
         assert "build-wide" in why
 
 
-def test_none_that_can_be_used_is_an_error_that_names_them_all(avx2: Host) -> None:
+def test_without_a_usable_build_the_error_has_a_reason_for_each(avx2: Host) -> None:
     with pytest.raises(UnsupportedError) as caught:
         chosen(avx2, WIDE, FIRST._replace(i2_s=False))
     assert "build-wide/bin/llama-cli is built for AVX512" in caught.value.cause
@@ -210,7 +207,7 @@ def ranked(verdict: str, ratio: float = 1.0) -> Ranked:
     return Ranked(verdict, ratio, f"×{ratio} over build")
 
 
-def test_measured_goes_before_wide(avx512: Host) -> None:
+def test_the_build_that_was_measured_fastest_is_chosen(avx512: Host) -> None:
     narrow = an_engine("build-gcc", *PLAIN)
     every = (FIRST, narrow, WIDE)
     measured = {
@@ -224,28 +221,30 @@ def test_measured_goes_before_wide(avx512: Host) -> None:
     assert chosen(avx512, *every, measured=measured)[0] == "build-wide"
     del measured[WIDE.path]
     name, why = chosen(avx512, *every, measured=measured)
-    assert name == "build-gcc" and "build-wide not measured as it is now" in why
+    assert name == "build-gcc" and "new or changed since then: build-wide" in why
 
 
-def test_no_difference_shown_leaves_it_to_the_instructions(avx512: Host) -> None:
+def test_without_a_measured_difference_the_instruction_sets_decide(avx512: Host) -> None:
     measured = {FIRST.path: ranked(OPEN), WIDE.path: ranked(OPEN, 1.04)}
     name, why = chosen(avx512, FIRST, WIDE, measured=measured)
-    assert name == "build-wide" and "measured, not significantly different" in why
+    assert name == "build-wide" and "when measured, not significantly different" in why
 
 
 @pytest.mark.parametrize("verdict", [SLOWER, f"{OUT}: wrong words"])
-def test_what_was_measured_slower_or_wrong_is_not_taken(avx512: Host, verdict: str) -> None:
+def test_a_build_that_was_measured_slower_or_wrong_is_not_chosen(
+    avx512: Host, verdict: str
+) -> None:
     measured = {FIRST.path: ranked(OPEN), WIDE.path: ranked(verdict, 0.8)}
     name, why = chosen(avx512, FIRST, WIDE, measured=measured)
-    assert name == "build" and f"build-wide: {verdict} when measured" in why
+    assert name == "build" and f"build-wide when measured: {verdict}" in why
 
 
-def test_measured_fastest_on_another_cpu_does_not_save_it(avx2: Host) -> None:
+def test_a_build_for_another_cpu_is_not_chosen_though_it_was_measured_fastest(avx2: Host) -> None:
     measured = {FIRST.path: ranked(OPEN), WIDE.path: ranked(FASTER, 2.0)}
     assert chosen(avx2, FIRST, WIDE, measured=measured)[0] == "build"
 
 
-# What a comparison found, and for how long it holds
+# Stored results of comparisons
 
 
 @pytest.fixture
@@ -255,6 +254,19 @@ def state(own_state: Path) -> State:
 
 def known(checkout: Path, state: State) -> tuple[Engine, ...]:
     return tuple(know(each, state) for each in locate_all(str(checkout), {}, ()))
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> tuple[Engine, ...]:
+    """Two builds of which nothing but their files matters."""
+    engines = []
+    for name in ("build", "build-b"):
+        program = tmp_path / name / "bin" / "llama-cli"
+        program.parent.mkdir(parents=True)
+        program.touch()
+        location = Location(str(program), "found")
+        engines.append(FIRST._replace(location=location, files=(str(program),)))
+    return tuple(engines)
 
 
 def remember(state: State, host: Host, every: tuple[Engine, ...], fastest: str) -> None:
@@ -269,98 +281,92 @@ def newer(path: Path) -> None:
     os.utime(path, ns=(1, path.stat().st_mtime_ns + 1_000_000))
 
 
-def test_a_measurement_holds_for_the_very_builds(
-    checkout: Path, state: State, avx512: Host
+def test_results_hold_while_the_builds_do_not_change(
+    stored: tuple[Engine, ...], state: State, avx512: Host
 ) -> None:
-    fakes = three(checkout)
-    every = known(checkout, state)
-    remember(state, avx512, every, "build-old")
-    measured = load_fastest(state, avx512, every, MODEL)
-    assert len(measured) == 3
-    old = measured[str(fakes["build-old"].cli)]
-    assert old == Ranked(FASTER, 1.25, "×1.25 (1.20–1.30) over build, measured on 2026-11-23")
-    newer(fakes["build-old"].cli)
-    again = load_fastest(state, avx512, known(checkout, state), MODEL)
-    assert set(again) == {str(fakes["build"].cli), str(fakes["build-wide"].cli)}
-    newer(fakes["build"].cli)
-    assert load_fastest(state, avx512, known(checkout, state), MODEL) == {}
+    remember(state, avx512, stored, "build-b")
+    first, second = (each.path for each in stored)
+    measured = load_fastest(state, avx512, stored, MODEL)
+    assert measured == {
+        first: Ranked(OPEN, 1.0, OPEN),
+        second: Ranked(FASTER, 1.25, "×1.25 (1.20–1.30) over build, measured on 2026-11-23"),
+    }
+    newer(Path(second))
+    assert set(load_fastest(state, avx512, stored, MODEL)) == {first}
+    newer(Path(first))
+    assert load_fastest(state, avx512, stored, MODEL) == {}
 
 
-def test_a_measurement_holds_for_its_host_and_model(
-    checkout: Path, state: State, avx512: Host
+def test_results_hold_for_one_host_and_one_model(
+    stored: tuple[Engine, ...], state: State, avx512: Host
 ) -> None:
-    three(checkout)
-    every = known(checkout, state)
-    remember(state, avx512, every, "build-old")
+    remember(state, avx512, stored, "build-b")
     for host in (avx512._replace(brand="Another CPU"), avx512._replace(quota=1.5)):
-        assert load_fastest(state, host, every, MODEL) == {}
+        assert load_fastest(state, host, stored, MODEL) == {}
     other = MODEL._replace(size=MODEL.size + 1)
-    assert load_fastest(state, avx512, every, other) == {}
+    assert load_fastest(state, avx512, stored, other) == {}
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"builds": []},
-        {"builds": {"x": 1}, "reference": "x"},
-        {"reference": None},
-        {"created": 3},
-    ],
+    "change", [{"builds": []}, {"builds": {"x": 1}, "reference": "x"}, {"created": 3}]
 )
-def test_damaged_measurements_are_not_used(
-    checkout: Path, state: State, avx512: Host, own_state: Path, change: dict[str, object]
+def test_damaged_results_are_set_aside(
+    stored: tuple[Engine, ...],
+    state: State,
+    avx512: Host,
+    own_state: Path,
+    change: dict[str, object],
 ) -> None:
-    three(checkout)
-    every = known(checkout, state)
-    remember(state, avx512, every, "build-old")
+    remember(state, avx512, stored, "build-b")
     (record,) = own_state.glob(f"{KIND}-*.json")
     record.write_text(json.dumps({**json.loads(record.read_text()), **change}))
-    assert load_fastest(state, avx512, every, MODEL) == {}
-
-
-def test_a_ratio_of_text_is_set_aside(
-    checkout: Path, state: State, avx512: Host, own_state: Path
-) -> None:
-    three(checkout)
-    every = known(checkout, state)
-    remember(state, avx512, every, "build-old")
-    (record,) = own_state.glob(f"{KIND}-*.json")
-    record.write_text(record.read_text().replace("1.25", '"fast"'))
-    assert load_fastest(state, avx512, every, MODEL) == {}
+    assert load_fastest(state, avx512, stored, MODEL) == {}
     assert "set aside" in (state.warning or "")
 
 
-# Whole programs
+# Whole commands
 
 
-def program(*flags: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *map(str, flags)],
-        cwd=REPO,
-        env={**os.environ, **variables},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+class Shown(NamedTuple):
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
 
 
-def plan(root: Machine, engine: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    flags = ("--root", root.path, "--engine", engine, "-m", demo.I2_S, "-p", "hello", "--json")
-    return program("-m", "bitnet_tuning", "plan", *flags, **variables)
+Plan = Callable[[Machine, Path], Shown]
+Run = Callable[..., Shown]
 
 
-def run(engine: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    named = ("--engine", engine, "-m", demo.I2_S, "-p", "hello")
-    return program(REPO / "run_inference.py", *named, *flags)
+@pytest.fixture
+def plan(capsys: pytest.CaptureFixture[str]) -> Plan:
+    """Plan a run of an engine on a machine."""
+
+    def planned(root: Machine, engine: Path) -> Shown:
+        flags = ("--engine", str(engine), "-m", demo.I2_S, "-p", "hello", "--json")
+        return Shown(main(["plan", "--root", str(root.path), *flags]), *capsys.readouterr())
+
+    return planned
 
 
-def test_a_plan_takes_the_build_for_the_machine(checkout: Path, tmp_path: Path) -> None:
-    """And says so; on another machine it takes another."""
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run an engine on this machine."""
+
+    def ran(engine: Path, *flags: str) -> Shown:
+        named = ("--engine", str(engine), "-m", demo.I2_S, "-p", "hello")
+        return Shown(run_inference.main([*named, *flags]), *capfd.readouterr())
+
+    return ran
+
+
+def test_a_plan_takes_the_best_build_for_the_machine_and_says_why(
+    checkout: Path, tmp_path: Path, plan: Plan
+) -> None:
     fakes = three(checkout)
     for flags, name in ((ICELAKE, "build-wide"), (HASWELL, "build")):
-        made = json.loads(plan(machine(tmp_path / name, flags), checkout).stdout)
+        made = json.loads(plan(machine(tmp_path / name, flags), checkout).out)
         assert made["engine"] == made["command"][0] == str(fakes[name].cli)
         assert "of 3 builds there" in made["reasons"]["engine"]
         assert "gains nothing for the ternary weights" in made["reasons"]["isa"]
@@ -368,80 +374,74 @@ def test_a_plan_takes_the_build_for_the_machine(checkout: Path, tmp_path: Path) 
 
 
 def test_a_plan_takes_the_build_that_was_measured_fastest(
-    checkout: Path, tmp_path: Path, state: State
+    checkout: Path, tmp_path: Path, state: State, plan: Plan
 ) -> None:
-    fakes = three(checkout)
+    wide = FakeEngine(checkout).isa("AVX", "AVX2", "AVX512")
     gcc = FakeEngine(checkout, build="build-gcc").isa("AVX", "AVX2", "FMA")
     root = machine(tmp_path / "root", ICELAKE)
     remember(state, root.host(), known(checkout, state), "build-gcc")
-    made = json.loads(plan(root, checkout).stdout)
+    made = json.loads(plan(root, checkout).out)
     assert made["engine"] == str(gcc.cli)
     assert "measured fastest: ×1.25" in made["reasons"]["engine"]
     newer(gcc.cli)
-    assert json.loads(plan(root, checkout).stdout)["engine"] == str(fakes["build-wide"].cli)
+    assert json.loads(plan(root, checkout).out)["engine"] == str(wide.cli)
 
 
-def test_a_named_build_for_another_cpu_is_refused(checkout: Path, tmp_path: Path) -> None:
-    fakes = three(checkout)
-    wide = fakes["build-wide"]
+def test_a_named_build_for_another_cpu_is_refused(
+    checkout: Path, tmp_path: Path, plan: Plan
+) -> None:
+    FakeEngine(checkout)
+    wide = FakeEngine(checkout, build="build-wide").isa("AVX2", "AVX512")
     for name in (wide.cli, wide.bin, wide.bin.parent):
         done = plan(machine(tmp_path / "root"), name)
-        assert (done.returncode, done.stdout) == (4, "")
-        assert f"{wide.cli} is built for AVX512, which this CPU lacks" in done.stderr
-        assert "build it on this machine" in done.stderr
-    assert plan(machine(tmp_path / "other", ICELAKE), wide.cli).returncode == 0
-    assert plan(machine(tmp_path / "root"), fakes["build"].cli).returncode == 0
-
-
-def test_a_checkout_with_that_build_alone_is_refused(checkout: Path, tmp_path: Path) -> None:
-    FakeEngine(checkout).isa("AVX2", "AVX512")
-    done = plan(machine(tmp_path / "root"), checkout)
-    assert done.returncode == 4 and "AVX512" in done.stderr
+        assert (done.code, done.out) == (4, "")
+        assert f"{wide.cli} is built for AVX512, which this CPU lacks" in done.err
+        assert "build it on this machine" in done.err
+    assert plan(machine(tmp_path / "other", ICELAKE), wide.cli).code == 0
 
 
 @pytest.mark.parametrize("dies", ["start", "model"])
-def test_the_build_that_dies_here_is_never_given_the_prompt(checkout: Path, dies: str) -> None:
-    """On the machine that runs this test, whatever it is: the build is for a CPU that nobody
-    has, and says so only in its folder."""
+def test_a_build_that_dies_of_an_illegal_instruction_never_gets_the_prompt(
+    checkout: Path, dies: str, run: Run
+) -> None:
     fine = FakeEngine(checkout).isa("AVX2")
     dead = FakeEngine(checkout, build="build-new").isa("AVX2", "AVX512", dies=dies)
     dead.configured("AVX2", "AVX512", flags="-mavx2 -mavx512f")
     for _ in range(2):
         done = run(checkout)
-        assert (done.returncode, done.stdout) == (0, "hello and more text\n"), done.stderr
+        assert (done.code, done.out) == (0, "hello and more text\n"), done.err
     assert len(fine.prompts()) == 2
     assert "-t" in fine.prompts()[-1]["argv"]
     asked = len(dead.runs())
     assert dead.prompts() == [] and asked > 0
     done = run(dead.cli)
-    assert (done.returncode, done.stdout) == (4, "")
-    assert str(dead.cli) in done.stderr
-    assert "this CPU lacks" in done.stderr
-    assert len(dead.runs()) == asked, "it is not asked again after its death"
+    assert (done.code, done.out) == (4, "")
+    assert str(dead.cli) in done.err
+    assert "this CPU lacks" in done.err
+    assert len(dead.runs()) == asked, "its death is remembered"
 
 
-def test_its_folder_names_what_a_dead_build_needs(checkout: Path, tmp_path: Path) -> None:
+def test_cmakes_files_tell_what_a_build_needs_that_dies_as_it_starts(
+    checkout: Path, tmp_path: Path, plan: Plan
+) -> None:
     dead = FakeEngine(checkout).isa("AVX2", "AVX512", dies="start").configured("AVX512_VNNI")
     done = plan(machine(tmp_path / "root"), dead.cli)
-    assert "is built for AVX512_VNNI, which this CPU lacks" in done.stderr
-    assert plan(machine(tmp_path / "other", ICELAKE), dead.cli).returncode == 0
+    assert "is built for AVX512_VNNI, which this CPU lacks" in done.err
+    assert plan(machine(tmp_path / "other", ICELAKE), dead.cli).code == 0
 
 
-def test_the_build_that_was_chosen_is_the_one_that_runs(checkout: Path, state: State) -> None:
-    """By the journal of every fake; the measurement is of this very machine."""
-    from bitnet_tuning.machine.detect import read_host  # noqa: PLC0415
-
+def test_the_chosen_build_is_the_one_that_runs(checkout: Path, state: State, run: Run) -> None:
     fakes = {name: FakeEngine(checkout, build=name).isa("AVX2") for name in ("build", "build-b")}
-    assert run(checkout).returncode == 0
+    assert run(checkout).code == 0
     assert [len(fake.prompts()) for fake in fakes.values()] == [1, 0]
     remember(state, read_host(), known(checkout, state), "build-b")
-    made = json.loads(run(checkout, "--dry-run", "--json").stdout)
-    assert run(checkout).returncode == 0
+    made = json.loads(run(checkout, "--dry-run", "--json").out)
+    assert run(checkout).code == 0
     assert [len(fake.prompts()) for fake in fakes.values()] == [1, 1]
     assert fakes["build-b"].prompts()[0]["argv"] == made["command"]
 
 
-# Other ways to ask for an engine, and what is remembered of one
+# Engines without a model, and records of engines on other CPUs
 
 
 def test_without_a_model_the_choice_is_for_i2_s(checkout: Path, state: State) -> None:
@@ -455,13 +455,13 @@ def test_without_a_model_the_choice_is_for_i2_s(checkout: Path, state: State) ->
 
 
 def older(record: dict[str, Any]) -> dict[str, Any]:
-    """As this was kept before records had versions."""
+    """Return a record in the form of early versions."""
     flat = {name: record["engine"][name] for name in ("version", "flags", "isa")}
     return {"schema": 1, "key": record["key"], "identities": record["files"], "probe": 2, **flat}
 
 
 def asked_on(*flags: str, ran: bool = True) -> Callable[[Any], Any]:
-    """Another CPU than this."""
+    """Return a change of a record as if it came from another CPU."""
     return lambda record: {**record, "engine": {**record["engine"], "ran": ran, "cpu": flags}}
 
 
@@ -473,7 +473,7 @@ def asked_on(*flags: str, ran: bool = True) -> Callable[[Any], Any]:
         asked_on("of", "another", "machine", ran=False),
     ],
 )
-def test_what_older_versions_or_other_cpus_remember_is_asked_anew(
+def test_records_of_older_versions_and_of_deaths_on_other_cpus_are_not_used(
     checkout: Path, state: State, own_state: Path, change: Callable[[Any], Any]
 ) -> None:
     fake = FakeEngine(checkout)
@@ -485,16 +485,13 @@ def test_what_older_versions_or_other_cpus_remember_is_asked_anew(
     again = State(str(own_state))
     assert know(Location(str(fake.cli), "found"), again) == first
     assert len(fake.runs()) > asked
-    assert again.warning is None, "an older version's record is not damaged"
-    asked = len(fake.runs())
-    know(Location(str(fake.cli), "found"), again)
-    assert len(fake.runs()) == asked
+    assert again.warning is None
 
 
-def test_what_a_build_is_for_holds_on_another_cpu(
+def test_the_record_of_a_build_that_ran_holds_on_other_cpus(
     checkout: Path, state: State, own_state: Path
 ) -> None:
-    """Where it ran it told; a home folder may be shared by machines."""
+    """Several machines may share a home folder."""
     fake = FakeEngine(checkout).isa("AVX2", "AVX512")
     know(Location(str(fake.cli), "found"), state)
     (record,) = own_state.glob("engine-*.json")
@@ -505,7 +502,7 @@ def test_what_a_build_is_for_holds_on_another_cpu(
     assert engine.cpu == {"another"}
 
 
-def test_a_build_that_picks_its_kernels_is_asked_on_each_cpu(
+def test_a_build_that_chooses_its_kernels_is_probed_on_each_cpu(
     checkout: Path, state: State, own_state: Path
 ) -> None:
     fake = FakeEngine(checkout)

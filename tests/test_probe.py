@@ -383,7 +383,8 @@ def test_several_processes_may_probe_at_once(
     command = [sys.executable, "-c", code, str(repository), str(fake.cli), str(home)]
 
     def answer(_: int) -> str:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        return done.stdout
 
     with ThreadPoolExecutor() as pool:
         answers = set(pool.map(answer, range(3)))
