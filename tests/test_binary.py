@@ -1,4 +1,4 @@
-"""What programs and libraries tell without being run."""
+"""What the files of an engine tell without being run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ needs_gcc = pytest.mark.skipif(
 
 
 def image(path: Path, *strings: bytes, magic: bytes = ELF) -> str:
-    """A file that looks like a program of ggml's with these strings in it."""
+    """Write a file that looks like compiled code of ggml with these strings in it."""
     path.write_bytes(magic + GGML + b"\0".join((b"", *strings, b"")))
     return str(path)
 
@@ -36,7 +36,7 @@ def image(path: Path, *strings: bytes, magic: bytes = ELF) -> str:
         (b"", False),
     ],
 )
-def test_compiled_programs_are_told_from_scripts(
+def test_compiled_programs_are_distinguished_from_scripts(
     tmp_path: Path, content: bytes, compiled: bool
 ) -> None:
     path = tmp_path / "program"
@@ -44,7 +44,7 @@ def test_compiled_programs_are_told_from_scripts(
     assert binary.is_executable_image(str(path)) == compiled
 
 
-def test_what_is_not_there_is_no_program(tmp_path: Path) -> None:
+def test_a_missing_file_or_a_folder_is_not_a_program(tmp_path: Path) -> None:
     assert not binary.is_executable_image(str(tmp_path / "gone"))
     assert not binary.is_executable_image(str(tmp_path))
     assert not binary.contains(str(tmp_path / "gone"), [b"x"])
@@ -61,10 +61,10 @@ def test_what_is_not_there_is_no_program(tmp_path: Path) -> None:
         ([b"libomp140.x86_64.dll"], "libomp"),
         ([b"VCOMP140.DLL".lower()], "vcomp"),
         ([b"libm.so.6", b"libpthread.so.0"], "none"),
-        # Linked statically, a runtime's own variables are in the program.
+        # Linked statically: the program contains the variables that the runtime reads.
         ([b"GOMP_SPINCOUNT", b"OMP_PLACES"], "libgomp"),
         ([b"KMP_BLOCKTIME", b"OMP_PLACES"], "libomp"),
-        # ggml sets KMP_BLOCKTIME itself, whatever it is built with.
+        # ggml sets KMP_BLOCKTIME itself with every runtime.
         ([b"KMP_BLOCKTIME", b"libgomp.so.1"], "libgomp"),
         ([b"KMP_BLOCKTIME", b"vcomp140.dll"], "vcomp"),
     ],
@@ -78,7 +78,7 @@ def test_the_openmp_runtime_is_recognised(
     assert binary.openmp_runtime([library]) == runtime
 
 
-def test_of_a_script_or_a_foreign_program_nothing_is_said(tmp_path: Path) -> None:
+def test_nothing_is_known_of_a_script_or_a_program_without_ggml(tmp_path: Path) -> None:
     script = tmp_path / "llama-cli"
     script.write_bytes(b"#!/bin/sh\n# libgomp.so.1 ggml_ i2_s\0\nexec llama-cli\n")
     starter = tmp_path / "starter"
@@ -96,7 +96,7 @@ def test_names_are_found_as_whole_c_strings(tmp_path: Path) -> None:
         assert binary.knows_name(files, name) is False
 
 
-def test_iq2_s_is_not_taken_for_i2_s(tmp_path: Path) -> None:
+def test_iq2_s_is_not_mistaken_for_i2_s(tmp_path: Path) -> None:
     mainline = image(tmp_path / "libggml-base.so", b"iq2_s", b"q2_K", b"quantize_row_iq2_s")
     assert binary.knows_name([mainline], "i2_s") is False
 
@@ -117,10 +117,10 @@ def test_blas_libraries_are_recognised(
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the dynamic loader's listing")
-def test_an_engines_own_files_are_what_it_links_and_what_lies_beside_it(tmp_path: Path) -> None:
+def test_an_engines_files_are_the_libraries_it_links_and_those_beside_it(tmp_path: Path) -> None:
     program = tmp_path / "bin" / "llama-cli"
     linked = tmp_path / "lib" / "libllama.so.0.6.0"
-    beside = tmp_path / "bin" / "libggml-cpu-haswell.so"  # loaded at run time
+    beside = tmp_path / "bin" / "libggml-cpu-haswell.so"
     for path in (program, linked, beside):
         path.parent.mkdir(exist_ok=True)
         image(path)
@@ -138,7 +138,7 @@ def test_an_engines_own_files_are_what_it_links_and_what_lies_beside_it(tmp_path
     assert binary.own_files(str(program), trace) == tuple(map(str, (program, linked, beside)))
 
 
-def test_a_link_to_a_program_stands_for_its_target(tmp_path: Path) -> None:
+def test_files_are_searched_beside_the_target_of_a_link(tmp_path: Path) -> None:
     program = tmp_path / "build" / "llama-cli"
     program.parent.mkdir()
     image(program)
@@ -178,7 +178,7 @@ int main(int argc, char ** argv) {
 def test_a_real_program_is_understood_without_running_it(
     tmp_path: Path, flags: list[str], runtime: str, shared: bool
 ) -> None:
-    """``shared``: the code is in a libggml in another folder, found by its run path."""
+    """If ``shared``, the code is in a libggml in another folder, found by its run path."""
     source = tmp_path / "source.c"
     source.write_text(SOURCE)
     program, library = tmp_path / "llama-cli", tmp_path / "lib" / "libggml.so"

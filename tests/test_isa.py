@@ -1,4 +1,4 @@
-"""What a build needs against what a CPU has, on names and on fake machines."""
+"""Whether a CPU has the instruction sets that a build needs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pytest
 from bitnet_tuning.engine import instruction_sets
 from bitnet_tuning.engine.binary import configured_isa
 from bitnet_tuning.engine.find import Engine, Location
-from bitnet_tuning.engine.known import check_isa
+from bitnet_tuning.engine.known import check_isa, know
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.machine.host import Host
+from bitnet_tuning.store.state import State
 from tests.engines import FakeEngine
 from tests.machines import Machine, x86_entries
 
@@ -59,34 +60,36 @@ def host(tmp_path: Path, flags: str) -> Host:
         ({"NEON", "ARM_FMA", "DOTPROD", "MATMUL_INT8", "SVE", "FP16_VA"}, GRAVITON_3, ()),
     ],
 )
-def test_what_a_cpu_lacks_of_a_build(built: set[str], flags: str, missing: tuple[str, ...]) -> None:
+def test_a_cpu_lacks_what_a_build_needs_and_its_flags_do_not_have(
+    built: set[str], flags: str, missing: tuple[str, ...]
+) -> None:
     assert instruction_sets.lacking(built, flags.split()) == missing
 
 
 @pytest.mark.parametrize("flags", ["", "something else"])
-def test_of_a_cpu_without_known_flags_nothing_is_said(flags: str) -> None:
+def test_a_cpu_without_known_flags_lacks_nothing(flags: str) -> None:
     assert instruction_sets.lacking(AVX512, flags.split()) == ()
 
 
-def test_of_another_familys_build_nothing_is_said() -> None:
-    """It is run by something that translates, or not at all."""
+def test_a_cpu_lacks_nothing_of_a_build_for_another_family() -> None:
+    """Something translates its instructions, or it does not start at all."""
     assert instruction_sets.lacking(AVX512, GRAVITON_3.split()) == ()
     assert instruction_sets.lacking({"SVE"}, HASWELL.split()) == ()
 
 
-def test_an_excerpt_of_flags_implies_what_no_cpu_is_without() -> None:
+def test_a_flag_implies_the_sets_that_every_such_cpu_has() -> None:
     assert instruction_sets.lacking(AVX2, ["avx512f"]) == ()
     assert instruction_sets.lacking({"AVX", "SSE3", "SSSE3"}, ["avx2"]) == ()
 
 
-def test_names_that_are_no_instruction_sets_do_not_count() -> None:
+def test_names_of_other_features_do_not_count() -> None:
     names = {"LLAMAFILE", "REPACK", "OPENMP", "SVE_CNT", "AVX2"}
     assert instruction_sets.lacking(names, HASWELL.split()) == ()
     assert instruction_sets.matching(names, HASWELL.split()) == ("AVX2",)
 
 
-def test_kernels_spelling_with_and_without_underscores() -> None:
-    """avx512vbmi, but avx512_vnni; py-cpuinfo and others write avx512vnni."""
+def test_flags_are_known_with_and_without_underscores() -> None:
+    """The kernel writes avx512vbmi and avx512_vnni, py-cpuinfo avx512vnni."""
     wanted = {"AVX512_VBMI", "AVX512_VNNI", "AVX_VNNI"}
     assert instruction_sets.lacking(wanted, ["avx512vbmi", "avx512_vnni", "avx_vnni"]) == ()
     assert instruction_sets.lacking(wanted, ["avx512_vbmi", "avx512vnni", "avxvnni"]) == ()
@@ -105,14 +108,14 @@ def test_kernels_spelling_with_and_without_underscores() -> None:
         ("-march=something -DX", ""),
     ],
 )  # fmt: skip
-def test_what_a_compilers_flags_build_for(flags: str, names: str) -> None:
+def test_compiler_flags_name_instruction_sets(flags: str, names: str) -> None:
     assert instruction_sets.of_compiler(flags.split()) == set(names.split())
 
 
-# Read from the folder of a build
+# Files of CMake in the build folder
 
 
-def test_the_commands_that_compiled_the_kernels_go_before_the_options(tmp_path: Path) -> None:
+def test_the_command_that_compiled_the_kernels_counts_before_the_cache(tmp_path: Path) -> None:
     fake = FakeEngine(tmp_path / "checkout").configured("AVX", "AVX2", "AVX512")
     assert configured_isa(str(fake.cli)) == {"AVX", "AVX2", "AVX512"}
     fake.configured("AVX2", flags="-mavx -mavx2 -mavx512f")
@@ -121,7 +124,7 @@ def test_the_commands_that_compiled_the_kernels_go_before_the_options(tmp_path: 
     assert configured_isa(str(fake.cli)) == {"AVX2"}
 
 
-def test_a_link_leads_to_the_builds_own_folder(tmp_path: Path) -> None:
+def test_cmakes_files_are_found_from_the_target_of_a_link(tmp_path: Path) -> None:
     fake = FakeEngine(tmp_path / "checkout").configured("AVX512")
     link = tmp_path / "llama-cli"
     link.symlink_to(fake.cli)
@@ -129,7 +132,7 @@ def test_a_link_leads_to_the_builds_own_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["null", "{}", "[1]", '[{"file": "ggml.c"}]', "[" * 100_000])
-def test_a_strange_folder_says_nothing(tmp_path: Path, content: str) -> None:
+def test_a_damaged_file_of_cmake_says_nothing(tmp_path: Path, content: str) -> None:
     fake = FakeEngine(tmp_path / "checkout")
     assert configured_isa(str(fake.cli)) == set()
     fake.configured()
@@ -137,7 +140,7 @@ def test_a_strange_folder_says_nothing(tmp_path: Path, content: str) -> None:
     assert configured_isa(str(fake.cli)) == set()
 
 
-# The refusal
+# Refusing builds
 
 
 def test_a_build_for_more_than_the_cpu_has_is_refused(tmp_path: Path) -> None:
@@ -151,23 +154,23 @@ def test_a_build_for_more_than_the_cpu_has_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flags", [SKYLAKE, SAPPHIRE])
-def test_a_build_that_the_cpu_can_run_is_not(tmp_path: Path, flags: str) -> None:
+def test_a_build_that_the_cpu_can_run_is_not_refused(tmp_path: Path, flags: str) -> None:
     check_isa(ENGINE, host(tmp_path, flags))
 
 
-def test_a_machine_that_says_nothing_of_its_cpu_refuses_nothing(tmp_path: Path) -> None:
+def test_no_build_is_refused_on_a_machine_with_unknown_flags(tmp_path: Path) -> None:
     check_isa(ENGINE, Machine(tmp_path / "root").cores([[0]]).host())
 
 
-def test_what_ran_on_this_very_cpu_is_not_refused_for_a_name(tmp_path: Path) -> None:
-    """A virtual machine may hide what its CPU executes all the same."""
+def test_a_build_that_ran_on_this_cpu_is_not_refused_for_a_missing_flag(tmp_path: Path) -> None:
+    """A virtual machine may hide flags of instructions that its CPU executes."""
     here = host(tmp_path, HASWELL)
     check_isa(ENGINE._replace(cpu=frozenset(here.isa), ran=True), here)
     with pytest.raises(UnsupportedError):
         check_isa(ENGINE._replace(cpu=frozenset(("avx512f",)), ran=True), here)
 
 
-def test_what_died_on_this_very_cpu_is_refused_without_a_name(tmp_path: Path) -> None:
+def test_a_build_that_died_on_this_cpu_is_refused_whatever_it_is_built_for(tmp_path: Path) -> None:
     here = host(tmp_path, HASWELL)
     dead = ENGINE._replace(isa=frozenset(), cpu=frozenset(here.isa), ran=False)
     with pytest.raises(UnsupportedError, match="SIGILL"):
@@ -175,7 +178,7 @@ def test_what_died_on_this_very_cpu_is_refused_without_a_name(tmp_path: Path) ->
     check_isa(dead, host(tmp_path / "other", SKYLAKE))
 
 
-def test_a_build_that_picks_its_kernels_at_its_start_is_not_refused(tmp_path: Path) -> None:
+def test_a_build_that_chooses_its_kernels_is_not_refused(tmp_path: Path) -> None:
     library = "/b/build/bin/libggml-cpu-{}.so"
     files = tuple(library.format(name) for name in ("haswell", "icelake"))
     engine = ENGINE._replace(files=(*ENGINE.files, *files))
@@ -183,18 +186,18 @@ def test_a_build_that_picks_its_kernels_at_its_start_is_not_refused(tmp_path: Pa
     assert not instruction_sets.chooses_itself(ENGINE._replace(files=("/b/libggml-cpu.so.0",)))
 
 
-def test_names_that_come_from_the_cpu_refuse_nothing() -> None:
-    """On ARM bitnet.cpp prints what the CPU has, whatever it is built for."""
+def test_names_that_the_engine_takes_from_the_cpu_refuse_nothing_after_a_run() -> None:
+    """On ARM, bitnet.cpp prints what the CPU has, not what it is built for."""
     moved = ENGINE._replace(isa=frozenset(("NEON", "SVE", "MATMUL_INT8")), ran=True)
     assert instruction_sets.refusal(moved, PI_4.split()) is None
     built = ENGINE._replace(isa=frozenset(("NEON", "DOTPROD")), cpu=frozenset(("asimd",)))
     assert instruction_sets.refusal(built._replace(ran=False), ("asimd",)) is not None
 
 
-# What a plan says of it
+# Reasons in a plan
 
 
-def test_the_reason_says_that_i2_s_gains_nothing_and_what_does() -> None:
+def test_the_reason_says_what_avx_512_does_and_does_not_bring() -> None:
     said = instruction_sets.reason(ENGINE._replace(isa=AVX2), ICELAKE.split(), "i2_s")
     assert said.startswith("built for AVX, F16C, FMA, AVX2")
     assert "not for this CPU's AVX512, AVX512_VBMI, AVX512_VNNI" in said
@@ -209,9 +212,6 @@ def test_the_reason_says_that_i2_s_gains_nothing_and_what_does() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="fake engines are scripts")
-def test_the_sources_of_a_folder_do_not_matter_where_the_engine_speaks(tmp_path: Path) -> None:
-    from bitnet_tuning.engine.known import know  # noqa: PLC0415
-    from bitnet_tuning.store.state import State  # noqa: PLC0415
-
+def test_the_engines_own_answer_counts_before_cmakes_files(tmp_path: Path) -> None:
     fake = FakeEngine(tmp_path / "checkout").isa("AVX2").configured("AVX512")
     assert know(Location(str(fake.cli), "found"), State(str(tmp_path / "s"))).isa == {"AVX2"}

@@ -1,4 +1,4 @@
-"""Which model is run, and that its header is remembered."""
+"""Which model is run, and how long its header is remembered."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.gguf_files import write_bitnet
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A folder that holds ``models/``."""
+    """A folder with an empty ``models``."""
     (tmp_path / "checkout" / "models").mkdir(parents=True)
     return tmp_path / "checkout"
 
@@ -51,52 +51,52 @@ def refusal(state: State, *folders: Path, named: str | None = None) -> MissingEr
     return caught.value
 
 
-# The order
+# The order of places
 
 
-def test_the_flag_comes_first(checkout: Path, state: State) -> None:
+def test_the_flag_counts_first(checkout: Path, state: State) -> None:
     add(checkout, DEFAULT)
     mine, other = add(checkout, "mine.gguf"), add(checkout, "other.gguf")
     choice = choose(state, checkout, named=mine, environ={"BITNET_MODEL": other})
     assert (choice.model.path, choice.reason) == (mine, "named with -m")
 
 
-def test_the_variable_comes_next(checkout: Path, state: State) -> None:
+def test_the_variable_counts_next(checkout: Path, state: State) -> None:
     add(checkout, DEFAULT)
     other = add(checkout, "other.gguf", "tq2_0")
     choice = choose(state, checkout, environ={"BITNET_MODEL": other})
     assert (choice.model.path, choice.reason) == (other, "named with BITNET_MODEL")
 
 
-def test_the_default_path_comes_before_others(checkout: Path, state: State) -> None:
+def test_the_default_path_counts_before_other_i2_s_files(checkout: Path, state: State) -> None:
     default = add(checkout, DEFAULT)
     add(checkout, "models/other/model.gguf")
     choice = choose(state, checkout, environ={"BITNET_MODEL": ""})
     assert (choice.model.path, choice.reason, choice.note) == (default, "the default path", None)
 
 
-def test_folders_are_looked_at_in_order(tmp_path: Path, state: State) -> None:
+def test_folders_are_searched_in_order(tmp_path: Path, state: State) -> None:
     first, second = (add(tmp_path / name, DEFAULT) for name in "ab")
     assert choose(state, tmp_path / "a", tmp_path / "b").model.path == first
     assert choose(state, tmp_path / "b", tmp_path / "a").model.path == second
 
 
-def test_a_named_model_must_be_there(checkout: Path, state: State) -> None:
+def test_no_other_model_replaces_a_named_one_that_is_missing(checkout: Path, state: State) -> None:
     add(checkout, DEFAULT)
     assert "no such model file" in refusal(state, checkout, named="missing.gguf").cause
 
 
-def test_a_damaged_default_is_not_passed_over(checkout: Path, state: State) -> None:
+def test_no_other_model_replaces_a_damaged_default(checkout: Path, state: State) -> None:
     path = add(checkout, DEFAULT)
     os.truncate(path, 1000)
     add(checkout, "models/other/model.gguf")
     assert path in refusal(state, checkout).cause
 
 
-# Looking below models/
+# Searching below models/
 
 
-def test_the_only_i2_s_file(checkout: Path, state: State) -> None:
+def test_the_only_i2_s_file_is_chosen(checkout: Path, state: State) -> None:
     path = add(checkout, "models/some/model.gguf")
     add(checkout, "models/some/other.gguf", "tq2_0")
     (checkout / "models/some/notes.txt").write_text("x")
@@ -105,21 +105,23 @@ def test_the_only_i2_s_file(checkout: Path, state: State) -> None:
     assert "only i2_s file" in choice.reason
 
 
-def test_several_are_named_not_guessed(checkout: Path, state: State) -> None:
+def test_of_several_i2_s_files_none_is_chosen_and_the_error_names_them(
+    checkout: Path, state: State
+) -> None:
     paths = [add(checkout, f"models/{name}/model.gguf") for name in "ab"]
     error = refusal(state, checkout)
     assert all(path in error.cause for path in paths)
     assert "-m" in error.remedy
 
 
-def test_two_names_of_one_file_are_one_model(checkout: Path, state: State) -> None:
+def test_several_links_to_a_file_count_once(checkout: Path, state: State) -> None:
     add(checkout, "models/a/model.gguf")
     (checkout / "models/link.gguf").symlink_to("a/model.gguf")
     (checkout / "models/b").symlink_to("a")
     assert choose(state, checkout, checkout).model.quantization == "i2_s"
 
 
-def test_files_that_are_no_models_are_passed_over(checkout: Path, state: State) -> None:
+def test_files_that_are_not_models_are_skipped(checkout: Path, state: State) -> None:
     path = add(checkout, "models/good.gguf")
     models = checkout / "models"
     (models / "empty.gguf").touch()
@@ -133,17 +135,19 @@ def test_files_that_are_no_models_are_passed_over(checkout: Path, state: State) 
     assert choose(state, checkout).model.path == path
 
 
-def test_a_model_within_a_folder_with_a_models_name(checkout: Path, state: State) -> None:
+def test_a_folder_may_have_the_name_of_a_model_file(checkout: Path, state: State) -> None:
     path = add(checkout, "models/x.gguf/model.gguf")
     assert choose(state, checkout).model.path == path
 
 
-def test_models_far_below_are_not_found(checkout: Path, state: State) -> None:
+def test_deep_folders_are_not_searched(checkout: Path, state: State) -> None:
     add(checkout, "models/1/2/3/4/model.gguf")
-    assert "no model" in refusal(state, checkout).cause
+    assert "found no model" in refusal(state, checkout).cause
 
 
-def test_no_model_says_where_it_looked(tmp_path: Path, state: State) -> None:
+def test_without_any_model_the_error_names_the_folders_and_the_remedies(
+    tmp_path: Path, state: State
+) -> None:
     error = refusal(state, tmp_path / "a", tmp_path / "b")
     assert str(tmp_path / "a") in error.cause
     assert str(tmp_path / "b") in error.cause
@@ -154,7 +158,7 @@ def test_no_model_says_where_it_looked(tmp_path: Path, state: State) -> None:
 # The demo model
 
 
-def test_the_demo_model_serves_the_embedded_engine(
+def test_the_embedded_engine_runs_the_demo_model_if_there_is_no_other(
     checkout: Path, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = add(checkout, "demo.gguf", "tq2_0")
@@ -166,7 +170,7 @@ def test_the_demo_model_serves_the_embedded_engine(
     assert "no model" in refusal(state, checkout).cause
 
 
-def test_without_the_demo_model(
+def test_the_embedded_engine_needs_a_model_without_the_demo_model(
     checkout: Path, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "TQ2_0", str(checkout / "missing.gguf"))
@@ -174,12 +178,12 @@ def test_without_the_demo_model(
         choose(state, checkout, embedded=True)
 
 
-# Remembering
+# Remembered headers
 
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The paths whose header was read."""
+    """Collect the paths of headers that are read from their files."""
     paths: list[str] = []
     read = gguf.read_model
 
@@ -208,7 +212,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path, state: State, reads: list[
     assert len(reads) == 3
 
 
-def test_a_remembered_model_has_the_path_that_was_asked_for(
+def test_a_remembered_model_has_the_path_by_which_it_is_named(
     tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch, reads: list[str]
 ) -> None:
     know(add(tmp_path, "model.gguf"), state)
@@ -228,7 +232,7 @@ def test_a_remembered_model_has_the_path_that_was_asked_for(
         {"size": "a"},
     ],
 )
-def test_a_record_of_another_form_is_not_used(
+def test_a_record_in_another_form_is_not_used(
     tmp_path: Path, state: State, reads: list[str], change: dict[str, object]
 ) -> None:
     path = add(tmp_path, "model.gguf")
@@ -240,7 +244,9 @@ def test_a_record_of_another_form_is_not_used(
     assert (state.warning is None) == ("version" in change)
 
 
-def test_nothing_can_be_kept(tmp_path: Path, reads: list[str]) -> None:
+def test_a_state_folder_that_cannot_be_written_is_one_warning(
+    tmp_path: Path, reads: list[str]
+) -> None:
     (tmp_path / "file").touch()
     state = State(str(tmp_path / "file" / "state"))
     path = add(tmp_path, "model.gguf")
@@ -250,6 +256,6 @@ def test_nothing_can_be_kept(tmp_path: Path, reads: list[str]) -> None:
 
 
 @pytest.mark.parametrize("path", ["a\0b", "missing", "\ud800", ""])
-def test_impossible_paths(state: State, path: str) -> None:
+def test_a_path_that_no_file_can_have_is_an_error(state: State, path: str) -> None:
     with pytest.raises(MissingError):
         know(path, state)
