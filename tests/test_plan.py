@@ -160,7 +160,7 @@ def test_the_command_carries_what_the_fields_say() -> None:
         (EMBEDDED, {}, ("i2_s", "embedded engine", "bitnet.cpp", "TQ2_0")),
         (ENGINE, {"quantization": "tl1"}, ("tl1", "i2_s", "setup_env.py")),
         (ENGINE, {"quantization": "tl2"}, ("tl2", "i2_s", "setup_env.py")),
-        (ENGINE, {"architecture": "bitnet-25"}, ("'bitnet-25'", "/models/m.gguf", "--engine")),
+        (ENGINE, {"architecture": "bitnet-25"}, (" bitnet-25 ", "/models/m.gguf", "--engine")),
     ],
 )
 def test_a_pair_that_cannot_work_is_refused_with_what_would(

@@ -123,7 +123,7 @@ def _best(
     winner, reason = _widest(left or engines, host)
     if not worse:
         return winner, f"{reason}; when measured, {verdict_words(OPEN)}" if known else reason
-    results = (f"{build_name(path)} when measured: {each.verdict}" for path, each in worse.items())
+    results = (f"{build_name(path)}: {each.verdict} when measured" for path, each in worse.items())
     return winner, f"{reason} ({'; '.join(results)})"
 
 
