@@ -1,4 +1,4 @@
-"""The embedded engine, from its flags to the text of a real model."""
+"""The embedded engine's programs, from their flags to the text of the demo model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,37 +21,31 @@ import pytest
 
 from bitnet_tuning import demo
 from bitnet_tuning.embedded import bench, chat, cli, engine, flags, options, server
+from bitnet_tuning.embedded.__main__ import main
 from bitnet_tuning.embedded.engine import PhaseTimes, TextPiece
 from bitnet_tuning.errors import TuningError
 
-ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "bitnet_tuning" / "embedded" / "__main__.py"
+SCRIPT = Path(engine.__file__).with_name("__main__.py")
 MODEL = Path(demo.TQ2_0)
-# Ample for a run of milliseconds on a busy machine; only a hang takes it.
 PATIENCE = 60
-# Threads that spin while others want the CPU would make these tests slow.
+"""Seconds that a program may take; it needs some tenths of a second unless it hangs."""
 CALM = {"OMP_WAIT_POLICY": "passive"}
+"""Threads that spin while they wait would make these tests slow on a busy machine."""
 
 
-def run(
-    *args: str | bytes,
-    stdin: bytes = b"",
-    cwd: Path | None = None,
-    env: dict[str, str] | None = None,
-) -> subprocess.CompletedProcess[bytes]:
+def run(*args: str | bytes, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """Run the engine by its path, as the launcher does."""
     return subprocess.run(
         [sys.executable, SCRIPT, *args],
         input=stdin,
         capture_output=True,
         timeout=PATIENCE,
-        env={**os.environ, **CALM, **(env or {})},
-        cwd=cwd,
+        env={**os.environ, **CALM},
         check=False,
     )
 
 
-# ---- without a model ----
+# Flags and figures
 
 
 def test_flags_take_the_next_argument_whatever_it_looks_like() -> None:
@@ -82,12 +75,12 @@ def test_switches_and_flags_with_an_optional_value() -> None:
         (["--foo"], "invalid argument: --foo"),
         (["stray"], "invalid argument: stray"),
         (["-p"], 'error while handling argument "-p": expected value for argument'),
-        (["-n", "many"], "error while handling argument \"-n\": not a whole number: 'many'"),
-        (["--numa", "x"], "'x' is none of distribute, isolate, numactl"),
+        (["-n", "many"], "error while handling argument \"-n\": 'many' is not a whole number"),
+        (["--numa", "x"], "'x' is not one of distribute, isolate, numactl"),
         (["-f", "/no/such"], "failed to open file '/no/such': No such file or directory"),
     ],
 )
-def test_usage_errors(argv: list[str], message: str) -> None:
+def test_a_usage_error_names_the_flag_and_the_value(argv: list[str], message: str) -> None:
     with pytest.raises(TuningError, match=re.escape(message)):
         cli.PROGRAM.parse(argv)
 
@@ -101,7 +94,7 @@ def test_escapes_are_processed_unless_told_otherwise(tmp_path: Path) -> None:
     assert cli.PROGRAM.parse(["-f", str(file)]).prompt == b"one\n"
 
 
-def test_bytes_that_are_no_text_reach_the_model_as_replacement() -> None:
+def test_bytes_of_a_prompt_that_are_not_utf_8_become_replacement_characters() -> None:
     raw = b"caf\xc3\xa9 \xff \xf0\x9f\x99\x82"
     assert cli.PROGRAM.parse(["-p", os.fsdecode(raw)]).prompt == raw
     assert chat.as_text(raw) == "café � 🙂"
@@ -127,7 +120,7 @@ def test_perf_lines_are_llama_cpps() -> None:
     ]
 
 
-def test_perf_lines_of_nothing_divide_by_nothing() -> None:
+def test_perf_lines_without_any_tokens_show_zero() -> None:
     assert "0.00 tokens per second" in engine.perf_lines(1.0, 1.0, [])
 
 
@@ -137,7 +130,7 @@ def test_a_reverse_prompt_may_be_split_over_pieces() -> None:
     assert len(list(chat.until(pieces, []))) == 4
 
 
-def test_the_prompt_of_a_chat() -> None:
+def test_the_prompt_flag_is_a_chats_system_prompt_or_first_message() -> None:
     def openings(*argv: str) -> tuple[bytes, bytes]:
         return chat.openings(cli.PROGRAM.parse(argv))
 
@@ -156,16 +149,15 @@ def test_flash_attention_is_left_alone_unless_asked_for() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["-p", "x"], "not a whole number: 'x'"),
         (["-n", "-1"], 'error while handling argument "-n": must be at least 0'),
-        (["-t", "1,2"], "not a whole number: '1,2'"),
+        (["-t", "1,2"], "'1,2' is not a whole number"),
         (["-r", "0"], "must be at least 1"),
-        (["-fa", "2"], "'2' is none of on, off, auto"),
-        (["-o", "md"], "error while handling argument \"-o\": 'md' is none of json"),
+        (["-fa", "2"], "'2' is not one of on, off, auto"),
+        (["-o", "md"], "error while handling argument \"-o\": 'md' is not one of json"),
         (["-pg", "5,2"], "invalid argument: -pg"),
     ],
 )
-def test_bench_usage_errors(argv: list[str], message: str) -> None:
+def test_bench_has_usage_errors_of_its_own(argv: list[str], message: str) -> None:
     with pytest.raises(TuningError, match=re.escape(message)):
         bench.PROGRAM.parse(argv)
 
@@ -180,74 +172,86 @@ def test_bench_record_computes_speeds() -> None:
     assert bench.record(parsed, bench.PhaseTest(100, 0), 0.0, durations[:1])["stddev_ts"] == 0.0
 
 
-# ---- the program, without a model ----
+# Programs without xllamacpp
+
+
+Program = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def broken_binding(tmp_path: Path) -> dict[str, str]:
-    """An environment in which importing xllamacpp fails as if it were not installed."""
-    fake = tmp_path / "xllamacpp.py"
-    fake.write_text("raise ImportError(\"No module named 'xllamacpp'\")\n")
-    return {"PYTHONPATH": str(tmp_path)}
+def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
+    """Run a command line in this process, where xllamacpp cannot be imported.
+
+    Return the exit code, standard output and standard error.
+    """
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+
+    def ran(*argv: str) -> tuple[int, str, str]:
+        return (main(list(argv)), *capsys.readouterr())
+
+    return ran
 
 
-@pytest.mark.parametrize("argv", [["-h"], ["--help"], ["bench", "-h"]])
-def test_help_needs_no_binding(argv: list[str], broken_binding: dict[str, str]) -> None:
-    result = run(*argv, env=broken_binding)
-    lines = result.stdout.decode().splitlines()
-    assert (result.returncode, result.stderr) == (0, b"")
-    assert "embedded" in lines[0]
-    assert any(re.match(r"-t, +--threads N +\S", line) for line in lines)
-    assert any(re.match(r"-ub, +--ubatch-size N +\S", line) for line in lines)
+@pytest.mark.parametrize("argv", [["-h"], ["--help"], ["bench", "-h"], ["server", "--help"]])
+def test_help_needs_no_xllamacpp(argv: list[str], program: Program) -> None:
+    code, out, err = program(*argv)
+    assert (code, err) == (0, "")
+    assert "embedded" in out.splitlines()[0]
+    for pattern in (r"-t, +--threads N +\S", r"-ub, +--ubatch-size N +\S"):
+        assert re.search(rf"(?m)^{pattern}", out)
+    flags = {"--parallel", "--port", "--api-key", "--mlock"}
+    assert (flags <= set(out.split())) == (argv[0] == "server")
 
 
-def test_version_needs_no_binding(broken_binding: dict[str, str]) -> None:
-    result = run("--version", env=broken_binding)
-    assert result.returncode == 0
-    assert result.stdout == b"version: embedded (xllamacpp is not installed)\n"
+def test_the_version_needs_no_xllamacpp(program: Program) -> None:
+    assert program("--version") == (0, "version: embedded (xllamacpp is not installed)\n", "")
 
 
-def test_a_missing_binding_is_named(broken_binding: dict[str, str], tmp_path: Path) -> None:
-    model = tmp_path / "model.gguf"
-    model.write_bytes(b"GGUF")
-    result = run("-m", str(model), "-p", "x", env=broken_binding)
-    assert result.returncode == 3
-    assert b"pip install xllamacpp" in result.stderr
-    assert b"Traceback" not in result.stderr
-    debug = run("-m", str(model), "-p", "x", env={**broken_binding, "BITNET_TUNING_DEBUG": "1"})
-    assert b"Traceback" in debug.stderr
+def test_a_missing_xllamacpp_is_one_error_with_its_remedy(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, err = program("-m", str(MODEL), "-p", "x")
+    assert (code, out) == (3, "")
+    assert "pip install xllamacpp" in err
+    assert "Traceback" not in err
+    monkeypatch.setenv("BITNET_TUNING_DEBUG", "1")
+    assert "Traceback" in program("-m", str(MODEL), "-p", "x")[2]
 
 
-def test_usage_error_of_the_program(tmp_path: Path) -> None:
-    result = run("--foo", cwd=tmp_path)
-    assert (result.returncode, result.stdout) == (1, b"")
-    assert result.stderr == b"error: invalid argument: --foo\n"
+@pytest.mark.parametrize(
+    ("argv", "error"),
+    [
+        (["--foo"], "invalid argument: --foo"),
+        (["server", "--prompt", "x"], "invalid argument: --prompt"),
+        (["-p", "x"], "no model given\n  name one with -m FNAME"),
+        (
+            ["-m", "/no/such.gguf"],
+            "failed to open model '/no/such.gguf': No such file or directory",
+        ),
+        (
+            ["server", "-m", "/no.gguf"],
+            "failed to open model '/no.gguf': No such file or directory",
+        ),
+    ],
+)
+def test_wrong_flags_and_missing_models_are_one_error(
+    program: Program, argv: list[str], error: str
+) -> None:
+    assert program(*argv) == (1, "", f"error: {error}\n")
 
 
-def test_missing_model() -> None:
-    result = run("-m", "/no/such.gguf", "-p", "x")
-    assert (result.returncode, result.stdout) == (1, b"")
-    assert result.stderr == (
-        b"error: failed to open model '/no/such.gguf': No such file or directory\n"
-    )
-
-
-def test_every_way_to_start_it_shows_the_same_help() -> None:
-    def shown(*argv: str | Path, cwd: Path = ROOT) -> bytes:
+def test_it_starts_by_its_path_and_as_a_module(tmp_path: Path, repository: Path) -> None:
+    def shown(*argv: str | Path, cwd: Path) -> bytes:
+        command = [sys.executable, *argv, "--help"]
         return subprocess.run(
-            [sys.executable, *argv, "--help"],
-            cwd=cwd,
-            capture_output=True,
-            timeout=PATIENCE,
-            check=True,
+            command, cwd=cwd, capture_output=True, timeout=PATIENCE, check=True
         ).stdout
 
     by_path = shown(SCRIPT, cwd=SCRIPT.parent)
-    assert by_path == shown("-m", "bitnet_tuning.embedded") != b""
-    assert by_path == shown("-m", "bitnet_tuning.embedded", "cli")
+    assert by_path == shown("-m", "bitnet_tuning.embedded", "cli", cwd=repository) != b""
 
 
-# ---- the program over a binding that never ends ----
+# Programs with a fake xllamacpp whose answers never end
 
 FAKE = """
 import json, os, sys, time, types
@@ -290,7 +294,7 @@ class Server:
 
 @pytest.fixture
 def endless(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Starts the engine over a binding whose answers go on until they are stopped."""
+    """Start the engine with a fake xllamacpp."""
     (tmp_path / "xllamacpp.py").write_text(FAKE)
     (tmp_path / "model.gguf").write_bytes(b"")
     started = []
@@ -339,7 +343,7 @@ def test_signals_end_a_completion(
         assert b"llama_perf_context_print:        eval time" in errors
 
 
-def test_sigint_ends_a_chats_answer_but_not_the_chat(
+def test_sigint_ends_an_answer_but_not_the_chat(
     endless: Callable[..., subprocess.Popen[bytes]],
 ) -> None:
     process = endless("-cnv")
@@ -354,7 +358,7 @@ def test_sigint_ends_a_chats_answer_but_not_the_chat(
     assert b"Traceback" not in errors
 
 
-def test_a_reader_that_goes_away_ends_the_program(
+def test_a_closed_standard_output_ends_the_program(
     endless: Callable[..., subprocess.Popen[bytes]],
 ) -> None:
     process = endless("-p", "x")
@@ -371,7 +375,7 @@ def test_the_end_of_a_text_is_marked(
     assert output == "x énd [end of text]\n".encode()
 
 
-def test_the_server_is_cut_down_and_guarded(
+def test_the_server_within_the_process_is_small_and_demands_a_random_key(
     endless: Callable[..., subprocess.Popen[bytes]],
 ) -> None:
     process = endless("-p", "x", "-t", "3", "-tb", "5", "-b", "64", "-ub", "32", "-c", "100")
@@ -388,7 +392,7 @@ def test_the_server_is_cut_down_and_guarded(
     assert host == "127.0.0.1" or (host.endswith(".sock") and not Path(host).parent.exists())
 
 
-def test_what_killed_processes_left_is_removed(
+def test_old_folders_of_killed_processes_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -404,40 +408,52 @@ def test_what_killed_processes_left_is_removed(
     assert list(tmp_path.iterdir()) == [new]
 
 
-# ---- the real thing ----
+# Programs with the real xllamacpp and the demo model
 
 real = pytest.mark.skipif(
-    importlib.util.find_spec("xllamacpp") is None or not MODEL.is_file(),
-    reason="needs xllamacpp and the demo model",
+    importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp is not installed"
 )
-GREEDY = ("-m", str(MODEL), "-t", "1", "-c", "512", "--temp", "0")
+GREEDY = ("-m", str(MODEL), "-t", "1", "-tb", "2", "-c", "512", "--temp", "0")
 TALK = (*GREEDY, "-cnv", "-n", "4")
+COMPLETE = (*GREEDY, "-n", "5", "--ignore-eos", "-p", 'Say "hi"\nto café 🙂')
+
+
+@pytest.fixture(scope="module")
+def completed() -> subprocess.CompletedProcess[bytes]:
+    return run(*COMPLETE)
 
 
 @real
-def test_one_shot_prints_prompt_text_and_timings() -> None:
-    prompt = 'Say "hi"\nto café 🙂'
-    result = run(*GREEDY, "-n", "5", "-p", prompt, "--ignore-eos")
-    assert result.returncode == 0
-    assert result.stdout.startswith(prompt.encode())
-    assert result.stdout.endswith(b"\n")
-    assert len(result.stdout) > len(prompt.encode()) + 1
-    errors = result.stderr.decode()
-    assert re.search(r"system_info: n_threads = 1 \(n_threads_batch = 1\) / \d+ \| CPU", errors)
+def test_a_completion_is_the_prompt_and_the_text(
+    completed: subprocess.CompletedProcess[bytes],
+) -> None:
+    prompt = COMPLETE[-1].encode()
+    assert completed.returncode == 0
+    assert completed.stdout.startswith(prompt) and completed.stdout.endswith(b"\n")
+    assert len(completed.stdout) > len(prompt) + 1
+
+
+@real
+def test_threads_and_timings_are_on_standard_error(
+    completed: subprocess.CompletedProcess[bytes],
+) -> None:
+    errors = completed.stderr.decode()
+    assert re.search(r"system_info: n_threads = 1 \(n_threads_batch = 2\) / \d+ \| CPU", errors)
     assert re.search(r"prompt eval time = +[\d.]+ ms / +\d+ tokens \(", errors)
     assert re.search(r" +eval time = +[\d.]+ ms / +4 runs   \(", errors)
 
 
 @real
-def test_greedy_is_deterministic_and_display_is_optional() -> None:
-    first = run(*GREEDY, "-n", "8", "-p", "Hello")
-    again = run(*GREEDY, "-n", "8", "-p", "Hello", "--no-display-prompt", "--no-perf")
-    assert first.stdout == b"Hello" + again.stdout
+def test_greedy_text_is_the_same_without_prompt_and_timings(
+    completed: subprocess.CompletedProcess[bytes],
+) -> None:
+    again = run(*COMPLETE, "--no-display-prompt", "--no-perf")
+    assert completed.stdout == COMPLETE[-1].encode() + again.stdout
     assert b"llama_perf" not in again.stderr
 
 
 @real
-def test_bytes_of_the_prompt_are_echoed_as_they_came() -> None:
+def test_the_bytes_of_the_prompt_are_printed_unchanged() -> None:
     result = run(*GREEDY, "-n", "0", "-p", b"a\xff\xf0\x9f\x99\x82b", "--log-disable")
     assert (result.stdout, result.stderr) == (b"a\xff\xf0\x9f\x99\x82b\n", b"")
 
@@ -451,24 +467,19 @@ def test_a_prompt_longer_than_the_context_is_refused() -> None:
 
 
 @real
-@pytest.mark.parametrize("flags", [("-t", "2"), ("-t", "1", "-tb", "2")])
-def test_thread_counts_are_reported(flags: tuple[str, ...]) -> None:
-    result = run(*GREEDY, *flags, "-n", "1", "-p", "x")
-    assert f"n_threads = {flags[1]} (n_threads_batch = 2)".encode() in result.stderr
-
-
-@real
-def test_an_unusable_model_is_one_clear_error(tmp_path: Path) -> None:
+def test_a_damaged_model_is_one_error_with_the_reason(tmp_path: Path) -> None:
     model = tmp_path / "cut.gguf"
     model.write_bytes(MODEL.read_bytes()[:10_000])
     result = run("-m", str(model), "-p", "x")
     assert (result.returncode, result.stdout) == (1, b"")
-    assert f"error: failed to load model '{model}'".encode() in result.stderr
+    assert (
+        f"error: failed to load model '{model}'\n  {model} is truncated".encode() in result.stderr
+    )
     assert b"Traceback" not in result.stderr
 
 
 @real
-def test_chat_ends_with_its_input() -> None:
+def test_a_chat_ends_with_its_input() -> None:
     result = run(*TALK, "-p", "Be brief.", stdin=b"hello\n\nand\\\nbye\n")
     assert result.returncode == 0
     assert result.stdout.startswith(b"\n> ")
@@ -477,7 +488,7 @@ def test_chat_ends_with_its_input() -> None:
 
 
 @real
-def test_chat_of_one_turn_reads_nothing() -> None:
+def test_a_chat_of_one_turn_reads_no_input() -> None:
     result = run(*TALK, "-st", "-p", "hello", stdin=b"ignored\n")
     assert (result.returncode, result.stdout.count(b"> ")) == (0, 0)
 
@@ -486,7 +497,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /
 
 
 def listening(pid: int) -> list[tuple[str, int]]:
-    """Address, in hexadecimal, and port of each TCP socket on which a process listens."""
+    """Return the address, in hexadecimal, and the port of a process's listening TCP sockets."""
     links = (os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir())
     inodes = {link[8:-1] for link in links if link.startswith("socket:[")}
     rows: list[list[str]] = []
@@ -498,8 +509,8 @@ def listening(pid: int) -> list[tuple[str, int]]:
 
 @pytest.fixture
 def talking(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A chat that waits for its first message; its parameter says what its listener is."""
-    # Too long a path for a socket's leaves a port as the only way.
+    """Start a chat and wait for its first question; the parameter says what it listens on."""
+    # A path that is too long for a socket leaves only a port.
     folder = tmp_path / ("long" * 30 if request.param == "port" else "")
     folder.mkdir(exist_ok=True)
     process = subprocess.Popen(
@@ -521,14 +532,22 @@ def talking(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[subproce
 @real
 @linux
 @pytest.mark.parametrize("talking", ["socket"], indirect=True)
-def test_no_port_is_open(talking: subprocess.Popen[bytes]) -> None:
+def test_a_waiting_chat_opens_no_port_and_ends_with_sigint(
+    talking: subprocess.Popen[bytes],
+) -> None:
     assert listening(talking.pid) == []
+    talking.send_signal(signal.SIGINT)
+    _, errors = talking.communicate(timeout=PATIENCE)
+    assert talking.returncode == 130
+    assert b"Traceback" not in errors
 
 
 @real
 @linux
 @pytest.mark.parametrize("talking", ["port"], indirect=True)
-def test_a_port_is_this_machines_own_and_wants_a_key(talking: subprocess.Popen[bytes]) -> None:
+def test_without_a_socket_the_port_is_on_the_loopback_and_demands_a_key(
+    talking: subprocess.Popen[bytes],
+) -> None:
     ((address, port),) = listening(talking.pid)
     assert address == "0100007F"
     url = f"http://127.0.0.1:{port}/completion"
@@ -537,21 +556,12 @@ def test_a_port_is_this_machines_own_and_wants_a_key(talking: subprocess.Popen[b
     assert refusal.value.code == 401
 
 
-@real
-@pytest.mark.parametrize("talking", ["socket"], indirect=True)
-def test_sigint_ends_a_waiting_chat(talking: subprocess.Popen[bytes]) -> None:
-    talking.send_signal(signal.SIGINT)
-    _, errors = talking.communicate(timeout=PATIENCE)
-    assert talking.returncode == 130
-    assert b"Traceback" not in errors
-
-
-# llama-bench's, those that say nothing about GPUs.
 BENCH_KEYS = (
     "build_commit build_number cpu_info gpu_info backends model_filename model_type model_size "
     "model_n_params n_batch n_ubatch n_threads type_k type_v n_gpu_layers use_mmap flash_attn "
     "n_prompt n_gen n_depth test_time avg_ns stddev_ns avg_ts stddev_ts samples_ns samples_ts"
 )
+"""Keys of llama-bench's rows, but for those about GPUs."""
 
 
 def run_bench(words: str) -> subprocess.CompletedProcess[bytes]:
@@ -573,13 +583,13 @@ def test_bench_prints_llama_benchs_json() -> None:
 
 
 @real
-def test_bench_refuses_what_the_model_cannot_hold() -> None:
+def test_bench_refuses_a_test_that_exceeds_the_models_context() -> None:
     result = run_bench("-p 1000000 -n 0 -t 1 -r 1")
     assert (result.returncode, result.stdout) == (1, b"")
-    assert b"error: pp1000000 takes a context of 1000001 tokens, the model has" in result.stderr
+    assert b"error: pp1000000 needs a context of 1000001 tokens, the model has" in result.stderr
 
 
-# ---- the server ----
+# The server
 
 
 def ask_server(port: int, path: str, body: dict[str, Any] | None, key: str) -> tuple[int, Any]:
@@ -593,31 +603,27 @@ def ask_server(port: int, path: str, body: dict[str, Any] | None, key: str) -> t
         return refusal.code, None
 
 
-def free_port() -> int:
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        return int(reserved.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def served() -> Iterator[int]:
-    """The port of a server with three slots, whose key is ``secret``."""
-    port = free_port()
-    flags = ["-m", str(MODEL), "-t", "2", "-np", "3", "-c", "384", "--port", str(port)]
+    """Start a server with three slots and the key ``secret``; return its port."""
+    flags = ["-m", str(MODEL), "-t", "2", "-np", "3", "-c", "384", "--port", "0"]
     with subprocess.Popen(
         [sys.executable, SCRIPT, "server", *flags],
         stderr=subprocess.PIPE,
         env={**os.environ, **CALM, "LLAMA_API_KEY": "secret"},
     ) as process:
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        assert b"listening on" in line, line
-        yield port
-        process.kill()
+        try:
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            found = re.search(rb"listening on \S+:(\d+) with 3 slots", line)
+            assert found, line
+            yield int(found[1])
+        finally:
+            process.kill()
 
 
 @real
-def test_the_server_answers_who_knows_its_key(served: int) -> None:
+def test_the_server_answers_requests_with_its_key(served: int) -> None:
     body = {"prompt": "How many threads", "n_predict": 8, "temperature": 0}
     assert ask_server(served, "/health", None, "")[0] == 200
     assert ask_server(served, "/completion", body, "another")[0] == 401
@@ -630,17 +636,3 @@ def test_each_slot_of_the_server_has_its_share_of_the_context(served: int) -> No
     short, long = {"prompt": "Why " * 60, "n_predict": 1}, {"prompt": "Why " * 140, "n_predict": 1}
     assert ask_server(served, "/completion", short, "secret")[0] == 200
     assert ask_server(served, "/completion", long, "secret")[0] == 400
-
-
-def test_the_server_lists_its_flags_and_refuses_others() -> None:
-    done = run("server", "--help")
-    assert done.returncode == 0
-    assert {b"--parallel", b"--port", b"--api-key", b"--mlock"} <= set(done.stdout.split())
-    assert run("server", "--prompt", "x").returncode == 1
-
-
-@real
-def test_the_server_does_not_load_what_is_no_model(tmp_path: Path) -> None:
-    done = run("server", "-m", str(tmp_path / "none.gguf"))
-    assert done.returncode == 1
-    assert b"failed to open model" in done.stderr
