@@ -277,6 +277,9 @@ class Server:
     def __init__(self, params):
         print("PARAMS " + json.dumps(vars(params), default=vars), file=sys.stderr, flush=True)
 
+    def __del__(self):  # The real one joins threads, which may wait for the interpreter's lock.
+        time.sleep(1000)
+
     def handle_completions(self, request, callback):
         timings = dict(prompt_n=3, prompt_ms=1.0, predicted_n=2, predicted_ms=1.0)
         if os.environ.get("PROMPT_TAKES_FOREVER"):

@@ -39,6 +39,11 @@ STALE_SECONDS = 24 * 3600.0
 only while a model loads."""
 
 
+_servers: list[Any] = []
+"""Every server of this process, so that none is ever destroyed: its destructor holds the
+interpreter's lock while it joins threads, and hangs if one of them waits for that lock."""
+
+
 class ContextFullError(TuningError):
     """The prompt is longer than the context."""
 
@@ -96,6 +101,7 @@ class EmbeddedEngine:
             except RuntimeError as error:
                 cause = f"failed to load model '{options.model}'"
                 raise TuningError(cause, _reason(options.model)) from error
+        _servers.append(self.server)
         self.loaded_at = time.perf_counter()
         self.load_ms = 1e3 * (self.loaded_at - started)
 

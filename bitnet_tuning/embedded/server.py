@@ -47,7 +47,7 @@ def run(options: ServerOptions) -> None:
             params.api_keys = [key]
         yield
 
-    engine = EmbeddedEngine(options, listening)  # It serves as long as this reference exists.
+    engine = EmbeddedEngine(options, listening)
     address = engine.server.listening_address
     line = f"server is listening on {address} with {options.slots} slots"
     print(line, file=sys.stderr, flush=True)
