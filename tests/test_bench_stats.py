@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.comparison import Round, Rounds, Run
 from bitnet_tuning.engine.builds import FASTER, OPEN, SLOWER
+from bitnet_tuning.launch.failure import NO_END
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
+from bitnet_tuning.store.codec import DamagedError
 
 SPEEDS = st.lists(st.floats(0.1, 100), min_size=1, max_size=15)
 RESAMPLES = 20_000
@@ -121,6 +123,8 @@ def test_noise_is_the_reference_against_itself_both_ways() -> None:
     assert rounds.itself() == pytest.approx([1.2] * 4)
     assert rounds.floor() == pytest.approx(1.2)
     assert Rounds(Objective(), [a_round(("default", 1.0))]).floor() is None
+    thrice = a_round(("default", 10.0), ("default", 11.0), ("default", 12.0))
+    assert Rounds(Objective(), [thrice]).itself() == pytest.approx([1.2])
 
 
 def test_more_values_than_a_float_has_binomials_for_still_have_an_interval() -> None:
@@ -219,3 +223,33 @@ def test_the_spread_is_known_from_the_second_round_of_two_on() -> None:
     assert fitted(first).spread is None
     assert fitted(second).spread is not None
     assert fitted(first).error("a", "default") == float("inf")
+
+
+# Runs and rounds
+
+
+@pytest.mark.parametrize(("samples", "problem"), [({}, None), ({TG: (1.0,)}, "it broke")])
+def test_a_run_has_samples_or_a_problem_but_not_both(
+    samples: dict[str, tuple[float, ...]], problem: str | None
+) -> None:
+    with pytest.raises(DamagedError):
+        Run("a", samples, 1.0, problem).validate()
+
+
+def test_a_request_takes_the_time_of_its_prompt_and_of_its_answer() -> None:
+    run = Run("a", {PP: (100.0,), TG: (10.0,)}, 1.0)
+    assert run.value(Objective("request", n_prompt=300, n_gen=10)) == pytest.approx(1 / (3 + 1))
+
+
+def test_a_run_that_never_ended_is_named_before_one_that_crashed() -> None:
+    hung, crashed = (Run("a", {}, 1.0, problem) for problem in (f"{NO_END} 60 s", "signal 11"))
+    rounds = Rounds(Objective(), [Round(1, "duel", (hung, crashed), 2.0)])
+    assert rounds.problem("a") == hung.problem
+
+
+def test_a_verdict_is_held_against_the_noise_of_as_many_rounds() -> None:
+    twice = [
+        a_round(("default", 10.0), ("a", 11.0), ("default", again)) for again in (9.0, 12.0, 10.5)
+    ]
+    rounds = Rounds(Objective(), [*twice, *[a_round(("default", 10.0), ("a", 11.0))] * 9])
+    assert rounds.judge("a").floor == rounds.floor(12) != rounds.floor()

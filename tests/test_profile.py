@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 
 from bitnet_tuning.engine.find import Engine, Location
+from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.machine.host import Fingerprint, fingerprint
 from bitnet_tuning.plan.profile import Profile, claim, load
 from bitnet_tuning.plan.profiles import (
+    bound_to,
     find_stale,
     new_profile,
     remove,
@@ -192,6 +194,35 @@ def test_what_is_out_of_date_is_found_and_what_is_not_is_left_out(bench: Bench) 
     (stale,) = find_stale(bench.state, host, newer, MODEL)
     assert stale.profile == bench.profile
     assert stale.changes == ("engine version '3957 (5eb47b72)', now '4000 (new)'",)
+
+
+def test_a_stale_profile_of_another_kind_of_model_is_not_told(bench: Bench) -> None:
+    host, newer = bench.machine.host(), bench.engine._replace(version="4000 (new)")
+    assert find_stale(bench.state, host, newer, MODEL._replace(quantization="tq2_0")) == []
+    assert len(find_stale(bench.state, host, newer, MODEL._replace(size=5 * GIBIBYTE))) == 1
+    larger = MODEL._replace(size=5 * GIBIBYTE)
+    assert len(find_stale(bench.state, host, bench.engine, larger)) == 1
+
+
+def test_profiles_are_listed_the_newest_first(bench: Bench) -> None:
+    bench.machine.affinity("0-3")
+    newer = samples.profile(bench.machine.host(), bench.engine)
+    for created in ("2026-11-24T00:00:00Z", "2026-11-22T00:00:00Z"):
+        other = newer._replace(created=created)
+        store(bench.state, other)
+        expected = sorted((bench.profile, other), key=lambda each: each.created, reverse=True)
+        assert stored_profiles(bench.state) == expected
+
+
+def test_a_profile_moves_to_the_same_engine_elsewhere(bench: Bench) -> None:
+    host, ours = bench.machine.host(), bench.profile.engine
+    files = tuple((f"C:\\{Path(path).name}", size, 5) for path, size, _ in ours.files)
+    exported = bench.profile._replace(engine=ours._replace(path="C:\\llama-cli", files=files))
+    assert bound_to(exported, host, ours) == bench.profile
+    for differing in (files[:1], (*files, ("C:\\new.dll", 1, 5))):
+        other = exported._replace(engine=exported.engine._replace(files=differing))
+        with pytest.raises(UnsupportedError):
+            bound_to(other, host, ours)
 
 
 def test_hosts_share_a_folder(bench: Bench) -> None:

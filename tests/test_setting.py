@@ -122,6 +122,7 @@ def test_a_file_from_before_there_were_nodes_is_read() -> None:
         {"mmap": 1},
         {"flash": "on"},
         {"ubatch": True},
+        {"ubatch": 0},
         {"numa": 1},
         {"mlock": None},
         {"nice": None},

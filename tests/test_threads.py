@@ -264,6 +264,7 @@ def test_more_than_the_quota_is_warned_of(machine: Machine) -> None:
     chosen = choose(quota(machine.regular(8), 1.5).host(), threads=2)
     assert chosen.setting.threads == 2
     assert "the quota of 1.5 CPUs" in chosen.warnings[0]
+    assert choose(quota(machine, 2).host(), threads=2).warnings == ()
 
 
 def test_a_flag_for_prompts_alone(machine: Machine) -> None:
@@ -310,3 +311,11 @@ def test_more_cores_of_one_kind_never_do_less() -> None:
                 done = count * speeds[count - 1]
                 assert done >= fast
                 assert 1.1 * done >= max((n + 1) * speeds[n] for n in range(len(speeds)))
+
+
+def test_as_many_threads_as_an_engine_takes_may_be_asked_for(machine: Machine) -> None:
+    host = machine.regular(8).host()
+    assert choose(host, {"BITNET_THREADS": "512"}).setting.threads == 512
+    with pytest.raises(UsageError):
+        choose(host, {"BITNET_THREADS": "513"})
+    assert choose(host, {"OMP_NUM_THREADS": "513"}).setting.threads == 512
