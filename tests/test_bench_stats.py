@@ -253,3 +253,14 @@ def test_a_verdict_is_held_against_the_noise_of_as_many_rounds() -> None:
     ]
     rounds = Rounds(Objective(), [*twice, *[a_round(("default", 10.0), ("a", 11.0))] * 9])
     assert rounds.judge("a").floor == rounds.floor(12) != rounds.floor()
+
+
+def test_a_round_costs_what_its_settings_took_and_what_lay_between_runs() -> None:
+    ran = Round(1, "threads", (Run("a", {TG: (1.0,)}, 1.0), Run("b", {TG: (1.0,)}, 3.0)), 8.0)
+    rounds = Rounds(Objective(), [ran], budget=20.0)
+    assert rounds.cost(("a", "b")) == pytest.approx(8.0)
+    assert rounds.cost(("a", "a", "never ran")) == pytest.approx(2 + 2 + 4)
+    assert rounds.left(("a", "b")) == pytest.approx(1.5)
+    assert rounds.affords(("a", "b", "a", "a")) and not rounds.affords(("a", "b", "a", "a", "a"))
+    assert rounds.affords(("a",), 0.5) and not rounds.affords(("b",), 0.5)
+    assert (Rounds(Objective()).cost(("a",)), Rounds(Objective()).left(("a",))) == (0.0, 0.0)

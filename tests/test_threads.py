@@ -87,7 +87,7 @@ def test_unknown_siblings_are_named(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("most", "generation"), [(None, MOST_THREADS), (3, 3), (20, 20), (100, 24), (1, 1)]
+    ("most", "generation"), [(None, MOST_THREADS), (3, 3), (20, 20), (24, 24), (100, 24), (1, 1)]
 )
 def test_max_threads(machine: Machine, most: int | None, generation: int) -> None:
     chosen = choose(machine.regular(24).host(), most=most)
@@ -178,6 +178,12 @@ def test_more_prompt_threads_than_bound_cores_are_not_bound(machine: Machine) ->
     chosen = choose(host, batch=14)
     assert chosen.setting == Setting(6, 14)
     assert "--threads-batch" in chosen.reasons["cpus"]
+
+
+def test_as_many_threads_as_fast_cores_are_explained_as_fewer_are(machine: Machine) -> None:
+    host = machine.hybrid(6, 8).host()
+    every, fewer = (choose(host, most=most).reasons["threads"] for most in (None, 4))
+    assert every.split("; ")[-1] == fewer.split("; ")[-1]
 
 
 def test_a_limit_that_did_not_decide_is_not_named(machine: Machine) -> None:
@@ -292,6 +298,7 @@ def test_both_flags(machine: Machine) -> None:
         ([1.0, 1.0, 0.7], 12, 2),  # 2.1 against 2: not worth it
         ([1.0, 1.0, 0.75], 12, 3),  # 2.25 against 2
         ([1.0, 0.5], 12, 1),
+        ([1.0, 0.55], 12, 2),
         ([1.0, 0.9, 0.9, 0.3, 0.3], 12, 3),
         ([0.4] * 5, 12, 5),
         ([1.0] * 2 + [0.4] * 8, 5, 2),

@@ -104,7 +104,7 @@ def _computed(host: Host, environ: Mapping[str, str], most: int) -> Plan:
         "cpus": "not bound to CPUs here: all cores are of one kind",
     }
     plan = Plan(Setting(count, usable), reasons)
-    if host.hybrid is None or len(set(speeds)) == 1:
+    if host.hybrid is None:
         return plan
     # One mask binds the whole process, so the prompt's threads stay with those that generate:
     # on a few chips a prompt would gain from the other cores, but an answer lasts longer.
