@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning.engine.find import Engine
+from bitnet_tuning.engine.find import NONE, Engine
 from bitnet_tuning.machine.detect import Privileges
+from bitnet_tuning.machine.memory import HugePages
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.openmp import BINDING
 from bitnet_tuning.plan.plan import make_plan
-from bitnet_tuning.plan.profile import EngineKey
+from bitnet_tuning.plan.profile import EngineKey, Evidence, Objective
 from bitnet_tuning.plan.setting import Setting
 from tests import profile_samples as samples
 from tests.machines import Machine
-from tests.profile_samples import BOUND, CLAIM, ENGINE, GIBIBYTE, MODEL, SETTING
+from tests.profile_samples import BOUND, CLAIM, ENGINE, EVIDENCE, GIBIBYTE, MODEL, SETTING
 
 HELLO = Request(prompt="hello " * 100, n_predict=1000)
 """Long enough for the engine's own micro-batch, and for a copy of the model to pay."""
@@ -46,13 +47,18 @@ class Bench:
         profile: bool = True,
         engine: Engine = ENGINE,
         privileges: Privileges | None = None,
+        evidence: Evidence = EVIDENCE,
+        huge: HugePages | None = None,
+        numactl: bool = False,
     ) -> Plan:
         host = self.machine.host()
-        found = samples.profile(host, KEY, setting) if profile else None
+        found = samples.profile(host, KEY, setting, evidence=evidence) if profile else None
         facts = Facts(
             *(host, engine, MODEL, "named with -m", environ or {}),
             privileges=privileges,
             profile=found,
+            huge=huge,
+            numactl=numactl,
         )
         return make_plan(request, facts)
 
@@ -291,3 +297,85 @@ def test_a_setting_outranks_a_profile(bench: Bench) -> None:
     facts = Facts(host, ENGINE, MODEL, "named", {}, profile=samples.profile(host, KEY))
     other = SETTING._replace(threads=1)
     assert make_plan(HELLO, facts, other).setting == other
+
+
+def test_an_engine_without_a_flag_for_prompt_threads_gets_the_rest_of_a_profile(
+    bench: Bench,
+) -> None:
+    bare = ENGINE._replace(flags=ENGINE.flags - {"-tb"})
+    assert bench.plan(engine=bare).setting == SETTING
+
+
+def test_memory_of_nodes_needs_numactl(bench: Bench) -> None:
+    setting = SETTING._replace(node=0, interleave=None)
+    assert bench.plan(setting=setting, numactl=True).setting.node == 0
+    assert bench.plan(setting=setting).setting.node is None
+    spread = SETTING._replace(interleave=frozenset((0, 1)))
+    assert bench.plan(setting=spread, numactl=True).setting.interleave == {0, 1}
+    assert bench.plan(setting=spread).setting.interleave is None
+
+
+@pytest.mark.parametrize(
+    ("memory", "lockable", "locked"),
+    [("auto", None, True), ("auto", GIBIBYTE, True), ("auto", 1, False), ("mmap", None, False)],
+)
+def test_a_profile_locks_the_model_only_where_user_and_system_let_it(
+    bench: Bench, memory: str, lockable: int | None, locked: bool
+) -> None:
+    request = HELLO._replace(memory=memory)
+    setting = SETTING._replace(mlock=True)
+    made = bench.plan(request, setting=setting, privileges=Privileges(0, lockable))
+    assert ("--mlock" in made.command) == made.setting.mlock == locked
+
+
+@pytest.mark.parametrize(("memory", "copied"), [("mmap", False), ("copy", True), ("huge", True)])
+def test_how_the_model_is_loaded_stays_as_the_user_said(
+    bench: Bench, memory: str, copied: bool
+) -> None:
+    huge = HugePages("madvise", (2, 36))
+    made = bench.plan(HELLO._replace(memory=memory), huge=huge)
+    assert ("--no-mmap" in made.command) == copied
+    assert ("GLIBC_TUNABLES" in made.setting.variables) == (memory == "huge")
+
+
+def test_a_mapped_model_needs_no_room(bench: Bench) -> None:
+    bench.machine.meminfo(8 * GIBIBYTE, GIBIBYTE)
+    assert bench.plan(setting=SETTING._replace(mmap=None)).warnings == bench.computed().warnings
+
+
+def test_a_large_micro_batch_of_a_profile_gets_a_batch_that_holds_it(bench: Bench) -> None:
+    made = bench.plan(setting=SETTING._replace(ubatch=4096))
+    assert (flag(made, "-ub"), flag(made, "-b")) == ("4096", "4096")
+
+
+def test_a_short_prompt_keeps_its_small_micro_batch(bench: Bench) -> None:
+    short = HELLO._replace(prompt="hello")
+    assert flag(bench.plan(short, setting=SETTING._replace(ubatch=256)), "-ub") == "64"
+
+
+def test_a_micro_batch_that_the_user_chose_too_is_the_users(bench: Bench) -> None:
+    request = HELLO._replace(ubatch=128)
+    made = bench.plan(request, setting=SETTING._replace(ubatch=128))
+    assert made.reasons["ubatch"] == bench.computed(request).reasons["ubatch"]
+
+
+def test_a_run_that_generates_nothing_is_too_short_for_a_copy(bench: Bench) -> None:
+    assert "--no-mmap" not in bench.plan(HELLO._replace(n_predict=0)).command
+
+
+def test_a_copy_that_was_measured_for_prompts_must_pay_by_the_prompt(bench: Bench) -> None:
+    """2.1 s at the start; of ×1.21 at 100 tokens/s a token saves 2.1 ms: 1022 tokens."""
+    evidence = EVIDENCE._replace(objective=Objective("pp"), speeds={"pp": 100.0, "tg": 1.0})
+    for size, copied in ((4000, False), (4200, True)):
+        request = HELLO._replace(prompt="a" * size, n_predict=1)
+        assert ("--no-mmap" in bench.plan(request, evidence=evidence).command) == copied
+
+
+def test_performance_mode_leaves_a_measured_poll_and_more_threads_unbound(bench: Bench) -> None:
+    fast = HELLO._replace(performance=True)
+    bare = ENGINE._replace(openmp=NONE)
+    assert bench.plan(fast, engine=bare).setting.poll == 100
+    assert bench.plan(fast, setting=SETTING._replace(poll=50), engine=bare).setting.poll == 50
+    assert bench.plan(fast).setting.cpus is not None
+    more = SETTING._replace(threads=8, threads_batch=8)
+    assert bench.plan(fast, setting=more).setting.cpus is None
