@@ -100,3 +100,8 @@ def test_what_is_not_measured_says_why() -> None:
     same = nothing_to_compare()
     assert same.state == SKIP
     assert "the plan is the upstream default" in same.reason
+
+
+@pytest.mark.parametrize("broken", [DEFAULT, UPSTREAM])
+def test_a_comparison_ends_once_one_side_is_out(broken: str) -> None:
+    assert len(Engine(1.0, breaks=broken).compared(1000)) <= 2

@@ -264,3 +264,11 @@ def test_a_round_costs_what_its_settings_took_and_what_lay_between_runs() -> Non
     assert rounds.affords(("a", "b", "a", "a")) and not rounds.affords(("a", "b", "a", "a", "a"))
     assert rounds.affords(("a",), 0.5) and not rounds.affords(("b",), 0.5)
     assert (Rounds(Objective()).cost(("a",)), Rounds(Objective()).left(("a",))) == (0.0, 0.0)
+
+
+def test_what_was_found_wrong_last_is_told() -> None:
+    rounds = Rounds(Objective())
+    for problem in ("other words", "nothing", None):
+        rounds.add_check("a", problem)
+    assert rounds.wrong("a") == rounds.problem("a") == "nothing"
+    assert (rounds.wrong("b"), rounds.is_checked("b")) == (None, False)
