@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""How much longer a shell takes that sources bitnet-env.sh than one that sources an empty file.
+"""Measure how much longer a shell takes to source bitnet-env.sh than to source an empty file.
 
-A hit finds the answer that an earlier shell left, a miss asks Python and keeps the answer. The
-three are started in turn, in another order every round, and differences are taken round by
-round: a machine that is busy slows down all of them.
+A hit finds the answer that an earlier shell cached; a miss asks Python and caches the answer. Each
+round starts all three, in changing order, and differences are taken within a round, since other
+load on the machine slows down all of them.
 
     python3 benchmarks/env_overhead.py [--rounds N] [--shell NAME ...]
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 AIM_MS = 5
-"""A hit may take that much longer than an empty file."""
+"""Most milliseconds that a hit should take longer than an empty file."""
 
 SHELLS = {
     "dash": ["dash"],
@@ -34,34 +34,33 @@ KINDS = ("empty", "hit", "miss")
 
 
 def milliseconds(command: list[str], environment: dict[str, str]) -> float:
-    """Return the time from the start of a shell to its end.
-
-    Raises CalledProcessError if it fails.
-    """
+    """Return the time in ms that a shell runs. Raise CalledProcessError if it fails."""
     start = time.perf_counter()
     subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=True)
     return 1000 * (time.perf_counter() - start)
 
 
 def measure(shell: list[str], rounds: int, folder: Path) -> dict[str, list[float]]:
-    """Return milliseconds by kind, one of each per round; raises SystemExit if no hit is one."""
+    """Return the times in ms by kind, one per round. Raise SystemExit if no answer is cached."""
     prefixes = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "BITNET_")
     environment = {name: text for name, text in os.environ.items() if not name.startswith(prefixes)}
-    # The Python that runs this, without a version manager's wrapper around it.
+    # Find the Python that runs this program, not a version manager's wrapper around it.
     environment["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
     state, script = folder / "state", REPOSITORY / "bitnet-env.sh"
     environment["BITNET_TUNING_HOME"] = str(state)
     commands = {kind: [*shell, "-c", f". '{script}'"] for kind in KINDS}
     commands["empty"] = [*shell, "-c", f". '{folder / 'empty.sh'}'"]
     times: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for number in range(-1, rounds):  # the first round fills the caches
+    for number in range(-1, rounds):  # the first round only fills the caches
         for kind in (*KINDS[number % 3 :], *KINDS[: number % 3]):
             if kind == "miss":
                 shutil.rmtree(state, ignore_errors=True)
             elif kind == "hit" and not state.exists():
                 milliseconds(commands["miss"], environment)
                 if not state.exists():
-                    raise SystemExit("no answer is kept: was the package just changed?")
+                    raise SystemExit(
+                        "bitnet-env.sh cached no answer; was the package changed just now?"
+                    )
             took = milliseconds(commands[kind], environment)
             if number >= 0:
                 times[kind].append(took)
@@ -69,6 +68,7 @@ def measure(shell: list[str], rounds: int, folder: Path) -> dict[str, list[float
 
 
 def quartiles(values: list[float]) -> str:
+    """Return median and quartiles for the table."""
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:6.2f} ({low:.2f}-{high:.2f})"
 
@@ -79,9 +79,7 @@ def main() -> int:
     parser.add_argument("--shell", action="append", choices=SHELLS)
     options = parser.parse_args()
     names = [name for name in options.shell or SHELLS if shutil.which(name)]
-    print(
-        "ms, median (quartiles)  empty file            hit: more than that   miss: more than that"
-    )
+    print("ms, median (quartiles)  empty file            hit, difference       miss, difference")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "empty.sh").touch()
@@ -93,7 +91,7 @@ def main() -> int:
                 pairs = zip(times[kind], times["empty"], strict=True)
                 columns.append([with_it - without for with_it, without in pairs])
             print(f"{shell:22}" + "".join(f"{quartiles(values):22}" for values in columns).rstrip())
-    print(f"aim: a hit takes at most {AIM_MS} ms more, a miss one Python")
+    print(f"goal: a hit takes at most {AIM_MS} ms longer, a miss the time of one Python start")
     return 0
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""How much longer than a bare launcher run_inference.py takes to start an engine.
+"""Measure how much longer run_inference.py takes than a bare launcher to start an engine.
 
-The bare launcher does what upstream's script does: argparse, then subprocess.run. The
-engine is /bin/echo under the name llama-cli; its first byte marks that it runs. Both are
-started in turn, which one first changes every round, and the ratio is taken round by round.
+The bare launcher does what upstream's script does: argparse, then subprocess.run. The engine is
+/bin/echo under the name llama-cli; its first byte shows that it runs. Each round starts both, in
+changing order, and the ratio is taken within a round.
 
     python3 benchmarks/launch_overhead.py [--rounds N] [--python EXECUTABLE]
 """
@@ -22,6 +22,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 AIM = 1.15
+"""Largest median ratio that is acceptable."""
 
 BARE = """\
 import argparse
@@ -45,7 +46,7 @@ subprocess.run(command, check=True)
 
 
 def first_byte(command: list[str], environment: dict[str, str]) -> float:
-    """Seconds from the start to the first byte on stdout; raises RuntimeError without one."""
+    """Return the seconds until the first byte on stdout. Raise RuntimeError without one."""
     start = time.perf_counter()
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, bufsize=0
@@ -62,13 +63,14 @@ def first_byte(command: list[str], environment: dict[str, str]) -> float:
 
 
 def quartiles(values: list[float]) -> str:
+    """Return the median with quartiles and range for printing."""
     low, middle, high = statistics.quantiles(values, n=4)
     spread = f"quartiles {low:.3f}-{high:.3f}, all {min(values):.3f}-{max(values):.3f}"
     return f"median {middle:.3f} ({spread})"
 
 
 def measure(python: str, rounds: int, folder: Path) -> tuple[list[float], list[float]]:
-    """Seconds of ours and of the bare launcher, one of each per round."""
+    """Return the seconds of run_inference.py and of the bare launcher, one of each per round."""
     engine = folder / "build" / "bin" / "llama-cli"
     engine.parent.mkdir(parents=True)
     shutil.copy(shutil.which("echo") or "/bin/echo", engine)
@@ -79,9 +81,9 @@ def measure(python: str, rounds: int, folder: Path) -> tuple[list[float], list[f
     ours = [python, str(REPOSITORY / "run_inference.py"), "--engine", str(engine), *tail]
     theirs = [python, str(bare), *tail]
     environment = {**os.environ, "BITNET_TUNING_HOME": str(folder / "state")}
-    # As after anybody's first run: modules compiled, also where this shell forbids it.
+    # Let Python cache compiled modules, as it does on a user's machine.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    for command in (ours, theirs, ours):  # fills the caches; the first probes the engine
+    for command in (ours, theirs, ours):  # fill the caches; the first run probes the engine
         first_byte(command, environment)
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
     for number in range(rounds):
@@ -101,8 +103,8 @@ def main() -> int:
     ratios = [mine / bare for mine, bare in zip(ours, theirs, strict=True)]
     print(f"run_inference.py, ms to the engine:  {quartiles([1000 * value for value in ours])}")
     print(f"bare launcher, ms to the engine:     {quartiles([1000 * value for value in theirs])}")
-    print(f"ratio, round by round:               {quartiles(ratios)}")
-    print(f"aim: a median of at most {AIM}")
+    print(f"ratio within a round:                {quartiles(ratios)}")
+    print(f"goal: a median of at most {AIM}")
     return 0
 
 

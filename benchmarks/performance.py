@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""What performance mode, the ways to load a model, micro-batches and --prompts bring here.
+"""Measure the gain of performance mode, of ways to load a model, of micro-batches and of --prompts.
 
-Each comparison runs its settings by turns: in every round each once, and the first one, against
-which the others are held, twice. What counts are ratios within a round, their median and its
-95 % interval; beside them stands by how much repeated runs of the first setting varied.
+Each comparison runs every setting once per round, and in every second round the first setting,
+the reference, twice. It prints the median ratio to the reference within a round with its 95 %
+interval, and the noise: by how much repeated runs of the reference varied.
 
     python3 benchmarks/performance.py --engine FOLDER -m MODEL [--rounds N] [WHAT ...]
 
-WHAT: mode, memory, ubatch, prompts (all by default). The machine should have nothing else to do.
+WHAT is mode, memory, ubatch or prompts (default: all). Stop other programs on the machine first.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from bitnet_tuning.bench.comparison import Round, Rounds, Run, Sizes, turns
 from bitnet_tuning.bench.llama_bench import words
 from bitnet_tuning.bench.runner import Runner, find_bench
 from bitnet_tuning.bench.statistics import ratio
+from bitnet_tuning.bench.summary import noise
 from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.console import times
 from bitnet_tuning.engine.builds import verdict_words
@@ -42,7 +43,7 @@ from bitnet_tuning.store.state import State, default_folder
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 LONG = "a " * 400
-"""Too long for a micro-batch of its own: the engine's default stays."""
+"""A prompt so long that the plan leaves the micro-batch at the engine's default."""
 
 UBATCHES = (64, 256, 512)
 PROMPTS = 32
@@ -74,7 +75,7 @@ def facts_of(options: argparse.Namespace) -> Facts:
 
 
 def planned(facts: Facts, **wishes: object) -> Setting:
-    """The setting of a plan for a long prompt."""
+    """Return the plan's setting for a long prompt."""
     request = Request(prompt=LONG)._replace(**wishes)  # type: ignore[arg-type]
     plan = make_plan(request, facts)
     for warning in plan.warnings:
@@ -108,7 +109,7 @@ def compare_ubatches(facts: Facts, options: argparse.Namespace) -> None:
         show(f"micro-batches for a prompt of {tokens} tokens, by llama-bench", settings, rounds)
     for size in UBATCHES:
         problem = checker.problem(default._replace(ubatch=size))
-        print(f"  micro-batch {size}: {problem or 'greedy text as with the default'}")
+        print(f"  micro-batch {size}: {problem or 'same greedy text as the default'}")
     for note in checker.notes:
         print(f"  note: {note}")
 
@@ -119,7 +120,7 @@ def run_rounds(
     count: int,
     phases: tuple[str, ...] = (PP, TG),
 ) -> list[Round]:
-    """Measure so many rounds, after one run that only loads the model."""
+    """Measure ``count`` rounds, after a run that only loads the model."""
     first = next(iter(settings))
     runner.measure(first, settings[first], phases)
     rounds = []
@@ -152,13 +153,13 @@ def show(title: str, settings: Mapping[str, Setting], rounds: Sequence[Round]) -
 def against(measured: Rounds, name: str) -> str:
     if name == measured.reference:
         far = measured.floor(len(measured))
-        return f"; against itself within {far:.2f}" if far else ""
+        return f"; {noise(far)}" if far else ""
     judged = measured.judge(name)
     return f"; {times(*judged.ratio)}: {verdict_words(judged.verdict)}" if judged.ratio else ""
 
 
 def shorter(rounds: Sequence[Round], name: str, first: str) -> str:
-    """Speed-up of the whole process, loading included."""
+    """Return the speed-up of the whole process, loading included."""
     return "" if name == first else f"; {times(*ratio(wall_ratios(rounds, name, first)))}"
 
 
@@ -181,7 +182,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def compare_prompts(facts: Facts, options: argparse.Namespace) -> None:
-    """32 prompts at once against 32 runs, whole programs as a user starts them."""
+    """Compare one run with --prompts to a run per prompt, as a user starts them."""
     prompts = [f"{index} {words(PROMPT_WORDS)}" for index in range(PROMPTS)]
     ways = {"single runs": 0, **{f"{count} slots": count for count in options.slots}}
     rounds, texts = [], {}

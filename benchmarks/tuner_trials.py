@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""How often tuners are right, on simulated machines whose true speeds are known.
+"""Measure how often tuners are right, on simulated machines whose true speeds are known.
 
-Each run's speed is the setting's true one times log-normal noise; one run in fifty takes five
-times as long. Three tuners look for the fastest setting: ours; "highest mean of 2 runs over a
-grid", as simple tuners do; and Optuna's TPE with as many runs as ours used. A run costs one
-second of budget.
+A run's speed is the setting's true one with log-normal noise; one run in fifty takes five times as
+long. Three tuners look for the fastest setting: ours; a grid search that takes the highest mean of
+two runs, as simple tuners do; and Optuna's TPE with as many runs as ours used. A run costs one
+second of the budget.
 
     python3 benchmarks/tuner_trials.py [--trials N] [--noise SHARE] [--budget SECONDS ...]
 """
@@ -31,6 +31,7 @@ from bitnet_tuning.plan.profile import TG, Objective
 from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting, apply
 
 OUTLIERS, OUTLIER_SPEED = 0.02, 0.2
+"""Share of runs that are disturbed, and their speed as a share of the true one."""
 TOKENS_PER_SECOND = 20.0
 
 BOUND = (("OMP_PLACES", "cores"), ("OMP_PROC_BIND", "close"))
@@ -44,7 +45,7 @@ KNOBS = (
 
 
 def _threads(count: int) -> Change:
-    """Another number of threads, for prompts as well."""
+    """Return a change to ``count`` threads, also for prompts."""
     plural = "" if count == 1 else "s"
     return Change(f"{count} thread{plural}", (("threads", count), ("threads_batch", count)))
 
@@ -56,8 +57,9 @@ class Machine(NamedTuple):
     threads: Mapping[int, float]
     """True speed by number of threads."""
     knobs: Mapping[str, float]
-    """True factor by the name of a change; 1 for those that are not there."""
+    """True factor by name of a change; missing ones have the factor 1."""
     upstream: float
+    """True speed of upstream's setting."""
     default_threads: int = 4
 
     @property
@@ -68,7 +70,7 @@ class Machine(NamedTuple):
         return Space(default, fixed, counts, KNOBS)
 
     def speed(self, setting: Setting) -> float:
-        """The true one."""
+        """Return the true speed."""
         if setting == UPSTREAM:
             return self.upstream
         changes = (change for knob in KNOBS for change in knob.changes)
@@ -76,7 +78,7 @@ class Machine(NamedTuple):
         return self.threads[setting.threads] * math.prod(factors)
 
     def best(self) -> float:
-        """Speed of the fastest setting that the space allows."""
+        """Return the true speed of the fastest setting in the space."""
         gains = (max(1.0, factor) for factor in self.knobs.values())
         return max(self.threads.values()) * math.prod(gains)
 
@@ -108,16 +110,16 @@ MACHINES = (
 
 
 class Weather(NamedTuple):
-    """What stands between true and measured speeds."""
+    """The disturbances of measured speeds."""
 
     noise: float
-    """Standard deviation of a run's logarithm."""
+    """Standard deviation of the logarithm of a run's speed."""
     drift: float
-    """Of a slow wave over 50 runs, its height."""
+    """Amplitude of a slow wave with a period of 50 runs, as a logarithm."""
 
 
 class Lab:
-    """Measures settings of one machine and counts the runs."""
+    """A simulated machine to measure, which counts the runs."""
 
     def __init__(self, machine: Machine, weather: Weather, seed: str) -> None:
         self.machine = machine
@@ -127,7 +129,7 @@ class Lab:
         self.seed = self._random.randrange(1 << 30)
 
     def measure(self, setting: Setting) -> float:
-        """tokens/s of one run."""
+        """Return the tokens/s of one run."""
         self.runs += 1
         wave = self._weather.drift * math.sin(2 * math.pi * self.runs / 50)
         factor = math.exp(self._random.gauss(0, self._weather.noise) + wave)
@@ -137,17 +139,17 @@ class Lab:
 
 
 class Outcome(NamedTuple):
-    """One tuning's."""
+    """The outcome of one tuning."""
 
     speed: float
-    """The winner's true one, as a share of the default's."""
+    """The winner's true speed as a share of the default's."""
     crowned: bool
-    """Whether it is another setting than the default."""
+    """Whether the winner is another setting than the default."""
     runs: int
 
 
 def ours(lab: Lab, budget: float) -> Outcome:
-    """The search of this package, with every output right."""
+    """Tune with this package's search; every output counts as right."""
     search = Search(lab.machine.space, Rounds(Objective(), budget=budget))
     while not isinstance(step := search.ask(), Decision):
         if isinstance(step, Check):
@@ -166,7 +168,7 @@ def _round(lab: Lab, step: Measure, settings: Mapping[str, Setting]) -> Round:
 
 
 def _grid(space: Space) -> Iterator[Setting]:
-    """Every number of threads with every combination of knobs."""
+    """Yield every number of threads with every combination of knobs."""
     choices = [space.threads, *(knob.changes for knob in space.knobs)]
     for combination in itertools.product(*((None, *each) for each in choices)):
         yield _changed(space.default, combination)
@@ -179,7 +181,7 @@ def _changed(setting: Setting, changes: Iterable[Change | None]) -> Setting:
 
 
 def highest_mean(lab: Lab, budget: float) -> Outcome:
-    """Two runs of each setting of the grid, however long that takes; the best mean wins."""
+    """Run each setting of the grid twice, whatever the budget, and take the highest mean."""
     space = lab.machine.space
     means = {
         setting: statistics.mean((lab.measure(setting), lab.measure(setting)))
@@ -193,8 +195,8 @@ def _chosen(lab: Lab, setting: Setting) -> Outcome:
 
 
 def optuna_tpe(lab: Lab, runs: float) -> Outcome:
-    """Optuna's usual sampler with so many runs; the best run wins. Raises ImportError
-    without optuna."""
+    """Use Optuna's default sampler for that number of runs and take the best run. Raise
+    ImportError without optuna."""
     import optuna  # noqa: PLC0415  heavy, and only for this row
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -219,15 +221,15 @@ def optuna_tpe(lab: Lab, runs: float) -> Outcome:
 
 
 class Row(NamedTuple):
-    """Many tunings of one machine by one tuner."""
+    """Several tunings of one machine by one tuner."""
 
     machine: Machine
     tuner: str
     outcomes: Sequence[Outcome]
 
     def cells(self) -> tuple[str, ...]:
-        """Names; tunings that crowned a setting, that found the best, and that chose one slower
-        than the default; mean speed as a share of the best's; mean runs."""
+        """Return the cells of the table: machine; tuner; number of tunings whose winner is not the
+        default, is the fastest, is slower than the default; mean speed; mean number of runs."""
         best, count = self.machine.best(), len(self.outcomes)
         crowned = sum(each.crowned for each in self.outcomes)
         found = sum(each.speed >= best * NEARLY for each in self.outcomes)
@@ -239,7 +241,7 @@ class Row(NamedTuple):
 
 
 NEARLY = 0.999
-"""Speeds that differ by less are the same."""
+"""Ratio above which two speeds count as equal."""
 
 Tuner = Callable[[Lab, float], Outcome]
 
@@ -247,13 +249,13 @@ Tuner = Callable[[Lab, float], Outcome]
 def tunings(
     tuner: Tuner, machine: Machine, weather: Weather, sizes: Sequence[float], seed: int
 ) -> list[Outcome]:
-    """One tuning per size, which is the tuner's budget."""
+    """Return one tuning for each size, which is the tuner's budget."""
     labs = (Lab(machine, weather, f"{seed} {machine.name} {n}") for n in range(len(sizes)))
     return [tuner(lab, size) for lab, size in zip(labs, sizes, strict=True)]
 
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
-    """Ours with the main budget, the other tuners, then ours with less."""
+    """Yield our tuner with the first budget, the other tuners, then ours with other budgets."""
     weather = Weather(options.noise, options.drift)
     for machine in MACHINES:
         main, *others = options.budget
@@ -272,26 +274,31 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def show(table: Iterable[Row]) -> None:
-    """Line by line, as they come."""
+    """Print the rows as they come."""
     form = "{:<50} {:<18} {:>8} {:>8} {:>8} {:>6} {:>5}"
     print(form.format("machine", "tuner", "crowned", "found", "slower", "speed", "runs"))
     for row in table:
         print(form.format(*row.cells()), flush=True)
     print(
-        "\nfound: the fastest; slower: than the default; speed: true, as a share of the fastest's"
+        "\ncrowned: another setting than the default won; found: the fastest setting won; slower: "
+        "a slower one than the default won; speed: the winner's, as a share of the fastest's"
     )
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="How often tuners are right.")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--noise", type=float, default=0.15, help="of a run; default 0.15")
-    parser.add_argument("--drift", type=float, default=0.0, help="height of a slow wave")
+    parser.add_argument(
+        "--noise", type=float, default=0.15, help="standard deviation of a run (default: 0.15)"
+    )
+    parser.add_argument(
+        "--drift", type=float, default=0.0, help="amplitude of a slow wave (default: 0)"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--budget", type=float, nargs="+", default=[300.0, 150.0, 100.0, 60.0], metavar="SECONDS"
     )
-    parser.add_argument("--no-optuna", action="store_true", help="leave out that row")
+    parser.add_argument("--no-optuna", action="store_true", help="leave out Optuna")
     return parser.parse_args(arguments)
 
 
@@ -299,7 +306,9 @@ def main() -> int:
     try:
         show(rows(parse()))
     except ImportError as error:
-        print(f"error: {error}\n  python3 -m pip install optuna, or --no-optuna", file=sys.stderr)
+        print(
+            f"error: {error}\n  python3 -m pip install optuna, or use --no-optuna", file=sys.stderr
+        )
         return 3
     return 0
 

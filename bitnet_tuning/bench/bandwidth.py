@@ -1,4 +1,4 @@
-"""Measure how fast this machine's memory can be read by so many threads."""
+"""Measure how fast a given number of threads can read this machine's memory."""
 
 from __future__ import annotations
 
@@ -18,43 +18,44 @@ from bitnet_tuning.machine.topology import read_last_level_caches
 from bitnet_tuning.namedtuple import NamedTuple
 
 LEAST_BUFFER = 256 << 20
-"""Bytes: more than the last-level cache of all but the largest servers."""
+"""Smallest buffer, in bytes: larger than the last-level cache of all but the largest servers."""
 CACHE_FACTOR = 4
-"""Times the last-level caches: a pass finds at most a quarter of the buffer in them, and
-with caches that drop the oldest line nothing."""
+"""Size of the buffer as a multiple of the last-level caches: when a pass begins, at most a
+quarter of the buffer is still cached."""
 MEMORY_SHARE = 4
-"""At most this part of the free memory is taken."""
+"""Divisor of the free memory: the buffer takes at most a quarter of it."""
 SLICE = 16 << 20
-"""Bytes of a thread at least: several times any processor's cache of one core."""
+"""Smallest part of the buffer that one thread reads, in bytes: several times the private caches
+of a core."""
 
 _LEAST_FACTOR = 2
-"""Times the caches; from less, much of the buffer would be read from them."""
+"""Smallest multiple of the last-level caches: much of a smaller buffer would stay in them."""
 _CLEARLY_FASTER = 1.5
-"""From its cache, a reader must be so much faster than from memory to be no limit itself."""
+"""How many times faster than memory a function must read cached data to count as no limit."""
 
 
 class Absent(NamedTuple):
-    """Stands where a figure would: a machine that does not show it is no error."""
+    """Why this machine does not show a figure. That is not an error."""
 
     reason: str
-    """Half a sentence, with the remedy where there is one."""
+    """Half a sentence, with a remedy if there is one."""
 
 
 class Bandwidth(NamedTuple):
-    """Bytes per second that ``threads`` threads read together."""
+    """How fast ``threads`` threads together read memory, in bytes/s."""
 
     median: float
     low: float
     high: float
-    """Slowest and fastest pass."""
+    """``low`` and ``high`` are the slowest and the fastest pass."""
     threads: int
     samples: tuple[float, ...]
     buffer: int
-    """Bytes, of all threads together."""
+    """Bytes that all threads together read in a pass."""
     reader: str
-    """The function that read them."""
+    """Name of the C function that read them."""
     reader_limits: bool
-    """Whether the function may be slower than memory: then memory gives at least this."""
+    """Whether that function may be slower than memory. If so, memory delivers at least this."""
 
 
 def measure_bandwidth(
@@ -63,36 +64,39 @@ def measure_bandwidth(
     cpus: frozenset[int] | None = None,
     root: Root | None = None,
 ) -> Bandwidth | Absent:
-    """Read a buffer much larger than the caches, in parallel; it takes about a second.
+    """Read a buffer much larger than the caches in parallel. This takes about a second.
 
-    ``cpus`` are those that may be used, all allowed ones by default. Every thread stays on a
-    CPU of its own, physical cores first; with more threads than CPUs, as many as CPUs read.
+    ``cpus`` are the logical CPUs to use; None means all allowed ones. Every thread stays on a
+    CPU of its own, on separate physical cores as far as possible. With more threads than CPUs,
+    only as many threads as CPUs read.
 
-    glibc's ``memchr`` and ``memcmp`` are bound by memory, not by themselves: on a virtual
-    machine with two CPUs of an AMD EPYC (Zen 4) they read 90 GB/s from the second-level
-    cache, and from memory 24 to 28 GB/s with one thread and 31 to 34 GB/s with two. So do
-    loops of AVX2 and AVX-512 loads (23 to 26, 30 to 31) and numpy's sum (25, 33). For some
-    seconds now and then, two threads read 50 to 58 GB/s there, whatever the buffer: one
-    measurement is a glimpse, and ``pooled`` joins two. musl's functions look at 8 bytes or
-    one at a time, which ``reader_limits`` tells.
+    The functions that read are glibc's ``memchr`` and ``memcmp``: memory limits them, not
+    their own speed. On a virtual machine with two CPUs of an AMD EPYC (Zen 4) they read
+    90 GB/s from the L2 cache, but 24 to 28 GB/s (one thread) and 31 to 34 GB/s (two threads)
+    from memory, and so do loops of AVX2 and AVX-512 loads (23 to 26, 30 to 31) and numpy's
+    sum (25, 33). Now and then two threads read 50 to 58 GB/s there for some seconds, whatever
+    the buffer, so a benchmark measures twice and joins both with ``pooled``. musl's functions
+    look at only 1 or 8 bytes at a time; ``reader_limits`` tells.
     """
     usable = (host.allowed if cpus is None else cpus & host.allowed) or host.allowed
     team = places(host, usable, min(threads, len(usable)))
     size = buffer_size(len(team), host, usable, root or Root())
     if size is None:
-        return Absent("there is too little free memory to measure the memory's bandwidth")
+        return Absent(
+            "there is too little free memory to measure its bandwidth; close other programs"
+        )
     reader = fastest_reader()
     if reader is None:
-        return Absent("the memory's bandwidth is not measured: no C library was found")
+        return Absent("memory bandwidth was not measured: no C library was found")
     try:
         rates = Team(team, size // len(team), reader.read).run()
     except ReadError as error:
-        return Absent(f"the memory's bandwidth could not be measured: {error}")
+        return Absent(f"memory bandwidth could not be measured: {error}")
     return summary(rates, len(team), size, reader)._replace(threads=threads)
 
 
 def summary(rates: Sequence[float], threads: int, buffer: int, reader: Reader) -> Bandwidth:
-    """Summarise the passes' bytes per second."""
+    """Summarise the speeds of all passes, in bytes/s."""
     middle = median(rates)
     limits = reader.from_cache * threads < middle * _CLEARLY_FASTER
     low, high = min(rates), max(rates)
@@ -100,16 +104,16 @@ def summary(rates: Sequence[float], threads: int, buffer: int, reader: Reader) -
 
 
 def pooled(first: Bandwidth, second: Bandwidth) -> Bandwidth:
-    """Summarise the passes of two measurements with as many threads, such as one before a
-    benchmark and one after it."""
+    """Join two measurements with the same number of threads, such as one before and one after
+    a benchmark."""
     samples, limits = (*first.samples, *second.samples), first.reader_limits or second.reader_limits
     rates = Bandwidth(median(samples), min(samples), max(samples), *first[3:])
     return rates._replace(samples=samples, reader_limits=limits)
 
 
 def buffer_size(threads: int, host: Host, cpus: frozenset[int], root: Root) -> int | None:
-    """Return bytes, or None where memory has no room for enough of them. A thread fills one cache
-    at a time, so no more caches count than threads."""
+    """Return the size of the buffer in bytes; None if too little memory is free."""
+    # A thread fills one last-level cache at a time, so no more caches count than threads.
     caches = sum(read_last_level_caches(root, cpus)[:threads])
     least = max(SLICE * threads, _LEAST_FACTOR * caches)
     wanted = max(LEAST_BUFFER, least, CACHE_FACTOR * caches)
@@ -119,7 +123,7 @@ def buffer_size(threads: int, host: Host, cpus: frozenset[int], root: Root) -> i
 
 
 def places(host: Host, cpus: frozenset[int], threads: int) -> Places:
-    """Return the CPUs of each thread: all of them where there are too few."""
+    """Return the CPUs of each thread: one each, or all of them if there are too few."""
     order = spread(host, cpus)
     if len(order) < threads:
         return (cpus,) * threads
@@ -127,8 +131,8 @@ def places(host: Host, cpus: frozenset[int], threads: int) -> Places:
 
 
 def spread(host: Host, cpus: frozenset[int]) -> tuple[int, ...]:
-    """Return CPUs in the order in which threads take them: one of every core, the fastest cores
-    first, then the others."""
+    """Return the CPUs in the order in which threads take them: first one CPU of each core, the
+    fastest core first, then the cores' other SMT threads."""
     cores = sorted(host.cores, key=lambda core: (-core.speed, min(core.cpus)))
     usable = [sorted(core.cpus & cpus) for core in cores]
     widest = max((len(core) for core in usable), default=0)
@@ -136,31 +140,33 @@ def spread(host: Host, cpus: frozenset[int]) -> tuple[int, ...]:
 
 
 FILL = 1
-"""Every byte of what is read, so that the search never ends early."""
+"""Value of every byte in the buffer. ``memchr`` looks for another one and never ends early."""
 _ABSENT_BYTE = 2
 
 _TRIAL = 256 << 10
-"""Bytes: fits the second-level cache of every processor that runs these models."""
+"""Bytes read to time a function on cached data: they fit into any L2 cache."""
 _TRIAL_PASSES = 40
 
 Read = Callable[[int, int], None]
-"""Reads so many bytes from this address on."""
+"""Takes an address and a number of bytes, and reads them."""
 
 
 class ReadError(Exception):
-    """Why memory could not be read; half a sentence."""
+    """Memory could not be read; the text is half a sentence."""
 
 
 class Reader(NamedTuple):
+    """A C function that reads memory."""
+
     name: str
     read: Read
     from_cache: float
-    """Bytes per second from the second-level cache, with one thread."""
+    """Speed from the L2 cache with one thread, in bytes/s."""
 
 
 def fastest_reader() -> Reader | None:
-    """Return ``memchr`` for a byte that is not there, or ``memcmp`` of two equal halves, whichever
-    is faster from the cache. None where no C library is found."""
+    """Return ``memchr`` for a byte that does not occur, or ``memcmp`` of two equal halves,
+    whichever reads cached data faster. Return None if there is no C library."""
     readers = _readers(_library())
     buffer = (ctypes.c_char * _TRIAL).from_buffer(bytearray([FILL]) * _TRIAL)
     address = ctypes.addressof(buffer)
@@ -169,7 +175,7 @@ def fastest_reader() -> Reader | None:
 
 
 def _readers(library: ctypes.CDLL | None) -> Mapping[str, Read]:
-    """Return functions by name; ctypes lets other threads run during each call."""
+    # ctypes.CDLL releases Python's global lock during a call, so that threads read in parallel.
     if library is None:
         return {}
     memchr, memcmp = library.memchr, library.memcmp
@@ -179,17 +185,17 @@ def _readers(library: ctypes.CDLL | None) -> Mapping[str, Read]:
 
     def search(address: int, size: int) -> None:
         if memchr(address, _ABSENT_BYTE, size) is not None:
-            raise ReadError("memchr found a byte that is not there")
+            raise ReadError("memchr found a byte that does not occur")
 
     def compare(address: int, size: int) -> None:
         if memcmp(address, address + size // 2, size // 2) != 0:
-            raise ReadError("memcmp found equal bytes different")
+            raise ReadError("memcmp found a difference between equal bytes")
 
     return {"memchr": search, "memcmp": compare}
 
 
 def _library() -> ctypes.CDLL | None:
-    """Return this program's own C library; Windows has it under a name."""
+    # None stands for this program, which has its C library loaded; Windows needs a name.
     try:
         return ctypes.CDLL("ucrtbase" if sys.platform == "win32" else None)
     except (OSError, TypeError):
@@ -197,7 +203,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _rate(read: Read, address: int) -> float:
-    """Return the rate of the fastest pass: what the loop can do when nothing disturbs it."""
+    """Return the bytes/s of the fastest pass, which nothing disturbed."""
     times: list[float] = []
     for _ in range(_TRIAL_PASSES):
         start = time.perf_counter()
@@ -207,12 +213,12 @@ def _rate(read: Read, address: int) -> float:
 
 
 _PASSES = (3, 25)
-"""Fewest and most that are timed."""
+"""Fewest and most passes that are timed."""
 _SECONDS = 0.6
-"""After so long no further pass begins."""
+"""Seconds after which no further pass begins."""
 _PASS_SECONDS = 0.02
-"""A pass reads the slices again until it takes about this long: waking the threads, one
-after the other as Python's lock has it, must not count."""
+"""Seconds that a pass should take, by reading the slices several times: Python's global lock
+wakes the threads one after the other, and that time must not matter."""
 _MOST_REPEATS = 64
 
 Places = tuple[frozenset[int], ...]
@@ -220,10 +226,10 @@ Places = tuple[frozenset[int], ...]
 
 
 class Team:
-    """Each thread reads a slice of its own, pass after pass.
+    """Threads that each read a slice of memory of their own, pass after pass.
 
-    It writes its slice first: memory lies on the node of the CPU that writes it first, and
-    pages never written are all the same zeros, which one page in the cache holds.
+    Each thread first writes its slice, so that Linux allocates it on the NUMA node of the
+    thread's CPU.
     """
 
     def __init__(self, places: Places, each: int, read: Read) -> None:
@@ -238,8 +244,8 @@ class Team:
         self._barrier = threading.Barrier(len(places), action=self._decide)
 
     def run(self) -> list[float]:
-        """Return the bytes per second of each pass, all threads together, from the first
-        one's start to the last one's end. Raises ReadError."""
+        """Return the bytes/s of each pass: all threads together, from the start of the first
+        to the end of the last. Raise ReadError if a thread failed."""
         self._start_and_wait()
         if self._problems:
             raise ReadError(self._problems[0])
@@ -261,7 +267,7 @@ class Team:
             thread.join()
 
     def _decide(self) -> None:
-        """Decide, in one thread while all wait, whether there is another pass."""
+        """Decide whether there is another pass. One thread runs this while the others wait."""
         if self._begun == 0:
             self._deadline = time.perf_counter() + _SECONDS
             wanted = math.ceil(_PASS_SECONDS / max(median(self._warm_up), 1e-9))
@@ -275,7 +281,7 @@ class Team:
         try:
             self._work(number)
         except threading.BrokenBarrierError:
-            pass  # another thread has said why
+            pass  # another thread failed and said why
         except (ReadError, OSError, ValueError, OverflowError, MemoryError) as error:
             self._problems.append(str(error) or type(error).__name__)
             self._barrier.abort()
@@ -287,7 +293,7 @@ class Team:
             try:
                 self._passes(number, ctypes.addressof(start))
             finally:
-                del start  # a mapping that is pointed to cannot be closed
+                del start  # a mapping with a pointer to it cannot be closed
 
     def _passes(self, number: int, address: int) -> None:
         ctypes.memset(address, FILL, self._each)
@@ -307,7 +313,7 @@ class Team:
 
 
 def _bind(cpus: frozenset[int]) -> None:
-    """Bind this thread alone. A CPU that is not to be had leaves it where it is."""
+    """Bind the calling thread, or leave it where it is if the CPUs are not available."""
     if hasattr(os, "sched_setaffinity"):
         try:
             os.sched_setaffinity(0, cpus)

@@ -1,5 +1,5 @@
-"""Prepare a tuning: the engine and model, the machine's state, runs of a useful length, and the
-settings to compare."""
+"""Prepare a tuning: find the engine and the model, look at the machine's state, choose the length
+of the runs, and list the settings to compare."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from bitnet_tuning.model.gguf import read_tensors
 from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import PP, TG, Objective
-from bitnet_tuning.plan.setting import Setting
+from bitnet_tuning.plan.setting import Setting, describe
 from bitnet_tuning.prepare import read_facts, say_all, with_all_means
 from bitnet_tuning.store.state import State
 from bitnet_tuning.verify import selftest
@@ -44,35 +44,36 @@ if TYPE_CHECKING:
     from bitnet_tuning.bench.llama_bench import Bench
 
 BUDGETS = {"quick": 60.0, "normal": 300.0, "full": 1200.0}
-"""Seconds, by effort."""
+"""Default time budgets in seconds, by effort."""
 
 
 def progress_of(budget: float) -> Progress:
-    """Return what shows how much of the budget, in seconds, is spent."""
+    """Return a progress display that shows how much of the budget, in seconds, is left."""
     return Progress(budget, lambda spent: f"at most {clock(budget - spent)} left")
 
 
 class Subject(NamedTuple):
-    """What is measured, and with what."""
+    """An engine and a model to tune, and what measures them."""
 
     facts: Facts
     default: Setting
-    """What all is compared with: by default what the plan computes without a profile."""
+    """The setting that the plan computes without a profile; all others are compared with it."""
     runner: Runner
 
 
 class Begun(NamedTuple):
-    """A tuning of which nothing, or some rounds, are measured."""
+    """A tuning that is ready to measure its first or, resumed, its next round."""
 
     results: Results
     before: Conditions
-    """The machine before this program measured."""
+    """The machine's state before this program measured anything."""
     bandwidth: Bandwidth | Absent
-    """For the default's threads."""
+    """Memory bandwidth with the default's number of threads."""
 
 
 def find_subject(options: argparse.Namespace, earlier: Results | None, state: State) -> Subject:
-    """Find the engine and the model that are named, or the earlier ones. Raises TuningError."""
+    """Find the engine and the model that ``options`` name, else those of the ``earlier`` tuning.
+    Raise TuningError if one cannot be found or used."""
     engine_named, model_named = options.engine, options.model
     if earlier is not None:
         embedded = earlier.engine.generation == "embedded"
@@ -85,42 +86,42 @@ def find_subject(options: argparse.Namespace, earlier: Results | None, state: St
 
 
 def make_subject(facts: Facts, bench: Bench | None) -> Subject:
-    """Return the subject with its default setting. Raises TuningError."""
+    """Return the subject with its default setting. Raise TuningError if there is no plan for it."""
     default = make_plan(Request(), facts._replace(profile=None)).setting
     return Subject(facts, default, Runner(facts, bench, SECOND))
 
 
 def self_tested(facts: Facts) -> str | None:
-    """Return a note where the engine could not be tested. Raises UnsupportedError where it
-    writes wrong words: how fast it does is of no interest."""
+    """Run the self-test and return a note if it could not run. Raise UnsupportedError if the
+    engine writes wrong words."""
     try:
         report = selftest.run_selftest(facts.engine, facts.host)
     except TuningError as error:
-        return f"the engine is not self-tested: {error.cause}"
+        return f"the engine was not self-tested: {error.cause}"
     if report.passed:
         return None
     raise UnsupportedError(
         f"{facts.engine.path} writes wrong words, so its speed means nothing: {report.cause}",
-        "`python3 -m bitnet_tuning selftest` shows them; --no-selftest measures all the same",
+        "run `python3 -m bitnet_tuning selftest` to see them; --no-selftest measures it anyway",
     )
 
 
 def calibrate(
     subject: Subject, n_prompt: int | None, n_gen: int | None, running: Callable[[str], None]
 ) -> None:
-    """Choose the sizes for every later run from two short ones. Raises UnsupportedError where
-    the default cannot be measured."""
-    run = _good(first_runs(subject, running))
+    """Choose the sizes of all later runs from two short ones. ``running`` is told what is going
+    on. Raise UnsupportedError if the default setting cannot be measured."""
+    run = _checked(subject, first_runs(subject, running))
     speeds = [max(run.samples[phase]) for phase in (PP, TG)]
     context = subject.facts.model.context_length
     subject.runner.sizes = choose_sizes(speeds[0], speeds[1], context, n_prompt, n_gen)
 
 
 def first_runs(subject: Subject, running: Callable[[str], None] = lambda what: None) -> Run:
-    """Measure two short runs; the first also reads the model from disk. Return the second, which
-    tells how fast the engine is at all, or the one that failed."""
+    """Measure two short runs: the first reads the model from disk, the second shows the engine's
+    speed. Return the second, or the first that failed."""
     run = Run(DEFAULT, {}, 0.0)
-    for sizes, what in ((FIRST, "loading the model"), (SECOND, "how fast it is at all")):
+    for sizes, what in ((FIRST, "loading the model"), (SECOND, "estimating the speed")):
         running(what)
         subject.runner.sizes = sizes
         run = warm(subject)
@@ -130,29 +131,36 @@ def first_runs(subject: Subject, running: Callable[[str], None] = lambda what: N
 
 
 def warm(subject: Subject) -> Run:
-    """Run the default once, or twice where it fails; the model is in memory then."""
+    """Run the default setting, again if it fails, so that the model is in memory."""
     run = subject.runner.measure(DEFAULT, subject.default)
     return run if run.problem is None else subject.runner.measure(DEFAULT, subject.default)
 
 
-def _good(run: Run) -> Run:
-    """Raise UnsupportedError for a run that failed."""
-    if run.problem is not None:
-        raise UnsupportedError(
-            f"the engine cannot be measured with its default setting: {run.problem}",
-            "try the same with run_inference.py, which shows all that the engine says",
+def _checked(subject: Subject, run: Run) -> Run:
+    """Return a run that went well. Raise UnsupportedError for one that failed."""
+    if run.problem is None:
+        return run
+    remedy = "run the same engine and model with run_inference.py to see the engine's whole log"
+    # llama-bench reads -m as a list with commas between; string_split() in llama.cpp's common.h
+    # of 2024, which bitnet.cpp has, also cuts a name at its first space.
+    if subject.runner.bench is not None and set(" ,") & set(subject.facts.model.path):
+        remedy = (
+            f"the path {subject.facts.model.path} has a space or a comma, which llama-bench may "
+            "not accept: name a link to the model whose path has neither (ln -s)"
         )
-    return run
+    raise UnsupportedError(
+        f"the engine cannot be measured with its default setting: {run.problem}", remedy
+    )
 
 
 def now() -> datetime:
-    """Return the time with its zone."""
+    """Return the current time in UTC."""
     return datetime.now(timezone.utc)
 
 
 def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Progress) -> Begun:
-    """Begin a new tuning. Raises Stopped where a signal comes, UnsupportedError where nothing
-    can be measured."""
+    """Begin a new tuning. Raise Stopped if a signal interrupts it, and UnsupportedError if
+    nothing can be measured."""
     with stop.interruptible():
         shown.running("preparing: self-test", 0)
         note = None if options.no_selftest else self_tested(subject.facts)
@@ -187,8 +195,8 @@ def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Prog
 def _look(
     subject: Subject, shown: Progress
 ) -> tuple[Conditions, tuple[str, ...], Bandwidth | Absent]:
-    """Snapshot the machine before measuring, and warn about what skews results."""
-    shown.running("preparing: what else runs here", 0)
+    """Snapshot the machine before measuring and warn about anything that skews results."""
+    shown.running("preparing: the machine's state", 0)
     host, default = subject.facts.host, subject.default
     before = conditions.take(host)
     found = warnings_before(before, host, subject.facts.model.size)
@@ -199,7 +207,7 @@ def _look(
 
 
 def _document(subject: Subject, asked: Assignment, space: Space) -> Results:
-    """Raise MissingError for a damaged model."""
+    """Return results without a round. Raise MissingError if the model file is damaged."""
     facts, bench = subject.facts, subject.runner.bench
     read = limits.bytes_per_token(read_tensors(facts.model.path))
     created = stamp(now())
@@ -218,16 +226,16 @@ def _document(subject: Subject, asked: Assignment, space: Space) -> Results:
 
 
 def resume(subject: Subject, earlier: Results, stop: Stop, shown: Progress) -> Begun:
-    """Go on with an earlier tuning. Raises UsageError where it would go on with something
-    else, and Stopped."""
+    """Go on with an earlier tuning. Raise UsageError if it is finished or if machine, engine or
+    model have changed, and Stopped if a signal interrupts it."""
     if earlier.decision is not None or earlier.options.sizes is None:
-        raise UsageError("nothing is left to do: that tuning came to its end")
+        raise UsageError("nothing is left to do: that tuning is finished", "tune without --resume")
     _check_same(subject, earlier)
     subject.runner.sizes = earlier.options.sizes
     with stop.interruptible():
         before, warnings, bandwidth = _look(subject, shown)
         shown.running("preparing: loading the model", 0)
-        _good(warm(subject))
+        _checked(subject, warm(subject))
     warnings = tuple(dict.fromkeys((*earlier.warnings, *warnings)))
     return Begun(earlier._replace(state=RUNNING, warnings=warnings), before, bandwidth)
 
@@ -239,15 +247,17 @@ def _check_same(subject: Subject, earlier: Results) -> None:
         "engine": (earlier.engine, new.engine),
         "model": (earlier.model, new.model),
         "program": (earlier.program.version, new.program.version),
-        "environment or plan": (earlier.space.default, subject.default),
+        f"default setting (it was: {describe(earlier.space.default)}; "
+        f"it is: {describe(subject.default)})": (earlier.space.default, subject.default),
     }
-    changed = [name for name, (then, now) in parts.items() if then != now]
+    changed = [f"the {name} has changed" for name, (then, now) in parts.items() if then != now]
     if changed:
         raise UsageError(
-            f"this is not what was measured before: another {', another '.join(changed)}",
-            "measure anew, without --resume; --compare sets two results side by side",
+            f"that tuning cannot be resumed: {', '.join(changed)}",
+            "tune without --resume; --compare shows how two results differ",
         )
 
 
 def _lasting(host: HostFacts) -> HostFacts:
+    """Return the facts that a resumed tuning must share with its beginning."""
     return host._replace(memory_available=None, memory_total=None, governor=None)

@@ -1,5 +1,5 @@
-"""Compare several builds: measured in rounds, each with its own default setting, and judged
-against the first of them."""
+"""Compare several builds: measure each with its own default setting, in rounds, and judge all of
+them against the first."""
 
 from __future__ import annotations
 
@@ -42,35 +42,38 @@ from bitnet_tuning.store.state import State, default_folder
 
 
 class Build(NamedTuple):
-    """One build and what the comparison shows of it."""
+    """One build and its result in the comparison."""
 
     name: str
     engine: Engine
     speeds: dict[str, Estimate]
-    """Medians in tokens/s by phase, of its good runs."""
+    """Medians in tokens/s by phase, of the runs that did not fail."""
     ratio: Estimate | None
-    """Over the first build; None for that one, and without a common round."""
+    """Ratio to the first build's speed; None for the first, and without a common round."""
     verdict: str
 
 
 class Compared(NamedTuple):
-    """The builds, the reference first and at the end what was not measured."""
+    """The result of a comparison of builds."""
 
     builds: tuple[Build, ...]
+    """The reference first, builds that write wrong words last."""
     floor: float | None
+    """Noise floor as a factor of at least 1; None if too few rounds tell it."""
     rounds: int
 
 
 def compare_builds(options: argparse.Namespace) -> int:
-    """Measure, remember and show; return the exit code. Raises TuningError."""
+    """Compare the builds, save which one is fastest and print the result. Return the exit code.
+    Raise TuningError if there are not two builds that can be measured."""
     started = time.monotonic()
     state = State(default_folder(os.environ))
     engines, choice = find_builds(options.engine, options.model, state)
     if len(engines) == 1:
         raise MissingError(
-            f"there is only one build in reach: {engines[0].path}",
-            "make another one in a folder of its own (cmake -B build-other …), or name the "
-            "checkout that holds several with --engine",
+            f"only one build was found: {engines[0].path}",
+            "compile another one in a folder of its own (cmake -B build-other …), or name a "
+            "checkout that has several with --engine",
         )
     host = read_host()
     every = [Facts(host, each, choice.model, choice.reason, os.environ) for each in engines]
@@ -88,7 +91,7 @@ def compare_builds(options: argparse.Namespace) -> int:
         print(json.dumps(_as_json(compared, chosen, options.objective), indent=2))
     else:
         print("\n".join(_lines(compared)))
-        print(f"A run takes {chosen.path}: {chosen.location.source}")
+        print(f"run_inference.py uses {chosen.path}: {chosen.location.source}")
     if state.warning:
         say(f"warning: {state.warning}")
     return 0
@@ -97,7 +100,8 @@ def compare_builds(options: argparse.Namespace) -> int:
 def _compare(
     every: list[Facts], options: argparse.Namespace, clock: Callable[[], float]
 ) -> Compared:
-    """Raises Stopped, and UnsupportedError where fewer than two builds can be measured."""
+    """Measure and judge. Raise Stopped if a signal interrupts it, and UnsupportedError if fewer
+    than two builds can be measured."""
     budget = options.budget or BUDGETS[options.effort]
     objective = Objective(options.objective, options.n_prompt or 128, options.n_gen or 128)
     with Stop() as stop, progress_of(budget) as shown, stop.interruptible():
@@ -106,7 +110,7 @@ def _compare(
 
         def measure(name: str, number: int) -> Run:
             shown.running(f"round {number}: {name}", clock())
-            # Under the default's name: how long it may take follows from its own runs.
+            # A runner derives its time limit from the runs that are named DEFAULT.
             runner, phases = subjects[name].runner, phases_of(number, objective)
             run = runner.measure(DEFAULT, subjects[name].default, phases)
             return run._replace(setting=name)
@@ -116,7 +120,8 @@ def _compare(
 
 
 def judge(rounds: Rounds, engines: Mapping[str, Engine], out: tuple[Engine, ...] = ()) -> Compared:
-    """Judge every build against the first; those in ``out`` write wrong words."""
+    """Judge every measured build against the first. Those in ``out`` write wrong words and were
+    not measured."""
     builds = []
     for name, engine in engines.items():
         found = rounds.speeds(name)
@@ -135,7 +140,8 @@ def judge(rounds: Rounds, engines: Mapping[str, Engine], out: tuple[Engine, ...]
 def _sound(
     every: list[Facts], untested: bool, shown: Progress, clock: Callable[[], float]
 ) -> tuple[list[Facts], tuple[Engine, ...]]:
-    """Return those that can run here and write the right words, and engines that write others."""
+    """Return the builds that can be measured, and the engines that write wrong words. Raise
+    UnsupportedError if fewer than two can be measured."""
     able, refused = usable([each.engine for each in every], every[0].host, every[0].model)
     for path, why in refused:
         say(f"{build_name(path)} is left out: it {why}")
@@ -156,9 +162,9 @@ def _sound(
         sound.append(facts)
     if len(sound) < 2:
         raise UnsupportedError(
-            f"of {len(every)} builds {len(sound)} can be measured here: "
-            "there is nothing to compare",
-            "build another one for this CPU (cmake -B build-other -DGGML_NATIVE=ON)",
+            f"only {len(sound)} of {len(every)} builds can be measured here, so there is "
+            "nothing to compare",
+            "compile another one for this CPU (cmake -B build-other -DGGML_NATIVE=ON)",
         )
     return sound, tuple(out)
 
@@ -166,8 +172,8 @@ def _sound(
 def _subjects(
     sound: list[Facts], options: argparse.Namespace, shown: Progress
 ) -> dict[str, Subject]:
-    """Return builds by name, with runs of one length that are measured in one way, so that
-    they can be compared."""
+    """Return the builds by name. All get runs of the same length, measured by the same kind of
+    program."""
     benches = [find_bench(facts.engine) for facts in sound]
     if not all(benches):
         benches = [None] * len(sound)
@@ -185,7 +191,7 @@ def _subjects(
 
 def _remember(facts: Facts, state: State, compared: Compared, objective: str) -> None:
     if compared.rounds < VERDICT_ROUNDS:
-        say("not saved: too few rounds for a verdict; give more time with --budget")
+        say("not saved: too few rounds for a verdict; allow more time with --budget")
         return
     builds = compared.builds
     found = ComparedBuilds(
@@ -201,7 +207,7 @@ def _remember(facts: Facts, state: State, compared: Compared, objective: str) ->
 
 
 def _lines(compared: Compared) -> list[str]:
-    rows = [("build", "pp/s", "tg/s", f"to {compared.builds[0].name}", "verdict")]
+    rows = [("build", "pp tokens/s", "tg tokens/s", f"over {compared.builds[0].name}", "verdict")]
     rows += [_row(each) for each in compared.builds]
     return [aligned(rows), f"{compared.rounds} rounds; {noise(compared.floor)}"]
 

@@ -1,13 +1,14 @@
-"""Compare two benchmarks, such as before and after an update; pure."""
+"""Compare the results of two benchmarks, such as before and after an update."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.comparison import Rounds
-from bitnet_tuning.bench.results import EngineFacts, Results
+from bitnet_tuning.bench.results import EngineFacts, Results, stamp
 from bitnet_tuning.bench.summary import Summary, lengths, noise
 from bitnet_tuning.console import aligned, times
 from bitnet_tuning.engine.builds import verdict_words
@@ -15,7 +16,7 @@ from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
 
 
 class Difference(NamedTuple):
-    """Something that is not the same in both, other than speeds."""
+    """A fact other than a speed that is not the same in both benchmarks, as texts."""
 
     what: str
     a: str
@@ -23,31 +24,33 @@ class Difference(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """One setting, measured in both."""
+    """One phase of a setting that both benchmarks measured."""
 
     name: str
-    """In the first document; the second may call it differently."""
+    """The setting's name in the first benchmark."""
     other: str
+    """Its name in the second."""
     phase: str
     ratio: Estimate
-    """Speed in the second over that in the first. ``count`` is the runs of the shorter."""
+    """Speed in the second over speed in the first. ``count`` is the smaller number of runs."""
     verdict: str
-    """Of the second against the first, as it is stored."""
+    """Stored form of the verdict on the second against the first."""
 
 
 class Comparison(NamedTuple):
-    """B against A."""
+    """The comparison of benchmark B with benchmark A."""
 
     differences: tuple[Difference, ...]
     floors: Mapping[str, float | None]
-    """By phase the larger of both noise floors; None where one has none."""
+    """The larger of both noise floors, by phase; None if one of them is not known."""
     pairs: tuple[Pair, ...]
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
+    """Names of settings that only one benchmark has."""
 
 
 def compare(a: Results, b: Results) -> Comparison:
-    """Compare settings of equal values, whatever their names."""
+    """Compare the settings that have equal values in both, whatever their names."""
     both = Summary(a), Summary(b)
     floors = {phase: _floor(both, phase) for phase in (PP, TG)}
     same = tuple(_same(a, b))
@@ -61,16 +64,16 @@ def compare(a: Results, b: Results) -> Comparison:
 
 
 def _floor(both: tuple[Summary, Summary], phase: str) -> float | None:
-    """Return the larger floor. A phase that was measured too seldom has the floor of what the
-    benchmark optimized for."""
+    """Return the larger noise floor of a phase; None if one of them is not known."""
+    # A phase that was measured too seldom takes the floor of the benchmark's objective.
     found = [Rounds(Objective(phase), each.measured).floor() or each.floor for each in both]
     known = [floor for floor in found if floor is not None]
     return max(known) if len(known) == len(found) else None
 
 
 def _same(a: Results, b: Results) -> Iterator[tuple[str, str]]:
-    """Yield names of the settings of equal values. Two names for the same values in one
-    document go with the same name in the other where they can."""
+    """Yield the names of equal settings in ``a`` and ``b``. If several names have equal values,
+    equal names go together."""
     names = {setting: name for name, setting in reversed(tuple(b.settings.items()))}
     for name, setting in a.settings.items():
         if b.settings.get(name) == setting:
@@ -96,7 +99,7 @@ def _differences(a: Results, b: Results) -> tuple[Difference, ...]:
 
 
 def _facts(results: Results, files: str) -> dict[str, str]:
-    """Return what a benchmark was made with."""
+    """Return in words what a benchmark was made with."""
     host, engine, model, program = results.host, results.engine, results.model, results.program
     quota = "" if host.cpu_quota is None else f", {host.cpu_quota:g} by quota"
     sizes = results.options.sizes
@@ -115,13 +118,12 @@ def _facts(results: Results, files: str) -> dict[str, str]:
 
 
 def _changed_files(a: EngineFacts, b: EngineFacts) -> tuple[str, str]:
-    """Return the sizes of what is another file in the second; equal texts where all are the
-    same."""
+    """Return in words the engine's files that differ; equal texts if all are the same."""
     one, two = ({file.path: file for file in engine.files} for engine in (a, b))
     changed = sorted(path for path in one.keys() | two if one.get(path) != two.get(path))
     texts = [
         ", ".join(
-            f"{path}: {files[path].size} bytes of {files[path].modified // 10**9}"
+            f"{path}: {files[path].size} bytes, modified {_when(files[path].modified)}"
             for path in changed
             if path in files
         )
@@ -130,8 +132,13 @@ def _changed_files(a: EngineFacts, b: EngineFacts) -> tuple[str, str]:
     return texts[0] or "none", texts[1] or "none"
 
 
+def _when(nanoseconds: int) -> str:
+    """Return a time since 1970 as a date."""
+    return stamp(datetime.fromtimestamp(nanoseconds // 10**9, timezone.utc))
+
+
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """Return plain data; ``ratio`` is B over A, with its interval."""
+    """Return the comparison as JSON data. ``ratio`` is B over A, with its interval."""
     return {
         "differences": [each._asdict() for each in comparison.differences],
         "floors": dict(comparison.floors),
@@ -143,19 +150,28 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
+_ADVICE = {
+    "tokens measured": "speeds depend on these lengths: "
+    "measure again with the same --n-prompt and --n-gen to compare",
+    "governor": "the governor sets the clock: measure again with the same one to compare",
+}
+"""What to do about a difference that distorts the comparison, by ``Difference.what``."""
+
+
 def as_text(comparison: Comparison, names: tuple[str, str] = ("A", "B")) -> str:
-    """Return what differs, the ratios of ``names``, and what cannot be compared."""
+    """Return the comparison for people. ``names`` are the two files'."""
     a, b = names
     lines: list[str] = []
     for each in comparison.differences:
-        lines += [f"{each.what} differs:", f"  A  {each.a}", f"  B  {each.b}"]
+        lines += [f"Different {each.what}:", f"  A  {each.a}", f"  B  {each.b}"]
+        lines += [f"  ({_ADVICE[each.what]})"] if each.what in _ADVICE else []
     lines.append(f"Speed of B ({b}) over A ({a}):")
     rows = [(f"  {_label(pair)}", pair.phase, *_shown(pair)) for pair in comparison.pairs]
-    lines.append(aligned(rows) if rows else "  no setting was measured in both")
+    lines.append(aligned(rows) if rows else "  none: no setting was measured in both")
     phases = dict.fromkeys(pair.phase for pair in comparison.pairs)
     lines += [f"  {phase} {noise(comparison.floors[phase])}" for phase in phases]
     for name, only in ((a, comparison.only_a), (b, comparison.only_b)):
-        lines += [f"only in {name}: {', '.join(only)}"] if only else []
+        lines += [f"Only in {name}: {', '.join(only)}"] if only else []
     return "\n".join(lines)
 
 

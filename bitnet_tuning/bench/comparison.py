@@ -1,6 +1,6 @@
-"""Compare settings by runs in rounds: hold the rounds, and tell what they show.
+"""Compare settings that are measured in rounds: keep the rounds and derive ratios and verdicts.
 
-The tuner's search, ``--builds``, test_optimizations and benchmarks/ all judge by ``Rounds``.
+The tuner's search, ``--builds``, test_optimizations.py and benchmarks/ all judge by ``Rounds``.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective, Phase
 from bitnet_tuning.store.codec import Annotated, Count, DamagedError, Positive
 
 DEFAULT, UPSTREAM, PERFORMANCE = "default", "upstream", "performance"
-"""Names of settings: what our plan computes, what bitnet.cpp's own script does, and
-performance mode. No search chose them, so all their rounds are fresh evidence."""
+"""Names of the settings that no search chose: the plan's, that of bitnet.cpp's own script, and
+performance mode. All their rounds count as evidence."""
 
 DUEL = "duel"
-"""The stage whose rounds alone judge the settings that a search chose for it."""
+"""Name of the stage that confirms a setting. Settings that a search chose are judged only by its
+rounds."""
 
 FAILURES = 2
-"""Failed runs after which a setting is out. One alone may be the machine's fault."""
+"""Number of failed runs after which a setting is out: one alone may be the machine's fault."""
 
 BOTH_EVERY = 3
-"""Every so many rounds the phase that is not to be tuned is measured as well: it is shown
-with an interval, at little cost."""
+"""Rounds from one measurement of both phases to the next. The others measure only the phase that
+is tuned, so that the other one gets an interval at little cost."""
 
 MOST_ROUNDS = 30
-"""Most rounds of a plain comparison: more would narrow its intervals by little."""
+"""Most rounds of a comparison without a search: more would hardly narrow its intervals."""
 
 
 PhaseSpeeds = Annotated[tuple[Positive, ...], {"minItems": 1}]
@@ -45,19 +46,20 @@ class Run(NamedTuple):
     setting: str
     """The setting's name within the comparison."""
     samples: Mapping[Phase, PhaseSpeeds]
-    """tokens/s by phase, every sample; empty for a failure."""
+    """Every sample in tokens/s, by phase; empty if the run failed."""
     seconds: float
-    """Wall time of the process, loading included."""
+    """Wall time of the process in seconds, loading included."""
     problem: str | None = None
-    """Why there are no samples."""
+    """Why the run failed; None if it went well."""
 
     def validate(self) -> None:
-        """Raise DamagedError for a run that neither went well nor failed, or both."""
+        """Raise DamagedError unless the run has either samples or a problem."""
         if bool(self.samples) != (self.problem is None):
             raise DamagedError("a run has samples or a problem, and only one of the two")
 
     def value(self, objective: Objective) -> float | None:
-        """Return tokens/s, or requests/s; None where it was not measured."""
+        """Return the speed in tokens/s, for the objective ``request`` in requests/s; None if it
+        was not measured."""
         speeds = {phase: median(found) for phase, found in self.samples.items() if found}
         if not all(phase in speeds for phase in objective.phases):
             return None
@@ -67,52 +69,53 @@ class Run(NamedTuple):
 
 
 class Round(NamedTuple):
-    """Runs close to each other in time, so that their ratios mean something."""
+    """Runs close to each other in time, so that a disturbance affects all and cancels out in
+    their ratios."""
 
     number: int
     stage: str
-    """``threads``, ``knobs``, ``duel``; ``again`` for a second race of those left open, ``fixed``
-    for rounds that only show settings which cannot win."""
+    """``threads``, ``knobs``, ``duel``, ``again`` (a second race of undecided settings) or
+    ``fixed`` (only settings that cannot win)."""
     runs: tuple[Run, ...]
-    """In the order in which they ran. A setting may stand there twice: against itself."""
+    """The runs in their order. The reference may run twice, which shows the noise."""
     elapsed: float
-    """Seconds of the budget that were spent when the round ended."""
+    """Seconds of the budget spent when the round ended."""
 
 
 class Sizes(NamedTuple):
-    """What every run of a benchmark measures, in tokens."""
+    """Tokens and samples that every run of a benchmark measures."""
 
     n_prompt: int
     n_gen: int
     repetitions: int
-    """Samples of each phase that one process takes."""
+    """Number of samples of each phase that one process takes."""
 
 
 class CheckFacts(NamedTuple):
-    """Whether a setting's output was right."""
+    """The result of a check of a setting's output."""
 
     setting: str
     problem: str | None
+    """What is wrong with the output; None if it is right."""
     after_round: Count
-    """Number of the last round before it; 0 for none."""
+    """Number of the last round before the check; 0 for none."""
 
 
 class Judged(NamedTuple):
-    """What a comparison shows of one setting."""
+    """The verdict on one setting."""
 
     name: str
     ratio: Estimate | None
     """Its speed over the reference's; None without a round that has both."""
     floor: float | None
-    """The noise floor that the ratio was held against."""
+    """The noise floor that the ratio must exceed; None if it is not known."""
     verdict: str
+    """``faster``, ``slower`` or ``no difference shown``."""
 
 
 class Rounds:
-    """The rounds and output checks of one benchmark, and every figure that follows from them.
-
-    A search that is running and a file of results hold the same.
-    """
+    """The rounds and output checks of one benchmark, and all figures derived from them. Both a
+    running search and a file of results use it."""
 
     def __init__(
         self,
@@ -122,7 +125,7 @@ class Rounds:
         reference: str = DEFAULT,
         budget: float = inf,
     ) -> None:
-        """``budget`` is in seconds; only what a round's ``elapsed`` says counts as spent."""
+        """``budget`` is in seconds. The last round's ``elapsed`` is what is spent of it."""
         self.objective = objective
         self.reference = reference
         self.budget = budget
@@ -147,36 +150,36 @@ class Rounds:
             self._runs[run.setting].append(run)
 
     def add_check(self, name: str, problem: str | None) -> None:
-        """Add what is wrong with a setting's output; None where it is right."""
+        """Add the result of a check: what is wrong with a setting's output, or None."""
         self.checks.append(CheckFacts(name, problem, len(self._rounds)))
 
     def is_checked(self, name: str) -> bool:
-        """Return whether the setting's output was looked at."""
+        """Return whether the setting's output was checked."""
         return any(check.setting == name for check in self.checks)
 
     def wrong(self, name: str) -> str | None:
-        """Return what is wrong with the setting's output, or None."""
+        """Return what is wrong with the setting's output; None if nothing is known."""
         found = (check.problem for check in reversed(self.checks) if check.setting == name)
         return next(filter(None, found), None)
 
     def failures(self, name: str) -> list[str]:
-        """Return the problems of the runs that failed, in their order."""
+        """Return the reasons of the runs that failed, in their order."""
         return [run.problem for run in self._runs[name] if run.problem is not None]
 
     def problem(self, name: str) -> str | None:
-        """Return why a setting is out, or None."""
+        """Return why a setting is out, because of its output or failed runs; None if it is in."""
         failures = self.failures(name)
-        # Once is enough: each that hung costs minutes.
+        # One hang is enough: each costs minutes.
         hangs = [each for each in failures if each.startswith(NO_END)]
         is_out = hangs or len(failures) >= FAILURES
         return self.wrong(name) or ((hangs or failures)[-1] if is_out else None)
 
     def good(self, names: Iterable[str]) -> list[str]:
-        """Return the names of those that are not out."""
+        """Return the names of the settings that are not out."""
         return [name for name in names if self.problem(name) is None]
 
     def measured(self, name: str) -> int:
-        """Return how many runs have a value of the objective."""
+        """Return the number of runs that measured the objective."""
         return sum(1 for run in self._runs[name] if run.value(self.objective))
 
     def count(self, name: str) -> int:
@@ -184,8 +187,8 @@ class Rounds:
         return sum(1 for each in self._rounds if _ran(each, name))
 
     def speeds(self, name: str) -> dict[str, list[float]]:
-        """Return by phase the tokens/s of every run that measured it: the median of its
-        samples. Samples of one process share its luck, so only runs count as independent."""
+        """Return, by phase, one speed in tokens/s for each run: the median of its samples, since
+        samples of the same process are not independent."""
         return {
             phase: [
                 median(run.samples[phase]) for run in self._runs[name] if run.samples.get(phase)
@@ -194,11 +197,11 @@ class Rounds:
         }
 
     def ratios(self, name: str, reference: str | None = None, since: int = 0) -> list[float]:
-        """Return a setting's speed over the reference's for each round that has both, from
-        the rounds whose index is ``since`` or later.
+        """Return the setting's speed over the reference's for each round that has both, from
+        the round with the index ``since`` on.
 
-        Where one ran several times in a round, the geometric mean of its runs counts. A
-        setting against itself has no such ratio: see ``itself``.
+        If one of them ran several times in a round, the geometric mean of its runs counts.
+        For the reference itself see ``itself``.
         """
         return self._ratios(self._rounds[since:], name, reference or self.reference)
 
@@ -215,14 +218,14 @@ class Rounds:
         return [value for value in runs if value]
 
     def itself(self) -> list[float]:
-        """Return the reference's later value over its earlier one, for rounds that ran it
-        twice or more."""
+        """Return the reference's last speed over its first for each round that ran it more than
+        once."""
         values = (self._values(each, self.reference) for each in self._rounds)
         return [found[-1] / found[0] for found in values if len(found) > 1]
 
     def floor(self, count: int | None = None) -> float | None:
-        """Return the noise floor of a comparison over ``count`` rounds, by default over as
-        many as ran the reference twice; see ``statistics.floor``."""
+        """Return the noise floor of a comparison over ``count`` rounds, by default as many as
+        ran the reference twice. See ``statistics.floor``."""
         pairs = self.itself()
         return statistics.floor(pairs, len(pairs) if count is None else count)
 
@@ -233,7 +236,8 @@ class Rounds:
         since: int = 0,
         level: float = statistics.LEVEL,
     ) -> Judged:
-        """Return the setting's ratio to the reference, and whether that shows a difference."""
+        """Return the setting's ratio to the reference from the round with the index ``since``
+        on, with an interval of that ``level``, and the verdict."""
         return self._judged(name, self.ratios(name, reference, since), level)
 
     def _judged(
@@ -245,21 +249,21 @@ class Rounds:
         return Judged(name, found, floor, statistics.verdict(found, floor))
 
     def in_duel(self, name: str) -> bool:
-        """Return whether a run of the setting went well in a duel."""
+        """Return whether the setting was measured in a duel."""
         return any(each.stage == DUEL and _ran(each, name) for each in self._rounds)
 
     def shown(self, name: str, reference: str | None = None) -> Judged:
-        """Return as ``judge`` what may be told of a setting.
+        """Return the verdict on a setting for users, from its unbiased rounds only.
 
-        One that came into a duel is judged by duels alone: it was chosen for them because
-        it looked good in earlier rounds.
+        A setting that entered a duel was chosen because it looked fast in earlier rounds.
+        So only the rounds of duels count for it (regression toward the mean).
         """
         chosen = name not in (DEFAULT, UPSTREAM, PERFORMANCE) and self.in_duel(name)
         rounds = [each for each in self._rounds if not chosen or each.stage == DUEL]
         return self._judged(name, self._ratios(rounds, name, reference or self.reference))
 
     def fit(self) -> Fit:
-        """Return scores from all rounds, of settings that never met in one as well."""
+        """Return estimates from all rounds, also for settings that share no round."""
         if self._fit is None:
             self._fit = statistics.fit(list(self._entries()))
         return self._fit
@@ -272,16 +276,16 @@ class Rounds:
 
     @property
     def runs(self) -> int:
-        """The number of runs in all rounds."""
+        """Number of runs in all rounds."""
         return sum(len(each.runs) for each in self._rounds)
 
     @property
     def spent(self) -> float:
-        """Seconds of the budget that are spent."""
+        """Seconds spent of the budget."""
         return self._rounds[-1].elapsed if self._rounds else 0.0
 
     def cost(self, order: Sequence[str]) -> float:
-        """Return the seconds that a round of these will take; 0 before anything ran."""
+        """Return the seconds that a round in this order probably takes; 0 before the first run."""
         every = [run.seconds for runs in self._runs.values() for run in runs]
         if not every:
             return 0.0
@@ -294,11 +298,11 @@ class Rounds:
         return fsum(run.seconds for run in runs) / len(runs) if runs else otherwise
 
     def affords(self, order: Sequence[str], share: float = 1.0) -> bool:
-        """Return whether a round of these ends within that share of the budget."""
+        """Return whether a round in this order probably ends within that share of the budget."""
         return self.spent + self.cost(order) <= share * self.budget
 
     def left(self, order: Sequence[str]) -> float:
-        """Return how many rounds of these the rest of the budget is good for."""
+        """Return how many rounds in this order the rest of the budget allows."""
         cost = self.cost(order)
         return (self.budget - self.spent) / cost if cost else 0.0
 
@@ -308,7 +312,7 @@ def _ran(each: Round, name: str) -> bool:
 
 
 def phases_of(number: int, objective: Objective) -> tuple[str, ...]:
-    """Return the phases that the runs of the round of that number measure."""
+    """Return the phases to measure in the round with that number, which counts from 1."""
     return (PP, TG) if number % BOTH_EVERY == 1 else objective.phases
 
 
@@ -321,11 +325,12 @@ def compare(
     *,
     most: int | None = None,
 ) -> Rounds:
-    """Measure settings in rounds against the first of them, for at most about ``seconds``
-    and ``most`` rounds.
+    """Measure settings in rounds; the first is the reference. Stop after about ``seconds``, or
+    after ``most`` rounds (``MOST_ROUNDS`` by default).
 
-    ``measure`` is given a name and the round's number. Time alone decides how many rounds
-    there are, not what they show. Where too few for a verdict would fit, there is only one.
+    ``measure`` gets a name and the round's number. The number of rounds depends on time only,
+    since stopping at a welcome result would bias it. If too few rounds for a verdict would
+    fit, there is only one.
     """
     rounds = Rounds(objective, reference=names[0])
     began = clock()
@@ -343,8 +348,8 @@ def compare(
 
 
 def turns(names: Sequence[str], number: int) -> tuple[str, ...]:
-    """Return the order of a round. The reference runs at both ends of every second round, for
-    the noise, and in between at one end; the others take turns in going first."""
+    """Return the order in which the round with that number runs the settings. In every second
+    round the reference runs first and last, which shows the noise; the others take turns."""
     first, *others = names
     turn = number % len(others) if others else 0
     turned = (*others[turn:], *others[:turn])

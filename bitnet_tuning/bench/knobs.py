@@ -1,7 +1,7 @@
-"""Tell which settings are worth measuring here: counts of threads, and knobs that the engine
-obeys on this machine; pure.
+"""List the settings worth measuring: thread counts that suit this machine, and knobs that the
+engine obeys on it.
 
-A knob that has a flag of its own is described here once (``FLAGS``, ``_MAKERS``), in
+A knob with a flag is described in three places: here (``FLAGS``, ``_MAKERS``), in
 plan/setting.py as a field of a setting, and in plan/command.py as a flag of the engine.
 """
 
@@ -39,26 +39,30 @@ if TYPE_CHECKING:
 QUICK, FULL = "quick", "full"
 
 MODES = ("default", "optimized", "performance")
-"""Values of --modes: bitnet.cpp's own launcher, our plan and what is found from there,
-performance mode."""
+"""Values of --modes: what bitnet.cpp's own launcher does; the plan and the search that starts from
+it; performance mode."""
 
-UNLOCKED = "performance mode is measured without its lock: llama-bench has none"
+UNLOCKED = (
+    "performance mode is measured without locking the model in memory: "
+    "this llama-bench has no flag for it"
+)
 
 FEW_CORES = 4
-"""Up to here every count of threads is tried."""
+"""Number of usable cores up to which every thread count is tried."""
 
 
 Seconds = Annotated[float, {"minimum": 0}]
 
 
 class BenchFlag(NamedTuple):
-    """A flag of llama-bench that stands for a field of a setting."""
+    """A flag of llama-bench that sets a field of a setting."""
 
     field: str
     words: str
+    """The knob's name for users."""
     flag: str
     row: str
-    """What llama-bench's rows call it; empty where they say nothing of it."""
+    """The field's name in llama-bench's output; empty if the output does not have it."""
 
 
 FLAGS = (
@@ -69,11 +73,11 @@ FLAGS = (
 )
 
 COMPUTING = ("flash", "ubatch")
-"""Fields that change how a prompt is computed, so that only a long one shows that it is right."""
+"""Fields that change how a prompt is computed: whether it is right shows with a long one only."""
 
 
 class Knob(NamedTuple):
-    """Something other than the number of threads, with its values besides the default's."""
+    """A knob other than the number of threads, and the values to try besides the default's."""
 
     name: str
     changes: tuple[Change, ...]
@@ -88,63 +92,63 @@ _KNOBS = Via(
 
 
 class Space(NamedTuple):
-    """All that may be measured."""
+    """All settings that may be measured."""
 
     default: Setting
     fixed: Annotated[tuple[tuple[str, Setting], ...], _FIXED]
-    """Measured and shown, but never winners."""
+    """Settings that are measured and shown but cannot win."""
     threads: tuple[Change, ...]
     knobs: Annotated[tuple[Knob, ...], _KNOBS]
 
 
 class Assignment(NamedTuple):
-    """What was asked for."""
+    """The options of a tuning."""
 
     budget: Seconds
     effort: Literal["quick", "normal", "full"]
     objective: Objective
     threads: tuple[Threads, ...] | None
-    """The only counts to try; None for those that suit the machine."""
+    """The only thread counts to try; None for those that suit the machine."""
     modes: tuple[str, ...] | None
     """The only modes to measure; None for all."""
     sizes: Sizes | None
-    """Tokens and samples of every run; None until the engine's speed is known."""
+    """Tokens and samples of each run; None until the engine's speed is known."""
     remember: Annotated[bool, LATER] = True
-    """Whether the winner is to be saved for later runs."""
+    """Whether to save the winner for later runs."""
 
 
 class Choices(NamedTuple):
-    """What the knobs depend on, besides the default setting."""
+    """The facts and options that decide which knobs are worth trying."""
 
     facts: Facts
     options: Assignment
     bench_flags: frozenset[str] | None
-    """Flags of llama-bench; None where the engine's cli measures."""
+    """Flags of llama-bench; None if the engine's cli measures instead."""
 
     @property
     def host(self) -> Host:
-        """The host that is tuned."""
+        """The host to tune."""
         return self.facts.host
 
     @property
     def is_full(self) -> bool:
-        """Whether every knob and value is asked for."""
+        """Whether every knob and value is to be tried."""
         return self.options.effort == FULL
 
     @property
     def n_prompt(self) -> int:
-        """Tokens of the prompt that is measured."""
+        """Number of tokens in the measured prompt."""
         assert self.options.sizes is not None
         return self.options.sizes.n_prompt
 
     def obeys(self, field: str, *bench: str) -> bool:
-        """Return whether both the program that measures and the one that will run have a flag
-        for a setting's field; for the first it is any of ``bench``."""
+        """Return whether both the engine and the program that measures have a flag for a field
+        of a setting. llama-bench's flag is any of ``bench``."""
         measured = self.bench_flags is None or bool(self.bench_flags.intersection(bench))
         return measured and obeys(field, self.facts.engine.flags)
 
     def obeys_flag(self, field: str) -> bool:
-        """Return as ``obeys`` for a field in ``FLAGS``."""
+        """Return the same as ``obeys`` for a field that is in ``FLAGS``."""
         return self.obeys(field, *(each.flag for each in FLAGS if each.field == field))
 
 
@@ -152,15 +156,17 @@ Maker = Callable[[Choices, Setting], Iterator[Change]]
 
 
 def make_space(choices: Choices, default: Setting) -> tuple[Space, tuple[str, ...]]:
-    """Return all that may be measured, and notes on what is left out. Without the mode
-    ``optimized`` it is only the fixed settings, with the default for comparison."""
+    """Return the settings that may be measured, and notes for users on those left out. Without
+    the mode ``optimized`` there is nothing to search: only fixed settings and the default."""
     options, notes = choices.options, list[str]()
     modes = options.modes or MODES[: 2 if options.effort == QUICK else 3]
     fixed = [(UPSTREAM, UPSTREAM_SETTING)] if "default" in modes else []
     if "performance" in modes:
         performance = _performance(choices, notes)
         if performance == default:
-            notes.append("performance mode is not measured: nothing of it is permitted here")
+            notes.append(
+                "performance mode is not measured: this system permits nothing that it does"
+            )
         else:
             fixed.append((PERFORMANCE, performance))
     if "optimized" not in modes:
@@ -170,7 +176,7 @@ def make_space(choices: Choices, default: Setting) -> tuple[Space, tuple[str, ..
 
 
 def _performance(choices: Choices, notes: list[str]) -> Setting:
-    """Return the plan of performance mode, as far as the program that measures obeys it."""
+    """Return the plan of performance mode as far as it can be measured; add notes on the rest."""
     facts = choices.facts._replace(profile=None)
     planned = make_plan(Request(performance=True), facts).setting
     found = measurable(planned, choices.bench_flags)
@@ -180,22 +186,23 @@ def _performance(choices: Choices, notes: list[str]) -> Setting:
 
 
 def measurable(setting: Setting, bench_flags: frozenset[str] | None) -> Setting:
-    """Return the setting without its lock where the llama-bench that measures has none."""
+    """Return the setting, with ``mlock`` removed if llama-bench measures and cannot lock."""
     has_lock = bench_flags is None or "-lm" in bench_flags
     return setting if has_lock else setting._replace(mlock=False)
 
 
 def thread_changes(choices: Choices, default: Setting) -> tuple[Change, ...]:
-    """Return the default's threads replaced: by the counts asked for, or by those worth a try."""
+    """Return changes of the thread count: to the counts that the user named, else to all that
+    are worth trying."""
     counts = choices.options.threads or tuple(sorted(_counts(choices, default)))
     changes = (_threads(count, default, choices) for count in counts)
     return tuple(change for change in changes if not _is_idle(change, default))
 
 
 def _counts(choices: Choices, default: Setting) -> set[int]:
-    """Return counts around the number of cores, thinly below it, and every logical CPU; or as
-    many as a quota feeds, its last one in part."""
+    """Return thread counts to try: a few up to the number of cores, and one per logical CPU."""
     host, usable = choices.host, choices.host.usable_cores
+    # A quota of 1.5 CPUs may run two threads, one of them part of the time.
     fed = len(host.allowed) if host.quota is None else max(1, ceil(host.quota))
     logical = min(len(host.allowed), fed)
     if choices.is_full:
@@ -218,7 +225,7 @@ def _parts(whole: int, pieces: int) -> set[int]:
 
 
 def _threads(count: int, default: Setting, choices: Choices) -> Change:
-    """Return another count for what is to be fast: generation, prompts, or both alike."""
+    """Return a change to ``count`` threads of the objective's phases."""
     plural = "thread" if count == 1 else "threads"
     fields: dict[str, object] = {}
     if TG in choices.options.objective.phases:
@@ -233,7 +240,7 @@ def _threads(count: int, default: Setting, choices: Choices) -> Change:
 
 
 def _cores_within(cpus: frozenset[int] | None, host: Host) -> int | None:
-    """Return how many cores have a CPU in the set; None for no set."""
+    """Return how many cores have a CPU in ``cpus``; None if that is None."""
     return None if cpus is None else sum(1 for core in host.cores if core.cpus & cpus)
 
 
@@ -242,15 +249,15 @@ def _is_idle(change: Change, default: Setting) -> bool:
 
 
 def knobs(choices: Choices, default: Setting) -> tuple[Knob, ...]:
-    """Return all but the number of threads, the likeliest first. A knob that the engine, the
-    machine or the user's own environment leaves without effect is not there."""
+    """Return the knobs to try, those most likely to help first. A knob that the engine, the
+    machine or the user's environment makes ineffective is left out."""
     makers = _MAKERS[:1] if choices.options.effort == QUICK else _MAKERS
     found = (Knob(name, tuple(make(choices, default))) for name, make in makers)
     return tuple(knob for knob in found if knob.changes)
 
 
 def _memory(choices: Choices, default: Setting) -> Iterator[Change]:
-    """Yield ways for the model to get into memory, as far as memory and limits allow."""
+    """Yield the ways to load the model that memory and limits allow."""
     can_copy = has_room(choices.host, choices.facts.model) and choices.obeys("mmap", "-mmp", "-lm")
     if can_copy and default.mmap is None:
         yield Change("no mmap", (("mmap", False),))
@@ -261,7 +268,8 @@ def _memory(choices: Choices, default: Setting) -> Iterator[Change]:
 
 
 def _may_lock(choices: Choices) -> bool:
-    """Return whether both programs may lock: llama-bench does in newer engines only."""
+    """Return whether engine and measuring program can lock the model; only newer llama-benches
+    can."""
     if choices.bench_flags is not None and "-lm" not in choices.bench_flags:
         return False
     need = need_of(choices.facts.model, choices.n_prompt, None)
@@ -270,13 +278,15 @@ def _may_lock(choices: Choices) -> bool:
 
 
 def _binding(choices: Choices, default: Setting) -> Iterator[Change]:
-    """Yield no binding: OMP_PROC_BIND=true is reported to cost a third on some Xeons."""
+    """Yield no binding of threads, if the default binds them."""
+    # On some Xeons, users report, OMP_PROC_BIND=true costs a third of the speed.
     if set(BINDING) <= dict(default.env).keys():
         yield Change("not bound", unset_env=tuple(BINDING))
 
 
 def _affinity(choices: Choices, default: Setting) -> Iterator[Change]:
-    """Yield, for CPUs with two kinds of cores, keeping to the fast ones, or not."""
+    """Yield, on hybrid CPUs, the affinity that the default does not have: performance cores only,
+    or any CPU."""
     host = choices.host
     if host.hybrid is None or binds_itself(choices.facts.environ):
         return
@@ -290,7 +300,8 @@ def _affinity(choices: Choices, default: Setting) -> Iterator[Change]:
 
 
 def _waiting(choices: Choices, default: Setting) -> Iterator[Change]:
-    """Yield ways to wait between steps: spinning wakes faster, but uses up a quota."""
+    """Yield other ways for threads to wait between steps. Spinning threads wake faster but use up
+    a CPU quota."""
     runtime, environ, full = choices.facts.engine.openmp, choices.facts.environ, choices.is_full
     if any(user_set(environ, name) for name in (*WAITING_BY_USER, "GOMP_SPINCOUNT")):
         return
@@ -310,7 +321,8 @@ def _waiting(choices: Choices, default: Setting) -> Iterator[Change]:
 
 
 def _flash_attention(choices: Choices, default: Setting) -> Iterator[Change]:
-    """Yield the other value: off in bitnet.cpp unless asked for; newer engines choose."""
+    """Yield the other value of flash attention, if the default leaves it to the engine."""
+    # bitnet.cpp has it off and its -fa takes no value; newer engines choose themselves ("auto").
     if not choices.obeys_flag("flash") or default.flash is not None:
         return
     if flash_takes_value(choices.facts.engine):
@@ -320,7 +332,7 @@ def _flash_attention(choices: Choices, default: Setting) -> Iterator[Change]:
 
 
 def _micro_batch(choices: Choices, default: Setting) -> Iterator[Change]:
-    """Yield sizes that cut the measured prompt differently than the default does."""
+    """Yield micro-batches that split the measured prompt differently than the default does."""
     if not choices.obeys_flag("ubatch") or PP not in choices.options.objective.phases:
         return
     sizes = (64, 128, 256, 1024, 2048) if choices.is_full else (128, 256, 1024)
@@ -330,13 +342,13 @@ def _micro_batch(choices: Choices, default: Setting) -> Iterator[Change]:
 
 
 def _numa(choices: Choices, default: Setting) -> Iterator[Change]:
-    """Yield other ways to lay threads and memory over several nodes than the default's."""
+    """Yield ways other than the default's to place threads and memory on several NUMA nodes."""
     host = choices.host
     nodes = usable_nodes(host)
     if len(nodes) < 2:
         return
     plain: dict[str, object] = {"numa": None, "node": None, "interleave": None, "cpus": None}
-    ways = [("numa left alone", plain)]
+    ways = [("no NUMA policy", plain)]
     if choices.obeys_flag("numa") and all_usable(host, nodes):
         ways.append(("numa distribute", {**plain, "numa": DISTRIBUTE}))
         if choices.is_full:
@@ -350,7 +362,7 @@ def _numa(choices: Choices, default: Setting) -> Iterator[Change]:
 
 
 def _prompt_threads(choices: Choices, default: Setting) -> Iterator[Change]:
-    """Yield other threads for prompts, on all cores or on all CPUs, where a request counts."""
+    """Yield thread counts for prompts alone, one per core or per CPU, if requests are tuned."""
     if choices.options.objective.phases != (PP, TG):
         return
     bound = _cores_within(default.cpus, choices.host)

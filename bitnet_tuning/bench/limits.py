@@ -1,4 +1,4 @@
-"""Tell how near a speed is to what memory allows, and what it costs in energy."""
+"""Compare a speed with what the memory's bandwidth allows, and measure the energy per token."""
 
 from __future__ import annotations
 
@@ -23,56 +23,55 @@ GB = 10**9
 _TOKENS = "token_embd.weight"
 _OUTPUT = "output.weight"
 _LOOKED_UP = (_TOKENS, "position_embd.weight", "token_types.weight", "per_layer_token_embd.weight")
-"""Tables of which a token needs one row (names of llama.cpp's llama-arch.cpp)."""
+"""Tensors of which a token reads a single row; names from llama.cpp's src/llama-arch.cpp."""
 _EXPERTS = ("_exps.weight", "_exps.bias")
 
-_BEYOND = "caches hold a part of the model, or memory was slower while it was measured"
-_BEYOND_LOWER = "caches hold a part of the model, or memory gives more than could be measured"
+_BEYOND = "part of the model stays in caches, or memory was slower while it was measured"
+_BEYOND_LOWER = "part of the model stays in caches, or memory is faster than could be measured"
 
 
 class Roof(NamedTuple):
-    """A speed of token generation against the memory's.
+    """The speed of token generation next to the limit that memory sets (the roofline model).
 
-    To generate a token, an engine reads every weight once; so the memory's read bandwidth
-    sets a limit, unless the weights stay in the caches.
+    To generate a token, an engine reads every weight once, so it generates at most bandwidth
+    / bytes_per_token tokens/s, unless weights stay in the caches.
     """
 
     bandwidth: float
-    """Bytes per second that can be read with as many threads."""
+    """Read bandwidth with the same number of threads, in bytes/s."""
     bytes_per_token: int
     tokens_per_second: float
+    """Measured speed of generation."""
 
     @property
     def achieved(self) -> float:
-        """Bytes of weights per second."""
+        """Weights that generation reads, in bytes/s."""
         return self.bytes_per_token * self.tokens_per_second
 
     @property
     def share(self) -> float:
-        """Of the bandwidth; above 1 where caches give a part of it."""
+        """Share of the bandwidth that generation uses; above 1 if caches help."""
         return self.achieved / self.bandwidth
 
     @property
     def limit(self) -> float:
-        """tokens/s that memory allows."""
+        """Highest speed that memory allows, in tokens/s."""
         return self.bandwidth / self.bytes_per_token
 
 
 def bytes_per_token(tensors: Sequence[TensorInfo]) -> int | Absent:
-    """Return the bytes of weights that one generated token needs; the cache of earlier tokens,
-    which grows with the text, is not among them.
-
-    Every tensor counts whole, lookup tables one row. Without an ``output.weight`` the
-    token table is the output matrix as well and is read whole.
-    """
+    """Return the bytes of weights read for one generated token, without the KV cache, which
+    grows with the text. All tensors are read whole, but of lookup tables only one row."""
+    # Without an output.weight the embeddings are tied: the token table is also the output
+    # matrix and is read whole.
     tied = all(info.name != _OUTPUT for info in tensors)
     total = 0
     for info in tensors:
         size = tensor_bytes(info.kind, _weights_read(info, tied))
         if size == 0:
-            return Absent(f"the size of tensor type {info.kind} ({info.name}) is not known here")
+            return Absent(f"the size of tensor type {info.kind} ({info.name}) is not known")
         if info.name.endswith(_EXPERTS):
-            return Absent(f"a token needs only some of the experts in {info.name}")
+            return Absent(f"a token reads only some of the experts in {info.name}")
         total += size
     return total or Absent("the model file lists no tensors")
 
@@ -83,15 +82,16 @@ def _weights_read(info: TensorInfo, tied: bool) -> int:
 
 
 def words(roof: Roof, at_least: bool = False) -> str:
-    """Return a sentence for people. ``at_least``: the bandwidth is only a lower bound."""
+    """Return half a sentence for users. ``at_least`` says that the bandwidth is a lower bound."""
+    # Bandwidth is given in GB/s (10**9 bytes), as in data sheets of memory.
     achieved, most = _gigabytes(roof.achieved), _gigabytes(roof.bandwidth)
     if roof.share > 1:
         why = _BEYOND_LOWER if at_least else _BEYOND
-        return f"{achieved}/s, more than the {most}/s measured of memory: {why}"
+        return f"generation reads {achieved}/s, more than the {most}/s measured from memory: {why}"
     share = _percent(roof.share)
     if at_least:
-        return f"{achieved}/s of at least {most}/s: {share} of what memory allows, or less"
-    return f"{achieved}/s of {most}/s: {share} of what memory allows"
+        share, most = f"at most {share}", f"at least {most}"
+    return f"generation reads {achieved}/s of {most}/s: {share} of what memory allows"
 
 
 def _percent(share: float) -> str:
@@ -103,6 +103,7 @@ def _gigabytes(size: float) -> str:
 
 
 def as_json(roof: Roof) -> dict[str, Any]:
+    """Return the fields of ``roof`` in a file of results."""
     return {
         "bandwidth_bytes_per_second": roof.bandwidth,
         "bytes_per_token": roof.bytes_per_token,
@@ -114,27 +115,29 @@ def as_json(roof: Roof) -> dict[str, Any]:
 
 
 REPEATS = 3
+"""Number of samples of the energy."""
 SHORT, LONG = 16, 80
-"""Tokens: the difference must stand out from the load time's scatter, at little cost."""
+"""Tokens generated by the two runs of a sample. The difference must exceed the variation of the
+energy for loading, yet cost little time."""
 
-NOTE = "energy of the whole processor, so that of other processes counts too; without memory"
-"""What the figures include, for people."""
+NOTE = "energy of the whole processor, other processes included, without memory"
+"""What the energy includes, for users."""
 
 
 class Energy(NamedTuple):
-    """Of generation alone: loading and the prompt cancel out."""
+    """Tokens per joule of generation alone: loading and the prompt cancel out."""
 
     median: float
-    """Tokens per joule."""
     low: float
     high: float
+    """``low`` and ``high`` are the smallest and the largest sample."""
     samples: tuple[float, ...]
     tokens: int
-    """By how many tokens the two runs of a sample differ."""
+    """Number of tokens by which the two runs of a sample differ."""
 
 
 class EnergyMeter:
-    """Counts the joules that all packages together have used since the meter was made."""
+    """A meter of the joules that all packages together use from its creation on."""
 
     def __init__(self, root: Root, domains: tuple[Domain, ...]) -> None:
         self._root, self._domains = root, domains
@@ -144,10 +147,10 @@ class EnergyMeter:
         return {domain: read_counter(self._root, domain) for domain in self._domains}
 
     def joules(self) -> float | None:
-        """Return the joules; None where a counter cannot be read any more.
+        """Return the joules so far; None if a counter can no longer be read.
 
-        One that wrapped counts on, once: at 65 kJ, the span of common processors, that is
-        five minutes at 200 W.
+        A counter may wrap around once: the 65 kJ that common processors count to last five
+        minutes at 200 W.
         """
         total = 0
         for domain, now in self._counters().items():
@@ -159,7 +162,7 @@ class EnergyMeter:
 
 
 def _used(before: int | None, now: int | None, span: int | None) -> int | None:
-    """Return microjoules."""
+    """Return the microjoules between two readings; None if they are not known."""
     if before is None or now is None:
         return None
     if now >= before:
@@ -168,24 +171,24 @@ def _used(before: int | None, now: int | None, span: int | None) -> int | None:
 
 
 def find_domains(root: Root) -> tuple[Domain, ...] | Absent:
-    """Return the packages' counters, all of them readable, or why not."""
+    """Return the energy counters of all packages, or why they cannot be read."""
     domains = read_domains(root)
     if not domains:
         return Absent("this machine shows no energy counters (RAPL)")
     hidden = [domain for domain in domains if read_counter(root, domain) is None]
     if hidden:
         files = " ".join(f"/{counter_file(domain)}" for domain in hidden)
-        return Absent(f"only root may read the energy counters: sudo chmod a+r {files}")
+        return Absent(f"only root may read the energy counters; allow it: sudo chmod a+r {files}")
     return domains
 
 
 def tokens_per_joule(
     run: Callable[[int], None], root: Root | None = None, repeats: int = REPEATS
 ) -> Energy | Absent:
-    """Generate SHORT and LONG tokens by turns and compare what both took.
+    """Generate SHORT and LONG tokens in turn and divide the extra tokens by the extra energy.
 
-    ``run`` starts the engine, generates so many tokens and waits for its end; where it
-    raises TuningError, the figure is absent for that reason.
+    ``run`` starts the engine, generates that many tokens and waits for its end. If it raises
+    TuningError, the figure is absent for that reason.
     """
     root = root or Root()
     domains = find_domains(root)
@@ -194,14 +197,14 @@ def tokens_per_joule(
     try:
         extra = [_extra_joules(run, root, domains) for _ in range(repeats)]
     except TuningError as error:
-        return Absent(f"the run for the energy failed: {error.cause}")
+        return Absent(f"energy could not be measured: {error.cause}")
     return _energy([joules for joules in extra if joules is not None])
 
 
 def _extra_joules(
     run: Callable[[int], None], root: Root, domains: tuple[Domain, ...]
 ) -> float | None:
-    """Return what the long run took more than the short one."""
+    """Return the joules that the long run took more than the short one."""
     used: list[float | None] = []
     for tokens in (SHORT, LONG):
         meter = EnergyMeter(root, domains)
@@ -213,9 +216,9 @@ def _extra_joules(
 
 def _energy(extra: list[float]) -> Energy | Absent:
     if not extra:
-        return Absent("the energy counters stopped being readable")
+        return Absent("the energy counters can no longer be read")
     if min(extra) <= 0:
-        return Absent("a longer run took no more energy: other load hides it, try a quieter time")
+        return Absent("a longer run used no more energy, so other load hides it; close programs")
     tokens = LONG - SHORT
     samples = tuple(tokens / joules for joules in extra)
     return Energy(median(samples), min(samples), max(samples), samples, tokens)

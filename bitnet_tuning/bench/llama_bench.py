@@ -1,5 +1,5 @@
-"""Make the command line of llama-bench, or the request to the cli, that measures a setting, and
-read speeds out of what they print; pure."""
+"""Make the command of llama-bench, or the request to the engine's cli, that measures a setting, and
+parse the speeds that they print."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from bitnet_tuning.bench.comparison import Sizes
 from bitnet_tuning.bench.knobs import FLAGS
 from bitnet_tuning.engine.probe import Speed, parse_timings
 from bitnet_tuning.errors import UnsupportedError
+from bitnet_tuning.launch.failure import shorten
 from bitnet_tuning.plan.command import KNOB_FLAGS, memory_policy
 from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.openmp import exported
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 NEEDED = frozenset(("-m", "-p", "-n", "-t", "-r", "-o"))
-"""Flags without which a program is no llama-bench."""
+"""Flags that every llama-bench has."""
 
 _MODES = {
     (True, False): "mmap",
@@ -34,52 +35,53 @@ _MODES = {
     (True, True): "mmap+mlock",
     (False, True): "mlock",
 }
-"""Mainline's modes of loading since 2026, by mmap and mlock."""
+"""Values of -lm (--load-mode), which mainline's llama-bench has since 2026, by mmap and mlock."""
 
 
 class Bench(NamedTuple):
-    """A llama-bench."""
+    """A llama-bench program."""
 
     program: tuple[str, ...]
-    """The argv that starts it."""
+    """The beginning of its command line."""
     flags: frozenset[str]
-    """What its help lists."""
+    """The flags that its help lists."""
 
 
 class BenchRow(NamedTuple):
-    """A row that llama-bench must print."""
+    """A result that llama-bench must print."""
 
     phase: str
     sizes: tuple[int, int]
-    """Tokens of the prompt, and generated ones."""
+    """Numbers of prompt tokens and of generated tokens."""
     samples: int
+    """Number of samples that the row must have."""
     fields: tuple[tuple[str, object], ...]
-    """What the row must say of the setting, where it says anything. ``n_threads`` must be there."""
+    """Values that the row must have if it has the field; ``n_threads`` is mandatory."""
 
 
 class BenchCommand(NamedTuple):
-    """One process of llama-bench."""
+    """The command line of one llama-bench process and the rows that it must print."""
 
     argv: tuple[str, ...]
     rows: tuple[BenchRow, ...]
 
 
 Samples = dict[str, tuple[float, ...]]
-"""tokens/s by phase, every sample."""
+"""Every sample in tokens/s, by phase."""
 
 
 class FailedRunError(Exception):
-    """A run whose output is not to be used; says why."""
+    """A run failed or printed nonsense; the text says why."""
 
 
 def bench_commands(
     setting: Setting, bench: Bench, model: str, sizes: Sizes, phases: tuple[str, ...]
 ) -> tuple[BenchCommand, ...]:
-    """Return what measures the setting: one process, or two where prompts have threads of
-    their own, for which llama-bench has no flag.
+    """Return the processes that measure the setting. Raise UnsupportedError for a knob that this
+    llama-bench does not have: measured without it, it would seem to have no effect.
 
-    Raises UnsupportedError for a knob that this llama-bench does not have: measured
-    without it, it would seem to have no effect.
+    There are two processes if prompts have a thread count of their own, since llama-bench has
+    no flag for that.
     """
     knobs = tuple(_knobs(setting, bench.flags))
     shared = (
@@ -107,8 +109,7 @@ def bench_commands(
 
 
 def _knobs(setting: Setting, flags: frozenset[str]) -> Iterator[tuple[str, int | str, str]]:
-    """Yield llama-bench's flag for each knob, its value, and what a row calls it. Every
-    generation takes 0 and 1 for ``-fa``."""
+    """Yield llama-bench's flag for each knob, its value and its field in the output."""
     mode = _MODES.get((setting.mmap, setting.mlock))
     if mode is not None and (setting.mlock or "-mmp" not in flags):
         what = "locking the model" if setting.mlock else "mmap"
@@ -119,11 +120,13 @@ def _knobs(setting: Setting, flags: frozenset[str]) -> Iterator[tuple[str, int |
         value = getattr(setting, each.field)
         if value is not None:
             flag = known(each.words, (each.flag,), flags)
+            # All llama-benches accept 0 and 1 for -fa.
             yield flag, int(value) if isinstance(value, bool) else value, each.row
 
 
 def known(what: str, names: tuple[str, ...], flags: frozenset[str]) -> str:
-    """Return the first of the names that the program lists. Raises UnsupportedError."""
+    """Return the first of the flags ``names`` that is among ``flags``. Raise UnsupportedError if
+    there is none; ``what`` names the knob for users."""
     for name in names:
         if name in flags:
             return name
@@ -134,7 +137,7 @@ def known(what: str, names: tuple[str, ...], flags: frozenset[str]) -> str:
 
 
 def parse_bench(stdout: str, rows: tuple[BenchRow, ...]) -> Samples:
-    """Return the samples of exactly these rows. Raises FailedRunError for anything else."""
+    """Return the samples if llama-bench printed exactly these rows, else raise FailedRunError."""
     found = _array(stdout)
     if len(found) != len(rows):
         raise FailedRunError(f"llama-bench printed {len(found)} rows instead of {len(rows)}")
@@ -142,7 +145,8 @@ def parse_bench(stdout: str, rows: tuple[BenchRow, ...]) -> Samples:
 
 
 def _array(stdout: str) -> list[dict[str, Any]]:
-    """Return the rows. Some builds print their log to stdout as well, before the array."""
+    """Return the rows that llama-bench printed. Raise FailedRunError without valid JSON."""
+    # Some builds also print their log to stdout, before and behind the array.
     starts = [found.end() - 1 for found in re.finditer(r"^[ \t]*\[", stdout, re.MULTILINE)]
     for start in starts:
         try:
@@ -162,17 +166,17 @@ def _samples(row: BenchRow, found: list[dict[str, Any]]) -> tuple[float, ...]:
     for field, wanted in row.fields:
         missing = None if field == "n_threads" else wanted
         if same[0].get(field, missing) != wanted:
-            said = same[0].get(field, "no value")
-            raise FailedRunError(f"{name} ran with {field} = {_short(said)}, not {wanted}")
+            said = _shown(same[0][field]) if field in same[0] else "unknown"
+            raise FailedRunError(f"{name} ran with {field} = {said}, not {wanted}")
     samples = same[0].get("samples_ts")
     if not isinstance(samples, list) or len(samples) != row.samples:
         count = len(samples) if isinstance(samples, list) else "no"
-        raise FailedRunError(f"{name} has {count} samples instead of {row.samples}")
+        raise FailedRunError(f"{name} has {count} of {row.samples} samples")
     return tuple(checked(sample, name) for sample in samples)
 
 
 def checked(sample: object, name: str) -> float:
-    """Return a speed in tokens/s. Raises FailedRunError for what is none."""
+    """Return a sample as a speed in tokens/s. Raise FailedRunError if it is not positive."""
     if isinstance(sample, (int, float)) and not isinstance(sample, bool):
         try:
             speed = float(sample)
@@ -180,17 +184,16 @@ def checked(sample: object, name: str) -> float:
             speed = math.inf
         if math.isfinite(speed) and speed > 0:
             return speed
-    raise FailedRunError(f"{name} has a speed of {_short(sample)}")
+    raise FailedRunError(f"{name} has an impossible speed: {_shown(sample)}")
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:39]}…"
+def _shown(value: object) -> str:
+    return "no number" if isinstance(value, (list, dict)) else shorten(json.dumps(value), 40)
 
 
 def stale(setting: Setting, environ: Mapping[str, str]) -> frozenset[str]:
-    """Return variables that bitnet-env.sh exported and the setting does not have: ours from
-    another day, not the user's."""
+    """Return the variables to remove from the environment: those that bitnet-env.sh exported and
+    the setting does not set. The user did not choose them."""
     return exported(environ) - dict(setting.env).keys()
 
 
@@ -203,18 +206,20 @@ _WORDS = (
 )
 
 LEAST_SHARE = 0.5
-"""Share of the generated tokens asked for that a run must have made: a text may end early."""
+"""Share of the requested tokens that a run must generate: a text may end early."""
 
 TOKENS_PER_WORD = 8
-"""Most tokens of a word, space included: in a vocabulary of single letters."""
+"""Most tokens of a word and its space, with a vocabulary of single letters."""
 
 
 def words(count: int) -> str:
-    """Return so many words in no order, always the same: at least as many tokens."""
+    """Return a text of ``count`` pseudo-random words, always the same; a word has one token or
+    more."""
     known_words = _WORDS.split()
     state, text = 1, []
     for _ in range(count):
-        state = (state * 1103515245 + 12345) % 2**31  # as rand() of the C standard's example
+        # The example of rand() in the C standard (ISO/IEC 9899, 7.22.2.2).
+        state = (state * 1103515245 + 12345) % 2**31
         text.append(known_words[(state >> 16) % len(known_words)])
     return " ".join(text)
 
@@ -222,13 +227,13 @@ def words(count: int) -> str:
 def cli_request(
     sizes: Sizes, phases: tuple[str, ...], model: ModelFile, flags: frozenset[str]
 ) -> Request:
-    """Return a greedy run of the cli with a prompt of about ``n_prompt`` tokens, which generates
-    one token from the prompt's last step and then ``n_gen`` more."""
+    """Return a request for greedy text from a prompt of at least ``n_prompt`` tokens."""
     n_prompt = sizes.n_prompt if PP in phases else 1
     n_gen = sizes.n_gen if TG in phases else 0
     context = TOKENS_PER_WORD * n_prompt + n_gen + 16
     return Request(
         prompt=words(n_prompt),
+        # The prompt's last step yields the first token, which no timing of generation has.
         n_predict=n_gen + 1,
         ctx_size=min(context, model.context_length or context),
         temperature=0.0,
@@ -238,14 +243,14 @@ def cli_request(
 
 
 def is_cut_short(log: str) -> bool:
-    """Return whether the timings are missing: they may have been lost."""
+    """Return whether timings are missing from the cli's log."""
     timings = parse_timings(log)
     return timings.prompt is None or timings.generation is None
 
 
 def parse_cli(log: str, sizes: Sizes, phases: tuple[str, ...]) -> Samples:
-    """Return one sample for each phase from the timings in the cli's log. Raises FailedRunError
-    where they are missing or make no sense."""
+    """Return one sample per phase from the timings in the cli's log. Raise FailedRunError if they
+    are missing or impossible."""
     timings = parse_timings(log)
     wanted = {
         PP: (sizes.n_prompt, timings.prompt),
@@ -255,7 +260,7 @@ def parse_cli(log: str, sizes: Sizes, phases: tuple[str, ...]) -> Samples:
 
 
 def _rate(phase: str, least: float, seen: Speed | None) -> float:
-    """Return the tokens/s of a phase that had ``least`` tokens or more; raises FailedRunError."""
+    """Return the tokens/s of a phase. Raise FailedRunError for fewer than ``least`` tokens."""
     if seen is None:
         raise FailedRunError(f"the engine printed no timing for {phase}")
     if seen.tokens < least:
@@ -264,13 +269,13 @@ def _rate(phase: str, least: float, seen: Speed | None) -> float:
 
 
 def check_cli(setting: Setting, flags: frozenset[str]) -> None:
-    """Raise UnsupportedError for a knob that the cli does not have."""
+    """Raise UnsupportedError if the setting needs a flag that is not in the cli's ``flags``."""
     wanted = {each.field: each.words for each in FLAGS if getattr(setting, each.field) is not None}
     if setting.mmap is False:
         wanted["mmap"] = "no mmap"
     if setting.mlock:
         wanted["mlock"] = "locking the model"
     if setting.threads_batch != setting.threads:
-        wanted["threads_batch"] = "threads of prompts"
+        wanted["threads_batch"] = "the threads for prompts"
     for field, words in wanted.items():
         known(words, KNOB_FLAGS[field], flags)

@@ -1,4 +1,4 @@
-"""Plots as SVG that takes its colours from the page around it."""
+"""Draw the report's plots as SVG that takes its colours from the page."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ if TYPE_CHECKING:
 
 
 _VARIABLES = ("text", "muted", "line", "accent", "band", "roof", "page")
-"""Names of the page's CSS variables, which know the theme."""
+"""Names of the page's CSS variables for colours, which depend on the theme (light or dark)."""
 
 TEXT, MUTED, LINE, ACCENT, BAND, ROOF, PAGE = _PLACEHOLDERS = tuple(
     f"#01020{number}" for number in range(3, 10)
 )
-"""Colours that nobody would draw with: they stand for the variables."""
+"""Unusual colours to draw with, which ``_inline`` replaces by the CSS variables."""
 
 WIDTH = 4.7
-"""Inches, of 72 units each. A phone shows about as many pixels, so that text stays as
-large as it is here."""
+"""Width in inches of 72 SVG units. A phone's page is about that many pixels wide, so text keeps
+its size there."""
 
 _PANEL, _BAR, _MARGIN = 2.3, 0.42, 0.75
-"""Heights in inches."""
+"""Heights in inches of a panel, of a bar, and of what surrounds the bars."""
 
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: it can be read out, found and copied
+    # Text remains text, which can be searched, copied and read aloud.
+    "svg.fonttype": "none",
     "font.size": 9.5,
     "text.color": TEXT,
     "axes.labelcolor": MUTED,
@@ -55,22 +56,22 @@ _TITLES = {TG: "generation, tokens/s", PP: "prompt processing, tokens/s"}
 _TICKS = (0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1, 1.2, 1.5, 2, 3, 5, 10)
 
 MOST_BARS = 24
-"""Settings in the plot of ratios; more would be no overview."""
+"""Most settings in the plot of ratios: more would be no overview."""
 
 
 def available() -> None:
-    """Raise MissingError where there is nothing to plot with."""
+    """Raise MissingError if matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401, PLC0415
     except ImportError as error:
         raise MissingError(
             "a report needs matplotlib, which is not installed",
-            "pip install 'bitnet-tuning[report]', or beside a copy of it: pip install matplotlib",
+            "install it: python3 -m pip install matplotlib",
         ) from error
 
 
 def curves_svg(curves: Sequence[Curve], label: str) -> str:
-    """Draw speed by threads, one panel per phase. ``label`` says the same in words."""
+    """Draw speed by threads, one panel per phase. ``label`` is the text for screen readers."""
 
     def draw(figure: Figure) -> None:
         panels = figure.subplots(len(curves), squeeze=False)
@@ -107,7 +108,7 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
 
 
 def _arms(found: Sequence[Estimate]) -> list[list[float]]:
-    """Return how far intervals reach below and above their medians."""
+    """Return how far the intervals reach below and above their medians."""
     return [
         [each.median - each.low for each in found],
         [each.high - each.median for each in found],
@@ -115,8 +116,7 @@ def _arms(found: Sequence[Estimate]) -> list[list[float]]:
 
 
 def _draw_limit(axes: Axes, limit: float, top: float) -> None:
-    """Draw what the memory allows. Far above all points it would squeeze them: it is named
-    instead."""
+    """Draw the speed that memory allows, or only write it if it lies far above all points."""
     text = f"memory allows {digits(limit)}"
     if limit > 2 * top:
         axes.annotate(
@@ -129,7 +129,8 @@ def _draw_limit(axes: Axes, limit: float, top: float) -> None:
 
 
 def ratios_svg(rows: Sequence[Row], floor: float | None, label: str) -> str:
-    """Draw every setting's ratio to the default with its interval, and the noise floor."""
+    """Draw each setting's ratio to the default with its interval, and the noise floor as a band.
+    ``label`` is the text for screen readers."""
     bars = [(row, row.to_default) for row in rows if row.to_default is not None]
 
     def draw(figure: Figure) -> None:
@@ -176,7 +177,8 @@ def _svg(name: str, label: str, height: float, draw: Callable[[Figure], None]) -
 
     content = io.StringIO()
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of letters that its own font lacks: the page has them
+        # matplotlib warns of letters that its font lacks; the page uses another font.
+        warnings.simplefilter("ignore")
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         draw(figure)
         figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
@@ -184,8 +186,7 @@ def _svg(name: str, label: str, height: float, draw: Callable[[Figure], None]) -
 
 
 def _inline(svg: str, name: str, label: str) -> str:
-    """Fit a drawing into a page: in its colours and fonts, as wide as there is place, with ids
-    of its own."""
+    """Return the SVG adapted to the page: its colours and fonts, full width, and unique ids."""
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r'\s(?:width|height)="[\d.]+pt"', "", svg, count=2)
@@ -196,10 +197,10 @@ def _inline(svg: str, name: str, label: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Return text in one line, without what cannot be printed, such as control characters."""
+    """Return the text on one line, with ? for characters that cannot be printed."""
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
 def escape(text: object) -> str:
-    """Return text that stays text in an HTML element or within quotes."""
+    """Return the text escaped for HTML, in an element or in a quoted attribute."""
     return html.escape(clean(str(text)))

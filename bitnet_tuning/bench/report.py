@@ -1,6 +1,6 @@
-"""A report on one page that needs nothing else: for a phone, a desk and a printer.
+"""Write a report as one HTML file that loads nothing else, for phones, desktops and printers.
 
-report.html is the template. All text is escaped where it enters the page.
+The template is report.html. All text is escaped where it enters the page.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bitnet_tuning.bench.summary import (
     speed,
     stacked,
 )
-from bitnet_tuning.console import GIBIBYTE, MEBIBYTE, times
+from bitnet_tuning.console import GIBIBYTE, MEBIBYTE, counted, times
 from bitnet_tuning.engine.builds import FASTER, SLOWER
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.plan.profile import PP, TG
@@ -35,21 +35,21 @@ _HEADINGS = (
     "Setting",
     "Generation",
     "Prompt",
-    "To 2 threads",
-    "To default",
+    "Over 2 threads",
+    "Over default",
     "Rounds",
     "Verdict",
 )
 
 
 def write_report(results: Results, path: str) -> None:
-    """Replace ``path`` in one step. Raise MissingError without matplotlib, and UsageError
-    where the file cannot be written."""
+    """Write the report to ``path``, which is replaced atomically. Raise MissingError without
+    matplotlib, and UsageError if the file cannot be written."""
     write(path, page(results), "the report", "--report")
 
 
 def page(results: Results) -> str:
-    """Return the whole page. Raise MissingError without matplotlib."""
+    """Return the report as HTML. Raise MissingError without matplotlib."""
     plots.available()
     summary, model, host = Summary(results), results.model, results.host
     name = model.name or os.path.basename(model.path)
@@ -73,7 +73,7 @@ def page(results: Results) -> str:
 def _unfinished(results: Results) -> str:
     if results.state == FINISHED:
         return ""
-    text = f"This benchmark is {results.state}: more rounds may change what it shows."
+    text = f"This benchmark is {results.state}: more rounds may change its results."
     return paragraph(text, "unfinished")
 
 
@@ -95,17 +95,17 @@ def _sections(summary: Summary) -> Iterator[str]:
 def _footer(results: Results) -> str:
     program = results.program
     commit = f", commit {program.git_commit[:12]}" if program.git_commit else ""
-    return f"{program.name} {program.version}{commit}. Measured from {results.created} on."
+    return f"{program.name} {program.version}{commit}. Benchmark started at {results.created}."
 
 
 def certainty(summary: Summary) -> str:
-    """Return how sure the answer is, in a few sentences."""
+    """Return a few sentences on how certain the answer is."""
     decision, profile = summary.results.decision, summary.results.profile
     said = []
     if decision is not None and decision.winner != DEFAULT:
         said += [decision.reason] if decision.reason else []
         if decision.estimate is not None:
-            said.append(f"Its interval rests on {decision.estimate.count} rounds.")
+            said.append(f"The interval is based on {counted(decision.estimate.count, 'round')}.")
         if profile is not None and profile.stored:
             said.append("Later runs use it automatically.")
     return " ".join([*said, _noise(summary)])
@@ -125,8 +125,8 @@ def _curves(summary: Summary) -> str:
         return ""
     words = " ".join(map(_curve_in_words, curves))
     caption = (
-        f"{words} Medians with 95 % intervals. Everything but the number of threads is as in the "
-        "default, whose own number is bold."
+        f"{words} Medians with 95 % intervals. Only the number of threads differs from the "
+        "default, whose number is bold."
     )
     return section("Speed by threads", _figure(plots.curves_svg(curves, words), caption))
 
@@ -146,9 +146,9 @@ def _ratios(summary: Summary) -> str:
     bars = ", ".join(f"{row.name} {times(*row.to_default)}" for row in shown if row.to_default)
     caption = f"Ratios to the default, paired by round, with 95 % intervals. {_noise(summary)}"
     if len(every) > len(shown):
-        caption += f" {len(every) - len(shown)} slower settings are only in the table."
+        caption += f" The table below has {len(every) - len(shown)} slower settings more."
     drawing = plots.ratios_svg(shown, summary.floor, f"Speed over the default's: {bars}.")
-    return section("Ratio to the default", _figure(drawing, caption))
+    return section("Speed compared with the default", _figure(drawing, caption))
 
 
 def _figure(drawing: str, caption: str) -> str:
@@ -156,11 +156,11 @@ def _figure(drawing: str, caption: str) -> str:
 
 
 def _table(rows: Iterable[Row]) -> str:
-    """Return the table; it scrolls by itself where it is wider than the page."""
+    """Return the table of settings, which scrolls if it is wider than the page."""
     explained = (
-        "Generation and prompt processing in tokens/s, and speed as a multiple of that of 2 "
-        "threads (upstream) and of the default: medians with 95 % intervals, ratios paired by "
-        "round. Verdicts are against the default."
+        "Token generation and prompt processing in tokens/s; speed as a multiple of that with 2 "
+        "threads (upstream) and of the default's, compared within rounds. All are medians with "
+        "95 % intervals. Verdicts compare with the default."
     )
     top = "".join(f'<th scope="col">{heading}</th>' for heading in _HEADINGS)
     body = "\n".join(map(_table_row, rows))
@@ -186,7 +186,7 @@ def _table_row(row: Row) -> str:
 
 
 def _figures(text: str) -> str:
-    """Return the median, and below it the interval."""
+    """Return the median with the interval below it."""
     middle, _, interval = stacked(text).partition("\n")
     return f"{escape(middle)}<small>{escape(interval)}</small>"
 
@@ -195,30 +195,30 @@ def _figures(text: str) -> str:
 
 
 def _limits(results: Results) -> Iterator[str]:
-    """Yield the memory's bandwidth, how much of it is used, and the energy."""
+    """Yield paragraphs on memory bandwidth, how much of it is used, and energy."""
     bandwidth = results.bandwidth.facts
     yield definitions(
-        ("Memory, read", _with(_number(bandwidth, "median"), GIGABYTE, "GB/s")),
-        ("With threads", _number(bandwidth, "threads")),
+        ("Memory bandwidth", _with(_number(bandwidth, "median"), GIGABYTE, "GB/s")),
+        ("Threads that read", _number(bandwidth, "threads")),
     )
-    for what, part in (("Generation reads", results.roof), ("Energy:", results.energy)):
+    for what, part in (("Memory", results.roof), ("Energy", results.energy)):
         words = (part.facts or {}).get("words")
-        yield "" if words is None else paragraph(f"{what} {words}.")
+        yield "" if words is None else paragraph(f"{what}: {words}")
     yield from map(_unknown, (results.bandwidth, results.roof, results.energy))
 
 
 def _unknown(part: Part) -> str:
-    return "" if part.reason is None else paragraph(f"Not known: {part.reason}.", "muted")
+    return "" if part.reason is None else paragraph(f"Not available: {part.reason}", "muted")
 
 
 def _method(summary: Summary) -> Iterator[str]:
     options, measured = summary.results.options, summary.measured
     wanted, floor = options.objective, measured.floor()
     yield paragraph(
-        "Settings ran in rounds, one after the other within a round and in another order from "
-        "round to round, so that a disturbance of the machine affects all of them. Ratios "
-        "compare runs of the same round; their intervals are bootstrapped. A setting that "
-        "looked good was measured again, against the default, before it could win."
+        "Each round ran every setting once, in changing order, so that a disturbance of the "
+        "machine affects all of them. Ratios compare runs of the same round; their intervals are "
+        "bootstrap intervals. A setting that looked fast was measured again, in a duel with the "
+        "default, before it could win."
     )
     requests = f"requests of {wanted.n_prompt} tokens with answers of {wanted.n_gen}"
     goals = {TG: "token generation", PP: "prompt processing"}
@@ -229,14 +229,14 @@ def _method(summary: Summary) -> Iterator[str]:
         ("Optimized for", goals.get(wanted.name, requests)),
         ("One run", options.sizes and lengths(options.sizes)),
         (
-            "Default against itself",
-            floor and f"within ×{floor:.2f}, {len(measured.itself())} rounds",
+            "Noise of the default",
+            floor and f"up to ×{floor:.2f} in {counted(len(measured.itself()), 'round')}",
         ),
     )
 
 
 def _machine(results: Results) -> str:
-    """Return the host, and its state around the measurement."""
+    """Return the host's facts and its state before and after the measurement."""
     host, hybrid = results.host, results.host.hybrid
     before, after, during = results.conditions
     around = [each for each in (before, after) if each is not None]
@@ -259,7 +259,7 @@ def _machine(results: Results) -> str:
         ("Governor", host.governor),
         ("WSL", host.wsl),
         ("Other load before", _with(before and before.other_load_cpus, 1, "CPUs")),
-        ("Other load meanwhile", _with(during and during.other_load_cpus, 1, "CPUs")),
+        ("Other load during it", _with(during and during.other_load_cpus, 1, "CPUs")),
         ("Clock before and after", _both("MHz", clocks)),
         ("Temperature before and after", _both("\u00b0C", heat)),
     )
@@ -273,7 +273,7 @@ def _subjects(results: Results) -> str:
         ("Commit", engine.git_commit),
         ("OpenMP", engine.openmp),
         ("Instruction sets", " ".join(engine.isa)),
-        ("Measured with", " ".join(engine.bench) if engine.bench else "the cli's own timings"),
+        ("Measured with", " ".join(engine.bench) if engine.bench else "the engine's own timings"),
         ("Model", model.path),
         ("Architecture", model.architecture),
         ("Quantization", model.quantization),
@@ -292,33 +292,33 @@ def _both(unit: str, values: Iterable[float]) -> str:
 
 
 def _number(facts: Mapping[str, Any] | None, name: str) -> float | None:
-    """Return a number by its name; None where there is none."""
+    """Return the number with that name; None if there is none."""
     place = (facts or {}).get(name)
     return place if isinstance(place, (int, float)) and not isinstance(place, bool) else None
 
 
-# Markup; what is empty is left out
+# Markup without its empty parts
 
 
 def section(title: str, *parts: str) -> str:
-    """Return a part of the page under a heading; ``parts`` are HTML."""
+    """Return a section with a heading; ``parts`` are HTML. Without content it is empty."""
     content = "\n".join(filter(None, parts))
     return f"<section>\n<h2>{escape(title)}</h2>\n{content}\n</section>" if content else ""
 
 
 def paragraph(text: str, style: str = "") -> str:
-    """Return a paragraph of the class ``style``."""
+    """Return a paragraph with the CSS class ``style``."""
     return f'<p class="{style}">{escape(text)}</p>'
 
 
 def listing(texts: Iterable[str], style: str = "") -> str:
-    """Return a list of the class ``style``."""
+    """Return a list with the CSS class ``style``; empty without texts."""
     found = "".join(f"<li>{escape(text)}</li>" for text in texts)
     return f'<ul class="{style}">{found}</ul>' if found else ""
 
 
 def definitions(*pairs: tuple[str, object]) -> str:
-    """Return names and values, without those that have no value."""
+    """Return a list of names with their values, without those that have no value."""
     found = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
         for name, value in pairs

@@ -1,5 +1,6 @@
-"""One benchmark as a document: all that was measured, on what, how, and what came of it.
-docs/results.md says what each field means, docs/results.schema.json is generated from here."""
+"""The results of a benchmark as a JSON document: all samples, on which machine and how they were
+measured, and the decision. docs/results.md explains each field; docs/results.schema.json is
+generated from the classes here."""
 
 from __future__ import annotations
 
@@ -46,45 +47,46 @@ Worded = Annotated[Setting, Written(texts={"words": describe})]
 
 
 class Program(NamedTuple):
-    """What measured."""
+    """The program that measured."""
 
     name: str
     version: str
     git_commit: Commit | None
-    """Of its own checkout; None where it is installed."""
+    """Commit of the program's own checkout; None if it is installed."""
 
 
 class EngineFacts(NamedTuple):
-    """The program that was measured."""
+    """The engine that was measured."""
 
     path: str
     version: str
     generation: Literal["classic", "completion", "embedded"]
-    """``completion`` has a llama-completion beside its llama-cli."""
+    """``completion`` means that a llama-completion stands beside llama-cli."""
     openmp: str | None
     isa: tuple[str, ...]
     files: tuple[FileIdentity, ...]
     bench: tuple[str, ...] | None
-    """The start of llama-bench's command line; None where the cli's timings were read."""
+    """The beginning of llama-bench's command line; None if the cli's own timings were used."""
     git_commit: Commit | None
-    """Of the checkout that it was built in."""
+    """Commit of the checkout that the engine was built in."""
 
 
 class ModelFacts(NamedTuple):
-    """The model that was run."""
+    """The model that the engine ran."""
 
     path: str
     name: str
     architecture: str
     quantization: str
     size: Count
-    """Bytes of the file."""
+    """Size of the file in bytes."""
     bytes_per_token: Count | None
-    """Read from memory for each generated token."""
+    """Bytes of weights read for each generated token; None if the header does not tell."""
 
 
 class Surroundings(NamedTuple):
-    """The machine's state around the measurement. None for what was not taken."""
+    """The machine's state before and after the measurement, and what happened in between. None
+    for what was not recorded."""
 
     before: Conditions | None = None
     after: Conditions | None = None
@@ -92,18 +94,20 @@ class Surroundings(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Facts that not every machine gives, or the reason why they are absent."""
+    """Facts that not every machine shows, or the reason why they are absent."""
 
     facts: Mapping[str, Any] | None = None
     reason: str | None = None
 
 
 class Kept(NamedTuple):
-    """Whether the winner was remembered for later runs."""
+    """Whether the decision was saved as a profile for later runs."""
 
     stored: bool
     id: str | None
+    """The profile's id; None if it was not saved."""
     reason: str
+    """A sentence that says what was saved, or why nothing was."""
 
 
 class Results(NamedTuple):
@@ -118,14 +122,14 @@ class Results(NamedTuple):
     engine: EngineFacts
     model: ModelFacts
     space: Space
-    """All that may be measured."""
+    """All settings that may be measured."""
     settings: Mapping[str, Worded]
-    """What was named so far."""
+    """Every setting named so far, by name."""
     rounds: tuple[Round, ...] = ()
     checks: tuple[CheckFacts, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    """What may have spoilt the figures."""
+    """What may skew the results, one sentence each."""
     conditions: Surroundings = Surroundings()
     bandwidth: Part = Part()
     roof: Part = Part()
@@ -134,7 +138,7 @@ class Results(NamedTuple):
     profile: Kept | None = None
 
     def validate(self) -> None:
-        """Raise DamagedError where something names a setting that is not there."""
+        """Raise DamagedError if a round, a check or the decision names an unknown setting."""
         names = {check.setting: ".checks" for check in self.checks}
         for index, each in enumerate(self.rounds):
             names |= {run.setting: f".rounds[{index}]" for run in each.runs}
@@ -142,21 +146,21 @@ class Results(NamedTuple):
             names[self.decision.winner] = ".decision.winner"
         for name, place in names.items():
             if name not in self.settings:
-                raise DamagedError(f"there is no setting {name!r}", place)
+                raise DamagedError(f"there is no setting named {json.dumps(name)}", place)
 
     @property
     def measured(self) -> Rounds:
-        """The rounds and checks, as what answers for them."""
+        """The rounds and checks, ready for evaluation."""
         return Rounds(self.options.objective, self.rounds, self.checks)
 
 
 def to_document(results: Results) -> dict[str, Any]:
-    """Return the results as JSON; every setting with its description in words."""
+    """Return the results as JSON data, in which every setting has a description in words."""
     return {"schema": SCHEMA, **to_json(results)}
 
 
 def document_schema() -> dict[str, Any]:
-    """Return the JSON schema of ``to_document``'s result."""
+    """Return the JSON schema of the data that ``to_document`` returns."""
     schema = schema_of(Results)
     return {
         **schema,
@@ -166,17 +170,17 @@ def document_schema() -> dict[str, Any]:
 
 
 LARGEST = 1 << 28
-"""Bytes; a benchmark of an hour takes less than one MiB."""
+"""Most bytes that are read of a file; the results of an hour take less than 1 MiB."""
 
 
 def stamp(now: datetime) -> str:
-    """ISO 8601 in UTC, to the second, as documents have it. ``now`` knows its time zone."""
+    """Return a time as 2026-01-31T23:59:59Z (ISO 8601, UTC). ``now`` needs a time zone."""
     return now.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def new_path(folder: str, now: datetime) -> str:
-    """Return a file below ``folder`` that nobody has, results-2026-01-31T23-59-59Z.json, and
-    create it: of two programs that begin in the same second, none writes over the other's."""
+    """Create a new file in ``folder``, such as results-2026-01-31T23-59-59Z.json, and return its
+    path. Programs that begin in the same second get different files."""
     with contextlib.suppress(OSError):
         os.makedirs(folder, exist_ok=True)
     base = os.path.join(folder, f"results-{stamp(now).replace(':', '-')}")
@@ -186,18 +190,16 @@ def new_path(folder: str, now: datetime) -> str:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
         except FileExistsError:
             continue
-        except OSError:  # what saves there will say why
-            pass
+        except OSError:
+            pass  # ``save`` will fail as well and say why
         return path
     raise AssertionError
 
 
 def to_text(results: Results) -> str:
-    """The file's content: a line for every part and for every round.
-
-    Not indented: that takes the JSON encoder written in Python, ten times as long, and a
-    document is saved after every round.
-    """
+    """Return the file's content, with one line for each part and each round."""
+    # json.dumps(indent=...) uses the encoder written in Python, which takes ten times as long, and
+    # results are saved after every round.
     lines = []
     for name, part in to_document(results).items():
         text = _lines(part) if name in ("rounds", "settings") else _dump(part)
@@ -217,16 +219,16 @@ def _dump(part: object) -> str:
 
 
 def save(path: str, results: Results) -> None:
-    """Replaces ``path`` in one step, following links. Raises UsageError where it cannot be
-    written, and ValueError for a number that JSON does not have."""
+    """Write the results to ``path``, which is replaced atomically; links are followed. Raise
+    UsageError if that fails, and ValueError for a number that JSON does not have."""
     with contextlib.suppress(OSError):
         os.makedirs(os.path.dirname(os.path.realpath(path)), exist_ok=True)
     write(path, to_text(results), "results", "--output")
 
 
 def write(path: str, text: str, what: str, flag: str) -> None:
-    """Replaces ``path``, which the user names with ``flag``, in one step, following links.
-    Raises UsageError where it cannot be written."""
+    """Write ``text`` to ``path``, which is replaced atomically; links are followed. Raise
+    UsageError if that fails. ``what`` names the file in the message, ``flag`` chooses it."""
     try:
         write_atomically(os.path.realpath(path), text.encode())
     except OSError as error:
@@ -237,36 +239,38 @@ def write(path: str, text: str, what: str, flag: str) -> None:
 
 
 def load(path: str) -> Results:
-    """A saved document; raises UsageError that names the file and what is wrong in it."""
+    """Return saved results. Raise UsageError if the file cannot be read or is damaged."""
     try:
         with open(path, "rb") as file:
             data = file.read(LARGEST)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"cannot read results from {path}: {reason}") from error
+        raise UsageError(f"cannot read results from {path}: {reason}", _REMEDY) from error
     try:
         facts = json.loads(data, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"no JSON ({error})") from error
+        raise _damaged(path, f"not valid JSON ({error})") from error
     return from_document(facts, path)
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
+    raise ValueError(f"{constant} is not a number")
 
 
 def from_document(facts: object, source: str) -> Results:
-    """Return the results in ``facts``, which came from ``source``. Raise UsageError."""
+    """Return results from JSON data. Raise UsageError if they are damaged or too new; ``source``
+    names the file in the message."""
     schema = facts.get("schema") if isinstance(facts, dict) else None
     if type(schema) is not int or not isinstance(facts, dict):
-        raise _damaged(source, "this is no document of a benchmark")
+        raise _damaged(source, "it has no results of a benchmark")
     if schema > SCHEMA:
         raise UsageError(
-            f"{source} was written by a newer version: schema {schema}, known here: {SCHEMA}",
+            f"{source} was written by a newer version of bitnet-tuning: it has schema {schema}, "
+            f"this version reads schema {SCHEMA}",
             "update bitnet-tuning, or measure again",
         )
     if schema < SCHEMA:
-        raise _damaged(source, f"schema: there is no schema {schema}")
+        raise _damaged(source, f"there is no schema {schema}")
     try:
         return from_json(Results, {name: facts[name] for name in facts if name != "schema"})
     except DamagedError as error:
@@ -274,23 +278,27 @@ def from_document(facts: object, source: str) -> Results:
 
 
 def _damaged(source: str, what: str) -> UsageError:
-    return UsageError(f"{source} is damaged: {what}", "name a file that the benchmark saved")
+    return UsageError(f"{source} is damaged: {what}", _REMEDY)
+
+
+_REMEDY = "name a file that benchmark_optimized.py saved"
 
 
 NAME = "bitnet-tuning"
 
 
 def program() -> Program:
-    """This program; with its commit where it runs from its own checkout."""
+    """Return this program's version, and its commit if it runs from its own checkout."""
     folder = os.path.dirname(os.path.dirname(os.path.abspath(bitnet_tuning.__file__)))
-    # Copied into a checkout of bitnet.cpp, that one's commit would say nothing of us.
+    # The package may be copied into a checkout of bitnet.cpp, whose commit is not this program's.
     project = _read(os.path.join(folder, "pyproject.toml")) or ""
     own = f'name = "{NAME}"' in project
     return Program(NAME, bitnet_tuning.__version__, git_commit(folder) if own else None)
 
 
 def engine_facts(engine: Engine, bench: tuple[str, ...] | None) -> EngineFacts:
-    """``bench`` is the start of llama-bench's command line, if there is one."""
+    """Return what results keep of an engine. ``bench`` begins the command line of llama-bench,
+    if that measures."""
     checkout = engine.checkout
     return EngineFacts(
         path=engine.path,
@@ -319,15 +327,14 @@ def _files(paths: tuple[str, ...]) -> list[FileIdentity]:
 
 
 def model_facts(model: ModelFile, bytes_per_token: int | None) -> ModelFacts:
+    """Return what results keep of a model."""
     shared = {name: getattr(model, name) for name in ModelFacts._fields[:-1]}
     return ModelFacts(**shared, bytes_per_token=bytes_per_token)
 
 
 def git_commit(folder: str) -> str | None:
-    """The commit checked out in ``folder``, in hexadecimal; None where that is no checkout.
-
-    Git itself need not be there, and is not asked: see gitrepository-layout(5).
-    """
+    """Return the commit checked out in ``folder``, in hexadecimal; None if that is no checkout."""
+    # git may not be installed, so its files are read: see gitrepository-layout(5).
     git = _git_folder(folder)
     head = (_read(os.path.join(git, "HEAD")) or "").strip()
     if not head.startswith("ref: "):
@@ -342,7 +349,7 @@ def git_commit(folder: str) -> str | None:
 
 
 def _git_folder(folder: str) -> str:
-    """``.git``, or where that file points: worktrees and submodules have it elsewhere."""
+    # In worktrees and submodules .git is a file that names the folder: gitrepository-layout(5).
     git = os.path.join(folder, ".git")
     pointer = (_read(git) or "").strip()
     if not pointer.startswith("gitdir: "):
@@ -359,7 +366,7 @@ def _packed(text: str, ref: str) -> str | None:
 
 
 def _commit(text: str) -> str | None:
-    """SHA-1 or SHA-256, or nothing of the kind."""
+    """Return the text if it is a SHA-1 or SHA-256 hash, else None."""
     right = len(text) in (40, 64) and set(text) <= set("0123456789abcdef")
     return text if right else None
 

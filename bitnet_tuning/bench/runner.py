@@ -1,4 +1,4 @@
-"""Measure one setting of an engine: a speed comes back, or the reason why there is none."""
+"""Measure the speed of an engine with one setting, or find out why it fails."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 
 def find_bench(engine: Engine) -> Bench | None:
-    """Return the llama-bench beside the engine with its flags; None where there is none that
-    works."""
+    """Return the engine's llama-bench with its flags; None if there is none that works."""
     if engine.embedded:
         program = (*engine.program(False), "bench")
     elif engine.bench is not None:
@@ -38,12 +37,15 @@ def find_bench(engine: Engine) -> Bench | None:
 
 
 class Runner:
-    """Measures settings of one engine with one model. ``sizes`` may be set between runs."""
+    """Measures settings of one engine with one model.
+
+    ``sizes`` may be changed between runs.
+    """
 
     def __init__(
         self, facts: Facts, bench: Bench | None, sizes: Sizes, patience: Patience | None = None
     ) -> None:
-        """``bench`` as ``find_bench`` answers; without one the cli's own timings serve."""
+        """``bench`` is what ``find_bench`` returns. Without one, the cli's own timings are used."""
         self.facts = facts
         self.bench = bench
         self.sizes = sizes
@@ -51,8 +53,8 @@ class Runner:
         self._longest: dict[tuple[Sizes, tuple[str, ...]], float] = {}
 
     def measure(self, name: str, setting: Setting, phases: tuple[str, ...] = (PP, TG)) -> Run:
-        """Measure the phases once. A failure is a run without samples; only an interrupt is
-        raised."""
+        """Measure the phases once. A run that fails is returned with its ``problem``; nothing
+        but an interrupt is raised."""
         started = time.monotonic()
         try:
             samples = self._samples(setting, phases, self.seconds(phases))
@@ -66,7 +68,7 @@ class Runner:
         return Run(name, samples, taken)
 
     def seconds(self, phases: tuple[str, ...] = (PP, TG)) -> float:
-        """Return how long a process that measures these phases may take now."""
+        """Return the time limit, in seconds, for a process that measures these phases."""
         seen = [
             taken
             for (sizes, measured), taken in self._longest.items()
@@ -97,27 +99,31 @@ class Runner:
 
 
 TRIES = 3
-"""Most runs of a cli where the end of what it prints may be lost. llama-completion of late 2026
-loses it now and then (llama.cpp issue 22142: its log thread is not waited for)."""
+"""Most runs of a cli whose output may lack its end. llama-completion of late 2026 sometimes exits
+before its log thread has written everything:
+https://github.com/ggml-org/llama.cpp/issues/22142"""
 
 
 class Patience(NamedTuple):
-    """How long a process may take before it counts as hung, in seconds."""
+    """The seconds after which a process counts as hung."""
 
     first: float = 120.0
-    """Before the default has run: a model may come from a slow disk."""
+    """Limit before the default has run: the model may come from a slow disk."""
     least: float = 20.0
+    """Smallest limit afterwards."""
     factor: float = 8.0
-    """Afterwards, times what the default took. Rare disturbances of a shared machine
-    reach a factor of five."""
+    """Limit afterwards, as a multiple of the default's time. Disturbances of a shared machine can
+    slow a run down by a factor of 5."""
 
     def after(self, longest: float | None) -> float:
-        """Return the seconds from the longest run of the default, None before there is one."""
+        """Return the limit. ``longest`` is the longest run of the default in seconds; None before
+        its first run."""
         return self.first if longest is None else max(self.least, self.factor * longest)
 
 
 def run_setting(setting: Setting, argv: tuple[str, ...], seconds: float) -> Captured:
-    """Run a program with the setting's environment, CPUs and niceness. Raises FailedRunError."""
+    """Run a program with the setting's environment, CPUs and niceness. Raise FailedRunError if
+    it fails or takes longer than ``seconds``."""
     unset = stale(setting, os.environ)
     variables, nice = setting.variables, setting.nice
     done = capture(argv, variables, seconds, unset=unset, cpus=setting.cpus, nice=nice)
@@ -128,25 +134,27 @@ def run_setting(setting: Setting, argv: tuple[str, ...], seconds: float) -> Capt
 
 
 def run_cli(facts: Facts, setting: Setting, request: Request, seconds: float) -> Captured:
-    """Run the engine's cli with the setting. Raises FailedRunError, and UnsupportedError where
-    engine and model cannot work together and for a knob that the cli does not have."""
+    """Run the engine's cli with the setting. Raise FailedRunError if it fails, and
+    UnsupportedError if it cannot run the model or lacks a flag for a knob."""
     check_cli(setting, facts.engine.flags)
     return run_setting(setting, make_plan(request, facts, setting).command, seconds)
 
 
 PHASE_SECONDS = 0.6
-"""Seconds aimed at for one phase of one run. Many short runs beat a few long ones: what disturbs a
-shared machine lasts for seconds, and a paired comparison needs rounds."""
+"""Seconds that one phase of a run should take. Many short runs are better than a few long ones:
+disturbances of a shared machine last for seconds, and a paired comparison needs rounds."""
 
 LEAST_PROMPT, MOST_PROMPT = 16, 512
 LEAST_GENERATED, MOST_GENERATED = 8, 128
 MOST_REPETITIONS = 5
+"""Limits of the sizes that ``choose_sizes`` chooses: tokens, and samples of each phase."""
 
 
 FIRST = Sizes(16, 4, 1)
-"""Sizes of the first run, which reads the model from disk and tells how fast it is at all."""
+"""Sizes of the first run, which reads the model from disk."""
 
 SECOND = Sizes(32, 8, 1)
+"""Sizes of the second run, whose speed decides the sizes of all others."""
 
 
 def choose_sizes(
@@ -156,8 +164,9 @@ def choose_sizes(
     n_prompt: int | None = None,
     n_gen: int | None = None,
 ) -> Sizes:
-    """Return sizes from tokens/s that were seen. Sizes that the user named stay, and each
-    phase fits into the model's ``context``."""
+    """Return the sizes for measured rates in tokens/s, so that each phase takes about
+    ``PHASE_SECONDS`` and fits into the model's ``context``, which is in tokens and None if it is
+    not known. ``n_prompt`` and ``n_gen`` are used as they are if the user named them."""
     prompt = n_prompt or _power_of_two(prompt_rate * PHASE_SECONDS, LEAST_PROMPT, MOST_PROMPT)
     generated = n_gen or _power_of_two(
         generation_rate * PHASE_SECONDS, LEAST_GENERATED, MOST_GENERATED
@@ -166,14 +175,14 @@ def choose_sizes(
         prompt = min(prompt, max(1, context // 2))
     if context is not None and not n_gen:
         generated = min(generated, max(1, context // 4))
-    # The shorter phase may take a while longer; the longer one sets the pace.
+    # The longer phase decides; the shorter one may take less time than it could.
     seconds = max(prompt / prompt_rate, generated / generation_rate)
     repetitions = max(1, min(MOST_REPETITIONS, round(PHASE_SECONDS / seconds)))
     return Sizes(prompt, generated, repetitions)
 
 
 def _power_of_two(wanted: float, least: int, most: int) -> int:
-    """Return the largest one that is not above ``wanted``, within the limits."""
+    """Return the largest power of two up to ``wanted``, within the limits."""
     size = least
     while size * 2 <= min(wanted, most):
         size *= 2

@@ -1,8 +1,8 @@
-"""Choose which setting to measure next, and when to stop: threads first, then the other knobs
-one at a time from the best so far, then a duel of the best against the default; pure.
+"""Choose which settings to measure next, and when to stop: first the number of threads, then the
+other knobs one at a time from the best so far, then a duel of the best against the default.
 
-A search is a function of what it was told. Told the same rounds and checks again, it asks
-the same, so a stored search goes on where it stopped.
+A search depends only on the rounds and checks that it was told. Told the same ones again, it asks
+for the same next step, so a saved search can be resumed.
 """
 
 from __future__ import annotations
@@ -32,53 +32,54 @@ from bitnet_tuning.plan.setting import Change, apply
 from bitnet_tuning.store.codec import Annotated
 
 ADOPT = 1.0
-"""Standard errors by which a setting must be ahead of the base to become the next one. A base
-that is no better costs nothing but simplicity: only the duel decides."""
+"""Standard errors by which a setting must lead to become the next base. A base that is not really
+better does little harm, since only the duel decides."""
 
 SURE = 2.5
-"""Standard errors by which a setting must fall short before it gets no second race."""
+"""Standard errors by which a setting must miss the goal to be denied a second race."""
 
 NARROW, LONGER = 1.1, 4
-"""Upstream's ratio is open while its interval is wider than that; and how many times the
-rounds of other fixed settings it then gets at most."""
+"""Upstream's ratio is undecided while its interval spans more than the factor NARROW; it then gets
+up to LONGER times the rounds of other fixed settings."""
 
 FIRST_KNOBS = 0.6
-"""Share of the time for knobs that goes to all of them alone; the rest goes to what is best on
-top of it."""
+"""Share of the knobs' time in which each knob is tried alone. In the rest, they are combined with
+the best."""
 
 CLOSE = 1.0
-"""Standard errors behind the first finalist, within which others join the duel: the default's
-runs serve all of them."""
+"""Standard errors behind the best within which other settings join its duel: they share the
+default's runs."""
 
 FINALISTS = 3
 """Most finalists in one duel."""
 
 WORTH = log(1.02)
-"""Gains below this are not worth a second look: where noise is low it would take hours to
-tell them."""
+"""Logarithm of the smallest gain that is worth a second race: to show a smaller one takes too
+many rounds."""
 
 
 Factor = Annotated[float, {"minimum": 1}]
 
 
 class Check(NamedTuple):
-    """A request to say whether this setting's output is right."""
+    """A request to check whether a setting's output is right."""
 
     name: str
 
 
 class Decision(NamedTuple):
-    """What a search found."""
+    """The result of a search."""
 
     winner: str
-    """The setting to use: the default's name unless another one was shown to be faster."""
+    """Name of the setting to use: ``default`` unless another one was shown to be faster."""
     verdict: str
+    """``faster`` or ``no difference shown``: the finalist's verdict against the default."""
     estimate: Estimate | None
-    """Ratio of the finalist's value to the default's, in the duel; None without a duel."""
+    """Ratio of the finalist's speed to the default's in the duel; None without a duel."""
     floor: Factor | None
-    """By how much, as a factor, repeated runs of the default vary; at least 1."""
+    """Noise floor: the factor, at least 1, by which repeated runs of the default vary."""
     reason: str
-    """One sentence."""
+    """A sentence that says why."""
 
 
 Steps = Generator["Measure | Check", None, Decision]
@@ -86,29 +87,30 @@ Choice = Generator["Measure | Check", None, str]
 
 
 class Search:
-    """Ask what to measure or check, measure or check it, tell; until ``ask`` has a Decision."""
+    """A search, to be driven from outside: ``ask`` returns what to measure or check next, or the
+    decision; ``tell`` and ``tell_check`` take the results."""
 
     def __init__(self, space: Space, rounds: Rounds) -> None:
-        """``rounds`` has no round yet; its budget and objective are the search's."""
+        """``rounds`` must be empty; its budget and objective apply to the search."""
         self.rounds = rounds
         self.settings = {DEFAULT: space.default, **dict(space.fixed)}
-        """Every setting that was named so far."""
+        """Every setting named so far."""
         self.short = False
-        """Whether the default stays for lack of trying: then nothing is known of the others."""
+        """Whether time was too short to tell if another setting beats the default."""
         self._space = space
         self._fixed = [name for name, _ in space.fixed]
         self._stacks: dict[str, tuple[Change, ...]] = {DEFAULT: ()}
-        """The changes that make each setting; none for the default."""
+        """The changes that turn the default into each setting."""
         self._steps = self._whole()
         self._pending: Measure | Check | Decision
         self._advance()
 
     def ask(self) -> Measure | Check | Decision:
-        """Return the next step: the same until it is told."""
+        """Return the next step. It stays the same until its result is told."""
         return self._pending
 
     def tell(self, told: Round) -> None:
-        """Add what was measured. A round that an interruption cut short is asked for again,
+        """Add a measured round. If an interruption cut it short, ``ask`` repeats the request,
         without settings that are out by now."""
         self.rounds.add(told)
         if isinstance(self._pending, Measure):
@@ -119,13 +121,13 @@ class Search:
                 self._advance()
 
     def tell_check(self, name: str, problem: str | None) -> None:
-        """Add what is wrong with a setting's output; None where it is right."""
+        """Add the result of a check: what is wrong with a setting's output, or None."""
         self.rounds.add_check(name, problem)
         if isinstance(self._pending, Check) and self._pending.name == name:
             self._advance()
 
     def replay(self, rounds: Iterable[Round], checks: Iterable[CheckFacts]) -> None:
-        """Tell all that an earlier search was told, in its order."""
+        """Repeat in order what an earlier search was told."""
         left = list(checks)
         for told in rounds:
             self._replay_checks(left, told.number)
@@ -138,7 +140,7 @@ class Search:
             self.tell_check(kept.setting, kept.problem)
 
     def best(self) -> str:
-        """Return who is ahead; nothing that was shown yet."""
+        """Return the name of the setting that is ahead. The lead may still be noise."""
         return next(iter(self._ranked()), DEFAULT)
 
     def _advance(self) -> None:
@@ -179,21 +181,21 @@ class Search:
         return base
 
     def _left(self, race: Race, best: str) -> list[Change]:
-        """Return changes that helped the old base too, of other knobs than the one that is
-        now set: who fell behind the best may still be worth something on top of it."""
+        """Return the changes of other knobs that also beat the old base: combined with the best
+        one, they may gain more."""
         taken = self._stacks[best][-1]
         owner = next(knob for knob in self._space.knobs if taken in knob.changes)
         helped = (self._stacks[name][-1] for name in self._ahead(race.entrants, race.base))
         return [change for change in helped if change not in owner.changes]
 
     def _ahead(self, names: Iterable[str], base: str) -> list[str]:
-        """Return those that are ahead of the base."""
+        """Return the names of the settings that lead the base."""
         found = self.rounds.fit()
         good = (name for name in self.rounds.good(names) if name in found.means)
         return [name for name in good if found.gap(name, base) > ADOPT * found.error(name, base)]
 
     def _variants(self, base: str, changes: Sequence[Change]) -> list[str]:
-        """Return names of the base with one change each; without those that change nothing."""
+        """Name the base with each of the changes. Leave out settings that already have a name."""
         found = []
         for change in changes:
             setting = apply(change, self.settings[base])
@@ -205,7 +207,7 @@ class Search:
         return found
 
     def _adopted(self, race: Race) -> Choice:
-        """Return the simplest of those that lead the race, if its output is right; or the base."""
+        """Return the simplest of the leaders whose output is right, else the base."""
         while True:
             found, ahead = self.rounds.fit(), self._ahead(race.rivals, race.base)
             if not ahead:
@@ -222,14 +224,14 @@ class Search:
             yield Check(name)
 
     def _simplicity(self, name: str) -> tuple[int, int, int]:
-        """Return fewer threads, then closer to the default: the smaller, the simpler."""
+        """Return a key that sorts simpler settings first: fewer threads, then fewer changes."""
         setting, default = self.settings[name], self._space.default
         fields = zip(setting._replace(env=()), default._replace(env=()), strict=True)
         env = len(set(setting.env) ^ set(default.env))
         return setting.threads, setting.threads_batch, sum(a != b for a, b in fields) + env
 
     def _ranked(self) -> list[str]:
-        """Return settings that may win, by the lower end of what they seem to be worth."""
+        """Return the settings that lead the default, by the lower end of their gain."""
         found = self.rounds.fit()
         names = [name for name in self.rounds.good(self._stacks) if name in found.means]
         lows = {
@@ -240,13 +242,13 @@ class Search:
         return sorted(lows, key=lows.__getitem__, reverse=True)
 
     def _promising(self, name: str) -> bool:
-        """Return whether a duel could still show that the setting is better."""
+        """Return whether a duel in the time left could show that the setting is faster."""
         found, left = self.rounds.fit(), self._rounds_left(name)
         best = found.gap(name, DEFAULT) + HOPE * found.error(name, DEFAULT)
         return left >= VERDICT_ROUNDS and best >= reach(self.rounds, left)
 
     def _again(self) -> Generator[Measure, None, bool]:
-        """Race all once more that were dropped too early to be sure; return False for none."""
+        """Race the undecided settings again. Return False if there are none or time is short."""
         left, names = self._rounds_left(DEFAULT), self._undecided()
         budget = self.rounds.budget
         share = (self.rounds.spent + budget) / 2 / max(1.0, budget)
@@ -258,14 +260,14 @@ class Search:
         return True
 
     def _undecided(self) -> list[str]:
-        """Return settings that a duel in half of the time left could still show to be better."""
+        """Return the settings that half of the time left might show to be faster."""
         found = self.rounds.fit()
         least = max(WORTH, reach(self.rounds, self._rounds_left(DEFAULT) / 2))
         names = [n for n in self.rounds.good(self._stacks) if n in found.means and n != DEFAULT]
         return [n for n in names if found.gap(n, DEFAULT) + SURE * found.error(n, DEFAULT) >= least]
 
     def _rounds_left(self, name: str) -> float:
-        """Return how many rounds of that setting against the default the budget has left."""
+        """Return how many rounds of a duel with the default the budget still allows."""
         return max(0.0, self.rounds.left((DEFAULT, name)))
 
     def _final(self) -> Steps:
@@ -276,18 +278,18 @@ class Search:
                 duel = yield from self._duel(rest)
                 won = duel.winner()
                 if won is not None:
-                    reason = f"{won.name} beat the default in a duel of fresh samples."
+                    reason = f"{won.name} beat the default in a duel, with fresh samples."
                     return Decision(won.name, FASTER, won.ratio, won.floor, reason)
                 last = last or duel.nearest()
                 if duel.finalists and not duel.number:
-                    break  # no time is left for even one round of it
+                    break  # there is no time for even one round
             elif not (yield from self._again()):
                 break
         yield from self._show_fixed()
         return self._default_stays(last)
 
     def _duel(self, rest: Sequence[str]) -> Generator[Measure | Check, None, Duel]:
-        """Let the first and its rivals whose output is right meet the default."""
+        """Run a duel of the default with the finalists whose output is right."""
         entrants = self._finalists(rest)
         for name in entrants:
             yield from self._checked(name)
@@ -298,8 +300,8 @@ class Search:
         return duel
 
     def _finalists(self, rest: Sequence[str]) -> tuple[str, ...]:
-        """Return the first of ``rest``, who are promising, the best first; what it was built
-        on; and those that may well be as good."""
+        """Return the first of ``rest``, which are promising settings with the best first, and up
+        to FINALISTS - 1 others: what it is built on, and simpler or near ones."""
         first, found, simple = rest[0], self.rounds.fit(), self._simplicity
         parts = [name for name in self._parts(first) if name in rest]
         near = [n for n in rest[1:] if found.gap(first, n) < CLOSE * found.error(first, n)]
@@ -308,8 +310,8 @@ class Search:
         return tuple(dict.fromkeys((first, *parts, *simpler, *near)))[:FINALISTS]
 
     def _parts(self, name: str) -> Iterator[str]:
-        """Yield the settings that this one was built on, the nearest first: a change that came
-        on top by luck must show that it is worth something."""
+        """Yield the settings with fewer of this one's changes, so that the duel shows whether
+        each change helps."""
         names = {changes: each for each, changes in self._stacks.items()}
         changes = self._stacks[name]
         for count in range(len(changes) - 1, 0, -1):
@@ -317,7 +319,7 @@ class Search:
                 yield names[changes[:count]]
 
     def _show_fixed(self) -> Measures:
-        """Ask for rounds that the fixed settings still lack."""
+        """Ask for the rounds that the fixed settings still need."""
         while True:
             due = [name for name in self.rounds.good(self._fixed) if self._is_due(name)]
             if not due or not self.rounds.affords((DEFAULT, *due)):
@@ -326,7 +328,8 @@ class Search:
             yield Measure("fixed", order if len(self.rounds) % 2 else order[::-1])
 
     def _is_due(self, name: str) -> bool:
-        """Compare what bitnet.cpp's own script does for longer, where that is open."""
+        """Return whether a fixed setting needs more rounds: upstream gets more than others while
+        its verdict is undecided."""
         judged = self.rounds.judge(name)
         found, rounds = judged.ratio, judged.ratio.count if judged.ratio else 0
         if name != UPSTREAM or found is None or rounds < PAIRED_ROUNDS:
@@ -335,25 +338,25 @@ class Search:
         return is_open and rounds < LONGER * PAIRED_ROUNDS
 
     def _default_stays(self, nearest: Judged | None) -> Decision:
-        """End without a winner. ``nearest`` came nearest in a duel, if there was one."""
+        """Return the decision for the default. ``nearest`` came closest in a duel, if any."""
         if nearest is None or nearest.ratio is None:
             missed = self._missed()
             self.short = missed is not None
-            reason = missed or "No setting promised more than the noise"
-            return Decision(DEFAULT, OPEN, None, None, f"{reason}: the default stays.")
+            reason = missed or "No setting promised a gain beyond the noise"
+            return Decision(DEFAULT, OPEN, None, None, f"{reason}, so the default stays.")
         count = nearest.ratio.count
         self.short = count < VERDICT_ROUNDS
-        why = f"had too few rounds ({count}) to tell"
+        why = f"had too few rounds ({count}) for a verdict; allow more time with --budget"
         if not self.short:
-            why = "did not show that it is faster"
-        reason = f"{nearest.name} came nearest, but its duel {why}: the default stays."
+            why = "did not show that it is faster, so the default stays"
+        reason = f"{nearest.name} came closest, but its duel {why}."
         return Decision(DEFAULT, OPEN, nearest.ratio, nearest.floor, reason)
 
     def _missed(self) -> str | None:
-        """Return what there was no time for in words, or None where nothing was missed."""
+        """Say what there was no time for; return None if nothing was missed."""
         untried = self._untried()
         if untried:
-            return f"The time was too short to try {', '.join(untried)}"
+            return f"Time was too short to try {', '.join(untried)} (see --budget)"
         if not any(self._stacks.values()):
             return "No other setting was tried"
         found = self.rounds.fit()
@@ -361,11 +364,11 @@ class Search:
             gap, error = found.gap(name, DEFAULT), found.error(name, DEFAULT)
             is_ahead = gap > WORTH and (gap > error or found.spread is None)
             if is_ahead and self._rounds_left(name) < VERDICT_ROUNDS:
-                return f"{name} looked faster, but no time was left to confirm it"
+                return f"{name} looked faster, but no time was left to confirm it (see --budget)"
         return None
 
     def _untried(self) -> list[str]:
-        """Return names of changes that no setting had which ran."""
+        """Return the names of changes that no measured setting has."""
         rounds, stacks = self.rounds, self._stacks
         ran = [stacks[name] for name in stacks if rounds.measured(name) or rounds.problem(name)]
         tried = [change for stack in ran for change in stack]

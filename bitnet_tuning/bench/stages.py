@@ -1,5 +1,5 @@
-"""Measure settings in two ways: a race of many against a base, and a duel of a few against the
-default. Both are generators that ask for rounds until they know enough; pure."""
+"""Two ways to compare settings: a race of many against a base, and a duel of a few against the
+default. Both are generators that ask for rounds until they know enough."""
 
 from __future__ import annotations
 
@@ -12,57 +12,60 @@ from bitnet_tuning.bench.comparison import DEFAULT, DUEL, Judged, Rounds
 from bitnet_tuning.engine.builds import FASTER
 
 THREADS_SHARE, KNOBS_SHARE = 0.3, 0.25
-"""Shares of the budget for numbers of threads, and for the other knobs; without knobs, theirs
-goes to the threads too. What is left is the duel's: half of all runs for one comparison, since
-only its samples decide."""
+"""Shares of the budget for the threads and for the other knobs (for the threads, if there are no
+knobs). Almost half is left to the duel, since only its samples decide."""
 
 PAIRED_ROUNDS = 6
-"""Rounds of the first stage that run the default against itself; and rounds that a setting
-which cannot win gets."""
+"""Rounds of the first race that run the default twice, and rounds of a setting that cannot win."""
 
 LOOSE, STRICT = 3.0, 1.8
-"""Standard errors behind the leader at which a setting leaves the race: after two runs, whose
-spread is hardly known, and from the third on."""
+"""Standard errors behind the leader at which a setting leaves the race: after two runs, when the
+spread is hardly known, and from the third run on."""
 
 HOPE = 1.28
-"""Standard errors by which a setting may be better than it looks: one in ten is."""
+"""Standard errors by which a setting may be better than it looks (normal distribution: 10 %)."""
 
 CLEAR = 2.5
-"""Standard errors ahead of the base, at which a lone leader needs no more of the race."""
+"""Standard errors ahead of the base at which a single remaining setting ends the race."""
 
 ALIKE = log(1.01)
-"""Settings closer than this are alike."""
+"""Difference of logarithms below which two settings count as equally fast."""
 
 INTERIM = 0.995
-"""Level of a duel's interval before its last round: many looks are many chances to err."""
+"""Level of a duel's interval before its last round. It is stricter, since a verdict after every
+round gives many chances to err."""
 
 FUTILE = 0.8
-"""Level of the interval that must leave a finalist a chance to win, or it leaves the duel."""
+"""Level of the interval whose upper end must reach a possible win; else the finalist leaves."""
 
 CYCLE = 3
-"""Every so many rounds of a duel the default runs twice, for the noise floor."""
+"""Number of rounds of a duel in one of which the default runs twice, for the noise floor."""
 
 _MEDIAN = 1.2533
-"""Standard error of a median over that of a mean, for a normal distribution."""
+"""Standard error of a median over that of a mean in a normal distribution: sqrt(pi / 2)."""
 
 _SHOWN = 1.96 + 1.04
-"""Standard errors that a gain must be large for its interval to clear the noise floor in
-half of all duels: LEVEL's and FLOOR_LEVEL's."""
+"""Standard errors of a gain whose interval clears the noise floor in half of all duels: the normal
+quantiles of LEVEL (1.96) and of FLOOR_LEVEL (1.04)."""
 
 
 class Measure(NamedTuple):
-    """A request to run these settings once each, in this order, as one round."""
+    """A request for one round: run these settings in this order."""
 
     stage: str
     order: tuple[str, ...]
-    """The default may stand there twice."""
+    """Names of settings; the default may occur twice."""
 
 
 Measures = Generator[Measure, None, None]
 
 
 def reach(rounds: Rounds, count: float) -> float:
-    """Return the logarithm of the least gain that a duel of so many rounds is likely to show."""
+    """Return the logarithm of the smallest gain that a duel of ``count`` rounds probably shows.
+
+    It is _SHOWN standard errors of a median of ``count`` ratios, each with the standard
+    deviation sqrt(2) s for the spread s of one run.
+    """
     spread = rounds.fit().spread
     if spread is None or count < 1:
         return 0.0
@@ -70,7 +73,7 @@ def reach(rounds: Rounds, count: float) -> float:
 
 
 class Race:
-    """Interleaved rounds of settings against a base; those that fall behind drop out."""
+    """Rounds of settings against a base, which settings that fall behind leave."""
 
     def __init__(
         self, rounds: Rounds, base: str, entrants: Sequence[str], hope: float = HOPE
@@ -82,7 +85,8 @@ class Race:
         self.hope = hope
 
     def run(self, stage: str, share: float, fixed: Sequence[str] = ()) -> Measures:
-        """Ask for rounds until all is clear or that share of the budget is spent."""
+        """Ask for rounds until the race is settled or that share of the budget is spent. Settings
+        in ``fixed`` cannot win and run along in the first rounds."""
         number = 0
         while True:
             self.rivals = [name for name in self.rounds.good(self.rivals) if self._stays(name)]
@@ -95,7 +99,8 @@ class Race:
             number += 1
 
     def _order(self, fixed: Sequence[str], number: int) -> tuple[str, ...]:
-        """Return A B C, C A B ...; the default's second run half a round from its first."""
+        """Return an order that rotates from round to round (A B C, C A B, ...). The default's
+        second run is half a round away from its first."""
         bases = dict.fromkeys((DEFAULT, self.base))
         names = [*bases, *fixed, *self.rivals]
         if number < PAIRED_ROUNDS and self.base == DEFAULT:
@@ -116,13 +121,14 @@ class Race:
         return best > self._worth()
 
     def _worth(self) -> float:
-        """Return the logarithm of the least gain over the base that may matter in the end."""
+        """Return the logarithm of the smallest gain over the base that may matter: half of what
+        a duel in the rest of the budget probably shows."""
         seconds = (1 - THREADS_SHARE - KNOBS_SHARE) * self.rounds.budget
         pair = self.rounds.cost((self.base, DEFAULT))
         return max(ALIKE, reach(self.rounds, seconds / pair) / 2) if pair else ALIKE
 
     def _settled(self) -> bool:
-        """Return whether nobody is left, one is clearly ahead, or all the rest are alike."""
+        """Return whether no setting is left, one clearly leads, or all that are left are alike."""
         found = self.rounds.fit()
         if any(self.rounds.measured(name) < 2 for name in self.rivals):
             return False
@@ -140,10 +146,11 @@ class Race:
 
 
 class Duel:
-    """Fresh samples of one finalist or more, the simplest first, against the default."""
+    """Rounds of one or more finalists against the default; only their samples decide."""
 
     def __init__(self, rounds: Rounds, finalists: Sequence[str], shown: Sequence[str]) -> None:
-        """``shown`` are settings that cannot win and run along in the first rounds."""
+        """``finalists`` are sorted, the simplest first. Settings in ``shown`` cannot win and run
+        along in the first rounds."""
         self.rounds = rounds
         self.entered = tuple(finalists)
         self.finalists = list(finalists)
@@ -152,7 +159,7 @@ class Duel:
         self.number = 0
 
     def run(self) -> Measures:
-        """Ask for rounds until a finalist has won, none can, or the budget is spent."""
+        """Ask for rounds until a finalist has won, none can win, or the budget is spent."""
         while True:
             order = self._order()
             if not self.rounds.affords(order):
@@ -166,7 +173,8 @@ class Duel:
                 return
 
     def _order(self) -> tuple[str, ...]:
-        """Return D F D, F D, D F, again and again: no place in a round is anybody's own."""
+        """Return default and finalists in an order that changes, so that their positions in a
+        round are alike: D F D, F D, D F."""
         due = self.rounds.good(self.shown) if self.number < PAIRED_ROUNDS else ()
         names = (*self.finalists, *due)
         turn = self.number % CYCLE
@@ -175,7 +183,7 @@ class Duel:
         return (*reversed(names), DEFAULT) if turn % 2 else (DEFAULT, *names)
 
     def _judge(self, name: str, level: float = statistics.LEVEL) -> Judged:
-        """Judge from the duel's own rounds only."""
+        """Judge a finalist from the rounds of this duel only."""
         return self.rounds.judge(name, since=self.since, level=level)
 
     def _hopeless(self, name: str) -> bool:
@@ -186,15 +194,15 @@ class Duel:
         return ratio.high < exp(reach(self.rounds, possible))
 
     def nearest(self) -> Judged | None:
-        """Return who came nearest to a win; None for a duel without a round."""
+        """Return the finalist that came closest to winning; None without a round."""
         judged = [
             (each.ratio.low, each) for name in self.entered if (each := self._judge(name)).ratio
         ]
         return max(judged, key=lambda pair: pair[0])[1] if judged else None
 
     def winner(self) -> Judged | None:
-        """Return, of those that beat the default and are not told apart from the best, the
-        simplest."""
+        """Return the simplest of the finalists that beat the default, unless the best is shown to
+        be faster than that one. Return None if none beat it."""
         judged = map(self._judge, self.rounds.good(self.finalists))
         won = [each for each in judged if each.verdict == FASTER]
         if not won:

@@ -1,6 +1,14 @@
-"""Compute medians with bootstrap intervals, ratios, noise floors and verdicts.
+"""Compute medians with bootstrap intervals, ratios, noise floors and verdicts. The same values
+always give the same result: nothing here draws random numbers.
 
-All of it is pure, and without random numbers.
+References:
+
+- B. Efron, "Bootstrap Methods: Another Look at the Jackknife", Annals of Statistics 7 (1979): the
+  exact bootstrap distribution of a median.
+- B. Efron and R. Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13: percentile
+  intervals.
+- K. Lange, R. Little and J. Taylor, "Robust Statistical Modeling Using the t Distribution",
+  Journal of the American Statistical Association 84 (1989): the weights in ``fit``.
 """
 
 from __future__ import annotations
@@ -18,36 +26,37 @@ from bitnet_tuning.engine.builds import FASTER, OPEN, SLOWER
 from bitnet_tuning.plan.profile import Estimate
 
 LEVEL = 0.95
-"""Level of every interval that is shown."""
+"""Level of all intervals that are shown."""
 
 FLOOR_LEVEL = 0.7
-"""Level of the interval whose far end is the noise floor. Chosen by simulation (see
-benchmarks/tuner_trials.py): among equal settings 0.5 crowned one in 2 to 5 % of tunings, 0.7 in
-1 to 2 %, and a gain of 20 % was found about as often."""
+"""Level of the interval whose upper end is the noise floor, chosen by simulation
+(benchmarks/tuner_trials.py): where all settings are equal, 0.5 let one win in 2 to 5 % of
+tunings, 0.7 in 1 to 2 %, while a gain of 20 % was found about as often."""
 
 FLOOR_PAIRS = 3
-"""Fewest pairs of the reference with itself that make a noise floor: with fewer it would rest
-on one run that went well or badly."""
+"""Fewest rounds with two runs of the reference that give a noise floor: with fewer, one unusual
+run would decide it."""
 
 FLOOR_LEAST = 1.01
-"""Smaller gains are not worth another setting, however surely measured."""
+"""Smallest noise floor: a gain below 1 % is not worth another setting, however certain."""
 
 VERDICT_ROUNDS = 6
-"""Fewer rounds show nothing: by chance all of five rounds point the same way in 2 / 2**5 = 6 %
-of comparisons of a setting with itself, all of six in 3 %, which is within 1 - LEVEL."""
+"""Fewest rounds for a verdict. In a comparison of a setting with itself, by chance all of five
+rounds favour the same side with probability 2 / 2**5 = 6 %, all of six with 3 %, which is below
+1 - LEVEL (sign test)."""
 
 MOST_VALUES = 201
-"""Most values that enter an interval. Computing one takes the square of their number, and
-binomial coefficients of more than a thousand values do not fit into a float."""
+"""Most values that an interval is computed from: the time grows with their square, and binomial
+coefficients of more than a thousand values do not fit into a float."""
 
 
 def estimate(values: Iterable[float], level: float = LEVEL) -> Estimate:
-    """Return the median with its bootstrap percentile interval.
+    """Return the median with its bootstrap percentile interval. Raise ValueError without values.
 
-    It is the ideal bootstrap, as from infinitely many resamples: which ranks the middle of
-    a resample has follows from the binomial distribution. Intervals of fewer than
-    ``VERDICT_ROUNDS`` values are too narrow; that of one value has no width. Of more than
-    ``MOST_VALUES``, so many are taken evenly. Raises ValueError without values.
+    It is the interval of infinitely many resamples, computed from the exact distribution of
+    a resample's median (see ``_middle_ranks``). With fewer than ``VERDICT_ROUNDS`` values the
+    interval is too narrow; with one it has no width. Of more than ``MOST_VALUES`` values,
+    ``MOST_VALUES`` evenly spaced ones are used.
     """
     ordered = sorted(_thinned(list(values)))
     if not ordered:
@@ -58,18 +67,18 @@ def estimate(values: Iterable[float], level: float = LEVEL) -> Estimate:
 
 
 def ratio(ratios: Iterable[float], level: float = LEVEL) -> Estimate:
-    """Return the estimate of a ratio from its logarithms, so that turning the ratios round
-    turns the estimate round. The median of an even number of ratios is the geometric mean of
-    the two in the middle."""
+    """Return the estimate of a ratio, computed from logarithms: exp(median(log r)). So the
+    estimate of 1/r is the inverse of the estimate of r."""
     logs = estimate((log(each) for each in ratios), level)
     return Estimate(exp(logs.median), exp(logs.low), exp(logs.high), logs.count)
 
 
 def unpaired(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> Estimate:
-    """Return the median of ``a`` over the median of ``b``, two samples without common rounds.
+    """Return median(a) / median(b) for two samples that share no rounds.
 
-    The interval is the ideal bootstrap's, with both resampled apart. ``count`` is the
-    smaller sample's. Raises ValueError for an empty sample or a value that is not positive.
+    Both are resampled independently. With a resample's medians A and B, the interval's ends
+    are quantiles of P(A/B <= x) = sum over b of P(B = b) P(A <= x b). ``count`` is the size
+    of the smaller sample. Raise ValueError for an empty sample or a value that is not positive.
     """
     if not a or not b or min(*a, *b) <= 0:
         raise ValueError("a ratio needs positive values")
@@ -88,12 +97,13 @@ def unpaired(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> Es
 
 
 def floor(pairs: Sequence[float], count: int) -> float | None:
-    """Return the noise floor: how far from 1, as a factor, the reference gets against itself.
+    """Return the noise floor of a comparison over ``count`` rounds: the factor, at least
+    ``FLOOR_LEAST``, by which such a comparison of the reference with itself may differ from 1.
 
-    It is the far end of the interval of a median of ``count`` ratios, drawn from ``pairs``
-    (ratios of the reference to itself) and their inverses, since which of two equal runs
-    goes on top is arbitrary. So it fits a comparison over ``count`` rounds, however many
-    rounds ran the reference twice. None below ``FLOOR_PAIRS`` pairs.
+    ``pairs`` are ratios of two runs of the reference in the same round. The floor is the upper
+    end of the interval, at FLOOR_LEVEL, of the median of ``count`` draws from these ratios and
+    their inverses: which of two equal runs is the numerator is arbitrary. Return None for
+    fewer than ``FLOOR_PAIRS`` pairs.
     """
     if len(pairs) < FLOOR_PAIRS or not count:
         return None
@@ -103,8 +113,9 @@ def floor(pairs: Sequence[float], count: int) -> float | None:
 
 
 def verdict(found: Estimate, noise_floor: float | None) -> str:
-    """Return ``faster`` or ``slower`` only where the whole interval lies on one side of 1 and
-    beyond the noise floor; else ``no difference shown``."""
+    """Return the verdict on a ratio: ``faster`` if its whole interval lies above the noise floor
+    f, ``slower`` if it lies below 1/f, else ``no difference shown``. Without a floor, or with
+    fewer than ``VERDICT_ROUNDS`` rounds, it is ``no difference shown`` as well."""
     if noise_floor is None or found.count < VERDICT_ROUNDS:
         return OPEN
     if found.low > noise_floor:
@@ -118,30 +129,30 @@ def geometric_mean(speeds: Sequence[float]) -> float:
 
 
 def _thinned(values: Sequence[float]) -> Sequence[float]:
-    """Return at most MOST_VALUES of them, evenly over the whole sequence."""
+    """Return at most MOST_VALUES values, evenly spaced over the sequence."""
     if len(values) <= MOST_VALUES:
         return values
     return [values[index * len(values) // MOST_VALUES] for index in range(MOST_VALUES)]
 
 
 def _lower(level: float) -> float:
-    """Return the probability below an interval of that level."""
+    """Return the probability of the lower end of an interval of that level."""
     return (1 - level) / 2 - _SLACK
 
 
 def _upper(level: float) -> float:
-    """Return the probability below its upper end. Where a probability meets it exactly, both
-    ends move outwards, so that turning the values round turns the interval round."""
+    """Return the probability of the upper end of an interval of that level."""
     return (1 + level) / 2 + _SLACK
 
 
 _SLACK = 1e-9
-"""Tolerance for sums of rounded probabilities."""
+"""Tolerance for rounding. If a sum of probabilities meets an end exactly, both ends move outwards,
+so that the interval of the inverse values is the inverse interval."""
 
 
 def _distribution(ordered: Sequence[float], draws: int) -> tuple[list[float], list[float]]:
-    """Return what the median of ``draws`` draws with replacement from sorted values can be,
-    ascending, and the probability of at most that."""
+    """Return the distribution of the median of ``draws`` draws with replacement from sorted
+    values: the possible medians, ascending, and the probability of at most each."""
     pairs = (
         ((ordered[low] + ordered[high]) / 2, mass)
         for low, high, mass in _middle_ranks(len(ordered), draws)
@@ -152,8 +163,16 @@ def _distribution(ordered: Sequence[float], draws: int) -> tuple[list[float], li
 
 @lru_cache(maxsize=256)
 def _middle_ranks(size: int, draws: int) -> tuple[tuple[int, int, float], ...]:
-    """Return the ranks of the two middle ones of ``draws`` draws from ``size`` sorted values, as
-    pairs with their probabilities; an odd number of draws has one middle, twice."""
+    """Return the ranks (from 0) of the two middle draws, of ``draws`` draws with replacement
+    from ``size`` sorted values, with their probability. An odd number has one middle, twice.
+
+    With n values, k ranks are at or below rank k - 1, and B(m, p) successes in m trials:
+
+    - m = 2h + 1 draws: P(middle rank < k) = P(B(m, k/n) >= h + 1) (Efron 1979).
+    - m = 2h draws, ranks i < j: h draws are at most i, one of them is i, and h are at least j,
+      one of them is j: C(2h, h) (((i+1)/n)^h - (i/n)^h) (((n-j)/n)^h - ((n-j-1)/n)^h).
+    - m = 2h draws, both at rank i: P(lower middle = i) less the sum of the above over j.
+    """
     half, odd = divmod(draws, 2)
     at_most = [_at_least(half + 1, draws, rank / size) for rank in range(size + 1)]
     if odd:
@@ -174,11 +193,11 @@ def _middle_ranks(size: int, draws: int) -> tuple[tuple[int, int, float], ...]:
 
 
 _NOTHING = 1e-15
-"""Probabilities below it are left out: they move no end of an interval."""
+"""Smallest probability that is kept: a smaller one moves no end of an interval."""
 
 
 def _at_least(wanted: int, draws: int, share: float) -> float:
-    """Return the probability of ``wanted`` hits or more."""
+    """Return the binomial probability P(B(draws, share) >= wanted)."""
     return fsum(
         comb(draws, hits) * share**hits * (1 - share) ** (draws - hits)
         for hits in range(wanted, draws + 1)
@@ -186,7 +205,7 @@ def _at_least(wanted: int, draws: int, share: float) -> float:
 
 
 def _quantile(points: Sequence[float], below: Sequence[float], share: float) -> float:
-    """Return the least point that has ``share`` of the probability at or below it."""
+    """Return the smallest point that has at least ``share`` of the probability at or below it."""
     return points[min(bisect_left(below, share), len(points) - 1)]
 
 
@@ -197,7 +216,7 @@ def _share(points: Sequence[float], below: Sequence[float], bound: float) -> flo
 
 
 def _bisect(at_most: Callable[[float], float], share: float, low: float, high: float) -> float:
-    """Return the least bound between two positive ones at which ``at_most`` reaches ``share``."""
+    """Return the smallest bound between positive ones for which ``at_most`` reaches ``share``."""
     if at_most(low) >= share:
         return low
     for _ in range(_HALVINGS):
@@ -207,48 +226,55 @@ def _bisect(at_most: Callable[[float], float], share: float, low: float, high: f
 
 
 _HALVINGS = 40
-"""Enough for 12 digits of any ratio up to 10."""
+"""Steps of the bisection: 40 give 12 digits of any ratio up to 10."""
 
 
 Key = TypeVar("Key", int, str)
 
 LEAST_SPREAD = 0.003
-"""Least spread of the logarithm of one run's speed: below it, equal runs are luck."""
+"""Smallest standard deviation assumed for the logarithm of a run's speed: less is luck."""
 
 PASSES = 8
-"""Passes of the fit: the estimates then move by less than a tenth of their error."""
+"""Passes of ``fit``, after which the means move by less than a tenth of their standard error."""
 
 TAILS = 4.0
-"""Degrees of freedom of the t distribution that runs are taken to have: one run that took
-five times as long counts like a twentieth of a good one."""
+"""Degrees of freedom of the t distribution assumed for runs: a disturbed run that took five times
+as long counts about a twentieth of a good one (at 15 % noise)."""
 
 
 class Fit(NamedTuple):
-    """Logarithms of speed by setting, freed from what the rounds had in common."""
+    """Estimated speeds of settings, without the disturbances that all runs of a round share."""
 
     means: dict[str, float]
+    """Logarithm of the speed, by setting."""
     weights: dict[str, float]
-    """How many good runs each mean is worth."""
+    """Number of undisturbed runs that each mean is worth."""
     spread: float | None
-    """Standard deviation of one run; None where the runs are too few to tell."""
+    """Standard deviation of one run's logarithm; None if there are too few runs to tell."""
     tops: dict[str, float]
-    """Each setting's best run. Of two runs that disagree nothing tells which one is the
-    outlier, so one bad run may not throw a setting out."""
+    """Logarithm of the best run, by setting. If two runs disagree, nothing tells which one is
+    the outlier, so a single bad run must not rule a setting out."""
 
     def gap(self, name: str, other: str) -> float:
-        """Return the logarithm of the ratio of two speeds."""
+        """Return the logarithm of the first setting's speed over the second's."""
         return self.means[name] - self.means[other]
 
     def error(self, name: str, other: str) -> float:
-        """Return the standard error of their gap; infinite where the spread is not known."""
+        """Return the standard error of ``gap``, s sqrt(1/w1 + 1/w2); infinite if the spread s is
+        not known."""
         if self.spread is None:
             return float("inf")
         return self.spread * sqrt(1 / self.weights[name] + 1 / self.weights[other])
 
 
 def fit(entries: Sequence[tuple[int, str, float]]) -> Fit:
-    """Fit one mean by setting and one level by round, with weights that spare both from
-    outliers. ``entries`` are rounds, settings and logarithms of speeds."""
+    """Fit log(speed) = mean of the setting + level of the round + error.
+
+    ``entries`` are the round, the setting and the logarithm of the speed of each run. Means
+    and levels are averaged in turn, with weights that make outliers harmless: with a residual
+    r and the spread s, a run weighs (TAILS + 1) / (TAILS + (r/s)^2), the weight of a t
+    distribution (Lange, Little and Taylor 1989).
+    """
     if not entries:
         return Fit({}, {}, None, {})
     whens, names, speeds = zip(*entries, strict=True)
@@ -271,7 +297,7 @@ def fit(entries: Sequence[tuple[int, str, float]]) -> Fit:
 
 
 def _by(keys: Sequence[Key], values: Sequence[float]) -> dict[Key, list[float]]:
-    """Return the values of each key, in their order."""
+    """Return the values by key, in their order."""
     found: dict[Key, list[float]] = defaultdict(list)
     for key, each in zip(keys, values, strict=True):
         found[key].append(each)
@@ -281,7 +307,7 @@ def _by(keys: Sequence[Key], values: Sequence[float]) -> dict[Key, list[float]]:
 def _averages(
     keys: Sequence[Key], values: Sequence[float], weights: Sequence[float]
 ) -> dict[Key, float]:
-    """Return weighted means by key."""
+    """Return the weighted means by key."""
     sums: dict[Key, float] = defaultdict(float)
     totals: dict[Key, float] = defaultdict(float)
     for key, each, weight in zip(keys, values, weights, strict=True):
@@ -291,7 +317,7 @@ def _averages(
 
 
 def _spread(left: Sequence[float], weights: Sequence[float], freedom: int) -> float | None:
-    """Return the spread of what the fit leaves over; None where it leaves nothing by its nature."""
+    """Return the standard deviation of the residuals ``left``; None without degrees of freedom."""
     if freedom < 1:
         return None
     squares = fsum(weight * each**2 for weight, each in zip(weights, left, strict=True))

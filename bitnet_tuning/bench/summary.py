@@ -1,7 +1,5 @@
-"""What a benchmark showed, setting by setting: all figures and sentences, for every output.
-
-Pure. The terminal, the report, the comparison of two benchmarks and CSV only lay it out.
-"""
+"""Evaluate a benchmark: the figures of each setting and the sentences about them. The terminal, the
+report, the comparison of two benchmarks and the CSV file only lay them out."""
 
 from __future__ import annotations
 
@@ -22,59 +20,60 @@ from bitnet_tuning.plan.profile import PP, TG, Estimate
 from bitnet_tuning.plan.setting import Setting, describe
 
 FIXED = (DEFAULT, UPSTREAM, PERFORMANCE)
-"""Settings that no search chose: all their rounds are fresh evidence."""
+"""Settings that no search chose, so that all their rounds count as evidence."""
 
 TOO_FEW = "not enough rounds"
 UNCONFIRMED = "faster in the search, not confirmed"
-"""The best of many by chance is easily taken for better: only a duel's fresh samples tell."""
+"""Verdict on a setting that led the search but not a duel: the best of many is often just lucky."""
 FAILED = "failed"
 WRONG = "wrong output"
 
 CLAIM = (2.0, 3.5)
-"""Gain over 2 threads that the guide to these settings claims, seen on a laptop with 12
-threads."""
+"""Gain over 2 threads that the guide to these settings claims, for a laptop with 12 threads."""
 
 
 class Row(NamedTuple):
-    """One setting. Speeds in tokens/s."""
+    """The figures of one setting, with speeds in tokens/s."""
 
     name: str
     words: str
-    """The whole setting, for people."""
+    """Description of the setting."""
     pp: Estimate | None
     tg: Estimate | None
     to_upstream: Estimate | None
-    """Ratio of the objective's values, paired by round; None for itself, or without a
-    round that has both."""
+    """Ratio of the objective's speed to upstream's, paired by round; None for upstream itself
+    and without a common round."""
     to_default: Estimate | None
+    """The same with the default."""
     rounds: int
-    """In which it was measured."""
+    """Number of rounds that measured it."""
     verdict: str
-    """Against the default: a verdict in words, ``not enough rounds``, ``failed: …`` or
-    ``wrong output: …``; empty for the default itself."""
+    """Verdict against the default, ``not enough rounds``, ``failed: …`` or ``wrong output: …``;
+    empty for the default itself."""
     winner: bool
-    """Whether it is the one to use."""
+    """Whether this is the setting to use."""
 
     @property
     def is_out(self) -> bool:
-        """Whether its runs failed or its output is wrong."""
+        """Whether the setting's runs failed or its output is wrong."""
         return self.verdict.startswith((FAILED, WRONG))
 
 
 class Curve(NamedTuple):
-    """One phase's speed by threads, all else as in the default."""
+    """Speed of one phase by number of threads; all else is as in the default."""
 
     phase: str
     speeds: dict[int, Estimate]
-    """tokens/s by number of threads, ascending."""
+    """Speed in tokens/s by number of threads, ascending."""
     default: int
     """The default's number of threads."""
     limit: float | None
-    """tokens/s that the memory's bandwidth allows; only generation is bound by it."""
+    """Speed in tokens/s that memory bandwidth allows; None for prompts, which it does not limit,
+    or if it is not known."""
 
 
 class Summary:
-    """What one benchmark showed. Each figure is computed once, when it is first needed."""
+    """The evaluation of one benchmark."""
 
     def __init__(self, results: Results) -> None:
         self.results = results
@@ -84,14 +83,14 @@ class Summary:
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
-        """The winner, the default, upstream's, and the others by their ratio to the default."""
+        """Winner, default, upstream, then the others by their ratio to the default."""
         found = map(self._row, self.results.settings)
         shown = [row for row in found if row.rounds or row.verdict != TOO_FEW]
         return tuple(sorted(shown, key=_rank))
 
     @cached_property
     def floor(self) -> float | None:
-        """The decision's noise floor, or before there is one that of the rounds so far."""
+        """Noise floor of the decision, else of the rounds so far; None if it is not known."""
         decision = self.results.decision
         known = decision.floor if decision is not None else None
         return self.measured.floor() if known is None else known
@@ -115,8 +114,8 @@ class Summary:
         )
 
     def against(self, name: str, reference: str) -> Estimate | None:
-        """Return the ratio of two settings' values, paired by round; the decision's, where it
-        has one. None for a setting against itself."""
+        """Return the ratio of two settings' speeds, paired by round. For the winner against the
+        default it is the decision's. Return None for a setting against itself."""
         decision = self.results.decision
         if name == reference:
             return None
@@ -131,7 +130,6 @@ class Summary:
         if decision is not None and name == decision.winner:
             return verdict_words(decision.verdict)
         judged = self.measured.shown(name)
-        # Without a floor nothing tells by how much repeated runs of the default vary.
         few = judged.ratio is None or judged.ratio.count < statistics.VERDICT_ROUNDS
         if few or judged.floor is None:
             return TOO_FEW
@@ -141,8 +139,7 @@ class Summary:
         return verdict_words(judged.verdict)
 
     def problem(self, name: str) -> str | None:
-        """Return why a setting is out: its output is wrong, or too many of its runs failed.
-        None for one that is in."""
+        """Return why a setting is out: wrong output or failed runs. Return None if it is in."""
         wrong, failures = self.measured.wrong(name), self.measured.failures(name)
         if wrong is not None:
             return f"{WRONG}: {wrong}"
@@ -152,7 +149,7 @@ class Summary:
 
     @property
     def failures(self) -> tuple[tuple[str, str, int], ...]:
-        """Settings with what went wrong, in words, and how often; as they first occurred."""
+        """Name, problem and number of occurrences of all failures, in their order."""
         runs = [(run.setting, run.problem) for each in self.measured for run in each.runs]
         wrong = [
             (each.setting, f"{WRONG}: {each.problem}")
@@ -164,7 +161,7 @@ class Summary:
 
     @property
     def curves(self) -> tuple[Curve, ...]:
-        """Generation, then prompts; only those with two counts of threads or more."""
+        """Curves of generation and prompt processing, if they have two points or more."""
         if DEFAULT not in self.results.settings:
             return ()
         limit = (self.results.roof.facts or {}).get("limit_tokens_per_second")
@@ -173,7 +170,7 @@ class Summary:
         return tuple(each for each in found if len(each.speeds) > 1)
 
     def _curve(self, phase: str, limit: float | None) -> Curve:
-        """Settings that use the same number of threads in this phase count as one."""
+        """Return the curve of a phase. Settings with equal threads in this phase are one point."""
         default = self.results.settings[DEFAULT]
         found: dict[int, list[float]] = {}
         for name, setting in self.results.settings.items():
@@ -185,10 +182,10 @@ class Summary:
 
     @property
     def answer(self) -> str:
-        """What to use and how sure that is, in a sentence or two."""
+        """One or two sentences: the setting to use, and its gain."""
         decision = self.results.decision
         if decision is None:
-            return "Not finished: what was measured so far decides nothing."
+            return "Not finished: there is no decision yet."
         words = describe(self.results.settings[decision.winner])
         if decision.winner == DEFAULT:
             return f"Keep the default ({words}). {decision.reason}"
@@ -198,28 +195,29 @@ class Summary:
 
     @property
     def guide(self) -> str:
-        """The guide's claim, next to the gain over 2 threads that this machine shows."""
+        """The guide's claim next to the gain over 2 threads on this machine."""
         ratio = self.against(self.winner, UPSTREAM)
         if ratio is None:
-            here = "2 threads could not be compared here"
+            here = "here 2 threads could not be compared"
         elif ratio.count < statistics.VERDICT_ROUNDS:
-            here = f"{counted(ratio.count, 'round')} cannot tell what it is here"
+            here = f"here {counted(ratio.count, 'round')} cannot tell"
         else:
             what = "the default" if self.winner == DEFAULT else self.winner
-            here = f"here {what} shows {times(*ratio)}"
+            here = f"here {what} reaches {times(*ratio)}"
         return (
             f"The guide claims {CLAIM[0]:.1f} to {CLAIM[1]:.1f} times the speed of 2 threads, "
             f"from a laptop with 12 threads; {here}."
         )
 
     def sentences(self) -> Iterator[str]:
-        """Yield what a terminal shows below the table: the answer, then all that qualifies it."""
+        """Yield the sentences that a terminal shows below the table."""
         yield from (self.answer, self.guide)
         if self.floor is not None:
             yield f"{noise(self.floor).capitalize()}."
         for what, part in (("Memory", self.results.roof), ("Energy", self.results.energy)):
             said = (part.facts or {}).get("words", part.reason)
-            yield from [f"{what}: {said}."] if said else []
+            # A reason may end in a command to paste, so no full stop follows.
+            yield from [f"{what}: {said}"] if said else []
         yield from (f"{row.name}: {row.verdict}." for row in self.rows if row.is_out)
         yield from (f"Warning: {warning}" for warning in self.results.warnings)
         yield from (f"Note: {note}" for note in self.results.notes)
@@ -243,36 +241,43 @@ def _but_threads(setting: Setting) -> Setting:
 
 
 def speed(found: Estimate) -> str:
-    """Return tokens/s: ``24.7 (23.9–25.2)``; one run has no interval."""
+    """Return a speed as ``24.7 (23.9–25.2)``, or ``24.7 (one run)``."""
     interval = f"{digits(found.low)}–{digits(found.high)}" if found.count > 1 else "one run"
     return f"{digits(found.median)} ({interval})"
 
 
 def digits(number: float) -> str:
-    """Return three digits that count: 1235, 103, 24.7, 1.31."""
+    """Return a number with three significant digits: 1235, 103, 24.7, 1.31."""
     decimals = 0 if number >= 99.95 else 1 if number >= 9.995 else 2
     return f"{number:.{decimals}f}"
 
 
 def noise(floor: float | None) -> str:
-    """Return what a noise floor means, in words."""
+    """Return a noise floor in words."""
     if floor is None:
-        return "noise: not known, so no difference counts"
+        return "noise: not known, so there is no verdict"
     return f"noise: repeated runs varied by up to ×{floor:.2f}"
 
 
 def lengths(sizes: Sizes) -> str:
-    """Return what one run measures, in words."""
+    """Return in words what one run measures."""
     samples = counted(sizes.repetitions, "sample")
-    return f"{sizes.n_prompt} tokens of prompt, {sizes.n_gen} generated, {samples}"
+    return f"a prompt of {sizes.n_prompt} tokens, {sizes.n_gen} tokens generated, {samples}"
 
 
-HEADINGS = ("setting", "pp/s", "tg/s", "to -t 2", "to default", "verdict")
+HEADINGS = (
+    "setting",
+    "pp\ntokens/s",
+    "tg\ntokens/s",
+    "over\n2 threads",
+    "over\ndefault",
+    "verdict",
+)
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """Return a row below ``HEADINGS``: each interval below its median, so that six columns fit
-    into 80 characters."""
+    """Return a row's cells for ``HEADINGS``. Intervals stand below their medians, so that the
+    table fits into 80 characters."""
     return (
         f"{row.name} *" if row.winner else row.name,
         *(stacked(speed(found) if found else "-") for found in (row.pp, row.tg)),
@@ -282,7 +287,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def stacked(text: str) -> str:
-    """Return a figure with its interval on a second line."""
+    """Return a figure with its interval on a line of its own."""
     return text.replace(" (", "\n").rstrip(")")
 
 
@@ -298,11 +303,11 @@ COLUMNS = (
     "process_seconds",
     "problem",
 )
-"""``position`` is the run's place in its round and ``sample`` the sample's in its run, from 1."""
+"""Columns of the CSV file. ``position`` of a run in its round and ``sample`` count from 1."""
 
 
 def to_csv(results: Results) -> str:
-    """Return one line per sample, and one without a speed for each run that failed."""
+    """Return CSV with a line for each sample, and one without a speed for each failed run."""
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(COLUMNS)

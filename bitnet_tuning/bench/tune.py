@@ -1,4 +1,4 @@
-"""Run a tuning from its first round to its decision, and remember what it found."""
+"""Run a tuning from its first round to the decision, save the results and print them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from statistics import median
 from typing import NamedTuple
 
@@ -24,11 +25,11 @@ from bitnet_tuning.bench.begin import (
     progress_of,
     resume,
 )
-from bitnet_tuning.bench.comparison import DEFAULT, UPSTREAM, Round, Rounds, Run, phases_of
+from bitnet_tuning.bench.comparison import DEFAULT, Round, Rounds, Run, phases_of
+from bitnet_tuning.bench.remember import not_remembered, remembered
 from bitnet_tuning.bench.results import (
     FINISHED,
     INTERRUPTED,
-    Kept,
     Part,
     Results,
     Surroundings,
@@ -41,7 +42,6 @@ from bitnet_tuning.bench.results import (
 )
 from bitnet_tuning.bench.search import Check, Decision, Search
 from bitnet_tuning.bench.stages import Measure
-from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
 from bitnet_tuning.bench.summary import HEADINGS, Summary, cells, to_csv
 from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.console import Progress, aligned, counted, print_table, say, text_width, times
@@ -50,49 +50,42 @@ from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.conditions import between
 from bitnet_tuning.machine.warnings import warnings_after
-from bitnet_tuning.plan.openmp import BINDING_BY_USER, TUNABLE, user_set
-from bitnet_tuning.plan.profile import (
-    PP,
-    TG,
-    EngineKey,
-    Evidence,
-    Profile,
-    claim,
-    engine_changes,
-)
-from bitnet_tuning.plan.profile import load as load_profile
-from bitnet_tuning.plan.profiles import engine_key, new_profile, store
+from bitnet_tuning.plan.profile import TG, EngineKey
+from bitnet_tuning.plan.profiles import engine_key
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.store.codec import to_json
 from bitnet_tuning.store.state import State, alone, default_folder
 
 LOCK = "benchmark.lock"
 NOTHING = "interrupted before anything was measured"
-NOT_ALONE = "another benchmark is running: each disturbs the other's figures"
+NOT_ALONE = "another benchmark is running: each disturbs the other's measurements"
 
 TAIL_SECONDS = 3.0
-"""Kept of the budget for what comes after the search: the machine's state and bandwidth."""
+"""Seconds of the budget kept for what follows the search, such as measuring bandwidth."""
 TAIL_SHARE = 0.15
-"""At most this part of the budget."""
+"""Largest share of the budget that is kept for them."""
 
 
 class Tools(NamedTuple):
-    """What a session works with."""
+    """The functions with which a session measures, saves and shows progress."""
 
     measure: Callable[[str, Setting, tuple[str, ...]], Run]
+    """Runs a setting, given its name and the phases to measure."""
     check: Callable[[Setting], str | None]
-    """What is wrong with a setting's output, if anything."""
+    """Says what is wrong with a setting's output; None if nothing is."""
     keep: Callable[[Results], None]
+    """Saves the results."""
     progress: Progress
     clock: Callable[[], float]
-    """Seconds of the budget that are spent."""
+    """Tells how many seconds of the budget are spent."""
 
 
 class Session:
-    """One tuning. ``results`` is whole after every step and kept each time."""
+    """The loop of a tuning. After each step ``results`` is complete and saved."""
 
     def __init__(self, results: Results, budget: float, tools: Tools) -> None:
-        """Go on from the rounds in ``results``; the search may spend ``budget`` seconds."""
+        """Start from the rounds in ``results``, if any. The search may spend ``budget`` seconds,
+        those spent earlier included."""
         self.results = results
         self.tools = tools
         rounds = Rounds(results.options.objective, budget=budget)
@@ -100,13 +93,14 @@ class Session:
         self.search.replay(results.rounds, results.checks)
 
     def run(self, stop: Stop) -> Decision:
-        """Go on to the decision. Raises Stopped, with all but the run under way kept."""
+        """Return the decision. Raise Stopped if a signal interrupts the search; every finished
+        run is saved then."""
         while True:
             step = self.search.ask()
             if isinstance(step, Decision):
                 return step
             if isinstance(step, Check):
-                self._look_at(step.name, stop)
+                self._check(step.name, stop)
             else:
                 self._measure(step, stop)
 
@@ -127,7 +121,7 @@ class Session:
                 self._tell(done)
 
     def _tell(self, done: Round) -> None:
-        """Show who is ahead, and how sure that is."""
+        """Show which setting leads, with the interval of its ratio."""
         best = self.search.best()
         found = self.search.rounds.shown(best).ratio
         leads = f"{best} leads, {times(*found)}" if found else "the default leads"
@@ -138,8 +132,8 @@ class Session:
             aside=leads,
         )
 
-    def _look_at(self, name: str, stop: Stop) -> None:
-        self.tools.progress.running(f"output: {name}", self.tools.clock())
+    def _check(self, name: str, stop: Stop) -> None:
+        self.tools.progress.running(f"checking the output: {name}", self.tools.clock())
         with stop.interruptible():
             problem = self.tools.check(self.search.settings[name])
         self.search.tell_check(name, problem)
@@ -157,7 +151,8 @@ class Session:
 
 
 def tune(options: argparse.Namespace) -> int:
-    """Measure, search, remember and show; return the exit code. Raises TuningError."""
+    """Run a tuning, save the results and the profile, and print them. Return the exit code.
+    Raise TuningError if nothing can be measured or a file cannot be written."""
     state = State(default_folder(os.environ))
     earlier = load(options.resume) if options.resume else None
     if earlier and options.no_remember:
@@ -173,13 +168,13 @@ def tune(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def alone_in(state: State, resumes: bool = False) -> Iterator[tuple[str, ...]]:
-    """Warn where another benchmark runs, and yield the warning. Raises UsageError where it may
-    be writing the very results that this one resumes."""
+    """Warn if another benchmark is running, and yield the warning for the results. Raise
+    UsageError if this one ``resumes`` results, which the other may be writing."""
     with contextlib.suppress(OSError):
         os.makedirs(state.folder, exist_ok=True)
     with alone(os.path.join(state.folder, LOCK)) as is_alone:
         if not is_alone and resumes:
-            raise UsageError("another benchmark is running", "wait for its end, or end it")
+            raise UsageError("another benchmark is running", "wait until it ends, or stop it")
         if not is_alone:
             say(f"warning: {NOT_ALONE}")
         yield () if is_alone else (NOT_ALONE,)
@@ -188,7 +183,8 @@ def alone_in(state: State, resumes: bool = False) -> Iterator[tuple[str, ...]]:
 def _tune(
     options: argparse.Namespace, earlier: Results | None, state: State, warnings: tuple[str, ...]
 ) -> tuple[_Work | None, int]:
-    """Return what was measured, and the exit code. ``warnings`` are kept with the results."""
+    """Return what was measured, None if nothing was, and the exit code. ``warnings`` are saved
+    with the results."""
     started = time.monotonic()
     subject = find_subject(options, earlier, state)
     key = engine_key(subject.facts.engine)
@@ -210,7 +206,7 @@ def _tune(
 
 
 class _Work:
-    """The part of a tuning that leaves results behind, however it ends."""
+    """The part of a tuning that saves results, however it ends."""
 
     def __init__(
         self, subject: Subject, begun: Begun, path: str, clock: Callable[[], float]
@@ -223,30 +219,32 @@ class _Work:
         save(self.path, self.results)
 
     def run(self, stop: Stop, shown: Progress, engine: EngineKey, state: State) -> int:
-        """Return the exit code. The winner is stored in ``state``, for ``engine``."""
+        """Search, save the profile in ``state`` for ``engine``, and return the exit code."""
         self.keep(self.results)
         try:
             short = self._search(stop, shown)
-            # Before anything else: from here on, the decision cannot be interrupted away.
+            # The profile comes first, so that a signal from here on cannot lose the decision.
             if self.results.options.remember and short:
-                self.keep(_not_remembered(self.results, "too little was tried"))
+                why = "time was too short to compare all settings; allow more with --budget"
+                self.keep(not_remembered(self.results, why))
             elif self.results.options.remember:
                 self.keep(remembered(self.results, self.subject, engine, state, self.path))
             with stop.interruptible():
-                shown.running("finishing: memory and energy", self.clock())
+                shown.running("finishing: memory bandwidth and energy", self.clock())
                 self._finish()
         except Stopped as end:
             if self.results.decision is None:
                 self.keep(self.results._replace(state=INTERRUPTED))
-                kept = counted(len(self.results.rounds), "round")
-                how = f"{kept} measured; go on with --resume {self.path}"
-                say(f"interrupted: {how}" if self.results.rounds else NOTHING)
+                rounds = counted(len(self.results.rounds), "round")
+                how = f"python3 benchmark_optimized.py --resume {shlex.quote(self.path)}"
+                found = f"interrupted after {rounds}; to go on: {how}"
+                say(found if self.results.rounds else NOTHING)
             return 128 + end.number
         return 0
 
     def _search(self, stop: Stop, shown: Progress) -> bool:
-        """Search to the decision; return whether it was short of time. Raises UnsupportedError
-        where the default cannot be measured."""
+        """Search until there is a decision. Return whether time was too short to tell whether
+        another setting is faster. Raise UnsupportedError if the default cannot be measured."""
         runner, budget = self.subject.runner, self.results.options.budget
         checker = Checker(runner.facts, self.subject.default)
         tools = Tools(runner.measure, checker.problem, self.keep, shown, self.clock)
@@ -262,13 +260,14 @@ class _Work:
             self.keep(self.results._replace(state=INTERRUPTED))
             raise UnsupportedError(
                 f"the default setting cannot be measured: {problem}",
-                f"what was measured is in {self.path}",
+                "run the engine with run_inference.py to see its whole log; the rounds so far are "
+                f"in {self.path}",
             )
         self.keep(self.results._replace(state=FINISHED, decision=decision))
         return session.search.short
 
     def _finish(self) -> None:
-        """Add what the machine did meanwhile, and how near the limit the winner is."""
+        """Add the machine's state since the beginning, memory bandwidth and energy."""
         host = self.subject.facts.host
         after = conditions.take(host)
         seen = (warning.text for warning in warnings_after(self.begun.before, after))
@@ -292,7 +291,7 @@ class _Work:
         self.keep(results._replace(energy=self._energy(name, setting)))
 
     def _energy(self, name: str, setting: Setting) -> Part:
-        """Return the tokens per joule of the setting, where the machine counts joules."""
+        """Return the tokens per joule of the setting, if the machine has energy counters."""
         runner, sizes = self.subject.runner, self.subject.runner.sizes
 
         def run(tokens: int) -> None:
@@ -315,97 +314,15 @@ class _Work:
 def _roof(results: Results, name: str, found: Bandwidth) -> Part:
     read, speeds = results.model.bytes_per_token, results.measured.speeds(name)[TG]
     if read is None or not speeds:
-        return Part(None, "how much a token reads is not known" if speeds else "tg not measured")
+        missing = "the bytes per token are not known" if speeds else "generation was not measured"
+        return Part(None, missing)
     limit = limits.Roof(found.median, read, median(speeds))
     return Part({**limits.as_json(limit), "words": limits.words(limit, found.reader_limits)})
 
 
-def remembered(
-    results: Results, subject: Subject, engine: EngineKey, state: State, path: str
-) -> Results:
-    """Return the results with the winner stored for later runs, or the reason why it is not.
-    ``engine`` as it was when the tuning began; ``path`` holds the results."""
-    facts = subject.facts
-    against = _against_it(results, facts.environ)
-    if against is not None:
-        return _not_remembered(results, against)
-    assert results.decision is not None
-    name = results.decision.winner
-    setting: Setting | None = None if name == DEFAULT else results.settings[name]
-    profile = new_profile(facts.host, engine, facts.model, setting, evidence(results, path))
-    changes = engine_changes(profile)
-    if changes:
-        return _not_remembered(results, f"{changes[0]} since the tuning began")
-    before = load_profile(state, facts.host, facts.engine, facts.model)
-    if setting is None and before is not None and _outweighs(before, profile):
-        longer = f"{claim(before)}, in a longer tuning ({before.id})"
-        return _not_remembered(results, f"the saved profile was {longer}")
-    mark = store(state, profile)
-    if mark is None:
-        return _not_remembered(results, str(state.warning))
-    what = "no setting beat the default" if setting is None else name
-    said = f"Saved: {what}. run_inference.py uses profile {mark} automatically."
-    return results._replace(profile=Kept(True, mark, said))
-
-
-def _outweighs(before: Profile, now: Profile) -> bool:
-    """Return whether a setting that was shown to be faster must not give way to a search that
-    had less time and saw no difference."""
-    then, since = before.evidence, now.evidence
-    longer = (then.budget or 0.0) > (since.budget or 0.0)
-    return before.setting is not None and longer and then.objective == since.objective
-
-
-def _not_remembered(results: Results, why: str) -> Results:
-    return results._replace(profile=Kept(False, None, f"Not saved: {why}."))
-
-
-def _against_it(results: Results, environ: Mapping[str, str]) -> str | None:
-    """Return what speaks against remembering the decision."""
-    if results.decision is None:
-        return "there is no decision yet"
-    theirs = taking_part(environ)
-    if theirs:
-        return f"your {theirs} took part in it"
-    if results.decision.winner != DEFAULT:
-        return None
-    if results.measured.count(DEFAULT) < VERDICT_ROUNDS:
-        return "the rounds were too few"
-    # A part of the space that holds nothing better is no reason to forget a setting that
-    # a whole tuning found.
-    asked = results.options
-    is_part = asked.threads is not None or "optimized" not in (asked.modes or ("optimized",))
-    return "only a part of the settings was searched" if is_part else None
-
-
-def taking_part(environ: Mapping[str, str]) -> str:
-    """Return the user's variables that were in force while it was measured: without them, what
-    was found may not hold, and with them no profile is used."""
-    found = [name for name in sorted({*TUNABLE, *BINDING_BY_USER}) if user_set(environ, name)]
-    if environ.get("BITNET_THREADS", "").strip("0 "):
-        found.append("BITNET_THREADS")
-    return ", ".join(found)
-
-
-def evidence(results: Results, path: str) -> Evidence:
-    """Return what speaks for the decision."""
-    decision, measured = results.decision, results.measured
-    assert decision is not None
-    speeds = measured.speeds(decision.winner)
-    return Evidence(
-        objective=results.options.objective,
-        verdict=decision.verdict,
-        ratio=decision.estimate,
-        floor=decision.floor,
-        against_upstream=measured.shown(decision.winner, UPSTREAM).ratio,
-        speeds={phase: median(speeds[phase]) if speeds[phase] else None for phase in (PP, TG)},
-        results=os.path.abspath(path),
-        budget=results.options.budget,
-    )
-
-
 def _write(results: Results, options: argparse.Namespace, path: str) -> None:
-    """Write everything that was asked for; raise UsageError where it cannot be written."""
+    """Write the files that the user asked for and print the results. Raise UsageError if a file
+    cannot be written."""
     if options.csv:
         write(options.csv, to_csv(results), "the samples", "--csv")
     if options.report:
@@ -420,10 +337,10 @@ def _write(results: Results, options: argparse.Namespace, path: str) -> None:
 
 
 def show(results: Results) -> None:
-    """Print the table and what it means to stdout."""
+    """Print the table and the sentences below it to stdout."""
     summary = Summary(results)
     styles = ["bold" if row.winner else "" for row in summary.rows]
     print_table([cells(row) for row in summary.rows], HEADINGS, styles)
-    # Elsewhere than on a terminal, a sentence stays in one line.
+    # Without a terminal each sentence stays on one line, for grep.
     width = text_width() if sys.stdout is not None and sys.stdout.isatty() else None
     print(aligned([[line] for line in summary.sentences()], width))

@@ -1,4 +1,4 @@
-"""Check whether an engine writes the same words with a setting as with the default."""
+"""Check whether an engine writes the same greedy text with a setting as with the default."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 
 QUESTION = "Question: Why does the moon look larger near the horizon?\nAnswer:"
 TOKENS = 24
-"""Generated for a comparison."""
+"""Number of tokens generated when two settings' texts are compared."""
 
 WORDS_MARGIN = 1.5
-"""A word of a long prompt may take less tokens than one of the question, its full stops
-included, by this factor; never less than one."""
+"""Factor by which a word of a long prompt may have fewer tokens than a word of QUESTION."""
 
 _SHOWN = 48
+"""Most characters shown of a text that differs."""
 
 
 class _ReferenceError(Exception):
-    """The default's text is nothing to compare with; says why."""
+    """The default's text cannot serve for comparison; the message says why."""
 
 
 class Checker:
-    """Compares what settings write with greedy decoding: with what the demo model is known to
-    write, and with what the default writes with the user's own model."""
+    """A check of settings' greedy texts: the demo model's must be the known ones, the user's
+    model's must be the same as with the default setting."""
 
     def __init__(self, facts: Facts, default: Setting, patience: Patience | None = None) -> None:
         self._facts = facts
@@ -47,30 +47,30 @@ class Checker:
         self._patience = patience or Patience()
         self._notes: dict[str, str] = {}
         self._texts: dict[str, list[str]] = {}
-        """What the default wrote, by prompt: every text that was seen."""
+        """All texts of the default, by prompt."""
         self._took: dict[str, float] = {}
-        """Seconds that it took, at most."""
+        """Longest time of the default in seconds, by prompt."""
         self._tokens: dict[str, int] = {}
-        """Of each prompt; 0 where the engine did not say."""
+        """Number of tokens, by prompt; 0 if the engine did not tell."""
         self._unusable: dict[str, str] = {}
-        """Why the default's text for a prompt is nothing to compare with."""
+        """Why the default's text cannot serve for comparison, by prompt."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Which of the two comparisons turned out not to be possible here, and why."""
+        """Which of the two comparisons are not possible, and why."""
         return tuple(self._notes.values())
 
     def problem(self, setting: Setting) -> str | None:
-        """Return why the output is wrong; None where nothing is known against it."""
+        """Return what is wrong with the output; None if nothing is known to be wrong."""
         try:
             wrong = self._demo and _demo_problem(self._demo, setting)
-            return f"the self-test fails: {wrong}" if wrong else self._other_words(setting)
+            return f"the self-test failed: {wrong}" if wrong else self._other_words(setting)
         except UnsupportedError as error:
             return error.cause
 
     @cached_property
     def _demo(self) -> Facts | None:
-        """The demo model, where the default gets it right."""
+        """The facts with the demo model; None if the default fails the self-test."""
         try:
             demo = self._facts._replace(model=read_model(selftest.right_model(self._facts.engine)))
             wrong = _demo_problem(demo, self._default)
@@ -79,28 +79,30 @@ class Checker:
         if not wrong:
             return demo
         self._notes["demo"] = (
-            f"the self-test tells nothing, for the default does not pass it: {wrong}"
+            f"no setting is self-tested, since the default setting fails the self-test: {wrong}"
         )
         return None
 
     def _other_words(self, setting: Setting) -> str | None:
-        """Return why the words differ from the default's; None where nothing is known."""
+        """Return how the text differs from the default's; None if no difference is known."""
         if setting == self._default:
             return None
         try:
-            # The question alone is quick, and often enough to see that a setting is out.
+            # The question alone is quick and often shows already that a setting is out.
             prompts = dict.fromkeys((QUESTION, self._prompt(setting)))
             found = (self._compared(setting, prompt) for prompt in prompts)
             return next(filter(None, found), None)
         except FailedRunError as failed:
             return str(failed)
         except _ReferenceError as why:
-            self._notes["words"] = f"texts are not compared, for the default {why}"
+            self._notes["words"] = f"texts were not compared, since the default setting {why}"
             return None
 
     def _compared(self, setting: Setting, prompt: str) -> str | None:
-        """Return how the texts differ. The shorter of two that begin alike may have lost its
-        end and is made again; a default that differs is asked whether it repeats itself."""
+        """Return how the setting's text for a prompt differs from the default's; None if it does
+        not. Raise FailedRunError, or _ReferenceError without a usable default's text."""
+        # An engine may lose the end of its text (see TRIES), so of two texts that begin alike the
+        # shorter one is generated again.
         theirs = self._reference(prompt)
         ours = [self._write(setting, prompt)]
         for _ in range(TRIES):
@@ -112,15 +114,16 @@ class Checker:
                 theirs.append(self._write_default(prompt))
         if _longest(ours) == _longest(theirs):
             return None
+        # A default that does not even repeat its own text proves nothing against the setting.
         if len(theirs) == 1:
             theirs.append(self._write_default(prompt))
         if not all(_longest(theirs).startswith(text) for text in theirs):
-            self._unusable[prompt] = "does not repeat its own"
+            self._unusable[prompt] = "does not repeat its own text"
             raise _ReferenceError(self._unusable[prompt])
         return difference(_longest(ours), _longest(theirs), "than the default")
 
     def _reference(self, prompt: str) -> list[str]:
-        """Return what the default wrote so far: once at least."""
+        """Return the texts of the default, at least one. Raise _ReferenceError if it cannot."""
         if prompt in self._unusable:
             raise _ReferenceError(self._unusable[prompt])
         theirs = self._texts.setdefault(prompt, [])
@@ -133,7 +136,7 @@ class Checker:
         try:
             done = self._run(self._default, prompt)
         except FailedRunError as failed:
-            self._unusable[prompt] = f"fails: {failed}"
+            self._unusable[prompt] = f"failed: {failed}"
             raise _ReferenceError(self._unusable[prompt]) from failed
         self._took[prompt] = max(time.monotonic() - started, self._took.get(prompt, 0.0))
         timing = parse_timings(done.stderr).prompt
@@ -141,7 +144,7 @@ class Checker:
         return selftest.continuation(done.stdout, prompt).strip()
 
     def _write(self, setting: Setting, prompt: str) -> str:
-        """Return what the engine adds to the prompt. Raises FailedRunError."""
+        """Return the text that the engine adds to the prompt. Raise FailedRunError."""
         done = self._run(setting, prompt)
         return selftest.continuation(done.stdout, prompt).strip()
 
@@ -161,8 +164,9 @@ class Checker:
         return min(wanted, self._facts.model.context_length or wanted)
 
     def _prompt(self, setting: Setting) -> str:
-        """Return a question; behind more words than a micro-batch holds, where the setting
-        changes how a prompt is computed. It comes last, so that the answer is a sure one."""
+        """Return the prompt to compare: the question, and before it more words than a micro-batch
+        holds if the setting changes how prompts are computed."""
+        # The question comes last, so that the model is sure of the next words.
         default = self._default
         if all(getattr(setting, name) == getattr(default, name) for name in COMPUTING):
             return QUESTION
@@ -182,14 +186,14 @@ def _longest(texts: list[str]) -> str:
 
 
 def difference(got: str, expected: str, than: str) -> str:
-    """Return both texts from shortly before the first character that differs."""
+    """Return half a sentence that quotes both texts from shortly before the first difference."""
     start = max(0, selftest.first_difference(got, expected) - 8)
-    shown = [repr(shorten(text[start:], _SHOWN)) for text in (got, expected)]
-    return f"gives other words {than}: {shown[0]} instead of {shown[1]}"
+    shown = [f'"{shorten(text[start:], _SHOWN)}"' for text in (got, expected)]
+    return f"writes other words {than}: {shown[0]} instead of {shown[1]}"
 
 
 def _demo_problem(demo: Facts, setting: Setting) -> str | None:
-    """Return what is wrong with the demo model's text; None where it is right."""
+    """Return what is wrong with the demo model's text; None if it is right."""
     case = max(selftest.load_cases(), key=lambda case: len(case.prompt))
     got, seconds = "", selftest.RUN_SECONDS
     for _ in range(TRIES):

@@ -1,4 +1,4 @@
-"""benchmark_optimized.py: find the fastest settings, show how sure that is, remember them."""
+"""The command benchmark_optimized.py, which finds and saves the fastest settings."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def _run(arguments: list[str]) -> int:
 
 
 def read_options(arguments: list[str]) -> argparse.Namespace:
-    """Return the checked command line. Raises UsageError."""
+    """Return the parsed options. Raise UsageError for a mistake in them."""
     parser = Parser(
-        description="Find the settings with which this engine, this model and this machine are "
-        "fastest, and remember them for run_inference.py.",
+        description="Find the fastest settings for this engine and this model on this machine, "
+        "and save them for run_inference.py.",
     )
     _add_subject(parser)
     _add_search(parser)
     _add_output(parser)
     options = parser.parse_args(arguments)
     if options.quick and options.full:
-        raise UsageError("argument --full: not together with --quick")
+        raise UsageError("argument --full: not allowed with --quick", "use one of the two")
     options.effort = "quick" if options.quick else "full" if options.full else "normal"
     if options.builds:
         _check_builds(options)
@@ -71,39 +71,50 @@ def _add_subject(parser: argparse.ArgumentParser) -> None:
 def _add_search(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     budget = number(LEAST_BUDGET, _LONGEST)
-    add("--budget", type=budget, metavar="SECONDS", help="time to spend (300; --quick 60)")
-    add("--quick", action="store_true", help="about a minute: threads and mmap only")
-    add("--full", action="store_true", help="every knob and value, 20 minutes")
+    add(
+        "--budget",
+        type=budget,
+        metavar="SECONDS",
+        help="time to spend (default: 300; --quick: 60; --full: 1200)",
+    )
+    add("--quick", action="store_true", help="try threads and mmap only, in a minute")
+    add("--full", action="store_true", help="try every knob and value, in 20 minutes")
     counts = several(integer(1, MOST_THREADS_ENGINE))
-    add("--builds", action="store_true", help="compare the builds in reach, not settings")
-    add("--threads", type=counts, default=(), metavar="N,N", help="only these thread counts")
+    add("--builds", action="store_true", help="compare the builds of a checkout, not settings")
+    add("--threads", type=counts, default=(), metavar="N,N", help="try only these thread counts")
     add(
         "--modes",
         type=several(_mode),
         default=(),
         metavar="MODE,MODE",
-        help="of default (bitnet.cpp's own: 2 threads), optimized (what the launcher computes, "
-        "and what is found from there) and performance; without optimized nothing is searched",
+        help="measure only these: default (bitnet.cpp's own 2 threads), optimized (the plan, and a "
+        "search from there) and performance (performance mode)",
     )
-    add("--objective", choices=OBJECTIVES, default="tg", help="generation, prompts, or both")
-    add("--n-prompt", type=integer(1, 1 << 20), metavar="N", help="tokens of a prompt")
-    add("--n-gen", type=integer(1, 1 << 20), metavar="N", help="tokens of an answer")
-    add("--no-selftest", action="store_true", help="measure an engine that writes wrong words")
+    add(
+        "--objective",
+        choices=OBJECTIVES,
+        default="tg",
+        help="what is to be fast: tg (token generation, default), pp (prompt processing) or "
+        "request (both)",
+    )
+    add("--n-prompt", type=integer(1, 1 << 20), metavar="N", help="number of tokens in a prompt")
+    add("--n-gen", type=integer(1, 1 << 20), metavar="N", help="number of tokens in an answer")
+    add("--no-selftest", action="store_true", help="also measure an engine that writes wrong words")
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--output", metavar="FILE", help="results as JSON (a dated file by default)")
-    add("--csv", metavar="FILE", help="every sample as CSV")
-    add("--report", metavar="FILE", help="an HTML page with plots")
-    add("--json", action="store_true", help="print the results as JSON")
-    add("--resume", metavar="FILE", help="go on with results that were interrupted")
-    add("--no-remember", action="store_true", help="leave remembered settings alone")
-    add("--compare", nargs=2, metavar=("A", "B"), help="two results, B against A; measure nothing")
+    add("--output", metavar="FILE", help="save the results there (default: a new file)")
+    add("--csv", metavar="FILE", help="write all samples as CSV")
+    add("--report", metavar="FILE", help="write an HTML page with plots")
+    add("--json", action="store_true", help="print JSON instead of text")
+    add("--resume", metavar="FILE", help="go on with an interrupted benchmark")
+    add("--no-remember", action="store_true", help="do not save a profile")
+    add("--compare", nargs=2, metavar=("A", "B"), help="compare results B with A, measure nothing")
 
 
 def several(one: Callable[[str], object]) -> Callable[[str], tuple[object, ...]]:
-    """Return an argparse type for values with commas between them, each named once."""
+    """Return an argparse type for a comma-separated list, without repetitions."""
 
     def parse(text: str) -> tuple[object, ...]:
         return tuple(dict.fromkeys(one(part.strip()) for part in text.split(",")))
@@ -113,12 +124,12 @@ def several(one: Callable[[str], object]) -> Callable[[str], tuple[object, ...]]
 
 def _mode(text: str) -> str:
     if text not in MODES:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(MODES)}")
+        raise argparse.ArgumentTypeError(f"unknown mode {text} (choose from {', '.join(MODES)})")
     return text
 
 
 def _check_resume(options: argparse.Namespace) -> None:
-    """Refuse another search than the saved benchmark was asked for."""
+    """Raise UsageError for options that the saved benchmark already has."""
     asked = {
         "--budget": options.budget,
         "--quick": options.quick,
@@ -132,40 +143,43 @@ def _check_resume(options: argparse.Namespace) -> None:
     for flag, given in asked.items():
         if given:
             raise UsageError(
-                f"argument {flag}: not together with --resume", "it goes on as it was asked for"
+                f"argument {flag}: not allowed with --resume",
+                "leave it out: a benchmark is resumed with its own options",
             )
 
 
 def _check_builds(options: argparse.Namespace) -> None:
-    """Refuse flags of a search: builds are compared with the default of each."""
+    """Raise UsageError for options of a search: each build is measured with its default setting."""
     given = vars(options)
     for name in ("threads", "modes", "output", "csv", "report", "resume", "compare"):
         if given[name]:
-            raise UsageError(f"argument --{name}: not together with --builds")
+            raise UsageError(f"argument --{name}: not allowed with --builds", "leave it out")
 
 
 def _check_place(path: str | None) -> None:
-    """Refuse a file that cannot be written now, and not after minutes of measuring."""
+    """Raise UsageError for a file that cannot be written, before minutes of measuring."""
     if path is None:
         return
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path):
         raise UsageError(f"{path} is a folder", "name a file in it")
     if not os.path.isdir(folder):
-        raise UsageError(f"no such folder: {folder}", "make it, or name another one")
+        raise UsageError(f"no such folder: {folder}", "create it, or name another one")
     if not os.access(path if os.path.exists(path) else folder, os.W_OK):
         raise UsageError(f"{path} cannot be written", "name another file")
 
 
 def _check_apart(options: argparse.Namespace) -> None:
-    """Refuse one file for two purposes: a later one would silently replace an earlier."""
+    """Raise UsageError if two options name the same file: one would overwrite the other."""
     output = options.output or options.resume
     named = {"-m": options.model, "--output": output, "--csv": options.csv}
     places: dict[str, str] = {}
     for flag, path in {**named, "--report": options.report}.items():
         place = os.path.realpath(path) if path else None
         if place in places:
-            raise UsageError(f"argument {flag}: the same file as {places[place]}", "name another")
+            raise UsageError(
+                f"argument {flag}: the same file as {places[place]}", "name another file"
+            )
         if place:
             places[place] = flag
 

@@ -1,0 +1,105 @@
+"""Save what a tuning found as a profile for later runs, or say why it is not saved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from statistics import median
+
+from bitnet_tuning.bench.begin import Subject
+from bitnet_tuning.bench.comparison import DEFAULT, UPSTREAM
+from bitnet_tuning.bench.results import Kept, Results
+from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
+from bitnet_tuning.plan.openmp import BINDING_BY_USER, TUNABLE, user_set
+from bitnet_tuning.plan.profile import PP, TG, EngineKey, Evidence, Profile, claim, engine_changes
+from bitnet_tuning.plan.profile import load as load_profile
+from bitnet_tuning.plan.profiles import new_profile, store
+from bitnet_tuning.plan.setting import Setting
+from bitnet_tuning.store.state import State
+
+
+def remembered(
+    results: Results, subject: Subject, engine: EngineKey, state: State, path: str
+) -> Results:
+    """Save the decision as a profile, unless something speaks against it. Return the results
+    with the outcome in ``profile``.
+
+    ``engine`` is the engine as it was when the tuning began, ``path`` the file of results.
+    """
+    facts = subject.facts
+    objection = _objection(results, facts.environ)
+    if objection is not None:
+        return not_remembered(results, objection)
+    assert results.decision is not None
+    name = results.decision.winner
+    setting: Setting | None = None if name == DEFAULT else results.settings[name]
+    profile = new_profile(facts.host, engine, facts.model, setting, _evidence(results, path))
+    changes = engine_changes(profile)
+    if changes:
+        return not_remembered(results, f"the engine changed during the tuning: {changes[0]}")
+    before = load_profile(state, facts.host, facts.engine, facts.model)
+    if setting is None and before is not None and _outweighs(before, profile):
+        longer = f"the saved profile {before.id} comes from a longer tuning: {claim(before)}"
+        return not_remembered(results, longer)
+    mark = store(state, profile)
+    if mark is None:
+        return not_remembered(results, str(state.warning))
+    what = "no setting beat the default" if setting is None else name
+    said = f"Saved: {what}. run_inference.py uses profile {mark} automatically."
+    return results._replace(profile=Kept(True, mark, said))
+
+
+def _outweighs(before: Profile, now: Profile) -> bool:
+    """Return whether the saved profile has a faster setting from a longer tuning for the same
+    objective. A shorter search without a winner does not replace it."""
+    then, since = before.evidence, now.evidence
+    longer = (then.budget or 0.0) > (since.budget or 0.0)
+    return before.setting is not None and longer and then.objective == since.objective
+
+
+def not_remembered(results: Results, why: str) -> Results:
+    """Return the results with the reason why the decision is not saved."""
+    return results._replace(profile=Kept(False, None, f"Not saved: {why}."))
+
+
+def _objection(results: Results, environ: Mapping[str, str]) -> str | None:
+    """Return why the decision must not be saved; None if nothing speaks against it."""
+    if results.decision is None:
+        return "there is no decision yet"
+    theirs = _users_variables(environ)
+    if theirs:
+        return f"your {theirs} affected it; unset that and tune again"
+    if results.decision.winner != DEFAULT:
+        return None
+    if results.measured.count(DEFAULT) < VERDICT_ROUNDS:
+        return "there were too few rounds; allow more time with --budget"
+    # A search of only a part must not replace a faster setting that a whole tuning found.
+    asked = results.options
+    is_part = asked.threads is not None or "optimized" not in (asked.modes or ("optimized",))
+    return "--threads or --modes limited the search" if is_part else None
+
+
+def _users_variables(environ: Mapping[str, str]) -> str:
+    """Return the names of the user's variables that affect an engine. Without them the result may
+    not hold, and with them no profile is used."""
+    found = [name for name in sorted({*TUNABLE, *BINDING_BY_USER}) if user_set(environ, name)]
+    if environ.get("BITNET_THREADS", "").strip("0 "):
+        found.append("BITNET_THREADS")
+    return ", ".join(found)
+
+
+def _evidence(results: Results, path: str) -> Evidence:
+    """Return the measurements behind the decision."""
+    decision, measured = results.decision, results.measured
+    assert decision is not None
+    speeds = measured.speeds(decision.winner)
+    return Evidence(
+        objective=results.options.objective,
+        verdict=decision.verdict,
+        ratio=decision.estimate,
+        floor=decision.floor,
+        against_upstream=measured.shown(decision.winner, UPSTREAM).ratio,
+        speeds={phase: median(speeds[phase]) if speeds[phase] else None for phase in (PP, TG)},
+        results=os.path.abspath(path),
+        budget=results.options.budget,
+    )
