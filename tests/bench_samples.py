@@ -244,7 +244,7 @@ def sample_results(
         checks=(
             CheckFacts("4 threads", None, 8),
             CheckFacts("4 threads + no mmap", None, 14),
-            CheckFacts("4 threads + flash attention", "gives other words than the default", 14),
+            CheckFacts("4 threads + flash attention", "writes other words than the default", 14),
         ),
         notes=("a run takes 1.5 s",),
         warnings=("other processes use 0.4 of 12 CPUs (firefox 0.3): close them or wait",),
@@ -253,7 +253,11 @@ def sample_results(
         roof=Part({**limits.as_json(limit), "words": limits.words(limit)}),
         energy=Part(reason="only root may read /sys/class/powercap/intel-rapl:0/energy_uj"),
         decision=Decision(
-            winner, verdict, found, floor, f"{winner} beat the default in a duel of fresh samples."
+            winner,
+            verdict,
+            found,
+            floor,
+            f"{winner} beat the default in a duel, with fresh samples.",
         ),
         profile=Kept(winner != "default", "a1b2c3d4" if winner != "default" else None, "stored"),
     )

@@ -70,7 +70,7 @@ def test_words_that_differ_from_the_defaults_are_shown(
     _, checker = make(texts={})
     monkeypatch.setenv("FAKE_FA_TEXT", " and some text")
     assert checker.problem(FLASH) == (
-        "gives other words than the default: 'and some text' instead of 'and more text'"
+        'writes other words than the default: "and some text" instead of "and more text"'
     )
     assert checker.problem(TWO) is None
 
@@ -78,14 +78,16 @@ def test_words_that_differ_from_the_defaults_are_shown(
 def test_a_failing_self_test_is_named(make: Make) -> None:
     _, checker = make(text={"threads=2": " GGGG"})
     problem = str(checker.problem(TWO))
-    assert problem.startswith("the self-test fails: gives other words than expected: 'GGGG'")
+    assert problem.startswith('the self-test failed: writes other words than expected: "GGGG"')
 
 
 def test_without_a_self_test_the_texts_decide(make: Make) -> None:
     _, checker = make(texts={})
     assert checker.problem(TWO) is None
     (note,) = checker.notes
-    assert note.startswith("the self-test tells nothing, for the default does not pass it")
+    assert note.startswith(
+        "no setting is self-tested, since the default setting fails the self-test"
+    )
 
 
 def test_an_engine_that_cannot_load_the_demo_model_is_told(
@@ -147,7 +149,8 @@ def test_a_slow_default_is_not_the_settings_fault(
     checker = Checker(place(str(fake.cli), fake.checkout), DEFAULT, Patience(first=0.5))
     assert checker.problem(TWO) is None
     assert any(
-        "the default fails: did not finish within 0.5 seconds" in note for note in checker.notes
+        "the default setting failed: did not finish within 0.5 seconds" in note
+        for note in checker.notes
     )
 
 
@@ -197,7 +200,7 @@ def test_a_default_that_lost_its_text_is_made_again(
 def test_a_text_that_always_ends_early_is_out(make: Make) -> None:
     fake, checker = make("mainline", texts={}, text={"mmap=0": " and"})
     problem = str(checker.problem(DEFAULT._replace(mmap=False)))
-    assert "gives other words than the default: 'and' instead of 'and more text'" in problem
+    assert 'writes other words than the default: "and" instead of "and more text"' in problem
     assert prompts(fake).count(QUESTION) == 6
 
 
@@ -231,7 +234,9 @@ def test_a_knob_that_the_cli_lacks_is_out(make: Make) -> None:
 def test_a_default_that_crashes_is_told(make: Make) -> None:
     _, checker = make(crash={"threads=1": 11})
     assert checker.problem(TWO) is None
-    assert any("the default fails: the engine was killed" in note for note in checker.notes)
+    assert any(
+        "the default setting failed: the engine was killed" in note for note in checker.notes
+    )
 
 
 def test_the_embedded_engine_is_right_with_every_knob(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_the_same_name_for_other_values_is_not() -> None:
     found = compare.compare(sample_results(1), other._replace(settings=changed))
     assert (found.only_a, found.only_b) == (("default",), ("default",))
     assert "default" not in {pair.name for pair in found.pairs}
-    assert "only in before.json: default" in as_text(found, ("before.json", "after.json"))
+    assert "Only in before.json: default" in as_text(found, ("before.json", "after.json"))
 
 
 def test_what_else_differs_comes_first() -> None:
@@ -108,7 +108,7 @@ def test_what_else_differs_comes_first() -> None:
     files = next(each for each in found.differences if each.what == "engine's files")
     assert "2412344 bytes" in files.a and "1 bytes" in files.b
     text = as_text(found)
-    assert text.index("engine differs") < text.index("Speed of B")
+    assert text.index("Different engine") < text.index("Speed of B")
     assert compare.compare(one, one).differences == ()
 
 

@@ -104,7 +104,9 @@ def test_counters_for_root_alone(
     monkeypatch.setattr(Root, "read", denied)
     absent = tokens_per_joule(no_run, root)
     assert isinstance(absent, Absent)
-    assert absent.reason == (f"only root may read the energy counters: sudo chmod a+r /{COUNTER}")
+    assert absent.reason == (
+        f"only root may read the energy counters; allow it: sudo chmod a+r /{COUNTER}"
+    )
 
 
 class Engine:
@@ -150,7 +152,7 @@ def test_a_run_that_fails(machine: Machine, root: Root) -> None:
         raise TuningError("the engine crashed", "rebuild it")
 
     assert tokens_per_joule(fails, root) == Absent(
-        "the run for the energy failed: the engine crashed"
+        "energy could not be measured: the engine crashed"
     )
 
 
@@ -161,4 +163,4 @@ def test_counters_that_vanish_on_the_way(machine: Machine, root: Root) -> None:
         machine.write(COUNTER, "")
 
     absent = tokens_per_joule(vanish, root)
-    assert absent == Absent("the energy counters stopped being readable")
+    assert absent == Absent("the energy counters can no longer be read")

@@ -272,10 +272,10 @@ def test_numa_needs_nodes(machine: Machine) -> None:
     machine.node(1, range(4, 8))
     facts = known(machine)
     assert default_of(facts).numa == "distribute", "eight threads do not fit on one node"
-    assert names(facts)["numa"] == ["numa left alone"]
-    assert names(replaced(facts, effort=FULL))["numa"] == ["numa left alone", "numa isolate"]
+    assert names(facts)["numa"] == ["no NUMA policy"]
+    assert names(replaced(facts, effort=FULL))["numa"] == ["no NUMA policy", "numa isolate"]
     with_numactl = replaced(facts, numactl=True)
-    assert names(with_numactl)["numa"] == ["numa left alone", "memory interleaved"]
+    assert names(with_numactl)["numa"] == ["no NUMA policy", "memory interleaved"]
 
 
 def test_what_is_bound_to_a_node_may_be_spread(machine: Machine) -> None:
@@ -284,7 +284,7 @@ def test_what_is_bound_to_a_node_may_be_spread(machine: Machine) -> None:
     facts = known(machine)
     default = default_of(facts)
     assert (default.cpus, default.numa) == (frozenset(range(14)), "isolate")
-    assert names(facts)["numa"] == ["numa left alone", "numa distribute"]
+    assert names(facts)["numa"] == ["no NUMA policy", "numa distribute"]
     (knob,) = [knob for knob in knobs.knobs(facts, default) if knob.name == "numa"]
     spread = apply(knob.changes[1], default)
     assert (spread.cpus, spread.numa) == (None, "distribute")

@@ -130,7 +130,7 @@ def test_it_says_what_was_found(results: Results, read: Page) -> None:
             assert times(*row.to_default).split()[0] in text
     for said in (*results.warnings, *results.notes, results.engine.path, results.model.path):
         assert said in text
-    assert "wrong output: gives other words than the default" in text
+    assert "wrong output: writes other words than the default" in text
     assert results.energy.reason and results.energy.reason in text
     assert results.roof.facts and results.roof.facts["words"] in text
 
@@ -219,7 +219,7 @@ def test_the_slowest_of_very_many_are_only_in_the_table(results: Results) -> Non
         settings=settings, rounds=(Round(1, "threads", runs, 1.0),), decision=None, checks=()
     )
     read = Page(page(many))
-    assert "16 slower settings are only in the table" in read.text
+    assert "The table below has 16 slower settings more" in read.text
     label = read.named("svg")[-1]["aria-label"] or ""
     assert f"setting {count - 1} " in label and "setting 0 " not in label
 

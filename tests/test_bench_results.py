@@ -201,14 +201,14 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "cut.json"
     text = results.to_text(sample_results())
     file.write_text(text[: len(text) // 2])
-    with pytest.raises(UsageError, match="damaged: no JSON"):
+    with pytest.raises(UsageError, match="damaged: not valid JSON"):
         load(str(file))
 
 
 def test_numbers_that_json_lacks_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "nan.json"
     file.write_text(results.to_text(sample_results()).replace('"budget": 300.0', '"budget": NaN'))
-    with pytest.raises(UsageError, match="NaN is no number"):
+    with pytest.raises(UsageError, match="NaN is not a number"):
         load(str(file))
     spoilt = sample_results()._replace(rounds=(Round(1, "threads", (), float("nan")),))
     with pytest.raises(ValueError):

@@ -52,7 +52,7 @@ def test_experts() -> None:
 
 def test_a_type_of_unknown_size() -> None:
     absent = bytes_per_token((EMBEDDING, tensor("blk.0.ffn_up.weight", UNKNOWN, 64, 64)))
-    assert absent == Absent("the size of tensor type 38 (blk.0.ffn_up.weight) is not known here")
+    assert absent == Absent("the size of tensor type 38 (blk.0.ffn_up.weight) is not known")
 
 
 def test_no_tensors() -> None:
@@ -80,18 +80,30 @@ def test_figures() -> None:
 @pytest.mark.parametrize(
     ("bandwidth", "speed", "at_least", "sentence"),
     [
-        (34e9, 27.0, False, "27 GB/s of 34 GB/s: 79 % of what memory allows"),
-        (34e9, 27.0, True, "27 GB/s of at least 34 GB/s: 79 % of what memory allows, or less"),
-        (123.4e9, 0.5, False, "0.5 GB/s of 123 GB/s: less than 1 % of what memory allows"),
-        (27e9, 27.0, False, "27 GB/s of 27 GB/s: 100 % of what memory allows"),
+        (34e9, 27.0, False, "generation reads 27 GB/s of 34 GB/s: 79 % of what memory allows"),
+        (
+            34e9,
+            27.0,
+            True,
+            "generation reads 27 GB/s of at least 34 GB/s: at most 79 % of what memory allows",
+        ),
+        (
+            123.4e9,
+            0.5,
+            False,
+            "generation reads 0.5 GB/s of 123 GB/s: less than 1 % of what memory allows",
+        ),
+        (27e9, 27.0, False, "generation reads 27 GB/s of 27 GB/s: 100 % of what memory allows"),
     ],
 )
 def test_sentences(bandwidth: float, speed: float, at_least: bool, sentence: str) -> None:
     assert words(Roof(bandwidth, 10**9, speed), at_least) == sentence
 
 
-@pytest.mark.parametrize(("at_least", "why"), [(False, "slower while"), (True, "gives more than")])
+@pytest.mark.parametrize(("at_least", "why"), [(False, "slower while"), (True, "is faster than")])
 def test_faster_than_memory(at_least: bool, why: str) -> None:
     sentence = words(Roof(34e9, 10**9, 41.0), at_least)
-    assert sentence.startswith("41 GB/s, more than the 34 GB/s measured of memory: caches hold")
+    assert sentence.startswith(
+        "generation reads 41 GB/s, more than the 34 GB/s measured from memory: part of"
+    )
     assert why in sentence

@@ -166,12 +166,12 @@ def test_an_engine_that_hangs_is_killed(make: Make) -> None:
     [
         ("json", "broken JSON"),
         ("empty", "no JSON"),
-        ("nan", "speed of nan"),
-        ("zero", "speed of 0.0"),
-        ("negative", "speed of -3.5"),
-        ("text", "speed of 'fast'"),
+        ("nan", "impossible speed: NaN"),
+        ("zero", "impossible speed: 0.0"),
+        ("negative", "impossible speed: -3.5"),
+        ("text", 'impossible speed: "fast"'),
         ("rows", "1 rows instead of 2"),
-        ("samples", "1 samples instead of 2"),
+        ("samples", "1 of 2 samples"),
         ("threads", "n_threads = 3, not 2"),
     ],
 )

@@ -277,7 +277,7 @@ def test_a_duel_that_time_cut_short_shows_nothing_and_says_so() -> None:
     told = Lab(KNOBBY).drive(budget=25.0)
     done = told.done
     assert (done.winner, told.search.short) == ("default", True)
-    assert "too few rounds (3) to tell" in done.reason
+    assert "too few rounds (3) for a verdict" in done.reason
 
 
 def test_a_gain_that_no_time_was_left_to_confirm_is_not_called_noise() -> None:

@@ -170,7 +170,7 @@ def _samples(row: BenchRow, found: list[dict[str, Any]]) -> tuple[float, ...]:
             raise FailedRunError(f"{name} ran with {field} = {said}, not {wanted}")
     samples = same[0].get("samples_ts")
     if not isinstance(samples, list) or len(samples) != row.samples:
-        count = len(samples) if isinstance(samples, list) else "no"
+        count = len(samples) if isinstance(samples, list) else "none"
         raise FailedRunError(f"{name} has {count} of {row.samples} samples")
     return tuple(checked(sample, name) for sample in samples)
 
