@@ -124,7 +124,9 @@ class Session:
         """Show which setting leads, with the interval of its ratio."""
         best = self.search.best()
         found = self.search.rounds.shown(best).ratio
-        leads = f"{best} leads, {times(*found)}" if found else "the default leads"
+        leads = "no setting beats the default so far"
+        if best != DEFAULT and found is not None:
+            leads = f"best so far: {best}, {times(*found)} over the default"
         budget = self.results.options.budget
         self.tools.progress.tell(
             f"{done.elapsed:.0f} of {budget:.0f} s, round {done.number} ({done.stage}): {leads}",
@@ -150,17 +152,40 @@ class Session:
         self.tools.keep(self.results)
 
 
-def tune(options: argparse.Namespace) -> int:
+def tune(
+    options: argparse.Namespace,
+    find: Callable[[argparse.Namespace, Results | None, State], Subject] = find_subject,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
     """Run a tuning, save the results and the profile, and print them. Return the exit code.
-    Raise TuningError if nothing can be measured or a file cannot be written."""
+    Raise TuningError if nothing can be measured or a file cannot be written.
+
+    ``find`` returns the engine and the model to tune, ``clock`` a time in seconds.
+    """
+    started = clock()
     state = State(default_folder(os.environ))
     earlier = load(options.resume) if options.resume else None
     if earlier and options.no_remember:
         earlier = earlier._replace(options=earlier.options._replace(remember=False))
     with alone_in(state, earlier is not None) as warnings:
-        work, code = _tune(options, earlier, state, warnings)
-    if work is not None:
-        _write(work.results, options, work.path)
+        subject = find(options, earlier, state)
+        engine = engine_key(subject.facts.engine)
+        budget = earlier.options.budget if earlier else options.budget or BUDGETS[options.effort]
+        spent = earlier.rounds[-1].elapsed if earlier and earlier.rounds else 0.0
+        with Stop() as stop, progress_of(budget) as shown:
+            try:
+                if earlier:
+                    begun = resume(subject, earlier, stop, shown)
+                else:
+                    begun = begin(subject, options, stop, shown)
+            except Stopped as end:
+                say(NOTHING)
+                return 128 + end.number
+            path = options.output or options.resume or new_path(state.folder, now())
+            work = _Work(subject, begun, path, lambda: spent + clock() - started)
+            work.results = begun.results._replace(warnings=(*warnings, *begun.results.warnings))
+            code = work.run(stop, shown, engine, state)
+    _write(work.results, options, path)
     if state.warning:
         say(f"warning: {state.warning}")
     return code
@@ -178,31 +203,6 @@ def alone_in(state: State, resumes: bool = False) -> Iterator[tuple[str, ...]]:
         if not is_alone:
             say(f"warning: {NOT_ALONE}")
         yield () if is_alone else (NOT_ALONE,)
-
-
-def _tune(
-    options: argparse.Namespace, earlier: Results | None, state: State, warnings: tuple[str, ...]
-) -> tuple[_Work | None, int]:
-    """Return what was measured, None if nothing was, and the exit code. ``warnings`` are saved
-    with the results."""
-    started = time.monotonic()
-    subject = find_subject(options, earlier, state)
-    key = engine_key(subject.facts.engine)
-    budget = earlier.options.budget if earlier else options.budget or BUDGETS[options.effort]
-    with Stop() as stop, progress_of(budget) as shown:
-        try:
-            if earlier:
-                begun = resume(subject, earlier, stop, shown)
-            else:
-                begun = begin(subject, options, stop, shown)
-        except Stopped as end:
-            say(NOTHING)
-            return None, 128 + end.number
-        path = options.output or options.resume or new_path(state.folder, now())
-        spent = earlier.rounds[-1].elapsed if earlier and earlier.rounds else 0.0
-        work = _Work(subject, begun, path, lambda: spent + time.monotonic() - started)
-        work.results = begun.results._replace(warnings=(*warnings, *begun.results.warnings))
-        return work, work.run(stop, shown, key, state)
 
 
 class _Work:
@@ -225,8 +225,7 @@ class _Work:
             short = self._search(stop, shown)
             # The profile comes first, so that a signal from here on cannot lose the decision.
             if self.results.options.remember and short:
-                why = "time was too short to compare all settings; allow more with --budget"
-                self.keep(not_remembered(self.results, why))
+                self.keep(not_remembered(self.results, "not all settings could be compared"))
             elif self.results.options.remember:
                 self.keep(remembered(self.results, self.subject, engine, state, self.path))
             with stop.interruptible():

@@ -1,0 +1,368 @@
+"""Whole tunings on a simulated machine: what is measured, decided, saved and printed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from bitnet_tuning.bench.results import load
+from bitnet_tuning.bench.tune import LOCK
+from bitnet_tuning.errors import UnsupportedError, UsageError
+from bitnet_tuning.machine import conditions
+from bitnet_tuning.plan.setting import Setting
+from bitnet_tuning.store.state import alone
+from tests.bench_lab import Lab
+from tests.bench_samples import SNAPSHOT
+from tests.conftest import REPOSITORY
+
+SCHEMA = json.loads((REPOSITORY / "docs" / "results.schema.json").read_text())
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """A machine on which a model that is not mapped is 30 % faster."""
+    monkeypatch.setattr(conditions, "take", lambda host: SNAPSHOT)
+    made = Lab(tmp_path)
+    made.mmap = 1.3
+    return made
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """The file of results."""
+    return tmp_path / "results.json"
+
+
+def document(path: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(path.read_text())
+    jsonschema.Draft202012Validator(SCHEMA).validate(facts)
+    return facts
+
+
+def runs_of(path: Path, name: str) -> list[dict[str, Any]]:
+    rounds = document(path)["rounds"]
+    return [run for each in rounds for run in each["runs"] if run["setting"] == name]
+
+
+# Decisions
+
+
+def test_the_winner_is_shown_and_saved(
+    lab: Lab, output: Path, own_state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lab.tune("--output", output) == 0
+    facts = document(output)
+    assert (facts["state"], facts["decision"]["winner"]) == ("finished", "no mmap")
+    assert facts["decision"]["estimate"]["low"] > facts["decision"]["floor"]
+    assert facts["profile"]["stored"]
+    saved = lab.saved(own_state)
+    assert isinstance(saved, Setting) and saved.mmap is False
+    out = capsys.readouterr().out
+    assert "no mmap *" in out
+    assert "The guide claims 2.0 to 3.5 times the speed of 2 threads" in out
+    assert f"Results: {output}" in out
+
+
+def test_the_default_stays_where_all_are_equal(lab: Lab, output: Path, own_state: Path) -> None:
+    lab.mmap, lab.threads = 1.0, dict.fromkeys((1, 2, 3, 4), 1.0)
+    assert lab.tune("--output", output) == 0
+    decision = document(output)["decision"]
+    assert (decision["winner"], decision["verdict"]) == ("default", "no difference shown")
+    assert lab.saved(own_state) == "default"
+
+
+def test_a_setting_whose_runs_fail_never_wins(
+    lab: Lab, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab.mmap, lab.problems = 3.0, {"no mmap": "llama-bench printed broken JSON"}
+    assert lab.tune("--output", output) == 0
+    assert document(output)["decision"]["winner"] == "default"
+    runs = runs_of(output, "no mmap")
+    assert len(runs) == 2, "it is not tried again and again"
+    assert all(run["problem"] and not run["samples"] for run in runs)
+    assert "no mmap: failed: llama-bench printed broken JSON" in capsys.readouterr().out
+
+
+def test_a_crash_of_upstreams_setting_is_a_reason_and_no_number(
+    lab: Lab, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab.problems = {"upstream": "the engine was killed by SIGSEGV"}
+    assert lab.tune("--output", output) == 0
+    assert [run["samples"] for run in runs_of(output, "upstream")] == [{}, {}]
+    out = capsys.readouterr().out
+    assert "upstream: failed: the engine was killed by SIGSEGV" in out
+    assert "2 threads could not be compared" in out
+
+
+def test_an_engine_that_always_crashes_is_an_error_with_its_reason(lab: Lab, output: Path) -> None:
+    lab.problems = {"default": "the engine was killed by SIGILL"}
+    with pytest.raises(UnsupportedError, match="SIGILL") as caught:
+        lab.tune("--output", output)
+    assert "run_inference.py" in caught.value.remedy
+    assert not output.exists()
+
+
+def test_a_model_path_that_llama_bench_cuts_is_named(lab: Lab, output: Path) -> None:
+    lab.problems = {"default": "exit code 1: failed to load model"}
+    lab.facts = lab.facts._replace(model=lab.facts.model._replace(path="/my models/m.gguf"))
+    with pytest.raises(UnsupportedError) as caught:
+        lab.tune("--output", output)
+    assert "/my models/m.gguf has a space or a comma" in caught.value.remedy
+
+
+def test_a_default_that_begins_to_fail_ends_the_tuning_and_keeps_the_rounds(
+    lab: Lab, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = lab.measure
+
+    def fails_later(name: str, setting: Setting, *phases: Any) -> Any:
+        lab.problems = {"default": "exit code 1"} if len(lab.runs) > 20 else {}
+        return measure(name, setting, *phases)
+
+    monkeypatch.setattr(lab, "measure", fails_later)
+    with pytest.raises(UnsupportedError, match="cannot be measured") as caught:
+        lab.tune("--output", output)
+    assert str(output) in caught.value.remedy
+    facts = document(output)
+    assert facts["state"] == "interrupted"
+    assert len(facts["rounds"]) >= 2
+
+
+# What is measured
+
+
+def test_every_sample_is_kept_in_rounds_whose_order_changes(lab: Lab, output: Path) -> None:
+    pytest.importorskip("matplotlib")
+    table, page = output.with_suffix(".csv"), output.with_suffix(".html")
+    assert lab.tune("--output", output, "--csv", table, "--report", page) == 0
+    rounds = document(output)["rounds"]
+    first = [run["setting"] for run in rounds[0]["runs"]]
+    assert first.count("default") == 2
+    assert {"upstream", "performance"} <= set(first)
+    assert len({tuple(run["setting"] for run in each["runs"]) for each in rounds}) > 1
+    runs = [run for each in rounds for run in each["runs"]]
+    samples = sum(len(speeds) for run in runs for speeds in run["samples"].values())
+    with open(table, newline="") as file:
+        assert len(list(csv.DictReader(file))) == samples
+    assert "<svg" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "budget", "knobs"),
+    [
+        (("--quick",), 60, {"mmap"}),
+        ((), 300, {"mmap", "binding", "waiting", "flash attention"}),
+        (("--full",), 1200, {"mmap", "binding", "waiting", "flash attention"}),
+        (("--budget", 40), 40, {"mmap", "binding", "waiting", "flash attention"}),
+    ],
+)
+def test_effort_and_budget_bound_the_tuning(
+    lab: Lab, output: Path, flags: tuple[object, ...], budget: int, knobs: set[str]
+) -> None:
+    assert lab.tune("--output", output, *flags) == 0
+    facts = document(output)
+    assert (facts["options"]["budget"], set(facts["space"]["knobs"])) == (budget, knobs)
+    assert facts["rounds"][-1]["elapsed"] <= budget
+
+
+def test_modes_and_threads_restrict_what_is_measured(lab: Lab, output: Path) -> None:
+    assert lab.tune("--output", output, "--modes", "default") == 0
+    assert set(document(output)["settings"]) == {"default", "upstream"}
+    assert lab.tune("--output", output, "--modes", "optimized", "--threads", "1,5", "--quick") == 0
+    settings = document(output)["settings"]
+    assert {setting["threads"] for setting in settings.values()} == {4, 1, 5}
+    assert not {"upstream", "performance"} & set(settings)
+
+
+# What is saved as a profile
+
+
+def test_no_remember_saves_no_profile(lab: Lab, output: Path, own_state: Path) -> None:
+    lab.signals = {40: signal.SIGTERM}
+    assert lab.tune("--output", output) == 128 + signal.SIGTERM
+    assert lab.tune("--resume", output, "--no-remember") == 0
+    assert (document(output)["profile"], lab.saved(own_state)) == (None, "nothing")
+    assert lab.tune("--output", output, "--no-remember") == 0
+    assert (document(output)["profile"], lab.saved(own_state)) == (None, "nothing")
+
+
+def test_a_result_that_the_users_variables_affected_is_not_saved(
+    lab: Lab, output: Path, own_state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab.facts = lab.facts._replace(environ={"OMP_PLACES": "threads"})
+    assert lab.tune("--output", output) == 0
+    assert "Not saved: your OMP_PLACES affected it" in capsys.readouterr().out
+    assert lab.saved(own_state) == "nothing"
+
+
+def test_a_short_tuning_without_a_winner_keeps_the_winner_of_a_longer_one(
+    lab: Lab, output: Path, own_state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lab.tune("--output", output) == 0
+    winner = lab.saved(own_state)
+    lab.mmap = 1.0
+    assert lab.tune("--output", output, "--quick") == 0
+    assert re.search(r"Not saved: .* longer tuning: measured on", capsys.readouterr().out)
+    assert lab.saved(own_state) == winner != "default"
+
+
+@pytest.mark.parametrize(
+    "flags", [("--modes", "default"), ("--threads", "2"), ("--quick", "--threads", "1")]
+)
+def test_a_part_of_the_search_never_replaces_what_a_whole_tuning_found(
+    lab: Lab, output: Path, own_state: Path, flags: tuple[str, ...]
+) -> None:
+    assert lab.tune("--output", output) == 0
+    winner = lab.saved(own_state)
+    lab.mmap = 1.0
+    assert lab.tune("--output", output, "--budget", 900, *flags) == 0
+    facts = document(output)
+    assert (facts["decision"]["winner"], facts["profile"]["stored"]) == ("default", False)
+    assert lab.saved(own_state) == winner != "default"
+
+
+def test_without_performance_mode_a_search_is_still_whole(
+    lab: Lab, output: Path, own_state: Path
+) -> None:
+    lab.mmap = 1.0
+    assert lab.tune("--output", output, "--modes", "default,optimized") == 0
+    assert lab.saved(own_state) == "default"
+
+
+def test_a_tuning_that_was_too_short_saves_no_default(
+    lab: Lab, output: Path, own_state: Path
+) -> None:
+    assert lab.tune("--output", output, "--budget", 20) == 0
+    facts = document(output)
+    assert facts["decision"]["winner"] == "default"
+    assert "not all settings could be compared" in facts["profile"]["reason"]
+    assert lab.saved(own_state) == "nothing"
+
+
+def test_an_engine_that_changes_during_the_tuning_is_not_saved(
+    lab: Lab, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = lab.measure
+
+    def rebuilt(name: str, setting: Setting, *phases: Any) -> Any:
+        os.utime(lab.facts.engine.path, (1, 1))
+        return measure(name, setting, *phases)
+
+    monkeypatch.setattr(lab, "measure", rebuilt)
+    assert lab.tune("--output", output) == 0
+    profile = document(output)["profile"]
+    assert not profile["stored"]
+    assert "the engine changed during the tuning" in profile["reason"]
+    assert lab.facts.engine.path in profile["reason"]
+
+
+# Interruptions
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_tuning_keeps_its_rounds_and_is_resumed(
+    lab: Lab, output: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    lab.signals = {30: number}
+    assert lab.tune("--output", output) == 128 + number
+    facts = document(output)
+    assert (facts["state"], facts["profile"]) == ("interrupted", None)
+    assert len(facts["rounds"]) >= 3
+    assert f"benchmark_optimized.py --resume {output}" in capsys.readouterr().err
+    assert lab.tune("--resume", output) == 0
+    after = document(output)
+    assert (after["state"], after["decision"]["winner"]) == ("finished", "no mmap")
+    assert after["rounds"][: len(facts["rounds"])] == facts["rounds"]
+
+
+@pytest.mark.parametrize("run", [1, 3])
+def test_a_tuning_that_is_interrupted_before_its_first_round_offers_no_resume(
+    lab: Lab, output: Path, capsys: pytest.CaptureFixture[str], run: int
+) -> None:
+    lab.signals = {run: signal.SIGINT}
+    assert lab.tune("--output", output) == 128 + signal.SIGINT
+    assert not output.exists() or document(output)["rounds"] == []
+    log = capsys.readouterr().err
+    assert "interrupted before anything was measured" in log
+    assert "--resume" not in log
+
+
+def test_a_signal_after_the_decision_does_not_lose_it(
+    lab: Lab, output: Path, own_state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take(_: object) -> conditions.Conditions:
+        if output.exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return SNAPSHOT
+
+    monkeypatch.setattr(conditions, "take", take)
+    assert lab.tune("--output", output) == 128 + signal.SIGTERM
+    assert document(output)["decision"]["winner"] == "no mmap"
+    assert isinstance(lab.saved(own_state), Setting)
+
+
+def test_a_finished_tuning_is_not_resumed(lab: Lab, output: Path) -> None:
+    assert lab.tune("--output", output) == 0
+    with pytest.raises(UsageError, match="nothing is left to do"):
+        lab.tune("--resume", output)
+
+
+def test_a_tuning_is_not_resumed_with_another_engine(lab: Lab, output: Path) -> None:
+    lab.signals = {40: signal.SIGTERM}
+    assert lab.tune("--output", output) == 128 + signal.SIGTERM
+    os.utime(lab.facts.engine.path, (1, 1))
+    with pytest.raises(UsageError, match="cannot be resumed: the engine has changed"):
+        lab.tune("--resume", output)
+    assert document(output)["state"] == "interrupted"
+
+
+def test_a_second_benchmark_is_warned_and_does_not_resume_the_firsts_results(
+    lab: Lab, output: Path, own_state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab.signals = {40: signal.SIGTERM}
+    lab.tune("--output", output)
+    with alone(str(own_state / LOCK)):
+        with pytest.raises(UsageError, match="another benchmark is running"):
+            lab.tune("--resume", output)
+        assert lab.tune("--output", output, "--quick") == 0
+    assert "each disturbs the other" in capsys.readouterr().err
+    assert "another benchmark is running" in document(output)["warnings"][0]
+
+
+# What is printed
+
+
+def test_without_a_terminal_there_are_plain_lines(
+    lab: Lab, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lab.tune("--output", output, "--quick") == 0
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err
+    assert "round 1 (threads)" in said.err
+    table = said.out.partition("\nUse ")[0]
+    assert "tokens/s" in table
+    assert max(map(len, table.splitlines())) <= 80
+
+
+def test_json_goes_to_standard_output(
+    lab: Lab, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lab.tune("--output", output, "--quick", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == document(output)
+
+
+def test_results_go_into_a_dated_file_by_default(
+    lab: Lab, own_state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lab.tune("--quick") == 0
+    (path,) = own_state.glob("results-*.json")
+    assert f"Results: {path}" in capsys.readouterr().out
+    assert load(str(path)).state == "finished"
