@@ -134,7 +134,10 @@ def _changed_files(a: EngineFacts, b: EngineFacts) -> tuple[str, str]:
 
 def _when(nanoseconds: int) -> str:
     """Return a time since 1970 as a date."""
-    return stamp(datetime.fromtimestamp(nanoseconds // 10**9, timezone.utc))
+    try:
+        return stamp(datetime.fromtimestamp(nanoseconds // 10**9, timezone.utc))
+    except (OverflowError, ValueError, OSError):  # beyond the year 9999, in a damaged file
+        return "at an unknown time"
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
