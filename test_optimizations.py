@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
-"""Do the optimisations act? Looks at an engine while it runs: see README.md. No pytest
-finds a test in here."""
+"""Print whether each optimisation takes effect in a running engine: see README.md.
+
+This is a program. It holds no tests for pytest.
+"""
 
 import sys
 

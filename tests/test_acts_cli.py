@@ -24,6 +24,7 @@ from bitnet_tuning.machine.detect import read_host, read_privileges
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.plan.facts import Plan, Request
+from bitnet_tuning.plan.openmp import THREAD_COUNTS
 from bitnet_tuning.plan.profiles import store
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.plan.threads import choose_threads
@@ -243,6 +244,13 @@ def test_an_engine_that_ends_too_soon_is_skipped(engine: FakeEngine, run: Run) -
     assert done.code == 0
     for name in ("environment", "working threads", "threads' CPUs"):
         assert (done.state(name), done.reason(name)) == ("SKIP", TOO_SOON)
+
+
+def test_a_plan_that_is_the_upstream_default_is_not_compared(engine: FakeEngine, run: Run) -> None:
+    own = dict.fromkeys(THREAD_COUNTS, "2") | {"OMP_PROC_BIND": "false"}
+    done = run(engine.cli, "--json", **own)
+    assert done.document["setting"]["env"] == {}
+    assert "the plan is the upstream default" in done.reason("tokens/s")
 
 
 def test_performance_mode_is_checked_as_far_as_this_machine_permits_it(

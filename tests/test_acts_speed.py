@@ -8,7 +8,7 @@ import pytest
 
 from bitnet_tuning.bench.comparison import DEFAULT, UPSTREAM, Rounds, Run, compare
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
-from bitnet_tuning.cli.test_optimizations import left_out, nothing_to_compare, speed_line
+from bitnet_tuning.cli.test_optimizations import left_out, speed_line
 from bitnet_tuning.engine.builds import OPEN, verdict_words
 from bitnet_tuning.plan.profile import TG, Objective
 from bitnet_tuning.verify.checks import FAIL, PASS, SKIP
@@ -97,9 +97,6 @@ def test_what_cannot_be_measured(breaks: str, state: str, who: str) -> None:
 
 def test_what_is_not_measured_says_why() -> None:
     assert left_out("--no-speed")[1:3] == (SKIP, "not measured: --no-speed")
-    same = nothing_to_compare()
-    assert same.state == SKIP
-    assert "the plan is the upstream default" in same.reason
 
 
 @pytest.mark.parametrize("broken", [DEFAULT, UPSTREAM])

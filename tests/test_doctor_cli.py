@@ -9,7 +9,7 @@ import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -42,25 +42,44 @@ def machine(tmp_path: Path) -> Machine:
     return made.clock(4000, 4000).governors(dict.fromkeys(range(8), "performance"))
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def fake(tmp_path: Path) -> FakeEngine:
+    pytest.importorskip("resource", reason="fake engines are scripts: POSIX")
+    return FakeEngine(tmp_path / "checkout")
+
+
+class Answer(NamedTuple):
+    """The exit code of the doctor, and the JSON document that it printed."""
+
+    code: int
+    document: dict[str, Any]
+
+    @property
+    def found(self) -> dict[str, dict[str, str]]:
+        """The findings by their names."""
+        return {each["name"]: each for each in self.document["findings"]}
+
+
+Doctor = Callable[..., Answer]
+
+
+@pytest.fixture
+def doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Doctor:
+    """The command, for a root folder and with other flags."""
     monkeypatch.setattr(conditions, "spin", lambda seconds: None)
 
+    def call(root: Path | str, *flags: str) -> Answer:
+        code = main(["doctor", "--root", str(root), "--json", *flags])
+        return Answer(code, json.loads(capsys.readouterr().out))
 
-def doctor(
-    machine: Machine, capsys: pytest.CaptureFixture[str], *flags: str
-) -> tuple[int, dict[str, Any]]:
-    code = main(["doctor", "--root", str(machine.path), "--json", *flags])
-    return code, json.loads(capsys.readouterr().out)
+    return call
 
 
 # Exit codes and JSON
 
 
-def test_a_machine_without_problems_exits_with_0(
-    machine: Machine, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, document = doctor(machine, capsys, "--strict")
+def test_a_machine_without_problems_exits_with_0(machine: Machine, doctor: Doctor) -> None:
+    code, document = doctor(machine.path, "--strict")
     assert code == 0
     assert (document["summary"]["bad"], document["summary"]["warn"]) == (0, 0)
     assert document["summary"]["good"] > 10
@@ -68,22 +87,27 @@ def test_a_machine_without_problems_exits_with_0(
     assert {"threads", "SMT", "NUMA", "governor"} <= {each["name"] for each in document["findings"]}
 
 
-def test_warnings_change_the_exit_code_only_with_strict(
-    machine: Machine, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_warnings_change_the_exit_code_only_with_strict(machine: Machine, doctor: Doctor) -> None:
     machine.huge_pages("never")
-    assert doctor(machine, capsys)[0] == 0
-    code, document = doctor(machine, capsys, "--strict")
+    assert doctor(machine.path).code == 0
+    code, document = doctor(machine.path, "--strict")
     assert (code, document["summary"]["exit_code"]) == (2, 2)
 
 
-def test_something_bad_comes_first(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_something_bad_comes_first(machine: Machine, doctor: Doctor) -> None:
     machine.huge_pages("never").clock(800, 4000)
-    code, document = doctor(machine, capsys, "--strict")
+    code, document = doctor(machine.path, "--strict")
     assert code == 1
     assert [each["state"] for each in document["findings"][:2]] == ["bad", "warn"]
     assert document["findings"][0]["name"] == "clock under load"
     assert "Begin with: clock under load." in document["summary"]["text"]
+
+
+def test_sizes_are_in_gibibytes(machine: Machine, doctor: Doctor) -> None:
+    machine.meminfo(8 * GIBIBYTE, 6 * GIBIBYTE)
+    assert doctor(machine.path).found["memory"]["text"] == (
+        "6.0 GiB of memory are free, BitNet b1.58 2B-4T needs about 1.3 GiB"
+    )
 
 
 def test_counts_and_summary() -> None:
@@ -173,12 +197,7 @@ def test_a_check_that_fails_becomes_a_finding(machine: Machine) -> None:
 
     checks: list[Check] = [("x", broken, "nowhere"), ("y", refused, "nowhere")]
     first, second = examine(case_of(machine), checks)
-    assert (first.name, first.state, first.text, first.advice) == (
-        "y",
-        "bad",
-        "senseless",
-        "correct it",
-    )
+    assert first == Finding("y", "bad", "senseless", "correct it", "nowhere")
     assert (second.state, "ZeroDivisionError: by zero" in second.text) == ("unknown", True)
 
 
@@ -201,14 +220,10 @@ def test_what_cannot_be_read_becomes_an_error_with_a_remedy() -> None:
 
 
 def test_on_a_recorded_machine_only_a_named_engine_is_checked(
-    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    machine: Machine, fake: FakeEngine, doctor: Doctor
 ) -> None:
-    pytest.importorskip("resource", reason="fake engines are scripts: POSIX")
-    fake = FakeEngine(tmp_path / "checkout")
-    names = {each["name"] for each in doctor(machine, capsys)[1]["findings"]}
-    assert not {"engine", "model", "self-test"} & names
-    _, document = doctor(machine, capsys, "--engine", str(fake.cli), "-m", demo.I2_S)
-    found = {each["name"]: each for each in document["findings"]}
+    assert not {"engine", "model", "self-test"} & set(doctor(machine.path).found)
+    found = doctor(machine.path, "--engine", str(fake.cli), "-m", demo.I2_S).found
     assert found["engine"]["state"] == "good"
     assert found["model"]["state"] == "good"
     assert (found["self-test"]["state"], fake.prompts()) == ("unknown", [])
@@ -216,104 +231,64 @@ def test_on_a_recorded_machine_only_a_named_engine_is_checked(
 
 
 def test_the_selftest_of_a_recorded_machine_runs_when_asked_for(
-    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    machine: Machine, fake: FakeEngine, doctor: Doctor
 ) -> None:
-    pytest.importorskip("resource", reason="fake engines are scripts: POSIX")
-    fake = FakeEngine(tmp_path / "checkout")
-    code, document = doctor(machine, capsys, "--engine", str(fake.cli), "--selftest")
-    found = {each["name"]: each for each in document["findings"]}
-    assert code == 1
-    assert found["self-test"]["state"] == "bad"
-    assert "0 of 8 runs" in found["self-test"]["text"]
+    answer = doctor(machine.path, "--engine", str(fake.cli), "--selftest")
+    assert answer.code == 1
+    assert answer.found["self-test"]["state"] == "bad"
+    assert "0 of 8 runs" in answer.found["self-test"]["text"]
 
 
 def test_a_named_engine_or_model_that_does_not_exist_is_bad(
-    machine: Machine, capsys: pytest.CaptureFixture[str]
+    machine: Machine, doctor: Doctor
 ) -> None:
-    code, document = doctor(machine, capsys, "--engine", "/nowhere", "-m", "/nowhere.gguf")
-    found = {each["name"]: each for each in document["findings"]}
-    assert code == 1
-    assert (found["engine"]["state"], found["model"]["state"]) == ("bad", "bad")
+    answer = doctor(machine.path, "--engine", "/nowhere", "-m", "/nowhere.gguf")
+    assert answer.code == 1
+    assert {answer.found[name]["state"] for name in ("engine", "model")} == {"bad"}
 
 
-def test_a_named_model_may_lie_below_the_root(
-    machine: Machine, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_named_model_may_lie_below_the_root(machine: Machine, doctor: Doctor) -> None:
     machine.kernel("5.15.90.1-microsoft-standard-WSL2").windows_drive()
     machine.write("mnt/c/m.gguf", Path(demo.I2_S).read_bytes())
     for named in ("/mnt/c/m.gguf", str(machine.path / "mnt/c/m.gguf")):
-        found = {each["name"]: each for each in doctor(machine, capsys, "-m", named)[1]["findings"]}
+        found = doctor(machine.path, "-m", named).found
         assert found["model"]["state"] == "good"
         assert found["model's drive"]["state"] == "warn"
         assert found["model's drive"]["text"].startswith("/mnt/c/m.gguf lies on a Windows drive")
 
 
 def test_no_check_fails_on_this_machine(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    fake: FakeEngine, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("resource", reason="fake engines are scripts: POSIX")
-    fake = FakeEngine(tmp_path / "checkout")
     monkeypatch.setattr(conditions, "LOAD_SECONDS", 0.05)
-    code = main(["doctor", "--json", "--no-selftest", "--engine", str(fake.cli), "-m", demo.I2_S])
-    document = json.loads(capsys.readouterr().out)
+    answer = doctor("/", "--no-selftest", "--engine", str(fake.cli), "-m", demo.I2_S)
+    code, found = answer.code, answer.found
     assert code in (0, 1)
-    assert not [each for each in document["findings"] if "this check failed" in each["text"]]
-    found = {each["name"]: each["state"] for each in document["findings"]}
-    assert (found["engine"], found["model"], found["self-test"]) == ("good", "good", "unknown")
+    assert not [name for name in found if "this check failed" in found[name]["text"]]
+    states = [found[name]["state"] for name in ("engine", "model", "self-test")]
+    assert states == ["good", "good", "unknown"]
 
 
 # Real machines
 
 
-@pytest.fixture(scope="module")
-def dumps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folders = {}
-    for archive in DUMPS:
-        folders[archive.name] = tmp_path_factory.mktemp(archive.name.partition(".")[0])
-        with tarfile.open(archive) as opened:
-            opened.extractall(folders[archive.name], filter="tar")
-    return folders
-
-
+@pytest.mark.slow
 @pytest.mark.skipif(not DUMPS, reason="no dumps beside the checkout")
-def test_every_dump_is_judged_without_a_failed_check(
-    dumps: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    for folder in dumps.values():
-        code = main(["doctor", "--root", str(folder), "--json"])
-        document = json.loads(capsys.readouterr().out)
+def test_no_check_fails_on_dumps_of_real_machines(tmp_path: Path, doctor: Doctor) -> None:
+    answers = {}
+    for archive in DUMPS:
+        name = archive.name.partition(".")[0]
+        with tarfile.open(archive) as opened:
+            opened.extractall(tmp_path / name, filter="tar")
+        answers[name] = doctor(tmp_path / name)
+    for code, document in answers.values():
         assert code == document["summary"]["exit_code"]
         assert not [each for each in document["findings"] if "this check failed" in each["text"]]
-
-
-@pytest.mark.skipif(not DUMPS, reason="no dumps beside the checkout")
-@pytest.mark.parametrize(
-    ("dump", "name", "state"),
-    [
-        ("xeon-4108-2s.tar.gz", "NUMA", "warn"),
-        ("raptorlake-i7-1370p.tar.gz", "hybrid cores", "good"),
-        ("dgx-gb10.tar.gz", "CPU for i2_s", "good"),
-        ("s390-lpar-20.tar.gz", "CPU for i2_s", "bad"),
-        ("nehalem-1s-smt.tar.gz", "CPU for i2_s", "bad"),
-    ],
-)
-def test_findings_on_dumps_of_real_machines(
-    dumps: dict[str, Path],
-    capsys: pytest.CaptureFixture[str],
-    dump: str,
-    name: str,
-    state: str,
-) -> None:
-    main(["doctor", "--root", str(dumps[dump]), "--json"])
-    found = {each["name"]: each for each in json.loads(capsys.readouterr().out)["findings"]}
-    assert found[name]["state"] == state
-
-
-def test_sizes_are_in_gibibytes(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
-    machine.meminfo(8 * GIBIBYTE, 6 * GIBIBYTE)
-    found = {each["name"]: each for each in doctor(machine, capsys)[1]["findings"]}
-    assert found["memory"]["text"] == (
-        "6.0 GiB of memory are free, BitNet b1.58 2B-4T needs about 1.3 GiB"
-    )
+    for dump, name, state in (
+        ("xeon-4108-2s", "NUMA", "warn"),
+        ("raptorlake-i7-1370p", "hybrid cores", "good"),
+        ("dgx-gb10", "CPU for i2_s", "good"),
+        ("s390-lpar-20", "CPU for i2_s", "bad"),
+        ("nehalem-1s-smt", "CPU for i2_s", "bad"),
+    ):
+        assert answers[dump].found[name]["state"] == state, dump

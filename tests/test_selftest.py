@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bitnet_tuning import demo
 from bitnet_tuning.__main__ import main
-from bitnet_tuning.engine.find import EMBEDDED, Engine, Location, locate_all
+from bitnet_tuning.engine.find import EMBEDDED, locate_all
 from bitnet_tuning.engine.known import know
 from bitnet_tuning.launch.failure import NO_END
 from bitnet_tuning.machine.detect import read_host
@@ -20,26 +21,10 @@ from bitnet_tuning.verify import selftest
 from bitnet_tuning.verify.selftest import KnownText, Report, Result, Variant
 from tests.engines import FakeEngine
 from tests.machines import Machine
+from tests.profile_samples import ENGINE
 
 CASE = KnownText("a prompt", " and its text", 4)
 TWO, ONE, BATCHED = Variant(2), Variant(1), Variant(2, 32, 32)
-
-
-def an_engine(**facts: object) -> Engine:
-    plain = Engine(
-        location=Location("/build/bin/llama-cli", "named"),
-        version="",
-        flags=frozenset(("-tb",)),
-        chat_flags=frozenset(),
-        openmp="libomp",
-        blas=(),
-        isa=frozenset(("AVX", "AVX2")),
-        i2_s=True,
-        architectures={"llama": True},
-        files=(),
-        completion=None,
-    )
-    return plain._replace(**facts)  # type: ignore[arg-type]
 
 
 def a_report(*results: tuple[Variant, bool], problem: str | None = None) -> Report:
@@ -71,14 +56,14 @@ def a_report(*results: tuple[Variant, bool], problem: str | None = None) -> Repo
 )
 def test_the_likeliest_cause_is_named(
     tmp_path: Path,
-    engine: dict[str, object],
+    engine: dict[str, Any],
     flags: str,
     report: Report,
     control: bool | None,
     words: str,
 ) -> None:
     host = read_host(str(tmp_path))._replace(isa=tuple(flags.split()))
-    assert words in next(selftest.causes(report, an_engine(**engine), host, control))[0]
+    assert words in next(selftest.causes(report, ENGINE._replace(**engine), host, control))[0]
 
 
 @pytest.mark.parametrize(

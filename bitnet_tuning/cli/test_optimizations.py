@@ -27,7 +27,7 @@ from bitnet_tuning.bench.statistics import VERDICT_ROUNDS, estimate, geometric_m
 from bitnet_tuning.bench.summary import digits, noise
 from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_no_profile, number
-from bitnet_tuning.console import guarded, say, size_text, times
+from bitnet_tuning.console import guarded, say, times
 from bitnet_tuning.engine.builds import SLOWER, verdict_words
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.root import Root
@@ -98,8 +98,8 @@ def _read(arguments: list[str]) -> argparse.Namespace:
     add_model(parser)
     add_engine(parser)
     times = (
-        f"seconds that all of it takes (default: {SECONDS:g}, for models up to "
-        f"{size_text(SMALL_MODEL)} {SMALL_SECONDS:g} or as many as a comparison needs)"
+        f"seconds to spend (default: {SECONDS:g}; {SMALL_SECONDS:g} with a model of up to "
+        f"{SMALL_MODEL >> 20} MiB, or as many as a comparison needs)"
     )
     add("--performance-mode", action="store_true", help="check the plan of performance mode")
     add("--seconds", type=number(1, 3600), metavar="S", help=times)
@@ -195,7 +195,7 @@ def _speed(plan: Plan, subject: Subject, first: Run, limit: float | None, earlie
     runner, model = subject.runner, subject.facts.model
     settings = {DEFAULT: subject.default, UPSTREAM: UPSTREAM_SETTING}
     if settings[DEFAULT] == settings[UPSTREAM]:
-        return nothing_to_compare()
+        return left_out("the plan is the upstream default (2 threads, no environment)")
     seconds = (limit or (SMALL_SECONDS if model.size <= SMALL_MODEL else SECONDS)) - earlier
     runs = [first]
     if first.problem is None:
@@ -303,10 +303,3 @@ def _figures(judged: Judged, speeds: dict[str, float]) -> str:
 def left_out(why: str) -> Line:
     """Return the line for speeds that were not compared."""
     return Line(NAME, SKIP, f"not measured: {why}")
-
-
-def nothing_to_compare() -> Line:
-    """Return the line for a plan that equals the upstream default."""
-    return Line(
-        NAME, SKIP, "not measured: the plan is the upstream default (2 threads, no environment)"
-    )

@@ -22,7 +22,8 @@ SAME_TIME = 60.0
 sources are written while building."""
 
 _DAY = 86400.0
-_SELFTEST = "python3 -m bitnet_tuning selftest"
+_SELFTEST = "see whether the texts are right: python3 -m bitnet_tuning selftest"
+_MEASURE = f"measure which setting is fastest: {BENCHMARK}"
 
 
 def _engine(case: Case) -> Finding | None:
@@ -112,16 +113,13 @@ def _build_kernels(case: Case) -> Finding | None:
     if engine is None:
         return None
     if not engine.isa:
-        return unknown(
-            f"{engine.path} does not print what it is built for (no system_info line)", _SELFTEST
-        )
+        return unknown(f"{engine.path} does not print what it is built for", _SELFTEST)
     found = sorted(engine.isa & KERNEL_ISA)
     if found:
         return good(f"built with {', '.join(found)}")
     worse = bad if model is not None and model.quantization == I2_S else warn
     return worse(
-        f"{engine.path} is built without AVX2 and NEON: with an i2_s model it prints garbage or "
-        "aborts",
+        f"{engine.path} is built without AVX2 and NEON: with i2_s it prints garbage or aborts",
         "build it again with -DGGML_NATIVE=ON, or with -DGGML_AVX2=ON -DGGML_FMA=ON",
     )
 
@@ -131,11 +129,6 @@ def _wide_vectors(case: Case) -> Finding | None:
     if not wide:
         return None
     names = "AVX-512" if "AVX512" in wide else "VNNI"
-    engine = case.known_engine
-    if engine and engine.isa and not engine.isa & WIDE:
-        return good(
-            f"the CPU has {names}; the build does not use it, and neither would i2_s kernels"
-        )
     return good(f"the CPU has {names}, but the i2_s kernels use AVX2 only")
 
 
@@ -144,10 +137,7 @@ def _openmp(case: Case) -> Finding | None:
     if engine is None:
         return None
     if engine.openmp is None:
-        return unknown(
-            f"the OpenMP runtime of {engine.path} is not known, so only variables that every "
-            "runtime reads are set"
-        )
+        return unknown("its OpenMP runtime is not known: only what every runtime reads is set")
     if engine.openmp == NONE:
         return good("built without OpenMP: --poll, --prio and --cpu-mask act on ggml's own threads")
     return good(f"{engine.openmp}; with it --poll, --prio and --cpu-mask have no effect")
@@ -194,12 +184,8 @@ def _profile(case: Case) -> Finding | None:
     if case.stale:
         newest = case.stale[0]
         id_, changes = newest.profile.id, "; ".join(newest.changes)
-        return warn(
-            f"profile {id_} does not apply any more: {changes}", f"measure again: {BENCHMARK}"
-        )
-    return unknown(
-        "no setting was measured yet for this machine, engine and model", f"measure: {BENCHMARK}"
-    )
+        return warn(f"profile {id_} does not apply any more: {changes}", _MEASURE)
+    return unknown("no tuning was saved for this machine, engine and model", _MEASURE)
 
 
 _KERNEL_SOURCE = "bitnet.cpp: src/ggml-bitnet-mad.cpp has AVX2 and NEON kernels only"

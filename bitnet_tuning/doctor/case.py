@@ -122,7 +122,6 @@ class Finding(NamedTuple):
     """The result of one check."""
 
     name: str
-    """Name of the check."""
     state: str
     """``good``, ``warn``, ``bad`` or ``unknown``."""
     text: str

@@ -19,11 +19,8 @@ def _threads(case: Case) -> Finding:
     # A malformed BITNET_THREADS raises UsageError, which `examine` turns into a finding.
     asked, wanted, computed = asked_threads(None, case.environ), case.wanted_threads, case.computed
     if user_set(case.environ, _OMP_COUNT) and user_threads(case.environ) is None:
-        value = case.environ[_OMP_COUNT]
-        return bad(
-            f"{_OMP_COUNT}={value} is not a positive whole number, so it is ignored",
-            f"unset {_OMP_COUNT}",
-        )
+        text = f"{_OMP_COUNT}={case.environ[_OMP_COUNT]} is ignored: it is not a positive number"
+        return bad(text, f"unset {_OMP_COUNT}")
     if asked is None:
         measured = wanted != computed.setting.threads
         reason = f"{wanted}, as measured" if measured else computed.reasons["threads"]
@@ -106,17 +103,14 @@ def _smt(case: Case) -> Finding:
         )
     if host.threads_per_core == 1:
         return good("every physical core has one CPU")
-    return good(
-        f"up to {host.threads_per_core} CPUs share a physical core; one thread per core is used"
-    )
+    return good(f"up to {host.threads_per_core} CPUs share a physical core, which gets one thread")
 
 
 def _hybrid(case: Case) -> Finding:
     host, kinds = case.host, case.host.hybrid
     if kinds:
-        text = (
-            f"{kinds.performance_cores} performance and {kinds.efficiency_cores} efficiency cores"
-        )
+        fast, slow = kinds.performance_cores, kinds.efficiency_cores
+        text = f"{fast} performance and {slow} efficiency cores"
         if not (binds_itself(case.environ) and case.computed.setting.cpus):
             return good(f"{text}; {case.computed.reasons['cpus']}")
         return warn(
@@ -163,11 +157,7 @@ CHECKS: tuple[Check, ...] = (
     ("affinity", _affinity, "sched_getaffinity(2): the CPUs that this process may use"),
     ("CPU quota", _quota, "measured with 1 CPU: 1 thread 18 tokens/s, 2 threads 10.2 tokens/s"),
     ("SMT", _smt, "kernel: CPU topology; token generation waits for memory, not for arithmetic"),
-    (
-        "hybrid cores",
-        _hybrid,
-        "ggml: every thread gets an equal share of each step and waits for the last",
-    ),
+    ("hybrid cores", _hybrid, "ggml: threads get equal shares of a step and wait for the last"),
     ("NUMA", _numa, "llama.cpp: --numa distribute spreads threads over all nodes"),
     ("NUMA balancing", _numa_balancing, "ggml's own warning: observed to impair performance"),
 )

@@ -15,7 +15,7 @@ from bitnet_tuning.model.types import I2_S, TERNARY
 _SHARED = ("9p", "virtiofs", "nfs", "nfs4", "cifs", "smb3", "smbfs", "vboxsf", "fuse.sshfs")
 """File systems that another machine, or the host of a virtual machine, serves."""
 
-_TO_I2_S = "python3 setup_env.py -md MODEL_FOLDER -q i2_s"
+_TO_I2_S = "convert the model: python3 setup_env.py -md MODEL_FOLDER -q i2_s"
 
 
 def _model(case: Case) -> Finding | None:
@@ -30,11 +30,7 @@ def _model(case: Case) -> Finding | None:
     if model.quantization == I2_S:
         return good(text)
     if model.quantization not in TERNARY:
-        return warn(
-            f"{text}: these weights are not ternary, so every token reads several times the bytes "
-            "of an i2_s file",
-            _TO_I2_S,
-        )
+        return warn(f"{text}: not ternary, so each token reads several times as much", _TO_I2_S)
     if engine is not None and engine.i2_s:
         return warn(f"{text}: bitnet.cpp has fast kernels for i2_s only", _TO_I2_S)
     return good(f"{text}, which engines without i2_s kernels need")
@@ -94,11 +90,8 @@ def _memory(case: Case) -> Finding:
     if case.warning(MEMORY) is None:
         return good(text)
     worse = bad if available < case.model_size else warn
-    remedy = (
-        "close programs, or raise memory= in .wslconfig and run: wsl.exe --shutdown"
-        if case.host.wsl
-        else "close programs, or use a smaller model"
-    )
+    other = "raise memory= in .wslconfig and run: wsl.exe --shutdown"
+    remedy = f"close programs, or {other if case.host.wsl else 'use a smaller model'}"
     return worse(f"{text}: it may be read from disk again for every token", remedy)
 
 
@@ -121,7 +114,7 @@ def _swap(case: Case) -> Finding:
     if swapped is None:
         return unknown("the use of swap is not shown here")
     if swapped < SWAPPED:
-        return good("nothing is swapped out" if not swapped else "almost nothing is swapped out")
+        return good(f"{size_text(swapped)} are swapped out")
     text = f"{size_text(swapped)} are swapped out"
     if free is None or swapped <= free:
         return good(f"{text}, which slows nothing down while memory is free")
@@ -162,19 +155,10 @@ def _huge_pages(case: Case) -> Finding:
 
 CHECKS: tuple[Check, ...] = (
     ("model", _model, "the file's header, compared with what the engine can run"),
-    (
-        "model's drive",
-        _drive,
-        "the mount table; Microsoft: Working across Windows and Linux file systems",
-    ),
+    ("model's drive", _drive, "Microsoft: Working across Windows and Linux file systems"),
     ("memory", _memory, "kernel: MemAvailable; the model's size plus 15 % for its cache"),
     ("memory limit", _memory_limit, "kernel: admin-guide/cgroup-v2, memory.max and memory.high"),
     ("swap", _swap, "kernel: SwapTotal, SwapFree and MemAvailable in meminfo"),
     ("memory lock", _memory_lock, "setrlimit(2): RLIMIT_MEMLOCK; llama.cpp: --mlock"),
-    (
-        "huge pages",
-        _huge_pages,
-        "measured: a model copied into huge pages processes prompts ×1.26 as fast, and takes 2 s "
-        "longer to load",
-    ),
+    ("huge pages", _huge_pages, "measured: prompts ×1.26 as fast, loading takes 2 s longer"),
 )

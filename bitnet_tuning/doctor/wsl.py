@@ -31,9 +31,9 @@ def _version(case: Case) -> Finding | None:
 
 
 def _memory(case: Case) -> Finding | None:
-    # Each Windows user may have a file, and which one applies is not known: take the tightest.
     if case.host.wsl != 2:
         return None
+    # Each Windows user may have a file, and which one applies is not known: take the tightest.
     total = case.machine_memory.total
     limits = [(config.memory, config.path) for config in case.wsl_configs if config.memory]
     if not limits:
@@ -107,14 +107,12 @@ def _binding(case: Case) -> Finding | None:
     )
 
 
+_SETTINGS = "Microsoft: Advanced settings configuration in WSL"
+
 CHECKS: tuple[Check, ...] = (
     ("WSL version", _version, "Microsoft: Comparing WSL versions"),
-    ("WSL memory", _memory, "Microsoft: Advanced settings configuration in WSL, memory="),
-    (
-        "WSL processors",
-        _processors,
-        "Microsoft: Advanced settings configuration in WSL, processors=",
-    ),
-    ("WSL config", _config, "Microsoft: Advanced settings configuration in WSL"),
+    ("WSL memory", _memory, f"{_SETTINGS}, memory="),
+    ("WSL processors", _processors, f"{_SETTINGS}, processors="),
+    ("WSL config", _config, _SETTINGS),
     ("WSL thread binding", _binding, "the hypervisor of Windows schedules the virtual CPUs"),
 )
