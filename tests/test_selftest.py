@@ -51,7 +51,7 @@ def a_report(*results: tuple[Variant, bool], problem: str | None = None) -> Repo
         ({}, "avx2", a_report((TWO, True), (BATCHED, False)), True, "batches"),
         ({}, "avx2", a_report((ONE, True), (TWO, False)), True, "several threads"),
         ({}, "avx2", a_report((ONE, False), (TWO, False)), True, "i2_s kernels are wrong"),
-        ({}, "avx2", a_report((ONE, False), (TWO, False)), False, "not known"),
+        ({}, "avx2", a_report((ONE, False), (TWO, False)), False, "or the demo model"),
     ],
 )
 def test_the_likeliest_cause_is_named(

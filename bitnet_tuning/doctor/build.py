@@ -137,7 +137,7 @@ def _openmp(case: Case) -> Finding | None:
     if engine is None:
         return None
     if engine.openmp is None:
-        return unknown("its OpenMP runtime is not known: only what every runtime reads is set")
+        return unknown("the engine's OpenMP runtime is not known: only portable variables are set")
     if engine.openmp == NONE:
         return good("built without OpenMP: --poll, --prio and --cpu-mask act on ggml's own threads")
     return good(f"{engine.openmp}; with it --poll, --prio and --cpu-mask have no effect")
@@ -199,5 +199,5 @@ CHECKS: tuple[Check, ...] = (
     ("OpenMP runtime", _openmp, "the libraries that the engine is linked to; llama.cpp: ggml-cpu"),
     ("libraries", _libraries, "ld.so(8): LD_LIBRARY_PATH goes before a program's RUNPATH"),
     ("self-test", _selftest, "the demo model, whose texts every correct kernel continues alike"),
-    ("profile", _profile, "measured on this machine by benchmark_optimized.py"),
+    ("profile", _profile, "tunings that benchmark_optimized.py saved on this machine"),
 )

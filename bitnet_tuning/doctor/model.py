@@ -114,7 +114,7 @@ def _swap(case: Case) -> Finding:
     if swapped is None:
         return unknown("the use of swap is not shown here")
     if swapped < SWAPPED:
-        return good(f"{size_text(swapped)} are swapped out")
+        return good("little or nothing is swapped out")
     text = f"{size_text(swapped)} are swapped out"
     if free is None or swapped <= free:
         return good(f"{text}, which slows nothing down while memory is free")

@@ -244,7 +244,6 @@ def causes(
             "build bitnet.cpp again with clang 18 or later, for this CPU",
         )
     yield (
-        "the cause is not known",
-        "build bitnet.cpp again with clang 18 or later; if that does not help, the demo model may "
-        "be damaged: install bitnet-tuning again",
+        "the build is broken, or the demo model is damaged",
+        "build bitnet.cpp again with clang 18 or later, or install bitnet-tuning again",
     )
