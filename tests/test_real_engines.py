@@ -1,7 +1,8 @@
-"""Compiled engines, where BITNET_TEST_ENGINES names folders that hold a llama-cli."""
+"""Runs of compiled engines; BITNET_TEST_ENGINES names folders with a llama-cli."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -34,18 +35,21 @@ def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     )
 
 
+@functools.cache
 def plan(folder: str) -> dict[str, Any]:
     done = run("-m", "bitnet_tuning", "plan", "--engine", folder, "-m", demo.TQ2_0, "--json")
     facts: dict[str, Any] = json.loads(done.stdout)
     return facts
 
 
+@functools.cache
 def model_for(folder: str) -> str:
-    """i2_s where the engine has it: a mainline build refuses the pair."""
+    """Return the demo model's i2_s file if the engine knows i2_s, else its TQ2_0 file."""
     done = run("-m", "bitnet_tuning", "plan", "--engine", folder, "-m", demo.I2_S)
     return demo.TQ2_0 if done.returncode == 4 else demo.I2_S
 
 
+@functools.cache
 def computes_right(folder: str) -> bool:
     return run("-m", "bitnet_tuning", "selftest", "--engine", folder).returncode == 0
 
@@ -61,9 +65,9 @@ def test_a_prompt_is_completed_and_the_engine_ends(folder: str) -> None:
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_the_engine_says_the_planned_threads(folder: str) -> None:
+def test_the_engine_reports_the_planned_threads(folder: str) -> None:
     flags = ["--engine", folder, "-m", model_for(folder), "-n", "2", "-t", "1", "-p", "a"]
-    # llama-completion loses the end of its log now and then (llama.cpp issue 22142).
+    # llama-completion now and then loses the end of its log (llama.cpp issue 22142).
     logs = (run("run_inference.py", *flags).stderr for _ in range(6))
     assert any("n_threads = 1 (n_threads_batch = 1)" in log for log in logs)
 
@@ -78,7 +82,7 @@ def test_a_chat_ends_with_its_input(folder: str) -> None:
 
 
 def interrupted(folder: str) -> int:
-    """The exit code of a run that is interrupted as soon as it prints."""
+    """Return the exit code of a run that is interrupted as soon as it prints."""
     flags = ["--engine", folder, "-m", model_for(folder), "-n", "-1", "-p", "a", "-t", "1"]
     with subprocess.Popen(
         [sys.executable, "run_inference.py", *flags],
@@ -86,25 +90,28 @@ def interrupted(folder: str) -> int:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     ) as process:
-        assert process.stdout is not None
-        process.stdout.read(1)
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=SECONDS)
+        try:
+            assert process.stdout is not None
+            process.stdout.read(1)
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=SECONDS)
+        finally:
+            process.kill()
     return process.returncode
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_an_interrupt_ends_with_130(folder: str) -> None:
-    """The demo model is done within milliseconds: a run may end before it is interrupted."""
+    """A run of the demo model takes milliseconds and may end before the interrupt."""
     codes = [interrupted(folder) for _ in range(10)]
     assert 130 in codes
     assert set(codes) <= {0, 130}
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_the_self_test_tells_a_flipped_tensor(folder: str, tmp_path: Path) -> None:
+def test_the_self_test_detects_a_flipped_tensor(folder: str, tmp_path: Path) -> None:
     if not computes_right(folder):
-        pytest.skip("this build computes garbage anyway")
+        pytest.skip("this build computes garbage with any model")
     model = tmp_path / "flipped.gguf"
     flip_one_tensor(model_for(folder), model)
     done = run("-m", "bitnet_tuning", "selftest", "--engine", folder, "--model", str(model))
@@ -121,7 +128,7 @@ def test_backslashes_and_newlines_reach_the_model(folder: str) -> None:
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_what_is_set_suits_the_runtime(folder: str) -> None:
+def test_the_environment_suits_the_openmp_runtime(folder: str) -> None:
     facts = plan(folder)
     runtime = facts["reasons"]["env"]
     assert ("KMP_BLOCKTIME" in facts["env"]) <= ("libomp" in runtime)
@@ -132,15 +139,14 @@ QUESTIONS = ("How many threads", "What is SMT?", "What is a CPU quota?", "Why")
 
 
 def has_server(folder: str) -> bool:
-    done = run("-m", "bitnet_tuning", "plan", "--engine", folder, "-m", model_for(folder), "--json")
-    return (Path(json.loads(done.stdout)["engine"]).parent / "llama-server").exists()
+    return (Path(plan(folder)["engine"]).parent / "llama-server").exists()
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 @pytest.mark.parametrize("slots", ["1", "4"])
-def test_many_prompts_are_answered_as_each_alone(folder: str, slots: str) -> None:
+def test_many_prompts_get_the_answers_that_each_gets_alone(folder: str, slots: str) -> None:
     if not has_server(folder):
-        pytest.skip("no llama-server there")
+        pytest.skip("it has no llama-server")
     flags = ["--engine", folder, "-m", model_for(folder), "-temp", "0", "-n", "24", "--quiet"]
     lines = "".join(json.dumps(question) + "\n" for question in QUESTIONS * 3)
     script = "run_inference_optimized.py"
@@ -150,15 +156,15 @@ def test_many_prompts_are_answered_as_each_alone(folder: str, slots: str) -> Non
     assert [answer["prompt"] for answer in answers] == list(QUESTIONS * 3)
     for answer in answers[: len(QUESTIONS)]:
         expected = f"{answer['prompt']}{answer['text']}".split()
-        # Mainline's llama-completion loses its last words now and then (llama.cpp issue 22142).
+        # llama-completion now and then loses its last words (llama.cpp issue 22142).
         texts = (run(script, *flags, "-p", answer["prompt"]).stdout.split() for _ in range(5))
         assert any(text == expected for text in texts)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_a_prompt_that_is_too_long_is_refused_alone(folder: str) -> None:
+def test_only_the_prompt_that_is_too_long_is_refused(folder: str) -> None:
     if not has_server(folder):
-        pytest.skip("no llama-server there")
+        pytest.skip("it has no llama-server")
     flags = ["--engine", folder, "-m", model_for(folder), "-n", "4", "-c", "128", "--slots", "2"]
     lines = "".join(json.dumps(text) + "\n" for text in ("Why", "Why " * 300, "How"))
     done = run("run_inference_optimized.py", *flags, "--prompts", "-", stdin=lines)

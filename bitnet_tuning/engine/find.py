@@ -1,4 +1,4 @@
-"""Find engines; the record of what is known about one."""
+"""Find engines on this machine, and define the record of what is known about one."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ _BUILD = "build"
 """Beginning of the names of build folders; a folder of exactly this name comes first."""
 _BINS = (os.path.join("bin", "Release"), "bin")
 
+# bitnet.cpp of October 2024 knows ``bitnet``, but not ``bitnet-b1.58``.
 ARCHITECTURES = (
     "bitnet",
     "bitnet-25",
@@ -68,7 +69,8 @@ class Engine(NamedTuple):
     files: tuple[str, ...]
     """Real paths of the program and of the libraries built with it."""
     completion: str | None
-    """llama-completion beside llama-cli; where there is one, llama-cli only chats."""
+    """llama-completion beside llama-cli, which then only chats: in llama.cpp since December 2025
+    and in bitnet.cpp since July 2026."""
     cpu: frozenset[str] = frozenset()
     """Flags of the CPU on which the engine was probed, as the kernel writes them."""
     ran: bool | None = None

@@ -144,9 +144,7 @@ class _Reader:
                 "more than the file can hold"
             )
         if most is not None and count > most:
-            raise _CorruptError(
-                f"is damaged: its header claims {count} {what}, the limit is {most}"
-            )
+            raise _CorruptError(f"is damaged: it claims {count} {what}; the limit is {most}")
         return count
 
     def name(self, what: str) -> str:
