@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from bitnet_tuning.machine.conditions import Conditions, take
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import Host
+from bitnet_tuning.machine.root import Root
 
 CPU = "sys/devices/system/cpu"
 NODE = "sys/devices/system/node"
@@ -31,6 +33,10 @@ class Machine:
 
     def host(self) -> Host:
         return read_host(str(self.path))
+
+    def conditions(self) -> Conditions:
+        """A snapshot of its state, taken without waiting."""
+        return take(self.host(), Root(str(self.path)), 0, lambda _: None)
 
     # Any file
 

@@ -1,4 +1,4 @@
-"""What the processors do, and how fast they run."""
+"""CPU time, running programs and the clock."""
 
 from __future__ import annotations
 
@@ -12,13 +12,9 @@ from typing import Any
 
 import pytest
 
-from bitnet_tuning.machine import load
-from bitnet_tuning.machine.clock import Clock, read_clock, read_driver
-from bitnet_tuning.machine.load import CpuTimes, own_cpu_seconds, read_cpu_times, read_processes
-from bitnet_tuning.machine.root import Root
+from bitnet_tuning.machine.clock import Clock
+from bitnet_tuning.machine.load import own_cpu_seconds, read_processes
 from tests.machines import Machine
-
-CPUS = frozenset(range(4))
 
 
 @pytest.fixture
@@ -26,64 +22,62 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path).regular(cores=4)
 
 
-@pytest.fixture
-def root(machine: Machine) -> Root:
-    return Root(str(machine.path))
+# CPU times
 
 
 @pytest.fixture
 def hertz(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "_hertz", lambda: 100)
+    """A kernel that counts 100 ticks per second."""
+    monkeypatch.setattr(os, "sysconf", lambda _: 100, raising=False)
 
 
-# CPU times
+def cpu_times(machine: Machine) -> tuple[float | None, float | None]:
+    seen = machine.conditions()
+    return seen.busy_cpu_seconds, seen.steal_cpu_seconds
 
 
 @pytest.mark.usefixtures("hertz")
-def test_work_is_neither_idle_nor_steal_nor_guests_twice(machine: Machine, root: Root) -> None:
+def test_busy_time_excludes_idle_and_steal_and_counts_guests_once(machine: Machine) -> None:
     machine.cpu_times(1000, 200, 300, 99_999, 88_888, 40, 60, 250, 700, 0)
-    assert read_cpu_times(root) == CpuTimes(busy=16.0, steal=2.5)
+    assert cpu_times(machine) == (16.0, 2.5)
 
 
 @pytest.mark.usefixtures("hertz")
-def test_old_kernels_count_no_steal(machine: Machine, root: Root) -> None:
-    machine.cpu_times(1000, 0, 100, 5000)
-    assert read_cpu_times(root) == CpuTimes(11.0, 0.0)
+def test_old_kernels_count_no_steal(machine: Machine) -> None:
+    assert cpu_times(machine.cpu_times(1000, 0, 100, 5000)) == (11.0, 0.0)
 
 
 @pytest.mark.parametrize("text", [None, "", "cpu", "cpu 1 2", "intr 1 2 3 4 5 6", b"\xff\0\xff"])
-def test_no_cpu_times(machine: Machine, root: Root, text: str | bytes | None) -> None:
+def test_a_broken_stat_gives_no_cpu_times(machine: Machine, text: str | bytes | None) -> None:
     if text is not None:
         machine.write("proc/stat", text)
-    assert read_cpu_times(root) is None
+    assert cpu_times(machine) == (None, None)
 
 
 @pytest.mark.usefixtures("hertz")
-def test_a_column_that_is_no_number_counts_as_nothing(machine: Machine, root: Root) -> None:
-    machine.write("proc/stat", "cpu  100 x 200 5000 1 1 1 1")
-    assert read_cpu_times(root) == CpuTimes(3.02, 0.01)
+def test_a_column_that_is_no_number_counts_as_zero(machine: Machine) -> None:
+    assert cpu_times(machine.write("proc/stat", "cpu  100 x 200 5000 1 1 1 1")) == (3.02, 0.01)
 
 
-def test_systems_without_sysconf(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(_: str) -> int:
-        raise ValueError
+def test_a_tick_is_a_hundredth_of_a_second_without_sysconf(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "sysconf", raising=False)
+    assert cpu_times(machine.cpu_times(1000, 0, 100, 5000)) == (11.0, 0.0)
 
-    monkeypatch.setattr(os, "sysconf", unknown, raising=False)
-    assert load._hertz() == 100
 
-
-def test_own_time_grows_with_finished_children() -> None:
+def test_own_cpu_time_includes_finished_children() -> None:
     before = own_cpu_seconds()
-    code = "import time\nwhile time.process_time() < 0.3: pass"
+    code = "import time\nwhile time.process_time() < 0.1: pass"
     subprocess.run([sys.executable, "-S", "-c", code], check=True)
-    assert own_cpu_seconds() - before > 0.2
+    assert own_cpu_seconds() - before > 0.05
 
 
 # Processes
 
 
 class FakePsutil(ModuleType):
-    """Processes by id: (name, user, system), or None where access is denied."""
+    """A psutil that lists processes by id: (name, user, system), None for denied access."""
 
     class Error(Exception):
         pass
@@ -115,13 +109,13 @@ def listed(monkeypatch: pytest.MonkeyPatch, psutil: ModuleType | None) -> dict[i
     return {pid: tuple(process) for pid, process in read_processes().items()}
 
 
-def test_ourselves_and_our_children_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_process_and_its_children_are_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     everyone = {pid: (f"p{pid}", 1.0, 0.5) for pid in (1, 1000, 1001, 1002)}
     assert listed(monkeypatch, FakePsutil(everyone, (1001, 1002))) == {1: ("p1", 1.5)}
     assert 1001 in listed(monkeypatch, FakePsutil(everyone, None))
 
 
-def test_processes_that_do_not_show_their_times(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_without_cpu_times_are_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = listed(monkeypatch, FakePsutil({1: None, 2: ("b", 1.0, 0.0)}))
     assert seen == {2: ("b", 1.0)}
 
@@ -136,53 +130,55 @@ def test_processes_that_do_not_show_their_times(monkeypatch: pytest.MonkeyPatch)
         ("Größe", "Größe"),
     ],
 )
-def test_names(monkeypatch: pytest.MonkeyPatch, name: str, shown: str) -> None:
+def test_names_are_short_and_printable(
+    monkeypatch: pytest.MonkeyPatch, name: str, shown: str
+) -> None:
     assert listed(monkeypatch, FakePsutil({7: (name, 1.0, 0.0)}))[7][0] == shown
 
 
-def test_no_names_without_psutil(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_process_is_listed_without_psutil(monkeypatch: pytest.MonkeyPatch) -> None:
     assert listed(monkeypatch, None) == {}
 
 
 # Clock
 
 
-def test_the_clock_of_the_allowed_cpus(machine: Machine, root: Root) -> None:
-    machine.per_cpu(
+def test_the_clock_is_that_of_the_allowed_cpus(machine: Machine) -> None:
+    machine.affinity("0-2").per_cpu(
         "cpufreq/scaling_cur_freq", {0: 800_000, 1: 2_000_000, 2: 3_200_000, 3: 9_000_000}
     )
     machine.per_cpu("cpufreq/scaling_max_freq", {0: 2_000_000, 1: 3_600_000})
     machine.frequencies(dict.fromkeys(range(4), 4_800_000))
-    assert read_clock(root, frozenset((0, 1, 2))) == Clock(2000, 800, 3200, 3600, 4800)
+    assert machine.conditions().clock == Clock(2000, 800, 3200, 3600, 4800)
 
 
-def test_what_is_no_clock_is_left_out(machine: Machine, root: Root) -> None:
+def test_implausible_clocks_are_ignored(machine: Machine) -> None:
     machine.per_cpu("cpufreq/scaling_cur_freq", {0: "<unknown>", 1: 0, 2: -5, 3: 4_294_967_295})
-    assert read_clock(root, CPUS) is None
+    assert machine.conditions().clock is None
     machine.per_cpu("cpufreq/scaling_cur_freq", {1: 1_000_000})
-    assert read_clock(root, CPUS) == Clock(1000, 1000, 1000)
+    assert machine.conditions().clock == Clock(1000, 1000, 1000)
 
 
-def test_the_clock_in_cpuinfo(machine: Machine, root: Root) -> None:
+def test_without_cpufreq_the_clock_comes_from_cpuinfo(machine: Machine) -> None:
     machine.cpuinfo(
         f"processor\t: {cpu}\ncpu MHz\t\t: {speed}"
         for cpu, speed in ((0, "1000.500"), (1, "2000.500"), (2, "0.000"), (3, "nan"), (9, "5000"))
     )
-    assert read_clock(root, CPUS) == Clock(1500.5, 1000.5, 2000.5)
+    assert machine.conditions().clock == Clock(1500.5, 1000.5, 2000.5)
 
 
-def test_the_clock_of_power(machine: Machine, root: Root) -> None:
+def test_power_writes_the_clock_with_its_unit(machine: Machine) -> None:
     machine.cpuinfo(["processor\t: 0\ncpu\t\t: POWER9\nclock\t\t: 3800.000000MHz"])
-    assert read_clock(root, CPUS) == Clock(3800, 3800, 3800)
+    assert machine.conditions().clock == Clock(3800, 3800, 3800)
 
 
-def test_no_clock(machine: Machine, root: Root) -> None:
-    assert read_clock(root, CPUS) is None
+def test_a_clock_without_a_cpu_is_ignored(machine: Machine) -> None:
+    assert machine.conditions().clock is None
     machine.cpuinfo(["cpu MHz : 1000", "processor : x\ncpu MHz : 1000"])
-    assert read_clock(root, CPUS) is None
+    assert machine.conditions().clock is None
 
 
-def test_the_driver_of_the_first_cpu_that_has_one(machine: Machine, root: Root) -> None:
-    assert read_driver(root, CPUS) is None
+def test_the_driver_is_that_of_the_first_cpu_with_a_valid_name(machine: Machine) -> None:
+    assert machine.conditions().frequency_driver is None
     machine.per_cpu("cpufreq/scaling_driver", {0: "bad\x07name", 2: "intel_pstate"})
-    assert read_driver(root, CPUS) == "intel_pstate"
+    assert machine.conditions().frequency_driver == "intel_pstate"

@@ -1,16 +1,15 @@
-"""Dumps of real machines, where they lie beside the checkout; each states what is to be found."""
+"""Facts read from dumps of real machines, if the dumps are beside the checkout."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bitnet_tuning.__main__ import main
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import host_facts
 from bitnet_tuning.store.codec import to_json
@@ -25,18 +24,18 @@ pytestmark = pytest.mark.skipif(not EXPECTED, reason="no dumps beside the checko
 
 @pytest.fixture(scope="module")
 def dumps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Extracted only once: some hold thousands of files."""
+    """The folders of the dumps, which are extracted only once: some have thousands of files."""
     folders = {}
     for name in EXPECTED:
         folders[name] = tmp_path_factory.mktemp(name)
         with tarfile.open(DUMPS / f"{name}.tar.gz") as archive:
-            # Links between files of the dump are kept, nothing may lead out of the folder.
+            # This filter keeps links within the dump and refuses those that lead out of it.
             archive.extractall(folders[name], filter="tar")
     return folders
 
 
 def check(name: str, facts: dict[str, Any]) -> None:
-    """Every stated fact that is not uncertain; ``None`` as a count states nothing."""
+    """Compare the facts with the expected ones, except for uncertain and unknown ones."""
     expected = EXPECTED[name]
     kinds = facts["hybrid"]
     found = {
@@ -61,7 +60,7 @@ def check(name: str, facts: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_dump(dumps: dict[str, Path], name: str) -> None:
+def test_the_facts_of_a_dump_are_right(dumps: dict[str, Path], name: str) -> None:
     host = read_host(str(dumps[name]))
     check(name, to_json(host_facts(host)))
     assert sum(len(core.cpus) for core in host.cores) == len(host.online)
@@ -69,16 +68,13 @@ def test_dump(dumps: dict[str, Path], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in EXPECTED if "offline" in name or "hy" in name])
-def test_program(dumps: dict[str, Path], name: str) -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "bitnet_tuning", "host", "--root", dumps[name], "--json"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    check(name, json.loads(run.stdout))
-    assert run.stderr == ""
+def test_the_command_prints_the_facts_of_a_dump(
+    dumps: dict[str, Path], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert main(["host", "--root", str(dumps[name]), "--json"]) == 0
+    printed = capsys.readouterr()
+    check(name, json.loads(printed.out))
+    assert printed.err == ""
 
 
 def test_the_offline_cpus_are_the_right_ones(dumps: dict[str, Path]) -> None:

@@ -1,4 +1,4 @@
-"""Performance and efficiency cores, and what must not pass for them."""
+"""Telling performance cores from efficiency cores, and from small differences of one kind."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def one_thread_each(machine: Machine, values: Sequence[int]) -> dict[int, int]:
     return dict(enumerate(values))
 
 
-def test_the_kernels_own_lists(machine: Machine) -> None:
+def test_the_kernels_lists_tell_the_kinds(machine: Machine) -> None:
     host = machine.hybrid(performance=6, efficiency=8).host()
     assert counts(host) == (6, 8)
     assert host.hybrid is not None
@@ -45,7 +45,7 @@ def test_the_kernels_own_lists(machine: Machine) -> None:
 
 
 def test_frequencies_refine_the_lists(machine: Machine) -> None:
-    """An efficiency core does half the work per clock, at 4.0 against 5.0 GHz."""
+    """An efficiency core does half the work per clock cycle, here at 4.0 instead of 5.0 GHz."""
     machine.hybrid(2, 4).frequencies(dict.fromkeys(range(4), 5 * GHZ))
     host = machine.frequencies(dict.fromkeys(range(4, 8), 4 * GHZ)).host()
     assert speed_of(host, 4) == pytest.approx(0.4)
@@ -58,7 +58,7 @@ def test_low_power_cores_are_efficiency_cores(machine: Machine) -> None:
     assert counts(host) == (1, 4)
 
 
-def test_slowest_cores_are_rated_lower(machine: Machine) -> None:
+def test_slower_efficiency_cores_have_lower_speeds(machine: Machine) -> None:
     machine.cores([[cpu] for cpu in range(6)]).intel_kinds("0-1", "2-5")
     rates = {0: 5 * GHZ, 1: 5 * GHZ, 2: 4 * GHZ, 3: 4 * GHZ, 4: 2 * GHZ, 5: 2 * GHZ}
     host = machine.frequencies(rates).host()
@@ -82,7 +82,9 @@ def test_one_kind_wholly_offline_is_no_hybrid(machine: Machine, gone: tuple[int,
 
 
 @pytest.mark.parametrize(("core", "atom"), [("0-3", ""), ("", "0-3"), ("0-3", "0-3"), ("?", "2-3")])
-def test_lists_that_split_nothing(machine: Machine, core: str, atom: str) -> None:
+def test_lists_that_do_not_name_two_kinds_are_ignored(
+    machine: Machine, core: str, atom: str
+) -> None:
     assert machine.regular(cores=4).intel_kinds(core, atom).host().hybrid is None
 
 
@@ -99,7 +101,9 @@ def test_lists_that_split_nothing(machine: Machine, core: str, atom: str) -> Non
         pytest.param([1024, 0, 1024, 1024], None, id="a zero is no kind"),
     ],
 )
-def test_capacities(machine: Machine, values: list[int], expected: tuple[int, int] | None) -> None:
+def test_a_gap_between_capacities_separates_kinds(
+    machine: Machine, values: list[int], expected: tuple[int, int] | None
+) -> None:
     assert counts(machine.capacities(one_thread_each(machine, values)).host()) == expected
 
 
@@ -108,7 +112,7 @@ def test_capacities_are_speeds(machine: Machine) -> None:
     assert [core.speed for core in host.cores] == [1.0, 1.0, 0.5, 500 / 1024]
 
 
-def test_a_missing_capacity_is_no_kind(machine: Machine) -> None:
+def test_a_missing_capacity_does_not_make_a_slow_core(machine: Machine) -> None:
     machine.cores([[0], [1], [2]]).capacities({0: 1024, 2: 1024})
     assert machine.host().hybrid is None
 
@@ -124,22 +128,19 @@ def test_a_missing_capacity_is_no_kind(machine: Machine) -> None:
         pytest.param([2.1, 2.1, 2.1], None, id="all the same"),
     ],
 )
-def test_frequencies(machine: Machine, ghz: list[float], expected: tuple[int, int] | None) -> None:
+def test_a_gap_between_frequencies_separates_kinds(
+    machine: Machine, ghz: list[float], expected: tuple[int, int] | None
+) -> None:
     rates = one_thread_each(machine, [round(value * GHZ) for value in ghz])
     assert counts(machine.frequencies(rates).host()) == expected
 
 
-def test_missing_frequencies_are_no_kind(machine: Machine) -> None:
-    machine.regular(cores=4, threads=2).frequencies(dict.fromkeys(range(3), 4 * GHZ))
-    assert machine.host().hybrid is None
-
-
-def test_a_core_without_a_frequency_leaves_the_others_kinds_unknown(machine: Machine) -> None:
+def test_a_core_without_a_frequency_leaves_all_kinds_unknown(machine: Machine) -> None:
     machine.cores([[0], [1], [2]]).frequencies({0: 5 * GHZ, 2: 3 * GHZ})
     assert machine.host().hybrid is None
 
 
-def test_one_thread_of_each_core_with_a_frequency_is_enough(machine: Machine) -> None:
+def test_a_frequency_on_one_cpu_of_each_core_is_enough(machine: Machine) -> None:
     machine.cores([[0, 1], [2, 3], [4]]).frequencies({1: 5 * GHZ, 2: 5 * GHZ, 4: 3 * GHZ})
     assert counts(machine.host()) == (2, 1)
 
@@ -151,8 +152,10 @@ def test_equal_capacities_do_not_hide_frequencies(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(("cpuinfo", "share"), [(INTEL, 0.5), (AMD, 1.0), ([], 1.0)])
-def test_work_per_clock_is_intels_alone(machine: Machine, cpuinfo: list[str], share: float) -> None:
-    """Smaller cores of other vendors have the same vector units."""
+def test_only_intels_efficiency_cores_do_less_work_per_clock_cycle(
+    machine: Machine, cpuinfo: list[str], share: float
+) -> None:
+    """The smaller cores of other vendors have the same vector units."""
     rates = one_thread_each(machine, [5 * GHZ, 5 * GHZ, 4 * GHZ])
     host = machine.cpuinfo(cpuinfo).frequencies(rates).host()
     assert speed_of(host, 2) == pytest.approx(0.8 * share)
