@@ -1,4 +1,4 @@
-"""Performance mode: how threads wait, on which CPUs, with what priority."""
+"""Performance mode: how threads wait, their CPUs and their priority."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def waits(made: Plan) -> dict[str, str]:
         (None, {}, None),
     ],
 )
-def test_threads_spin_in_the_runtimes_own_way(
+def test_threads_spin_in_the_way_of_their_openmp_runtime(
     runtime: str | None, variables: dict[str, str], poll: int | None
 ) -> None:
     made = plan(runtime=runtime)
@@ -61,7 +61,7 @@ def test_threads_spin_in_the_runtimes_own_way(
 
 
 @pytest.mark.parametrize("runtime", [LLVM, GOMP, NONE])
-def test_never_past_a_quota(runtime: str) -> None:
+def test_threads_do_not_spin_under_a_quota(runtime: str) -> None:
     made = plan(a_host(4, quota=2), runtime=runtime)
     assert (waits(made), made.setting.poll, made.setting.cpus) == ({}, None, None)
     assert "quota" in made.reasons["performance"]
@@ -83,7 +83,9 @@ def test_more_threads_than_cpus_do_not_spin() -> None:
     [{"OMP_WAIT_POLICY": "passive"}, {"KMP_BLOCKTIME": "1"}, {"GOMP_SPINCOUNT": "5"}],
 )
 @pytest.mark.parametrize("runtime", [LLVM, GOMP, NONE])
-def test_how_the_user_lets_threads_wait_is_left_alone(runtime: str, mine: dict[str, str]) -> None:
+def test_variables_that_the_user_set_are_not_overwritten(
+    runtime: str, mine: dict[str, str]
+) -> None:
     made = plan(runtime=runtime, environ=mine)
     assert not set(mine) & set(made.setting.variables)
     assert not {"infinite", "active"} & set(made.setting.variables.values())
@@ -100,7 +102,7 @@ def test_the_engine_is_bound_to_the_chosen_cores() -> None:
     assert plan(a_host(4), request=FAST._replace(performance=False)).setting.cpus is None
 
 
-def test_performance_cores_stay_where_the_plan_has_them() -> None:
+def test_on_a_hybrid_the_binding_of_the_usual_plan_stays() -> None:
     usual = plan(a_hybrid_host(), request=FAST._replace(performance=False))
     made = plan(a_hybrid_host())
     assert made.setting.cpus == usual.setting.cpus == frozenset(range(16))
@@ -108,20 +110,20 @@ def test_performance_cores_stay_where_the_plan_has_them() -> None:
 
 
 @pytest.mark.parametrize("name", ["OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"])
-def test_places_that_the_user_chose_are_not_bound_over(name: str) -> None:
+def test_an_engine_that_the_user_bound_is_not_bound_again(name: str) -> None:
     made = plan(environ={name: "x"})
     assert made.setting.cpus is None
     assert "yourself" in made.reasons["cpus"]
 
 
-def test_a_node_is_enough_of_a_binding(tmp_path: Path) -> None:
+def test_an_engine_on_one_numa_node_is_bound_to_the_whole_node(tmp_path: Path) -> None:
     machine = Machine(tmp_path).regular(16, packages=2, node_per_package=True)
     made = plan(machine.meminfo(8 << 30, 6 << 30).host())
     assert made.setting.cpus == frozenset(range(16))
     assert made.reasons["cpus"] == "bound to NUMA node 0"
 
 
-def test_what_is_not_permitted_is_a_warning_and_the_rest_stays() -> None:
+def test_a_priority_that_is_not_permitted_is_a_warning() -> None:
     made = plan(lowest=0)
     assert made.setting.nice == 0
     assert any("priority" in warning for warning in made.warnings)

@@ -1,4 +1,4 @@
-"""Affinity, and CFS quotas wherever control groups are mounted."""
+"""Affinity, privileges, and CPU quotas wherever control groups are mounted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path).regular(cores=8, threads=2)
 
 
-def test_no_limits(machine: Machine) -> None:
+def test_without_limits_all_cores_are_usable(machine: Machine) -> None:
     host = machine.host()
     assert host.allowed == host.online
     assert (host.quota, host.usable_cores) == (None, 8)
@@ -37,19 +37,20 @@ def test_no_limits(machine: Machine) -> None:
         ("3,40-60", {3}, 1),
     ],
 )
-def test_affinity(machine: Machine, cpus: str, allowed: set[int], cores: int) -> None:
+def test_affinity_limits_the_cores(
+    machine: Machine, cpus: str, allowed: set[int], cores: int
+) -> None:
     host = machine.affinity(cpus).host()
     assert host.allowed == allowed
     assert (len(host.allowed_cores), host.usable_cores, len(host.cores)) == (cores, cores, 8)
 
 
 @pytest.mark.parametrize("cpus", ["", "?", "70-80"])
-def test_an_affinity_that_leaves_nothing_is_none(machine: Machine, cpus: str) -> None:
+def test_an_affinity_without_an_online_cpu_is_ignored(machine: Machine, cpus: str) -> None:
     assert machine.affinity(cpus).host().allowed == frozenset(range(16))
 
 
-def test_affinity_as_a_mask(machine: Machine) -> None:
-    """As kernels wrote it before there were lists."""
+def test_old_kernels_show_affinity_as_a_mask(machine: Machine) -> None:
     machine.write("proc/self/status", "Name:\tx\nCpus_allowed:\t00000000,00000103")
     assert machine.host().allowed == {0, 1, 8}
 
@@ -62,7 +63,7 @@ def test_offline_cpus_are_not_allowed(machine: Machine) -> None:
 
 FULL = "000001ffffffffff"
 DOCKER = "00000000a80425fb"
-"""Docker's default set: neither CAP_SYS_NICE nor CAP_IPC_LOCK."""
+"""Docker's default capabilities, which lack CAP_SYS_NICE and CAP_IPC_LOCK."""
 
 
 class Limits(NamedTuple):
@@ -92,7 +93,7 @@ def privileges(
         pytest.param("0000000000800000", "0 0 4294967295", (-20, 65536), id="may be nice"),
     ],
 )
-def test_capabilities(
+def test_capabilities_permit_priority_and_locked_memory(
     machine: Machine,
     monkeypatch: pytest.MonkeyPatch,
     capabilities: str,
@@ -109,7 +110,7 @@ def test_capabilities(
     ("limits", "expected"),
     [((0, 65536), (20, 65536)), ((30, 1 << 30), (-10, 1 << 30)), ((-1, -1), (-20, None))],
 )
-def test_resource_limits(
+def test_resource_limits_permit_priority_and_locked_memory(
     machine: Machine,
     monkeypatch: pytest.MonkeyPatch,
     limits: tuple[int, int],
@@ -119,7 +120,7 @@ def test_resource_limits(
 
 
 @pytest.mark.parametrize(("user", "expected"), [(0, (-20, None)), (1000, (20, 65536))])
-def test_a_system_without_capabilities(
+def test_without_capabilities_only_root_is_privileged(
     machine: Machine,
     monkeypatch: pytest.MonkeyPatch,
     user: int,
@@ -150,25 +151,27 @@ def test_a_system_without_capabilities(
         ("many 100000", None, 8),
     ],
 )
-def test_cpu_max(machine: Machine, text: str, quota: float | None, cores: int) -> None:
+def test_a_quota_of_version_2_limits_the_usable_cores(
+    machine: Machine, text: str, quota: float | None, cores: int
+) -> None:
     host = machine.cgroup2("/", {"cpu.max": text}).host()
     assert host.quota == (None if quota is None else pytest.approx(quota))
     assert host.usable_cores == cores
 
 
 @pytest.mark.parametrize("tightest", ["", "a/", "a/b/", "a/b/c/"])
-def test_the_tightest_level_binds_wherever_it_is(machine: Machine, tightest: str) -> None:
+def test_the_smallest_quota_of_all_parents_counts(machine: Machine, tightest: str) -> None:
     files = {f"{level}cpu.max": "600000 100000" for level in ("", "a/", "a/b/", "a/b/c/")}
     files[f"{tightest}cpu.max"] = "300000 100000"
     assert machine.cgroup2("/a/b/c", files).host().quota == 3.0
 
 
-def test_other_groups_do_not_bind(machine: Machine) -> None:
+def test_quotas_of_other_groups_do_not_count(machine: Machine) -> None:
     files = {"a/cpu.max": "max 100000", "b/cpu.max": "100000 100000", "a/x/cpu.max": "1 100000"}
     assert machine.cgroup2("/a", files).host().quota is None
 
 
-def test_affinity_and_quota_together(machine: Machine) -> None:
+def test_the_smaller_of_affinity_and_quota_counts(machine: Machine) -> None:
     machine.cgroup2("/", {"cpu.max": "300000 100000"})
     assert machine.affinity("0-5").host().usable_cores == 3
     assert machine.affinity("0-1,8-9").host().usable_cores == 2
@@ -181,14 +184,14 @@ def test_affinity_and_quota_together(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("quota", "period", "cpus"), [(200000, 100000, 2.0), (75000, 50000, 1.5), (-1, 100000, None)]
 )
-def test_cfs_quota(
+def test_a_quota_of_version_1_is_a_share_of_its_period(
     machine: Machine, controllers: str, quota: int, period: int, cpus: float | None
 ) -> None:
     files = {"job/cpu.cfs_quota_us": quota, "job/cpu.cfs_period_us": period}
     assert machine.cgroup1(controllers, "/job", files).host().quota == cpus
 
 
-def test_cfs_quota_of_an_outer_level(machine: Machine) -> None:
+def test_a_quota_of_a_parent_counts_in_version_1(machine: Machine) -> None:
     files = {
         "cpu.cfs_quota_us": -1,
         "a/cpu.cfs_quota_us": 150000,
@@ -199,7 +202,7 @@ def test_cfs_quota_of_an_outer_level(machine: Machine) -> None:
     assert machine.cgroup1("cpu,cpuacct", "/a/b", files).host().quota == 1.5
 
 
-def test_cfs_quota_without_a_period_file(machine: Machine) -> None:
+def test_the_default_period_is_100_milliseconds(machine: Machine) -> None:
     assert machine.cgroup1("cpu", "/", {"cpu.cfs_quota_us": 200000}).host().quota == 2.0
 
 
@@ -210,15 +213,15 @@ def test_each_hierarchy_of_version_1_has_its_own_path(machine: Machine) -> None:
     assert machine.cgroup1("cpu", "/here", files).host().quota == 1.0
 
 
-def test_both_versions_with_the_quota_in_version_1(machine: Machine) -> None:
-    """systemd's "hybrid" layout: version 2 carries no controllers, systemd's tree is named."""
+def test_a_quota_of_version_1_counts_beside_version_2(machine: Machine) -> None:
+    """The "hybrid" layout of systemd has no controllers in version 2."""
     machine.cgroup2("/user.slice", mount=f"/{CGROUP}/unified")
     machine.cgroup1("name=systemd", "/user.slice", mount=f"/{CGROUP}/systemd")
     files = {"user.slice/cpu.cfs_quota_us": 250000, "user.slice/cpu.cfs_period_us": 100000}
     assert machine.cgroup1("cpu,cpuacct", "/user.slice", files).host().quota == 2.5
 
 
-def test_both_versions_the_tighter_binds(machine: Machine) -> None:
+def test_the_smaller_quota_of_both_versions_counts(machine: Machine) -> None:
     machine.cgroup2("/", {"cpu.max": "200000 100000"}, mount=f"/{CGROUP}/unified")
     machine.cgroup1("cpu", "/", {"cpu.cfs_quota_us": 300000})
     assert machine.host().quota == 2.0
@@ -228,24 +231,23 @@ def test_both_versions_the_tighter_binds(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("mount", ["/cgroup2", "/mnt/a b/groups", "/dev/cgroup/v2"])
-def test_version_2_in_an_unusual_place(machine: Machine, mount: str) -> None:
+def test_version_2_is_found_in_an_unusual_place(machine: Machine, mount: str) -> None:
     host = machine.cgroup2("/a", {"a/cpu.max": "100000 100000"}, mount=mount).host()
     assert host.quota == 1.0
 
 
-def test_version_1_in_an_unusual_place(machine: Machine) -> None:
+def test_version_1_is_found_in_an_unusual_place(machine: Machine) -> None:
     files = {"a/cpu.cfs_quota_us": 100000}
     assert machine.cgroup1("cpu", "/a", files, mount="/cgroup/processors").host().quota == 1.0
 
 
-def test_a_mount_table_that_says_less(machine: Machine) -> None:
-    """mounts instead of mountinfo: it does not name the origin."""
+def test_version_2_is_found_without_mountinfo(machine: Machine) -> None:
     machine.write("proc/self/cgroup", "0::/a").write("a/unrelated", "")
     machine.write("proc/self/mounts", "proc /proc proc rw 0 0\nnone /groups cgroup2 rw 0 0")
     assert machine.write("groups/a/cpu.max", "300000 100000").host().quota == 3.0
 
 
-def test_version_1_in_a_mount_table_that_says_less(machine: Machine) -> None:
+def test_version_1_is_found_without_mountinfo(machine: Machine) -> None:
     machine.write("proc/self/cgroup", "4:cpu,cpuacct:/a")
     machine.write("proc/mounts", "none /groups cgroup rw,nosuid,cpuacct,cpu 0 0")
     assert machine.write("groups/a/cpu.cfs_quota_us", 300000).host().quota == 3.0
@@ -263,65 +265,60 @@ def test_version_1_in_a_mount_table_that_says_less(machine: Machine) -> None:
         ("cpuacct,cpu/job/cpu.cfs_quota_us", "200000"),
     ],
 )
-def test_no_mount_of_control_groups_listed(
+def test_the_usual_places_are_read_if_no_mount_is_listed(
     machine: Machine, table: str, name: str, content: str
 ) -> None:
-    """A dump may come without its mount table; then the customary places are looked at."""
+    """A dump of a machine may lack the mount table."""
     machine.write("proc/self/cgroup", "3:cpu,cpuacct:/job\n0::/job")
     if table:
         machine.write("proc/self/mountinfo", table)
     assert machine.write(f"{CGROUP}/{name}", content).host().quota == 2.0
 
 
-def test_a_container_that_sees_its_own_group_as_the_mount(machine: Machine) -> None:
-    """No namespace: the path is the host's, the mount shows only its last part."""
+def test_a_container_may_mount_only_its_own_group(machine: Machine) -> None:
+    """Without a cgroup namespace the path of the group is still that of the host."""
     group = "/docker/0123abc"
     machine.cgroup2(group, {"cpu.max": "200000 100000"}, origin=group)
     assert machine.host().quota == 2.0
 
 
-def test_a_group_within_what_a_container_sees(machine: Machine) -> None:
+def test_a_group_may_be_below_the_mounted_one(machine: Machine) -> None:
     files = {"job/cpu.cfs_quota_us": 100000, "cpu.cfs_quota_us": 300000}
     machine.cgroup1("cpu,cpuacct", "/docker/0123abc/job", files, origin="/docker/0123abc")
     assert machine.host().quota == 1.0
 
 
-def test_an_origin_that_is_only_the_beginning_of_a_name(machine: Machine) -> None:
+def test_a_mount_of_a_group_with_a_similar_name_is_another_one(machine: Machine) -> None:
     files = {"cpu.max": "200000 100000", "456/cpu.max": "100000 100000"}
     assert machine.cgroup2("/docker/123456", files, origin="/docker/123").host().quota == 2.0
 
 
-def test_a_container_with_its_own_namespace(machine: Machine) -> None:
-    assert machine.cgroup2("/", {"cpu.max": "150000 100000"}).host().quota == 1.5
-
-
 @pytest.mark.parametrize("path", ["/..", "/../../other", "/a/../../b", "/../a (deleted)"])
-def test_a_path_that_leads_out_of_the_mount(machine: Machine, path: str) -> None:
-    """Nothing outside the mount point is read, the mount point itself is."""
+def test_nothing_outside_the_mount_point_is_read(machine: Machine, path: str) -> None:
     machine.write("sys/fs/other/cpu.max", "1000 100000").write("sys/b/cpu.max", "1000 100000")
     assert machine.cgroup2(path, {"cpu.max": "200000 100000"}).host().quota == 2.0
 
 
-def test_a_group_that_was_removed(machine: Machine) -> None:
+def test_the_parent_of_a_removed_group_counts(machine: Machine) -> None:
     machine.cgroup2("/a/gone (deleted)", {"a/cpu.max": "200000 100000"})
     assert machine.host().quota == 2.0
 
 
-def test_a_colon_in_the_groups_name(machine: Machine) -> None:
+def test_a_groups_name_may_contain_colons(machine: Machine) -> None:
     files = {"docker:1:2/cpu.max": "200000 100000"}
     assert machine.cgroup2("/docker:1:2", files).host().quota == 2.0
 
 
-def test_the_mount_that_shows_our_group_counts(machine: Machine) -> None:
-    """Another container's part of the hierarchy may be mounted before ours."""
+def test_mounts_of_other_groups_do_not_count(machine: Machine) -> None:
+    """The group of another container may be mounted before that of this process."""
     machine.cgroup2("/ours", {"cpu.max": "50000 100000"}, mount="/other", origin="/theirs")
     machine.cgroup2("/ours", {"ours/cpu.max": "200000 100000"})
     assert machine.host().quota == 2.0
 
 
 @pytest.mark.parametrize("outer_first", [True, False])
-def test_of_two_mounts_both_are_looked_at(machine: Machine, outer_first: bool) -> None:
-    """A monitoring container sees its own group, and the host's whole tree elsewhere."""
+def test_both_mounts_of_a_hierarchy_count(machine: Machine, outer_first: bool) -> None:
+    """A monitoring container sees its own group, and the host's whole hierarchy elsewhere."""
     outer = {"pods/cpu.max": "100000 100000"}
     inner = {"cpu.max": "300000 100000"}
     if outer_first:
@@ -335,12 +332,12 @@ def test_of_two_mounts_both_are_looked_at(machine: Machine, outer_first: bool) -
 @pytest.mark.parametrize(
     "line", ["", "-", "a b c", "1 2 3 / /x - cgroup2", "1 2 0:1 / /x rw - ext4 none rw,cpu", " - "]
 )
-def test_strange_mount_lines_are_passed_over(machine: Machine, line: str) -> None:
+def test_broken_mount_lines_are_ignored(machine: Machine, line: str) -> None:
     machine.append("proc/self/mountinfo", line)
     assert machine.cgroup2("/", {"cpu.max": "200000 100000"}).host().quota == 2.0
 
 
-def test_other_file_systems_are_no_control_groups(machine: Machine) -> None:
+def test_other_file_systems_with_the_option_cpu_are_ignored(machine: Machine) -> None:
     line = "40 25 0:40 / /tmp/x rw - tmpfs none rw,cpu"
     machine.append("proc/self/mountinfo", line).write("tmp/x/cpu.cfs_quota_us", 100000)
     assert machine.host().quota is None

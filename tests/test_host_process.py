@@ -1,4 +1,4 @@
-"""Running programs as the kernel shows them: on fake roots, and one that really runs."""
+"""Running processes as the kernel shows them: below fake roots, and one that really runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from bitnet_tuning.machine.process import Family, Process, Thread, shows_programs
 from bitnet_tuning.machine.root import Root
 from tests.machines import Machine
+from tests.processes import SECONDS
 
 MAPS = """\
 7f00 default file=/model mapped=30 active=20 N0=20 N1=10 kernelpagesize_kB=4
@@ -57,7 +58,7 @@ def ids(seen: Family) -> list[int]:
     return [process.id for process in seen.look()]
 
 
-def test_a_thread_counts_what_it_ran_and_waited_and_its_cpus(programs: Programs) -> None:
+def test_a_thread_has_its_times_and_its_affinity(programs: Programs) -> None:
     programs.process(100, 1, 100).thread(100, 101, 2_000_000_000, 500_000_000, "0,4-5")
     (process,) = family(programs).look()
     assert process.threads == (
@@ -66,7 +67,7 @@ def test_a_thread_counts_what_it_ran_and_waited_and_its_cpus(programs: Programs)
     )
 
 
-def test_without_schedstat_ticks_count(programs: Programs) -> None:
+def test_without_schedstat_the_ticks_of_stat_count(programs: Programs) -> None:
     programs.process(100, 1, 100)
     programs.remove("proc/100/task/100/schedstat")
     programs.write("proc/100/task/100/stat", stat(100, 1, 100, ticks=250))
@@ -74,25 +75,27 @@ def test_without_schedstat_ticks_count(programs: Programs) -> None:
     assert (thread.ran, thread.waited) == (2.5, 0.0)
 
 
-def test_a_schedstat_of_zeros_is_one_that_is_switched_off(programs: Programs) -> None:
+def test_a_schedstat_of_zeros_does_not_count(programs: Programs) -> None:
     programs.process(100, 1, 100).thread(100, 100, 0, 0, "0")
     programs.write("proc/100/task/100/stat", stat(100, 1, 100, ticks=30))
     assert family(programs).look()[0].threads[0].ran == 0.3
 
 
 @pytest.mark.parametrize("text", ["", "0-", "x"])
-def test_cpus_that_are_not_said(programs: Programs, text: str) -> None:
+def test_a_broken_affinity_is_unknown(programs: Programs, text: str) -> None:
     programs.process(100, 1, 100).thread(100, 100, 1, 0, text)
     cpus = family(programs).look()[0].threads[0].cpus
     assert cpus == (frozenset() if not text else None)
 
 
-def test_no_status_file(programs: Programs) -> None:
+def test_without_a_status_file_the_affinity_is_unknown(programs: Programs) -> None:
     programs.process(100, 1, 100).remove("proc/100/task/100/status")
     assert family(programs).look()[0].threads[0].cpus is None
 
 
-def test_an_environment_with_equal_signs_line_ends_and_none_at_all(programs: Programs) -> None:
+def test_an_environment_may_contain_equal_signs_and_newlines_or_be_empty(
+    programs: Programs,
+) -> None:
     text = "OMP_PLACES={0}:2\0OPT=a=b\0MULTI=one\ntwo\0EMPTY=\0nonsense\0LAST=x\0"
     programs.process(100, 1, 100, environ=text).process(101, 100, 100, environ="")
     first, second = family(programs).look()
@@ -107,12 +110,12 @@ def test_members_are_the_leader_its_descendants_and_its_group(programs: Programs
     programs.process(1, 0, 1).process(50, 1, 50).process(100, 50, 100)
     programs.process(101, 100, 100)  # in the group
     programs.process(102, 101, 102)  # a grandchild in a group of its own
-    programs.process(103, 1, 100)  # left behind by a parent that ended
+    programs.process(103, 1, 100)  # an orphan of the group
     programs.process(104, 50, 50)
     assert ids(family(programs)) == [100, 101, 102, 103]
 
 
-def test_newcomers_are_noticed_and_the_dead_forgotten(programs: Programs) -> None:
+def test_new_members_are_added_and_zombies_left_out(programs: Programs) -> None:
     seen = family(programs.process(100, 1, 100).process(50, 1, 50))
     assert ids(seen) == [100]
     programs.process(120, 100, 100)
@@ -121,7 +124,7 @@ def test_newcomers_are_noticed_and_the_dead_forgotten(programs: Programs) -> Non
     assert ids(seen) == [120]
 
 
-def test_a_stranger_is_read_only_once(programs: Programs) -> None:
+def test_another_process_is_examined_only_once(programs: Programs) -> None:
     seen = family(programs.process(100, 1, 100).process(50, 1, 50))
     assert ids(seen) == [100]
     programs.process(50, 100, 100)
@@ -136,12 +139,12 @@ def test_an_empty_root_shows_nothing(programs: Programs) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "100 (x", "100 (x) R", "100 (x) R 1"])
-def test_a_broken_stat_is_no_member(programs: Programs, content: str) -> None:
+def test_a_process_with_a_broken_stat_is_no_member(programs: Programs, content: str) -> None:
     programs.process(100, 1, 100).process(101, 100, 100).write("proc/101/stat", content)
     assert 101 not in ids(family(programs))
 
 
-def test_memory_priority_and_nodes(programs: Programs) -> None:
+def test_memory_niceness_and_nodes_are_read(programs: Programs) -> None:
     programs.process(100, 1, 100)
     programs.write("proc/100/task/100/stat", stat(100, 1, 100, nice=-5))
     sizes = "VmLck:\t    2000 kB\nVmRSS:\t    3000 kB\nHugetlbPages:\t    2048 kB"
@@ -159,7 +162,7 @@ def test_memory_priority_and_nodes(programs: Programs) -> None:
     assert counted.nodes == {0: 20 * 4096, 1: 10 * 4096 + 2 * (2 << 20)}
 
 
-def test_what_the_kernel_does_not_show_is_not_known(programs: Programs) -> None:
+def test_what_the_kernel_does_not_show_is_unknown(programs: Programs) -> None:
     programs.process(100, 1, 100).remove("proc/100/environ")
     (seen,) = family(programs).look(huge=True, nodes=True)
     assert seen[3:] == (None, None, None, None)
@@ -178,7 +181,7 @@ input()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
-def test_a_program_that_runs() -> None:
+def test_a_real_process_shows_its_environment_threads_and_memory() -> None:
     cpu = min(os.sched_getaffinity(0))
     with subprocess.Popen(
         [sys.executable, "-c", LOCKER, str(cpu)],
@@ -190,14 +193,14 @@ def test_a_program_that_runs() -> None:
         assert child.stdout is not None
         refused = child.stdout.readline().strip() != b"0"
         (process,) = Family(Root(), child.pid).look()
-        child.communicate(b"\n", timeout=20)
+        child.communicate(b"\n", timeout=SECONDS)
     (thread,) = process.threads
     assert process.id == child.pid
     assert process.variables is not None and process.variables["OMP_PLACES"] == "cores"
     assert thread.cpus == frozenset({cpu})
     assert thread.niceness == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 3)
-    assert 0 < thread.ran < 20
+    assert 0 < thread.ran < SECONDS
     assert process.resident is not None and process.resident > 1 << 20
     if refused:
-        pytest.skip("no memory may be locked here")
+        pytest.skip("this process may not lock memory")
     assert process.locked == 1 << 16

@@ -1,4 +1,4 @@
-"""WSL, frequency governors, instruction sets."""
+"""WSL, governors, and the processor's instruction sets and name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def machine(tmp_path: Path) -> Machine:
         ("", None),
     ],
 )
-def test_wsl_by_release(machine: Machine, release: str, version: int | None) -> None:
+def test_the_release_tells_the_version_of_wsl(
+    machine: Machine, release: str, version: int | None
+) -> None:
     assert machine.kernel(release).host().wsl == version
 
 
@@ -43,51 +45,41 @@ def test_wsl_by_release(machine: Machine, release: str, version: int | None) -> 
     ],
 )
 @pytest.mark.parametrize("with_release", [True, False])
-def test_a_builder_at_microsoft_is_no_wsl(machine: Machine, text: str, with_release: bool) -> None:
+def test_a_kernel_built_at_microsoft_is_not_wsl(
+    machine: Machine, text: str, with_release: bool
+) -> None:
     machine.write("proc/version", text)
     if with_release:
         machine.kernel(text.split()[2], text)
     assert machine.host().wsl is None
 
 
-def test_the_release_in_proc_version_counts(machine: Machine) -> None:
+def test_proc_version_replaces_a_missing_release(machine: Machine) -> None:
     machine.write("proc/version", "Linux version 5.10.16.3-microsoft-standard-WSL2 (x@y) #1 SMP")
     assert machine.host().wsl == 2
 
 
 @pytest.mark.parametrize("sign", ["run/WSL/1_interop", "proc/sys/fs/binfmt_misc/WSLInterop"])
-def test_a_kernel_of_the_users_own(machine: Machine, sign: str) -> None:
+def test_wsl_is_found_with_a_kernel_that_the_user_built(machine: Machine, sign: str) -> None:
     assert machine.kernel("6.9.1-mine").write(sign, "").host().wsl == 2
 
 
 # Governors
 
 
-def test_one_governor(machine: Machine) -> None:
-    machine.governors(dict.fromkeys(range(4), "performance"))
-    assert machine.host().governor == "performance"
-
-
-def test_no_governor(machine: Machine) -> None:
+def test_governors_are_those_of_the_allowed_cpus_most_frequent_first(machine: Machine) -> None:
     assert machine.host().governor is None
-
-
-def test_mixed_governors_most_frequent_first(machine: Machine) -> None:
     machine.governors({0: "performance", 1: "powersave", 2: "powersave", 3: "powersave"})
     assert machine.host().governor == "powersave,performance"
-
-
-def test_only_allowed_cpus_count(machine: Machine) -> None:
-    machine.governors({0: "performance", 1: "powersave", 2: "powersave", 3: "powersave"})
     assert machine.affinity("0").host().governor == "performance"
 
 
-def test_the_first_cpu_without_cpufreq(machine: Machine) -> None:
+def test_the_first_cpus_may_have_no_governor(machine: Machine) -> None:
     assert machine.governors({2: "schedutil"}).host().governor == "schedutil"
 
 
 @pytest.mark.parametrize("text", ["", "two words", "\0", "x" * 200, "<unknown>"])
-def test_a_governor_that_is_none(machine: Machine, text: str) -> None:
+def test_a_broken_governor_is_ignored(machine: Machine, text: str) -> None:
     assert machine.governors(dict.fromkeys(range(4), text)).host().governor is None
 
 
@@ -122,13 +114,13 @@ cpu\t\t: POWER9, altivec supported
 clock\t\t: 3800.000000MHz"""
 
 
-def test_x86(machine: Machine) -> None:
+def test_x86_shows_vendor_flags_and_brand(machine: Machine) -> None:
     host = machine.cpuinfo(x86_entries(4, "sse4_2 avx2 fma", "AuthenticAMD")).host()
     assert (host.vendor, host.isa) == ("AuthenticAMD", ("avx2", "fma", "sse4_2"))
     assert host.brand == "Some CPU"
 
 
-def test_a_brand_is_one_line_with_single_spaces(machine: Machine) -> None:
+def test_a_brand_has_single_spaces(machine: Machine) -> None:
     text = "processor\t: 0\nmodel name\t:  A(R)   CPU\t@ 2.00GHz \n"
     assert machine.write("proc/cpuinfo", text).host().brand == "A(R) CPU @ 2.00GHz"
 
@@ -143,7 +135,7 @@ def test_a_brand_is_one_line_with_single_spaces(machine: Machine) -> None:
         (POWER, None, "POWER9, altivec supported", set()),
     ],
 )
-def test_other_processors(
+def test_other_processors_use_other_names(
     machine: Machine, text: str, vendor: str | None, brand: str | None, some: set[str]
 ) -> None:
     host = machine.cpuinfo([text, text.replace(": 0", ": 1")]).host()
@@ -151,15 +143,14 @@ def test_other_processors(
     assert some <= set(host.isa)
 
 
-def test_a_long_file_is_not_read_for_its_first_entry(machine: Machine) -> None:
-    """Each entry of a current x86 is about 2 kB."""
+def test_only_the_first_processor_of_a_long_file_counts(machine: Machine) -> None:
     flags = " ".join(f"flag{number}" for number in range(250))
-    host = machine.cpuinfo(x86_entries(400, f"avx2 {flags}")).host()
+    host = machine.cpuinfo(x86_entries(100, f"avx2 {flags}")).host()
     assert len(host.isa) == 251
 
 
 @pytest.mark.parametrize("text", ["", "flags", "flags\t:", "vendor_id:\nFlags:", "\0\0"])
-def test_no_flags(machine: Machine, text: str) -> None:
+def test_a_broken_cpuinfo_gives_no_processor(machine: Machine, text: str) -> None:
     host = machine.write("proc/cpuinfo", text).host()
     assert (host.vendor, host.isa, host.brand) == (None, (), None)
 

@@ -1,4 +1,4 @@
-"""What an engine's log and exit code tell."""
+"""Timings in an engine's log, and explanations of its exit code."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ common_perf_print:    graphs reused =         62
 
 
 @pytest.mark.parametrize("log", [LLAMA_PRINT, LLAMA_PERF, COMMON_PERF])
-def test_timings_are_read_in_every_generations_spelling(log: str) -> None:
+def test_timings_of_every_generation_are_read(log: str) -> None:
     assert parse_timings(log) == Timings(Speed(11, 125.5), Speed(63, 2520.0))
 
 
@@ -55,11 +55,11 @@ def test_timings_are_found_in_the_middle_of_a_log() -> None:
 
 
 @pytest.mark.parametrize("log", ["", "error: failed to load model", "total time = 3 ms"])
-def test_what_a_log_does_not_say_is_none(log: str) -> None:
+def test_a_log_without_timings_gives_none(log: str) -> None:
     assert parse_timings(log) == Timings(None, None)
 
 
-def test_one_phase_alone_is_not_taken_for_the_other() -> None:
+def test_each_phase_is_read_without_the_other() -> None:
     (prompt,) = (line for line in LLAMA_PERF.splitlines() if "prompt eval" in line)
     (generation,) = (line for line in LLAMA_PERF.splitlines() if "   eval time" in line)
     assert parse_timings(prompt) == Timings(Speed(11, 125.5), None)
@@ -67,7 +67,7 @@ def test_one_phase_alone_is_not_taken_for_the_other() -> None:
 
 
 def test_a_phase_without_duration_has_no_rate() -> None:
-    """``-n 1``: the only token comes out of the prompt's own pass."""
+    """With ``-n 1`` the prompt's own pass generates the only token."""
     timings = parse_timings("eval time =       0.00 ms /     1 runs   (    0.00 ms per token, inf)")
     assert timings.generation == Speed(1, 0.0)
     assert timings.generation.rate is None
@@ -89,7 +89,7 @@ def test_a_deadly_signal_is_named_with_a_remedy(signal: int, words: tuple[str, .
     assert [word for word in words if word not in line] == []
 
 
-def test_a_kill_is_explained_with_the_models_size_and_the_free_memory() -> None:
+def test_sigkill_is_explained_with_the_size_of_model_and_memory() -> None:
     line = explain(128 + 9, 3 * GIBIBYTE, GIBIBYTE)
     assert line is not None and "\n" not in line
     for part in ("SIGKILL", "memory", "3.0 GiB", "1.0 GiB"):
@@ -100,13 +100,13 @@ def test_a_kill_is_explained_with_the_models_size_and_the_free_memory() -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        *(0, 1, 2, 3, 127),  # an exit, not a death
-        *(128 + signal for signal in (1, 2, 3, 13, 15)),  # somebody wanted it to end
+        *(0, 1, 2, 3, 127),  # no signal
+        *(128 + signal for signal in (1, 2, 3, 13, 15)),  # signals that end a run on purpose
         *(128, 128 + 64, 255, 300),
         0xC000013A,  # Ctrl-C on Windows
     ],
 )
-def test_an_exit_that_somebody_wanted_is_not_explained(code: int) -> None:
+def test_other_exit_codes_are_not_explained(code: int) -> None:
     assert explain(code, 1, 1) is None
 
 
@@ -122,7 +122,7 @@ def test_an_exit_that_somebody_wanted_is_not_explained(code: int) -> None:
         (0xC000001D - (1 << 32), ("0xC000001D", "illegal instruction")),
     ],
 )
-def test_windows_codes_are_named_signed_or_not(code: int, words: tuple[str, ...]) -> None:
+def test_windows_codes_are_explained_signed_or_not(code: int, words: tuple[str, ...]) -> None:
     line = explain(code, None, None)
     assert line is not None and "\n" not in line
     assert [word for word in words if word not in line] == []

@@ -1,4 +1,4 @@
-"""On which NUMA nodes the page cache holds a file."""
+"""The NUMA nodes whose page cache has a file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_pages_are_counted_by_node(tmp_path: Path) -> None:
     assert read_numa_maps(root, "8") is None
 
 
-def test_a_kernel_that_does_not_tell(tmp_path: Path) -> None:
+def test_without_numa_maps_the_nodes_are_unknown(tmp_path: Path) -> None:
     model = tmp_path / "m.gguf"
     model.write_bytes(b"x" * 10000)
     machine = Machine(tmp_path / "root")
@@ -40,8 +40,8 @@ def test_a_kernel_that_does_not_tell(tmp_path: Path) -> None:
     assert cached_nodes(Root(str(machine.path)), str(tmp_path / "none")) is None
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/numa_maps"), reason="the kernel has no NUMA")
-def test_a_real_file_in_the_real_page_cache(tmp_path: Path) -> None:
+@pytest.mark.skipif(not os.path.exists("/proc/self/numa_maps"), reason="no NUMA in this kernel")
+def test_the_pages_of_a_file_that_was_just_read_are_found(tmp_path: Path) -> None:
     model = tmp_path / "m.gguf"
     model.write_bytes(os.urandom(1 << 20))
     with open(model, "rb") as file:
@@ -49,5 +49,5 @@ def test_a_real_file_in_the_real_page_cache(tmp_path: Path) -> None:
         file.read()
     found = cached_nodes(Root(), str(model))
     if not found:
-        pytest.skip("this file system keeps no page cache, or cannot read without waiting")
+        pytest.skip("this file system has no page cache or does not support RWF_NOWAIT")
     assert sum(found.values()) >= 64 * PAGE
