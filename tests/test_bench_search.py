@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from bitnet_tuning.bench.comparison import Round, Rounds, Run
 from bitnet_tuning.bench.knobs import Knob, Space
 from bitnet_tuning.bench.search import Check, Decision, Search
-from bitnet_tuning.bench.stages import Measure
+from bitnet_tuning.bench.stages import Duel, Measure, Race
 from bitnet_tuning.engine.builds import FASTER, OPEN
 from bitnet_tuning.plan.profile import TG, Objective
 from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting
@@ -324,4 +325,247 @@ def test_upstream_is_compared_for_longer_where_that_is_open() -> None:
 
     open_ = Lab(noisy).drive(space)
     assert open_.runs.count("upstream") > 12
+    assert Lab(noisy).drive(space, budget=3000.0).runs.count("upstream") <= 24
     assert open_.runs.count("performance") == 6
+
+
+# Rules that a search keeps whatever it finds
+
+
+def noisy(speed: Speed, spread: float, seed: int) -> Speed:
+    """The same speeds with log-normal noise, alike for the same seed."""
+    source = random.Random(seed)
+    return lambda setting: speed(setting) * source.lognormvariate(0, spread)
+
+
+def named(told: Told) -> set[str]:
+    return set(told.search.settings)
+
+
+def test_a_replay_of_a_whole_search_ends_with_the_same_checks_and_decision() -> None:
+    lab = Lab(curve({1: 0.4, 2: 1.15, 3: 1.3, 4: 1.0, 8: 0.5}, mmap=1.1), wrong=("3 threads",))
+    told = lab.drive()
+    again = Search(SPACE, Rounds(Objective(), budget=300))
+    again.replay(told.rounds, told.search.rounds.checks)
+    assert again.rounds.checks == told.search.rounds.checks
+    assert (again.ask(), again.settings) == (told.done, told.search.settings)
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_each_stage_keeps_to_its_share_of_the_time(seed: int) -> None:
+    equal = curve({1: 0.4, 2: 1.0, 3: 1.02, 4: 1.0, 8: 1.0})
+    told = Lab(noisy(equal, 0.1, seed)).drive(SPACE._replace(fixed=()), budget=100.0)
+    ends = {each.stage: each.elapsed for each in told.rounds}
+    assert ends["threads"] <= 30 < ends["knobs"] <= 55
+    space = SPACE._replace(fixed=(), knobs=())
+    told = Lab(noisy(equal, 0.1, seed)).drive(space, budget=100.0)
+    assert 30 < max(each.elapsed for each in told.rounds if each.stage == "threads") <= 55
+
+
+def test_two_values_of_one_knob_are_never_stacked() -> None:
+    loading = Knob(
+        "loading", (*NO_MMAP.changes, Change("locked", (("mlock", True),))), *NO_MMAP[2:]
+    )
+
+    def speed(setting: Setting) -> float:
+        factor = 1.3 if setting.mmap is False else 1.0
+        return 20 * factor * (1.2 if setting.mlock else 1.0) * (1.1 if setting.flash else 1.0)
+
+    told = Lab(speed).drive(Space(Setting(4, 4), (), (), (loading, FLASH)))
+    assert told.done.winner == "no mmap + flash attention"
+    assert not any("no mmap" in name and "locked" in name for name in named(told))
+
+
+def test_what_changes_nothing_is_not_measured() -> None:
+    threads = tuple(map(with_threads, (2, 4)))
+    told = Lab(PEAK).drive(Space(Setting(4, 4), (), threads, (NO_MMAP,)))
+    assert named(told) == {"default", "2 threads", "no mmap"}
+
+
+def test_the_simplest_of_those_alike_is_built_upon() -> None:
+    told = Lab(curve({1: 0.4, 2: 1.2, 3: 1.203, 4: 1.0, 8: 0.5}, mmap=1.2)).drive()
+    assert "2 threads + no mmap" in named(told)
+    assert "3 threads + no mmap" not in named(told)
+
+
+def told_of(*rounds: Mapping[str, float | tuple[float, ...]]) -> Search:
+    """A search that was told these speeds by setting, one after the other."""
+    search = Search(SPACE, Rounds(Objective(), budget=3000))
+    for number, each in enumerate(rounds, 1):
+        runs = [
+            Run(name, {TG: (speed,)}, 1.0)
+            for name, speeds in each.items()
+            for speed in (speeds if isinstance(speeds, tuple) else (speeds,))
+        ]
+        search.tell(Round(number, "threads", tuple(runs), float(number)))
+    return search
+
+
+def test_the_best_is_who_is_surely_ahead_not_who_was_lucky_once() -> None:
+    search = told_of(
+        {"default": 10.0, "2 threads": 11.0, "3 threads": 11.1},
+        {"default": 10.4, "2 threads": 11.0},
+        {"default": 9.0, "2 threads": 10.8},
+        {"default": 10.1, "2 threads": 10.2},
+    )
+    found = search.rounds.fit()
+    assert found.means["3 threads"] > found.means["2 threads"]
+    assert search.best() == "2 threads"
+
+
+def test_who_is_slower_than_the_default_is_never_the_best_however_well_known() -> None:
+    often = (9.9, 10.1, 9.8, 9.9, 10.0)
+    search = told_of({"default": 10.0, "2 threads": often}, {"default": 10.1, "2 threads": often})
+    assert search.best() == "default"
+
+
+def test_a_duel_has_three_finalists_at_most() -> None:
+    alike = noisy(curve({1: 1.3, 2: 1.3, 3: 1.3, 4: 1.0, 8: 1.3}), 0.02, 6)
+    told = Lab(alike).drive(SPACE._replace(fixed=(), knobs=()))
+    duels = [{*run_names(each)} - {"default"} for each in told.rounds if each.stage == "duel"]
+    assert max(map(len, duels)) == 3
+
+
+def run_names(told: Round) -> list[str]:
+    return [run.setting for run in told.runs]
+
+
+def test_a_finalist_meets_what_it_was_built_on_last() -> None:
+    lock = Knob("lock", (Change("locked", (("mlock", True),)),))
+
+    def speed(setting: Setting) -> float:
+        return (
+            PEAK(setting)
+            * (1.3 if setting.mmap is False else 1.0)
+            * ((1.2 if setting.flash else 1.0) * (1.1 if setting.mlock else 1.0))
+        )
+
+    told = Lab(speed).drive(SPACE._replace(fixed=(), knobs=(NO_MMAP, FLASH, lock)), 600.0)
+    assert told.done.winner == "3 threads + no mmap + flash attention + locked"
+    duel = {name for each in told.rounds if each.stage == "duel" for name in run_names(each)}
+    assert "3 threads + no mmap + flash attention" in duel
+    assert "3 threads" not in duel
+
+
+def test_a_duel_of_six_rounds_is_long_enough_to_show_nothing() -> None:
+    runs: list[Setting] = []
+
+    def lucky_at_first(setting: Setting) -> float:
+        runs.append(setting)
+        if setting.threads != 3:
+            return 20.0
+        return 24.0 if len(runs) <= 12 else 18.0  # fast in the race's two rounds
+
+    told = Lab(lucky_at_first).drive(SPACE._replace(fixed=(), knobs=()))
+    assert told.done.winner == "default"
+    assert told.done.estimate is not None and told.done.estimate.count == 6
+    assert not told.search.short
+    assert "again" in {each.stage for each in told.rounds}
+
+
+def test_one_bad_run_of_two_does_not_throw_a_setting_out() -> None:
+    seen: list[Setting] = []
+
+    def stumbling(setting: Setting) -> float:
+        seen.append(setting)
+        is_first = setting.threads == 3 and sum(each.threads == 3 for each in seen) == 1
+        return PEAK(setting) * (0.2 if is_first else 1.0)
+
+    assert Lab(stumbling).drive().done.winner == "3 threads"
+
+
+def test_settings_that_cannot_win_get_six_rounds_and_no_more() -> None:
+    told = Lab(noisy(curve({1: 1.0, 2: 1.0, 3: 1.02, 4: 1.0, 8: 1.0}), 0.1, 0)).drive(budget=150.0)
+    assert sum(each.stage == "threads" for each in told.rounds) > 6
+    assert told.runs.count("performance") == 6
+
+
+class Contest:
+    """A duel of settings with made-up speeds, by setting and round, after a race of rounds in
+    which each setting had the same speed."""
+
+    def __init__(
+        self,
+        finalists: Sequence[str],
+        speed: Callable[[str, int], float],
+        shown: Sequence[str] = (),
+        raced: Mapping[str, float] | None = None,
+    ) -> None:
+        self.rounds = Rounds(Objective(), budget=1000.0)
+        for _ in range(20):
+            self.add(
+                "threads", ("default", "default", *(raced or {})), {"default": 1.0, **(raced or {})}
+            )
+        self.duel = Duel(self.rounds, finalists, shown)
+        self.orders: list[tuple[str, ...]] = []
+        for step in self.duel.run():
+            self.orders.append(step.order)
+            number = len(self.orders)
+            self.add("duel", step.order, {name: speed(name, number) for name in step.order})
+
+    def add(self, stage: str, order: Sequence[str], speeds: Mapping[str, float]) -> None:
+        runs = tuple(Run(name, {TG: (speeds[name],)}, 1.0) for name in order)
+        elapsed = self.rounds.spent + len(order)
+        self.rounds.add(Round(len(self.rounds) + 1, stage, runs, elapsed))
+
+
+def test_no_place_in_a_round_of_a_duel_is_anybodys_own() -> None:
+    contest = Contest(("a",), lambda name, number: 1.0 + number * 7 % 5 / 50 * (name == "a"))
+    assert contest.orders[:4] == [
+        ("default", "a", "default"),
+        ("a", "default"),
+        ("default", "a"),
+        ("default", "a", "default"),
+    ]
+
+
+def test_who_cannot_win_runs_along_in_the_first_six_rounds_of_a_duel() -> None:
+    def speed(name: str, number: int) -> float:
+        return 1.0 + number * 7 % 5 / 20 * (name == "a")
+
+    orders = Contest(("a",), speed, ("upstream",)).orders
+    assert ["upstream" in order for order in orders] == [True] * 6 + [False] * (len(orders) - 6)
+    assert len(orders) > 6
+
+
+def test_a_duel_is_not_won_before_its_last_round_by_what_suffices_then() -> None:
+    """After six rounds 95 % of the medians lie beyond the noise, but not 99.5 %."""
+    gains = (1.1, 1.2, 1.3, 1.15, 1.0, 1.2)
+    contest = Contest(("a",), lambda name, n: gains[(n - 1) % 6] if name == "a" else 1.0)
+    first = Rounds(Objective(), list(contest.rounds)[:26])
+    assert first.judge("a", since=20).verdict == FASTER
+    assert len(contest.orders) > 6
+
+
+def test_a_simple_setting_wins_where_the_duel_itself_shows_no_difference() -> None:
+    gain = {"simple": 1.3, "other": 1.3}
+    contest = Contest(
+        ("simple", "other"),
+        lambda name, n: gain.get(name, 1.0) * (1.02 if name == "other" and n % 2 else 1.0),
+        raced={"simple": 1.1, "other": 1.5},
+    )
+    won = contest.duel.winner()
+    assert won is not None and won.name == "simple"
+    assert won.ratio is not None and won.ratio.median == pytest.approx(1.3)
+
+
+def test_a_second_race_drops_who_is_clearly_behind_the_default() -> None:
+    """By 1.9 standard errors: less than the 2.5 by which it could have been unlucky."""
+    rounds = Rounds(Objective(), budget=1000.0)
+    for number, wobble in enumerate((0.88, 1.12, 0.92, 1.08, 1.0, 1.0), 1):
+        runs = (Run("default", {TG: (1.0,)}, 1.0), Run("a", {TG: (0.93 * wobble,)}, 1.0))
+        rounds.add(Round(number, "threads", runs, 2.0 * number))
+    found = rounds.fit()
+    assert 1.8 < found.gap("default", "a") / found.error("default", "a") < 2.1
+    race = Race(rounds, "default", ("a",), hope=2.5)
+    next(race.run("again", 1.0))
+    assert race.rivals == []
+
+
+def test_who_came_nearest_is_who_is_surest() -> None:
+    def speed(name: str, number: int) -> float:
+        wide, narrow = (0.7, 1.0, 1.6)[number % 3], (0.99, 1.0, 1.01)[number % 3]
+        return {"wide": wide, "narrow": narrow}.get(name, 1.0)
+
+    nearest = Contest(("wide", "narrow"), speed).duel.nearest()
+    assert nearest is not None and nearest.name == "narrow"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,9 @@ from bitnet_tuning.store.codec import (
     Count,
     DamagedError,
     Literal,
+    Moment,
     Some,
+    Text,
     Via,
     Written,
     from_json,
@@ -109,6 +112,7 @@ def test_a_field_that_came_later_may_be_missing() -> None:
         ([], "[] is not an object"),
         ({**JSON, "more": 1}, "more: unknown"),
         ({**JSON, "m\n" * 99: 1}, None),
+        ({**JSON, "m" * 500: 1}, None),
         (changed("text", value=1), "text: 1 is not a text"),
         (changed("text", value="t" * 0 or None), "text: None is not a text"),
         (changed("flag", value=1), "flag: 1 is not true or false"),
@@ -121,6 +125,7 @@ def test_a_field_that_came_later_may_be_missing() -> None:
         (changed("parts", 1, value={"x": 1}), "parts[1].count: missing"),
         (changed("ids", 0, value="9"), "ids[0]: '9' is not a whole number"),
         (changed("row", value=["r"]), "row: ['r'] is not a list of 2"),
+        (changed("row", value=["r", 1, 2]), None),
         (changed("table", "a", value=-1), "table.a: -1 is less than 0"),
         (changed("table", value={"c": 1}), "table: 'c' is not one of a, b"),
         (changed("pairs", value=[["p", 1]]), "pairs: [['p', 1]] is not an object"),
@@ -148,3 +153,48 @@ def test_the_schema_is_that_of_what_is_written() -> None:
     for place, value in (("kind", "c"), ("row", [1]), ("table", {"c": 1}), ("small", 10)):
         assert not validator.is_valid({**JSON, place: value}), place
     assert schema["$defs"]["Point"]["description"] == "A place."
+
+
+class Limited(NamedTuple):
+    """Texts, numbers and lists at their limits."""
+
+    moment: Moment = "2026-01-31T23:59:59Z"
+    text: Text = ""
+    number: float = 0.0
+    some: Annotated[tuple[int, ...], {"minItems": 1}] = (1,)
+    short: Annotated[str, {"maxLength": 3}] = ""
+    ids: frozenset[int] = frozenset()
+    size: Count = 0
+
+
+@pytest.mark.parametrize(
+    ("field", "within", "beyond"),
+    [
+        ("moment", "1970-01-01T00:00:00Z", "1970-01-01T00:00:00Z\n"),
+        ("text", "t" * (1 << 16), "t" * ((1 << 16) + 1)),
+        ("text", "a path \udc80\udcff", "\udd00"),
+        ("number", sys.float_info.max, float("inf")),
+        ("some", [1], []),
+        ("short", "abc", "abcd"),
+        ("ids", [], {}),
+        ("size", (1 << 64) - 1, 1 << 64),
+    ],
+)
+def test_a_value_at_its_limit_is_read_and_one_beyond_is_not(
+    field: str, within: object, beyond: object
+) -> None:
+    facts = to_json(Limited())
+    read = from_json(Limited, {**facts, field: within})
+    assert to_json(read)[field] == within
+    with pytest.raises(DamagedError):
+        from_json(Limited, {**facts, field: beyond})
+
+
+def test_a_set_is_written_in_order() -> None:
+    assert to_json(Limited(ids=frozenset((8, 1, 16))))["ids"] == [1, 8, 16]
+
+
+def test_damage_in_what_is_converted_keeps_its_place() -> None:
+    with pytest.raises(DamagedError) as caught:
+        from_json(Whole, changed("pairs", "p", value="1"))
+    assert caught.value.place == ".pairs.p"
