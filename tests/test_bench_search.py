@@ -12,7 +12,7 @@ import pytest
 from bitnet_tuning.bench.comparison import Round, Rounds, Run
 from bitnet_tuning.bench.knobs import Knob, Space
 from bitnet_tuning.bench.search import Check, Decision, Search
-from bitnet_tuning.bench.stages import Duel, Measure, Race
+from bitnet_tuning.bench.stages import Duel, Measure, Race, reach
 from bitnet_tuning.engine.builds import FASTER, OPEN
 from bitnet_tuning.plan.profile import TG, Objective
 from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting
@@ -549,17 +549,30 @@ def test_a_simple_setting_wins_where_the_duel_itself_shows_no_difference() -> No
     assert won.ratio is not None and won.ratio.median == pytest.approx(1.3)
 
 
+def raced(speed: float, hope: float, budget: float) -> Race:
+    """A race of "a" against the default after six rounds that varied by a tenth, one round on."""
+    rounds = Rounds(Objective(), budget=budget)
+    for number, wobble in enumerate((0.88, 1.12, 0.92, 1.08, 1.0, 1.0), 1):
+        runs = (Run("default", {TG: (1.0,)}, 1.0), Run("a", {TG: (speed * wobble,)}, 1.0))
+        rounds.add(Round(number, "threads", runs, 2.0 * number))
+    race = Race(rounds, "default", ("a",), hope)
+    next(race.run("again", 1.0))
+    return race
+
+
 def test_a_second_race_drops_who_is_clearly_behind_the_default() -> None:
     """By 1.9 standard errors: less than the 2.5 by which it could have been unlucky."""
-    rounds = Rounds(Objective(), budget=1000.0)
-    for number, wobble in enumerate((0.88, 1.12, 0.92, 1.08, 1.0, 1.0), 1):
-        runs = (Run("default", {TG: (1.0,)}, 1.0), Run("a", {TG: (0.93 * wobble,)}, 1.0))
-        rounds.add(Round(number, "threads", runs, 2.0 * number))
-    found = rounds.fit()
+    race = raced(0.93, hope=2.5, budget=1000.0)
+    found = race.rounds.fit()
     assert 1.8 < found.gap("default", "a") / found.error("default", "a") < 2.1
-    race = Race(rounds, "default", ("a",), hope=2.5)
-    next(race.run("again", 1.0))
     assert race.rivals == []
+
+
+def test_a_race_keeps_who_may_be_half_as_far_ahead_as_a_duel_is_likely_to_show() -> None:
+    race = raced(1.0, hope=1.28, budget=100.0)
+    best, likely = 1.28 * race.rounds.fit().error("a", "default"), reach(race.rounds, 45 / 2)
+    assert likely / 2 < best < likely
+    assert race.rivals == ["a"]
 
 
 def test_who_came_nearest_is_who_is_surest() -> None:
@@ -569,3 +582,54 @@ def test_who_came_nearest_is_who_is_surest() -> None:
 
     nearest = Contest(("wide", "narrow"), speed).duel.nearest()
     assert nearest is not None and nearest.name == "narrow"
+
+
+def test_knobs_on_top_of_others_get_the_rest_of_their_share() -> None:
+    speed = noisy(curve({1: 0.4, 2: 0.5, 3: 0.6, 4: 1.0, 8: 0.5}, mmap=1.5, flash=1.1), 0.1, 1)
+    told = Lab(speed).drive(SPACE._replace(fixed=()), budget=100.0)
+    assert 45 < max(each.elapsed for each in told.rounds if each.stage == "knobs") <= 55
+
+
+def test_no_duel_is_begun_for_a_gain_that_it_is_not_likely_to_show() -> None:
+    equal = noisy(curve({1: 1.0, 2: 1.0, 3: 1.02, 4: 1.0, 8: 1.0}), 0.1, 5)
+    told = Lab(equal).drive(SPACE._replace(fixed=(), knobs=()))
+    assert "duel" not in {each.stage for each in told.rounds}
+
+
+def test_a_simpler_setting_that_is_clearly_slower_is_no_finalist() -> None:
+    told = Lab(curve({1: 0.4, 2: 1.1, 3: 1.3, 4: 1.0, 8: 0.5})).drive()
+    assert told.done.winner == "3 threads"
+    assert "2 threads" not in {
+        name for each in told.rounds if each.stage == "duel" for name in run_names(each)
+    }
+
+
+def test_fewer_threads_are_simpler_whatever_serves_the_prompt() -> None:
+    threads = tuple(Change(f"{count}", (("threads", count),)) for count in (3, 2))
+    told = Lab(lambda setting: {2: 24.0, 3: 23.8}.get(setting.threads, 20.0)).drive(
+        Space(Setting(4, 4), (), threads, ())
+    )
+    assert told.done.winner == "2"
+
+
+def test_a_gain_too_small_to_be_worth_a_second_look_was_not_missed() -> None:
+    space = SPACE._replace(fixed=(), knobs=())
+    small, large = (
+        Lab(curve({1: 0.4, 2: 0.5, 3: gain, 4: 1.0, 8: 0.5})).drive(space, budget=12.0)
+        for gain in (1.025, 1.05)
+    )
+    fit = small.search.rounds.fit()
+    assert fit.error("3 threads", "default") < fit.gap("3 threads", "default") < 0.0198
+    assert (small.search.short, large.search.short) == (False, True)
+
+
+def test_who_looked_faster_before_the_noise_is_known_was_missed() -> None:
+    search = Search(SPACE._replace(fixed=(), knobs=()), Rounds(Objective(), budget=6.0))
+    step = search.ask()
+    assert isinstance(step, Measure)
+    runs = [Run(name, {TG: (PEAK(search.settings[name]),)}, 1.0) for name in step.order]
+    runs[step.order.index("default", 1)] = Run("default", {}, 1.0, "signal 11")
+    search.tell(Round(1, step.stage, tuple(runs), 6.0))
+    assert isinstance(search.ask(), Decision)
+    assert search.rounds.fit().spread is None
+    assert search.short

@@ -119,6 +119,12 @@ def test_all_records_of_a_kind(state: State, folder: Path) -> None:
     assert (folder / f"model-{digest('c')}.json").exists()
 
 
+def test_a_record_in_the_file_of_another_key_is_not_listed(state: State, folder: Path) -> None:
+    state.store("model", "a", Kept(1))
+    only_file(folder).rename(folder / f"model-{digest('b')}.json")
+    assert state.load_all("model", Kept) == {}
+
+
 def test_a_key_that_is_not_text(state: State) -> None:
     key = os.fsdecode(b"/models/\xff.gguf")
     state.store("model", key, Kept(text=key))
@@ -263,13 +269,14 @@ def test_drafts_of_equal_process_ids_do_not_meet(
     assert {os.path.dirname(draft) for draft in drafts} == {str(tmp_path)}
 
 
-def test_a_mask_for_new_files_is_respected(tmp_path: Path) -> None:
-    before = os.umask(0o077)
+@pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o644)])
+def test_a_mask_for_new_files_is_respected(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
     try:
         write_atomically(str(tmp_path / "x"), b"data")
     finally:
         os.umask(before)
-    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "x").stat().st_mode & 0o777 == mode
 
 
 WRITER = """
