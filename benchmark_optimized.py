@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Find the settings with which an engine is fastest here: see README.md."""
+"""Find the settings with which an engine runs fastest on this machine; see README.md."""
 
 import sys
 

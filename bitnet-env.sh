@@ -1,7 +1,7 @@
-# bitnet-env.sh: give a shell the thread counts that the launchers compute; README.md says how.
+# bitnet-env.sh: export the thread counts that suit this machine; see README.md, "In every shell".
 # shellcheck shell=sh disable=SC2015,SC2086,SC3013,SC3028,SC3041,SC3044,SC3047
-bitnet_env() { # writes to 9 what to evaluate; $1: the first word given to the shell, $2: how many
-  file=${BASH_SOURCE-} root=${BITNET_ENV_ROOT-} # the root is for tests
+bitnet_env() { # prints commands on fd 9. $1: first argument of the shell, $2: their number
+  file=${BASH_SOURCE-} root=${BITNET_ENV_ROOT-} # tests set the root
   [ -z "${ZSH_VERSION-}" ] || emulate -R sh -o posix_argzero
   [ -z "${ZSH_VERSION-}" ] || eval 'file=${functions_source[bitnet_env]}'
   [ -z "${BASH_VERSION-}" ] || { shopt -u failglob nocasematch && trap - DEBUG ERR; }
@@ -10,11 +10,11 @@ bitnet_env() { # writes to 9 what to evaluate; $1: the first word given to the s
   counts='' binding='' waiting='' mark='' loud=${BITNET_ENV_VERBOSE-} word=${BITNET_ENV-}
   read -r _ _ _ parent _ </proc/self/stat
   [ -n "$file" ] || for file in 10 11 12 13 14 15 16 17 18 19 none; do
-    file=/proc/$parent/fd/$file # dash and busybox do not name the file, but hold it open
+    file=/proc/$parent/fd/$file # dash and busybox do not name the file, but keep it open
     [ -f "$file" ] && read -r line <"$file" && [ "${line%%:*}" = '# bitnet-env.sh' ] && break
   done
   case $file in (/*) ;; (*) file=$PWD/$file ;; esac
-  bitnet_quotas() { # key: limits of group $1 and all above, below $2 or $3; $1 where unseen
+  bitnet_quotas() { # adds to key the quotas of group $1 and its parents, mounted at $2 or $3
     for top in "$2" "$3"; do
       dir=$top${1%/}
       [ ! -e "$dir/cgroup.procs" ] || seen=$1
@@ -25,20 +25,20 @@ bitnet_env() { # writes to 9 what to evaluate; $1: the first word given to the s
     done
     [ "$seen" = "$1" ] || key="$key $1"
   }
-  bitnet_split() { # threads, and q: 1 where a quota binds; fails where $1 says something else
+  bitnet_split() { # sets threads, and q (1: under a quota) from $1; fails if it is malformed
     threads=${1% [01]} q=${1##* }
     case $threads in ("$1" | 0* | *[!0-9]* | ????*) return 1 ;; esac
   }
-  bitnet_recall() { # takes what is kept for this key and file, if the package is as it was
+  bitnet_recall() { # reads the saved answer for this key, unless the package has changed
     IFS= read -r script && IFS= read -r home && read -r parts && [ "$script" -ef "$file" ] || return
     while IFS= read -r line && read -r answer && [ "$line" != "$key" ]; do :; done
-    for part in $parts; do # what answered; its newest file is as old as what is kept
+    for part in $parts; do # its modules: the newest has the time of the saved answers
       [ "$home/$part" -ot "$kept" ] && continue
       [ -e "$home/$part" ] && [ ! "$home/$part" -nt "$kept" ] && current=$key || return
     done
     [ "$line:$current" = "$key:$key" ] && bitnet_split "$answer"
   }
-  bitnet_answer() { # from what is kept for this boot, else from Python, which keeps it
+  bitnet_answer() { # uses the answer saved since the boot, else asks Python, which saves it
     read -r key <"$root/sys/devices/system/cpu/online"
     while read -r f v; do case $f in (Cpus_a*) key="$key $v" ;; esac; done <"$root/proc/self/status"
     while IFS=: read -r _ f v; do
@@ -51,21 +51,21 @@ bitnet_env() { # writes to 9 what to evaluate; $1: the first word given to the s
     [ -f "$kept" ] && bitnet_recall <"$kept" && return
     [ -d "${file%/*}/bitnet_tuning" ] || file=$(readlink -f "$file")
     command -v python3 && command cd ${ZSH_VERSION:+-q} "${file%/*}/" || return
-    bitnet_split "$(BITNET_ENV_ASKS=1 command python3 -m bitnet_tuning env --sh --root "${root:-/}" \
-      --key "$key" --keep "$kept" --script "$file" --looked "$looked:" </dev/null)" # ASKS: python3
-  } # may be a script that sources this file again, as with BASH_ENV and pyenv
-  bitnet_counts() { # counts: names of the value $1, with $2 behind; none where one is $3
+    bitnet_split "$(BITNET_ENV_ASKS=1 command python3 -m bitnet_tuning env --sh --key "$key" \
+      --keep "$kept" --script "$file" --looked "$looked:" --root "${root:-/}" </dev/null)"
+  } # ASKS: python3 may be a bash script (pyenv) that sources this file again, through BASH_ENV
+  bitnet_counts() { # lists in counts the variables with value $1, appends $2; none if one is $3
     for f in OMP_NUM_THREADS MKL_NUM_THREADS OPENBLAS_NUM_THREADS; do
       eval "v=\${$f-}"
       case $v in ("$1") counts="$counts $f$2" ;; ("$3") counts='' && return ;; esac
     done
     case $counts in (' OMP_'*' '*) ;; (*) counts='' ;; esac
   }
-  bitnet_groups() { # chosen: all groups, if there are two at least; else alike: the only one
+  bitnet_groups() { # sets chosen to all groups if there are two or more, else alike to the one
     chosen=$counts$binding$waiting$mark alike=''
     case ${counts:+x}${binding:+x}${waiting:+x}${mark:+x} in (''|x) alike=$chosen chosen='' ;; esac
   }
-  bitnet_export() { # what the user leaves to us
+  bitnet_export() { # exports what the user has not set
     case $asked in ('' | *[!0-9]* | ????*) ;; (*) [ $asked -gt 512 ] || threads=$asked ;; esac
     bitnet_counts '' "=$threads" "$threads"
     [ "${BITNET_ENV_BIND-}${OMP_PROC_BIND-}${OMP_PLACES-}${GOMP_CPU_AFFINITY-}" != 1 ] ||
@@ -73,28 +73,28 @@ bitnet_env() { # writes to 9 what to evaluate; $1: the first word given to the s
     [ "$q${KMP_BLOCKTIME-}${OMP_WAIT_POLICY-}${KMP_LIBRARY-}" != 0 ] || waiting=' KMP_BLOCKTIME=200'
     [ -n "$binding$waiting" ] || mark=${counts:+" BITNET_ENV_COUNT=$threads"}
     [ -n "$alike" ] || bitnet_groups
-    said="exported${chosen:- nothing: the rest is yours}" code=$code${chosen:+"export$chosen;"}
+    said="exported${chosen:- nothing: your own settings stay}" code=$code${chosen:+"export$chosen;"}
   }
   bitnet_counts "${OMP_NUM_THREADS:-none}" '' ''
   [ "${OMP_PROC_BIND-},${OMP_PLACES-}" != true,cores ] || binding=' OMP_PROC_BIND OMP_PLACES'
   [ "${KMP_BLOCKTIME-}" != 200 ] || waiting=' KMP_BLOCKTIME'
   [ "${BITNET_ENV_COUNT-}" != "${OMP_NUM_THREADS:-none}" ] || mark=${counts:+' BITNET_ENV_COUNT'}
   bitnet_groups
-  code=${chosen:+"unset$chosen;"} said='exported nothing: no Python 3.10 or later answers'
+  code=${chosen:+"unset$chosen;"} said='exported nothing: found no working Python 3.10 or later'
   [ -n "$word" ] || [ "$2" != 1 ] || word=$1
   set -- ${BITNET_THREADS-}
   [ $# -gt 1 ] && asked='' || asked=${1#"${1%%[!0]*}"}
   [ "$0" -ef "$file" ] && word=run || word=:$word
   case $word in
-    (run) code='exit 2;' loud=1 said='run, not sourced: nothing changed; use . ./bitnet-env.sh' ;;
-    (:off) code="$code unset BITNET_ENV;" said="took back${chosen:- nothing}" ;;
+    (run) code='exit 2;' loud=1 said='this file must be sourced, not run: . ./bitnet-env.sh' ;;
+    (:off) code="$code unset BITNET_ENV;" said="unset${chosen:- nothing: nothing was exported}" ;;
     (: | *[!:A-Za-z_-]*)
       unset v $chosen && counts='' binding='' waiting='' mark=''
       if bitnet_answer; then bitnet_export; else code=''; fi ;;
-    (*) code='' loud=1 said="no such word: ${word#:} (off takes back); nothing changed" ;;
+    (*) code='' loud=1 said="unknown argument: ${word#:} (the only one is off); nothing changed" ;;
   esac
   [ "$loud" != 1 ] || code="printf '%s\\n' 'bitnet-env.sh: $said' >&2; $code"
   printf '%s\n' "$code" >&9
 }
-\eval "$({ [ "${BITNET_ENV_ASKS-}" ] || bitnet_env "${1-}" "$#"; } 9>&1 >/dev/null 2>&1)" || \: # no traps
+\eval "$({ [ "${BITNET_ENV_ASKS-}" ] || bitnet_env "${1-}" "$#"; } 9>&1 >/dev/null 2>&1)" || \:
 \unset -f bitnet_env

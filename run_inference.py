@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Run a prompt with bitnet.cpp; upstream's flags, the threads found by itself."""
+"""Run a prompt with bitnet.cpp, with the threads, environment and flags that suit this machine."""
 
 import gc
 import sys
 
-gc.disable()  # there is nothing to collect: this program starts another one and waits
+gc.disable()  # there is no garbage worth collecting: this program starts the engine and waits
 
 from bitnet_tuning.cli.run import main
 

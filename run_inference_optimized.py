@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Run a prompt with bitnet.cpp, with performance mode, sampling flags and figures."""
+"""Run prompts with bitnet.cpp, with flags for sampling, performance mode and statistics."""
 
 import gc
 import sys
 
-gc.disable()  # there is nothing to collect: this program starts another one and waits
+gc.disable()  # there is no garbage worth collecting: this program starts the engine and waits
 
 from bitnet_tuning.cli.run_optimized import main
 

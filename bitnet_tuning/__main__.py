@@ -1,4 +1,4 @@
-"""``python3 -m bitnet_tuning COMMAND``; each command is imported only when it is called."""
+"""``python3 -m bitnet_tuning COMMAND``. A command is imported only when it is called."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from bitnet_tuning.console import guarded
 from bitnet_tuning.errors import UsageError
 
 COMMANDS = {
-    "host": "what is known of this machine",
-    "plan": "what would be run, and why",
-    "doctor": "what keeps this machine from its speed, and what to do",
-    "selftest": "whether an engine computes the right tokens",
-    "env": "what bitnet-env.sh exports to a shell, and why",
-    "profile": "measured winners: list, show, remove, export, import",
+    "host": "print what is known about this machine",
+    "plan": "print what would be run, and why",
+    "doctor": "find what slows this machine down, and what to do about it",
+    "selftest": "check that an engine computes the right tokens",
+    "env": "print what bitnet-env.sh exports to a shell, and why",
+    "profile": "list, show, remove, export or import saved tunings",
 }
 
 _USAGE = "usage: python3 -m bitnet_tuning COMMAND [--help]"
@@ -31,7 +31,7 @@ def _dispatch(arguments: list[str]) -> int:
         print("\n".join([_USAGE, "", "commands:", *lines]))
         return 0 if arguments else 2
     if arguments[0] not in COMMANDS:
-        raise UsageError(f"no such command: {arguments[0]}", f"commands: {', '.join(COMMANDS)}")
+        raise UsageError(f"no such command: {arguments[0]}", f"the commands are: {', '.join(COMMANDS)}")
     return int(import_module(f"bitnet_tuning.cli.{arguments[0]}").run(arguments[1:]))
 
 

@@ -1,1 +1,1 @@
-"""Command lines: one file for each command that a user types."""
+"""The commands that a user types: one module for each, and the flags that they share."""

@@ -1,4 +1,4 @@
-"""Flags that several programs share, their checks, and the request that they make."""
+"""Flags that several programs share, their checks, and the request made from them."""
 
 from __future__ import annotations
 
@@ -18,45 +18,52 @@ if TYPE_CHECKING:
 
 
 LARGEST_CONTEXT = 1 << 24
-"""Tokens; the longest context of any published model is 10 million."""
+"""Largest context size accepted, in tokens. Published models have at most 10 million."""
 
 MOST_SLOTS = 256
-"""llama.cpp's own limit (LLAMA_MAX_SEQ); that of its first generations is 64."""
+"""Largest number of server slots accepted: LLAMA_MAX_SEQ of llama.cpp (once it was 64)."""
 
 _INT32 = (1 << 31) - 1
 _INFINITE = float("inf")
 _MARK = "\0"
-"""Stands before a prompt on its way through argparse; no command line can hold it."""
+"""Prefix that carries a prompt through argparse. No argument of a process can contain it."""
+
+_MODEL, _PROMPT, _OUTPUT, _MANY = "model and engine", "prompt", "output", "many prompts"
+_SAMPLING = "sampling (the engine's defaults, except for the temperature)"
+_SPEED = "threads, batches and memory (chosen automatically by default)"
 
 
-# argparse looks for translations of its headings, though Python has none: for that it imports
-# locale, and a start takes a millisecond longer.
+# argparse looks up translations of its headings, which Python does not ship. The lookup imports
+# locale and delays the start by a millisecond.
 argparse._ = str  # type: ignore[attr-defined]
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors in one line that names the flag, by the one error boundary."""
+    """An argument parser whose errors are UsageErrors, printed in one line that names the flag."""
 
     def _get_formatter(self) -> argparse.HelpFormatter:
-        """argparse makes one for every flag added; left to find the width by itself, it
-        imports shutil and with it three compression libraries, a tenth of the start."""
+        # argparse makes a formatter for each added flag. To find the terminal's width, it would
+        # import shutil and with it three compression libraries: a tenth of the time to start.
         return argparse.HelpFormatter(prog=self.prog, width=columns() - 2)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, f"{self.prog} --help lists the flags")
+        raise UsageError(message, "--help lists all flags")
+
+    def group(self, title: str) -> argparse._ArgumentGroup:
+        """Return the group of flags with this heading in the help; add it if there is none."""
+        found = (group for group in self._action_groups if group.title == title)
+        return next(found, None) or self.add_argument_group(title)
 
 
 def split_extra(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Return our own arguments, and what follows ``--`` for the engine.
-
-    A prompt may look like a flag (``-p -x``), so it is tied to its own one; behind a mark,
-    since the argparse of many a Python drops a value ``--`` even so.
-    """
+    """Return our own arguments, and those after ``--``, which go to the engine."""
     ours: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         if argument == "--":
             break
+        # A prompt may look like a flag (``-p -x``), so it is joined to its flag with "=". Even
+        # then argparse drops the value ``--`` in many versions of Python: hence the mark.
         if argument in ("-p", "--prompt"):
             prompt = next(rest, None)
             ours.append("--prompt" if prompt is None else f"--prompt={_MARK}{prompt}")
@@ -68,11 +75,11 @@ def split_extra(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
 
 
 def integer(low: int, high: int = _INT32) -> Callable[[str], int]:
-    """Return an argparse type: a whole number from ``low`` to ``high``."""
+    """Return an argparse type that accepts whole numbers from ``low`` to ``high``."""
 
     def parse(text: str) -> int:
         if not (text.isascii() and text.removeprefix("-").isdecimal() and len(text) < 20):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number")
         value = int(text)
         if not low <= value <= high:
             raise argparse.ArgumentTypeError(f"{value} is not between {low} and {high}")
@@ -82,163 +89,155 @@ def integer(low: int, high: int = _INT32) -> Callable[[str], int]:
 
 
 def number(low: float, high: float = _INFINITE) -> Callable[[str], float]:
-    """Return an argparse type: a finite number from ``low`` to ``high``."""
+    """Return an argparse type that accepts finite numbers from ``low`` to ``high``."""
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not low <= value <= high or value == _INFINITE:  # NaN is not between either
-            limits = f"{low:g} or more" if high == _INFINITE else f"between {low:g} and {high:g}"
-            raise argparse.ArgumentTypeError(f"{text} is not a finite number, {limits}")
+            raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
+        if not low <= value <= high or value == _INFINITE:  # also true for NaN
+            limits = f"of {low:g} or more" if high == _INFINITE else f"from {low:g} to {high:g}"
+            raise argparse.ArgumentTypeError(f"{text} is not a finite number {limits}")
         return value
 
     return parse
 
 
 def prompt(text: str) -> str:
-    """Check a prompt, as an argparse type, and take the mark of ``split_extra`` off it."""
+    """Return a prompt without the prefix that ``split_extra`` added: an argparse type."""
     text = text.removeprefix(_MARK)
     if not text:
         raise argparse.ArgumentTypeError("the prompt is empty")
     return text
 
 
-def add_engine(parser: argparse.ArgumentParser) -> None:
-    """Add the flag that names the engine."""
-    parser.add_argument(
-        "--engine", metavar="PATH", help="llama-cli, a folder that holds it, or `embedded`"
-    )
+def add_engine(parser: argparse._ActionsContainer) -> None:
+    """Add ``--engine``."""
+    what = "llama-cli, a folder that contains it, or `embedded` (default: found automatically)"
+    parser.add_argument("--engine", metavar="PATH", help=what)
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the flag that names the model."""
-    parser.add_argument("-m", "--model", metavar="FILE", help="model file (GGUF)")
+def add_model(parser: argparse._ActionsContainer) -> None:
+    """Add ``-m``."""
+    what = "GGUF model file (default: found automatically)"
+    parser.add_argument("-m", "--model", metavar="FILE", help=what)
 
 
-def add_no_profile(parser: argparse.ArgumentParser) -> None:
-    """Add the flag that leaves measured profiles out; stored as ``profile``."""
+def add_no_profile(parser: argparse._ActionsContainer) -> None:
+    """Add ``--no-profile``, stored as ``profile``."""
     parser.add_argument(
         "--no-profile", dest="profile", action="store_false", help="ignore saved measurements"
     )
 
 
-def add_run(parser: argparse.ArgumentParser, prompt_required: bool) -> None:
-    """Add the flags of bitnet.cpp's own run_inference.py, and those that all runs have.
+def add_run(parser: Parser, prompt_required: bool) -> None:
+    """Add the flags of bitnet.cpp's run_inference.py, and those that all of our runs have.
 
-    The name that a flag is stored under, here and in ``add_optimized``, is a field of Request
-    wherever there is one.
+    Here and in ``add_optimized``, a flag is stored under the name of its field in ``Request``.
     """
-    add = parser.add_argument
-    add_model(parser)
-    add("-n", "--n-predict", type=integer(-2), default=128, metavar="N", help="tokens to generate")
-    add("-p", "--prompt", type=prompt, required=prompt_required, help="text to continue")
+    add_model(parser.group(_MODEL))
+    add_engine(parser.group(_MODEL))
+    add = parser.group(_PROMPT).add_argument
+    what = "text to continue; with -cnv the system prompt"
+    add("-p", "--prompt", type=prompt, required=prompt_required, metavar="TEXT", help=what)
     add(
-        *("-t", "--threads"),
-        type=integer(0, MOST_THREADS_ENGINE),
-        default=0,
+        *("-n", "--n-predict"),
+        type=integer(-2),
+        default=128,
         metavar="N",
-        help="threads; 0: chosen automatically (default)",
+        help="number of tokens to generate; -1: until the model ends, -2: until the context is "
+        "full (default: %(default)s)",
     )
     add(
         *("-c", "--ctx-size"),
         type=integer(0, LARGEST_CONTEXT),
         default=2048,
         metavar="N",
-        help="context size in tokens",
+        help="context size in tokens; 0: the model's own (default: %(default)s)",
     )
-    add(
-        *("-temp", "--temperature"),
-        type=number(0),
-        default=0.8,
-        metavar="T",
-        help="sampling temperature",
-    )
-    add(
-        *("-cnv", "--conversation"),
-        dest="chat",
-        action="store_true",
-        help="chat; the prompt is the system prompt",
-    )
-    add_engine(parser)
-    add_no_profile(parser)
-    add("--dry-run", action="store_true", help="print the command and the reasons; run nothing")
-    add("--json", action="store_true", help="with --dry-run: print the plan as JSON")
+    add("-cnv", "--conversation", dest="chat", action="store_true", help="chat on the terminal")
+    what = "temperature; 0: always the most likely token (default: %(default)s)"
+    add = parser.group(_SAMPLING).add_argument
+    add("-temp", "--temperature", type=number(0), default=0.8, metavar="T", help=what)
+    what = "threads for token generation; 0: chosen automatically (default: %(default)s)"
+    add = parser.group(_SPEED).add_argument
+    threads = integer(0, MOST_THREADS_ENGINE)
+    add("-t", "--threads", type=threads, default=0, metavar="N", help=what)
+    add_no_profile(parser.group(_SPEED))
+    add = parser.group(_OUTPUT).add_argument
+    add("--dry-run", action="store_true", help="print the command and its reasons; run nothing")
+    add("--json", action="store_true", help="with --dry-run: print JSON")
 
 
 def root_folder(text: str) -> str:
-    """Check a folder, as an argparse type; raise MissingError for what is none."""
+    """Return the folder if it exists, else raise MissingError: an argparse type."""
     if not os.path.isdir(text):
-        raise MissingError(f"no such folder: {text}", "name one that holds sys and proc")
+        raise MissingError(f"no such folder: {text}", "name a folder that contains sys and proc")
     return text
 
 
 def add_root(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add the flag that names the folder of another machine's facts."""
+    """Add ``--root``, the folder that stands for the root of the machine to look at."""
     parser.add_argument("--root", type=root_folder, default="/", metavar="DIR", help=what)
 
 
-def add_optimized(parser: argparse.ArgumentParser) -> None:
-    """Add what run_inference_optimized.py takes beyond that."""
-    add = parser.add_argument
-    add("-f", "--file", dest="prompt_file", metavar="FILE", help="read the prompt from a file")
-    add("--top-k", type=integer(0), metavar="K", help="sample from the K likeliest tokens; 0: all")
-    add(
-        "--top-p",
-        type=number(0, 1),
-        metavar="P",
-        help="sample from those that make up probability P",
+def add_optimized(parser: Parser) -> None:
+    """Add the flags that only run_inference_optimized.py has."""
+    what = "read the prompt from this file"
+    add = parser.group(_PROMPT).add_argument
+    add("-f", "--file", dest="prompt_file", metavar="FILE", help=what)
+    add = parser.group(_SAMPLING).add_argument
+    share = number(0, 1)
+    add("--top-k", type=integer(0), metavar="K", help="choose among the K likeliest tokens; 0: all")
+    what = "choose among the likeliest tokens whose probabilities add up to P, 0 to 1"
+    add("--top-p", type=share, metavar="P", help=what)
+    what = "choose among tokens at least P times as likely as the likeliest, 0 to 1"
+    add("--min-p", type=share, metavar="P", help=what)
+    add("--repeat-penalty", type=number(0), metavar="X", help="penalty for repeating; 1: none")
+    seed = integer(-1, (1 << 32) - 1)
+    add("--seed", type=seed, metavar="N", help="random seed; -1: another one for each run")
+    add = parser.group(_SPEED).add_argument
+    threads, tokens = integer(1, MOST_THREADS_ENGINE), integer(1)
+    add("-tb", "--threads-batch", type=threads, metavar="N", help="threads for prompt processing")
+    what = "most threads that are chosen automatically for token generation (default: 12)"
+    add("--max-threads", type=threads, metavar="N", help=what)
+    what = "logical batch size in tokens"
+    add("-b", "--batch-size", dest="batch", type=tokens, metavar="N", help=what)
+    what = "micro-batch size in tokens"
+    add("-ub", "--ubatch-size", dest="ubatch", type=tokens, metavar="N", help=what)
+    what = (
+        "how the model is loaded: mapped, mapped and locked in memory, copied, copied into huge "
+        "pages, or auto: as measured best here, else mapped (default: %(default)s)"
     )
-    add(
-        "--min-p",
-        type=number(0, 1),
-        metavar="P",
-        help="sample from those at least P times as likely as the best",
+    add("--memory", choices=WAYS, default=AUTO, help=what)
+    what = (
+        "keep waiting threads spinning, bind the engine to its CPUs, raise its priority and lock "
+        "the model in memory, at the expense of other programs"
     )
-    add("--repeat-penalty", type=number(0), metavar="X", help="penalty for repeating; 1 is none")
-    add("--seed", type=integer(-1, (1 << 32) - 1), metavar="N", help="random seed; -1 for any")
-    threads = integer(1, MOST_THREADS_ENGINE)
-    add("-tb", "--threads-batch", type=threads, metavar="N", help="threads for the prompt")
-    add("--max-threads", type=threads, metavar="N", help="most threads to choose (12)")
-    add("-b", "--batch-size", dest="batch", type=integer(1), metavar="N", help="logical batch")
-    add("-ub", "--ubatch-size", dest="ubatch", type=integer(1), metavar="N", help="micro-batch")
-    add(
-        "--performance-mode",
-        dest="performance",
-        action="store_true",
-        help="all that costs something else: spinning threads, fixed CPUs, priority, locked memory",
+    add("--performance-mode", dest="performance", action="store_true", help=what)
+    add = parser.group(_OUTPUT).add_argument
+    add("--quiet", action="store_true", help="hide the engine's log unless the engine fails")
+    what = "after the run, print speeds in tokens/s and the time to the first token in s"
+    add("--stats", action="store_true", help=what)
+    add = parser.group(_MANY).add_argument
+    what = "answer every prompt in this file of JSON lines (`-`: on standard input)"
+    add("--prompts", metavar="FILE", help=what)
+    what = "append each answer to this file when it is complete (default: standard output)"
+    add("-o", "--output", metavar="FILE", help=what)
+    add("--resume", action="store_true", help="answer only prompts that -o has no answer to yet")
+    what = (
+        "prompts answered at a time (default: 1 with temperature 0 or a seed, else up to 4, as "
+        "memory allows)"
     )
-    add(
-        "--memory",
-        choices=WAYS,
-        default=AUTO,
-        help="how the model gets into memory; huge: copied, in huge pages (auto: mapped, or as "
-        "was measured best)",
-    )
-    add("--quiet", action="store_true", help="hide the engine's log unless it fails")
-    add("--stats", action="store_true", help="speeds and time to first token after the run")
-    add("--prompts", metavar="FILE", help="answer many prompts: JSON lines in, JSON lines out")
-    add(
-        *("-o", "--output"),
-        metavar="FILE",
-        help="with --prompts: write each answer to this file as soon as it is complete",
-    )
-    add("--resume", action="store_true", help="with -o: answer only what the file lacks")
-    add(
-        "--slots",
-        type=integer(1, MOST_SLOTS),
-        metavar="N",
-        help="with --prompts: how many to answer at a time (1 with temperature 0 or a seed, "
-        "else at most 4)",
-    )
+    add("--slots", type=integer(1, MOST_SLOTS), metavar="N", help=what)
 
 
 def read_request(parser: Parser, arguments: list[str]) -> tuple[Request, argparse.Namespace]:
-    """Parse the command line of a run; raise UsageError."""
+    """Parse the command line of a run. Raise UsageError."""
     ours, extra = split_extra(arguments)
     options = parser.parse_args(ours)
     if options.json and not options.dry_run:
-        raise UsageError("--json shows the plan and goes with --dry-run", "add --dry-run")
+        raise UsageError("--json prints a plan and needs --dry-run", "add --dry-run")
     fields = {name: value for name, value in vars(options).items() if name in Request._fields}
     return Request(**fields, extra=extra), options

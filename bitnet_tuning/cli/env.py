@@ -1,4 +1,7 @@
-"""``python3 -m bitnet_tuning env``: what bitnet-env.sh exports to a shell."""
+"""``python3 -m bitnet_tuning env``: print what bitnet-env.sh exports to a shell.
+
+bitnet-env.sh itself calls it with ``--sh`` and reads the answers that are saved here.
+"""
 
 from __future__ import annotations
 
@@ -27,46 +30,46 @@ from bitnet_tuning.plan.threads import asked_threads, choose_threads
 from bitnet_tuning.store.state import write_atomically
 
 MOST_KEPT = 16
-"""Answers kept for one boot: containers and batch jobs have limits of their own."""
+"""Number of answers saved for one boot: one for each set of CPU limits, as in containers."""
 
 COARSEST_CLOCK_S = 2
-"""Seconds within which a file system or a shell may see two changes as simultaneous: busybox
-compares whole seconds, FAT stores every other one."""
+"""Seconds within which two changes of a file may get the same time: busybox compares whole
+seconds, and FAT stores times in steps of 2 s."""
 
 OLDEST_S = 30 * 24 * 3600
-"""Seconds after which the answers of another boot are removed."""
+"""Seconds after which the answers of an earlier boot are deleted."""
 
 
 def run(arguments: list[str]) -> int:
-    parser = Parser(prog="bitnet_tuning env", description="Show what bitnet-env.sh exports.")
-    add_root(parser, "read this folder's sys and proc")
-    parser.add_argument(
-        "--sh",
-        action="store_true",
-        help="print what bitnet-env.sh reads: threads, and 1 where a CPU quota binds, else 0",
+    parser = Parser(
+        prog="python3 -m bitnet_tuning env",
+        description="Print which variables bitnet-env.sh exports to a shell, and why.",
     )
-    for name in ("--key", "--keep", "--script", "--looked"):  # bitnet-env.sh's own
+    add_root(parser, "read the sys and proc in this folder (default: /)")
+    what = "print the number of threads, and 1 if a CPU quota limits it, else 0, for bitnet-env.sh"
+    parser.add_argument("--sh", action="store_true", help=what)
+    for name in ("--key", "--keep", "--script", "--looked"):  # only bitnet-env.sh passes these
         parser.add_argument(name, default="", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     host = read_host(options.root)
     if not options.sh:
         print(as_text(host))
         return 0
-    # The shell heeds the user's variables, so the answer is the machine's alone.
+    # bitnet-env.sh itself obeys the variables that the user set, so they are ignored here.
     answer = f"{choose_threads(Request(), host, {}).setting.threads} {int(host.quota_binds)}"
     print(answer)
     if options.keep and may_keep(Root(options.root), options.looked):
         try:
             keep(options.keep, os.path.realpath(options.script), options.key, answer)
-        except (OSError, ValueError):  # the next shell asks again
+        except (OSError, ValueError):  # the next shell will ask again
             pass
     return 0
 
 
 def as_text(host: Host) -> str:
-    """Return the thread count, its reason and the exports, a line each.
+    """Return lines for the thread count with its reason, the exports, and what is not exported.
 
-    Raises UsageError for a BITNET_THREADS that is no positive number.
+    Raise UsageError if BITNET_THREADS is not a positive number.
     """
     environ = os.environ
     mine = {name: value for name, value in environ.items() if name == "BITNET_THREADS"}
@@ -77,9 +80,9 @@ def as_text(host: Host) -> str:
     names = (*THREAD_COUNTS, *BINDING_BY_USER, *WAITING_BY_USER)
     kept = [name for name in names if user_set(environ, name)]
     lines = {
-        "threads": f"{threads}: {asked.by} says so" if asked else decided.reasons["threads"],
+        "threads": f"{threads}: set by {asked.by}" if asked else decided.reasons["threads"],
         "exports": " ".join(f"{name}={value}" for name, value in exports.items()) or "nothing",
-        "left as you set them": " ".join(kept) or "-",
+        "set by you, not changed": " ".join(kept) or "-",
     }
     if host.quota_binds:
         lines["KMP_BLOCKTIME"] = "not exported: spinning threads would use up the CPU quota"
@@ -89,10 +92,10 @@ def as_text(host: Host) -> str:
 
 
 def may_keep(root: Root, looked: str) -> bool:
-    """Return whether bitnet-env.sh would notice every change of the limits.
+    """Return True if bitnet-env.sh would notice any change of the CPU limits.
 
-    ``looked`` are the folders where it reads quotas, each between colons. Control groups that
-    are mounted elsewhere are read here only.
+    ``looked`` lists the folders in which it reads quotas, with a colon before and after each.
+    It looks for control groups in the usual places only; this module reads the mount table.
     """
     groups = read_cgroups(root)
     folders = (name for name in (*groups.unified, *groups.cpu) if root.exists(name))
@@ -101,10 +104,12 @@ def may_keep(root: Root, looked: str) -> bool:
 
 
 def keep(path: str, script: str, key: str, answer: str) -> None:
-    """Add an answer to those in ``path``, which gets the age of the newest module.
+    """Add an answer to the file ``path``. Raise OSError if it cannot be written.
 
-    Raises OSError where it cannot be written, ValueError where it must not be: names with line
-    breaks, and files changed so recently that another change might look as old.
+    The file gets the modification time of the newest loaded module, so that the shell can tell
+    whether a module changed since. Raise ValueError if the shell could not read the answer back
+    (a relative path, or a line break in a name), or could miss a change of a module that has
+    just been changed.
     """
     package = os.path.dirname(os.path.abspath(bitnet_tuning.__file__))
     loaded = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
@@ -113,9 +118,9 @@ def keep(path: str, script: str, key: str, answer: str) -> None:
     newest = max(os.stat(name).st_mtime_ns for name in inside)
     head = [script, package, " ".join(os.path.relpath(name, package) for name in inside)]
     if any("\n" in text for text in (*head, key)) or not os.path.isabs(path):
-        raise ValueError("cannot be kept: a relative path, or a line break in a name")
+        raise ValueError("the answer cannot be saved: relative path, or line break in a name")
     if newest / 1e9 > time.time() - COARSEST_CLOCK_S:
-        raise ValueError("cannot be kept: a module has just been changed")
+        raise ValueError("the answer cannot be saved: a module has just been changed")
     pairs = {key: answer} | _kept(path, head, newest) | {key: answer}
     lines = [*head, *(line for pair in list(pairs.items())[:MOST_KEPT] for line in pair)]
     folder = os.path.dirname(path)
@@ -126,7 +131,7 @@ def keep(path: str, script: str, key: str, answer: str) -> None:
 
 
 def _kept(path: str, head: list[str], newest: int) -> dict[str, str]:
-    """The answers of the same script and the same package in ``path``."""
+    """Return the answers in ``path`` if they are from the same script and the same package."""
     try:
         if os.stat(path).st_mtime_ns != newest:
             return {}
@@ -138,7 +143,6 @@ def _kept(path: str, head: list[str], newest: int) -> dict[str, str]:
 
 
 def _remove_old(folder: str) -> None:
-    """Remove the answers of boots that are long past."""
     for name in glob.glob(f"{glob.escape(folder)}/env-*"):
         if os.stat(name).st_ctime < time.time() - OLDEST_S:
             os.unlink(name)

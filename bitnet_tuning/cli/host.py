@@ -1,4 +1,4 @@
-"""``python3 -m bitnet_tuning host``: the facts."""
+"""``python3 -m bitnet_tuning host``: print what is known about this machine."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from bitnet_tuning.store.codec import to_json
 
 
 def run(arguments: list[str]) -> int:
-    """Print the facts of this machine, or of the one below --root."""
-    parser = Parser(prog="bitnet_tuning host", description="Show what is known of this machine.")
-    add_root(parser, "read this folder's sys and proc")
+    """Print the facts about this machine, or about the one whose files are below ``--root``."""
+    parser = Parser(
+        prog="python3 -m bitnet_tuning host",
+        description="Print what is known about this machine: CPUs, limits, memory.",
+    )
+    add_root(parser, "read the sys and proc in this folder (default: /)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     facts = host_facts(_with_flags(read_host(options.root), options.root))
@@ -25,16 +28,16 @@ def run(arguments: list[str]) -> int:
 
 
 def _with_flags(host: Host, root: str) -> Host:
-    """Where the kernel's file does not tell (no Linux), py-cpuinfo is asked: it is slow."""
     if host.isa or root != "/":
         return host
+    # Only Linux lists them in a file. Elsewhere py-cpuinfo finds them, which takes over a second.
     from bitnet_tuning.machine.foreign import cpuinfo_flags  # noqa: PLC0415
 
     return host._replace(isa=cpuinfo_flags())
 
 
 def as_text(facts: HostFacts) -> str:
-    """Return a line per fact: CPU sets as lists, sizes in GiB, only instruction sets of engines."""
+    """Return one line per fact. Of the instruction sets, only those that engines use are listed."""
     kinds = facts.hybrid
     shown = facts._asdict() | {
         "numa_nodes": "; ".join(

@@ -1,21 +1,18 @@
-"""``python3 -m bitnet_tuning plan``: what would be run, and why."""
+"""``python3 -m bitnet_tuning plan``: print what would be run, and why."""
 
 from __future__ import annotations
 
 from bitnet_tuning.cli.arguments import Parser, add_root
-from bitnet_tuning.cli.run_optimized import optimized_request
-from bitnet_tuning.cli.show import show_plan
-from bitnet_tuning.prepare import prepare
+from bitnet_tuning.cli.run_optimized import optimized_request, run_request
 
 
 def run(arguments: list[str]) -> int:
-    parser = Parser(prog="bitnet_tuning plan", description="Show the plan for a run; run nothing.")
+    parser = Parser(
+        prog="python3 -m bitnet_tuning plan",
+        description="Print the command that a run would start, and the reason for every part of "
+        "it. Nothing is run.",
+    )
     parser.set_defaults(dry_run=True)
-    add_root(parser, "plan for this folder's machine")
+    add_root(parser, "plan for the machine whose sys and proc are in this folder (default: /)")
     request, options = optimized_request(parser, arguments, stand_in="PROMPT")
-    if options.prompts:
-        from bitnet_tuning.cli.prompts import run_prompts  # noqa: PLC0415 (most plans have none)
-
-        return run_prompts(request, options, options.root)
-    show_plan(*prepare(request, options.root), options.json)
-    return 0
+    return run_request(request, options, options.root)

@@ -1,15 +1,14 @@
-"""``python3 -m bitnet_tuning profile``: what tunings found, and where it is used."""
+"""``python3 -m bitnet_tuning profile``: list, show, remove, export and import saved tunings."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-from collections.abc import Sequence
 from typing import Any
 
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_root
-from bitnet_tuning.console import GIBIBYTE, aligned, counted, say, times
+from bitnet_tuning.console import MEBIBYTE, aligned, counted, say, text_width, times
 from bitnet_tuning.engine.builds import verdict_words
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
 from bitnet_tuning.machine.detect import read_host
@@ -31,7 +30,7 @@ from bitnet_tuning.plan.setting import describe
 from bitnet_tuning.prepare import find_engine, find_pair
 from bitnet_tuning.store.state import State, default_folder, write_atomically
 
-_TUNE = "python3 benchmark_optimized.py makes one"
+_TUNE = "to measure one: python3 benchmark_optimized.py"
 
 
 def run(arguments: list[str]) -> int:
@@ -47,36 +46,43 @@ def run(arguments: list[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="bitnet_tuning profile", description="Measured winners, remembered.")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, help="list if left out")
+    parser = Parser(
+        prog="python3 -m bitnet_tuning profile",
+        description="Manage profiles: the fastest settings that were measured, saved for one "
+        "host, engine and model. Runs use them automatically.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, help="(default: list)")
 
     def command(name: str, action: Any, what: str) -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what)
         added.set_defaults(action=action)
         return added
 
-    listing = command("list", _list, "All profiles, and whether they are used here.")
+    its_id = "id of the profile, or the beginning of the id"
+    listing = command("list", _list, "List all profiles, and whether they hold on this machine.")
     _add_facts(listing)
-    showing = command("show", _show, "Everything that is known of one.")
-    showing.add_argument("id", metavar="ID", help="its id or the start of it, or `current`")
+    showing = command("show", _show, "Print everything that is saved in one profile.")
+    what = f"{its_id}; `current`: the profile that a run would use"
+    showing.add_argument("id", metavar="ID", help=what)
     _add_facts(showing)
     add_engine(showing)
     add_model(showing)
-    removal = command("remove", _remove, "Forget one, or all.")
-    removal.add_argument("id", metavar="ID", nargs="?", help="its id or the start of it")
-    removal.add_argument("--all", action="store_true", help="every one")
-    export = command("export", _export, "Write one as JSON, for another machine of this kind.")
-    export.add_argument("id", metavar="ID", help="its id or the start of it")
-    export.add_argument("-o", "--output", metavar="FILE", help="instead of standard output")
-    adoption = command("import", _import, "Use one from another machine of this kind.")
-    adoption.add_argument("file", metavar="FILE", help="what export wrote")
+    removal = command("remove", _remove, "Delete one profile, or all.")
+    removal.add_argument("id", metavar="ID", nargs="?", help=its_id)
+    removal.add_argument("--all", action="store_true", help="delete every profile")
+    export = command("export", _export, "Write a profile as JSON, for other machines of this kind.")
+    export.add_argument("id", metavar="ID", help=its_id)
+    what = "file to write (default: standard output)"
+    export.add_argument("-o", "--output", metavar="FILE", help=what)
+    adoption = command("import", _import, "Save a profile from another machine of this kind.")
+    adoption.add_argument("file", metavar="FILE", help="file that `export` wrote")
     add_engine(adoption)
-    add_root(adoption, "take this folder's machine for the host")
+    add_root(adoption, "import for the machine whose sys and proc are in this folder (default: /)")
     return parser
 
 
 def _add_facts(parser: argparse.ArgumentParser) -> None:
-    add_root(parser, "compare with this folder's machine")
+    add_root(parser, "compare with the machine whose sys and proc are in this folder (default: /)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -86,9 +92,9 @@ def _list(options: argparse.Namespace, state: State) -> int:
     if options.json:
         print(json.dumps([_facts(*each) for each in found], indent=2))
     elif found:
-        print(aligned([HEADER, *(row(*each) for each in found)]))
+        print("\n\n".join(_overview(*each) for each in found))
     else:
-        say(f"no profile in {state.folder}; {_TUNE}")
+        say(f"there is no profile in {state.folder}; {_TUNE}")
     return 0
 
 
@@ -105,42 +111,46 @@ def _show(options: argparse.Namespace, state: State) -> int:
     if options.json:
         print(json.dumps(_facts(profile, changes), indent=2))
     else:
-        print(details(profile, changes))
+        print(_details(profile, changes))
     return 0
 
 
 def _current(options: argparse.Namespace, state: State, host: Host) -> Profile:
-    """Return the profile that a run would use. Raise MissingError that says why there is none."""
+    """Return the profile that a run would use. Raise MissingError, with the reason, for none."""
     engine, choice = find_pair(options.engine, options.model, state)
     profile = load(state, host, engine, choice.model)
     if profile is not None:
         return profile
     stale = find_stale(state, host, engine, choice.model)
     reasons = [f"{each.profile.id} is out of date: {'; '.join(each.changes)}" for each in stale]
-    what = f"no profile for {engine.path} with {choice.model.path} here"
+    what = f"there is no profile of {engine.path} with {choice.model.path} for this machine"
     raise MissingError(". ".join([what, *reasons]), _TUNE)
 
 
 def _named(start: str, state: State) -> Profile:
-    """Return the profile whose id begins so. Raise MissingError, or UsageError for several."""
+    """Return the profile whose id begins with ``start``. Raise MissingError if there is none,
+    UsageError if there are several."""
     every = stored_profiles(state)
     found = [profile for profile in every if start and profile.id.startswith(start)]
     if len(found) == 1:
         return found[0]
     ids = ", ".join(profile.id for profile in found or every)
     if found:
-        raise UsageError(f"{start!r} is the start of several ids: {ids}", "give more of it")
-    raise MissingError(f"no profile {start!r}", f"there are: {ids}" if ids else f"none; {_TUNE}")
+        raise UsageError(f"several ids begin with '{start}': {ids}", "give more of the id")
+    remedy = f"the ids are: {ids}" if ids else f"there is no profile at all; {_TUNE}"
+    raise MissingError(f"there is no profile '{start}'", remedy)
 
 
 def _remove(options: argparse.Namespace, state: State) -> int:
     if options.all == (options.id is not None):
-        raise UsageError("either an ID or --all", "`profile list` shows the ids")
+        raise UsageError(
+            "give either an ID or --all", "for the ids: python3 -m bitnet_tuning profile list"
+        )
     chosen = stored_profiles(state) if options.all else [_named(options.id, state)]
     gone = remove(state, [profile.id for profile in chosen])
     for profile in chosen:
         if profile.id in gone:
-            print(f"removed {' '.join(row(profile)[:-1])}")
+            print(f"removed {_in_a_line(profile)}")
     if not chosen:
         say("there is no profile to remove")
     return 0
@@ -152,7 +162,7 @@ def _export(options: argparse.Namespace, state: State) -> int:
         print(text)
         return 0
     write_atomically(os.path.abspath(options.output), f"{text}\n".encode())
-    say(f"written to {options.output}")
+    say(f"wrote {options.output}")
     return 0
 
 
@@ -161,34 +171,35 @@ def _import(options: argparse.Namespace, state: State) -> int:
     engine = find_engine(options.engine, state)
     bound = bound_to(profile, read_host(options.root), engine_key(engine))
     if store(state, bound) is None:
-        raise TuningError("the profile could not be kept", state.warning or "")
-    print(f"imported {' '.join(row(bound)[:-1])}")
+        raise TuningError("the profile could not be saved", state.warning or "")
+    print(f"imported {_in_a_line(bound)}")
     return 0
 
 
-HEADER = ("ID", "DATE", "ENGINE", "MODEL", "SETTING", "OVER THE DEFAULT", "STATE")
+def _in_a_line(profile: Profile) -> str:
+    return f"{profile.id}, measured on {profile.day}: {_setting(profile)}"
 
 
-def row(profile: Profile, changes: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return the fields of ``HEADER``."""
-    return (
-        profile.id,
-        profile.day,
-        profile.engine.path,
-        _model(profile),
-        _setting(profile),
-        _ratio(profile.evidence.ratio) if profile.setting else "-",
-        f"stale: {'; '.join(changes)}" if changes else "valid",
-    )
+def _overview(profile: Profile, changes: list[str]) -> str:
+    """Return the lines for one profile in the list."""
+    facts = {
+        "state": _state(changes),
+        "setting": _setting(profile),
+        "over the default": _ratio(profile.evidence.ratio) if profile.setting else "-",
+        "engine": profile.engine.path,
+        "model": _model(profile),
+    }
+    rows = [(f"  {name}", text) for name, text in facts.items()]
+    return f"{profile.id}  measured on {profile.day}\n{aligned(rows, text_width())}"
 
 
-def details(profile: Profile, changes: Sequence[str]) -> str:
-    """Return a line per fact."""
+def _details(profile: Profile, changes: list[str]) -> str:
+    """Return one line for each fact."""
     evidence, objective = profile.evidence, profile.evidence.objective
     speeds = (f"{phase} {speed:.1f} tokens/s" for phase, speed in evidence.speeds.items() if speed)
     facts = {
         "id": profile.id,
-        "state": "; ".join(["stale", *changes]) if changes else "valid",
+        "state": _state(changes),
         "created": profile.created,
         "setting": _setting(profile),
         "verdict": verdict_words(evidence.verdict),
@@ -200,15 +211,19 @@ def details(profile: Profile, changes: Sequence[str]) -> str:
         "speeds": ", ".join(speeds) or "-",
         "samples": evidence.results or "-",
         "budget": "-" if evidence.budget is None else f"{evidence.budget:g} s",
-        "engine": f"{profile.engine.path} ({profile.engine.version or 'version not known'})",
-        "model": f"{_model(profile)}, {profile.model.size / GIBIBYTE:.2f} GiB",
+        "engine": f"{profile.engine.path} ({profile.engine.version or 'unknown version'})",
+        "model": f"{_model(profile)}, {profile.model.size / MEBIBYTE:.1f} MiB",
         **{f"host {name}": in_words(value) for name, value in profile.host._asdict().items()},
     }
     return aligned([*facts.items()])
 
 
+def _state(changes: list[str]) -> str:
+    return f"out of date: {'; '.join(changes)}" if changes else "valid"
+
+
 def _setting(profile: Profile) -> str:
-    return describe(profile.setting) if profile.setting else "the default stays"
+    return describe(profile.setting) if profile.setting else "the default (no setting beat it)"
 
 
 def _model(profile: Profile) -> str:

@@ -1,4 +1,4 @@
-"""``--prompts``: answer many prompts with the model loaded once."""
+"""``--prompts``: answer many prompts while the model is loaded only once."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
 
 
 SHOWN_PORT = 8080
-"""The port in a plan that is only shown: llama-server's own default."""
+"""Port in a plan that is only printed: the default of llama-server."""
 
 
 def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") -> int:
-    """Answer all prompts of a file; return 1 if the engine refused any. Raise TuningError."""
+    """Answer all prompts in a file; return 1 if the engine refused any. Raise TuningError."""
     prompts = parse(_content(options.prompts), request)
     facts, plan = prepare(request, root)
     server = know_server(facts.engine, State(default_folder(os.environ)))
@@ -53,7 +53,7 @@ def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") 
     fitting = fitting_slots(model, context, plan.setting.ubatch, available)
     slots, reason = choose_slots(options.slots, prompts, fitting)
     if fitting is not None and slots > fitting:
-        say(f"warning: {slots} slots may not fit in memory, {fitting} would")
+        say(f"warning: {slots} slots may not fit in memory; --slots {fitting} would")
 
     def command(port: int) -> tuple[str, ...]:
         return server_command(
@@ -64,8 +64,8 @@ def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") 
         where = "standard input" if options.prompts == "-" else options.prompts
         reasons = {
             **plan.reasons,
-            "command": "the engine's server answers all prompts, the model loaded once; "
-            "its port is any that is free, a key for it is in the environment",
+            "command": "the engine's server loads the model once and answers all prompts; it gets "
+            "any free port, and an API key in its environment",
             "slots": reason,
             "prompts": f"{len(prompts)} in {where}",
         }
@@ -82,7 +82,7 @@ def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") 
         try:
             _answer_rest(prompts, answers, start, slots, options=options, stop=stop)
         except Stopped as stopped:
-            say(f"ended by {stopped}: {_so_far(answers, len(prompts))}")
+            say(f"stopped by {stopped}: {_so_far(answers, len(prompts))}")
             return 128 + stopped.number
         except GoneError as gone:
             _explain(gone, facts)
@@ -92,7 +92,7 @@ def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") 
             say(_so_far(answers, len(prompts)))
             raise
     if answers.refused:
-        say(f"the engine refused {answers.refused} of {len(prompts)} prompts: see their `error`")
+        say(f"the engine refused {answers.refused} of {len(prompts)} prompts; `error` says why")
     return 1 if answers.refused else 0
 
 
@@ -105,7 +105,7 @@ def _answer_rest(
     options: argparse.Namespace,
     stop: Stop,
 ) -> None:
-    """Start the server and ask it every prompt that has no answer yet. Raise TuningError."""
+    """Start the server and ask it the prompts without an answer. Raise TuningError."""
     todo = [prompt for prompt in prompts if prompt.place not in answers.answered]
     if not todo:
         return
@@ -149,25 +149,26 @@ def _answers(
 
 
 def _resume(answers: AnswerFile, options: argparse.Namespace, count: int) -> None:
-    """Read what the file holds, or require that it holds nothing. Raise UsageError."""
+    """Read the earlier answers for ``--resume``, else require an empty file. Raise UsageError."""
     if not options.resume:
         answers.require_empty()
         return
     if answers.read():
-        say(f"cut off the last line of {answers.path}: that answer was not written completely")
+        say(f"removed the last line of {answers.path}: that answer was incomplete")
     if not options.quiet:
-        say(f"{len(answers.answered)} of {count} prompts were answered before")
+        say(f"{len(answers.answered)} of {count} prompts have been answered by earlier runs")
 
 
 def _so_far(answers: AnswerFile | AnswerStream, count: int) -> str:
-    hint = "--resume goes on" if isinstance(answers, AnswerFile) else "with -o, --resume goes on"
-    return f"{len(answers.answered)} of {count} prompts are answered; {hint} with the rest"
+    to_file = isinstance(answers, AnswerFile)
+    hint = "add --resume to continue" if to_file else "a run with -o FILE can be resumed"
+    return f"{len(answers.answered)} of {count} prompts are answered; {hint}"
 
 
 def _explain(gone: GoneError, facts: Facts) -> None:
     lines = gone.last_lines()
     if lines:
-        say(f"the server's last lines:\n{lines}")
+        say(f"the last lines of the server's log:\n{lines}")
     say(explain_death(gone.code, facts) or str(gone))
 
 
@@ -179,14 +180,14 @@ def _report(totals: Totals, slots: int, load_seconds: float, options: argparse.N
             f"the model was loaded in {load_seconds:.1f} s"
         )
     if options.stats and any(totals.timings.values()):
-        # By the server's clock, and the slots overlap in time.
+        # The server measures each slot on its own, while the slots run at the same time.
         found = totals.timings
         say(
-            f"in each slot: prompt {_rate(found['prompt_n'], found['prompt_ms'])}, "
+            f"within one slot: prompt {_rate(found['prompt_n'], found['prompt_ms'])}, "
             f"generation {_rate(found['predicted_n'], found['predicted_ms'])}"
         )
     elif options.stats:
-        say("the server gave no timings")
+        say("the server reported no timings")
 
 
 def _speed(totals: Totals) -> str:

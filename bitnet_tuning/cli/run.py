@@ -1,11 +1,14 @@
-"""run_inference.py: upstream's flags, the threads chosen automatically."""
+"""run_inference.py: bitnet.cpp's own flags, with everything else chosen automatically."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
-from bitnet_tuning.cli.arguments import Parser, add_run, read_request
+from bitnet_tuning.cli.arguments import Parser, add_optimized, add_run, read_request, split_extra
 from bitnet_tuning.console import guarded
+from bitnet_tuning.errors import UsageError
+from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.prepare import execute, prepare
 
 
@@ -14,13 +17,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    parser = Parser(description="Run a prompt with bitnet.cpp, at the speed this machine has.")
+    parser = Parser(
+        description="Run a prompt with bitnet.cpp, with the threads, environment and flags that "
+        "suit this machine."
+    )
     add_run(parser, prompt_required=True)
-    request, options = read_request(parser, arguments)
-    facts, plan = prepare(request)
-    if options.dry_run:
-        from bitnet_tuning.cli.show import show_plan  # noqa: PLC0415 (most runs show none)
+    try:
+        request, options = read_request(parser, arguments)
+    except UsageError as error:
+        raise _better(error, parser, arguments) from error
+    prepared = planned(request, options)
+    return 0 if prepared is None else execute(request, *prepared).code
 
-        show_plan(facts, plan, options.json)
-        return 0
-    return execute(request, facts, plan).code
+
+def _better(error: UsageError, parser: Parser, arguments: list[str]) -> UsageError:
+    """Return an error that names the script for flags which only that one has, if there are any."""
+    other = Parser()
+    add_optimized(other)
+    words = [word.partition("=")[0] for word in split_extra(arguments)[0]]
+    flags = [word for word in words if word in other._option_string_actions]
+    if not flags or set(words) & {"-h", "--help"}:
+        return error
+    script = "run_inference_optimized.py" if parser.prog.endswith(".py") else "bitnet-run-optimized"
+    return UsageError(
+        f"{parser.prog} has no flag {', '.join(flags)}",
+        f"{script} has it: use it in place of {parser.prog}, the other flags are the same",
+    )
+
+
+def planned(
+    request: Request, options: argparse.Namespace, root: str = "/"
+) -> tuple[Facts, Plan] | None:
+    """Prepare a run. For a dry run, print the plan and return None. Raise TuningError."""
+    facts, plan = prepare(request, root)
+    if not options.dry_run:
+        return facts, plan
+    from bitnet_tuning.cli.show import show_plan  # noqa: PLC0415 (most runs print none)
+
+    show_plan(facts, plan, options.json)
+    return None

@@ -1,4 +1,4 @@
-"""run_inference_optimized.py: performance mode, sampling flags, figures."""
+"""run_inference_optimized.py: adds sampling flags, performance mode, statistics and --prompts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from bitnet_tuning.cli.arguments import Parser, add_optimized, add_run, read_request
+from bitnet_tuning.cli.run import planned
 from bitnet_tuning.console import guarded, say
 from bitnet_tuning.engine.probe import Speed, parse_timings
 from bitnet_tuning.errors import UsageError
@@ -13,25 +14,35 @@ from bitnet_tuning.launch.program import Outcome
 from bitnet_tuning.machine.clock import SET_PERFORMANCE
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.plan.facts import Request
-from bitnet_tuning.prepare import execute, prepare
+from bitnet_tuning.prepare import execute
 
 
 def main(arguments: Sequence[str] | None = None, root: str = "/") -> int:
-    """``root`` is the folder that holds the machine's ``sys`` and ``proc``."""
+    """Run the program. ``root`` is the folder that contains the machine's ``sys`` and ``proc``."""
     return guarded(lambda words: _run(words, root), arguments)
+
+
+def _run(arguments: list[str], root: str) -> int:
+    parser = Parser(
+        description="Run prompts with bitnet.cpp as run_inference.py does, with control over "
+        "sampling, batches, memory and priority, statistics, and many prompts at once."
+    )
+    return run_request(*optimized_request(parser, arguments), root)
 
 
 def optimized_request(
     parser: Parser, arguments: list[str], stand_in: str | None = None
 ) -> tuple[Request, argparse.Namespace]:
-    """Add the flags to ``parser`` and read them; raise UsageError. A ``stand_in`` takes the
-    place of a prompt that is not given."""
+    """Add the flags to ``parser`` and parse them. Raise UsageError.
+
+    If no prompt is given, ``stand_in`` is used instead; None makes that an error.
+    """
     add_run(parser, prompt_required=False)
     add_optimized(parser)
     request, options = read_request(parser, arguments)
-    check_prompts(options)
+    _check_prompts(options)
     if request.prompt is not None and request.prompt_file is not None:
-        raise UsageError("argument -f/--file: not together with -p/--prompt")
+        raise UsageError("argument -f/--file: not allowed with -p/--prompt")
     is_given = request.prompt is not None or request.prompt_file is not None or options.prompts
     if not is_given and not request.chat:
         if stand_in is None:
@@ -40,8 +51,8 @@ def optimized_request(
     return request, options
 
 
-def check_prompts(options: argparse.Namespace) -> None:
-    """Raise UsageError for what does not go with ``--prompts``, or not without."""
+def _check_prompts(options: argparse.Namespace) -> None:
+    """Raise UsageError for flags that ``--prompts`` excludes, or that need it."""
     if options.prompts is None:
         ours = (
             ("-o/--output", options.output is not None),
@@ -50,7 +61,7 @@ def check_prompts(options: argparse.Namespace) -> None:
         )
         for flag, is_given in ours:
             if is_given:
-                raise UsageError(f"argument {flag}: only together with --prompts")
+                raise UsageError(f"argument {flag}: needs --prompts FILE")
         return
     others = (
         ("-p/--prompt", options.prompt is not None),
@@ -59,29 +70,26 @@ def check_prompts(options: argparse.Namespace) -> None:
     )
     for flag, is_given in others:
         if is_given:
-            raise UsageError(f"argument {flag}: not together with --prompts")
+            raise UsageError(f"argument {flag}: not allowed with --prompts")
     if not options.prompts:
-        raise UsageError("argument --prompts: the name of the file is empty")
+        raise UsageError("argument --prompts: the file name is empty")
     if options.resume and not options.output:
         raise UsageError(
-            "argument --resume: needs -o FILE, the file of answers to go on with",
-            "answers that went to standard output cannot be resumed",
+            "argument --resume: needs -o FILE with the answers of the earlier run",
+            "a run that printed its answers to standard output cannot be resumed",
         )
 
 
-def _run(arguments: list[str], root: str) -> int:
-    parser = Parser(description="Run a prompt with bitnet.cpp, with every knob within reach.")
-    request, options = optimized_request(parser, arguments)
+def run_request(request: Request, options: argparse.Namespace, root: str) -> int:
+    """Run the request, or print its plan for a dry run; return the exit code. Raise TuningError."""
     if options.prompts:
-        from bitnet_tuning.cli.prompts import run_prompts  # noqa: PLC0415 (a run has none)
+        from bitnet_tuning.cli.prompts import run_prompts  # noqa: PLC0415 (few runs have prompts)
 
         return run_prompts(request, options, root)
-    facts, plan = prepare(request, root)
-    if options.dry_run:
-        from bitnet_tuning.cli.show import show_plan  # noqa: PLC0415 (most runs show none)
-
-        show_plan(facts, plan, options.json)
+    prepared = planned(request, options, root)
+    if prepared is None:
         return 0
+    facts, plan = prepared
     if not options.quiet:
         say(f"threads {plan.reasons['threads']}")
         say(governor_line(facts.host))
@@ -92,18 +100,18 @@ def _run(arguments: list[str], root: str) -> int:
 
 
 def governor_line(host: Host) -> str:
-    """Return the governor, and what to do where it may hold the clock down."""
+    """Return the CPU governor, and the command that changes it if it may lower the clock."""
     if host.governor == "performance":
         return "governor performance"
     if host.governor:
-        return f"governor {host.governor} may hold the clock down; `{SET_PERFORMANCE}` changes it"
+        return f"governor {host.governor} may lower the clock; to change it: {SET_PERFORMANCE}"
     if host.wsl:
-        return "governor not visible: under WSL, Windows' power mode decides"
+        return "governor not visible: under WSL, Windows' power mode sets the clock"
     return "governor not visible here (a virtual machine, or no frequency control)"
 
 
 def stats_line(outcome: Outcome, request: Request) -> str:
-    """Return the engine's own figures, and our clock's for the first token."""
+    """Return the speeds that the engine printed, and the time to the first token."""
     timings = parse_timings(outcome.log.decode("utf-8", "replace"))
     if timings.prompt is None and timings.generation is None:
         return f"the engine printed no timings; {_first_token(outcome.first_token, request)}"

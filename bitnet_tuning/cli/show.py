@@ -1,4 +1,4 @@
-"""Print a plan instead of running it: ``--dry-run`` and ``python3 -m bitnet_tuning plan``."""
+"""Print a plan instead of running it, for ``--dry-run`` and ``python3 -m bitnet_tuning plan``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def plan_facts(facts: Facts, plan: Plan) -> dict[str, Any]:
-    """Return what other programs may rely on."""
+    """Return the plan as ``--json`` prints it. Other programs rely on the names and values."""
     setting = plan.setting
     return {
         "command": list(plan.command),
@@ -35,13 +35,13 @@ def plan_facts(facts: Facts, plan: Plan) -> dict[str, Any]:
 
 
 def show_plan(facts: Facts, plan: Plan, as_json: bool) -> None:
-    """Print JSON, or a line for a shell on stdout with the reasons on stderr."""
-    if sys.stdout is None:  # closed: nobody wants to see it
+    """Print the plan as JSON, or as a shell command on stdout with the reasons on stderr."""
+    if sys.stdout is None:  # it is closed
         return
     if as_json:
         print(json.dumps(plan_facts(facts, plan), indent=2), flush=True)
         return
-    # A prompt may hold bytes that no encoding has; they go out as they came in.
+    # A prompt may contain bytes that are not valid UTF-8: they are written as they were read.
     sys.stdout.buffer.write(os.fsencode(shell_line(plan)) + b"\n")
     sys.stdout.flush()
     with contextlib.suppress(OSError):
@@ -50,7 +50,7 @@ def show_plan(facts: Facts, plan: Plan, as_json: bool) -> None:
 
 
 def shell_line(plan: Plan) -> str:
-    """Return a command that can be pasted into a POSIX shell."""
+    """Return the plan as a command for a POSIX shell."""
     setting = plan.setting
     words = [f"{name}={shlex.quote(value)}" for name, value in setting.env]
     if setting.cpus is not None:

@@ -1,4 +1,4 @@
-"""Answers: records of what the server said, and where they are written."""
+"""Answers to prompts, and the two places they are written to: standard output and a file."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ if TYPE_CHECKING:
 
 _STDOUT = 1
 _HEAD = b'{"id": '
-"""Every line of an answer file begins with this."""
+"""The first bytes of every line in a file of answers."""
 
 
 class Answer(NamedTuple):
-    """The answer to the prompt at ``place``."""
+    """The answer to one prompt."""
 
     place: int
+    """Position of the prompt in its file, from 0."""
     facts: dict[str, Any]
-    """``id``, ``prompt`` and either ``text``, ``tokens``, ``prompt_tokens`` and ``stop``
-    (``end``, ``length`` or ``word``), or ``error``."""
+    """The line that is written: ``id`` and ``prompt``, and either ``error`` or ``text``,
+    ``tokens``, ``prompt_tokens`` and ``stop`` (``end``, ``length`` or ``word``)."""
     timings: Mapping[str, Any] | None = None
-    """The server's own, in tokens and milliseconds."""
+    """The server's timings, in tokens and milliseconds; None if it reports none."""
 
 
 def from_reply(prompt: Prompt, reply: Mapping[str, Any]) -> Answer:
-    """Return the server's answer. Raise ValueError if the reply is not a completion."""
+    """Return the answer in a server's reply. Raise ValueError if the reply is not a completion."""
     try:
-        # The server always generates at least one token, even if asked for none.
+        # The server generates at least one token, even if it is asked for none.
         wanted = prompt.n_predict != 0
         text = str(reply["content"]) if wanted else ""
         facts = {
@@ -49,16 +50,17 @@ def from_reply(prompt: Prompt, reply: Mapping[str, Any]) -> Answer:
         }
         return Answer(prompt.place, facts, reply.get("timings"))
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"the server's reply is not a completion: {error!r}") from None
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"the server's reply is not a completion ({what})") from None
 
 
 def from_refusal(prompt: Prompt, reason: str) -> Answer:
-    """Return the answer to a prompt that the engine refuses."""
+    """Return the answer to a prompt that the engine refused."""
     return Answer(prompt.place, {"id": prompt.id, "prompt": prompt.text, "error": reason})
 
 
 def _stop(reply: Mapping[str, Any]) -> str:
-    # Servers since 2025 have one ``stop_type``, earlier ones a flag for each reason.
+    # Servers since 2025 report a ``stop_type``, earlier ones have a flag for each reason.
     kind = reply.get("stop_type")
     if kind == "eos" or reply.get("stopped_eos"):
         return "end"
@@ -66,7 +68,7 @@ def _stop(reply: Mapping[str, Any]) -> str:
 
 
 class AnswerStream:
-    """Standard output: answers in the order of the prompts, each as soon as its turn comes."""
+    """Standard output. Answers are written in the order of the prompts."""
 
     def __init__(self, interruptible: Callable[[], AbstractContextManager[object]]) -> None:
         self.answered: set[int] = set()
@@ -76,13 +78,13 @@ class AnswerStream:
         self._interruptible = interruptible
 
     def add(self, answer: Answer) -> None:
-        """Write the answers whose turn it is. Raise BrokenPipeError if nobody reads them."""
+        """Write the answers whose turn it is. Raise BrokenPipeError if the reader is gone."""
         self.refused += "error" in answer.facts
         self._held_back[answer.place] = answer
         while self._next in self._held_back:
             ready = self._held_back.pop(self._next)
             self._next += 1
-            with self._interruptible():  # a reader that does not read blocks the write
+            with self._interruptible():  # the write blocks while the reader does not read
                 _write(_STDOUT, _line(ready.facts))
             self.answered.add(ready.place)
 
@@ -96,17 +98,19 @@ def _is_json(line: bytes) -> bool:
 
 
 class AnswerFile:
-    """A file of answers, each appended as soon as it is complete, in the order of completion.
+    """A file of answers in the order of completion. Use it as a context manager.
 
-    An answer is on disk when ``add`` returns. Its line also holds ``request``, a digest of all
-    that the answer depends on, so that a resumed run never mixes answers of different settings.
-    Only one process at a time has the file. Use it as a context manager.
+    An answer is on disk when ``add`` returns. Its line also contains ``request``, a digest of
+    everything that the answer depends on: a resumed run never mixes answers of different
+    settings. Only one process at a time can open the file.
     """
 
     def __init__(self, path: str, prompts: tuple[Prompt, ...], setting: object) -> None:
-        """Open or create the file. ``setting`` is what the answers depend on beside the
-        prompts, as JSON has it. Raise UsageError if the file cannot be written, TuningError if
-        another run has it."""
+        """Open or create the file.
+
+        ``setting`` is a JSON value of what the answers depend on besides the prompts. Raise
+        UsageError if the file cannot be written, TuningError if another run has it open.
+        """
         self.path = path
         self.answered: set[int] = set()
         self.refused = 0
@@ -120,7 +124,7 @@ class AnswerFile:
             self._fail(UsageError(f"argument -o/--output: {path} is not a regular file"))
         if not hold(self._handle):
             remedy = "wait until it ends, or name another file with -o"
-            self._fail(TuningError(f"another run is writing its answers to {path}", remedy))
+            self._fail(TuningError(f"another run is writing answers to {path}", remedy))
 
     def __enter__(self) -> AnswerFile:
         return self
@@ -133,21 +137,22 @@ class AnswerFile:
         raise error
 
     def require_empty(self) -> None:
-        """Raise UsageError if the file holds anything."""
+        """Raise UsageError if the file is not empty."""
         if os.fstat(self._handle).st_size:
             raise UsageError(
                 f"argument -o/--output: {self.path} is not empty",
-                "add --resume to go on with it, or name another file",
+                "add --resume to continue it, or name another file with -o",
             )
 
     def read(self) -> bool:
-        """Count the answers that the file holds; return True if an incomplete last line, of a
-        run that was killed or a disk that was full, was cut off.
+        """Read the answers of earlier runs.
 
-        Raise UsageError if anything in the file is not an answer to one of the prompts with
-        the same settings.
+        Return True if the last line was removed because it was incomplete: a run was killed, or
+        the disk was full. Raise UsageError, without a change, if the file contains anything but
+        answers to these prompts with these settings.
         """
-        with open(self._handle, "rb", closefd=False) as file:  # Windows reads by no other
+        # On Windows, a second handle could not read what this one has locked.
+        with open(self._handle, "rb", closefd=False) as file:
             content = file.read()
         whole, _, rest = content.rpartition(b"\n")
         for number, line in enumerate(whole.split(b"\n"), 1):
@@ -164,7 +169,7 @@ class AnswerFile:
         return True
 
     def _count(self, line: bytes) -> bool:
-        """Return True if the line is a whole answer to one of the prompts; count it then."""
+        """Count the line if it is a complete answer to one of the prompts, else return False."""
         try:
             facts = json.loads(line)
             prompt = self._prompts[facts["id"]]
@@ -184,7 +189,7 @@ class AnswerFile:
         raise UsageError(
             f"cannot resume {self.path}: line {number} is not an answer to these prompts with "
             "this model and these flags",
-            "repeat the command of the earlier run, or name another file with -o",
+            "use the flags of the earlier run, or name another file with -o",
         )
 
     def add(self, answer: Answer) -> None:

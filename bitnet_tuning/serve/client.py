@@ -1,4 +1,4 @@
-"""Talk to llama.cpp's server over HTTP, on this machine only."""
+"""An HTTP client for llama.cpp's server on this machine."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 LOOPBACK = "127.0.0.1"
 
 HEALTH_SECONDS = 10.0
-"""Seconds to wait for an answer about its health: a long prompt delays it."""
+"""Seconds to wait for the reply to a health check, which a long prompt delays."""
 
 _REASON = 500
-"""Characters to keep of a refusal that is not JSON."""
+"""Bytes that are kept of a refusal that is not JSON."""
 
 
 class BrokenError(Exception):
-    """Say that no whole reply came: the server is gone, or about to go."""
+    """Raised if there is no complete reply, because the server ended or is about to."""
 
 
 class RefusedError(Exception):
-    """Say that the server refused a request; ``status`` is HTTP's."""
+    """Raised if the server refuses a request; ``status`` is the HTTP status."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -29,7 +29,7 @@ class RefusedError(Exception):
 
 
 class Client:
-    """Send requests to one server, each over a connection of its own."""
+    """The client of one server. Each request uses a new connection."""
 
     def __init__(self, port: int, key: str | None) -> None:
         self._port = port
@@ -38,16 +38,16 @@ class Client:
             self._headers["Authorization"] = f"Bearer {key}"
 
     def ready(self) -> bool:
-        """Return True if the server has loaded its model and answers."""
+        """Return True if the server has loaded its model and replies."""
         try:
             return self._exchange("GET", "/health", None, HEALTH_SECONDS)[0] == 200
         except BrokenError:
             return False
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the reply to one prompt, however long it takes.
+        """Return the reply to one prompt, without a time limit.
 
-        Raise RefusedError if the server refuses it, BrokenError if no reply comes.
+        Raise RefusedError if the server refuses it, BrokenError if there is no complete reply.
         """
         status, content = self._exchange("POST", "/completion", body, None)
         try:
@@ -57,7 +57,7 @@ class Client:
         if status != 200:
             raise RefusedError(status, _reason(reply, content))
         if not isinstance(reply, dict):
-            raise BrokenError("its reply is not JSON")
+            raise BrokenError("the reply is not JSON")
         return reply
 
     def _exchange(

@@ -1,4 +1,4 @@
-"""Read prompts: JSON lines in, checked records out; pure."""
+"""Prompts, and their parser: lines of JSON in, checked records out."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _SEED_MASK = (1 << 32) - 1
 
 
 class Prompt(NamedTuple):
-    """One prompt with its sampling settings. None leaves a value to the engine."""
+    """One prompt with its sampling parameters; None means the engine's default."""
 
     place: int
-    """Position among the prompts, from 0."""
+    """Position in the file, from 0."""
     id: str | int | float
     text: str
     n_predict: int
-    """Tokens to generate; negative: until the model ends or the context is full."""
+    """Number of tokens to generate; negative: until the model ends or the context is full."""
     temperature: float
     seed: int | None = None
     top_k: int | None = None
@@ -34,21 +34,19 @@ class Prompt(NamedTuple):
     repeat_penalty: float | None = None
 
     def body(self) -> dict[str, Any]:
-        """Return the request body for llama.cpp's server.
-
-        Values that are None are left out: the server has llama-cli's defaults. The server must
-        not reuse an earlier prompt's cache, so that an answer does not depend on its slot.
-        """
+        """Return the body of the request to llama.cpp's server."""
+        # What is None is left out: the server has the same defaults as llama-cli.
         said = {name: getattr(self, name) for name in _SAMPLING if getattr(self, name) is not None}
         if self.seed is not None:
             said["seed"] = self.seed & _SEED_MASK
-        # The server has no "until the context is full": -1 ends there as well.
+        # The server does not know llama-cli's -2; its -1 ends at a full context as well.
         length = max(self.n_predict, -1)
+        # With the cache of an earlier prompt, an answer would depend on its slot.
         return {"prompt": self.text, **said, "n_predict": length, "cache_prompt": False}
 
     @property
     def is_reproducible(self) -> bool:
-        """True if asking again must give the same text: temperature 0, or a fixed seed."""
+        """True if every run must give the same text: temperature 0, or a fixed seed."""
         return self.temperature == 0 or self.seed not in (None, -1)
 
 
@@ -69,13 +67,13 @@ _KEYS = ("prompt", "id", *_WHOLE, *_REAL)
 
 
 class _BadLineError(Exception):
-    """Say what is wrong with a line."""
+    """Raised for a line that is not a prompt; the message says why."""
 
 
 def parse(content: bytes, request: Request) -> tuple[Prompt, ...]:
-    """Return the prompts of a file, with defaults from ``request``.
+    """Return the prompts in a file. What a line does not set is taken from ``request``.
 
-    Raise UsageError, which names the line, for anything that is not a prompt.
+    Raise UsageError, with the number of the line, if a line is not a prompt.
     """
     prompts: list[Prompt] = []
     seen: dict[object, int] = {}
@@ -83,25 +81,23 @@ def parse(content: bytes, request: Request) -> tuple[Prompt, ...]:
         try:
             prompt = _prompt(len(prompts), _decoded(line), request)
             if prompt.id in seen:
-                raise _BadLineError(f"line {seen[prompt.id]} has the id {prompt.id!r} already")
+                what = json.dumps(prompt.id)
+                raise _BadLineError(f"its id {what} is also the id of line {seen[prompt.id]}")
         except _BadLineError as error:
             raise UsageError(
                 f"argument --prompts: line {number}: {error}",
-                'a line is a JSON string, or an object such as {"id": 1, "prompt": "..."}',
+                'a line must be a JSON string, or an object such as {"id": 1, "prompt": "..."}',
             ) from None
         seen[prompt.id] = number
         prompts.append(prompt)
     if not prompts:
-        raise UsageError("argument --prompts: the file holds no prompt")
+        raise UsageError("argument --prompts: the file contains no prompt")
     return tuple(prompts)
 
 
 def _lines(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines that are not blank, with their numbers.
-
-    Only a newline ends a line: JSON strings may hold other characters at which
-    ``str.splitlines`` would split.
-    """
+    """Yield the number, from 1, and the content of each line that is not blank."""
+    # Not ``splitlines``: JSON strings may contain other characters at which it splits.
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if line.strip():
             yield number, line
@@ -122,15 +118,17 @@ def _decoded(line: bytes) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number")
+    raise ValueError(f"JSON has no {name}")
 
 
 def _prompt(index: int, line: dict[str, Any], request: Request) -> Prompt:
     unknown = sorted(set(line) - set(_KEYS))
     if unknown:
-        raise _BadLineError(f"unknown key {unknown[0]!r}; known are {', '.join(_KEYS)}")
+        raise _BadLineError(
+            f"unknown key {json.dumps(unknown[0])}; the keys are {', '.join(_KEYS)}"
+        )
     if "prompt" not in line:
-        raise _BadLineError("it has no prompt")
+        raise _BadLineError('it has no key "prompt"')
     values = {name: getattr(request, name) for name in (*_WHOLE, *_REAL)}
     for name in set(line) - {"prompt", "id"}:
         values[name] = _number(name, line[name])
@@ -143,7 +141,8 @@ def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, kinds):
         raise _BadLineError(f"{name} is not a {'whole ' if name in _WHOLE else ''}number")
     if not low <= value <= high or value == float("inf"):
-        raise _BadLineError(f"{name} {value} is out of range")
+        limits = f"finite and at least {low}" if high == float("inf") else f"from {low} to {high}"
+        raise _BadLineError(f"{name} is {value}, but must be {limits}")
     return value
 
 
@@ -170,4 +169,4 @@ def _check_text(text: str, what: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise _BadLineError(f"{what} holds half of a surrogate pair") from None
+        raise _BadLineError(f"{what} contains an unpaired surrogate") from None

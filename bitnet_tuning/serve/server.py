@@ -1,4 +1,4 @@
-"""The engine's server: its command line, its slots, starting it and waiting for it."""
+"""The engine's server: its command line, its number of slots, its start and its end."""
 
 from __future__ import annotations
 
@@ -32,12 +32,15 @@ if TYPE_CHECKING:
 
 
 MOST_DEFAULT_SLOTS = 4
-"""On two cores 4 slots were 1.7 times as fast as 1, and 8 no faster than 4 (2B i2_s model)."""
+"""Largest number of slots chosen automatically. Measured on two cores with the 2B i2_s model, 4
+slots were 1.7 times as fast as 1, and 8 were not faster than 4."""
 
 MEMORY_SHARE = 0.9
-"""Part of the available memory that model, caches and buffers may take."""
+"""Share of the available memory that model, caches and buffers may take."""
 
 KEY_VARIABLE = "LLAMA_API_KEY"
+"""Variable from which the server reads its API key; other users cannot see it, as they would see
+a key in the arguments."""
 
 _IN_THE_WAY = frozenset(
     (
@@ -50,12 +53,12 @@ _IN_THE_WAY = frozenset(
         "LLAMA_ARG_NO_CONT_BATCHING",
     )
 )
-"""Variables of llama.cpp that would make the server another one than is asked here."""
+"""Variables of llama.cpp that would change what the server serves, or how. They are removed."""
 
 _TRIES = 4
-"""Ports to try: one that was free a moment ago is rarely taken."""
+"""Number of ports to try: another program may take a port between its choice and its use."""
 
-_NAP = 0.02
+_POLL_SECONDS = 0.02
 _GONE_SECONDS = 3.0
 """Seconds to wait for a server to exit after its connection drops."""
 
@@ -66,19 +69,19 @@ Waiting = Callable[[], AbstractContextManager[object]]
 
 
 class Server(NamedTuple):
-    """The engine's server and what its help lists."""
+    """A server program and the flags that its ``--help`` lists."""
 
     program: tuple[str, ...]
-    """The argv that starts it, without flags."""
+    """The arguments that start it, without flags."""
     flags: frozenset[str]
     flash_takes_value: bool
 
 
 class GoneError(TuningError):
-    """Say that the server ended by itself. ``code`` is a shell's; ``log`` the end of its log."""
+    """Raised if the server ended. ``code`` is its exit code, or 128 + N after signal N."""
 
     def __init__(self, code: int, log: str) -> None:
-        super().__init__(f"the server ended with {code}")
+        super().__init__(f"the server ended with exit code {code}")
         self.code = code
         self.log = log
         self.exit_code = code if code > 0 else 1
@@ -88,27 +91,27 @@ class GoneError(TuningError):
 
 
 class Running(NamedTuple):
-    """A server that has loaded its model."""
+    """A server that has loaded its model, in ``load_seconds``."""
 
     service: Service
     client: Client
     load_seconds: float
 
     def check(self, trouble: Exception) -> TuningError:
-        """Return the error to raise for a connection that broke."""
+        """Return the error to raise for a request that failed with ``trouble``."""
         code = self.service.ended(_GONE_SECONDS)
         if code is not None:
             return GoneError(code, self.service.log())
         return TuningError(
-            f"the server (process {self.service.pid}) does not answer properly: {trouble}"
+            f"the server (process {self.service.pid}) runs but did not answer: {trouble}"
         )
 
 
 def fitting_slots(
     model: ModelFile, context: int, ubatch: int | None, available: int | None
 ) -> int | None:
-    """Return how many slots of ``context`` tokens fit into ``available`` bytes beside the model,
-    at least 1; None if that is not known."""
+    """Return how many slots of ``context`` tokens fit into ``available`` bytes with the model, at
+    least 1. None means that it is not known."""
     need = need_of(model, context, ubatch)
     if not need.cache or available is None:
         return None
@@ -118,31 +121,30 @@ def fitting_slots(
 def choose_slots(
     asked: int | None, prompts: Sequence[Prompt], fitting: int | None
 ) -> tuple[int, str]:
-    """Return how many prompts to answer at a time, and the reason."""
+    """Return the number of slots, and the reason as a sentence. ``asked`` is the user's choice."""
     if asked is not None:
-        return asked, f"{counted(asked, 'slot')}, as --slots says"
+        return asked, f"{counted(asked, 'slot')}: set by --slots"
     if any(prompt.is_reproducible for prompt in prompts):
-        # More at a time sum in another order: two likely tokens may change places.
+        # Several prompts in a batch are summed in another order, and a rounding error may swap
+        # two tokens that are almost equally likely.
         return 1, (
-            "1 slot: with temperature 0 or a seed, answers must be reproducible "
-            "(--slots N answers more at a time)"
+            "1 slot: with temperature 0 or a seed, answers must be reproducible (--slots N answers "
+            "N prompts at a time)"
         )
     slots = min(MOST_DEFAULT_SLOTS, len(prompts), fitting or MOST_DEFAULT_SLOTS)
     if slots == MOST_DEFAULT_SLOTS:
         return slots, f"{counted(slots, 'slot')}: the default (--slots N changes it)"
-    why = "there are no more prompts" if slots == len(prompts) else "no more fit in memory"
+    why = "one for each prompt" if slots == len(prompts) else "more would not fit in memory"
     return slots, f"{counted(slots, 'slot')}: {why}"
 
 
 def server_command(
     plan: Plan, request: Request, server: Server, *, model: str, slots: int, context: int, port: int
 ) -> tuple[str, ...]:
-    """Return the server's command line.
-
-    llama.cpp divides ``-c`` evenly among the slots. A prompt that does not fit is refused, not
-    cut: hence no context shift, which is on by default in the first generation of servers.
-    """
+    """Return the server's command line."""
     flags, setting = server.flags, plan.setting
+    # llama.cpp divides -c evenly among the slots. Early servers shift the context by default:
+    # they would cut a prompt that is too long, where it has to be refused.
     return (
         *memory_policy(setting.node, setting.interleave),
         *server.program,
@@ -162,15 +164,17 @@ def server_command(
 
 
 class KnownServer(NamedTuple):
-    """What is remembered of a server."""
+    """What is saved about a server."""
 
     identity: tuple[str, int, int]
     flags: frozenset[str]
 
 
 def know_server(engine: Engine, state: State) -> Server:
-    """Return the server beside the engine and what its help lists, which is remembered until
-    its file changes. Raise MissingError if there is none."""
+    """Return the server beside the engine. Raise MissingError if there is none.
+
+    Its flags are saved, and read again when its file changes.
+    """
     path, program = _program(engine)
     seen = identity(path)
     known = state.load("server", path, KnownServer)
@@ -185,14 +189,14 @@ def know_server(engine: Engine, state: State) -> Server:
 
 
 def _program(engine: Engine) -> tuple[str, tuple[str, ...]]:
-    """Return the file that identifies the server, and the argv that starts it."""
+    """Return the file that identifies the server, and the arguments that start it."""
     if engine.embedded:
         module = os.path.join(os.path.dirname(engine.path), "server.py")
         return module, (sys.executable, engine.path, "server")
     path = engine.server
     if path is None:
         raise MissingError(
-            f"--prompts needs llama-server beside {engine.path}",
+            f"--prompts needs llama-server in the folder of {engine.path}",
             "build it: cmake --build build --target llama-server",
         )
     return path, (path,)
@@ -205,7 +209,7 @@ def running(
     has_key: bool,
     waiting: Waiting = nullcontext,
 ) -> Iterator[Running]:
-    """Run a server until the end of the block; ``command`` takes its port.
+    """Run a server until the end of the block. ``command`` maps a port to a command line.
 
     Raise GoneError if it ends before it is ready, UnsupportedError if it cannot be started.
     """
@@ -233,11 +237,9 @@ def running(
 
 @contextmanager
 def _free_port(hold: bool) -> Iterator[int]:
-    """Yield a free port of the loopback, and keep it free of other programs if ``hold``.
-
-    On Linux a socket that does not listen keeps others away, but not a server that sets one of
-    these options, as llama.cpp's does.
-    """
+    """Yield a free port of the loopback device; with ``hold``, reserve it during the block."""
+    # On Linux, a bound socket that does not listen keeps the port from other programs, but not
+    # from a server that sets one of these options, as llama.cpp's does (socket(7)).
     hold = hold and sys.platform.startswith("linux")
     with socket.socket() as reserved:
         for option in ("SO_REUSEADDR", "SO_REUSEPORT") if hold else ():
@@ -253,7 +255,7 @@ def _until_ready(service: Service, client: Client, waiting: Waiting) -> Running:
     start = time.monotonic()
     while True:
         with waiting():
-            code = service.ended(_NAP)
+            code = service.ended(_POLL_SECONDS)
             is_ready = code is None and client.ready()
         if code is not None:
             raise GoneError(code, service.log())

@@ -1,4 +1,4 @@
-"""Ask the server all prompts, several at a time, and count what it answers."""
+"""Send the prompts to the server, several at a time, and add up its answers."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 _POLL_SECONDS = 0.25
-"""Only Windows needs it: elsewhere a signal ends the wait."""
+"""Longest uninterrupted wait: on Windows, Ctrl-C does not end a wait for a lock."""
 
 _TRIES = 2
-"""Attempts for a prompt that makes the server fail without ending it."""
+"""Attempts for a prompt that the server answers with an HTTP error of 500 or above."""
 
 TIMINGS = ("prompt_n", "prompt_ms", "predicted_n", "predicted_ms")
-"""Of the server's timings, those that are summed: tokens and milliseconds."""
+"""Timings of the server that are added up, in tokens and milliseconds."""
 
 
 class Totals:
-    """What this run has received so far; ``seconds`` from its start to the last answer."""
+    """Sums over the answers so far; ``seconds`` is the time from the start to the last one."""
 
     def __init__(self) -> None:
         self.prompts = 0
@@ -58,9 +58,9 @@ def ask_all(
     keep: Callable[[Answer, Totals], None],
     waiting: Waiting,
 ) -> Totals:
-    """Ask the prompts, ``slots`` at a time, and pass each answer to ``keep`` as it comes.
+    """Send the prompts, ``slots`` at a time, and pass each answer to ``keep``.
 
-    Raise GoneError or TuningError if the server fails; the answers passed on by then are good.
+    Raise GoneError or TuningError if the server fails; the answers until then are valid.
     """
     totals = Totals()
     try:
@@ -75,21 +75,20 @@ def ask_all(
 def ask(client: Client, prompt: Prompt) -> Answer:
     """Return the answer to one prompt.
 
-    Raise BrokenError if none came, ValueError for a reply that is not a completion. A server
-    that is about to end may refuse what it would have answered, so a refusal counts only if the
-    server is in order after it.
+    Raise BrokenError if there is none, ValueError if the reply is not a completion.
     """
     for attempt in range(_TRIES):
         try:
             return from_reply(prompt, client.complete(prompt.body()))
         except RefusedError as refusal:
             if refusal.status in (401, 403):
-                raise BrokenError(f"it does not take our key: {refusal.reason}") from refusal
+                raise BrokenError(f"it rejects the API key: {refusal.reason}") from refusal
+            # A server that is about to end may refuse any prompt.
             if not client.ready():
                 raise BrokenError(refusal.reason) from refusal
             if refusal.status < 500 or attempt + 1 == _TRIES:
                 return from_refusal(prompt, refusal.reason)
-    raise AssertionError("the last try returns")
+    raise AssertionError("the last attempt returns")
 
 
 def in_flight(
@@ -98,18 +97,17 @@ def in_flight(
     width: int,
     waiting: Waiting = nullcontext,
 ) -> Iterator[Result]:
-    """Yield the results of the jobs as they come, with at most ``width`` at work at a time.
+    """Yield the results of ``work(job)`` in the order of completion, ``width`` jobs at a time.
 
-    What ``work`` raises is raised here, and no further job begins; nor does one once the
-    iterator is closed. ``waiting`` surrounds each wait, the only place where a signal needs
-    to be obeyed.
+    Raise what ``work`` raises. No job starts after that, nor after the iterator is closed.
+    ``waiting()`` is the context of each wait, in which signals are handled.
     """
     todo = list(jobs)
     rest = iter(todo)
     done: queue.SimpleQueue[tuple[Result] | BaseException] = queue.SimpleQueue()
     lock, halt = threading.Lock(), threading.Event()
 
-    def labour() -> None:
+    def process_jobs() -> None:
         try:
             while not halt.is_set():
                 with lock:
@@ -121,8 +119,8 @@ def in_flight(
             done.put(error)
 
     for _ in range(min(width, len(todo))):
-        # Daemons: a request that never ends must not keep the program from its end.
-        threading.Thread(target=labour, daemon=True).start()
+        # As daemons, so that a request without a reply does not keep the program from exiting.
+        threading.Thread(target=process_jobs, daemon=True).start()
     try:
         for _ in todo:
             with waiting():
