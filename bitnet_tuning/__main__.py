@@ -31,7 +31,7 @@ def _dispatch(arguments: list[str]) -> int:
         print("\n".join([_USAGE, "", "commands:", *lines]))
         return 0 if arguments else 2
     if arguments[0] not in COMMANDS:
-        raise UsageError(f"no such command: {arguments[0]}", f"the commands are: {', '.join(COMMANDS)}")
+        raise UsageError(f"no such command: {arguments[0]}", f"commands: {', '.join(COMMANDS)}")
     return int(import_module(f"bitnet_tuning.cli.{arguments[0]}").run(arguments[1:]))
 
 

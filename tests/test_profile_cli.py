@@ -1,4 +1,4 @@
-"""``python3 -m bitnet_tuning profile``, and the run that uses what is remembered."""
+"""``python3 -m bitnet_tuning profile``, and runs that use profiles."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 
 from bitnet_tuning import demo
 from bitnet_tuning.__main__ import main
+from bitnet_tuning.cli import run
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import Host
@@ -33,7 +34,7 @@ pytest.importorskip("resource", reason="fake engines are scripts: POSIX")
 
 
 class Bench:
-    """A fake engine, a machine, and profiles of both."""
+    """A fake engine, a fake machine, and profiles for both."""
 
     def __init__(self, folder: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.machine = samples.machine(folder / "root")
@@ -49,7 +50,7 @@ class Bench:
         return find_pair(str(self.fake.cli), demo.I2_S, self.state)
 
     def remember(self, host: Host | None = None, **changes: Any) -> Profile:
-        """Stores a profile, with these fields, for this engine and the demo model."""
+        """Save a profile with these fields for this engine and the demo model."""
         engine, choice = self.pair()
         made = samples.profile(
             host or self.machine.host(), engine_key(engine), model=choice.model
@@ -58,7 +59,7 @@ class Bench:
         return made
 
     def call(self, *words: str) -> int:
-        """The command's exit code; those that look at a machine get the fake one."""
+        """Call a command and return its exit code; if it looks at a machine, at the fake one."""
         root = ("--root", str(self.machine.path)) if words[0] in ("list", "show", "import") else ()
         return main(["profile", *words, *root])
 
@@ -77,7 +78,7 @@ def bench(tmp_path: Path, own_state: Path, capsys: pytest.CaptureFixture[str]) -
 # Listing and showing
 
 
-def test_a_list_without_profiles_says_how_to_get_one(bench: Bench) -> None:
+def test_an_empty_list_says_how_to_get_a_profile(bench: Bench) -> None:
     assert bench.call("list") == 0
     assert "benchmark_optimized.py" in bench.err()
     assert bench.call("list", "--json") == 0
@@ -87,36 +88,44 @@ def test_a_list_without_profiles_says_how_to_get_one(bench: Bench) -> None:
 def test_without_a_command_it_is_the_list(bench: Bench) -> None:
     made = bench.remember()
     assert main(["profile"]) == 0
-    assert bench.out().splitlines()[1].startswith(made.id)
+    assert bench.out().startswith(made.id)
 
 
-def test_a_list_has_a_line_for_each(bench: Bench) -> None:
+def test_the_list_shows_every_profile_in_100_columns(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
     made = bench.remember()
+    other = bench.remember(bench.machine.affinity("0-3").host(), setting=None)
     assert bench.call("list") == 0
-    heading, line = bench.out().splitlines()
-    assert heading.split()[:3] == ["ID", "DATE", "ENGINE"]
-    assert line.startswith(f"{made.id}  2026-11-23  {bench.fake.cli}")
-    assert "3 threads, 4 for prompts, no mmap" in line
-    assert CLAIM.partition(": ")[2].partition(" over")[0] in line
-    assert line.endswith("valid")
+    text = bench.out()
+    lines = [line for line in text.splitlines() if str(bench.fake.cli) not in line]
+    assert max(map(len, lines)) <= 100
+    shown = {block.split()[0]: block for block in text.split("\n\n")}
+    assert set(shown) == {made.id, other.id}
+    assert f"{made.id}  measured on 2026-11-23\n" in shown[made.id]
+    for words in ("3 threads, 4 for prompts, no mmap", str(bench.fake.cli), "×1.21 (1.15–1.27)"):
+        assert words in shown[made.id]
+    assert "out of date: allowed CPUs 0-7, now 0-3" in shown[made.id]
+    assert "valid" in shown[other.id] and "no setting beat it" in shown[other.id]
 
 
-def test_a_list_says_what_changed(bench: Bench) -> None:
+def test_the_list_says_what_changed(bench: Bench) -> None:
     bench.remember()
     bench.machine.affinity("0-3")
     with bench.fake.cli.open("a") as file:
         file.write("# another build\n")
     assert bench.call("list") == 0
-    line = bench.out().splitlines()[1]
-    assert "stale: allowed CPUs 0-7, now 0-3; " in line
-    assert line.endswith("is another build")
+    text = " ".join(bench.out().split())
+    assert "out of date: allowed CPUs 0-7, now 0-3; " in text
+    assert "is another build" in text
     assert bench.call("list", "--json") == 0
     (facts,) = json.loads(bench.out())
     assert facts["valid"] is False
     assert len(facts["changed"]) == 2
 
 
-def test_a_list_as_json_holds_everything(bench: Bench) -> None:
+def test_the_list_as_json_contains_everything(bench: Bench) -> None:
     made = bench.remember(setting=None)
     assert bench.call("list", "--json") == 0
     (facts,) = json.loads(bench.out())
@@ -127,7 +136,7 @@ def test_a_list_as_json_holds_everything(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("length", [16, 6])
-def test_one_is_shown_by_its_id_or_its_start(bench: Bench, length: int) -> None:
+def test_a_profile_is_shown_by_its_id_or_the_beginning_of_it(bench: Bench, length: int) -> None:
     made = bench.remember()
     assert bench.call("show", made.id[:length]) == 0
     shown = dict(line.split("  ", 1) for line in bench.out().splitlines())
@@ -140,7 +149,7 @@ def test_one_is_shown_by_its_id_or_its_start(bench: Bench, length: int) -> None:
     assert facts["host brand"] == "Some CPU"
 
 
-def test_the_current_one_is_what_a_run_would_use(bench: Bench) -> None:
+def test_the_current_profile_is_the_one_that_a_run_would_use(bench: Bench) -> None:
     made = bench.remember()
     named = ("--engine", str(bench.fake.cli), "-m", demo.I2_S)
     assert bench.call("show", "current", "--json", *named) == 0
@@ -154,21 +163,21 @@ def test_the_current_one_is_what_a_run_would_use(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("command", ["show", "remove", "export"])
-def test_an_unknown_id_is_answered_with_those_there_are(bench: Bench, command: str) -> None:
+def test_the_error_for_an_unknown_id_lists_the_ids(bench: Bench, command: str) -> None:
     assert bench.call(command, "beef") == 3
     assert "benchmark_optimized.py" in bench.err()
     made = bench.remember()
     assert bench.call(command, "xyz") == 3
-    assert f"there are: {made.id}" in bench.err()
+    assert f"the ids are: {made.id}" in bench.err()
 
 
-def test_a_start_that_several_have_is_too_short(bench: Bench) -> None:
+def test_the_beginning_of_several_ids_is_an_error(bench: Bench) -> None:
     host = bench.machine.host()
     quotas = [number / 4 for number in range(1, 18)]  # one more than there are digits
     firsts = [bench.remember(host._replace(quota=quota)).id[0] for quota in quotas]
     shared = next(digit for digit in firsts if firsts.count(digit) > 1)
     assert bench.call("show", shared) == 2
-    assert "several ids" in bench.err()
+    assert "several ids begin with" in bench.err()
 
 
 def test_a_damaged_profile_is_one_line_of_warning(bench: Bench) -> None:
@@ -181,11 +190,11 @@ def test_a_damaged_profile_is_one_line_of_warning(bench: Bench) -> None:
 # Removing
 
 
-def test_one_is_removed_and_named(bench: Bench) -> None:
+def test_a_profile_is_removed_and_named(bench: Bench) -> None:
     made = bench.remember()
     other = bench.remember(bench.machine.affinity("0-3").host())
     assert bench.call("remove", made.id[:8]) == 0
-    assert bench.out().startswith(f"removed {made.id} 2026-11-23")
+    assert bench.out().startswith(f"removed {made.id}, measured on 2026-11-23: 3 threads")
     assert stored_profiles(bench.state) == [other]
 
 
@@ -200,16 +209,16 @@ def test_all_are_removed(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("words", [("remove",), ("remove", "abc", "--all"), ("forget",)])
-def test_senseless_calls(bench: Bench, words: tuple[str, ...]) -> None:
+def test_wrong_arguments_are_an_error(bench: Bench, words: tuple[str, ...]) -> None:
     assert main(["profile", *words]) == 2
     assert bench.err().startswith("bitnet-tuning: error: ")
 
 
-# A fleet
+# Several machines of a kind
 
 
 class Fleet:
-    """Two machines of a kind: the second has the engine elsewhere and of another time."""
+    """Two machines of a kind. The second has the engine in another folder, with another time."""
 
     def __init__(self, bench: Bench, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.bench = bench
@@ -231,7 +240,7 @@ def fleet(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flee
     return Fleet(bench, tmp_path, monkeypatch)
 
 
-def test_an_export_on_standard_output_is_the_file(
+def test_an_export_to_standard_output_equals_the_file(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet.bench.out()
@@ -243,7 +252,7 @@ def test_an_export_on_standard_output_is_the_file(
 def test_a_profile_is_used_on_another_machine_of_the_kind(fleet: Fleet) -> None:
     assert fleet.adopt() == 0
     (stored,) = stored_profiles(fleet.state)
-    assert fleet.bench.out().startswith(f"imported {stored.id} ")
+    assert fleet.bench.out().startswith(f"imported {stored.id}, measured on ")
     assert stored.id != fleet.made.id
     assert stored._replace(engine=fleet.made.engine) == fleet.made
     assert stored.engine.path == str(fleet.cli)
@@ -285,7 +294,9 @@ def test_another_engine_is_refused(fleet: Fleet) -> None:
         (b'{"schema": 1, "version": 1, "created": "\\u001b[2J"}', "engine: missing"),
     ],
 )
-def test_a_file_that_holds_no_profile_is_one_line(fleet: Fleet, content: bytes, said: str) -> None:
+def test_the_error_for_a_file_without_a_profile_is_one_line(
+    fleet: Fleet, content: bytes, said: str
+) -> None:
     fleet.file.write_bytes(content)
     fleet.bench.err()
     assert fleet.adopt() == 4
@@ -296,7 +307,7 @@ def test_a_file_that_holds_no_profile_is_one_line(fleet: Fleet, content: bytes, 
     assert stored_profiles(fleet.state) == []
 
 
-def test_a_hostile_variable_is_refused(fleet: Fleet) -> None:
+def test_a_dangerous_variable_is_refused(fleet: Fleet) -> None:
     record = json.loads(fleet.file.read_text())
     record["setting"]["env"]["LD_PRELOAD"] = "/tmp/x.so"
     fleet.file.write_text(json.dumps(record))
@@ -304,13 +315,13 @@ def test_a_hostile_variable_is_refused(fleet: Fleet) -> None:
     assert "'LD_PRELOAD'" in fleet.bench.err()
 
 
-def test_a_file_that_is_not_there(fleet: Fleet) -> None:
+def test_a_missing_file_is_an_error(fleet: Fleet) -> None:
     fleet.file.unlink()
     assert fleet.adopt() == 3
     assert "No such file" in fleet.bench.err()
 
 
-def test_a_folder_that_takes_nothing_is_an_error(
+def test_a_folder_that_cannot_be_written_is_an_error(
     fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -319,28 +330,15 @@ def test_a_folder_that_takes_nothing_is_an_error(
     assert "cannot" in fleet.bench.err()
 
 
-# The run
+# Runs
 
 
 def dry_run(bench: Bench, *flags: str) -> dict[str, Any]:
-    done = started(bench, "--dry-run", "--json", *flags)
-    plan: dict[str, Any] = json.loads(done.stdout)
-    return plan
-
-
-def started(bench: Bench, *flags: str) -> subprocess.CompletedProcess[str]:
-    script = str(REPO / "run_inference.py")
     named = ("--engine", str(bench.fake.cli), "-m", demo.I2_S, "-p", "hello")
-    done = subprocess.run(
-        [sys.executable, script, *named, *flags],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done
+    bench.out()
+    assert run.main([*named, "--dry-run", "--json", *flags]) == 0
+    plan: dict[str, Any] = json.loads(bench.out())
+    return plan
 
 
 def test_a_run_uses_the_profile_of_this_machine(bench: Bench) -> None:
@@ -350,12 +348,14 @@ def test_a_run_uses_the_profile_of_this_machine(bench: Bench) -> None:
     assert (plan["threads"], plan["threads_batch"]) == (1, 1)
     assert plan["env"] == {"OMP_NUM_THREADS": "1"}
     assert plan["reasons"]["threads"] == f"1: {CLAIM}"
-    done = started(bench)
-    assert (done.stdout, "profile" in done.stderr) == ("hello and more text\n", False)
-    run = bench.fake.prompts()[-1]
-    assert run["argv"][run["argv"].index("-t") + 1] == "1"
-    assert run["env"]["OMP_NUM_THREADS"] == "1"
-    assert "OMP_PROC_BIND" not in run["env"]
+    named = ["--engine", str(bench.fake.cli), "-m", demo.I2_S, "-p", "hello"]
+    script = [sys.executable, str(REPO / "run_inference.py"), *named]
+    done = subprocess.run(script, capture_output=True, timeout=60, check=True)
+    assert (done.stdout, b"profile" in done.stderr) == (b"hello and more text\n", False)
+    last = bench.fake.prompts()[-1]
+    assert last["argv"][last["argv"].index("-t") + 1] == "1"
+    assert last["env"]["OMP_NUM_THREADS"] == "1"
+    assert "OMP_PROC_BIND" not in last["env"]
 
 
 def test_a_run_can_leave_the_profile_out(bench: Bench) -> None:

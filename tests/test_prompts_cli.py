@@ -1,30 +1,45 @@
-"""``--prompts`` with a fake server: what it receives, what is printed, what is refused."""
+"""``--prompts`` with a fake server: what the server receives, what is printed, what is refused."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bitnet_tuning import demo
+from bitnet_tuning.__main__ import main
 from tests.engines import FakeEngine
 from tests.processes import alive, until
-from tests.prompt_runs import REPO, SECONDS, Prompts, with_fake
+from tests.prompt_runs import SECONDS, FakePrompts, checked, ended
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="fake engines are scripts: POSIX")
 
 
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> FakeEngine:
+    return FakeEngine(tmp_path_factory.mktemp("engine") / "checkout", server=True)
+
+
 @pytest.fixture
-def prompts(tmp_path: Path) -> Prompts:
-    return with_fake(tmp_path)
+def prompts(
+    engine: FakeEngine,
+    tmp_path: Path,
+    capfdbinary: pytest.CaptureFixture[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[FakePrompts]:
+    # What is known about the engine is kept from test to test.
+    monkeypatch.setenv("BITNET_TUNING_HOME", str(engine.checkout / "home"))
+    yield from ended(FakePrompts(tmp_path, engine, capfdbinary))
 
 
-def test_answers_come_in_the_order_of_the_prompts(prompts: Prompts) -> None:
+def test_answers_come_in_the_order_of_the_prompts(prompts: FakePrompts) -> None:
     prompts.write([{"id": "x", "prompt": "one two"}, "three", {"prompt": "ü\n", "id": 2.5}])
     done = prompts.run("-n", "7", "--slots", "2")
     assert done.code == 0
@@ -41,7 +56,7 @@ def test_answers_come_in_the_order_of_the_prompts(prompts: Prompts) -> None:
     assert "3 prompts, 21 tokens generated" in done.err
 
 
-def test_each_prompt_is_asked_with_its_own_numbers(prompts: Prompts) -> None:
+def test_each_prompt_is_asked_with_its_own_parameters(prompts: FakePrompts) -> None:
     prompts.write(["plain", {"prompt": "own", "n_predict": -2, "seed": -1, "temperature": 0}])
     prompts.run("-n", "5", "-temp", "0.5", "--top-k", "3", "--seed", "4", "--slots", "1")
     plain, own = prompts.fake.asked()
@@ -53,7 +68,7 @@ def test_each_prompt_is_asked_with_its_own_numbers(prompts: Prompts) -> None:
 
 
 def test_the_server_gets_slots_address_threads_and_a_key_in_its_environment(
-    prompts: Prompts,
+    prompts: FakePrompts,
 ) -> None:
     cpu = min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     prompts.write(["a", "b"])
@@ -78,7 +93,7 @@ def test_the_server_gets_slots_address_threads_and_a_key_in_its_environment(
     assert not any(key in word for word in argv)
 
 
-def test_every_run_has_another_key_and_no_request_goes_without(prompts: Prompts) -> None:
+def test_every_run_has_another_key_and_every_request_has_it(prompts: FakePrompts) -> None:
     prompts.write(["a"])
     prompts.run()
     prompts.run()
@@ -88,8 +103,8 @@ def test_every_run_has_another_key_and_no_request_goes_without(prompts: Prompts)
     assert not (prompts.fake.bin / "unauthorized.jsonl").exists()
 
 
-def test_variables_that_would_make_it_another_server_do_not_reach_it(
-    prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+def test_variables_that_would_change_the_server_do_not_reach_it(
+    prompts: FakePrompts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLAMA_ARG_API_PREFIX", "/x")
     monkeypatch.setenv("LLAMA_API_KEY", "mine")
@@ -100,13 +115,19 @@ def test_variables_that_would_make_it_another_server_do_not_reach_it(
     assert run["env"]["LLAMA_API_KEY"] != "mine"
 
 
-def test_a_server_without_keys_gets_none(prompts: Prompts) -> None:
+def test_a_server_that_knows_no_keys_gets_none(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    fake = FakeEngine(tmp_path / "checkout", server=True)
+    prompts = FakePrompts(tmp_path, fake, capfdbinary)
     prompts.write(["a"])
     assert prompts.run(no_key=1).code == 0
-    assert "LLAMA_API_KEY" not in prompts.fake.servers()[0]["env"]
+    assert "LLAMA_API_KEY" not in fake.servers()[0]["env"]
 
 
-def test_what_the_engine_refuses_is_told_and_the_others_go_on(prompts: Prompts) -> None:
+def test_a_refused_prompt_is_an_error_of_its_own_and_the_others_are_answered(
+    prompts: FakePrompts,
+) -> None:
     prompts.write(["one", "too long", "three"])
     done = prompts.run(refuses="long")
     assert done.code == 1
@@ -115,73 +136,76 @@ def test_what_the_engine_refuses_is_told_and_the_others_go_on(prompts: Prompts) 
     assert "refused 1 of 3" in done.err
 
 
-def test_a_prompt_at_which_it_fails_is_asked_once_more(prompts: Prompts) -> None:
+def test_a_prompt_at_which_the_server_fails_is_asked_once_more(prompts: FakePrompts) -> None:
     prompts.write(["one", "bad", "three"])
     done = prompts.run("--slots", "1", fails="bad")
     assert (done.code, done.answers[1]["error"]) == (1, "it is 500")
     assert [each["prompt"] for each in prompts.fake.asked()] == ["one", "bad", "bad", "three"]
 
 
-def test_no_token_is_no_text(prompts: Prompts) -> None:
+def test_an_answer_of_no_tokens_has_no_text(prompts: FakePrompts) -> None:
     prompts.write([{"prompt": "a", "n_predict": 0}])
     (answer,) = prompts.run().answers
     assert (answer["text"], answer["tokens"]) == ("", 0)
 
 
-def test_prompts_come_from_standard_input(prompts: Prompts) -> None:
+def test_prompts_come_from_standard_input(prompts: FakePrompts) -> None:
     prompts.file = Path("-")
-    done = prompts.run(stdin=b'"a"\r\n\n"b"')
-    assert (done.code, [answer["prompt"] for answer in done.answers]) == (0, ["a", "b"])
+    done = subprocess.run(
+        prompts.command(), input=b'"a"\r\n\n"b"', capture_output=True, check=False, timeout=SECONDS
+    )
+    answers = checked(done.returncode, done.stdout, done.stderr).answers
+    assert (done.returncode, [answer["prompt"] for answer in answers]) == (0, ["a", "b"])
 
 
-def test_a_port_that_is_taken_is_not_the_end(prompts: Prompts) -> None:
+def test_if_a_port_is_taken_another_one_is_tried(prompts: FakePrompts) -> None:
     prompts.write(["a"])
     assert prompts.run(taken=2).code == 0
     ports = [run["argv"][run["argv"].index("--port") + 1] for run in prompts.fake.servers()]
     assert len(ports) == len(set(ports)) == 3
 
 
-def test_ports_that_are_always_taken_are_told(prompts: Prompts) -> None:
+def test_after_several_taken_ports_the_run_fails(prompts: FakePrompts) -> None:
     prompts.write(["a"])
     done = prompts.run(taken=99)
     assert done.code == 1
     assert "couldn't bind" in done.err
 
 
-def test_a_server_that_does_not_load_is_shown_with_its_last_lines(prompts: Prompts) -> None:
+def test_the_last_lines_of_a_server_that_does_not_start_are_shown(prompts: FakePrompts) -> None:
     prompts.write(["a"])
     done = prompts.run(unfit=1)
     assert (done.code, done.out) == (1, b"")
     assert "it is unfit" in done.err
-    assert "--resume" in done.err
+    assert "0 of 1 prompts are answered" in done.err
 
 
-@pytest.mark.parametrize("count", [1, 8])
-def test_quiet_says_nothing(prompts: Prompts, count: int) -> None:
-    prompts.write([f"p{number}" for number in range(count)])
+def test_quiet_prints_nothing_but_the_answers(prompts: FakePrompts) -> None:
+    prompts.write(["a", "b"])
     assert prompts.run("--quiet").err == ""
 
 
-def test_stats_are_the_servers_own(prompts: Prompts) -> None:
+def test_stats_are_the_timings_of_the_server(prompts: FakePrompts) -> None:
     prompts.write(["a", "b"])
     done = prompts.run("--quiet", "--stats")
     assert "prompt 100.0 tokens/s (10 tokens), generation 20.0 tokens/s (20 tokens)" in done.err
 
 
-def test_a_dry_run_shows_the_servers_command_and_starts_nothing(prompts: Prompts) -> None:
+def test_a_dry_run_shows_the_servers_command_and_starts_nothing(prompts: FakePrompts) -> None:
     prompts.write(["a", "b"])
     done = prompts.run("--dry-run", "--json", "--slots", "2")
     facts = json.loads(done.out)
     assert facts["command"][0].endswith("llama-server")
     assert facts["command"][facts["command"].index("-np") + 1] == "2"
-    assert facts["reasons"]["slots"] == "2 slots, as --slots says"
+    assert facts["reasons"]["slots"] == "2 slots: set by --slots"
     assert facts["reasons"]["prompts"] == f"2 in {prompts.file}"
     assert prompts.fake.servers() == []
 
 
-def test_without_a_server_beside_the_engine_the_remedy_is_named(tmp_path: Path) -> None:
-    fake = FakeEngine(tmp_path / "checkout")
-    prompts = Prompts(tmp_path, str(fake.cli), demo.I2_S, fake)
+def test_a_missing_server_is_an_error_that_names_the_command_to_build_it(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    prompts = FakePrompts(tmp_path, FakeEngine(tmp_path / "checkout"), capfdbinary)
     prompts.write(["a"])
     done = prompts.run()
     assert done.code == 3
@@ -191,9 +215,9 @@ def test_without_a_server_beside_the_engine_the_remedy_is_named(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("-p", "x"), "-p/--prompt: not together with --prompts"),
-        (("-f", "x"), "-f/--file: not together with --prompts"),
-        (("-cnv",), "-cnv/--conversation: not together with --prompts"),
+        (("-p", "x"), "-p/--prompt: not allowed with --prompts"),
+        (("-f", "x"), "-f/--file: not allowed with --prompts"),
+        (("-cnv",), "-cnv/--conversation: not allowed with --prompts"),
         (("--slots", "0"), "--slots"),
         (("--resume",), "--resume: needs -o FILE"),
         (("-o", "/nowhere/out"), "-o/--output: /nowhere/out: No such file"),
@@ -201,7 +225,7 @@ def test_without_a_server_beside_the_engine_the_remedy_is_named(tmp_path: Path) 
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(
-    prompts: Prompts, flags: tuple[str, ...], words: str
+    prompts: FakePrompts, flags: tuple[str, ...], words: str
 ) -> None:
     prompts.write(["a"])
     done = prompts.run(*flags)
@@ -210,14 +234,14 @@ def test_flags_that_do_not_go_together_are_refused(
 
 
 @pytest.mark.parametrize("flags", [("--resume",), ("--slots", "2"), ("-o", "x")])
-def test_its_flags_need_prompts(prompts: Prompts, flags: tuple[str, ...]) -> None:
-    command = [*prompts.command()[:-2], "-p", "x", *flags]
-    done = subprocess.run(command, capture_output=True, check=False, timeout=SECONDS)
-    assert done.returncode == 2
-    assert b"only together with --prompts" in done.stderr
+def test_flags_for_many_prompts_need_prompts(
+    capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
+) -> None:
+    assert main(["plan", "-p", "x", *flags]) == 2
+    assert "needs --prompts" in capsys.readouterr().err
 
 
-def test_a_bad_line_is_told_before_anything_is_started(prompts: Prompts) -> None:
+def test_a_bad_line_is_reported_before_anything_is_started(prompts: FakePrompts) -> None:
     prompts.file.write_text('"good"\n{"prompt": 3}\n')
     done = prompts.run()
     assert done.code == 2
@@ -225,13 +249,13 @@ def test_a_bad_line_is_told_before_anything_is_started(prompts: Prompts) -> None
     assert prompts.fake.runs() == []
 
 
-def test_prompts_that_cannot_be_read_are_missing(prompts: Prompts) -> None:
+def test_a_missing_file_of_prompts_is_an_error(prompts: FakePrompts) -> None:
     assert prompts.run().code == 3
 
 
-def test_a_closed_reader_ends_the_run_and_nothing_stays(prompts: Prompts) -> None:
-    prompts.write([f"p{number}" for number in range(50)])
-    process = prompts.begin("--slots", "1", out=subprocess.PIPE, seconds=0.01)
+def test_a_closed_reader_ends_the_run_and_the_server(prompts: FakePrompts) -> None:
+    prompts.write([f"{number} " * 10_000 for number in range(9)])  # more than a pipe can hold
+    process = prompts.begin("--slots", "1", out=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
     process.stdout.close()
@@ -241,43 +265,35 @@ def test_a_closed_reader_ends_the_run_and_nothing_stays(prompts: Prompts) -> Non
 
 
 @pytest.mark.parametrize(
-    ("count", "flags", "slots", "why"),
+    ("lines", "flags", "slots", "why"),
     [
-        (6, (), 4, "the default"),
-        (3, (), 3, "there are no more prompts"),
-        (6, ("-temp", "0"), 1, "answers must be reproducible"),
-        (6, ("--seed", "1"), 1, "answers must be reproducible"),
-        (6, ("--seed", "-1"), 4, "the default"),
-        (6, ("-temp", "0", "--slots", "2"), 2, "as --slots says"),
+        ("aaaaaa", (), 4, "the default"),
+        ("aaa", (), 3, "one for each prompt"),
+        ("aaaaaa", ("-temp", "0"), 1, "answers must be reproducible"),
+        ("aaaaaa", ("--seed", "1"), 1, "answers must be reproducible"),
+        ("aaaaaa", ("--seed", "-1"), 4, "the default"),
+        ("aaaaaa", ("-temp", "0", "--slots", "2"), 2, "set by --slots"),
+        ("asa", (), 1, "answers must be reproducible"),
     ],
 )
-def test_the_default_number_of_slots(
-    prompts: Prompts, count: int, flags: tuple[str, ...], slots: int, why: str
+def test_the_number_of_slots(
+    prompts: FakePrompts, lines: str, flags: tuple[str, ...], slots: int, why: str
 ) -> None:
-    prompts.write([f"p{number}" for number in range(count)])
-    done = prompts.run(*flags)
-    (run,) = prompts.fake.servers()
-    assert run["argv"][run["argv"].index("-np") + 1] == str(slots)
-    assert done.err.count(why) == 1
+    """A plan, also that of the plan command, shows it; ``s`` is a line with a seed."""
+    prompts.write(["a" if line == "a" else {"prompt": "a", "seed": 3} for line in lines])
+    done = prompts.run("--dry-run", "--json", *flags)
+    plan = json.loads(done.out)
+    assert plan["command"][plan["command"].index("-np") + 1] == str(slots)
+    assert why in plan["reasons"]["slots"]
+    assert main(["plan", *prompts.arguments("--json", *flags)]) == 0
+    same = json.loads(prompts.printed())
+    assert (same["command"], same["reasons"]["slots"]) == (
+        plan["command"],
+        plan["reasons"]["slots"],
+    )
 
 
-def test_one_line_that_must_be_reproducible_is_enough_for_one_slot(prompts: Prompts) -> None:
-    prompts.write(["a", {"prompt": "b", "seed": 3}, "c"])
-    prompts.run()
-    (run,) = prompts.fake.servers()
-    assert run["argv"][run["argv"].index("-np") + 1] == "1"
-
-
-def test_the_plan_command_shows_the_same(prompts: Prompts) -> None:
-    prompts.write(["a"])
-    named = ["--engine", prompts.engine, "-m", prompts.model, "--prompts", str(prompts.file)]
-    command = [sys.executable, "-m", "bitnet_tuning", "plan", *named, "--json"]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=SECONDS, cwd=REPO)
-    assert json.loads(done.stdout)["command"][0].endswith("llama-server")
-    assert prompts.fake.servers() == []
-
-
-def test_a_closed_standard_output_is_told(prompts: Prompts) -> None:
+def test_a_closed_standard_output_is_an_error(prompts: FakePrompts) -> None:
     prompts.write(["a"])
     shell = ["sh", "-c", 'exec "$@" >&-', "sh", *prompts.command()]
     done = subprocess.run(shell, capture_output=True, check=False, timeout=SECONDS)
@@ -285,8 +301,7 @@ def test_a_closed_standard_output_is_told(prompts: Prompts) -> None:
     assert b"standard output is closed" in done.stderr
 
 
-def test_on_a_terminal_a_bar_shows_how_far_it_is(prompts: Prompts) -> None:
-    """Of a terminal's own, which only rich's bar writes to with escapes."""
+def test_on_a_terminal_a_bar_shows_the_progress(prompts: FakePrompts) -> None:
     pytest.importorskip("rich")
     pty = pytest.importorskip("pty")
     prompts.write([f"p{number}" for number in range(6)])
@@ -296,7 +311,7 @@ def test_on_a_terminal_a_bar_shows_how_far_it_is(prompts: Prompts) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=far,
-        env={**prompts.environment(seconds=0.1), "TERM": "xterm"},
+        env={**os.environ, **prompts.variables(seconds=0.1), "TERM": "xterm"},
     )
     os.close(far)
     seen = b""
@@ -306,11 +321,11 @@ def test_on_a_terminal_a_bar_shows_how_far_it_is(prompts: Prompts) -> None:
     os.close(near)
     out = process.communicate(timeout=SECONDS)[0]
     assert (process.returncode, out.count(b"\n")) == (0, 6)
-    assert b"3/6" in seen and b"tokens/s" in seen
+    assert re.search(rb"[1-6]/6", seen) and b"tokens/s" in seen
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="affinity")
-def test_performance_mode_reaches_the_server_too(prompts: Prompts) -> None:
+def test_performance_mode_reaches_the_server_too(prompts: FakePrompts) -> None:
     prompts.write(["a", "b"])
     done = prompts.run("--performance-mode", "-t", "1")
     assert done.code == 0, done.err

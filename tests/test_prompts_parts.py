@@ -1,10 +1,9 @@
-"""The parts of ``--prompts``: lines, order, slots, memory and the command line."""
+"""Parts of ``--prompts``: parsing, the order of answers, slots, memory, the command line."""
 
 from __future__ import annotations
 
 import json
 import threading
-import time
 from contextlib import nullcontext
 from typing import Any
 
@@ -37,7 +36,7 @@ def prompts(*prompts: str) -> tuple[Prompt, ...]:
 # Lines
 
 
-def test_a_line_is_a_text_or_an_object_and_blank_ones_are_skipped() -> None:
+def test_a_line_is_a_string_or_an_object_and_blank_lines_are_skipped() -> None:
     content = '\ufeff"a"\r\n\n  \n{"prompt": "b", "id": "x", "top_p": 0.5}'.encode()
     first, second = parse(content, Request(n_predict=3, temperature=0.0, seed=5))
     assert (first.place, first.id, first.text) == (0, 0, "a")
@@ -45,7 +44,7 @@ def test_a_line_is_a_text_or_an_object_and_blank_ones_are_skipped() -> None:
     assert (second.place, second.id, second.top_p) == (1, "x", 0.5)
 
 
-def test_only_a_newline_parts_lines() -> None:
+def test_only_a_newline_ends_a_line() -> None:
     (prompt,) = parse('"a\u2028b\u0085c\x0cd"'.replace("\x0c", "").encode(), REQUEST)
     assert prompt.text == "a\u2028b\u0085cd"
 
@@ -57,32 +56,32 @@ def test_only_a_newline_parts_lines() -> None:
         (b'"\xff"', "it is not UTF-8"),
         (b"3", "neither a string nor an object"),
         (b"[]", "neither a string nor an object"),
-        (b"{}", "it has no prompt"),
+        (b"{}", 'it has no key "prompt"'),
         (b'""', "its prompt is empty"),
         (b'{"prompt": null}', "its prompt is not a string"),
-        (b'"\\ud800"', "its prompt holds half of a surrogate pair"),
-        (b'{"prompt": "a", "promt": 1}', "unknown key 'promt'"),
+        (b'"\\ud800"', "its prompt contains an unpaired surrogate"),
+        (b'{"prompt": "a", "promt": 1}', 'unknown key "promt"; the keys are prompt, id,'),
         (b'{"prompt": "a", "id": true}', "its id is neither"),
         (b'{"prompt": "a", "id": null}', "its id is neither"),
-        (b'{"prompt": "a", "id": NaN}', "NaN is not a number"),
+        (b'{"prompt": "a", "id": NaN}', "JSON has no NaN"),
         (b'{"prompt": "a", "id": -1e999}', "its id is not a finite number"),
-        (b'{"prompt": "a", "id": 7}', "line 1 has the id 7 already"),
+        (b'{"prompt": "a", "id": 7}', "its id 7 is also the id of line 1"),
         (b'{"prompt": "a", "n_predict": 1.5}', "n_predict is not a whole number"),
-        (b'{"prompt": "a", "n_predict": -3}', "n_predict -3 is out of range"),
+        (b'{"prompt": "a", "n_predict": -3}', "n_predict is -3, but must be from -2 to 2147483647"),
         (b'{"prompt": "a", "temperature": "0"}', "temperature is not a number"),
         (b'{"prompt": "a", "temperature": true}', "temperature is not a number"),
-        (b'{"prompt": "a", "temperature": 1e999}', "out of range"),
-        (b'{"prompt": "a", "top_p": 1.1}', "out of range"),
+        (b'{"prompt": "a", "temperature": 1e999}', "inf, but must be finite and at least 0"),
+        (b'{"prompt": "a", "top_p": 1.1}', "top_p is 1.1, but must be from 0 to 1"),
         (b"[" * 5000, "it is not JSON"),
     ],
 )
-def test_a_bad_line_is_named(line: bytes, words: str) -> None:
+def test_the_error_for_a_bad_line_has_its_number_and_the_cause(line: bytes, words: str) -> None:
     with pytest.raises(UsageError, match=r"line 3: ") as caught:
         parse(b'{"prompt": "good", "id": 7}\n\n' + line, REQUEST)
     assert words in str(caught.value)
 
 
-def test_no_prompts_are_an_error() -> None:
+def test_a_file_without_a_prompt_is_an_error() -> None:
     with pytest.raises(UsageError, match="no prompt"):
         parse(b"\n \n", REQUEST)
 
@@ -90,7 +89,7 @@ def test_no_prompts_are_an_error() -> None:
 # Answers
 
 
-def test_answers_go_out_in_the_order_of_the_prompts(capfd: pytest.CaptureFixture[str]) -> None:
+def test_answers_are_printed_in_the_order_of_the_prompts(capfd: pytest.CaptureFixture[str]) -> None:
     stream = AnswerStream(nullcontext)
     for place in (3, 2, 0, 1, 4):
         stream.add(Answer(place, {"id": place}))
@@ -110,7 +109,9 @@ def test_answers_go_out_in_the_order_of_the_prompts(capfd: pytest.CaptureFixture
         ({"stopped_word": True}, "word"),
     ],
 )
-def test_why_a_text_ended_is_read_from_either_generation(said: dict[str, Any], stop: str) -> None:
+def test_the_reason_of_the_end_is_read_from_servers_of_either_generation(
+    said: dict[str, Any], stop: str
+) -> None:
     reply = {"content": "t", "tokens_predicted": 2, "tokens_evaluated": 3, **said}
     facts = answers.from_reply(prompts("a")[0], reply).facts
     assert facts["stop"] == stop
@@ -118,7 +119,7 @@ def test_why_a_text_ended_is_read_from_either_generation(said: dict[str, Any], s
 
 
 @pytest.mark.parametrize("reply", [{}, {"content": "t"}, {"content": "t", "tokens_predicted": []}])
-def test_a_reply_that_is_none_is_told(reply: dict[str, Any]) -> None:
+def test_a_reply_that_is_not_a_completion_is_an_error(reply: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="not a completion"):
         answers.from_reply(prompts("a")[0], reply)
 
@@ -126,7 +127,7 @@ def test_a_reply_that_is_none_is_told(reply: dict[str, Any]) -> None:
 # Slots
 
 
-def test_an_answer_is_reproducible_where_nothing_is_left_to_chance() -> None:
+def test_an_answer_is_reproducible_with_temperature_0_or_a_seed() -> None:
     (prompt,) = prompts("a")
     assert not prompt.is_reproducible
     assert not prompt._replace(seed=-1).is_reproducible
@@ -134,38 +135,37 @@ def test_an_answer_is_reproducible_where_nothing_is_left_to_chance() -> None:
     assert prompt._replace(seed=0).is_reproducible
 
 
-def test_slots_are_few_enough_for_memory_and_prompts() -> None:
+def test_there_are_no_more_slots_than_prompts_and_than_fit_in_memory() -> None:
     def chosen(asked: int | None, fitting: int | None, count: int = 9) -> int:
         return choose_slots(asked, prompts(*"abcdefghi"[:count]), fitting)[0]
 
     assert chosen(None, None) == chosen(None, 100) == 4
     assert chosen(None, 2) == chosen(None, 4, 2) == 2
     assert chosen(9, 2, 1) == 9
-    assert "no more fit in memory" in choose_slots(None, prompts(*"abcd"), 3)[1]
+    assert "more would not fit in memory" in choose_slots(None, prompts(*"abcd"), 3)[1]
 
 
 # In flight
 
 
-def test_never_more_jobs_than_asked_for_are_at_work() -> None:
-    busy: list[int] = []
+def test_no_more_jobs_than_asked_for_run_at_a_time() -> None:
+    together = threading.Barrier(3)  # broken, unless three jobs run at the same time
+    running: list[int] = []
     peak: list[int] = []
-    lock = threading.Lock()
 
     def work(job: int) -> int:
-        with lock:
-            busy.append(job)
-            peak.append(len(busy))
-        time.sleep(0.005)
-        with lock:
-            busy.remove(job)
+        running.append(job)
+        together.wait(60)
+        peak.append(len(running))
+        together.wait(60)
+        running.remove(job)
         return job * job
 
-    assert sorted(in_flight(range(20), work, 3)) == [job * job for job in range(20)]
-    assert 1 < max(peak) <= 3
+    assert sorted(in_flight(range(21), work, 3)) == [job * job for job in range(21)]
+    assert max(peak) == 3
 
 
-def test_after_a_failure_no_job_is_begun() -> None:
+def test_no_job_starts_after_a_failure() -> None:
     begun: list[int] = []
 
     def work(job: int) -> int:
@@ -185,7 +185,7 @@ def test_after_a_failure_no_job_is_begun() -> None:
 MODEL = ModelFile("/m.gguf", 1000, "llama", "m", "i2_s", (), 4096, 10, 100, 1000, False)
 
 
-def test_slots_have_to_fit_beside_the_model() -> None:
+def test_the_slots_must_fit_in_memory_with_the_model() -> None:
     buffers = 4 * 512 * (1000 + 100)
     room = 1000 + buffers + 3.6 * 4000 * 100
     assert fitting_slots(MODEL, 100, None, int(room / MEMORY_SHARE)) == 3
@@ -206,7 +206,7 @@ def test_each_slot_has_the_context_of_a_single_run() -> None:
 PLAN = Plan(Setting(3, 4, ubatch=64, mlock=True, mmap=False, flash=True, poll=0), {})
 
 
-def test_flags_go_only_to_a_server_that_lists_them() -> None:
+def test_a_server_gets_only_flags_that_it_lists() -> None:
     bare = Server(("s",), frozenset(), False)
     base = "s -m /m.gguf -t 3 -tb 4 -ngl 0 -c 1024 -np 2"
     end = "--host 127.0.0.1 --port 9 -x"

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_root
-from bitnet_tuning.console import MEBIBYTE, aligned, counted, say, text_width, times
+from bitnet_tuning.console import aligned, counted, say, size_text, text_width, times
 from bitnet_tuning.engine.builds import verdict_words
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
 from bitnet_tuning.machine.detect import read_host
@@ -212,7 +212,7 @@ def _details(profile: Profile, changes: list[str]) -> str:
         "samples": evidence.results or "-",
         "budget": "-" if evidence.budget is None else f"{evidence.budget:g} s",
         "engine": f"{profile.engine.path} ({profile.engine.version or 'unknown version'})",
-        "model": f"{_model(profile)}, {profile.model.size / MEBIBYTE:.1f} MiB",
+        "model": f"{_model(profile)}, {size_text(profile.model.size)}",
         **{f"host {name}": in_words(value) for name, value in profile.host._asdict().items()},
     }
     return aligned([*facts.items()])

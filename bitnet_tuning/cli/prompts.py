@@ -161,7 +161,7 @@ def _resume(answers: AnswerFile, options: argparse.Namespace, count: int) -> Non
 
 def _so_far(answers: AnswerFile | AnswerStream, count: int) -> str:
     to_file = isinstance(answers, AnswerFile)
-    hint = "add --resume to continue" if to_file else "a run with -o FILE can be resumed"
+    hint = "add --resume to continue" if to_file else "only a run with -o FILE can be resumed"
     return f"{len(answers.answered)} of {count} prompts are answered; {hint}"
 
 
