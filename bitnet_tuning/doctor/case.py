@@ -160,7 +160,6 @@ def warned(case: Case, kind: str) -> Finding | None:
 
 
 def counts(findings: Sequence[Finding]) -> dict[str, int]:
-    """Return the number of findings in each state."""
     states = [finding.state for finding in findings]
     return {state: states.count(state) for state in WORST_FIRST}
 

@@ -19,8 +19,8 @@ def _threads(case: Case) -> Finding:
     # A malformed BITNET_THREADS raises UsageError, which `examine` turns into a finding.
     asked, wanted, computed = asked_threads(None, case.environ), case.wanted_threads, case.computed
     if user_set(case.environ, _OMP_COUNT) and user_threads(case.environ) is None:
-        text = f"{_OMP_COUNT}={case.environ[_OMP_COUNT]} is ignored: it is not a positive number"
-        return bad(text, f"unset {_OMP_COUNT}")
+        text = f"{_OMP_COUNT}={case.environ[_OMP_COUNT]} is not a positive whole number"
+        return bad(f"{text}: OpenMP runtimes ignore it or abort", f"unset {_OMP_COUNT}")
     if asked is None:
         measured = wanted != computed.setting.threads
         reason = f"{wanted}, as measured" if measured else computed.reasons["threads"]

@@ -155,7 +155,6 @@ def read_build(engine: Engine, environ: Mapping[str, str]) -> BuildFiles:
 
 
 def _source_times(checkout: str | None) -> Iterator[float]:
-    """Yield the modification time of each source file, in seconds since the epoch."""
     folders = [os.path.join(checkout, name) for name in _SOURCE_FOLDERS] if checkout else []
     for _ in range(_MOST_FOLDERS):
         if not folders:
