@@ -67,7 +67,7 @@ class CliOptions(LoadOptions):
 
 
 def write(content: bytes | str) -> None:
-    """Write to standard output and flush: each token appears at once."""
+    """Write to standard output and flush it, so that each token appears at once."""
     raw = content.encode("utf-8", "replace") if isinstance(content, str) else content
     sys.stdout.buffer.write(raw)
     sys.stdout.buffer.flush()

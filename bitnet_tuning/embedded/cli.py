@@ -38,7 +38,9 @@ PROGRAM = LookAlike(
             os.fsencode,
         ),
         CliFlag("-f, --file FNAME", "prompt", "file that holds the prompt", from_file),
-        CliFlag("-sys, --system-prompt PROMPT", "system_prompt", "for a chat", os.fsencode),
+        CliFlag(
+            "-sys, --system-prompt PROMPT", "system_prompt", "system prompt (chat)", os.fsencode
+        ),
         CliFlag("-n, --predict, --n-predict N", "n_predict", "tokens to generate", whole),
         CliFlag("--keep N", "", "accepted; the context never shifts: a full one ends the text"),
         CliFlag("-s, --seed SEED", "seed", "sampling seed (default: -1, random)", whole),

@@ -48,7 +48,7 @@ def allowed_cpus() -> int:
 
 
 class LookAlike(NamedTuple):
-    """A program of the embedded engine that takes the flags of one of llama.cpp's."""
+    """A program of the embedded engine, with the flags of a program of llama.cpp."""
 
     title: str
     """First line of its help."""

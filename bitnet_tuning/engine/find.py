@@ -63,7 +63,7 @@ class Engine(NamedTuple):
     isa: frozenset[str]
     """Instruction sets that it uses, by llama.cpp's names, such as AVX2 and NEON."""
     i2_s: bool | None
-    """Whether it has the tensor type i2_s, as only bitnet.cpp has."""
+    """Whether it has the tensor type i2_s, which is bitnet.cpp's own."""
     architectures: Mapping[str, bool]
     """Whether it knows a model architecture, for those that were looked for."""
     files: tuple[str, ...]

@@ -45,7 +45,7 @@ def know(location: Location, state: State) -> Engine:
 
 
 def with_architecture(engine: Engine, name: str) -> Engine:
-    """Return the engine with whether it knows this model architecture added, if it tells."""
+    """Return the engine with an entry for this model architecture added, if its files tell."""
     if name in engine.architectures or engine.i2_s is None:
         return engine
     from bitnet_tuning.engine.binary import knows_name  # noqa: PLC0415 (seldom)

@@ -83,8 +83,8 @@ def _files(location: Location) -> tuple[str, ...]:
 
 def trace_libraries(program: str) -> str:
     """Return the libraries that the dynamic loader would map, as ``ldd`` prints them."""
-    # ldd(1) sets this variable, too. A statically linked program ignores it and runs:
-    # --version ends it early.
+    # ldd works by setting this variable (ld.so(8)). A statically linked program ignores it and
+    # runs: --version ends it early.
     return capture((program, "--version"), {"LD_TRACE_LOADED_OBJECTS": "1"}).stdout
 
 
