@@ -1,4 +1,4 @@
-"""Run bitnet.cpp with the settings that suit this machine."""
+"""Run bitnet.cpp with settings that suit the machine."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ _USAGE = "usage: python3 -m bitnet_tuning COMMAND [--help]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code."""
     return guarded(_dispatch, arguments)
 
 
@@ -31,7 +32,7 @@ def _dispatch(arguments: list[str]) -> int:
         print("\n".join([_USAGE, "", "commands:", *lines]))
         return 0 if arguments else 2
     if arguments[0] not in COMMANDS:
-        raise UsageError(f"no such command: {arguments[0]}", f"commands: {', '.join(COMMANDS)}")
+        raise UsageError(f"unknown command: {arguments[0]}", f"commands: {', '.join(COMMANDS)}")
     return int(import_module(f"bitnet_tuning.cli.{arguments[0]}").run(arguments[1:]))
 
 

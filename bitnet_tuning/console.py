@@ -1,4 +1,4 @@
-"""Everything a program of ours prints: messages, tables, progress, and errors at its end."""
+"""Print messages, tables, progress, and the error that ends a program."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 NAME = "bitnet-tuning"
 
 MEBIBYTE, GIBIBYTE = 1 << 20, 1 << 30
-"""Units in which messages show sizes."""
+"""Bytes in the units in which messages show sizes."""
 
 LINE_SECONDS = 10.0
-"""Seconds between two lines of progress that tell nothing but the time."""
+"""Seconds between two lines of progress if nothing but the time has changed."""
 
 NARROWEST, WIDEST = 60, 100
-"""Characters that text is folded at, however wide the terminal is."""
+"""Smallest and largest width of folded text in characters, whatever the terminal's width."""
 
 LEAST_COLUMN = 12
-"""Characters below which no column is folded."""
-
+"""Smallest width in characters to which a column is folded."""
 
 Body = Callable[[list[str]], int]
+"""A program: takes its arguments and returns the exit code."""
 
 
 def say(text: str) -> None:
-    """Print a message to stderr; stdout belongs to the engine."""
-    if sys.stderr is None:  # closed; print would take stdout instead
+    """Print a message to stderr, since stdout belongs to the engine."""
+    if sys.stderr is None:  # print would write to stdout instead
         return
     try:
         print(f"{NAME}: {text}", file=sys.stderr, flush=True)
@@ -43,11 +43,11 @@ def say(text: str) -> None:
 
 
 def guarded(body: Body, arguments: Sequence[str] | None = None) -> int:
-    """Run ``body`` and return the exit code. No traceback reaches a user unless
-    BITNET_TUNING_DEBUG is set."""
+    """Run ``body``, print the error that ends it, and return the exit code. Tracebacks are printed
+    only if BITNET_TUNING_DEBUG is set."""
     try:
         if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="backslashreplace")  # any file name can be shown
+            sys.stdout.reconfigure(errors="backslashreplace")  # prints any file name
         return body(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         return 130
@@ -64,15 +64,15 @@ def guarded(body: Body, arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         _show_trace()
         say(f"error: {type(error).__name__}: {error}")
-        say("this is a bug in bitnet-tuning; set BITNET_TUNING_DEBUG=1 to see where")
+        say("this is a bug in bitnet-tuning; to see where, run it with BITNET_TUNING_DEBUG=1")
         return 1
     finally:
         _flush()
 
 
 def _flush() -> None:
-    """Drop what a stream does not take. The interpreter, which tries once more at its end,
-    would complain and change the exit code."""
+    # If a stream cannot be written, its text is dropped: the interpreter would try again at its
+    # end, print an error and change the exit code.
     for handle, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:
             if stream is not None:
@@ -89,7 +89,7 @@ def _show_trace() -> None:
 
 
 def counted(number: float, noun: str) -> str:
-    """Return ``1 thread``, ``2 threads``, ``1.5 CPUs``."""
+    """Return a number with its noun, such as ``1 thread`` or ``1.5 CPUs``."""
     return f"{number:g} {noun}{'' if number == 1 else 's'}"
 
 
@@ -103,19 +103,20 @@ def size_text(size: float) -> str:
 
 
 def times(median: float, low: float, high: float, count: int = 2) -> str:
-    """Return a ratio with its interval: ``×1.21 (1.15–1.27)``; one round has no interval."""
+    """Return a ratio with its interval, such as ``×1.21 (1.15–1.27)``. A ``count`` of one round has
+    no interval."""
     interval = f"{low:.2f}–{high:.2f}" if count > 1 else "one round"
     return f"×{median:.2f} ({interval})"
 
 
 def clock(seconds: float) -> str:
-    """Return a duration as minutes and seconds: 4:05."""
+    """Return a duration in minutes and seconds, such as ``4:05``."""
     whole = max(0, round(seconds))
     return f"{whole // 60}:{whole % 60:02}"
 
 
 def columns() -> int:
-    """Return the terminal's width as shutil.get_terminal_size does: COLUMNS, its own word, 80."""
+    """Return the terminal's width in characters, as ``shutil.get_terminal_size`` does."""
     stated = os.environ.get("COLUMNS", "")
     if stated.isdecimal() and 0 < len(stated) < 6 and int(stated) > 0:
         return int(stated)
@@ -126,15 +127,13 @@ def columns() -> int:
 
 
 def text_width() -> int:
-    """Return the width to fold text at."""
+    """Return the width in characters at which text is folded."""
     return max(NARROWEST, min(WIDEST, columns()))
 
 
 def aligned(rows: Sequence[Sequence[str]], width: int | None = None) -> str:
-    """Return rows as columns two spaces apart; a cell may hold several lines.
-
-    Rows that are longer than ``width`` are folded between words, the widest column first.
-    """
+    """Return rows as text in columns that are two spaces apart. A cell may have several lines. Rows
+    longer than ``width`` characters are folded between words, in the widest column first."""
     cells = [[cell.splitlines() or [""] for cell in row] for row in rows]
     widths = [
         max(len(line) for cell in column for line in cell) for column in zip(*cells, strict=True)
@@ -155,7 +154,7 @@ def _folded(lines: list[str], width: int) -> list[str]:
         return lines
     from textwrap import wrap  # noqa: PLC0415
 
-    # A command or a path stays in one piece, so that it can be copied.
+    # A long word stays whole, so that a path can be copied.
     pieces = (
         wrap(line, width, break_long_words=False, break_on_hyphens=False) or [""] for line in lines
     )
@@ -165,11 +164,9 @@ def _folded(lines: list[str], width: int) -> list[str]:
 def print_table(
     rows: Sequence[Sequence[str]], headings: Sequence[str] = (), styles: Sequence[str] = ()
 ) -> None:
-    """Print rows to stdout: by rich on a terminal where it is installed, else ``aligned``.
-
-    ``styles`` are rich's words for the first cell of each row, unless NO_COLOR is set.
-    """
-    if sys.stdout is None:  # closed: nobody wants to see it
+    """Print rows to stdout: on a terminal with rich if it is installed, else as ``aligned`` text.
+    ``styles`` are rich styles for the first cell of each row. NO_COLOR turns colours off."""
+    if sys.stdout is None:
         return
     if not (sys.stdout.isatty() and _print_rich(rows, headings, styles)):
         print(aligned([headings, *rows] if headings else rows, text_width()))
@@ -178,7 +175,7 @@ def print_table(
 def _print_rich(
     rows: Sequence[Sequence[str]], headings: Sequence[str], styles: Sequence[str]
 ) -> bool:
-    """Return False without rich."""
+    """Return False if rich is not installed."""
     try:
         from rich import box  # noqa: PLC0415
         from rich.console import Console  # noqa: PLC0415
@@ -196,11 +193,11 @@ def _print_rich(
 
 
 class Progress:
-    """Show on stderr how far a long task is: a bar on a terminal where rich is installed,
-    elsewhere a line now and then. ``say`` prints above the bar."""
+    """Progress of a long task on stderr: a bar on a terminal if rich is installed, else lines.
+    Messages of ``say`` appear above the bar."""
 
     def __init__(self, total: float, left: Callable[[float], str], quiet: bool = False) -> None:
-        """``left`` turns what is done, in the unit of ``total``, into words beside the bar."""
+        """``left`` returns the text beside the bar for what is done, in the unit of ``total``."""
         self._total = total
         self._left = left
         self._quiet = quiet
@@ -233,7 +230,7 @@ class Progress:
             self._bar.stop()
 
     def running(self, what: str, done: float) -> None:
-        """Show beside the bar what runs now; without a bar that would be too many lines."""
+        """Show beside the bar what runs now. Without a bar nothing is printed."""
         if self._bar is not None:
             self._bar.update(
                 self._bar.task_ids[0],
@@ -243,8 +240,7 @@ class Progress:
             )
 
     def tell(self, line: str, news: object = None, aside: str = "") -> None:
-        """Print a line where there is no bar, if ``news`` changed or some time has passed.
-        ``aside`` stands beside the bar from now on."""
+        """Print a line if ``news`` changed or some time passed; a bar shows ``aside`` instead."""
         self._aside = aside
         due = time.monotonic() >= self._said_at + LINE_SECONDS
         if self._bar is None and not self._quiet and (due or news != self._news):

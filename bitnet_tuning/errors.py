@@ -1,11 +1,11 @@
-"""Errors that a user can act on; each class names its program's exit code."""
+"""Errors that a user can act on; each class has the exit code that it leads to."""
 
 from __future__ import annotations
 
 
 class TuningError(Exception):
-    """Something went wrong: ``cause`` says what happened, ``remedy`` what to do about it. Each is
-    one line, without a full stop where it ends in something to paste."""
+    """An error with its cause and, where there is one, a remedy. Each is a line of text, without a
+    full stop, so that a command at its end can be copied."""
 
     exit_code = 1
 
@@ -19,13 +19,13 @@ class TuningError(Exception):
 
 
 class UsageError(TuningError):
-    """The command line asks for something that makes no sense."""
+    """The command line or a variable asks for something impossible."""
 
     exit_code = 2
 
 
 class MissingError(TuningError):
-    """Something the run needs is not there: an engine or a model."""
+    """Something that is needed is missing, such as an engine or a model."""
 
     exit_code = 3
 

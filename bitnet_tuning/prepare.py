@@ -1,4 +1,4 @@
-"""From a request to a finished run: find, read, plan, execute. Every command calls this."""
+"""Take a request to a finished run: find engine and model, read facts, plan, execute."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 
 _LONGEST_ECHO = 1 << 20
-"""Bytes of a prompt file that are looked for in the output."""
+"""Largest prompt file, in bytes, whose text is recognised in the engine's output."""
 
 
 def prepare(request: Request, root: str = "/") -> tuple[Facts, Plan]:
-    """Read the facts below ``root`` and decide. Say on stderr what the user should know; raise
-    TuningError."""
+    """Return the facts below the folder ``root`` and the plan for a request. Print warnings to
+    stderr. Raise TuningError if the request cannot be run."""
     if request.prompt_file is not None:
         _check_prompt_file(request.prompt_file, request.chat)
     state = State(default_folder(os.environ))
@@ -45,7 +45,7 @@ def prepare(request: Request, root: str = "/") -> tuple[Facts, Plan]:
 
 
 def read_facts(request: Request, state: State, root: str = "/") -> Facts:
-    """Find engine and model, and read what a decision on the request needs. Raise TuningError."""
+    """Return the facts that a plan for the request needs. Raise TuningError if any is missing."""
     host = read_host(root)
     engine, choice = find_pair(request.engine, request.model, state, host)
     profile = None
@@ -71,7 +71,7 @@ def read_facts(request: Request, state: State, root: str = "/") -> Facts:
 
 
 def with_all_means(facts: Facts) -> Facts:
-    """Return the facts with everything that a search needs, which may try anything."""
+    """Return the facts with all that a tuning needs, which may try any knob."""
     return _with_nodes(_with_huge(facts._replace(privileges=read_privileges()), "/"), "/")
 
 
@@ -91,8 +91,8 @@ def _with_nodes(facts: Facts, root: str) -> Facts:
 
 
 def _numactl_acts(facts: Facts) -> bool:
-    """Return whether numactl is installed and may do what it is there for: containers often
-    forbid memory policies (set_mempolicy(2)), and then it would end instead of the engine."""
+    # Containers often forbid memory policies (set_mempolicy(2)). There numactl fails before it
+    # starts the engine.
     if on_path(facts.environ.get("PATH", ""), "numactl") is None:
         return False
     from bitnet_tuning.launch.background import capture  # noqa: PLC0415 (few have several nodes)
@@ -107,23 +107,25 @@ def _file_size(path: str | None) -> int | None:
 
 
 def find_engine(named: str | None, state: State, model_named: str | None = None) -> Engine:
-    """Return the engine to use; of several builds the one for a run with this model, or with
-    the model that it would find. Raise MissingError, and UnsupportedError where none of several
-    builds can be used."""
+    """Return the engine to use; of several builds, the best one for the model of the run. Raise
+    MissingError if there is no engine, UnsupportedError if none of several can be used."""
     located = locate_all(named, os.environ, engine_folders())
     if len(located) == 1:
         return know(located[0], state)
     try:
         return find_pair(named, model_named, state)[0]
-    except MissingError:  # the model
+    except MissingError:  # there is no model
         return _choose(tuple(know(each, state) for each in located), None, state, None)
 
 
 def find_pair(
     engine_named: str | None, model_named: str | None, state: State, host: Host | None = None
 ) -> tuple[Engine, Choice]:
-    """Return the engine and the model to use. ``host`` is read where it is needed and not given.
-    Raise MissingError, and UnsupportedError where none of several builds can be used."""
+    """Return the engine and the model to use. ``host`` is read if it is needed and None.
+
+    Raise MissingError if there is no engine or model, UnsupportedError if none of several builds
+    can be used.
+    """
     engines, choice = find_builds(engine_named, model_named, state)
     engine = engines[0] if len(engines) == 1 else _choose(engines, choice.model, state, host)
     return engine, choice
@@ -132,7 +134,7 @@ def find_pair(
 def find_builds(
     engine_named: str | None, model_named: str | None, state: State
 ) -> tuple[tuple[Engine, ...], Choice]:
-    """Return every build in reach, most often one, and the model. Raise MissingError."""
+    """Return all builds that can be found, usually one, and the model. Raise MissingError."""
     folders = engine_folders()
     located = locate_all(engine_named, os.environ, folders)
     engines = tuple(know(each, state) for each in located)
@@ -147,7 +149,7 @@ def find_builds(
 def _choose(
     engines: tuple[Engine, ...], model: ModelFile | None, state: State, host: Host | None
 ) -> Engine:
-    """Return one of several builds."""
+    """Return the best of several builds."""
     from bitnet_tuning.engine.builds import choose_build, load_fastest  # noqa: PLC0415
 
     host = host or read_host()
@@ -158,7 +160,7 @@ def _choose(
 def execute(
     request: Request, facts: Facts, plan: Plan, quiet: bool = False, keep_log: bool = False
 ) -> Outcome:
-    """Run the engine to its end and explain a death; the code is the program's own."""
+    """Run the engine to its end, and print what probably ended it if it was killed."""
     outcome = run(
         Launch(
             argv=plan.command,
@@ -176,14 +178,14 @@ def execute(
         sys.stderr.flush()
         sys.stderr.buffer.write(outcome.log)
     if outcome.gave_up:
-        say(f"the engine did not end within {INTERRUPT_GRACE} s of Ctrl-C: killed")
+        say(f"the engine did not exit within {INTERRUPT_GRACE} s after Ctrl-C and was killed")
     elif outcome.code > 128 or outcome.code < 0:
         say_all(explain_death(outcome.code, facts))
     return outcome
 
 
 def explain_death(code: int, facts: Facts) -> str | None:
-    """Return what probably ended an engine with this exit code; None where nothing is known."""
+    """Return what probably ended an engine with this exit code; None if that is unknown."""
     from bitnet_tuning.launch.failure import explain  # noqa: PLC0415 (an engine seldom dies)
 
     has_kernels = bool(facts.engine.isa & KERNEL_ISA)
@@ -191,14 +193,14 @@ def explain_death(code: int, facts: Facts) -> str | None:
 
 
 def say_all(*lines: str | None) -> None:
-    """Say each line on stderr, leaving out those that are empty."""
+    """Print each line to stderr, except those that are empty or None."""
     for line in lines:
         if line:
             say(line)
 
 
 def _echo(request: Request) -> bytes | None:
-    """Return the prompt, with which an engine's output begins; None where that is not known."""
+    """Return the prompt, with which the engine's output begins; None if it is unknown."""
     path = request.prompt_file
     if request.chat:
         return None
@@ -211,39 +213,42 @@ def _echo(request: Request) -> bytes | None:
 
 
 def _check_prompt_file(path: str, chat: bool) -> None:
-    """Raise TuningError for a prompt file that is of no use. Of a pipe, as in
-    ``-f <(command)``, nothing is read: what it holds comes only once."""
+    """Raise TuningError if the prompt file is unreadable, empty, or the input of a chat."""
     if chat and _is_stdin(path):
-        raise UsageError("argument -f/--file: a chat cannot read its prompt from its own input")
+        raise UsageError(
+            "argument -f/--file: a chat reads your messages from standard input, so its prompt "
+            "cannot come from there"
+        )
+    # A pipe, as in ``-f <(command)``, can be read only once, by the engine.
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         return
     try:
         with open(path, "rb") as file:
-            empty = file.read(2) in (b"", b"\n")  # the engine drops one newline at the end
+            # The engine drops one newline at the end of a prompt file.
+            empty = file.read(2) in (b"", b"\n")
     except OSError as error:
         raise MissingError(
-            f"cannot read the prompt file {path}: {error.strerror}", "name another one with -f"
+            f"cannot read the prompt file {path}: {error.strerror}", "name a readable file with -f"
         ) from error
     if empty:
         raise UsageError(f"argument -f/--file: the prompt in {path} is empty")
 
 
 def engine_folders() -> tuple[str, ...]:
-    """Return where a build or a model may lie: beside the script, beside this package (the
-    same folder but for links), in the current folder."""
+    """Return the folders in which builds and models are looked for."""
+    # Beside the script, beside this package (the same folder unless the script is a symbolic
+    # link), and the current folder.
     script = os.path.dirname(os.path.abspath(sys.argv[0]))
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     return tuple(dict.fromkeys((script, package, os.getcwd())))
 
 
 def _stdin(request: Request, engine: Engine) -> str:
-    """Return what the engine's input will be: none but for a chat, or as ``-f /dev/stdin``.
-
-    An engine that would not notice the end of its input is fed (not on Windows: there only
-    Ctrl-C ends its chats).
-    """
+    """Return where the engine's standard input comes from, as in ``Launch.stdin``."""
     if not request.chat:
         return INHERIT if _is_stdin(request.prompt_file) else NO_INPUT
+    # A chat of bitnet.cpp's first generation does not notice the end of its input, so it is fed
+    # through a pipe. On Windows only Ctrl-C ends it.
     notices_end = engine.embedded or engine.completion is not None
     return INHERIT if notices_end or os.name == "nt" else FEED
 

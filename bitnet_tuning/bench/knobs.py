@@ -23,7 +23,7 @@ from bitnet_tuning.plan.memory import (
     no_huge,
     no_lock,
 )
-from bitnet_tuning.plan.openmp import BINDING, WAITING_BY_USER, binds_itself, user_set
+from bitnet_tuning.plan.openmp import BINDING, WAITING_BY_USER, user_binding, user_set
 from bitnet_tuning.plan.placement import DISTRIBUTE, ISOLATE, all_usable, usable_nodes
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import PP, TG, Objective
@@ -288,7 +288,7 @@ def _affinity(choices: Choices, default: Setting) -> Iterator[Change]:
     """Yield, on hybrid CPUs, the affinity that the default does not have: performance cores only,
     or any CPU."""
     host = choices.host
-    if host.hybrid is None or binds_itself(choices.facts.environ):
+    if host.hybrid is None or user_binding(choices.facts.environ):
         return
     if default.cpus is not None:
         yield Change("on any CPU", (("cpus", None),))

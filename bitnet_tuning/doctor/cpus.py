@@ -8,7 +8,13 @@ from bitnet_tuning.errors import UsageError
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.machine.warnings import QUOTA, THROTTLED_SHARE
 from bitnet_tuning.plan.facts import Request
-from bitnet_tuning.plan.openmp import THREAD_COUNTS, binds_itself, exported, user_set, user_threads
+from bitnet_tuning.plan.openmp import (
+    THREAD_COUNTS,
+    exported,
+    user_binding,
+    user_set,
+    user_threads,
+)
 from bitnet_tuning.plan.threads import Asked, asked_threads, choose_threads
 
 _OMP_COUNT = THREAD_COUNTS[0]
@@ -111,7 +117,7 @@ def _hybrid(case: Case) -> Finding:
     if kinds:
         fast, slow = kinds.performance_cores, kinds.efficiency_cores
         text = f"{fast} performance and {slow} efficiency cores"
-        if not (binds_itself(case.environ) and case.computed.setting.cpus):
+        if not (user_binding(case.environ) and case.computed.setting.cpus):
             return good(f"{text}; {case.computed.reasons['cpus']}")
         return warn(
             f"{text}: you bind threads yourself, so they are not placed on the performance cores",

@@ -1,1 +1,1 @@
-"""Decisions: from facts to threads, environment, memory, placement and command line."""
+"""Decide on threads, environment, memory, placement and command line from given facts."""

@@ -1,4 +1,4 @@
-"""The argument list of an engine, from a plan; pure. No shell sees it."""
+"""Build the argument list that starts an engine. It never passes through a shell."""
 
 from __future__ import annotations
 
@@ -20,19 +20,17 @@ KNOB_FLAGS = {
     "ubatch": ("-ub",),
     "threads_batch": ("-tb",),
 }
-"""Fields of a setting, with the flags of which a program must list one to obey them."""
+"""Flags for each field of a setting: a program obeys the field if its help lists one of them."""
 
 
 def obeys(field: str, flags: frozenset[str]) -> bool:
-    """Return whether a program whose help lists ``flags`` obeys this field of a setting."""
+    """Return whether a program whose help lists ``flags`` obeys ``field`` of a setting."""
     return not flags.isdisjoint(KNOB_FLAGS[field])
 
 
 def build_command(plan: Plan, request: Request, facts: Facts) -> tuple[str, ...]:
-    """Return upstream's flags in upstream's order, then what the plan and the user add.
-
-    A flag that not every generation has is passed only where the engine lists it.
-    """
+    """Return upstream's flags in upstream's order, then those that the plan and the user add. Flags
+    that some generations of engines lack are passed only if this engine's help lists them."""
     engine, setting = facts.engine, plan.setting
     flags = engine.flags_for(request.chat)
     return (
@@ -59,22 +57,25 @@ def build_command(plan: Plan, request: Request, facts: Facts) -> tuple[str, ...]
 
 
 def memory_policy(node: int | None, interleave: frozenset[int] | None) -> tuple[str, ...]:
-    """Return what stands before the engine's argv so that its memory comes from these nodes.
-    numactl becomes the engine, and asks for what other nodes may give where one is full: nothing
-    is killed for it."""
+    """Return the words before the engine's argv that take its memory from these NUMA nodes. numactl
+    replaces itself with the engine, so no extra process remains."""
+    # Both policies fall back to other nodes if one is full; --membind would get the engine killed.
     if interleave is not None:
         return ("numactl", f"--interleave={format_list(interleave)}", "--")
     return () if node is None else ("numactl", f"--preferred={node}", "--")
 
 
 def batch_flags(plan: Plan) -> tuple[str, ...]:
-    """Return the batch sizes that somebody chose."""
+    """Return the flags for batch sizes; none for a size that is left to the engine."""
     return (*_pair("-b", plan.batch), *_pair("-ub", plan.setting.ubatch))
 
 
 def tuned_flags(setting: Setting, flags: frozenset[str], takes_value: bool) -> tuple[str, ...]:
-    """Return what a setting says beyond threads and batches, for any program of an engine whose
-    help lists ``flags``. ``takes_value`` as ``flash_takes_value`` has it."""
+    """Return the flags of a setting, except those for threads and batches.
+
+    ``flags`` are those that the program lists in its help. ``takes_value`` is what
+    ``flash_takes_value`` returns for the engine.
+    """
     return (
         *_loading(setting, flags),
         *(_flash(setting.flash, takes_value) if obeys("flash", flags) else ()),
@@ -84,8 +85,8 @@ def tuned_flags(setting: Setting, flags: frozenset[str], takes_value: bool) -> t
 
 
 def _prompt(request: Request, flags: frozenset[str]) -> tuple[str, ...]:
-    """In a chat the prompt is the system prompt. Engines that have ``-sys`` for it take
-    ``-p`` for the user's first message."""
+    # In a chat the prompt is the system prompt. Engines with a flag -sys for that take -p as the
+    # user's first message.
     if request.prompt_file is not None:
         flag, system = "-f", "-sysf"
         text = request.prompt_file
@@ -98,8 +99,8 @@ def _prompt(request: Request, flags: frozenset[str]) -> tuple[str, ...]:
 
 
 def _loading(setting: Setting, flags: frozenset[str]) -> tuple[str, ...]:
-    """Mapped or read, locked or not. Mainline replaced the switches by one mode in 2026."""
     copied = setting.mmap is False
+    # Mainline llama.cpp replaced the two switches with --load-mode in 2026.
     if "--load-mode" in flags and (copied or setting.mlock):
         lock = "mlock" if copied else "mmap+mlock"
         return ("--load-mode", lock if setting.mlock else "none")
@@ -108,8 +109,7 @@ def _loading(setting: Setting, flags: frozenset[str]) -> tuple[str, ...]:
 
 
 def flash_takes_value(engine: Engine) -> bool:
-    """Return whether ``-fa`` is followed by on or off: in bitnet.cpp's first generation it is a
-    switch."""
+    """Return whether ``-fa`` takes on or off; in bitnet.cpp's first generation it is a switch."""
     return engine.embedded or engine.completion is not None
 
 
@@ -120,13 +120,11 @@ def _flash(wanted: bool | None, takes_value: bool) -> tuple[str, ...]:
 
 
 def _mode(request: Request, flags: frozenset[str], feeds_stdin: bool) -> list[str]:
-    """Chat or not, and the prompt as it is: llama.cpp turns ``\\n`` in it into a newline
-    unless told not to."""
-    wanted = ["-cnv"] if request.chat else ["-no-cnv"]
-    wanted.append("--no-escape")
+    # Without --no-escape llama.cpp turns a backslash and an n in a prompt into a newline.
+    wanted = ["-cnv" if request.chat else "-no-cnv", "--no-escape"]
     if feeds_stdin:
         wanted.append("--simple-io")
-    # Current llama-cli is nothing but a chat and does not know -cnv any more.
+    # Current llama-cli always chats, and has no flag -cnv any more.
     return [flag for flag in wanted if flag in flags or (flag == "-cnv" and not flags)]
 
 

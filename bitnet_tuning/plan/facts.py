@@ -1,4 +1,4 @@
-"""What a plan is made of: the request, the facts, and the plan itself."""
+"""The request and the facts that a plan is made from, and the plan itself."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 class Request(NamedTuple):
-    """What the user asks of one run. None leaves a field to the plan or the engine."""
+    """What the user asks of one run; a field that is None is left to the plan or the engine."""
 
     prompt: str | None = None
     prompt_file: str | None = None
     model: str | None = None
     engine: str | None = None
     n_predict: int = 128
-    """Tokens to generate; -1 until the model ends, -2 until the context is full."""
+    """Tokens to generate; -1: until the model ends its answer, -2: until the context is full."""
     ctx_size: int = 2048
-    """Tokens of context; 0 takes the model's own length."""
+    """Tokens of context; 0 takes the length that the model states."""
     temperature: float = 0.8
     threads: int | None = None
-    """0 is None, as in upstream's ``-t 0``."""
+    """Threads for generation; 0 chooses automatically, as None does."""
     threads_batch: int | None = None
     max_threads: int | None = None
     batch: int | None = None
@@ -44,15 +44,15 @@ class Request(NamedTuple):
     chat: bool = False
     performance: bool = False
     memory: str = "auto"
-    """How the model gets into memory: one of ``plan.memory.WAYS``."""
+    """How the model is loaded: one of ``plan.memory.WAYS``."""
     profile: bool = True
-    """Whether a measured profile may decide."""
+    """Whether a measured profile may be used."""
     extra: tuple[str, ...] = ()
-    """Arguments passed to the engine untouched, last."""
+    """Arguments appended to the engine's command line unchanged."""
 
     def prompt_bytes(self, file_bytes: int | None) -> int | None:
-        """Return the prompt's length; None where it is not known before the start, as in a
-        chat. ``file_bytes`` is the length of the prompt file."""
+        """Return the length of the prompt; None if it is unknown before the start, as in a chat.
+        ``file_bytes`` is the length of the prompt file, if there is one."""
         if self.chat:
             return None
         if self.prompt_file is not None:
@@ -61,47 +61,48 @@ class Request(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """Everything a decision rests on, besides the request."""
+    """Everything that a plan depends on, besides the request."""
 
     host: Host
     engine: Engine
     model: ModelFile
     model_reason: str
+    """How the model was found, for the plan's reasons."""
     environ: Mapping[str, str]
     note: str | None = None
-    """What the user should know of the choice of the model."""
+    """What the user should know about the choice of the model."""
     stdin: str = NO_INPUT
-    """What the engine's standard input will be, as ``Launch.stdin``."""
+    """What the engine's standard input will be, as in ``Launch.stdin``."""
     privileges: Privileges | None = None
-    """What performance mode and locked memory may use; None where neither is asked for."""
+    """Limits on priority and locked memory; None if the run asks for neither."""
     profile: Profile | None = None
-    """What was measured for this host, engine and model."""
+    """The saved tuning for this host, engine and model."""
     prompt_file_bytes: int | None = None
-    """Length of the request's prompt file; None without one, and for a pipe."""
+    """Length of the request's prompt file; None without one, or if it is a pipe."""
     numactl: bool = False
-    """Whether it is installed and works; only looked for on several NUMA nodes."""
+    """Whether numactl is installed and works; looked for only on machines with several nodes."""
     cached: dict[int, int] | None = None
-    """Pages of the model's file in the page cache by NUMA node, or a sample of them; None
-    where not known, and on one node."""
+    """Number of (sampled) pages of the model in the page cache, by NUMA node. None if that is
+    unknown or the machine has one node."""
     huge: HugePages | None = None
-    """None where huge pages are not asked for."""
+    """What the system offers; None if the run does not ask for huge pages."""
 
 
 class Plan(NamedTuple):
-    """What was decided, with a reason for every field and warnings for the user."""
+    """The decision: a setting, a reason for every field, and warnings for the user."""
 
     setting: Setting
     reasons: dict[str, str]
     warnings: tuple[str, ...] = ()
     batch: int | None = None
-    """Tokens of the logical batch; None leaves it to the engine."""
+    """Tokens of the logical batch; None leaves the size to the engine."""
     command: tuple[str, ...] = ()
-    """The engine's argument list; empty until everything else is decided."""
+    """Argument list that starts the engine; empty until everything else is decided."""
 
     def updated(
         self, setting: Setting, reasons: Mapping[str, str], warnings: Iterable[str] = ()
     ) -> Plan:
-        """Return the plan with another setting, and these reasons and warnings added."""
+        """Return a plan with another setting, and with these reasons and warnings added."""
         return self._replace(
             setting=setting,
             reasons={**self.reasons, **reasons},

@@ -1,8 +1,8 @@
-"""How much memory a run takes at most, how many tokens of a prompt are computed at once, and
-how the model is read; pure.
+"""Estimate the memory of a run, and choose its batch sizes and how the model is loaded.
 
-The sums hold for bitnet.cpp with the 2B model to the megabyte: 1125 MiB of model, 150 MiB of
-cache for 2048 tokens, 255.5 MiB of buffers with a micro-batch of 512, 31.9 with one of 64.
+The estimates equal what bitnet.cpp's log reports for the 2B-4T model, to the MiB: 1125 MiB for the
+model, 150 MiB for the KV cache of 2048 tokens, 255.5 MiB for buffers with a micro-batch of 512
+tokens and 31.9 MiB with 64.
 """
 
 from __future__ import annotations
@@ -25,58 +25,58 @@ if TYPE_CHECKING:
 
 
 AUTO, MAPPED, LOCKED, COPIED, HUGE = WAYS = ("auto", "mmap", "locked", "copy", "huge")
-"""How a model may get into memory, as --memory has it."""
-
-BY_DEFAULT = "mapped: its pages are shared with the page cache and can be dropped"
-"""What that comes to where nothing else is asked for."""
+"""Values of --memory: how the model is loaded."""
 
 RESIDENT_SHARE = 0.8
-"""Of the available memory, which a run with a locked or copied model may take."""
+"""Largest share of the available memory for a run whose model is copied or locked."""
 
 TUNABLES = "GLIBC_TUNABLES"
 HUGE_PAGES = {TUNABLES: "glibc.malloc.hugetlb=1"}
-"""Makes glibc's malloc ask for transparent huge pages (its manual, Memory Allocation
-Tunables). 2 would take pages from a pool that an administrator reserved."""
+"""Variable that makes glibc's malloc use transparent huge pages.
+
+See "Memory Allocation Tunables" in the glibc manual. The value 2 would take pages from the pool
+that an administrator reserved (hugetlbfs).
+"""
 
 FIRST_GLIBC = (2, 35)
-"""The first version that knows the tunable."""
+"""First version of glibc with that tunable."""
 
 DEFAULT_BATCH = 2048
-"""llama.cpp's own logical batch, in tokens."""
+"""Tokens of llama.cpp's default logical batch."""
 
 DEFAULT_UBATCH = 512
-"""llama.cpp's own micro-batch, in tokens."""
+"""Tokens of llama.cpp's default micro-batch."""
 
 LEAST_UBATCH = 64
-"""Tokens. llama.cpp pads a context's mask to 32 (GGML_KQ_MASK_PAD), in some releases to 64,
-and refuses or enlarges batches below that."""
+"""Tokens of the smallest micro-batch that a plan chooses. llama.cpp pads the attention mask to 32
+tokens (GGML_KQ_MASK_PAD), in some releases to 64, and refuses or enlarges smaller batches."""
 
 BYTES_PER_TOKEN = 4.0
-"""Of English text with a vocabulary of a hundred thousand or more; for the estimate that is
-shown. What is decided rests on the bound of one byte."""
+"""Typical bytes per token of English text with a vocabulary of 100,000 tokens or more. It serves
+estimates that are shown. Decisions assume that every byte may be a token."""
 
 _SPECIAL = 8
-"""Tokens that a template or the model's beginning may add, at most."""
+"""Largest number of tokens that the engine adds to a prompt, such as a beginning-of-text token."""
 
 _BATCH_SHARE = 0.9
-"""Of the available memory, which cache and buffers should stay below."""
+"""Share of the available memory that cache and buffers should not exceed."""
 
 _USUAL_CONTEXT = 2048
-"""Tokens, as run_inference.py has it by default."""
+"""Tokens of context that run_inference.py uses by default."""
 
 _F32 = 4
 _UNSTATED_CONTEXT = 4096
-"""Tokens, for a model that does not state its length and a request that leaves it to it."""
+"""Tokens of context if neither the request nor the model states a length."""
 
 
 class Need(NamedTuple):
-    """Bytes."""
+    """Estimated memory of a run, in bytes."""
 
     model: int
     cache: int
     """Keys and values of a full context."""
     buffers: int
-    """For one micro-batch."""
+    """Results of the computation of one micro-batch."""
 
     @property
     def total(self) -> int:
@@ -84,40 +84,41 @@ class Need(NamedTuple):
 
 
 def context_of(ctx_size: int, model: ModelFile) -> int:
-    """Return the tokens of context that a run has; a size of 0 is the model's own."""
+    """Return the tokens of context of a run; a ``ctx_size`` of 0 means the model's own length."""
     return ctx_size or model.context_length or _UNSTATED_CONTEXT
 
 
 def need_of(model: ModelFile, ctx_size: int, ubatch: int | None) -> Need:
-    """Return what a run takes with a context of ``ctx_size`` tokens; 0 is the model's own."""
+    """Return the memory of a run with ``ctx_size`` tokens of context (0: the model's own length). A
+    ``ubatch`` of None means the engine's default."""
     context = context_of(ctx_size, model)
     return Need(model.size, cache_bytes(model, context), buffer_bytes(model, context, ubatch))
 
 
 def cache_bytes(model: ModelFile, tokens: int) -> int:
-    """Return the bytes of so many tokens' keys and values, in F16. Without a word on its
-    attention heads a model counts as one without shared ones, which takes most."""
+    """Return the bytes of the keys and values of ``tokens`` tokens in F16."""
+    # A model that does not describe its attention heads counts as one that shares none, which
+    # takes the most memory.
     width = model.kv_width or 2 * (model.embedding_length or 0)
     return tokens * (model.layers or 0) * width * 2
 
 
 def buffer_bytes(model: ModelFile, context: int, ubatch: int | None) -> int:
-    """Return the bytes of a step's widest results: logits, or every head's weights over the
-    context."""
+    """Return the bytes of the widest result of a step: logits, or attention over the context."""
     widest = max(model.vocabulary or 0, (model.heads or 0) * context)
     return _F32 * (ubatch or DEFAULT_UBATCH) * (widest + (model.embedding_length or 0))
 
 
 def sum_text(need: Need, available: int | None) -> str:
-    """Return the sum, and what it is held against, for people."""
-    parts = (("model", need.model), ("cache", need.cache), ("buffers", need.buffers))
+    """Return the needed and the ``available`` bytes (None: unknown) as a text in MiB."""
+    parts = (("model", need.model), ("KV cache", need.cache), ("buffers", need.buffers))
     terms = " + ".join(f"{name} {_mebibytes(size)}" for name, size in parts)
-    held = "not known" if available is None else f"{_mebibytes(available)} MiB"
+    held = "unknown" if available is None else f"{_mebibytes(available)} MiB"
     return f"{terms} = {_mebibytes(need.total)} MiB; available: {held}"
 
 
 def fits(need: Need, available: int | None, share: float) -> bool:
-    """Return whether the sum takes at most ``share`` of what is available, which must be known."""
+    """Return whether a run takes at most ``share`` of ``available`` bytes; False if unknown."""
     return available is not None and need.total <= share * available
 
 
@@ -126,7 +127,7 @@ def _mebibytes(size: int) -> int:
 
 
 def has_room(host: Host, model: ModelFile) -> bool:
-    """Return whether the model may be read without mmap, with a context of usual length."""
+    """Return whether memory has room for a copy of the model and a context of usual length."""
     need = need_of(model, min(_USUAL_CONTEXT, model.context_length or _USUAL_CONTEXT), None)
     return fits(need, host.memory.available, RESIDENT_SHARE)
 
@@ -134,43 +135,44 @@ def has_room(host: Host, model: ModelFile) -> bool:
 def choose_batch(plan: Plan, request: Request, facts: Facts) -> Plan:
     """Return the plan with its batch and micro-batch.
 
-    A micro-batch that holds the whole prompt computes it as a larger one would, token for
-    token: only buffers get smaller. One that cuts the prompt may round differently, so it
-    comes from a measurement, which compares greedy texts, or from want of memory, and is said.
+    A micro-batch that holds the whole prompt gives the same text as a larger one, with smaller
+    buffers. One that splits the prompt may round differently, so only a measurement (which
+    compares greedy texts) or a lack of memory (with a warning) leads to it.
     """
     model, available = facts.model, facts.host.memory.available
     length = request.prompt_bytes(facts.prompt_file_bytes)
-    default = "the engine's own default"
+    default = "the engine's default"
     has_flag = obeys("ubatch", facts.engine.flags_for(request.chat))
     if request.batch or request.ubatch or not has_flag:
-        default += "" if has_flag else ": it has no flag for it"
-        why = "as --batch-size says" if request.batch else default
-        why_ubatch = "as --ubatch-size says" if request.ubatch else default
+        default += "" if has_flag else ": it has no flag -ub"
+        why = "set by --batch-size" if request.batch else default
+        why_ubatch = "set by --ubatch-size" if request.ubatch else default
         return _sized(plan, request.batch, request.ubatch, why, why_ubatch)
     if length is not None and length + _SPECIAL <= DEFAULT_UBATCH // 2:
         size = max(LEAST_UBATCH, 1 << (length + _SPECIAL - 1).bit_length())
         saved = need_of(model, 0, DEFAULT_UBATCH).buffers - need_of(model, 0, size).buffers
         why = (
-            f"{size}: the prompt of {counted(length, 'byte')} (about "
-            f"{counted(estimate(length), 'token')}) fits in it whole; its buffers are "
-            f"{saved // MEBIBYTE} MiB smaller"
+            f"{size}: holds the whole prompt of {counted(length, 'byte')} (about "
+            f"{counted(estimate(length), 'token')}), and its buffers are {saved // MEBIBYTE} MiB "
+            "smaller than by default"
         )
         return _sized(plan, size, size, why)
 
     def held(ubatch: int) -> Need:
-        """A mapped model does not count: its pages give way."""
+        # A mapped model does not count: the kernel drops its pages if others need the memory.
         return need_of(model, request.ctx_size, ubatch)._replace(model=0)
 
     if available is None or fits(held(DEFAULT_UBATCH), available, _BATCH_SHARE):
-        known = f"the prompt has about {estimate(length)} tokens" if length is not None else ""
-        why = known or "the prompt's length is not known before it starts"
+        why = "the prompt's length is unknown before the start"
+        if length is not None:
+            why = f"a prompt of about {estimate(length)} tokens needs buffers of the usual size"
         return _sized(plan, None, None, f"{default}: {why}")
     size = DEFAULT_UBATCH // 2
     while size > LEAST_UBATCH and not fits(held(size), available, _BATCH_SHARE):
         size //= 2
-    warning = f"micro-batch {size} instead of {DEFAULT_UBATCH} for want of memory"
-    why = f"{size}, for want of memory: {sum_text(held(size), available)}"
-    plan = plan.updated(plan.setting, {}, (f"{warning}: long prompts take longer",))
+    why = f"{size}: too little memory for {DEFAULT_UBATCH}: {sum_text(held(size), available)}"
+    warning = f"too little memory for micro-batch {DEFAULT_UBATCH}, using {size}"
+    plan = plan.updated(plan.setting, {}, (f"{warning}: long prompts will take longer",))
     return _sized(plan, size, size, why)
 
 
@@ -182,8 +184,8 @@ def _sized(
 
 
 def with_setting(plan: Plan, setting: Setting, request: Request) -> Plan:
-    """Return the plan with another setting, and a logical batch that its micro-batch fits in:
-    engines cut a micro-batch down to theirs."""
+    """Return the plan with another setting, and a logical batch that holds its micro-batch. Engines
+    cut a micro-batch down to the size of the logical batch."""
     if setting.ubatch == plan.setting.ubatch:
         return plan._replace(setting=setting)
     needed = setting.ubatch if (setting.ubatch or 0) > DEFAULT_BATCH else None
@@ -191,17 +193,15 @@ def with_setting(plan: Plan, setting: Setting, request: Request) -> Plan:
 
 
 def estimate(prompt_bytes: int) -> int:
-    """Return how many tokens a text of so many bytes is likely to have."""
+    """Return how many tokens a text of ``prompt_bytes`` bytes probably has, at least 1."""
     return max(1, round(prompt_bytes / BYTES_PER_TOKEN))
 
 
 def choose_loading(plan: Plan, request: Request, facts: Facts, need: Need) -> Plan:
-    """Return the plan with the way the model gets into memory. What was asked for and cannot
-    be had is a warning."""
+    """Return the plan with the way the model is loaded; warn about what is impossible."""
     flags, available = facts.engine.flags_for(request.chat), facts.host.memory.available
     wanted, setting = request.memory, plan.setting
     warnings: list[str] = []
-    said = BY_DEFAULT
     if wanted in (COPIED, HUGE):
         refused = no_copy(flags, need, available)
         if refused is None and wanted == HUGE:
@@ -210,36 +210,46 @@ def choose_loading(plan: Plan, request: Request, facts: Facts, need: Need) -> Pl
             warnings.append(refused)
         else:
             setting = setting._replace(mmap=False).with_env(HUGE_PAGES if wanted == HUGE else {})
-            said = "copied into memory" + (" in huge pages" if wanted == HUGE else "")
     if wanted == LOCKED or (request.performance and wanted != MAPPED):
         refused = no_lock(flags, need, available, facts.privileges)
         if refused:
             warnings.append(refused)
         setting = setting._replace(mlock=refused is None)
-        said += "; the model stays unlocked" if refused else "; locked, so that none is swapped"
-    return plan.updated(setting, {"memory": f"{said}; {sum_text(need, available)}"}, warnings)
+    return plan.updated(setting, {"memory": loading_reason(setting, need, available)}, warnings)
+
+
+def loading_reason(setting: Setting, need: Need, available: int | None) -> str:
+    """Return how a setting loads the model, and the memory that it needs."""
+    if setting.mmap is not False:
+        how = "the model is mapped (mmap) and shares its memory with the page cache"
+    elif setting.variables.get(TUNABLES) == HUGE_PAGES[TUNABLES]:
+        how = "the model is copied into huge pages of memory"
+    else:
+        how = "the model is copied into memory"
+    locked = ", and locked, so that all of it stays there" if setting.mlock else ""
+    return f"{how}{locked}; {sum_text(need, available)}"
 
 
 def no_copy(flags: frozenset[str], need: Need, available: int | None) -> str | None:
-    """Return why the model is not read without mmap, or None where it may be."""
+    """Return why the model must not be copied into memory, or None if it may be."""
     if not obeys("mmap", flags):
-        return "the model is mapped: this engine cannot read it otherwise"
+        return "the model is mapped, not copied: this engine cannot load it without mmap"
     if not fits(need, available, RESIDENT_SHARE):
         return f"the model is mapped, not copied: too little memory ({sum_text(need, available)})"
     return None
 
 
 def no_huge(huge: HugePages | None, environ: Mapping[str, str]) -> str | None:
-    """Return why malloc cannot be made to use huge pages, or None where it can."""
+    """Return why malloc cannot be made to use huge pages, or None if it can."""
     if huge is None or huge.glibc is None:
-        return "no huge pages: they are asked for through glibc, which this system has not"
+        return "no huge pages: only glibc can be told to use them, and this system has none"
     if huge.glibc < FIRST_GLIBC:
         version, first = (".".join(map(str, each)) for each in (huge.glibc, FIRST_GLIBC))
-        return f"no huge pages: glibc is {version}, the first that asks for them is {first}"
+        return f"no huge pages: they need glibc {first} or later, this system has {version}"
     if huge.transparent not in ("always", "madvise"):
         return (
-            "no huge pages: the kernel gives none; `echo madvise | sudo tee "
-            "/sys/kernel/mm/transparent_hugepage/enabled` would change that"
+            "no huge pages: they are turned off in the kernel; turn them on with `echo madvise | "
+            "sudo tee /sys/kernel/mm/transparent_hugepage/enabled`"
         )
     if user_set(environ, TUNABLES):
         return f"no huge pages: you set {TUNABLES} yourself; add {HUGE_PAGES[TUNABLES]} to it"
@@ -249,18 +259,16 @@ def no_huge(huge: HugePages | None, environ: Mapping[str, str]) -> str | None:
 def no_lock(
     flags: frozenset[str], need: Need, available: int | None, privileges: Privileges | None
 ) -> str | None:
-    """Return why the model is not locked in memory, or None where that is allowed and safe."""
+    """Return why the model must not be locked in memory, or None if it may be."""
     limit = privileges.lockable if privileges else 0
+    unlocked = "the model is not locked in memory"
     if not obeys("mlock", flags):
-        return "the model is not locked in memory: this engine cannot"
+        return f"{unlocked}: this engine cannot do that"
     if not fits(need, available, RESIDENT_SHARE):
-        return (
-            "the model is not locked in memory: too little is available "
-            f"({sum_text(need, available)})"
-        )
+        return f"{unlocked}: too little memory ({sum_text(need, available)})"
     if limit is not None and need.model > limit:
         return (
-            f"the model is not locked in memory: the limit is {limit // MEBIBYTE} MiB "
-            f"(ulimit -l), the model has {-(-need.model // MEBIBYTE)}"
+            f"{unlocked}: it takes {_mebibytes(need.model)} MiB, and the limit (ulimit -l) is "
+            f"{limit // MEBIBYTE} MiB"
         )
     return None

@@ -1,7 +1,7 @@
-"""Which environment variables act on an engine; pure.
+"""Choose the environment variables of an engine, and tell the user's own from exported ones.
 
-ggml hands its own thread count to OpenMP, so OMP_NUM_THREADS only serves what
-else runs in the process; binding and waiting are what the runtime decides.
+ggml passes its thread count to OpenMP itself, so OMP_NUM_THREADS affects only other code in the
+process, such as a BLAS library. How threads are bound and how they wait is up to the variables.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ THREAD_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 BINDING = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
 
 MARK = "BITNET_ENV_COUNT"
-"""What bitnet-env.sh exports beside thread counts that stand alone: the same count."""
+"""Variable with the same count, which bitnet-env.sh exports where it exports only thread counts."""
 
 BLOCKTIME_MS = "200"
-"""Milliseconds that LLVM's threads spin before they sleep: its documented default, which
-it is reported to lower to 0 on hybrid CPUs. 0 was measured at 8.8 tokens/s against 24.7."""
+"""Milliseconds that waiting threads of LLVM's OpenMP spin before they sleep. 200 is its documented
+default, but it is reported to use 0 on hybrid CPUs; 200 gave 24.7 tokens/s, 0 only 8.8."""
 
 BINDING_BY_USER = (
     "OMP_PROC_BIND",
@@ -31,13 +31,13 @@ BINDING_BY_USER = (
 WAITING_BY_USER = ("KMP_BLOCKTIME", "OMP_WAIT_POLICY", "KMP_LIBRARY")
 
 ACTIVE = {LLVM: ("KMP_BLOCKTIME", "infinite"), GOMP: ("OMP_WAIT_POLICY", "active")}
-"""What keeps a runtime's threads spinning while they wait, however long. With LLVM's,
-OMP_WAIT_POLICY=active means the same and is outranked by KMP_BLOCKTIME."""
+"""Variable and value with which each runtime's waiting threads spin and never sleep. LLVM's also
+reads OMP_WAIT_POLICY=active, but KMP_BLOCKTIME takes precedence over it."""
 
 TUNABLE = frozenset(
     (*THREAD_COUNTS, *BINDING, *WAITING_BY_USER, "GOMP_SPINCOUNT", "GLIBC_TUNABLES")
 )
-"""All that a measured setting may bring into an engine's environment."""
+"""Variables that a measured setting may set for an engine."""
 
 
 def choose_variables(
@@ -49,46 +49,49 @@ def choose_variables(
     *,
     moved: bool = False,
 ) -> tuple[dict[str, str], str]:
-    """Return the variables to set for an engine with this OpenMP ``runtime`` (None: not
-    known), and why. ``moved`` says that the engine binds its threads to NUMA nodes by itself.
+    """Return the variables to set for an engine, and the reason for them.
 
-    Nothing that the user set is set again; a variable that the engine ignores is left out.
+    ``runtime`` is its OpenMP runtime (None: unknown), ``blas`` names the BLAS libraries that it
+    loads. ``moved`` says that the engine itself binds its threads to NUMA nodes. Variables that
+    the user set, or that the engine ignores, are left out.
     """
     wanted = _thread_counts(runtime, blas, threads)
-    reasons = [_runtime_sentence(runtime)]
+    known = {
+        None: "its OpenMP runtime is unknown, so only variables that all runtimes read are set",
+        NONE: "the engine is built without OpenMP and would ignore OMP_* variables",
+    }
+    reasons = [known.get(runtime, f"the engine's OpenMP runtime, {runtime}, reads these variables")]
     if runtime not in (NONE, MSVC):
         wanted |= {} if moved else _binding(environ)
-        reasons += ["threads not bound: the engine moves them to its nodes"] if moved else []
-        reasons += [f"threads not bound: you set {name}" for name in _set(environ, BINDING_BY_USER)]
+        if moved:
+            reasons.append("OMP_PROC_BIND is not set: the engine binds its threads to nodes itself")
+        elif binding := user_binding(environ):
+            reasons.append(f"threads are bound as you set it: {binding}")
     if runtime == LLVM:
         waiting, reason = _waiting(quota_binds, environ)
         wanted |= waiting
         reasons.append(reason)
     kept = _set(environ, tuple(name for name in wanted if environ.get(name) != wanted[name]))
     if kept:
-        reasons.append(f"{', '.join(kept)} as you set it")
+        reasons.append(f"not overwritten: your own {kept}")
     ours = {name: value for name, value in wanted.items() if not user_set(environ, name)}
     return ours, "; ".join(reasons)
 
 
 def _waiting(quota_binds: bool, environ: Mapping[str, str]) -> tuple[dict[str, str], str]:
-    """Decide how long LLVM's threads spin. KMP_BLOCKTIME outranks the other ways to say it."""
+    """Return how long threads of LLVM's OpenMP spin before they sleep, and why."""
+    # KMP_BLOCKTIME would take precedence over the user's OMP_WAIT_POLICY or KMP_LIBRARY.
     chosen = _set(environ, WAITING_BY_USER)
     if chosen:
-        return {}, (f"how threads wait is yours: you set {', '.join(chosen)}")
+        return {}, f"threads wait as you set it: {chosen}"
     if quota_binds:
-        return {}, ("KMP_BLOCKTIME is left alone: spinning would use up the CPU quota")
-    reason = "KMP_BLOCKTIME keeps its threads awake between tokens"
+        return {}, "KMP_BLOCKTIME is not set: spinning threads would use up the CPU quota"
+    reason = f"KMP_BLOCKTIME lets waiting threads spin for {BLOCKTIME_MS} ms before they sleep"
     return {"KMP_BLOCKTIME": BLOCKTIME_MS}, reason
 
 
-def waits_by_user(environ: Mapping[str, str]) -> list[str]:
-    """Return the variables by which the user chose how threads wait."""
-    return _set(environ, (*WAITING_BY_USER, "GOMP_SPINCOUNT"))
-
-
-def _set(environ: Mapping[str, str], names: tuple[str, ...]) -> list[str]:
-    return [name for name in names if user_set(environ, name)]
+def _set(environ: Mapping[str, str], names: tuple[str, ...]) -> str:
+    return ", ".join(name for name in names if user_set(environ, name))
 
 
 def _thread_counts(runtime: str | None, blas: tuple[str, ...], threads: int) -> dict[str, str]:
@@ -99,45 +102,42 @@ def _thread_counts(runtime: str | None, blas: tuple[str, ...], threads: int) -> 
 
 
 def _binding(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return both or neither: half of a binding around the user's own would be something else."""
-    return {} if binds_itself(environ) else dict(BINDING)
+    # Both or neither: one of ours beside one of the user's would be a third kind of binding.
+    return {} if user_binding(environ) else dict(BINDING)
 
 
-def _runtime_sentence(runtime: str | None) -> str:
-    if runtime is None:
-        return "the engine's OpenMP runtime is not known, so only portable variables are set"
-    if runtime == NONE:
-        return "the engine is built without OpenMP and would ignore OMP_* variables"
-    return f"the engine uses {runtime}, which obeys these"
+def user_binding(environ: Mapping[str, str]) -> str:
+    """Return the variables with which the user binds threads to CPUs, or an empty text."""
+    return _set(environ, BINDING_BY_USER)
 
 
-def binds_itself(environ: Mapping[str, str]) -> bool:
-    """Return whether the user chose thread places (a sourced bitnet-env.sh is not the user)."""
-    return any(user_set(environ, name) for name in BINDING_BY_USER)
+def user_waiting(environ: Mapping[str, str]) -> str:
+    """Return the variables with which the user chose how threads wait, or an empty text."""
+    return _set(environ, (*WAITING_BY_USER, "GOMP_SPINCOUNT"))
 
 
 def user_set(environ: Mapping[str, str], name: str) -> bool:
-    """Return whether ``name`` is set, by somebody other than bitnet-env.sh."""
+    """Return whether the variable ``name`` is set, and not by bitnet-env.sh."""
     return bool(environ.get(name)) and name not in exported(environ)
 
 
 def exported(environ: Mapping[str, str]) -> frozenset[str]:
-    """Return the variables of this environment that bitnet-env.sh set.
+    """Return the names of the variables in ``environ`` that bitnet-env.sh set.
 
-    What it sets is the mark: thread counts, binding and waiting, of which two groups hold what
-    it writes. A single one may be the user's own; where the counts would stand alone, as under
-    a quota, they come with a variable of their own. Whoever changes a group by hand takes it
-    over.
+    It sets groups of variables: thread counts, binding, waiting. Two groups with exactly the
+    values that it writes are its own; one alone may be the user's. Where it exports nothing but
+    the counts, as under a CPU quota, ``MARK`` is the second group. A group in which somebody
+    changed a variable later is the user's.
     """
     found = [group for group in _like_exported(environ) if group]
     return frozenset().union(*found) if len(found) > 1 else frozenset()
 
 
 def shell_exports(environ: Mapping[str, str], threads: int, quota_binds: bool) -> dict[str, str]:
-    """Return what bitnet-env.sh exports to a shell with this environment.
+    """Return the variables that bitnet-env.sh exports to a shell with this environment.
 
-    The file has the same rule: nothing that the user set, and nothing that ``exported`` could
-    not tell from the user's own afterwards.
+    The shell code in bitnet-env.sh follows the same rule: it exports nothing that the user set,
+    and nothing that ``exported`` could not recognise afterwards.
     """
     own = {name: value for name, value in environ.items() if user_set(environ, name)}
     if any(_like_exported(own)):
@@ -154,14 +154,14 @@ def shell_exports(environ: Mapping[str, str], threads: int, quota_binds: bool) -
 
 
 def _like_exported(environ: Mapping[str, str]) -> tuple[frozenset[str], ...]:
-    """Return the variables of each group, where they hold what bitnet-env.sh writes."""
+    """Return the variables of each group whose values are the ones that bitnet-env.sh writes."""
     first = environ.get("OMP_NUM_THREADS", "")
     counts = frozenset(name for name in THREAD_COUNTS if first and environ.get(name) == first)
-    # Counts are written where the user set neither OMP_NUM_THREADS nor both others.
+    # bitnet-env.sh writes counts only if the user set neither OMP_NUM_THREADS nor both others.
     if len(counts) < 2 or not all(environ.get(name) for name in THREAD_COUNTS):
         counts = frozenset()
     is_bound = all(environ.get(name) == value for name, value in BINDING.items())
-    # The time is LLVM's default, so hardly anybody else sets it.
+    # The value is LLVM's default, so hardly anybody else sets it.
     waits = environ.get("KMP_BLOCKTIME") == BLOCKTIME_MS
     return (
         counts,
@@ -172,9 +172,25 @@ def _like_exported(environ: Mapping[str, str]) -> tuple[frozenset[str], ...]:
 
 
 def user_threads(environ: Mapping[str, str]) -> int | None:
-    """Return the user's own OMP_NUM_THREADS; of a list per nesting level, the first."""
+    """Return the thread count in the user's own OMP_NUM_THREADS; None if there is no valid one. Of
+    a list with a count for each level of nested parallelism, the first counts."""
     if not user_set(environ, "OMP_NUM_THREADS"):
         return None
-    first = environ["OMP_NUM_THREADS"].split(",")[0].strip()
-    is_count = first.isdecimal() and len(first) <= 9 and int(first) > 0
-    return int(first) if is_count else None
+    return _count(environ["OMP_NUM_THREADS"].split(",")[0])
+
+
+def _count(text: str) -> int | None:
+    text = text.strip()
+    return int(text) if text.isdecimal() and len(text) <= 9 and int(text) > 0 else None
+
+
+def count_warnings(runtime: str | None, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Warn if the user's OMP_NUM_THREADS is not what the engine's OpenMP runtime accepts."""
+    text = environ.get("OMP_NUM_THREADS", "")
+    if runtime == NONE or not text or all(map(_count, text.split(","))):
+        return ()
+    # LLVM's aborts ("Assertion failure at kmp_runtime.cpp"), GNU's ignores the variable.
+    return (
+        f"OMP_NUM_THREADS is {text!r}, not a positive whole number: the engine's OpenMP runtime "
+        "may abort at it; remove it with `unset OMP_NUM_THREADS`",
+    )

@@ -1,4 +1,4 @@
-"""From facts to one decision: how to run this engine with this model here; pure."""
+"""Make a plan: how to run this engine with this model on this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bitnet_tuning.engine.known import check_isa, check_pair
 from bitnet_tuning.model.types import I2_S
 from bitnet_tuning.plan.command import build_command
 from bitnet_tuning.plan.memory import choose_batch, choose_loading, need_of, with_setting
-from bitnet_tuning.plan.openmp import choose_variables
+from bitnet_tuning.plan.openmp import choose_variables, count_warnings
 from bitnet_tuning.plan.threads import choose_threads
 
 TYPE_CHECKING = False
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def make_plan(request: Request, facts: Facts, setting: Setting | None = None) -> Plan:
-    """Decide everything, then build the command. A ``setting`` replaces what can be tuned.
+    """Return the plan for a request, with its command. A ``setting`` replaces the computed one.
 
-    Raise UnsupportedError where engine and model cannot work together, UsageError for a
-    senseless variable.
+    Raise UnsupportedError if engine, model and host cannot work together, and UsageError if
+    BITNET_THREADS is not a valid number.
     """
     check_pair(facts.engine, facts.model)
     check_isa(facts.engine, facts.host)
@@ -40,13 +40,13 @@ def make_plan(request: Request, facts: Facts, setting: Setting | None = None) ->
 
 
 def _computed(request: Request, facts: Facts) -> Plan:
-    """Return the plan from the facts alone: each subject adds its part to those before it."""
+    """Return the plan without a measured profile: each subject adds its part to the ones before."""
     host, engine, model = facts.host, facts.engine, facts.model
     plan = choose_threads(request, host, facts.environ)
     plan = choose_batch(plan, request, facts)
     need = need_of(model, request.ctx_size, plan.setting.ubatch)
     if len(host.nodes) < 2:
-        plan = plan.updated(plan.setting, {"numa": "one NUMA node: nothing to do"})
+        plan = plan.updated(plan.setting, {"numa": "nothing to choose: one NUMA node"})
     else:
         from bitnet_tuning.plan.placement import choose_placement  # noqa: PLC0415 (few machines)
 
@@ -63,33 +63,37 @@ def _computed(request: Request, facts: Facts) -> Plan:
         plan = choose_boost(plan, facts, engine.flags_for(request.chat))
     plan = choose_loading(plan, request, facts, need)
     reasons = {
-        "command": _why_command(engine, request),
+        "command": _command_reason(engine, request),
         "engine": engine.location.source,
         "isa": instruction_sets.reason(engine, host.isa, model.quantization),
         "model": f"{facts.model_reason}: {model.architecture}, {model.quantization}",
     }
-    warnings = (*_kernel_warnings(engine, model), *_memory_warnings(host, model))
+    warnings = (
+        *count_warnings(engine.openmp, facts.environ),
+        *_kernel_warnings(engine, model),
+        *_memory_warnings(host, model),
+    )
     return plan.updated(plan.setting, reasons, warnings)
 
 
-def _why_command(engine: Engine, request: Request) -> str:
+def _command_reason(engine: Engine, request: Request) -> str:
     if engine.embedded:
-        return "the embedded engine takes llama-cli's flags"
+        return "the embedded engine, which takes llama-cli's flags"
     if request.chat:
-        return "llama-cli runs chats"
+        return "llama-cli, which runs chats"
     if engine.completion:
-        return "one-shot prompts belong to llama-completion; llama-cli beside it is a chat program"
-    return "llama-cli completes a prompt and exits"
+        return "llama-completion, since the llama-cli beside it only runs chats"
+    return "llama-cli, which completes a prompt and exits"
 
 
 def _kernel_warnings(engine: Engine, model: ModelFile) -> tuple[str, ...]:
-    """Warn of a build without the kernels of i2_s: it computes garbage without a word."""
+    # Such a build computes garbage and reports no error.
     has_kernel = engine.isa & KERNEL_ISA
     if model.quantization != I2_S or not engine.isa or has_kernel:
         return ()
     return (
-        f"{engine.path} is built without AVX2 and NEON, which i2_s needs: expect garbage; "
-        "`python3 -m bitnet_tuning selftest` shows it",
+        f"{engine.path} is built without AVX2 and NEON, one of which i2_s models need: its text "
+        "is probably garbage; check with `python3 -m bitnet_tuning selftest`",
     )
 
 
@@ -98,6 +102,6 @@ def _memory_warnings(host: Host, model: ModelFile) -> tuple[str, ...]:
     if available is None or model.size <= available:
         return ()
     return (
-        f"the model takes {model.size / GIBIBYTE:.1f} GiB, available are "
-        f"{available / GIBIBYTE:.1f}: it will be read from disk again for every token",
+        f"the model takes {model.size / GIBIBYTE:.1f} GiB, but only {available / GIBIBYTE:.1f} GiB "
+        "of memory are available: parts of it are read from disk again for every token",
     )

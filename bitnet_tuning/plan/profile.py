@@ -1,5 +1,5 @@
-"""A profile: what a tuning found for one host, engine and model, and whether it holds. A file
-may come from another machine, so nothing in it is trusted."""
+"""Profiles: the record that a tuning saves for one host, engine and model, and how one is loaded. A
+profile may have been imported from another machine, so nothing in it is trusted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 PP, TG = "pp", "tg"
-"""Prompt processing and token generation: kept apart, as keys of samples everywhere."""
+"""Phases of a run, prompt processing and token generation, as samples and speeds name them."""
 Phase = Annotated[str, {"enum": [PP, TG]}]
 
 OBJECTIVES = (TG, PP, "request")
@@ -37,8 +37,8 @@ Goal = Annotated[str, {"enum": list(OBJECTIVES)}]
 
 
 class Objective(NamedTuple):
-    """What is to be fast. ``request`` weighs a prompt of ``n_prompt`` tokens with an answer
-    of ``n_gen``."""
+    """What a tuning makes fast: a phase, or a whole request. A request has a prompt of ``n_prompt``
+    tokens and an answer of ``n_gen`` tokens."""
 
     name: Goal = TG
     n_prompt: Tokens = 128
@@ -46,54 +46,53 @@ class Objective(NamedTuple):
 
     @property
     def phases(self) -> tuple[str, ...]:
-        """What must be measured for it."""
+        """Phases that must be measured for the objective."""
         return (PP, TG) if self.name == "request" else (self.name,)
 
 
 class Estimate(NamedTuple):
-    """A median and how far it can be trusted."""
+    """A median with its 95 % confidence interval, in the same unit."""
 
     median: Positive
     low: Positive
-    """The interval's ends, in the median's unit."""
     high: Positive
     count: Count  # type: ignore[assignment]  # hides a method that records do not need
-    """Values, or rounds, that it rests on."""
+    """Number of values or rounds that were measured."""
 
 
 OverDefault = Annotated[Estimate, Written(names={"count": "rounds"})]
 
 
 class Evidence(NamedTuple):
-    """What speaks for a profile."""
+    """The measurements that a profile is based on."""
 
     objective: Objective
     verdict: Text
     ratio: OverDefault | None
-    """Over the default."""
+    """Speed relative to the default."""
     floor: Positive | None
-    """How far the default strayed from itself, as a factor."""
+    """Noise, as a factor by which repeated runs of the default varied."""
     against_upstream: OverDefault | None
-    """Over ``-t 2`` without any environment."""
+    """Speed relative to the upstream default, ``-t 2`` without environment variables."""
     speeds: dict[Phase, Positive | None]
-    """Medians in tokens/s by phase."""
+    """Median tokens/s of each phase."""
     results: Text | None
-    """Path of the file with all samples."""
+    """Path of the results file with all samples."""
     budget: Positive | None
-    """Seconds that were granted."""
+    """Seconds that the tuning was allowed to take."""
 
 
 class EngineKey(NamedTuple):
-    """An engine as it was measured."""
+    """The build of an engine that was measured."""
 
     path: Text
     version: Text
     files: tuple[tuple[Text, Count, Count], ...]
-    """Path, bytes and modification time (ns) of the program and its libraries."""
+    """Path, size in bytes and modification time in ns of the program and of its libraries."""
 
 
 class ModelKey(NamedTuple):
-    """Models alike in all but the name are equally fast."""
+    """What tells models of different speed apart; the name is for users only."""
 
     architecture: Text
     quantization: Text
@@ -102,48 +101,49 @@ class ModelKey(NamedTuple):
 
     @classmethod
     def of(cls, model: ModelFile) -> ModelKey:
-        """Return the model's key. A name may be anything that somebody wrote into a header."""
+        """Return the key of a model."""
+        # The name is whatever somebody wrote into the file's header.
         name = "".join(letter if letter.isprintable() else " " for letter in model.name[:200])
         return cls(model.architecture, model.quantization, model.size, name)
 
 
 class Profile(NamedTuple):
-    """What a tuning found."""
+    """The saved result of a tuning."""
 
     created: Moment
     host: Fingerprint
     engine: EngineKey
     model: ModelKey
     setting: Setting | None
-    """None where the default stays."""
+    """The fastest setting; None if the default is as fast."""
     evidence: Evidence
 
     def validate(self) -> None:
-        """Raise DamagedError for a setting that no tuning finds on that host."""
+        """Raise DamagedError if no tuning can find this setting on this host."""
         if self.setting is not None and self.setting.nice != 0:
-            raise DamagedError("a tuning changes no priority", ".setting.nice")
+            raise DamagedError("must be 0: no tuning changes the priority", ".setting.nice")
         cpus = self.setting and self.setting.cpus
         if cpus and not cpus <= parse_list(self.host.allowed):
-            raise DamagedError(f"not all among the host's {self.host.allowed}", ".setting.cpus")
+            raise DamagedError(f"must be among the host's {self.host.allowed}", ".setting.cpus")
 
     @property
     def key(self) -> str:
-        """Return what it is stored by."""
+        """The key under which the profile is stored."""
         return key_of(self.host, self.engine.path, self.model)
 
     @property
     def id(self) -> str:
-        """Return 16 hexadecimal digits, which its file carries as well."""
+        """The 16 hexadecimal digits that name the profile and its file."""
         return digest(self.key)
 
     @property
     def day(self) -> str:
-        """Return when it was measured."""
+        """The date of the tuning, such as ``2026-01-31``."""
         return self.created[:10]
 
 
 def claim(profile: Profile) -> str:
-    """Return the evidence in half a sentence."""
+    """Return when the profile was measured and what it gained, as a part of a sentence."""
     when = f"measured on {profile.day}"
     ratio, name = profile.evidence.ratio, profile.evidence.objective.name
     what = {"pp": ", for prompts", "request": ", for whole requests"}.get(name, "")
@@ -152,24 +152,25 @@ def claim(profile: Profile) -> str:
 
 KIND = "profile"
 VERSION = 1
-"""Of a profile's form; those of other versions are neither used nor changed."""
+"""Version of the file format; profiles of other versions are neither used nor changed."""
 
 
 def key_of(host: Fingerprint, engine_path: str, model: ModelFile | ModelKey) -> str:
-    """Return what a profile for these is stored by."""
+    """Return the key under which a profile for this host, engine and model is stored."""
     parts = (engine_path, model.architecture, model.quantization, model.size)
     return json.dumps([*parts, host._asdict()], sort_keys=True)
 
 
 def load(state: State, host: Host, engine: Engine, model: ModelFile) -> Profile | None:
-    """Return the profile of this very host, engine and model, or None. One that is damaged is
-    set aside, and one of the embedded engine as it was in version 0.1, a single file."""
+    """Return the profile for exactly this host, engine and model, or None. A damaged profile is
+    renamed (see ``State.set_aside``)."""
     seen = fingerprint(host)
     key = key_of(seen, engine.path, model)
+    # In version 0.1 the embedded engine was a single file, embedded.py.
     if engine.embedded:
         old = key_of(seen, engine.path.removesuffix("/__main__.py") + ".py", model)
         if state.load(KIND, old, Profile, VERSION):
-            state.set_aside(state.path(KIND, digest(old)), "its embedded engine was replaced")
+            state.set_aside(state.path(KIND, digest(old)), "it is for an older embedded engine")
     profile = state.load(KIND, key, Profile, VERSION)
     if profile is None or profile.key != key or engine_changes(profile, engine):
         return None
@@ -177,19 +178,21 @@ def load(state: State, host: Host, engine: Engine, model: ModelFile) -> Profile 
 
 
 def engine_changes(profile: Profile, engine: Engine | None = None) -> list[str]:
-    """Return what became of the profile's engine since, by its files; and where it is given,
-    by what is known of it now."""
+    """Return how the profile's engine changed since the tuning: a text for each change. Without
+    ``engine``, which describes its present state, only the files are compared."""
     changes = [found for file in profile.engine.files if (found := _file_change(*file))]
     if engine is None:
         return changes
     if profile.engine.version != engine.version:
-        changes.append(f"engine version {profile.engine.version!r}, now {engine.version!r}")
+        changes.append(
+            f"engine version {profile.engine.version or '-'}, now {engine.version or '-'}"
+        )
     others = set(engine.files) ^ {path for path, _, _ in profile.engine.files}
-    return changes + [f"{path} was not there or is not used any more" for path in sorted(others)]
+    return changes + [f"{path} was added or is no longer used" for path in sorted(others)]
 
 
 def _file_change(path: str, size: int, changed: int) -> str | None:
     try:
-        return None if identity(path) == (path, size, changed) else f"{path} is another build"
+        return None if identity(path) == (path, size, changed) else f"{path} was replaced"
     except (OSError, ValueError):
-        return f"{path} is gone"
+        return f"{path} no longer exists"

@@ -1,4 +1,4 @@
-"""All remembered profiles: keep, list, compare with today, remove, take from elsewhere."""
+"""Save, list, compare, remove and import profiles."""
 
 from __future__ import annotations
 
@@ -33,45 +33,45 @@ if TYPE_CHECKING:
 
 
 class Stale(NamedTuple):
-    """A profile that is not used, and what changed since: a line for each thing."""
+    """A profile that cannot be used any more, with a text for each change since the tuning."""
 
     profile: Profile
     changes: tuple[str, ...]
 
 
 def engine_key(engine: Engine) -> EngineKey:
-    """Return the engine as it is now. Raise OSError where a file of it is gone."""
+    """Return the key of the engine's present build. Raise OSError if a file of it is missing."""
     return EngineKey(engine.path, engine.version, tuple(identity(name) for name in engine.files))
 
 
 def new_profile(
     host: Host, engine: EngineKey, model: ModelFile, setting: Setting | None, evidence: Evidence
 ) -> Profile:
-    """Return a profile of this moment. ``engine`` is what it was when the tuning began; no
-    ``setting`` means that the default stays."""
+    """Return a profile created now. ``engine`` is the build as it was when the tuning began.
+    ``setting`` is None if the default is as fast as any other."""
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return Profile(created, fingerprint(host), engine, ModelKey.of(model), setting, evidence)
 
 
 def to_document(profile: Profile) -> dict[str, Any]:
-    """Return the profile for an export."""
+    """Return the content of an exported profile."""
     return {"schema": SCHEMA, "version": VERSION, **to_json(profile)}
 
 
 def store(state: State, profile: Profile) -> str | None:
-    """Replace the profile of the same host, engine and model. Return the id, or None where it
-    could not be kept: ``state.warning`` says why."""
+    """Save a profile, in place of one for the same host, engine and model. Return its id, or None
+    if it could not be saved: ``state.warning`` tells why."""
     try:
         from_json(Profile, json.loads(json.dumps(to_json(profile))))
     except DamagedError as error:
-        state.warn(f"this profile cannot be kept: {error}")
+        state.warn(f"this profile cannot be saved: {error}")
         return None
     _spare_others(state.path(KIND, profile.id))
     return profile.id if state.store(KIND, profile.key, profile, VERSION) else None
 
 
 def _spare_others(path: str) -> None:
-    """Move a record of another version away from ``path``, for the program that wrote it."""
+    """Rename the file at ``path`` if another version of this program wrote it and may read it."""
     try:
         with open(path, "rb") as file:
             record = json.load(file)
@@ -82,14 +82,15 @@ def _spare_others(path: str) -> None:
 
 
 def stored_profiles(state: State) -> list[Profile]:
-    """Return every profile that can be read, the newest first. Damaged ones are set aside."""
+    """Return all profiles, the newest first. Damaged ones are renamed and left out."""
     every = state.load_all(KIND, Profile, VERSION)
     found = [profile for mark, profile in every.items() if profile.id == mark]
     return sorted(found, key=lambda profile: (profile.created, profile.id), reverse=True)
 
 
 def remove(state: State, ids: list[str]) -> list[str]:
-    """Remove these. Return those that were there; raise OSError where one cannot be removed."""
+    """Remove the profiles with these ids, and return the ids of those that existed. Raise OSError
+    if a file cannot be removed."""
     gone = []
     for mark in ids:
         with contextlib.suppress(FileNotFoundError):
@@ -99,8 +100,7 @@ def remove(state: State, ids: list[str]) -> list[str]:
 
 
 def find_stale(state: State, host: Host, engine: Engine, model: ModelFile) -> list[Stale]:
-    """Return the profiles for this engine's path and this kind of model that something keeps
-    from being used, the newest first."""
+    """Return the outdated profiles for this engine's path and this kind of model, newest first."""
     found = []
     wanted = ModelKey.of(model)
     for profile in stored_profiles(state):
@@ -108,19 +108,20 @@ def find_stale(state: State, host: Host, engine: Engine, model: ModelFile) -> li
             continue
         changes = what_changed(profile, host, engine)
         if profile.model.size != wanted.size:
-            changes.append(f"model of {profile.model.size} bytes, now {wanted.size}")
+            changes.append(f"model size {profile.model.size} bytes, now {wanted.size}")
         if changes:
             found.append(Stale(profile, tuple(changes)))
     return found
 
 
 def what_changed(profile: Profile, host: Host, engine: Engine | None = None) -> list[str]:
-    """Return what changed since it was measured; nothing for one that is still good here."""
+    """Return a text for each change since the tuning; none if the profile can be used."""
     return [*host_changes(profile, host), *engine_changes(profile, engine)]
 
 
 _NAMES = {
-    "online": "CPUs online",
+    "brand": "CPU model",
+    "online": "online CPUs",
     "allowed": "allowed CPUs",
     "quota": "CPU quota",
     "speeds": "speeds of cores",
@@ -130,7 +131,7 @@ _NAMES = {
 
 
 def host_changes(profile: Profile, host: Host) -> list[str]:
-    """Return how this host differs from the profile's."""
+    """Return a text for each difference between the profile's host and this one."""
     now = fingerprint(host)._asdict()
     return [
         f"{_NAMES.get(name, name)} {in_words(then)}, now {in_words(now[name])}"
@@ -140,19 +141,19 @@ def host_changes(profile: Profile, host: Host) -> list[str]:
 
 
 def in_words(value: object) -> str:
-    """Return a fact of a fingerprint for people."""
+    """Return a value of a fingerprint as users see it."""
     if isinstance(value, dict):
         return "; ".join(f"{name}: {text}" for name, text in value.items())
     return "none" if value is None else str(value)
 
 
 _LARGEST = 1 << 20
-"""Bytes; a profile takes some thousands."""
+"""Largest size of an exported profile in bytes; a usual one has a few thousand."""
 
 
 def read_profile(path: str) -> Profile:
-    """Return an exported profile. Raise MissingError for a file that cannot be read,
-    UnsupportedError for one that holds no profile."""
+    """Return the profile in an exported file. Raise MissingError if the file cannot be read,
+    UnsupportedError if it holds no valid profile."""
     try:
         with open(path, "rb") as file:
             content = file.read(_LARGEST)
@@ -163,7 +164,7 @@ def read_profile(path: str) -> Profile:
         return _parse(content)
     except DamagedError as error:
         raise UnsupportedError(
-            f"{path} holds no profile: {error}",
+            f"{path} is not a valid profile: {error}",
             "export it again: python3 -m bitnet_tuning profile export ID -o FILE",
         ) from error
 
@@ -172,24 +173,25 @@ def _parse(content: bytes) -> Profile:
     try:
         record: Any = json.loads(content)
     except (ValueError, RecursionError):
-        raise DamagedError("it is no JSON") from None
+        raise DamagedError("it is not JSON") from None
     if not isinstance(record, dict):
-        raise DamagedError("it is no JSON object")
-    version = (record.pop("schema", None), record.pop("version", None))
-    if version != (SCHEMA, VERSION):
-        raise DamagedError(f"its schema and version are {version}, not {(SCHEMA, VERSION)}")
+        raise DamagedError("it is not a JSON object")
+    for name, supported in (("schema", SCHEMA), ("version", VERSION)):
+        if record.pop(name, None) != supported:
+            raise DamagedError(f"must be {supported}", name)
     return from_json(Profile, record)
 
 
 def bound_to(profile: Profile, host: Host, engine: EngineKey) -> Profile:
-    """Return the profile for the same engine where it lies on this machine: folders and
-    modification times may differ, sizes may not. Raise UnsupportedError that says what
-    differs."""
+    """Return the profile for this host, with ``engine`` as the engine's place on it.
+
+    Folders and modification times of the engine's files may differ, their sizes may not. Raise
+    UnsupportedError, with the differences, if the host or the engine is another.
+    """
     differences = [*host_changes(profile, host), *_engine_differences(profile.engine, engine)]
     if differences:
         raise UnsupportedError(
-            f"the profile was measured on another kind of machine or engine: "
-            f"{'; '.join(differences)}",
+            f"the profile was measured on a different machine or engine: {'; '.join(differences)}",
             "measure here: python3 benchmark_optimized.py",
         )
     return profile._replace(host=fingerprint(host), engine=engine)
@@ -198,14 +200,15 @@ def bound_to(profile: Profile, host: Host, engine: EngineKey) -> Profile:
 def _engine_differences(theirs: EngineKey, ours: EngineKey) -> list[str]:
     found = []
     if theirs.version != ours.version:
-        found.append(f"engine version {theirs.version!r}, here {ours.version!r}")
+        found.append(f"engine version {theirs.version or '-'}, here {ours.version or '-'}")
     then, now = _sizes(theirs), _sizes(ours)
-    found += [f"{name} of {size} bytes is not here" for name, size in sorted(then - now)]
-    found += [f"{name} of {size} bytes is only here" for name, size in sorted(now - then)]
+    found += [f"{name} with {size} bytes is missing here" for name, size in sorted(then - now)]
+    found += [f"{name} with {size} bytes exists only here" for name, size in sorted(now - then)]
     return found
 
 
 def _sizes(engine: EngineKey) -> Counter[tuple[str, int]]:
-    """Count files by name and size; folders may come from a system with other separators."""
+    """Return the engine's files by name and size, with how many there are of each."""
+    # The paths may come from another system, with other separators.
     names = (os.path.basename(path.replace("\\", "/")) for path, _, _ in engine.files)
     return Counter(zip(names, (size for _, size, _ in engine.files), strict=True))

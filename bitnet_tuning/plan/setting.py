@@ -1,5 +1,4 @@
-"""One way to run an engine: everything that can be tuned, and its forms for people and for
-files; pure."""
+"""Settings: everything about a run that can be tuned, as records, text and JSON."""
 
 from __future__ import annotations
 
@@ -16,11 +15,12 @@ if TYPE_CHECKING:
     from typing import Any
 
 MOST_THREADS_ENGINE = 512
-"""GGML_MAX_N_THREADS in ggml.h: an engine asserts on more."""
+"""Largest number of threads; an engine aborts if given more (GGML_MAX_N_THREADS in ggml.h)."""
 
 Threads = Annotated[int, {"minimum": 1, "maximum": MOST_THREADS_ENGINE}]
 Variable = Annotated[str, {"enum": sorted(TUNABLE)}]
-"""A file may come from anybody: LD_PRELOAD, say, is nothing that a search sets."""
+"""Name of a variable that a tuning may set. A profile may come from somebody else, so it must not
+set others, such as LD_PRELOAD."""
 Variables = Annotated[
     tuple[tuple[str, str], ...],
     Via(dict[Variable, Text], lambda env: tuple(sorted(env.items())), dict),
@@ -30,55 +30,58 @@ Poll = Annotated[int, {"minimum": 0, "maximum": 100}]
 Numa = Annotated[str, {"enum": ["distribute", "isolate", "numactl"]}]
 Niceness = Annotated[int, {"minimum": -20, "maximum": 19}]
 NodeId = Annotated[int, {"minimum": 0, "maximum": 1023}]
-"""The kernel's MAX_NUMNODES is 1024 at most."""
+"""Number of a NUMA node; the kernel's MAX_NUMNODES is at most 1024."""
 
 
 class Setting(NamedTuple):
-    """One way to run an engine. None leaves a knob as the engine has it."""
+    """One combination of knobs; a knob that is None is left to the engine."""
 
     threads: Threads
-    """For generation."""
+    """Threads for token generation."""
     threads_batch: Threads
-    """For prompts."""
+    """Threads for prompt processing."""
     env: Variables = ()
-    """Variables set for the engine, sorted by name."""
+    """Environment variables set for the engine, sorted by name."""
     cpus: CpuSet | None = None
-    """CPUs that the engine may use; None for all that this process may."""
+    """CPUs that the engine may use; None for all that this process may use."""
     mmap: bool | None = None
+    """Whether the model is mapped (True) or copied (False) into memory."""
     flash: bool | None = None
-    """Flash attention."""
+    """Whether flash attention is used."""
     ubatch: Tokens | None = None
-    """Tokens of a prompt that are computed at once."""
+    """Tokens of a prompt that are processed at once (the micro-batch)."""
     poll: Poll | None = None
-    """How eagerly threads wait, 0 to 100; only builds without OpenMP obey it."""
+    """How long waiting threads spin, from 0 to 100; only builds without OpenMP obey it."""
     numa: Numa | None = None
+    """Value of the engine's --numa."""
     mlock: bool = False
+    """Whether the model is locked in memory."""
     nice: Niceness = 0
     node: Annotated[NodeId | None, LATER] = None
-    """The NUMA node whose memory is taken first, by numactl."""
+    """NUMA node whose memory numactl prefers."""
     interleave: Annotated[CpuSet | None, LATER] = None
-    """NUMA nodes over which numactl spreads memory."""
+    """NUMA nodes over which numactl interleaves memory."""
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment as a dictionary."""
+        """The environment variables as a dictionary."""
         return dict(self.env)
 
     def with_env(self, more: Mapping[str, str], without: Iterable[str] = ()) -> Setting:
-        """Return the setting with variables added, and those named in ``without`` removed."""
+        """Return the setting with the variables in ``more``, and without those in ``without``."""
         env = {name: text for name, text in self.env if name not in without} | dict(more)
         return self._replace(env=tuple(sorted(env.items())))
 
 
 UPSTREAM = Setting(2, 2)
-"""What bitnet.cpp's own run_inference.py does: 2 threads, nothing in the environment."""
+"""The setting of bitnet.cpp's own run_inference.py: 2 threads, no environment variables."""
 
 
 class Change(NamedTuple):
-    """Another value for one knob of a setting."""
+    """A change of one knob of a setting."""
 
     name: str
-    """For people, such as ``no mmap``; unique among the changes of a search."""
+    """Name that users see, such as ``no mmap``; unique among the changes of a search."""
     fields: Annotated[tuple[tuple[str, object], ...], Some(Setting)] = ()
     """Fields of the setting with their new values."""
     set_env: Variables = ()
@@ -86,8 +89,7 @@ class Change(NamedTuple):
 
 
 def apply(change: Change, setting: Setting) -> Setting:
-    """Return the setting with one change made; thread counts in its environment follow its
-    threads."""
+    """Return the changed setting; thread counts in its environment become its new threads."""
     fields: dict[str, Any] = dict(change.fields)
     changed = setting._replace(**fields).with_env(dict(change.set_env), change.unset_env)
     counts = set(THREAD_COUNTS) & dict(changed.env).keys()
@@ -95,7 +97,7 @@ def apply(change: Change, setting: Setting) -> Setting:
 
 
 def describe(setting: Setting) -> str:
-    """Return the whole setting in words, for people."""
+    """Return the whole setting as a text such as ``4 threads, 8 for prompts, no mmap``."""
     words = [counted(setting.threads, "thread")]
     for field, text in _WORDS.items():
         value = getattr(setting, field)
@@ -111,7 +113,7 @@ def describe(setting: Setting) -> str:
 
 
 def shown(value: object) -> str:
-    """Return the value of a setting's field, for people."""
+    """Return the value of a setting's field as users see it."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return format_list(value) if isinstance(value, frozenset) else str(value)
@@ -132,4 +134,4 @@ _WORDS = {
     "mlock": "model locked",
     "nice": "niceness {}",
 }
-"""How ``describe`` names each field that is not at its default."""
+"""Texts with which ``describe`` shows each field that is not at its default."""

@@ -1,4 +1,4 @@
-"""How many threads, and on which CPUs; pure."""
+"""Choose the number of threads, and on hybrid CPUs the cores that they run on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bitnet_tuning.console import counted
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.facts import Plan
-from bitnet_tuning.plan.openmp import binds_itself, user_threads
+from bitnet_tuning.plan.openmp import user_binding, user_threads
 from bitnet_tuning.plan.setting import MOST_THREADS_ENGINE, Setting
 
 TYPE_CHECKING = False
@@ -18,33 +18,37 @@ if TYPE_CHECKING:
 
 
 MOST_THREADS = 12
-"""Default upper bound for token generation. It reads every weight once per token, so
-memory bandwidth is spent long before cores are; more need --max-threads."""
+"""Default limit on threads for token generation. Each token reads all weights from memory, so the
+memory's bandwidth limits the speed long before the cores of a large machine do."""
 
 WORTHWHILE = 1.1
-"""Gain in expected speed that slower cores must bring before they are used."""
+"""Factor by which slower cores must raise the expected speed before they are used."""
+
+NOT_BOUND = "not bound to particular CPUs"
+"""How the reason for a plan without CPUs begins."""
 
 
 class Asked(NamedTuple):
-    """A thread count that somebody set, and who."""
+    """A thread count that the user set, and with which flag or variable."""
 
     number: int
     by: str
+    """``-t``, ``BITNET_THREADS`` or ``your OMP_NUM_THREADS``."""
 
 
 def choose_threads(request: Request, host: Host, environ: Mapping[str, str]) -> Plan:
-    """Return a plan with the threads and their CPUs decided, and nothing else.
+    """Return a plan in which only the threads and their CPUs are decided.
 
-    Precedence: flag, BITNET_THREADS, the user's OMP_NUM_THREADS, computed. Raise UsageError
-    for a BITNET_THREADS that is no positive number.
+    Precedence: flag, BITNET_THREADS, the user's OMP_NUM_THREADS, computed. Raise UsageError if
+    BITNET_THREADS is not a number from 0 to ``MOST_THREADS_ENGINE``.
     """
     asked, batch = asked_threads(request.threads, environ), request.threads_batch
     if asked:
         count = asked.number
         reasons = {
-            "threads": f"{count}, as {asked.by} says",
-            "threads_batch": "as many as for generation, which you set",
-            "cpus": "not bound: the number of threads is yours",
+            "threads": f"{count}: set by {asked.by}",
+            "threads_batch": f"{count}: as for generation; --threads-batch sets another number",
+            "cpus": f"{NOT_BOUND}: they are chosen only together with the number of threads",
         }
         plan = Plan(Setting(count, count), reasons, _oversubscribed(count, host, asked.by))
     else:
@@ -52,24 +56,28 @@ def choose_threads(request: Request, host: Host, environ: Mapping[str, str]) -> 
     if not batch:
         return plan
     setting = plan.setting._replace(threads_batch=batch)
-    reasons = {"threads_batch": f"{batch}, as --threads-batch says"}
+    reasons = {"threads_batch": f"{batch}: set by --threads-batch"}
     if setting.cpus is not None and batch > plan.setting.threads_batch:
         setting = setting._replace(cpus=None)
-        reasons["cpus"] = "not bound: --threads-batch asks for more cores"
+        reasons["cpus"] = f"{NOT_BOUND}: --threads-batch asks for more threads than fast cores"
     return plan.updated(setting, reasons, _oversubscribed(batch, host, "--threads-batch"))
 
 
 def asked_threads(threads: int | None, environ: Mapping[str, str]) -> Asked | None:
-    """Return the thread count that somebody set; None where it is to be computed. Raise
-    UsageError for a senseless BITNET_THREADS."""
+    """Return the thread count that the user set; None if it is to be computed.
+
+    ``threads`` is the value of the flag. Raise UsageError if BITNET_THREADS, where it decides,
+    is not a number from 0 to ``MOST_THREADS_ENGINE``.
+    """
     if threads:
         return Asked(threads, "-t")
     text = environ.get("BITNET_THREADS", "").strip()
     if text.strip("0"):
         if not text.isdecimal() or len(text) > 9 or int(text) > MOST_THREADS_ENGINE:
             raise UsageError(
-                f"BITNET_THREADS is {text!r}, no number from 0 to {MOST_THREADS_ENGINE}",
-                "correct or unset it",
+                f"BITNET_THREADS is {text!r}: it must be a whole number from 0 to "
+                f"{MOST_THREADS_ENGINE}",
+                "set it to such a number (0 chooses automatically), or `unset BITNET_THREADS`",
             )
         return Asked(int(text), "BITNET_THREADS")
     users = user_threads(environ)
@@ -77,19 +85,19 @@ def asked_threads(threads: int | None, environ: Mapping[str, str]) -> Asked | No
 
 
 def _oversubscribed(count: int, host: Host, by: str) -> tuple[str, ...]:
-    """Warn where ``count`` threads cannot all run at once, or share cores."""
+    """Warn if ``count`` threads exceed the CPU quota, the allowed CPUs or their cores."""
     cpus = len(host.allowed)
     if host.quota is not None and count > host.quota:
-        limit = f"the quota of {counted(host.quota, 'CPU')}"
+        limit = f"the CPU quota of {counted(host.quota, 'CPU')} allows"
     elif count > cpus:
-        limit = f"the {cpus} CPUs that this process may use"
+        limit = f"the {counted(cpus, 'CPU')} that this process may use"
     elif count > host.usable_cores:
-        limit = f"the {host.usable_cores} physical cores that this process may use"
+        limit = f"the {counted(host.usable_cores, 'physical core')} that this process may use"
     else:
         return ()
     return (
         f"{by} asks for {count} threads, more than {limit}: "
-        "threads wait for each other and generation slows down",
+        "threads will wait for each other, and generation slows down",
     )
 
 
@@ -97,38 +105,40 @@ def _computed(host: Host, environ: Mapping[str, str], most: int) -> Plan:
     usable = host.usable_cores
     speeds = sorted((core.speed for core in host.allowed_cores), reverse=True)
     count = best_count(speeds, min(usable, most))
-    which = f"all {usable} usable cores" if usable > 1 else "the only usable core"
+    which = "all usable cores, since arithmetic limits a prompt, not memory"
     reasons = {
-        "threads": _why(host, count, most),
-        "threads_batch": f"{which}: a prompt is bound by arithmetic, not by memory",
-        "cpus": "not bound to CPUs here: all cores are of one kind",
+        "threads": _threads_reason(host, count, most),
+        "threads_batch": f"{usable}: {which if usable > 1 else 'the only usable core'}",
+        "cpus": f"{NOT_BOUND}: all usable cores are of one kind",
     }
     plan = Plan(Setting(count, usable), reasons)
     if host.hybrid is None:
         return plan
-    # One mask binds the whole process, so the prompt's threads stay with those that generate:
-    # on a few chips a prompt would gain from the other cores, but an answer lasts longer.
+    # One affinity mask applies to the whole process, so the prompt's threads stay on the cores
+    # that generate. On a few chips prompts would gain from the other cores, but an answer takes
+    # longer than its prompt.
     chosen = [core for core in host.allowed_cores if core.speed >= speeds[count - 1]]
     prompt = min(usable, len(chosen))
     setting = plan.setting._replace(threads_batch=prompt)
+    binding = user_binding(environ)
     if len(chosen) == len(host.allowed_cores):
-        why = "not bound: every core is used"
-    elif binds_itself(environ):
-        why = "not bound: you chose places for the threads yourself"
+        cpus_reason = f"{NOT_BOUND}: all usable cores are used"
+    elif binding:
+        cpus_reason = f"{NOT_BOUND}: you bind the threads yourself with {binding}"
     else:
-        why = f"bound to the {len(chosen)} fastest cores, away from slower ones"
+        cpus_reason = f"bound to the {len(chosen)} fastest cores: slower ones would hold them up"
         cpus = frozenset(cpu for core in chosen for cpu in core.cpus) & host.allowed
         setting = setting._replace(cpus=cpus)
-    kinds = f"{prompt}: all usable cores of the kinds that generate"
-    return plan.updated(setting, {"threads_batch": kinds, "cpus": why})
+    batch_reason = f"{prompt}: all usable cores of the kinds that generate"
+    return plan.updated(setting, {"threads_batch": batch_reason, "cpus": cpus_reason})
 
 
 def best_count(speeds: list[float], most: int) -> int:
-    """Return how many of the fastest cores to use, at least 1.
+    """Return how many of the fastest cores to use: at least 1, at most ``most``.
 
-    ggml gives every thread the same share of a step and waits for the last, so k
-    cores do as much as k of the slowest among them: k * speeds[k - 1]. Fewer
-    threads win unless more gain clearly. ``speeds`` descend.
+    ``speeds`` are those of single cores, the fastest first. ggml gives every thread an equal share
+    of a step and waits for the last one, so k cores do the work of k times the slowest of them:
+    k * speeds[k - 1]. Slower cores join only if that grows by ``WORTHWHILE``.
     """
     best = 1
     for count in range(2, min(most, len(speeds)) + 1):
@@ -138,28 +148,31 @@ def best_count(speeds: list[float], most: int) -> int:
     return best
 
 
-def _why(host: Host, count: int, most: int) -> str:
+def _threads_reason(host: Host, count: int, most: int) -> str:
     cores = len(host.allowed_cores)
-    parts = [f"{cores} of {len(host.cores)} physical cores may be used"]
+    parts = [f"this process may use {cores} of {counted(len(host.cores), 'physical core')}"]
     if not host.topology_known:
-        parts = [f"{cores} CPUs may be used; which of them share a core is not known"]
+        parts = [
+            f"this process may use {counted(cores, 'CPU')}",
+            "which of them share a core is unknown",
+        ]
     elif host.threads_per_core > 1:
         parts.append("a second thread on a core gains nothing")
     if host.quota is not None and host.quota_binds:
-        parts.append(f"a quota of {counted(host.quota, 'CPU')} binds")
+        parts.append(f"the CPU quota allows {counted(host.quota, 'CPU')}")
     if count == most < host.usable_cores:
-        parts.append(f"at most {most} (--max-threads)")
+        parts.append(f"limited to {most} (--max-threads changes the limit)")
     if host.hybrid is not None:
-        parts.append(_why_hybrid(host, count))
+        parts.append(_hybrid_reason(host, count))
     return f"{count}: {'; '.join(parts)}"
 
 
-def _why_hybrid(host: Host, count: int) -> str:
+def _hybrid_reason(host: Host, count: int) -> str:
     fast = sum(1 for core in host.allowed_cores if core.speed == 1.0)
     slow = len(host.allowed_cores) - fast
     if not fast or not slow:
-        return "all of them are of one kind"
+        return "all of these cores are of one kind"
     kinds = f"{fast} performance and {slow} efficiency cores"
     if count <= fast:
-        return f"of {kinds} only fast ones: every step waits for the slowest thread"
-    return f"of {kinds} both: so few fast ones are beaten by all together"
+        return f"of {kinds} only the fast ones, since every step waits for its slowest thread"
+    return f"of {kinds} the fastest {count}: together they outrun the performance cores alone"

@@ -1,4 +1,4 @@
-"""A plan with a measured profile in it, as far as the user leaves it room; pure."""
+"""Apply a measured profile to a computed plan, as far as the user's choices allow."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from bitnet_tuning.plan.memory import (
     TUNABLES,
     estimate,
     has_room,
+    loading_reason,
     need_of,
     no_lock,
     with_setting,
@@ -16,40 +17,39 @@ from bitnet_tuning.plan.openmp import (
     BINDING,
     THREAD_COUNTS,
     WAITING_BY_USER,
-    binds_itself,
     exported,
+    user_binding,
     user_set,
 )
 from bitnet_tuning.plan.profile import Profile, claim
 from bitnet_tuning.plan.setting import Setting, describe, shown
-from bitnet_tuning.plan.threads import asked_threads
+from bitnet_tuning.plan.threads import NOT_BOUND, asked_threads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from typing import Any
 
     from bitnet_tuning.plan.facts import Facts, Plan, Request
 
 
 COPY_RATE = 0.5e9
-"""Bytes per second by which a copied model is loaded more slowly than a mapped one that is in
-the page cache: 1.18 GB took 1.3 s longer, in huge pages 2.1 s (docs/measurements.md)."""
+"""Bytes of a model for which loading takes 1 s longer if it is copied instead of mapped: 1.18e9
+bytes took 1.3 s longer, in huge pages 2.1 s, with a warm page cache (docs/measurements.md)."""
 
 
 def with_profile(plan: Plan, profile: Profile, request: Request, facts: Facts) -> Plan:
-    """Return the computed plan, tuned. Only what was itself measured is recommended: whoever
-    chooses the threads gets nothing of a profile that has others."""
+    """Return the plan with the profile's setting. A profile was measured with its own threads, so
+    none of it is used if the user chose others."""
     theirs = asked_threads(request.threads, facts.environ) or request.threads_batch
     setting = profile.setting
     if setting is None:
-        nothing = f"a tuning on {profile.day} found nothing faster"
+        nothing = f"the tuning of {profile.day} found nothing faster"
         return plan if theirs else _noted(plan, nothing)
-    left_out = f"a measured profile ({describe(setting)}) is left out"
+    not_used = f"the measured profile ({describe(setting)}) is not used"
     if theirs:
-        return _noted(plan, f"{left_out}: the threads are yours")
+        return _noted(plan, f"{not_used}: you chose the number of threads")
     if request.max_threads and setting.threads > request.max_threads:
-        return _noted(plan, f"{left_out}: it has more than --max-threads allows")
+        return _noted(plan, f"{not_used}: it has more threads than --max-threads allows")
     return _tuned(plan, setting, claim(profile), request, facts)
 
 
@@ -67,27 +67,28 @@ def _tuned(plan: Plan, found: Setting, why: str, request: Request, facts: Facts)
     room = has_room(facts.host, facts.model) or obeyed.mmap is not False
     wanted = obeyed._replace(
         env=_environment(ours, found, request, facts, copied=obeyed.mmap is False and room),
-        cpus=None if binds_itself(facts.environ) else found.cpus,
-        # A prompt that fits in less was given less, and so was one for want of memory.
+        cpus=None if user_binding(facts.environ) else found.cpus,
+        # The plan has a smaller micro-batch if the prompt fits in it, or memory needs it.
         ubatch=request.ubatch or ours.ubatch or found.ubatch,
         mmap=ours.mmap if is_asked else obeyed.mmap if room else None,
         mlock=ours.mlock or (found.mlock and not is_asked and _may_lock(request, facts)),
         nice=ours.nice,
     )
     if request.performance:
-        # Eager waiting, and CPUs where none were measured and the planned ones hold all threads.
+        # Let threads spin, and bind them to the plan's CPUs if none were measured and these
+        # suffice for all threads.
         held = max(wanted.threads, wanted.threads_batch) <= max(ours.threads, ours.threads_batch)
         wanted = wanted._replace(
             cpus=wanted.cpus or (ours.cpus if held else None),
             poll=ours.poll if wanted.poll is None else wanted.poll,
         )
     if _is_partial(wanted, found):
-        why = f"{why}, with more than can be used here"
-    reasons = _reasons(wanted, found, why, request, facts.environ)
+        why = f"{why}, with a setting of which only a part can be used here"
+    plan = with_setting(plan, wanted, request)
+    reasons = _reasons(plan, found, why, request, facts)
     if too_short:
         reasons["mmap"] = too_short
-    warning = "the model is not read without mmap as was measured: too little memory is available"
-    plan = with_setting(plan, wanted, request)
+    warning = "too little memory to copy the model, as in the measured profile: it is mapped"
     return plan.updated(wanted, reasons, () if room else (warning,))
 
 
@@ -98,8 +99,9 @@ def _may_lock(request: Request, facts: Facts) -> bool:
 
 
 def _is_partial(wanted: Setting, found: Setting) -> bool:
-    """Return whether something of what was measured is missing. Performance mode only adds, and a
-    prompt that one micro-batch holds loses nothing by another size."""
+    """Return whether a part of the measured setting is missing."""
+    # Performance mode only adds to it, and a prompt that fits in one micro-batch loses nothing by
+    # another size.
     added: dict[str, Any] = {"env": found.env, "nice": found.nice, "ubatch": found.ubatch}
     if wanted.mlock:
         added["mlock"] = found.mlock
@@ -111,8 +113,8 @@ def _is_partial(wanted: Setting, found: Setting) -> bool:
 
 
 def _obeyed(found: Setting, request: Request, facts: Facts) -> Setting:
-    """Return the setting without what this program has no flag for: a chat may have another
-    program than was measured."""
+    """Return the setting without the fields that this program has no flags for."""
+    # A chat may use another program of the engine than the one that was measured.
     flags = facts.engine.flags_for(request.chat)
     missing = {field for field in KNOB_FLAGS if not obeys(field, flags)} - {"threads_batch"}
     if not facts.numactl:
@@ -121,8 +123,8 @@ def _obeyed(found: Setting, request: Request, facts: Facts) -> Setting:
 
 
 def _too_short(found: Setting, request: Request, facts: Facts) -> str | None:
-    """Return why this run is too short for a copy of the model to pay, or None where it is not. A
-    copy makes tokens faster and the start slower, and only the first was measured."""
+    """Return why this run is too short for a copy of the model to pay off, or None if it is not. A
+    copy makes tokens faster but loading slower, and a tuning measures only the tokens."""
     evidence = facts.profile.evidence if facts.profile else None
     alone = request.prompt is not None or request.prompt_file is not None
     if found.mmap is not False or not alone or request.chat or request.n_predict < 0:
@@ -138,19 +140,19 @@ def _too_short(found: Setting, request: Request, facts: Facts) -> str | None:
     if saved <= 0 or tokens * saved >= cost:
         return None
     return (
-        f"left on: a copy was measured faster, but takes about {cost:.1f} s at the start, which "
-        f"pays from some {cost / saved:.0f} tokens on"
+        f"on: a copy of the model was measured faster, but loads about {cost:.1f} s longer, which "
+        f"pays off from about {cost / saved:.0f} tokens on"
     )
 
 
 def _environment(
     ours: Setting, found: Setting, request: Request, facts: Facts, copied: bool
 ) -> tuple[tuple[str, str], ...]:
-    """Return the profile's variables but for what the user decided. Half of a binding, or another
-    word on how to wait beside the user's, would be something that was never measured."""
+    """Return the profile's variables, except those that the user decides."""
     environ, planned = facts.environ, ours.variables
     theirs = {name for name, _ in found.env if user_set(environ, name)}
-    if binds_itself(environ):
+    # A half of the profile's binding or waiting beside the user's own was never measured.
+    if user_binding(environ):
         theirs |= set(BINDING)
     if any(user_set(environ, name) for name in WAITING_BY_USER):
         theirs |= set(WAITING_BY_USER)
@@ -158,7 +160,8 @@ def _environment(
         theirs.add(TUNABLES)
     kept = {name: text for name, text in found.env if name not in theirs}
     if "OMP_PROC_BIND" in exported(environ) and "OMP_PROC_BIND" not in kept:
-        kept["OMP_PROC_BIND"] = "false"  # what bitnet-env.sh exported would reach the engine
+        # Otherwise the value that bitnet-env.sh exported would reach the engine.
+        kept["OMP_PROC_BIND"] = "false"
     if TUNABLES in planned:
         kept[TUNABLES] = planned[TUNABLES]
     if request.performance:
@@ -167,21 +170,31 @@ def _environment(
 
 
 def _reasons(
-    wanted: Setting, found: Setting, why: str, request: Request, environ: Mapping[str, str]
+    plan: Plan, found: Setting, why: str, request: Request, facts: Facts
 ) -> dict[str, str]:
     """Return a sentence for every field that the profile decides."""
-    decided = {*wanted.variables, *THREAD_COUNTS}
-    left = [name for name, _ in found.env if name not in decided]
-    ours = {
+    wanted = plan.setting
+    reasons = {
         name: f"{shown(value)}: {why}"
         for name, value in wanted._asdict().items()
         if value == getattr(found, name) and value != Setting._field_defaults.get(name)
     }
     if request.ubatch:
-        ours.pop("ubatch", None)
-    places = "not bound: you chose places for the threads yourself"
-    return {
-        **ours,
-        "env": f"{why}; {', '.join(left)} left to what you set" if left else why,
-        "cpus": places if binds_itself(environ) else why,
-    }
+        reasons.pop("ubatch", None)
+    if len(facts.host.nodes) > 1:
+        placed = wanted.node is not None or wanted.interleave is not None
+        reasons["numa"] = f"{wanted.numa or ('numactl' if placed else 'nothing placed')}: {why}"
+    if binding := user_binding(facts.environ):
+        reasons["cpus"] = f"{NOT_BOUND}: you bind the threads yourself with {binding}"
+    elif wanted.cpus is found.cpus is None:
+        reasons["cpus"] = f"{NOT_BOUND}: {why}"
+    measured = " ".join(f"{name}={text}" for name, text in wanted.env if (name, text) in found.env)
+    env = [f"{measured or 'no variables'}: {why}"]
+    decided = {*wanted.variables, *THREAD_COUNTS, TUNABLES}
+    left = ", ".join(name for name, _ in found.env if name not in decided)
+    env += [f"left out in favour of your own variables: {left}"] if left else []
+    if "OMP_PROC_BIND" in wanted.variables.keys() - found.variables.keys():
+        env.append("OMP_PROC_BIND=false undoes what bitnet-env.sh exported")
+    need = need_of(facts.model, request.ctx_size, wanted.ubatch)
+    memory = loading_reason(wanted, need, facts.host.memory.available)
+    return {**reasons, "env": "; ".join(env), "memory": memory}

@@ -1,1 +1,1 @@
-"""The cache folder: atomic writes, locks, records as JSON."""
+"""Keep records in the cache folder: JSON, atomic writes, locks."""

@@ -1,18 +1,18 @@
-"""Records to and from JSON by their annotations, and the JSON schema of a record.
+"""Convert records to JSON and back as their annotations say, and make JSON schemas of them.
 
-A record is a ``NamedTuple`` of this package. Its annotations say what JSON holds:
+A record is a ``NamedTuple`` of this package. The annotation of a field is one of these:
 
-    str, int, float, bool, object    that (``object``: anything)
+    str, int, float, bool, object    a value of this type (``object``: any value)
     X | None                         X or null
-    Literal["a", "b"]                one of these texts
-    tuple[X, ...], frozenset[X]      a list; a set is written in order
-    tuple[X, Y]                      a list of exactly these
-    dict[K, X], Mapping[K, X]        an object; K is a kind of text
-    a record                         an object with exactly its fields
-    Annotated[X, note]               X as the note says: limits, Via, Written, LATER, a Form
+    Literal["a", "b"]                one of these strings
+    tuple[X, ...], frozenset[X]      a list; sets are written in order
+    tuple[X, Y]                      a list of exactly two values
+    dict[K, X], Mapping[K, X]        an object; K is a kind of string
+    a record                         an object with exactly the record's fields
+    Annotated[X, note]               X as the note says: limits, Via, Written, LATER or a Form
 
-``Literal`` and ``Annotated`` are typing's for a type checker. At run time they are small
-copies: a run reads its cache with this module, and importing ``typing`` would slow its start.
+Type checkers see ``Literal`` and ``Annotated`` of ``typing``. At run time they are small copies,
+because every run reads its cache with this module, and importing ``typing`` slows its start.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 else:
 
     class _Special:
-        """An annotation that no class stands for."""
+        """An annotation that is not a class, with its parts in brackets."""
 
         def __init__(self, *parts):
             self.parts = parts
@@ -56,11 +56,11 @@ else:
 
 
 LATER = "later"
-"""Note: files from before the field may lack it, and it has its default then."""
+"""Note: older files may lack the field, which has its default then."""
 
 
 class Via:
-    """Note: in JSON it is a ``kind``, which ``read`` converts, or refuses with ValueError."""
+    """Note: JSON has a value of ``kind``, from which ``read`` makes ours or raises ValueError."""
 
     def __init__(
         self, kind: object, read: Callable[[Any], Any], write: Callable[[Any], Any]
@@ -69,8 +69,11 @@ class Via:
 
 
 class Written:
-    """Note: a record with other ``names`` in JSON (by field), or with ``texts`` that follow
-    from it (by name in JSON), which are ignored when it is read."""
+    """Note: how a record differs in JSON.
+
+    ``names`` has other names for fields. ``texts`` has functions that make additional texts, by
+    their names in JSON; they are ignored when the record is read.
+    """
 
     def __init__(
         self,
@@ -81,7 +84,7 @@ class Written:
 
 
 class DamagedError(ValueError):
-    """JSON is not what its place asks for."""
+    """A value in JSON is not valid. ``place`` is its path, such as ``.setting.env``."""
 
     def __init__(self, what: str, place: str = "") -> None:
         super().__init__(what)
@@ -91,7 +94,7 @@ class DamagedError(ValueError):
         return f"{self.place.removeprefix('.')}: {self.what}" if self.place else self.what
 
     def within(self, step: str | int) -> DamagedError:
-        """Return the same error, seen from one level further up."""
+        """Return the same error with a step added in front of its place."""
         if isinstance(step, str):
             name = step if step.isprintable() and len(step) <= _SHOWN else _shown(step)
             return DamagedError(self.what, f".{name}{self.place}")
@@ -99,27 +102,29 @@ class DamagedError(ValueError):
 
 
 _SHOWN = 60
-"""Characters of a damaged value that are shown."""
+"""Largest number of characters of an invalid value in a message."""
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    import json  # noqa: PLC0415 (only errors need it, and it slows the start)
+
+    text = json.dumps(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def to_json(record: Any) -> Any:
-    """Return the record as objects and lists that ``json`` can write."""
+    """Return a record as the objects and lists that ``json`` writes."""
     return form_of(type(record)).write(record)  # type: ignore[arg-type]
 
 
 def from_json(kind: type[T], value: object) -> T:
-    """Return the record that ``value`` describes. Raise DamagedError, naming the field."""
+    """Return the record that ``value`` describes. Raise DamagedError if a part of it is invalid."""
     record: T = form_of(kind).read(value)  # type: ignore[arg-type]
     return record
 
 
 def schema_of(kind: type) -> dict[str, Any]:
-    """Return the JSON schema (draft 2020-12) of what ``to_json`` writes."""
+    """Return the JSON schema (draft 2020-12) of what ``to_json`` returns for such records."""
     known: dict[str, Any] = {}
     form_of(kind).schema(known)
     whole: dict[str, Any] = known.pop(kind.__name__)
@@ -132,7 +137,7 @@ def schema_of(kind: type) -> dict[str, Any]:
 
 @cache
 def form_of(kind: Any) -> Form:
-    """Return the form of an annotation, evaluated."""
+    """Return the form for an annotation, which is an object and not its source text."""
     if kind in _WORDS:
         return (_Float if kind is float else _Scalar)(kind)
     if isinstance(kind, UnionType):  # every union here is "X | None"
@@ -172,10 +177,10 @@ def _container(origin: Any, inner: tuple[Any, ...]) -> Form:
 
 
 class Form:
-    """How values of one kind stand in JSON; this one takes whatever there is."""
+    """Conversion of one kind of value to and from JSON. This base class leaves it unchanged."""
 
     def read(self, value: Any) -> Any:
-        """Return the value that JSON describes. Raise DamagedError."""
+        """Return the value for its JSON. Raise DamagedError if it is invalid."""
         return value
 
     def write(self, value: Any) -> Any:
@@ -183,12 +188,12 @@ class Form:
         return value
 
     def schema(self, known: dict[str, Any]) -> dict[str, Any]:
-        """Return the JSON schema; those of records go to ``known``, by name."""
+        """Return the JSON schema, and add the schemas of records to ``known`` by their names."""
         return {}
 
 
 _WORDS = {
-    str: ("a text", "string"),
+    str: ("a string", "string"),
     bool: ("true or false", "boolean"),
     int: ("a whole number", "integer"),
     float: ("a number", "number"),
@@ -216,8 +221,8 @@ class _Float(_Scalar):
     def read(self, value: Any) -> Any:
         if type(value) not in (int, float):
             raise DamagedError(f"{_shown(value)} is not a number")
-        if not -_LARGEST <= value <= _LARGEST:  # true of nothing that is not a number
-            raise DamagedError("not a finite number")
+        if not -_LARGEST <= value <= _LARGEST:  # also for NaN, which fails every comparison
+            raise DamagedError("must be a finite number")
         return float(value)
 
 
@@ -244,13 +249,13 @@ _LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "maximum": (operator.le, "more than"),
     "maxLength": (lambda text, most: len(text) <= most, "longer than"),
     "minItems": (lambda parts, least: len(parts) >= least, "shorter than"),
-    "pattern": (lambda text, pattern: re.fullmatch(pattern, text) is not None, "not like"),
+    "pattern": (lambda text, pattern: re.fullmatch(pattern, text) is not None, "not of the form"),
     "enum": (lambda text, allowed: text in allowed, "not one of"),
 }
 
 
 class _Limited(Form):
-    """Within limits that are keywords of JSON schema as well."""
+    """A value within limits, which are named like the keywords of JSON schema."""
 
     def __init__(self, form: Form, limits: Mapping[str, Any]) -> None:
         self.form, self.limits = form, limits
@@ -355,14 +360,14 @@ def _need_object(value: Any) -> None:
 
 
 class Record(Form):
-    """A record as an object with its fields. One with a method ``validate`` is asked for what
-    its fields say of each other: it raises DamagedError."""
+    """A record as an object with its fields. If the record has a method ``validate``, it raises
+    DamagedError if the fields contradict each other."""
 
     def __init__(self, kind: Any, written: Written | None = None) -> None:
         written = written or Written()
         self.kind, self.names, self.texts = kind, written.names, written.texts
         scope = vars(sys.modules[kind.__module__])
-        # One expression for all: to evaluate each would take twice as long.
+        # Evaluating one expression for all annotations takes half as long as one for each.
         every = eval(f"({', '.join(kind.__annotations__.values())},)", scope)
         kinds = dict(zip(kind.__annotations__, every, strict=True))
         self.forms = {field: form_of(each) for field, each in kinds.items()}
@@ -375,7 +380,7 @@ class Record(Form):
         return made
 
     def read_fields(self, value: Any, required: Iterable[str]) -> dict[str, Any]:
-        """Return the fields that are there. Raise DamagedError where a required one is not."""
+        """Return the fields that ``value`` has. Raise DamagedError if a required one is missing."""
         _need_object(value)
         fields = {self.names.get(field, field): field for field in self.forms}
         for problem, names in (
@@ -395,7 +400,7 @@ class Record(Form):
         return {**self.write_fields(value._asdict()), **texts}
 
     def write_fields(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Return some fields as JSON."""
+        """Return the given fields as JSON."""
         return {
             self.names.get(field, field): self.forms[field].write(part)
             for field, part in fields.items()
@@ -404,7 +409,7 @@ class Record(Form):
     def schema(self, known: dict[str, Any]) -> dict[str, Any]:
         name = self.kind.__name__ + "".join(f" with {text}" for text in self.texts)
         if name not in known:
-            known[name] = {}  # keeps the place
+            known[name] = {}  # ends the recursion of a record that contains itself
             known[name] = self._whole(known)
         return {"$ref": f"#/$defs/{name.replace(' ', '%20')}"}
 
@@ -420,7 +425,7 @@ class Record(Form):
         }
 
     def properties(self, known: dict[str, Any]) -> dict[str, Any]:
-        """Return the schema of every field by its name in JSON."""
+        """Return the schema of each field by its name in JSON."""
         fields = {self.names.get(field, field): form for field, form in self.forms.items()}
         return {
             **{name: form.schema(known) for name, form in fields.items()},
@@ -433,7 +438,7 @@ def _notes(kind: Any) -> tuple[Any, ...]:
 
 
 class Some(Record):
-    """Some fields of a record, as pairs."""
+    """Any fields of a record, as pairs of name and value; an object in JSON."""
 
     def read(self, value: Any) -> Any:
         return tuple(self.read_fields(value, ()).items())
@@ -455,19 +460,19 @@ Moment = Annotated[
         "examples": ["2026-01-31T23:59:59Z"],
     },
 ]
-"""UTC, to the second."""
+"""A time in UTC, to the second."""
 
 _LONGEST = 1 << 16
-"""Characters; the list of a large host's cores has some thousands."""
+"""Largest number of characters of a text; the list of a large host's cores has thousands."""
 
 
 def _harmless(text: str) -> str:
     if len(text) > _LONGEST:
-        raise ValueError(f"longer than {_LONGEST} characters")
+        raise ValueError(f"must not be longer than {_LONGEST} characters")
     if any(not (letter.isprintable() or "\udc80" <= letter <= "\udcff") for letter in text):
-        raise ValueError(f"{_shown(text)} has characters that control a terminal")
+        raise ValueError(f"{_shown(text)} has control characters")
     return text
 
 
 Text = Annotated[str, Via(str, _harmless, str)]
-"""Whatever its source, a terminal may show it. Bytes of a path that are no text are let through."""
+"""A string without control characters; it may hold the escaped bytes of a path (PEP 383)."""

@@ -1,8 +1,7 @@
-"""Small JSON records kept between runs, one file per record.
+"""Keep small records between runs, each in a JSON file of its own.
 
-Every file is written beside its place and moved into it, so that readers and
-other writers see whole records only. A record that cannot be read is set aside,
-one that cannot be written is a warning: a run never fails over its memory.
+Files are replaced atomically, so that other processes see only complete records. A damaged file is
+renamed, and a record that cannot be written leads to a warning: neither stops a run.
 """
 
 from __future__ import annotations
@@ -22,45 +21,46 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 SCHEMA = 1
-"""Version of the form that all records share: a key, a version of their own, and fields."""
+"""Version of the format that all files share: a key, the record's own version, and its fields."""
 _LARGEST = 1 << 22
+"""Largest size of a file in bytes."""
 _MODULUS = (1 << 64) - 59
-"""The largest prime of 64 bits."""
+"""The largest prime number of 64 bits."""
 
 
 def default_folder(environ: Mapping[str, str]) -> str:
-    """Return BITNET_TUNING_HOME, else ``bitnet-tuning`` in the user's cache folder."""
+    """Return the folder for records: BITNET_TUNING_HOME, or one in the user's cache folder."""
     named = environ.get("BITNET_TUNING_HOME")
     if named:
         return os.path.abspath(named)
     cache = environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(cache):  # to be ignored then (XDG base directory specification)
+    if not os.path.isabs(cache):  # then it must be ignored (XDG base directory specification)
         cache = os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(cache, "bitnet-tuning")
 
 
 class State:
-    """Records by kind and key. ``warning`` is set, once, when something could not be kept."""
+    """Records in a folder, by kind and key. ``warning`` is the first problem, or None."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.warning: str | None = None
 
     def load(self, kind: str, key: str, record: type[T], version: int = 1) -> T | None:
-        """Return the record stored under ``key``, or None. One of another version stays where
-        it is; one that is damaged is set aside."""
+        """Return the record stored under ``key``, or None. A file of another version is left alone,
+        a damaged one is renamed."""
         stored, found = self._read(self.path(kind, digest(key)), record, version)
         return found if stored == key else None
 
     def holds(self, kind: str) -> bool:
-        """Return whether there may be records of a kind, at the cost of one look at the folder."""
+        """Return whether there may be records of a kind, by the names of the files."""
         try:
             return any(name.startswith(f"{kind}-") for name in os.listdir(self.folder))
         except OSError:
             return False
 
     def load_all(self, kind: str, record: type[T], version: int = 1) -> dict[str, T]:
-        """Return every record of a kind by the digest of its key, read as ``load`` does."""
+        """Return all records of a kind by the digests of their keys, as ``load`` reads them."""
         try:
             names = sorted(os.listdir(self.folder))
         except OSError:
@@ -75,12 +75,12 @@ class State:
         return found
 
     def _read(self, path: str, record: type[T], version: int) -> tuple[str, T | None]:
-        """Return the key as well."""
+        """Return the key and the record in a file; an empty key and None if there is none."""
         try:
             with open(path, "rb") as file:
                 fields: Any = read_json(file.read(_LARGEST).decode())
             if not isinstance(fields, dict):
-                raise DamagedError("not an object")
+                raise DamagedError("not a JSON object")
             if (fields.pop("schema", None), fields.pop("version", 1)) != (SCHEMA, version):
                 return "", None
             key = fields.pop("key", None)
@@ -94,48 +94,49 @@ class State:
         except DamagedError as error:
             self.set_aside(path, str(error))
         except (ValueError, RecursionError):
-            self.set_aside(path, "no JSON")
+            self.set_aside(path, "not JSON")
         return "", None
 
     def store(self, kind: str, key: str, record: object, version: int = 1) -> bool:
-        """Replace what is stored under ``key``. Return whether it could be kept."""
+        """Store a record under ``key``, in place of an earlier one. Return whether that worked."""
         path = self.path(kind, digest(key))
-        import json  # noqa: PLC0415 (a run whose cache is full writes nothing)
+        import json  # noqa: PLC0415 (most runs find all their records and write none)
 
         fields = {"schema": SCHEMA, "version": version, "key": key, **to_json(record)}
         try:
             os.makedirs(self.folder, exist_ok=True)
             write_atomically(path, json.dumps(fields, indent=1).encode())
         except OSError as error:
-            self.warn(f"cannot keep what was found in {self.folder}: {error.strerror}")
+            self.warn(
+                f"cannot save what was found in {self.folder} ({error.strerror}); "
+                "set BITNET_TUNING_HOME to a folder that can be written"
+            )
             return False
         return True
 
     def path(self, kind: str, mark: str) -> str:
-        """Return the file of the record whose key has this digest."""
+        """Return the path of the record whose key has the digest ``mark``."""
         return os.path.join(self.folder, f"{kind}-{mark}.json")
 
     def set_aside(self, path: str, why: str) -> None:
-        """Rename a file that is of no use, for whoever wants to look at it."""
-        self.warn(f"{path} cannot be used ({why}): set aside as {os.path.basename(path)}.broken")
+        """Append ``.broken`` to the name of a file that cannot be used, and warn about it."""
+        self.warn(f"{path} cannot be used ({why}); renamed to {os.path.basename(path)}.broken")
         try:
             os.replace(path, path + ".broken")
         except OSError:
             pass
 
     def warn(self, text: str) -> None:
-        """Keep the first warning."""
+        """Set ``warning`` unless there is one already."""
         self.warning = self.warning or text
 
 
 def read_json(text: str) -> Any:
-    """Return what a JSON text holds. Raise ValueError for anything else.
-
-    Importing ``json`` compiles its patterns, which takes a start a whole millisecond, so
-    CPython's scanner is called without it.
-    """
+    """Return the value of a JSON text. Raise ValueError if it is not JSON."""
+    # Importing ``json`` compiles regular expressions, which takes 1 ms at every start, so this
+    # calls CPython's scanner directly.
     try:
-        from _json import make_scanner  # noqa: PLC0415 (other Pythons have none)
+        from _json import make_scanner  # noqa: PLC0415 (only CPython has it)
     except ImportError:
         import json  # noqa: PLC0415
 
@@ -144,14 +145,14 @@ def read_json(text: str) -> Any:
     try:
         value, end = make_scanner(_Scanner)(text, 0)  # type: ignore[arg-type]
     except StopIteration as error:
-        raise ValueError("no JSON") from error
+        raise ValueError("not JSON") from error
     if end != len(text):
         raise ValueError("something follows the JSON text")
     return value
 
 
 class _Scanner:
-    """What the scanner asks of a ``json.JSONDecoder``."""
+    """The attributes of a ``json.JSONDecoder`` that the scanner reads."""
 
     strict = True
     object_hook = object_pairs_hook = None
@@ -159,14 +160,15 @@ class _Scanner:
 
 
 def digest(key: str) -> str:
-    """Return 16 hexadecimal digits; unlike hashlib's, at no cost for an import. Two keys that
-    were not made for it meet once in 2**64."""
+    """Return 16 hexadecimal digits that identify a key."""
+    # Importing hashlib would slow the start. Two keys have the same digest with a probability of
+    # 2**-64, unless somebody makes them so; then one replaces the other.
     return f"{int.from_bytes(os.fsencode(key), 'big') % _MODULUS:016x}"
 
 
 def write_atomically(path: str, data: bytes) -> None:
-    """Replace ``path`` in one step. Raise OSError and leave nothing behind on failure."""
-    # Process ids are not enough: containers that share the folder may all be number 1.
+    """Replace the file ``path`` in one step. Raise OSError on failure, and leave no other file."""
+    # A process id would not be unique: containers that share the folder may all run as process 1.
     draft = f"{path}.{os.urandom(6).hex()}.tmp"
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
@@ -180,8 +182,8 @@ def write_atomically(path: str, data: bytes) -> None:
 
 @contextlib.contextmanager
 def alone(path: str) -> Iterator[bool]:
-    """Hold the lock on the file ``path`` for the block. Yield False if another process holds
-    it; True as well where nothing can be locked. The file stays."""
+    """Take the lock on the file ``path`` for the block; yield False if another process holds it.
+    Yield True if the file cannot be created or locked at all. The file is not removed."""
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError:
@@ -194,8 +196,8 @@ def alone(path: str) -> Iterator[bool]:
 
 
 def hold(handle: int) -> bool:
-    """Take the lock on an open file until it is closed; return False if another process holds
-    it, and True as well if the file system knows no locks."""
+    """Take the lock on an open file until it is closed; return False if another process holds it.
+    Return True if the file system has no locks."""
     try:
         _take(handle)
     except (BlockingIOError, PermissionError):
@@ -219,16 +221,16 @@ else:
 
 
 class FileIdentity(NamedTuple):
-    """How a file is told from its later versions."""
+    """What tells a file from earlier and later versions of it."""
 
     path: str
     size: int
-    """Bytes."""
+    """Size in bytes."""
     modified: int
-    """Nanoseconds since 1970."""
+    """Modification time in nanoseconds since 1970."""
 
 
 def identity(path: str) -> FileIdentity:
-    """Return what the file is like now. Raise OSError."""
+    """Return the present identity of a file. Raise OSError if it cannot be read."""
     seen = os.stat(path)
     return FileIdentity(path, seen.st_size, seen.st_mtime_ns)
