@@ -1,10 +1,10 @@
-"""Fake machines: a folder with ``sys`` and ``proc`` as a kernel would show them.
+"""Fake machines: a folder with files of ``sys`` and ``proc`` as a kernel would show them.
 
-Every method writes files and answers the machine itself, so that calls chain::
+Every method writes files and returns the machine, so that calls can be chained::
 
     host = Machine(tmp_path).cores([[0, 4], [1, 5]]).node(0, [0, 1, 4, 5]).host()
 
-Nothing is there that no method wrote: an empty ``Machine`` is an empty folder.
+A new ``Machine`` is an empty folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GIBIBYTE = 1 << 30
 
 
 class Machine:
-    """A root folder at ``path``, which need not exist yet."""
+    """A machine whose root is the folder ``path``, which is created if needed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,7 +41,7 @@ class Machine:
     # Any file
 
     def write(self, name: str, content: str | bytes | int) -> Machine:
-        """A file below the root; text and numbers end with a newline, as the kernel's do."""
+        """Write a file below the root; texts and numbers get a newline at the end."""
         path = self.path / name.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else f"{content}\n".encode())
@@ -61,8 +61,8 @@ class Machine:
     def regular(
         self, cores: int, threads: int = 1, packages: int = 1, node_per_package: bool = False
     ) -> Machine:
-        """``cores`` in every package with ``threads`` each, numbered as Linux does on x86:
-        first every core's first thread, then every core's second one."""
+        """Add ``packages`` of ``cores`` with ``threads`` each, numbered as Linux does on x86: the
+        first threads of all cores, then the second ones."""
         every = packages * cores
         for package in range(packages):
             mine = range(package * cores, (package + 1) * cores)
@@ -82,10 +82,10 @@ class Machine:
         core_ids: Sequence[int] | None = None,
         end: bytes = b"\n",
     ) -> Machine:
-        """Cores of one package, each a group of sibling CPUs that are online.
+        """Add cores of one package, each a group of sibling CPUs that are online.
 
-        ``masks`` writes bit masks instead of lists, ``new_names`` core_cpus instead of
-        thread_siblings, ``end`` is how those files end. Core ids count from 0 in each call.
+        ``masks`` writes bit masks instead of lists, ``new_names`` writes core_cpus instead of
+        thread_siblings, and ``end`` ends those files. Core ids start from 0 in each call.
         """
         for index, group in enumerate(groups):
             for cpu in group:
@@ -99,15 +99,15 @@ class Machine:
         return self.write(f"{CPU}/online", _list(self.online))
 
     def bare_cpus(self, cpus: Iterable[int]) -> Machine:
-        """CPUs that are online and of which nothing else is known."""
+        """Add CPUs that are online, without a topology."""
         self.online.update(cpus)
         for cpu in self.online:
             (self.path / f"{CPU}/cpu{cpu}").mkdir(parents=True, exist_ok=True)
         return self.write(f"{CPU}/online", _list(self.online))
 
     def offline(self, *cpus: int) -> Machine:
-        """Switches CPUs off as a current kernel does: the topology folder goes, siblings forget
-        it, ``cpuN/online`` says 0. Only for cores that were written as lists."""
+        """Switch CPUs off as a current kernel does: without a topology folder, not among the
+        siblings, and with 0 in ``cpuN/online``. Only for cores that were written as lists."""
         self.online.difference_update(cpus)
         for cpu in cpus:
             for file in (self.path / f"{CPU}/cpu{cpu}/topology").iterdir():
@@ -120,7 +120,7 @@ class Machine:
         return self.write(f"{CPU}/online", _list(self.online))
 
     def per_cpu(self, name: str, values: Mapping[int, int | str]) -> Machine:
-        """A file of each CPU's own folder."""
+        """Write a file in the folder of each CPU."""
         for cpu, value in values.items():
             self.write(f"{CPU}/cpu{cpu}/{name}", value)
         return self
@@ -135,14 +135,14 @@ class Machine:
         return self.per_cpu("cpufreq/scaling_governor", names)
 
     def intel_kinds(self, core: str, atom: str, low_power: str | None = None) -> Machine:
-        """The kernel's own lists of performance and efficiency CPUs."""
+        """Write the kernel's lists of performance and efficiency CPUs."""
         self.write("sys/devices/cpu_core/cpus", core)
         self.write("sys/devices/cpu_atom/cpus", atom)
         return self if low_power is None else self.write("sys/devices/cpu_lowpower/cpus", low_power)
 
     def hybrid(self, performance: int, efficiency: int, threads: int = 2) -> Machine:
-        """An Intel hybrid: performance cores with ``threads`` each on the first CPUs, then
-        efficiency cores with one each, told apart by the kernel's lists."""
+        """Add performance cores with ``threads`` each on the first CPUs, then efficiency cores with
+        one each, as on an Intel hybrid."""
         fast = [list(range(core * threads, (core + 1) * threads)) for core in range(performance)]
         first = performance * threads
         slow = [[first + core] for core in range(efficiency)]
@@ -153,13 +153,13 @@ class Machine:
     # Nodes and memory
 
     def node(self, number: int, cpus: Iterable[int] = (), *, mask: bool = False) -> Machine:
-        """A NUMA node; one without CPUs holds memory only."""
+        """Add a NUMA node; without CPUs it has only memory."""
         cpus = list(cpus)
         name = "cpumap" if mask else "cpulist"
         return self.write(f"{NODE}/node{number}/{name}", _mask(cpus) if mask else _list(cpus))
 
     def meminfo(self, total: int, available: int | None = None) -> Machine:
-        """Bytes, rounded down to the kernel's kB."""
+        """Write the total and available bytes of memory."""
         self.write("proc/meminfo", f"MemTotal:       {total // 1024} kB".encode() + b"\n")
         if available is not None:
             self.append("proc/meminfo", f"MemAvailable:   {available // 1024} kB")
@@ -168,7 +168,7 @@ class Machine:
     # Limits
 
     def affinity(self, cpus: str) -> Machine:
-        """``proc/self/status`` with this list of allowed CPUs."""
+        """Write ``proc/self/status`` with this list of allowed CPUs."""
         text = f"Name:\tpython3\nCpus_allowed_list:\t{cpus}\nMems_allowed_list:\t0\n"
         return self.write("proc/self/status", text.encode())
 
@@ -180,9 +180,9 @@ class Machine:
         mount: str = f"/{CGROUP}",
         origin: str = "/",
     ) -> Machine:
-        """This process in group ``path`` of a version 2 hierarchy.
+        """Put this process into group ``path`` of a version 2 hierarchy.
 
-        ``files`` are named from the mount point on: ``{"a/b/cpu.max": "50000 100000"}``.
+        The names of ``files`` start at the mount point: ``{"a/b/cpu.max": "50000 100000"}``.
         """
         self.append("proc/self/cgroup", f"0::{path}")
         self._mounted(mount, origin, "cgroup2", "rw,nsdelegate")
@@ -197,7 +197,7 @@ class Machine:
         mount: str | None = None,
         origin: str = "/",
     ) -> Machine:
-        """This process in group ``path`` of a version 1 hierarchy, such as ``cpu,cpuacct``."""
+        """Put this process into group ``path`` of a version 1 hierarchy, as ``cpu,cpuacct``."""
         point = mount or f"/{CGROUP}/{controllers}"
         number = 2 + self._lines("proc/self/cgroup")
         self.append("proc/self/cgroup", f"{number}:{controllers}:{path}")
@@ -225,12 +225,12 @@ class Machine:
     # The state around a measurement
 
     def cpu_times(self, *ticks: int) -> Machine:
-        """``proc/stat``: user, nice, system, idle, iowait, irq, softirq, steal, …"""
+        """Write ``proc/stat``: user, nice, system, idle, iowait, irq, softirq, steal, …"""
         words = " ".join(str(count) for count in ticks)
         return self.write("proc/stat", f"cpu  {words}\ncpu0 {words}\nctxt 1\nprocs_running 1")
 
     def cache(self, cpus: Iterable[int], level: int, size: str, kind: str = "Unified") -> Machine:
-        """A cache that these CPUs share; its index is its level."""
+        """Add a cache that these CPUs share; its index is its level."""
         cpus = list(cpus)
         files: dict[str, int | str] = {
             "level": level,
@@ -245,22 +245,22 @@ class Machine:
     def rapl(
         self, name: str, microjoules: int | str, span: int | None = None, label: str = "package-0"
     ) -> Machine:
-        """An energy counter such as ``intel-rapl:0``."""
+        """Add an energy counter such as ``intel-rapl:0``."""
         folder = f"sys/class/powercap/{name}"
         if span is not None:
             self.write(f"{folder}/max_energy_range_uj", span)
         return self.write(f"{folder}/name", label).write(f"{folder}/energy_uj", microjoules)
 
     def supply(self, name: str, kind: str, **files: str) -> Machine:
-        """A mains adapter or battery."""
+        """Add a mains adapter or a battery."""
         for file, content in {"type": kind, **files}.items():
             self.write(f"sys/class/power_supply/{name}/{file}", content)
         return self
 
-    # What a doctor looks at
+    # Facts for the doctor
 
     def mount(self, point: str, kind: str, source: str = "none", options: str = "rw") -> Machine:
-        """Another line of ``proc/self/mountinfo``; spaces and backslashes are escaped."""
+        """Add a line to ``proc/self/mountinfo``, with escaped spaces and backslashes."""
         number = 30 + self._lines("proc/self/mountinfo")
         shown = [text.replace("\\", "\\134").replace(" ", "\\040") for text in (point, source)]
         return self.append(
@@ -269,25 +269,25 @@ class Machine:
         )
 
     def windows_drive(self, point: str = "/mnt/c") -> Machine:
-        """As WSL 2 mounts C:."""
+        """Mount drive C: as WSL 2 does."""
         return self.mount(point, "9p", "C:\\", "rw,aname=drvfs;path=C:\\134;uid=1000")
 
     def wsl_config(self, text: str, user: str = "Ada Example") -> Machine:
         return self.write(f"mnt/c/Users/{user}/.wslconfig", text)
 
     def clock(self, megahertz: float, highest: float | None = None) -> Machine:
-        """The present clock of every CPU, and the highest that it can have."""
+        """Write the present and the highest possible clock of every CPU."""
         cpus = sorted(self.online)
         self.per_cpu("cpufreq/scaling_cur_freq", dict.fromkeys(cpus, int(megahertz * 1000)))
         return self if highest is None else self.frequencies({c: int(highest * 1000) for c in cpus})
 
     def swap(self, total: int, used: int) -> Machine:
-        """Bytes; after ``meminfo``."""
+        """Add the bytes of swap to those of ``meminfo``, which must be called before."""
         self.append("proc/meminfo", f"SwapTotal:      {total // 1024} kB")
         return self.append("proc/meminfo", f"SwapFree:       {(total - used) // 1024} kB")
 
     def lock_limit(self, soft: int | str) -> Machine:
-        """``proc/self/limits`` with this RLIMIT_MEMLOCK."""
+        """Write ``proc/self/limits`` with this RLIMIT_MEMLOCK."""
         head = "Limit                     Soft Limit           Hard Limit           Units"
         line = f"Max locked memory         {soft:<20} {soft:<20} bytes"
         return self.write("proc/self/limits", f"{head}\n{line}")
@@ -296,16 +296,16 @@ class Machine:
         words = (f"[{w}]" if w == chosen else w for w in ("always", "madvise", "never"))
         return self.write("sys/kernel/mm/transparent_hugepage/enabled", " ".join(words))
 
-    # What the kernel says of itself and the processor
+    # The kernel and the processor
 
     def kernel(self, release: str, version: str | None = None) -> Machine:
-        """``osrelease`` and ``proc/version``, which also names who built the kernel."""
+        """Write ``osrelease`` and ``proc/version``, which also says who built the kernel."""
         self.write("proc/sys/kernel/osrelease", release)
         builder = "(build@host) (gcc 12.2.0) #1 SMP"
         return self.write("proc/version", version or f"Linux version {release} {builder}")
 
     def cpuinfo(self, entries: Iterable[str]) -> Machine:
-        """``proc/cpuinfo`` from one block of lines per processor."""
+        """Write ``proc/cpuinfo`` with one block of lines per processor."""
         return self.write("proc/cpuinfo", "\n\n".join(entries))
 
 
@@ -315,7 +315,7 @@ def x86_entries(
     vendor: str = "GenuineIntel",
     brand: str = "Some CPU",
 ) -> list[str]:
-    """``count`` entries of an x86 ``proc/cpuinfo``."""
+    """Return ``count`` entries of an x86 ``proc/cpuinfo``."""
     return [
         f"processor\t: {cpu}\nvendor_id\t: {vendor}\nmodel name\t: {brand}\nflags\t\t: {flags}"
         for cpu in range(count)
@@ -323,12 +323,12 @@ def x86_entries(
 
 
 def _list(cpus: Iterable[int]) -> str:
-    """Every id by itself, unlike the package's own format_list: ``0,1,2``."""
+    """Return a list without ranges, unlike the package's format_list: ``0,1,2``."""
     return ",".join(str(cpu) for cpu in sorted(set(cpus)))
 
 
 def _mask(cpus: Iterable[int]) -> str:
-    """Words of 32 bits, highest first, as in ``00000001,00000003``."""
+    """Return words of 32 bits, the highest first, such as ``00000001,00000003``."""
     value = sum(1 << cpu for cpu in set(cpus))
     words = [value >> shift & 0xFFFFFFFF for shift in range(0, max(1, value.bit_length()), 32)]
     return ",".join(f"{word:08x}" for word in reversed(words))

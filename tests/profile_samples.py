@@ -1,4 +1,4 @@
-"""Machines, engines and models to remember profiles for."""
+"""A machine, an engine, a model and a profile for tests of profiles."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ EVIDENCE = Evidence(
 
 
 def machine(folder: Path) -> Machine:
-    """Four cores with two CPUs each and 8 GiB."""
+    """A machine of four cores with two CPUs each and 8 GiB."""
     return Machine(folder).regular(4, 2).cpuinfo(x86_entries(8)).meminfo(8 * GIBIBYTE, 6 * GIBIBYTE)
 
 
 def engine_in(folder: Path) -> Engine:
-    """An engine of two files that are really there."""
+    """An engine of two files, which are written to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     files = tuple(str(folder / name) for name in ("llama-cli", "libggml.so"))
     for path in files:

@@ -1,4 +1,4 @@
-"""Micro-batches from the prompt's length and from memory."""
+"""Batch sizes for the length of a prompt and the available memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.plan.facts import Facts, Plan, Request
-from bitnet_tuning.plan.memory import choose_batch, estimate, with_setting
+from bitnet_tuning.plan.memory import choose_batch, with_setting
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.setting import UPSTREAM
 from tests.profile_samples import ENGINE, GIBIBYTE, MODEL
@@ -22,7 +22,7 @@ def chosen(
     available: int | None = GIBIBYTE,
     engine: Engine = ENGINE,
 ) -> Plan:
-    """What is chosen for a prompt file of ``size`` bytes."""
+    """Return the plan's batch sizes for a prompt file of ``size`` bytes."""
     host = a_host(4, available=available)
     facts = Facts(host, engine, SMALL, "named", {}, prompt_file_bytes=size)
     request = (request or Request())._replace(prompt_file="f")
@@ -44,26 +44,34 @@ def chosen(
     ],
 )
 def test_a_short_prompt_gets_buffers_that_hold_it_whole(size: int | None, ubatch: int) -> None:
-    """No text has more tokens than bytes, but for a few special ones."""
+    """A text has at most as many tokens as bytes, apart from a few special ones."""
     batch = chosen(size)
     assert (batch.batch, batch.setting.ubatch) == (ubatch, ubatch)
     assert batch.warnings == ()
 
 
-def test_the_reason_says_what_it_saves() -> None:
-    assert "of 1 byte (about 1 token) fits" in chosen(1).reasons["ubatch"]
-    assert "about 12 tokens" in chosen(50).reasons["ubatch"]
-    assert "223 MiB smaller" in chosen(50).reasons["batch"]
-    assert "about 1000 tokens" in chosen(4000).reasons["batch"]
-    assert "not known" in chosen(None).reasons["batch"]
-    assert estimate(0) == 1
+def test_the_reason_says_what_decided() -> None:
+    default = "the engine's default: "
+    for size, reason in (
+        (
+            1,
+            "64: holds the whole prompt of 1 byte (about 1 token), and its buffers are 223 MiB "
+            "smaller than by default",
+        ),
+        (4000, f"{default}a prompt of about 1000 tokens needs buffers of the usual size"),
+        (None, f"{default}the prompt's length is unknown before the start"),
+    ):
+        made = chosen(size)
+        assert made.reasons["batch"] == made.reasons["ubatch"] == reason
 
 
 @pytest.mark.parametrize(
     ("request_", "batch", "ubatch"),
     [(Request(batch=32), 32, None), (Request(ubatch=32), None, 32), (Request(ubatch=9), None, 9)],
 )
-def test_what_was_asked_for_stays(request_: Request, batch: int | None, ubatch: int | None) -> None:
+def test_sizes_that_the_user_set_stay(
+    request_: Request, batch: int | None, ubatch: int | None
+) -> None:
     made = chosen(5, request_)
     assert (made.batch, made.setting.ubatch) == (batch, ubatch)
 
@@ -71,25 +79,27 @@ def test_what_was_asked_for_stays(request_: Request, batch: int | None, ubatch: 
 def test_an_engine_without_the_flag_is_not_given_it() -> None:
     made = chosen(5, engine=ENGINE._replace(flags=ENGINE.flags - {"-ub"}))
     assert (made.batch, made.setting.ubatch) == (None, None)
-    assert "no flag" in made.reasons["ubatch"]
+    assert made.reasons["ubatch"] == "the engine's default: it has no flag -ub"
 
 
 @pytest.mark.parametrize(
     ("available", "ubatch"), [(1024, None), (440, 256), (300, 128), (220, 64), (10, 64)]
 )
-def test_want_of_memory_makes_long_prompts_smaller(available: int, ubatch: int | None) -> None:
-    """150 MiB of cache and 255 of buffers for 512; the model's own pages give way."""
+def test_too_little_memory_makes_the_micro_batch_smaller(
+    available: int, ubatch: int | None
+) -> None:
+    """150 MiB of cache and 255 MiB of buffers for 512 tokens; mapped pages do not count."""
     made = chosen(4000, Request(ctx_size=2048), available * MEBIBYTE)
     assert made.setting.ubatch == ubatch
-    assert len(made.warnings) == (ubatch is not None)
-    if ubatch:
-        assert (
-            "cache 150" in made.reasons["ubatch"]
-            and f"available: {available} MiB" in made.reasons["ubatch"]
-        )
+    if ubatch is None:
+        assert made.warnings == ()
+    else:
+        reason, warning = made.reasons["ubatch"], f"micro-batch 512, using {ubatch}: long prompts"
+        assert "cache 150" in reason and f"available: {available} MiB" in reason
+        assert warning in made.warnings[0]
 
 
-def test_memory_that_is_not_known_changes_nothing() -> None:
+def test_unknown_memory_changes_nothing() -> None:
     assert chosen(4000, available=None).setting.ubatch is None
 
 
@@ -134,7 +144,7 @@ def test_a_large_micro_batch_leaves_the_users_batch_as_it_is() -> None:
     assert made.batch == 512
 
 
-def test_a_prompt_file_outranks_a_prompt() -> None:
+def test_a_prompt_file_takes_precedence_over_a_prompt() -> None:
     request = Request(prompt="hello", prompt_file="f")
     assert request.prompt_bytes(300) == 300
     assert request._replace(prompt_file=None).prompt_bytes(None) == 5

@@ -1,4 +1,4 @@
-"""Records to and from JSON by their annotations, and their schema."""
+"""Conversion of records to JSON and back, and their JSON schema."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Pairs = Annotated[
 
 
 class Whole(NamedTuple):
-    """Every kind."""
+    """A record with a field of every kind."""
 
     text: str
     flag: bool
@@ -63,7 +63,7 @@ class Whole(NamedTuple):
 
     def validate(self) -> None:
         if self.small == 7:
-            raise DamagedError("no seven, please", ".small")
+            raise DamagedError("must not be 7", ".small")
 
 
 WHOLE = Whole(
@@ -93,7 +93,7 @@ def changed(*path: str | int, value: object) -> Any:
     return facts
 
 
-def test_there_and_back() -> None:
+def test_a_record_survives_the_way_to_json_and_back() -> None:
     assert from_json(Whole, JSON) == WHOLE
     assert (JSON["ids"], JSON["pairs"], JSON["some"]) == ([9, 10], {"p": 1, "q": 2}, {"x": 8})
     assert JSON["named"] == {"x": 5, "y": 6.0, "words": "at 5"}
@@ -113,38 +113,38 @@ def test_a_field_that_came_later_may_be_missing() -> None:
         ({**JSON, "more": 1}, "more: unknown"),
         ({**JSON, "m\n" * 99: 1}, None),
         ({**JSON, "m" * 500: 1}, None),
-        (changed("text", value=1), "text: 1 is not a text"),
-        (changed("text", value="t" * 0 or None), "text: None is not a text"),
+        (changed("text", value=1), "text: 1 is not a string"),
+        (changed("text", value=None), "text: null is not a string"),
         (changed("flag", value=1), "flag: 1 is not true or false"),
-        (changed("number", value=True), "number: True is not a number"),
-        (changed("number", value=10**400), "number: not a finite number"),
-        (changed("number", value=float("nan")), "number: not a finite number"),
-        (changed("kind", value="c"), "kind: 'c' is not one of a, b"),
+        (changed("number", value=True), "number: true is not a number"),
+        (changed("number", value=10**400), "number: must be a finite number"),
+        (changed("number", value=float("nan")), "number: must be a finite number"),
+        (changed("kind", value="c"), 'kind: "c" is not one of a, b'),
         (changed("parts", value={}), "parts: {} is not a list"),
         (changed("parts", 1, "x", value=1.0), "parts[1].x: 1.0 is not a whole number"),
         (changed("parts", 1, value={"x": 1}), "parts[1].count: missing"),
-        (changed("ids", 0, value="9"), "ids[0]: '9' is not a whole number"),
-        (changed("row", value=["r"]), "row: ['r'] is not a list of 2"),
+        (changed("ids", 0, value="9"), 'ids[0]: "9" is not a whole number'),
+        (changed("row", value=["r"]), 'row: ["r"] is not a list of 2'),
         (changed("row", value=["r", 1, 2]), None),
         (changed("table", "a", value=-1), "table.a: -1 is less than 0"),
-        (changed("table", value={"c": 1}), "table: 'c' is not one of a, b"),
-        (changed("pairs", value=[["p", 1]]), "pairs: [['p', 1]] is not an object"),
+        (changed("table", value={"c": 1}), 'table: "c" is not one of a, b'),
+        (changed("pairs", value=[["p", 1]]), 'pairs: [["p", 1]] is not an object'),
         (changed("named", value={"x": 1, "count": 2}), "named.y: missing"),
         (changed("some", "z", value=1), "some.z: unknown"),
-        (changed("some", "x", value="1"), "some.x: '1' is not a whole number"),
+        (changed("some", "x", value="1"), 'some.x: "1" is not a whole number'),
         (changed("small", value=0), "small: 0 is less than 1"),
         (changed("small", value=10), "small: 10 is more than 9"),
-        (changed("small", value=7), "small: no seven, please"),
+        (changed("small", value=7), "small: must not be 7"),
     ],
 )
-def test_damage_is_named_in_a_short_line(facts: Any, said: str | None) -> None:
+def test_an_invalid_value_is_named_in_a_short_line(facts: Any, said: str | None) -> None:
     with pytest.raises(DamagedError) as caught:
         from_json(Whole, facts)
     assert said is None or str(caught.value) == said
     assert str(caught.value).isprintable() and len(str(caught.value)) < 200
 
 
-def test_the_schema_is_that_of_what_is_written() -> None:
+def test_the_schema_accepts_what_is_written_and_nothing_else() -> None:
     schema = schema_of(Whole)
     Draft202012Validator.check_schema(schema)
     validator = Draft202012Validator(schema)

@@ -1,4 +1,4 @@
-"""The argument lists that engines of every generation get."""
+"""Argument lists for the engines of every generation."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tests.test_plan import a_host
 
 COMMON = {"-m", "-p", "-f", "-n", "-t", "-tb", "-c", "--temp", "-b", "-ub", "--mlock"}
 FIRST_FLAGS = frozenset(COMMON | {"-cnv", "--no-escape", "--simple-io"})
-"""What bitnet.cpp's first llama-cli lists, cut down to what matters here."""
+"""Flags in the help of bitnet.cpp's first llama-cli, as far as they matter here."""
 COMPLETION_FLAGS = FIRST_FLAGS | {"-no-cnv", "-sys", "-sysf", "-st"}
 CHAT_FLAGS = frozenset(COMMON | {"--no-escape", "--simple-io", "-sys", "-sysf", "-st"})
-"""llama-cli beside llama-completion: it cannot but chat, and has no -cnv."""
+"""Flags of the llama-cli beside a llama-completion, which always chats and has no -cnv."""
 
 FIRST = Engine(
     location=Location("/build/bin/llama-cli", "found"),
@@ -57,7 +57,7 @@ def command(
 
 
 def after(arguments: list[str], flag: str) -> str:
-    """The value of a flag that stands there once."""
+    """Return the value of a flag that occurs once."""
     assert arguments.count(flag) == 1, arguments
     return arguments[arguments.index(flag) + 1]
 
@@ -96,7 +96,7 @@ def test_the_program_that_is_started(engine: Engine, chat: bool, program: list[s
         (EMBEDDED, True, ["-cnv"]),
     ],
 )
-def test_chat_or_not_is_said_in_the_engines_words(
+def test_each_engine_gets_its_own_flag_for_a_chat(
     engine: Engine, chat: bool, modes: list[str]
 ) -> None:
     arguments = command(HELLO._replace(chat=chat), engine)
@@ -127,7 +127,7 @@ def test_a_chat_may_have_no_prompt() -> None:
     assert not {"-p", "-f", "-sys"} & set(command(Request(chat=True), MAINLINE))
 
 
-def test_a_fed_chat_is_asked_for_simple_input() -> None:
+def test_a_chat_that_is_fed_gets_simple_io() -> None:
     chat = HELLO._replace(chat=True)
     assert "--simple-io" in command(chat, stdin=FEED)
     assert "--simple-io" not in command(chat)
@@ -141,7 +141,7 @@ def test_a_flag_that_the_engine_does_not_list_is_left_out(flag: str) -> None:
     assert flag not in command(HELLO, FIRST._replace(flags=FIRST_FLAGS - {flag}))
 
 
-def test_an_engine_of_which_nothing_is_known_gets_upstreams_flags() -> None:
+def test_an_unknown_engine_gets_upstreams_flags() -> None:
     unknown = FIRST._replace(flags=frozenset(), chat_flags=frozenset())
     assert after(command(HELLO, unknown), "-tb") == "6"
     chat = command(HELLO._replace(chat=True), unknown)
@@ -149,7 +149,7 @@ def test_an_engine_of_which_nothing_is_known_gets_upstreams_flags() -> None:
     assert not {"-no-cnv", "--no-escape"} & set(chat)
 
 
-def test_sampling_and_sizes_are_passed_where_they_were_said() -> None:
+def test_sampling_and_sizes_that_are_set_are_passed() -> None:
     request = HELLO._replace(
         n_predict=-1,
         ctx_size=0,
@@ -177,7 +177,7 @@ def test_sampling_and_sizes_are_passed_where_they_were_said() -> None:
     assert "--mlock" in arguments
 
 
-def test_what_was_not_said_is_left_to_the_engine() -> None:
+def test_what_is_not_set_is_left_to_the_engine() -> None:
     unsaid = {"--top-k", "--top-p", "--min-p", "--repeat-penalty", "-s", "-b", "-ub", "--mlock"}
     assert not unsaid & set(command(HELLO))
 
@@ -203,7 +203,7 @@ TUNABLE_EMBEDDED = EMBEDDED._replace(flags=EMBEDDED.flags | KNOBS)
 
 
 def added(engine: Engine, **fields: object) -> list[str]:
-    """The words that these fields of a setting add to a command."""
+    """Return the words that these fields of a setting add to a command."""
     plain = command(HELLO, engine)
     words = command(HELLO, engine, Plan(PLAN.setting._replace(**fields), {}))  # type: ignore[arg-type]
     return [word for word in words if word not in plain]
@@ -220,7 +220,7 @@ def added(engine: Engine, **fields: object) -> list[str]:
         (False, True, ["--no-mmap", "--mlock"], ["--load-mode", "mlock"]),
     ],
 )
-def test_how_the_model_is_loaded_is_said_in_the_engines_words(
+def test_each_engine_gets_its_own_flags_for_loading(
     mmap: bool | None, mlock: bool, switches: list[str], mode: list[str]
 ) -> None:
     assert added(TUNABLE, mmap=mmap, mlock=mlock) == switches
@@ -240,7 +240,7 @@ def test_flash_attention_is_a_switch_or_takes_a_value(
     assert added(TUNABLE_EMBEDDED, flash=flash) == value
 
 
-def test_waiting_and_nodes_are_passed() -> None:
+def test_poll_and_numa_are_passed() -> None:
     assert added(TUNABLE, poll=99, numa="isolate") == ["--poll", "99", "--numa", "isolate"]
 
 
@@ -250,7 +250,7 @@ def test_no_knob_reaches_an_engine_that_does_not_list_it(engine: Engine) -> None
 
 
 def test_every_field_of_a_request_has_a_flag() -> None:
-    """Flags are stored under the names of the fields."""
+    """The parser stores each flag under the name of a field."""
     parser = Parser()
     add_run(parser, prompt_required=False)
     add_optimized(parser)

@@ -1,4 +1,4 @@
-"""What is printed: columns, tables and progress."""
+"""Columns, tables, progress and numbers as they are printed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bitnet_tuning import console
 from bitnet_tuning.console import Progress, aligned, clock, print_table, say, size_text, times
 
 
-def test_columns_are_as_wide_as_what_they_hold() -> None:
+def test_columns_are_as_wide_as_their_cells() -> None:
     rows = [("name", "value"), ("a", "1\n2"), ("", "")]
     assert aligned(rows).split("\n") == ["name  value", "a     1", "      2", ""]
     assert aligned([]) == ""
@@ -45,7 +45,7 @@ def test_a_path_is_never_folded() -> None:
     assert path in aligned([("model", f"read {path} again")], 40)
 
 
-def test_a_table_without_a_terminal_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_outside_a_terminal_is_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
     print_table([("a", "1")], ("name", "value"), ["bold"])
     assert capsys.readouterr().out == "name  value\na     1\n"
 
@@ -55,7 +55,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_lines_tell_news_at_once_and_the_rest_now_and_then(
+def test_news_is_printed_at_once_and_other_lines_every_ten_seconds(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
@@ -69,13 +69,13 @@ def test_lines_tell_news_at_once_and_the_rest_now_and_then(
     ]
 
 
-def test_quiet_progress_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_progress_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(10, str, quiet=True) as progress:
         progress.tell("a", "b")
     assert capsys.readouterr().err == ""
 
 
-def test_a_bar_stands_below_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_appear_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rich")
     terminal = Terminal()
     monkeypatch.setenv("TERM", "xterm")

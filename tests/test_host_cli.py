@@ -1,4 +1,4 @@
-"""``python3 -m bitnet_tuning host``."""
+"""The command ``python3 -m bitnet_tuning host``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def facts(machine: Machine, capsys: pytest.CaptureFixture[str]) -> dict[str, Any
     return found
 
 
-def test_json(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_the_fields_of_the_contract(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
     expected = {
         "logical_cpus": list(range(8)),
         "allowed_cpus": list(range(7)),
@@ -89,7 +91,7 @@ def lines_of(text: str) -> dict[str, str]:
     return {key: value.strip() for key, _, value in (line.partition(" ") for line in text)}
 
 
-def test_text(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_shows_lists_and_units(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["host", "--root", str(machine.path)]) == 0
     shown = lines_of(capsys.readouterr().out.splitlines())  # type: ignore[arg-type]
     assert shown["allowed_cpus"] == "0-6 (7)"
@@ -108,7 +110,7 @@ def test_text_of_an_empty_root(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("root", ["missing", "file", ""])
-def test_a_root_that_is_no_folder(
+def test_a_root_that_is_not_a_folder_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], root: str
 ) -> None:
     (tmp_path / "file").touch()
@@ -119,12 +121,14 @@ def test_a_root_that_is_no_folder(
 
 
 @pytest.mark.parametrize("arguments", [["--no-such-flag"], ["--root"], ["surplus"]])
-def test_usage_errors(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+def test_wrong_flags_are_usage_errors(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
     assert main(["host", *arguments]) == 2
     assert capsys.readouterr().out == ""
 
 
-def test_slow_flags_are_asked_for_the_live_machine_alone(
+def test_only_the_live_machine_is_asked_for_missing_cpu_flags(
     machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without = read = machine.remove("proc/cpuinfo").host()
@@ -136,8 +140,9 @@ def test_slow_flags_are_asked_for_the_live_machine_alone(
     assert without.isa == ()
 
 
-def test_from_any_folder(machine: Machine, repository: Path, tmp_path: Path) -> None:
-    """As a program, with a relative root."""
+def test_the_program_runs_in_any_folder_with_a_relative_root(
+    machine: Machine, repository: Path, tmp_path: Path
+) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "bitnet_tuning", "host", "--root", "root", "--json"],
         cwd=tmp_path,

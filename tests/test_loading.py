@@ -1,4 +1,4 @@
-"""Mapped, copied, in huge pages, locked: when each is chosen, and when memory forbids it."""
+"""How the model is loaded: mapped, copied, in huge pages, locked, and what prevents it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def plan(
 
 
 def loads(made: Plan) -> tuple[bool, bool, bool]:
-    """Copied, in huge pages, locked: as the command and the environment have it."""
+    """Return whether the model is copied, in huge pages, and locked."""
     flags = ("--no-mmap" in made.command, "--mlock" in made.command)
     assert flags == (made.setting.mmap is False, made.setting.mlock)
     huge = made.setting.variables.get("GLIBC_TUNABLES") == "glibc.malloc.hugetlb=1"
@@ -58,12 +58,22 @@ def test_each_way_reaches_the_engine(memory: str, expected: tuple[bool, ...]) ->
     assert made.warnings == ()
 
 
-@pytest.mark.parametrize("memory", ["auto", "mmap", "copy", "huge", "locked"])
-def test_the_sum_is_in_the_reasons(memory: str) -> None:
-    assert (
-        "model 1024 + cache 150 + buffers 256 = 1430 MiB; available: 8192 MiB"
-        in (plan(memory).reasons["memory"])
-    )
+@pytest.mark.parametrize(
+    ("memory", "how"),
+    [
+        ("auto", "mapped (mmap) and shares its memory with the page cache"),
+        ("copy", "copied into memory"),
+        ("huge", "copied into huge pages of memory"),
+        (
+            "locked",
+            "mapped (mmap) and shares its memory with the page cache, and locked, so that all of "
+            "it stays there",
+        ),
+    ],
+)
+def test_the_reason_says_how_the_model_is_loaded_and_the_sum(memory: str, how: str) -> None:
+    total = "model 1024 + KV cache 150 + buffers 256 = 1430 MiB; available: 8192 MiB"
+    assert plan(memory).reasons["memory"] == f"the model is {how}; {total}"
 
 
 @pytest.mark.parametrize(
@@ -75,7 +85,9 @@ def test_the_sum_is_in_the_reasons(memory: str) -> None:
         ("mmap", (False, False, False)),
     ],
 )
-def test_performance_mode_locks_what_is_there(memory: str, expected: tuple[bool, ...]) -> None:
+def test_performance_mode_locks_the_model_unless_asked_for_mmap(
+    memory: str, expected: tuple[bool, ...]
+) -> None:
     assert loads(plan(memory, performance=True)) == expected
 
 
@@ -94,7 +106,7 @@ def test_nothing_is_chosen_that_could_get_the_process_killed(memory: str) -> Non
     [
         (HugePages("never", (2, 36)), {}, "transparent_hugepage"),
         (HugePages("auto", (2, 36)), {}, "transparent_hugepage"),
-        (HugePages("always", (2, 34)), {}, "glibc is 2.34, the first that asks for them is 2.35"),
+        (HugePages("always", (2, 34)), {}, "they need glibc 2.35 or later, this system has 2.34"),
         (HugePages("always", None), {}, "glibc"),
         (None, {}, "glibc"),
         (GIVEN, {"GLIBC_TUNABLES": "glibc.malloc.arena_max=1"}, "you set GLIBC_TUNABLES"),
@@ -110,15 +122,18 @@ def test_huge_pages_need_kernel_and_library(
     assert word in warning
 
 
-def test_the_limit_of_locked_memory_counts() -> None:
+def test_a_model_above_the_limit_is_not_locked() -> None:
     assert plan("locked", privileges=Privileges(0, GIBIBYTE)).setting.mlock
     made = plan("locked", privileges=Privileges(0, GIBIBYTE - 1))
     assert not made.setting.mlock
-    assert "the limit is 1023 MiB (ulimit -l), the model has 1024" in made.warnings[0]
-    assert "unlocked" in made.reasons["memory"]
+    assert made.warnings == (
+        "the model is not locked in memory: it takes 1024 MiB, and the limit (ulimit -l) is "
+        "1023 MiB",
+    )
+    assert "locked" not in made.reasons["memory"]
 
 
-def test_current_engines_have_one_flag_for_it() -> None:
+def test_current_engines_have_one_flag_for_loading() -> None:
     def mode(memory: str) -> str:
         command = plan(memory, engine=MAINLINE).command
         return command[command.index("--load-mode") + 1]
@@ -127,7 +142,7 @@ def test_current_engines_have_one_flag_for_it() -> None:
     assert "--load-mode" not in plan("mmap", engine=MAINLINE).command
 
 
-def test_an_engine_without_the_flags_is_left_alone() -> None:
+def test_an_engine_without_flags_for_loading_is_warned_about() -> None:
     bare = ENGINE._replace(flags=frozenset({"-tb"}))
     for memory in ("copy", "huge", "locked"):
         made = plan(memory, engine=bare)
@@ -146,15 +161,15 @@ def test_an_engine_without_the_flags_is_left_alone() -> None:
         ("glibc x.y", None),
     ],
 )
-def test_the_c_librarys_version(text: str, version: tuple[int, int] | None) -> None:
+def test_the_version_of_the_c_library_is_read(text: str, version: tuple[int, int] | None) -> None:
     assert parse_glibc(text) == version
 
 
-def test_an_empty_variable_keeps_nobody_from_huge_pages() -> None:
+def test_an_empty_variable_does_not_prevent_huge_pages() -> None:
     assert loads(plan("huge", environ={"GLIBC_TUNABLES": ""})) == (True, True, False)
 
 
-def test_without_known_privileges_nothing_is_locked_and_no_priority_raised() -> None:
+def test_unknown_privileges_lock_nothing_and_raise_no_priority() -> None:
     facts = Facts(a_host(4), ENGINE, SMALL, "named", {})
     made = make_plan(Request(prompt="hello", memory="locked", performance=True), facts)
     assert (made.setting.mlock, made.setting.nice) == (False, 0)

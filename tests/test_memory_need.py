@@ -1,11 +1,11 @@
-"""How much memory a run takes at most."""
+"""The estimated memory of a run."""
 
 from __future__ import annotations
 
 import pytest
 
 from bitnet_tuning.console import MEBIBYTE
-from bitnet_tuning.plan.memory import cache_bytes, fits, need_of, sum_text
+from bitnet_tuning.plan.memory import fits, need_of, sum_text
 from tests.test_plan import MODEL
 
 BITNET_2B = MODEL._replace(size=1125 * MEBIBYTE, heads=20, kv_width=2 * 640)
@@ -20,10 +20,10 @@ BITNET_2B = MODEL._replace(size=1125 * MEBIBYTE, heads=20, kv_width=2 * 640)
         (0, 512, 300.0, 255.5),  # the model's own length
     ],
 )
-def test_the_sums_are_what_bitnet_cpp_reports(
+def test_the_estimate_equals_what_bitnet_cpp_reports(
     context: int, ubatch: int | None, cache: float, buffers: float
 ) -> None:
-    """Figures from its log, with a model of this shape."""
+    """The expected figures are from the log of a run with such a model."""
     need = need_of(BITNET_2B, context, ubatch)
     assert need.cache / MEBIBYTE == pytest.approx(cache, abs=0.05)
     assert need.buffers / MEBIBYTE == pytest.approx(buffers, abs=0.05)
@@ -34,19 +34,19 @@ def test_long_contexts_have_wider_buffers() -> None:
     assert need_of(BITNET_2B, 32768, 512).buffers > 2 * need_of(BITNET_2B, 2048, 512).buffers
 
 
-def test_a_model_that_says_little_counts_as_one_without_shared_heads() -> None:
+def test_unstated_attention_heads_count_as_not_shared() -> None:
     bare = BITNET_2B._replace(kv_width=None)
-    assert cache_bytes(bare, 1) == 30 * 2 * 2560 * 2
-    assert cache_bytes(bare._replace(layers=None), 1) == 0
+    assert need_of(bare, 1, None).cache == 30 * 2 * 2560 * 2
+    assert need_of(bare._replace(layers=None), 1, None).cache == 0
 
 
-def test_the_sum_in_words() -> None:
+def test_the_sum_is_shown_in_mebibytes() -> None:
     text = sum_text(need_of(BITNET_2B, 2048, 64), 4096 * MEBIBYTE)
-    assert text == "model 1125 + cache 150 + buffers 32 = 1307 MiB; available: 4096 MiB"
-    assert "not known" in sum_text(need_of(BITNET_2B, 2048, 64), None)
+    assert text == "model 1125 + KV cache 150 + buffers 32 = 1307 MiB; available: 4096 MiB"
+    assert sum_text(need_of(BITNET_2B, 2048, 64), None).endswith("; available: unknown")
 
 
-def test_what_fits() -> None:
+def test_a_share_of_the_memory_must_hold_the_sum() -> None:
     need = need_of(BITNET_2B, 2048, 64)
     assert fits(need, need.total * 2, 0.5)
     assert not fits(need, need.total * 2 - 2, 0.5)

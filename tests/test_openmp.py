@@ -1,4 +1,4 @@
-"""Which variables are set for which OpenMP runtime, and whose are kept."""
+"""Variables for each OpenMP runtime, and those of the user and of bitnet-env.sh."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from bitnet_tuning.plan.openmp import (
     BLOCKTIME_MS,
     MARK,
     THREAD_COUNTS,
-    binds_itself,
     choose_variables,
     exported,
     shell_exports,
+    user_binding,
     user_set,
     user_threads,
 )
 
 COUNTS = dict.fromkeys(THREAD_COUNTS, "4")
-SOURCED = {**dict.fromkeys(THREAD_COUNTS, "6"), **BINDING}
-"""What bitnet-env.sh leaves in an environment."""
+EXPORTED = {**dict.fromkeys(THREAD_COUNTS, "6"), **BINDING}
+"""Variables that bitnet-env.sh exported with BITNET_ENV_BIND=1 on six cores."""
 
 
 def choose(
@@ -43,19 +43,28 @@ def choose(
         (NONE, {}),
     ],
 )
-def test_each_runtime(runtime: str | None, expected: dict[str, str]) -> None:
+def test_each_runtime_gets_the_variables_that_it_reads(
+    runtime: str | None, expected: dict[str, str]
+) -> None:
     assert choose(runtime)[0] == expected
+    # Spinning threads use up the quota that working ones need.
+    without = {name: text for name, text in expected.items() if name != "KMP_BLOCKTIME"}
+    assert choose(runtime, quota_binds=True)[0] == without
 
 
-@pytest.mark.parametrize("runtime", [GOMP, LLVM, MSVC, NONE, None])
-def test_a_quota_forbids_spinning(runtime: str | None) -> None:
-    """Spinning threads use up the quota that working ones need."""
-    assert "KMP_BLOCKTIME" not in choose(runtime, quota_binds=True)[0]
+def test_the_reason_says_how_threads_wait() -> None:
+    runtime = "the engine's OpenMP runtime, libomp, reads these variables; "
+    assert choose(LLVM)[1] == (
+        f"{runtime}KMP_BLOCKTIME lets waiting threads spin for 200 ms before they sleep"
+    )
+    assert choose(LLVM, quota_binds=True)[1] == (
+        f"{runtime}KMP_BLOCKTIME is not set: spinning threads would use up the CPU quota"
+    )
 
 
-def test_what_a_binding_quota_means_is_said() -> None:
-    assert "left alone" in choose(LLVM, quota_binds=True)[1]
-    assert "awake" in choose(LLVM)[1]
+@pytest.mark.parametrize(("runtime", "words"), [(None, "is unknown"), (NONE, "without OpenMP")])
+def test_the_reason_says_why_few_variables_are_set(runtime: str | None, words: str) -> None:
+    assert words in choose(runtime)[1]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +77,9 @@ def test_what_a_binding_quota_means_is_said() -> None:
         (("blis",), set()),
     ],
 )
-def test_without_openmp_only_a_library_is_told(blas: tuple[str, ...], names: set[str]) -> None:
+def test_without_openmp_only_blas_libraries_get_a_count(
+    blas: tuple[str, ...], names: set[str]
+) -> None:
     chosen = choose(NONE, blas=blas)[0]
     assert chosen == dict.fromkeys(names, "4")
     assert not any(name.startswith(("OMP_", "KMP_", "GOMP_")) for name in chosen)
@@ -86,14 +97,14 @@ def test_without_openmp_only_a_library_is_told(blas: tuple[str, ...], names: set
         "GOMP_SPINCOUNT",
     ],
 )
-def test_what_the_user_set_is_never_set_again(runtime: str | None, name: str) -> None:
+def test_what_the_user_set_is_never_overwritten(runtime: str | None, name: str) -> None:
     chosen, reason = choose(runtime, {name: "7"}, blas=("mkl", "openblas"))
     assert name not in chosen
     if name in choose(runtime, blas=("mkl", "openblas"))[0]:
         others = set(choose(runtime, blas=("mkl", "openblas"))[0]) - {name}
         if name not in BINDING:
             assert set(chosen) == others
-            assert name in reason and "you set" in reason
+            assert name in reason
 
 
 @pytest.mark.parametrize(
@@ -105,37 +116,33 @@ def test_a_binding_by_the_user_is_the_whole_binding(runtime: str, name: str) -> 
     chosen = choose(runtime, {name: "0-3"})[0]
     assert not set(BINDING) & set(chosen)
     assert chosen["OMP_NUM_THREADS"] == "4"
-    assert binds_itself({name: "0-3"})
-
-
-@pytest.mark.parametrize("name", ["OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "OMP_PLACES"])
-def test_a_binding_that_is_left_out_is_said(name: str) -> None:
-    assert f"threads not bound: you set {name}" in choose(GOMP, {name: "false"})[1]
+    assert f"threads are bound as you set it: {name}" in choose(runtime, {name: "0-3"})[1]
+    assert user_binding({name: "0-3"}) == name
 
 
 @pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "KMP_LIBRARY"])
-def test_the_users_way_to_wait_is_not_outranked(name: str) -> None:
-    """KMP_BLOCKTIME would be."""
+def test_how_the_user_lets_threads_wait_is_left_alone(name: str) -> None:
+    """KMP_BLOCKTIME would take precedence over these variables."""
     chosen, reason = choose(LLVM, {name: "passive"})
     assert "KMP_BLOCKTIME" not in chosen
-    assert f"you set {name}" in reason
+    assert f"threads wait as you set it: {name}" in reason
 
 
 def test_a_value_equal_to_ours_needs_no_mention() -> None:
-    chosen, reason = choose(LLVM, {"KMP_BLOCKTIME": BLOCKTIME_MS})
-    assert "KMP_BLOCKTIME" not in chosen
-    assert "as you set it" not in reason
+    chosen, reason = choose(GOMP, {"OMP_NUM_THREADS": "4"})
+    assert "OMP_NUM_THREADS" not in chosen
+    assert "OMP_NUM_THREADS" not in reason
 
 
 # bitnet-env.sh
 
 
-def test_what_was_sourced_is_not_the_users() -> None:
-    assert exported(SOURCED) == SOURCED.keys()
-    assert not any(user_set(SOURCED, name) for name in SOURCED)
-    assert user_threads(SOURCED) is None
-    assert not binds_itself(SOURCED)
-    assert choose(GOMP, SOURCED)[0] == {**COUNTS, **BINDING}
+def test_exported_variables_are_not_the_users() -> None:
+    assert exported(EXPORTED) == EXPORTED.keys()
+    assert not any(user_set(EXPORTED, name) for name in EXPORTED)
+    assert user_threads(EXPORTED) is None
+    assert not user_binding(EXPORTED)
+    assert choose(GOMP, EXPORTED)[0] == {**COUNTS, **BINDING}
 
 
 @pytest.mark.parametrize(
@@ -144,11 +151,11 @@ def test_what_was_sourced_is_not_the_users() -> None:
         {"OMP_NUM_THREADS": "3"},
         {"OMP_PROC_BIND": "close"},
         {"OMP_PLACES": "threads"},
-        *({name: None} for name in SOURCED),
+        *({name: None} for name in EXPORTED),
     ],
 )
-def test_whoever_changes_a_part_of_it_owns_it(change: dict[str, str | None]) -> None:
-    environ = {**SOURCED, **change}
+def test_a_change_makes_the_exported_variables_the_users(change: dict[str, str | None]) -> None:
+    environ = {**EXPORTED, **change}
     left = {name: value for name, value in environ.items() if value is not None}
     assert not exported(left)
     assert all(user_set(left, name) for name in left)
@@ -156,9 +163,9 @@ def test_whoever_changes_a_part_of_it_owns_it(change: dict[str, str | None]) -> 
 
 
 @pytest.mark.parametrize("name", ["MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"])
-def test_a_librarys_own_count_leaves_the_others_sourced(name: str) -> None:
-    environ = {**SOURCED, name: "1"}
-    assert exported(environ) == SOURCED.keys() - {name}
+def test_a_count_for_one_library_leaves_the_others_exported(name: str) -> None:
+    environ = {**EXPORTED, name: "1"}
+    assert exported(environ) == EXPORTED.keys() - {name}
     assert user_threads(environ) is None
     others = {**COUNTS, **BINDING}
     del others[name]
@@ -168,28 +175,28 @@ def test_a_librarys_own_count_leaves_the_others_sourced(name: str) -> None:
 WAITING = {"KMP_BLOCKTIME": BLOCKTIME_MS}
 
 
-def test_sourced_waiting_is_not_the_users() -> None:
-    environ = {**SOURCED, **WAITING}
+def test_an_exported_blocktime_is_not_the_users() -> None:
+    environ = {**EXPORTED, **WAITING}
     assert exported(environ) == environ.keys()
     assert choose(LLVM, environ) == choose(LLVM)
     assert "you set" not in choose(LLVM, environ, quota_binds=True)[1]
 
 
 @pytest.mark.parametrize(
-    ("own", "sourced"),
+    ("own", "exports"),
     [
         ({"OMP_PROC_BIND": "close"}, {**dict.fromkeys(THREAD_COUNTS, "6"), **WAITING}),
         ({"GOMP_CPU_AFFINITY": "0-3"}, {**dict.fromkeys(THREAD_COUNTS, "6"), **WAITING}),
         ({"OMP_NUM_THREADS": "6"}, {**BINDING, **WAITING}),
         ({"OMP_NUM_THREADS": "6", "MKL_NUM_THREADS": "6"}, {**BINDING, **WAITING}),
-        ({"KMP_BLOCKTIME": "0"}, SOURCED),
-        ({"OMP_WAIT_POLICY": "passive"}, SOURCED),
+        ({"KMP_BLOCKTIME": "0"}, EXPORTED),
+        ({"OMP_WAIT_POLICY": "passive"}, EXPORTED),
     ],
 )
-def test_two_groups_are_enough(own: dict[str, str], sourced: dict[str, str]) -> None:
-    """What the user set of one keeps the file from exporting that group, not the others."""
-    environ = {**own, **sourced}
-    assert exported(environ) == sourced.keys()
+def test_two_exported_groups_are_recognised(own: dict[str, str], exports: dict[str, str]) -> None:
+    """The user's own variable keeps bitnet-env.sh from exporting its group, not the others."""
+    environ = {**own, **exports}
+    assert exported(environ) == exports.keys()
     assert all(user_set(environ, name) for name in own)
     assert choose(LLVM, environ) == choose(LLVM, own)
 
@@ -206,13 +213,13 @@ def test_two_groups_are_enough(own: dict[str, str], sourced: dict[str, str]) -> 
         {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "4", "OPENBLAS_NUM_THREADS": "4", **BINDING},
     ],
 )
-def test_one_group_may_be_the_users_own(own: dict[str, str]) -> None:
+def test_one_group_alone_is_the_users(own: dict[str, str]) -> None:
     assert exported(own) == frozenset()
     assert all(user_set(own, name) == bool(value) for name, value in own.items())
 
 
 def test_marked_counts_are_not_the_users() -> None:
-    """Where a quota binds, nothing else is exported."""
+    """Under a CPU quota bitnet-env.sh exports only counts, and marks them."""
     marked = {**dict.fromkeys(THREAD_COUNTS, "6"), MARK: "6"}
     assert exported(marked) == marked.keys()
     assert user_threads(marked) is None
@@ -223,10 +230,10 @@ def test_marked_counts_are_not_the_users() -> None:
     assert user_threads(job) == 1
 
 
-def test_other_variables_beside_what_was_sourced_are_the_users() -> None:
-    environ = {**SOURCED, "KMP_BLOCKTIME": "0", "GOMP_CPU_AFFINITY": "0-3"}
+def test_other_variables_beside_exported_ones_are_the_users() -> None:
+    environ = {**EXPORTED, "KMP_BLOCKTIME": "0", "GOMP_CPU_AFFINITY": "0-3"}
     assert user_set(environ, "KMP_BLOCKTIME")
-    assert binds_itself(environ)
+    assert user_binding(environ)
     chosen = choose(LLVM, environ)[0]
     assert "KMP_BLOCKTIME" not in chosen
     assert chosen["OMP_NUM_THREADS"] == "4"
@@ -237,26 +244,19 @@ def test_other_variables_beside_what_was_sourced_are_the_users() -> None:
 
 @pytest.mark.parametrize(
     ("text", "threads"),
-    [("6", 6), (" 6 ", 6), ("6,2", 6), ("0", None), ("-1", None), ("", None), ("many", None)],
+    [
+        ("6", 6),
+        (" 6 ", 6),
+        ("6,2", 6),
+        *((text, None) for text in ("", "0", "-4", "many", "9" * 5000)),
+    ],
 )
-def test_the_users_threads(text: str, threads: int | None) -> None:
+def test_the_users_thread_count_must_be_positive(text: str, threads: int | None) -> None:
     assert user_threads({"OMP_NUM_THREADS": text}) == threads
-
-
-def test_no_threads_of_the_users() -> None:
     assert user_threads({}) is None
 
 
-@pytest.mark.parametrize("text", ["", "0", "-4", "many", "9" * 5000])
-def test_a_senseless_thread_count_of_the_user_is_none(text: str) -> None:
-    assert user_threads({"OMP_NUM_THREADS": text}) is None
-
-
-# What a shell may be given
-
-
-def test_a_count_equal_to_ours_needs_no_mention() -> None:
-    assert choose(GOMP, {"OMP_NUM_THREADS": "4"})[1] == choose(GOMP)[1]
+# Exports to a shell
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_a_count_equal_to_ours_needs_no_mention() -> None:
         (WAITING, True, {}),
     ],
 )
-def test_a_shell_gets_only_what_is_told_from_the_users_own_afterwards(
+def test_a_shell_gets_only_variables_that_are_recognised_afterwards(
     own: dict[str, str], quota_binds: bool, expected: dict[str, str]
 ) -> None:
     given = shell_exports(own, 4, quota_binds)

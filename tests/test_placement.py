@@ -1,4 +1,4 @@
-"""Threads and memory on NUMA nodes: when on one, when on all, when left alone."""
+"""Placement of threads and memory on one NUMA node, on all of them, or on none in particular."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.plan.facts import Facts, Plan, Request
-from bitnet_tuning.plan.placement import chosen_cores
 from bitnet_tuning.plan.plan import make_plan
 from tests.machines import GIBIBYTE, NODE, Machine
 from tests.profile_samples import ENGINE, MODEL
@@ -19,7 +18,7 @@ SMALL = MODEL._replace(size=GIBIBYTE, heads=20, kv_width=1280)
 
 
 class Bench:
-    """Plans for a machine of nodes with ``cores`` each, which have ``free`` GiB each."""
+    """Plans for a machine with NUMA nodes of ``cores`` cores and ``free`` GiB of free memory."""
 
     def __init__(self, machine: Machine, nodes: int = 2, cores: int = 8, free: float = 16) -> None:
         self.machine = machine
@@ -63,10 +62,10 @@ def untouched(plan: Plan) -> bool:
     return (setting.cpus, setting.node, setting.interleave, setting.numa) == (None,) * 4
 
 
-def test_on_one_node_nothing_is_done_and_said_so(machine: Machine) -> None:
+def test_a_machine_with_one_node_has_nothing_to_choose(machine: Machine) -> None:
     plan = Bench(machine, nodes=1).plan()
     assert untouched(plan)
-    assert plan.reasons["numa"] == "one NUMA node: nothing to do"
+    assert plan.reasons["numa"] == "nothing to choose: one NUMA node"
     assert plan.command[0] == ENGINE.path
 
 
@@ -76,16 +75,19 @@ def test_what_fits_on_one_node_stays_there(machine: Machine) -> None:
     assert (setting.threads, setting.threads_batch) == (12, 16)
     assert (setting.cpus, setting.node, setting.numa) == (frozenset(range(16)), 0, None)
     assert plan.command[:4] == ("numactl", "--preferred=0", "--", ENGINE.path)
-    assert "fit on node 0 (16 cores, 16384 MiB free)" in plan.reasons["numa"]
+    assert plan.reasons["numa"] == (
+        "threads and memory fit on NUMA node 0 (16 cores, 16384 MiB free); numactl prefers its "
+        "memory"
+    )
     assert plan.reasons["cpus"] == "bound to NUMA node 0"
-    assert plan.reasons["threads_batch"].startswith("16: the cores of the node")
+    assert plan.reasons["threads_batch"] == "16: all usable cores of NUMA node 0"
 
 
-def test_the_node_with_most_free_memory_is_taken(machine: Machine) -> None:
+def test_the_node_with_most_free_memory_is_chosen(machine: Machine) -> None:
     bench = Bench(machine, cores=16).node(0, range(16), free=4).node(1, range(16, 32), free=8)
     assert bench.plan().setting.node == 1
     bench.node(0, range(16), free=4, inactive=6)
-    assert bench.plan().setting.node == 0, "file pages that nobody uses give way"
+    assert bench.plan().setting.node == 0, "the kernel drops unused pages of files"
 
 
 def test_without_numactl_affinity_and_the_engines_own_flag(machine: Machine) -> None:
@@ -96,13 +98,14 @@ def test_without_numactl_affinity_and_the_engines_own_flag(machine: Machine) -> 
     assert plan.command[0] == ENGINE.path
     assert plan.command[plan.command.index("--numa") + 1] == "isolate"
     assert "OMP_PROC_BIND" not in plan.setting.variables, "the engine binds its threads itself"
-    assert "moves them to its nodes" in plan.reasons["env"]
+    assert "the engine binds its threads to nodes itself" in plan.reasons["env"]
+    assert "numactl is not installed or not permitted" in plan.reasons["numa"]
     bare = bench.plan(numactl=False, engine=ENGINE._replace(flags=frozenset({"-tb"})))
     assert (bare.setting.cpus, bare.setting.numa) == (frozenset(range(16)), None)
     assert "--numa" not in bare.command
 
 
-def test_isolate_is_not_used_where_it_would_leave_the_mask(machine: Machine) -> None:
+def test_isolate_is_not_used_if_it_would_exceed_the_affinity(machine: Machine) -> None:
     bench = Bench(machine, cores=16)
     machine.affinity("0-13,16-29")
     bench.memory_nodes("0-1", "0-13,16-29")
@@ -119,7 +122,7 @@ def test_too_many_threads_for_a_node_are_spread(machine: Machine, numactl: bool)
     assert (setting.cpus, setting.node, setting.interleave) == (None, None, None)
     assert plan.setting.numa == "distribute"
     assert plan.command[0] == ENGINE.path
-    assert "12 threads and 1206 MiB do not fit on one of 2 nodes" in plan.reasons["numa"]
+    assert "12 threads and 1206 MiB do not fit on any of 2 NUMA nodes" in plan.reasons["numa"]
 
 
 def test_too_large_a_model_for_a_node_is_spread(machine: Machine) -> None:
@@ -127,7 +130,7 @@ def test_too_large_a_model_for_a_node_is_spread(machine: Machine) -> None:
     assert bench.plan().setting.numa == "distribute"
 
 
-def test_chosen_threads_decide_as_well(machine: Machine) -> None:
+def test_the_users_threads_must_fit_on_the_node(machine: Machine) -> None:
     bench = Bench(machine)
     assert bench.plan(HELLO._replace(threads=8)).setting.node == 0
     assert bench.plan(HELLO._replace(threads=9)).setting.numa == "distribute"
@@ -144,7 +147,7 @@ def test_memory_only_nodes_never_get_threads(machine: Machine) -> None:
     assert plan.setting.cpus == frozenset(range(16))
     bare = bench.plan(numactl=False)
     assert untouched(bare)
-    assert "no numactl that may act" in bare.reasons["numa"]
+    assert bare.reasons["numa"].endswith("not installed or not permitted, so nothing is placed")
 
 
 def test_nodes_outside_the_cpuset_are_not_used(machine: Machine) -> None:
@@ -152,29 +155,28 @@ def test_nodes_outside_the_cpuset_are_not_used(machine: Machine) -> None:
     plan = bench.plan()
     assert plan.setting.interleave == frozenset((0, 1))
     assert plan.setting.cpus == frozenset(range(16))
-    bench.memory_nodes("1", "0-15")
-    assert untouched(bench.plan())
-    assert "NUMA node 1" in bench.plan().reasons["numa"]
-    bench.memory_nodes("0-2", "0-7")
-    assert untouched(bench.plan())
-    assert "NUMA node 0" in bench.plan().reasons["numa"]
+    for nodes, cpus, left in (("1", "0-15", 1), ("0-2", "0-7", 0)):
+        plan = bench.memory_nodes(nodes, cpus).plan()
+        assert untouched(plan)
+        reason = f"nothing to choose: this process may use only NUMA node {left}"
+        assert plan.reasons["numa"] == reason
 
 
 @pytest.mark.parametrize("name", ["OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"])
-def test_places_that_the_user_chose_are_left_alone(machine: Machine, name: str) -> None:
+def test_threads_that_the_user_binds_are_not_placed(machine: Machine, name: str) -> None:
     plan = Bench(machine, cores=16).plan(environ={name: "x"})
     assert untouched(plan)
-    assert "you chose places" in plan.reasons["numa"]
+    assert plan.reasons["numa"].endswith(f"you bind the threads yourself with {name}")
 
 
 def test_the_node_whose_page_cache_has_the_model_comes_first(machine: Machine) -> None:
     bench = Bench(machine, cores=16).node(1, range(16, 32), free=1)
     plan = bench.plan(cached={0: 2, 1: 98})
-    assert plan.setting.node == 1, "what lies there takes no more room"
+    assert plan.setting.node == 1, "the cached model needs no more memory"
     assert plan.warnings == ()
 
 
-def test_a_model_cached_on_the_wrong_node_is_said_with_a_remedy(machine: Machine) -> None:
+def test_a_model_cached_on_another_node_is_warned_about_with_a_remedy(machine: Machine) -> None:
     bench = Bench(machine, nodes=3, cores=16).memory_nodes("0,2", "0-15,32-47")
     (warning,) = bench.plan(cached={1: 40, 0: 1}).warnings
     assert "holds the model on NUMA node 0-1, not on 0" in warning
@@ -183,33 +185,36 @@ def test_a_model_cached_on_the_wrong_node_is_said_with_a_remedy(machine: Machine
     assert bench.plan(cached={}).warnings == ()
 
 
-def test_a_model_cached_on_one_of_the_nodes_it_is_spread_over(machine: Machine) -> None:
+def test_a_model_cached_on_one_of_its_nodes_is_warned_about(machine: Machine) -> None:
     bench = Bench(machine)
     (warning,) = bench.plan(cached={1: 64}).warnings
     assert "holds the model on NUMA node 1, not on 0-1" in warning
     assert bench.plan(cached={0: 30, 1: 34}).warnings == ()
 
 
-def test_memory_that_is_not_told_does_not_keep_threads_apart(machine: Machine) -> None:
+def test_unknown_free_memory_does_not_prevent_placement(machine: Machine) -> None:
     machine.regular(16, packages=2, node_per_package=True)
     plan = make_plan(HELLO, Facts(machine.host(), ENGINE, SMALL, "named", {}, numactl=True))
     assert plan.setting.node == 0
-    assert "memory not known" in plan.reasons["numa"]
+    assert "free memory unknown" in plan.reasons["numa"]
 
 
-def test_cores_of_one_node_are_chosen_together(machine: Machine) -> None:
+def test_performance_mode_chooses_cores_of_one_node_together(machine: Machine) -> None:
     machine.cores([[0], [1], [2], [3]]).node(0, [0, 2]).node(1, [1, 3])
-    host = machine.host()
-    assert chosen_cores(host, 2) == {0, 2}
-    assert chosen_cores(host, 3) == {0, 1, 2}
-    assert chosen_cores(host, 9) == {0, 1, 2, 3}
+    without_numa = ENGINE._replace(flags=ENGINE.flags - {"--numa"})
+    facts = Facts(machine.host(), without_numa, SMALL, "named", {})
+    for threads, cpus in ((2, {0, 2}), (3, {0, 1, 2}), (9, {0, 1, 2, 3})):
+        plan = make_plan(HELLO._replace(performance=True, threads=threads), facts)
+        assert plan.setting.cpus == cpus
 
 
-def test_fast_cores_are_chosen_first(machine: Machine) -> None:
+def test_performance_mode_chooses_fast_cores_first(machine: Machine) -> None:
     host = machine.hybrid(2, 4).host()
-    assert chosen_cores(host, 2) == {0, 1, 2, 3}
-    slow_first = host._replace(cores=tuple(reversed(host.cores)))
-    assert chosen_cores(slow_first, 1) == {0, 1}
+    reversed_host = host._replace(cores=tuple(reversed(host.cores)))
+    for each, threads, cpus in ((host, 2, {0, 1, 2, 3}), (reversed_host, 1, {0, 1})):
+        request = HELLO._replace(performance=True, threads=threads)
+        plan = make_plan(request, Facts(each, ENGINE, SMALL, "named", {}))
+        assert plan.setting.cpus == cpus
 
 
 def test_half_of_the_model_on_the_right_node_is_enough(machine: Machine) -> None:
@@ -223,12 +228,12 @@ def test_a_model_cached_on_a_node_that_may_not_be_used_is_warned_about(machine: 
     assert bench.plan(cached={0: 40}).warnings == ()
 
 
-def test_an_engine_without_the_flag_is_spread_by_numactl_alone(machine: Machine) -> None:
+def test_without_the_engines_numa_flag_numactl_alone_interleaves(machine: Machine) -> None:
     plan = Bench(machine).node(2).plan(engine=ENGINE._replace(flags=frozenset({"-tb"})))
     assert (plan.setting.numa, plan.setting.interleave) == (None, frozenset((0, 1)))
 
 
-def test_performance_cores_outrank_nodes(machine: Machine) -> None:
+def test_performance_cores_take_precedence_over_nodes(machine: Machine) -> None:
     machine.hybrid(8, 8).meminfo(64 * GIBIBYTE, 60 * GIBIBYTE)
     machine.node(0, range(8)).node(1, range(8, 24))
     host = machine.host()
@@ -236,7 +241,9 @@ def test_performance_cores_outrank_nodes(machine: Machine) -> None:
     assert (plan.setting.cpus, plan.setting.node) == (frozenset(range(16)), None)
 
 
-def test_only_allowed_cpus_of_a_core_are_chosen(machine: Machine) -> None:
+def test_performance_mode_chooses_only_allowed_cpus(machine: Machine) -> None:
     host = machine.regular(2, threads=2).affinity("1-3").host()
-    assert chosen_cores(host, 1) == {2}
-    assert chosen_cores(host, 2) == {1, 2, 3}
+    for threads, cpus in ((1, {2}), (2, {1, 2, 3})):
+        request = HELLO._replace(performance=True, threads=threads)
+        plan = make_plan(request, Facts(host, ENGINE, SMALL, "named", {}))
+        assert plan.setting.cpus == cpus

@@ -1,4 +1,4 @@
-"""What modules may touch: the decisions are pure, the run path is light."""
+"""Limits on what modules do: who reads the kernel, starts programs, or imports slow modules."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ PACKAGE = REPO / "bitnet_tuning"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 STARTERS = ("fork", "system", "popen", "startfile", "exec", "spawn", "posix_spawn")
-"""How the names of functions in ``os`` begin that start a program."""
+"""Beginnings of the names of functions in ``os`` that start a program."""
 
 SLOW = {
     "dataclasses",
@@ -44,12 +45,13 @@ def name_of(path: Path) -> str:
     return path.relative_to(PACKAGE).as_posix()
 
 
+@cache
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
 def texts(path: Path) -> Iterator[str]:
-    """String literals, documentation left out."""
+    """Yield the string literals that are not docstrings."""
     tree = parsed(path)
     documentation = {
         id(node.value)
@@ -61,7 +63,7 @@ def texts(path: Path) -> Iterator[str]:
             yield from (node.value,) if isinstance(node.value, str) else ()
 
 
-def test_only_the_machine_package_reads_the_kernels_folders() -> None:
+def test_only_the_machine_package_reads_proc_and_sys() -> None:
     folders = ("/proc", "/sys/", "proc/", "sys/devices", "sys/fs")
     found = {
         (name_of(path), text)
@@ -74,8 +76,10 @@ def test_only_the_machine_package_reads_the_kernels_folders() -> None:
 
 
 def starts(path: Path) -> bool:
-    """Return True if a module starts programs through ``os``. The import linter sees who
-    imports ``subprocess`` and the like."""
+    """Return whether a module starts programs through ``os``.
+
+    The import linter checks who imports ``subprocess``.
+    """
     return any(
         isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)
@@ -85,11 +89,11 @@ def starts(path: Path) -> bool:
     )
 
 
-def test_programs_are_started_in_one_place() -> None:
+def test_only_one_module_starts_programs() -> None:
     assert [name_of(path) for path in MODULES if starts(path)] == ["launch/start.py"]
 
 
-def test_no_shell_is_asked_for() -> None:
+def test_no_module_uses_a_shell() -> None:
     for path in MODULES:
         for node in ast.walk(parsed(path)):
             if isinstance(node, ast.keyword):
@@ -108,11 +112,11 @@ sys.exit(code)
 
 
 def loaded_by(program: str, folder: Path) -> set[str]:
-    """In a whole run, without site-packages and without what Python itself starts with."""
+    """Return the modules that a whole run loads with a warm cache, without site-packages."""
     fake, report = FakeEngine(folder / "checkout"), folder / "modules.json"
     code = REPORT.format(repo=str(REPO), report=str(report), program=program)
     flags = ["--engine", str(fake.cli), "-m", demo.I2_S, "-p", "hello"]
-    for _ in range(2):  # the first one asks the engine, which takes a subprocess
+    for _ in range(2):  # the first run asks the engine for its flags and fills the cache
         done = subprocess.run(
             [sys.executable, "-I", "-S", "-c", code, *flags],
             capture_output=True,
@@ -124,7 +128,9 @@ def loaded_by(program: str, folder: Path) -> set[str]:
     return set(json.loads(report.read_text()))
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere it may need more")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="other systems may need more modules"
+)
 def test_a_run_with_a_warm_cache_loads_no_slow_module(tmp_path: Path) -> None:
     loaded = loaded_by("run", tmp_path)
     assert not loaded & SLOW

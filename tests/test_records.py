@@ -1,4 +1,4 @@
-"""Our records behave as ``typing.NamedTuple`` does."""
+"""Records of this package behave like ``typing.NamedTuple``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Theirs(typing.NamedTuple):
 
 
 @pytest.mark.parametrize("kind", [Ours, Theirs])
-def test_a_record_is_a_frozen_tuple_with_names(kind: type[Ours] | type[Theirs]) -> None:
+def test_a_record_is_an_immutable_tuple_with_named_fields(kind: type[Ours] | type[Theirs]) -> None:
     record = kind(1)
     assert record == (1, "two") == kind(first=1, second="two")
     assert (record.first, record.second, record.both) == (1, "two", "1 two")
@@ -57,7 +57,7 @@ def test_a_record_is_a_frozen_tuple_with_names(kind: type[Ours] | type[Theirs]) 
 @pytest.mark.parametrize(
     ("values", "named"), [((), {}), ((1, "x", 3), {}), ((1,), {"third": 3}), ((), {"second": "x"})]
 )
-def test_wrong_values_are_refused(
+def test_missing_and_surplus_values_are_refused(
     kind: typing.Any, values: tuple[object, ...], named: dict[str, object]
 ) -> None:
     with pytest.raises(TypeError):

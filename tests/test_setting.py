@@ -1,4 +1,4 @@
-"""Settings: changes, words, and their form in files."""
+"""Settings: how they are changed, described, and stored in files."""
 
 from __future__ import annotations
 
@@ -7,25 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.plan.openmp import TUNABLE
-from bitnet_tuning.plan.setting import (
-    UPSTREAM,
-    Change,
-    Setting,
-    apply,
-    describe,
-)
+from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting, apply, describe
 from bitnet_tuning.store.codec import DamagedError, from_json, to_json
 
 COUNTED = (("MKL_NUM_THREADS", "4"), ("OMP_NUM_THREADS", "4"), ("OMP_PLACES", "cores"))
 FOUR = Setting(4, 8, COUNTED)
 
 texts = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=12)
-settings = st.builds(
+any_settings = st.builds(
     Setting,
     threads=st.integers(1, 512),
     threads_batch=st.integers(1, 512),
@@ -45,7 +39,7 @@ settings = st.builds(
 )
 
 
-def test_another_count_of_threads_takes_its_variables_along() -> None:
+def test_thread_counts_in_the_environment_follow_the_threads() -> None:
     made = apply(Change("3 threads", (("threads", 3), ("threads_batch", 3))), FOUR)
     assert (made.threads, made.threads_batch) == (3, 3)
     assert dict(made.env) == {
@@ -65,7 +59,7 @@ def test_a_change_sets_and_unsets_variables_and_fields() -> None:
     assert made._replace(mmap=None, env=COUNTED) == FOUR
 
 
-def test_a_setting_without_variables_gets_none() -> None:
+def test_a_setting_without_thread_counts_gets_none() -> None:
     assert apply(Change("6", (("threads", 6), ("threads_batch", 6))), UPSTREAM) == Setting(6, 6)
 
 
@@ -85,23 +79,24 @@ def test_a_setting_without_variables_gets_none() -> None:
         ),
     ],
 )
-def test_a_setting_in_words(setting: Setting, words: str) -> None:
+def test_a_setting_is_described(setting: Setting, words: str) -> None:
     assert describe(setting) == words
 
 
-@given(settings)
+@given(any_settings)
+@settings(max_examples=30, deadline=None)
 def test_a_setting_comes_back_from_a_file(setting: Setting) -> None:
     assert from_json(Setting, json.loads(json.dumps(to_json(setting)))) == setting
 
 
-def test_its_form_in_a_file() -> None:
+def test_the_format_in_a_file() -> None:
     facts = to_json(FOUR._replace(cpus=frozenset((0, 1, 2, 8))))
     assert facts["env"] == dict(COUNTED)
     assert facts["cpus"] == format_list((0, 1, 2, 8)) == "0-2,8"
     assert set(facts) == set(Setting._fields)
 
 
-def test_a_file_from_before_there_were_nodes_is_read() -> None:
+def test_a_file_without_the_later_fields_is_read() -> None:
     facts = to_json(FOUR)
     del facts["node"], facts["interleave"]
     assert from_json(Setting, facts) == FOUR
@@ -132,12 +127,12 @@ def test_a_file_from_before_there_were_nodes_is_read() -> None:
         {"more": 1},
     ],
 )
-def test_what_is_never_written_is_not_read(change: Mapping[str, Any]) -> None:
+def test_an_invalid_field_is_refused_by_its_name(change: Mapping[str, Any]) -> None:
     with pytest.raises(DamagedError, match=f"^{next(iter(change))}[:.[]"):
         from_json(Setting, {**to_json(FOUR), **change})
 
 
 @pytest.mark.parametrize("facts", [{}, [], None, {"threads": 2}])
-def test_what_is_no_setting_is_not_read(facts: Any) -> None:
+def test_what_is_not_a_setting_is_refused(facts: Any) -> None:
     with pytest.raises(DamagedError, match=r"missing|not an object"):
         from_json(Setting, facts)

@@ -1,4 +1,4 @@
-"""How many threads, and where: from the shape of a host to the numbers."""
+"""The number of threads and their CPUs, for hosts of many shapes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import pytest
 
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.machine.host import Host
+from bitnet_tuning.machine.topology import Hybrid
 from bitnet_tuning.plan.facts import Plan, Request
 from bitnet_tuning.plan.openmp import BINDING, THREAD_COUNTS
 from bitnet_tuning.plan.setting import Setting
-from bitnet_tuning.plan.threads import MOST_THREADS, best_count, choose_threads
+from bitnet_tuning.plan.threads import MOST_THREADS, choose_threads
 from tests.machines import Machine
+from tests.test_plan import a_host
 
-SOURCED = {**dict.fromkeys(THREAD_COUNTS, "3"), **BINDING}
+EXPORTED = {**dict.fromkeys(THREAD_COUNTS, "3"), **BINDING}
 
 Build = Callable[[Machine], Machine]
 
@@ -64,32 +66,39 @@ def quota(machine: Machine, cpus: float) -> Machine:
         pytest.param(lambda m: quota(m.regular(8).affinity("0-5"), 3), 3, 3, id="both"),
     ],
 )
-def test_one_kind(machine: Machine, build: Build, generation: int, prompt: int) -> None:
+def test_one_kind_of_core_gets_a_thread_per_usable_core(
+    machine: Machine, build: Build, generation: int, prompt: int
+) -> None:
     chosen = choose(build(machine).host())
     assert chosen.setting == Setting(generation, prompt)
     assert chosen.reasons["threads"].startswith(f"{generation}: ")
     assert chosen.warnings == ()
 
 
-def test_reasons_name_what_decided(machine: Machine) -> None:
+def test_the_reason_names_everything_that_decided(machine: Machine) -> None:
     quota(machine.regular(8, threads=2).affinity("0-5"), 2.5)
-    reason = choose(machine.host()).reasons["threads"]
-    assert "6 of 8 physical cores may be used" in reason
-    assert "a second thread on a core gains nothing" in reason
-    assert "a quota of 2.5 CPUs binds" in reason
+    assert choose(machine.host()).reasons == {
+        "threads": "2: this process may use 6 of 8 physical cores; a second thread on a core gains "
+        "nothing; the CPU quota allows 2.5 CPUs",
+        "threads_batch": "2: all usable cores, since arithmetic limits a prompt, not memory",
+        "cpus": "not bound to particular CPUs: all usable cores are of one kind",
+    }
 
 
-def test_unknown_siblings_are_named(machine: Machine) -> None:
-    assert "is not known" in choose(machine.bare_cpus(range(4)).host()).reasons["threads"]
+def test_the_reason_says_that_siblings_are_unknown(machine: Machine) -> None:
+    reason = choose(machine.bare_cpus(range(4)).host()).reasons["threads"]
+    assert reason == "4: this process may use 4 CPUs; which of them share a core is unknown"
 
 
-# The bound
+# The limit
 
 
 @pytest.mark.parametrize(
     ("most", "generation"), [(None, MOST_THREADS), (3, 3), (20, 20), (24, 24), (100, 24), (1, 1)]
 )
-def test_max_threads(machine: Machine, most: int | None, generation: int) -> None:
+def test_generation_is_limited_and_prompts_are_not(
+    machine: Machine, most: int | None, generation: int
+) -> None:
     chosen = choose(machine.regular(24).host(), most=most)
     assert (chosen.setting.threads, chosen.setting.threads_batch) == (generation, 24)
     assert ("--max-threads" in chosen.reasons["threads"]) == (generation < 24)
@@ -114,7 +123,7 @@ def test_max_threads(machine: Machine, most: int | None, generation: int) -> Non
 def test_intel_hybrids(
     machine: Machine, fast: int, slow: int, generation: int, bound: bool
 ) -> None:
-    """An efficiency core counts 0.4 of a performance core where nothing better is known."""
+    """An efficiency core counts as 0.4 of a performance core if its speed is unknown."""
     host = machine.hybrid(fast, slow).host()
     chosen = choose(host)
     assert host.hybrid is not None
@@ -142,34 +151,54 @@ def test_arm_hybrids(
     assert (chosen.setting.threads, chosen.setting.cpus) == (generation, cpus)
 
 
-def test_a_hybrid_with_an_affinity_of_one_kind(machine: Machine) -> None:
+def test_an_affinity_to_one_kind_of_core_counts_those_cores(machine: Machine) -> None:
     machine.hybrid(2, 8)
     for cpus, generation in (("0-3", 2), ("4-9", 6)):
         chosen = choose(machine.affinity(cpus).host())
         assert chosen.setting == Setting(generation, generation)
 
 
-def test_bound_cpus_are_allowed_ones(machine: Machine) -> None:
+def test_only_allowed_cpus_are_bound(machine: Machine) -> None:
     chosen = choose(machine.hybrid(6, 8).affinity("1-7,12-15").host())
     assert (chosen.setting.threads, chosen.setting.cpus) == (4, frozenset(range(1, 8)))
 
 
-def test_a_hybrid_with_a_quota(machine: Machine) -> None:
+def test_a_quota_limits_the_threads_on_fast_cores(machine: Machine) -> None:
     chosen = choose(quota(machine.hybrid(6, 8), 4).host())
     assert (chosen.setting.threads, chosen.setting.threads_batch) == (4, 4)
     assert chosen.setting.cpus == frozenset(range(12))
 
 
 def test_a_quota_that_makes_slow_cores_worthless(machine: Machine) -> None:
-    """Four of ten cores' time: two fast ones with two slow ones do less than two fast ones."""
+    """With the time of four cores, two fast and two slow ones do less than two fast ones."""
     chosen = choose(quota(machine.hybrid(2, 8), 4).host())
     assert (chosen.setting.threads, chosen.setting.cpus) == (2, frozenset(range(4)))
 
 
 def test_max_threads_on_a_hybrid(machine: Machine) -> None:
-    machine.hybrid(8, 16)
-    assert choose(machine.host(), most=4).setting.threads == 4
-    assert choose(machine.host(), most=24).setting.threads == 24
+    host = machine.hybrid(8, 16).host()
+    assert [choose(host, most=most).setting.threads for most in (4, 24)] == [4, 24]
+    assert "(--max-threads" in choose(host, most=4).reasons["threads"]
+    assert "--max-threads" not in choose(host).reasons["threads"], "it did not decide"
+
+
+def test_the_reason_names_the_kinds_of_cores(machine: Machine) -> None:
+    fast = choose(machine.hybrid(6, 8).host()).reasons
+    assert fast["threads"].endswith(
+        "; of 6 performance and 8 efficiency cores only the fast ones, since every step waits for "
+        "its slowest thread"
+    )
+    assert fast["cpus"] == "bound to the 6 fastest cores: slower ones would hold them up"
+    assert fast["threads_batch"] == "6: all usable cores of the kinds that generate"
+
+
+def test_the_reason_says_why_slow_cores_are_used(machine: Machine) -> None:
+    both = choose(machine.hybrid(2, 8).host()).reasons
+    assert both["threads"].endswith(
+        "; of 2 performance and 8 efficiency cores the fastest 10: together they outrun the "
+        "performance cores alone"
+    )
+    assert both["cpus"] == "not bound to particular CPUs: all usable cores are used"
 
 
 def test_more_prompt_threads_than_bound_cores_are_not_bound(machine: Machine) -> None:
@@ -186,25 +215,20 @@ def test_as_many_threads_as_fast_cores_are_explained_as_fewer_are(machine: Machi
     assert every.split("; ")[-1] == fewer.split("; ")[-1]
 
 
-def test_a_limit_that_did_not_decide_is_not_named(machine: Machine) -> None:
-    assert "--max-threads" not in choose(machine.hybrid(6, 8).host()).reasons["threads"]
-    assert "--max-threads" in choose(machine.hybrid(6, 8).host(), most=4).reasons["threads"]
-
-
 @pytest.mark.parametrize(
     "name", ["OMP_PLACES", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"]
 )
-def test_places_that_the_user_chose_are_left_to_them(machine: Machine, name: str) -> None:
+def test_threads_that_the_user_binds_are_left_alone(machine: Machine, name: str) -> None:
     chosen = choose(machine.hybrid(6, 8).host(), {name: "0-3"})
     assert (chosen.setting.threads, chosen.setting.cpus) == (6, None)
-    assert "you chose" in chosen.reasons["cpus"]
+    assert chosen.reasons["cpus"].endswith(f"you bind the threads yourself with {name}")
 
 
-def test_what_was_sourced_does_not_keep_from_binding(machine: Machine) -> None:
-    assert choose(machine.hybrid(6, 8).host(), SOURCED).setting.cpus is not None
+def test_variables_of_bitnet_env_do_not_prevent_binding(machine: Machine) -> None:
+    assert choose(machine.hybrid(6, 8).host(), EXPORTED).setting.cpus is not None
 
 
-# What somebody asked for
+# Counts that the user set
 
 
 @pytest.mark.parametrize(
@@ -215,16 +239,17 @@ def test_what_was_sourced_does_not_keep_from_binding(machine: Machine) -> None:
         (None, {"OMP_NUM_THREADS": "3"}, 3, "your OMP_NUM_THREADS"),
         (None, {"OMP_NUM_THREADS": "3,2"}, 3, "your OMP_NUM_THREADS"),
         (None, {"BITNET_THREADS": " 2 "}, 2, "BITNET_THREADS"),
-        (None, {**SOURCED, "BITNET_THREADS": "2"}, 2, "BITNET_THREADS"),
-        (1, SOURCED, 1, "-t"),
+        (None, {**EXPORTED, "BITNET_THREADS": "2"}, 2, "BITNET_THREADS"),
+        (1, EXPORTED, 1, "-t"),
     ],
 )
-def test_precedence(
+def test_the_first_of_flag_and_variables_decides(
     machine: Machine, flag: int | None, environ: dict[str, str], count: int, by: str
 ) -> None:
     chosen = choose(machine.regular(8).host(), environ, threads=flag)
     assert chosen.setting == Setting(count, count)
-    assert chosen.reasons["threads"] == f"{count}, as {by} says"
+    assert chosen.reasons["threads"] == f"{count}: set by {by}"
+    assert all(reason.strip() for reason in chosen.reasons.values())
 
 
 @pytest.mark.parametrize(
@@ -235,16 +260,18 @@ def test_precedence(
         {"BITNET_THREADS": "0"},
         {"OMP_NUM_THREADS": "0"},
         {"OMP_NUM_THREADS": "junk"},
-        SOURCED,
+        EXPORTED,
     ],
 )
-def test_nobody_asked(machine: Machine, environ: dict[str, str]) -> None:
+def test_values_that_ask_for_nothing_are_ignored(machine: Machine, environ: dict[str, str]) -> None:
     assert choose(machine.regular(8).host(), environ).setting.threads == 8
 
 
 @pytest.mark.parametrize("text", ["four", "-1", "2.5", "4 2", "0x4"])
-def test_a_senseless_variable_is_refused(machine: Machine, text: str) -> None:
-    with pytest.raises(UsageError, match="BITNET_THREADS"):
+def test_an_invalid_bitnet_threads_is_refused_unless_a_flag_decides(
+    machine: Machine, text: str
+) -> None:
+    with pytest.raises(UsageError, match="must be a whole number from 0 to 512"):
         choose(machine.regular(8).host(), {"BITNET_THREADS": text})
     assert choose(machine.host(), {"BITNET_THREADS": text}, threads=2).setting.threads == 2
 
@@ -254,7 +281,7 @@ def test_a_senseless_variable_is_refused(machine: Machine, text: str) -> None:
     [(4, None), (5, "4 physical cores"), (8, "4 physical cores"), (9, "8 CPUs"), (500, "8 CPUs")],
 )
 @pytest.mark.parametrize("by", ["flag", "BITNET_THREADS", "OMP_NUM_THREADS"])
-def test_too_many_are_obeyed_with_a_warning(
+def test_too_many_threads_are_obeyed_with_a_warning(
     machine: Machine, count: int, limit: str | None, by: str
 ) -> None:
     host = machine.regular(4, threads=2).host()
@@ -266,27 +293,35 @@ def test_too_many_are_obeyed_with_a_warning(
     assert all(limit is not None and limit in warning for warning in chosen.warnings)
 
 
-def test_more_than_the_quota_is_warned_of(machine: Machine) -> None:
+def test_more_threads_than_the_quota_are_warned_about(machine: Machine) -> None:
     chosen = choose(quota(machine.regular(8), 1.5).host(), threads=2)
     assert chosen.setting.threads == 2
-    assert "the quota of 1.5 CPUs" in chosen.warnings[0]
+    assert "more than the CPU quota of 1.5 CPUs" in chosen.warnings[0]
     assert choose(quota(machine, 2).host(), threads=2).warnings == ()
 
 
-def test_a_flag_for_prompts_alone(machine: Machine) -> None:
+def test_the_threads_for_prompts_can_be_set_alone(machine: Machine) -> None:
     chosen = choose(machine.regular(8).host(), batch=2)
     assert (chosen.setting.threads, chosen.setting.threads_batch, chosen.warnings) == (8, 2, ())
     assert "--threads-batch" in chosen.reasons["threads_batch"]
 
 
-def test_both_flags(machine: Machine) -> None:
+def test_both_counts_can_be_set(machine: Machine) -> None:
     chosen = choose(machine.regular(4).host(), threads=2, batch=9)
     assert (chosen.setting.threads, chosen.setting.threads_batch) == (2, 9)
     assert len(chosen.warnings) == 1
     assert chosen.warnings[0].startswith("--threads-batch")
 
 
-# The rule by itself
+# The number of cores by their speeds
+
+
+def with_speeds(*speeds: float) -> Host:
+    """A hybrid host with a core of each of these speeds."""
+    host = a_host(len(speeds))
+    cores = [core._replace(speed=speed) for core, speed in zip(host.cores, speeds, strict=True)]
+    hybrid = Hybrid(1, len(speeds) - 1, frozenset((0,)), frozenset(range(1, len(speeds))))
+    return host._replace(cores=tuple(cores), hybrid=hybrid)
 
 
 @pytest.mark.parametrize(
@@ -299,22 +334,22 @@ def test_both_flags(machine: Machine) -> None:
         ([1.0, 1.0, 0.75], 12, 3),  # 2.25 against 2
         ([1.0, 0.5], 12, 1),
         ([1.0, 0.55], 12, 2),
-        ([1.0, 0.9, 0.9, 0.3, 0.3], 12, 3),
+        ([0.9, 0.3, 1.0, 0.3, 0.9], 12, 3),
         ([0.4] * 5, 12, 5),
         ([1.0] * 2 + [0.4] * 8, 5, 2),
         ([1.0] * 2 + [0.4] * 8, 6, 6),
     ],
 )
-def test_best_count(speeds: list[float], most: int, count: int) -> None:
-    assert best_count(speeds, most) == count
+def test_slower_cores_are_used_if_they_pay_off(speeds: list[float], most: int, count: int) -> None:
+    assert choose(with_speeds(*speeds), most=most).setting.threads == count
 
 
-def test_more_cores_of_one_kind_never_do_less() -> None:
-    for fast in range(1, 10):
+def test_no_other_number_of_cores_does_clearly_more() -> None:
+    for fast in (1, 2, 5, 9):
         for slow in range(10):
             for rate in (0.2, 0.4, 0.6, 0.8):
                 speeds = [1.0] * fast + [rate] * slow
-                count = best_count(speeds, 64)
+                count = choose(with_speeds(*speeds), most=64).setting.threads
                 done = count * speeds[count - 1]
                 assert done >= fast
                 assert 1.1 * done >= max((n + 1) * speeds[n] for n in range(len(speeds)))

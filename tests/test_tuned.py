@@ -1,4 +1,4 @@
-"""Plans with a measured profile: who outranks it, what it decides, what is said."""
+"""Plans with a measured profile: what it decides, what takes precedence, and the reasons."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.machines import Machine
 from tests.profile_samples import BOUND, CLAIM, ENGINE, EVIDENCE, GIBIBYTE, MODEL, SETTING
 
 HELLO = Request(prompt="hello " * 100, n_predict=1000)
-"""Long enough for the engine's own micro-batch, and for a copy of the model to pay."""
-PARTLY = ", with more than can be used here"
+"""A request that is long enough for the default micro-batch and for a copy of the model."""
+PARTLY = "; only a part of that setting can be used here"
 KEY = EngineKey(ENGINE.path, ENGINE.version, ())
 EXPORTED = {
     "OMP_NUM_THREADS": "4",
@@ -29,11 +29,11 @@ EXPORTED = {
     "OPENBLAS_NUM_THREADS": "4",
     **BINDING,
 }
-"""What bitnet-env.sh leaves in an environment."""
+"""Variables that bitnet-env.sh exported."""
 
 
 class Bench:
-    """Plans for a machine of four cores."""
+    """Plans for a machine of four cores, with and without a profile."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
@@ -75,7 +75,7 @@ def flag(plan: Plan, name: str) -> str:
     return plan.command[plan.command.index(name) + 1]
 
 
-def test_a_profile_decides_every_field_and_says_why(bench: Bench) -> None:
+def test_a_profile_decides_every_field_with_its_reason(bench: Bench) -> None:
     made = bench.plan()
     assert made.setting == SETTING
     assert (flag(made, "-t"), flag(made, "-tb")) == ("3", "4")
@@ -83,7 +83,10 @@ def test_a_profile_decides_every_field_and_says_why(bench: Bench) -> None:
     assert made.reasons["threads"] == f"3: {CLAIM}"
     assert made.reasons["threads_batch"] == f"4: {CLAIM}"
     assert made.reasons["mmap"] == f"off: {CLAIM}"
-    assert made.reasons["env"] == made.reasons["cpus"] == CLAIM
+    assert made.reasons["cpus"] == f"not bound to particular CPUs: {CLAIM}"
+    measured = "OMP_NUM_THREADS=3 OMP_PLACES=cores OMP_PROC_BIND=true"
+    assert made.reasons["env"] == f"{measured}: {CLAIM}"
+    assert made.reasons["memory"].startswith("the model is copied into memory; model 1024 + ")
     others = bench.computed().reasons
     untouched = ("command", "batch", "ubatch", "engine", "model")
     assert {name: made.reasons[name] for name in untouched} == {
@@ -130,15 +133,16 @@ def test_every_knob_of_a_profile_reaches_the_command(bench: Bench) -> None:
         ({"max_threads": 2}, {}, 2, "--max-threads"),
     ],
 )
-def test_whoever_chooses_the_threads_gets_nothing_of_the_profile(
+def test_a_profile_is_not_used_if_the_user_sets_the_threads(
     bench: Bench, change: dict[str, int], environ: dict[str, str], threads: int, said: str
 ) -> None:
     request = HELLO._replace(**change)  # type: ignore[arg-type]
     made, computed = bench.plan(request, environ), bench.computed(request, environ)
     assert made.setting.threads == threads
     assert made._replace(reasons=computed.reasons) == computed
-    assert "a measured profile (3 threads, 4 for prompts, no mmap" in made.reasons["threads"]
-    assert "left out" in made.reasons["threads"]
+    profile = "the measured profile (3 threads, 4 for prompts, no mmap"
+    assert f"; {profile}" in made.reasons["threads"]
+    assert "is not used: " in made.reasons["threads"]
     assert said in made.reasons["threads"]
 
 
@@ -152,7 +156,7 @@ def test_whoever_chooses_the_threads_gets_nothing_of_the_profile(
         ({"temperature": 0.0}, {"OMP_DISPLAY_ENV": "true"}),
     ],
 )
-def test_whoever_leaves_the_threads_open_gets_the_profile(
+def test_a_profile_is_used_if_the_threads_are_left_open(
     bench: Bench, change: dict[str, object], environ: dict[str, str]
 ) -> None:
     made = bench.plan(HELLO._replace(**change), environ)  # type: ignore[arg-type]
@@ -165,8 +169,8 @@ def test_the_users_micro_batch_replaces_the_profiles(bench: Bench) -> None:
     assert flag(bench.plan(setting=setting), "-ub") == "128"
     made = bench.plan(HELLO._replace(ubatch=64, batch=64), setting=setting)
     assert (flag(made, "-ub"), flag(made, "-b"), made.setting.threads) == ("64", "64", 3)
-    assert made.reasons["ubatch"] == "as --ubatch-size says"
-    assert made.reasons["batch"] == "as --batch-size says"
+    assert made.reasons["ubatch"] == "set by --ubatch-size"
+    assert made.reasons["batch"] == "set by --batch-size"
 
 
 @pytest.mark.parametrize(
@@ -179,7 +183,7 @@ def test_the_users_micro_batch_replaces_the_profiles(bench: Bench) -> None:
         ({"GOMP_SPINCOUNT": "1"}, {"OMP_NUM_THREADS", "KMP_BLOCKTIME", *BINDING}),
     ],
 )
-def test_what_the_user_set_is_never_overwritten(
+def test_variables_of_the_user_are_never_overwritten(
     bench: Bench, environ: dict[str, str], kept: set[str]
 ) -> None:
     setting = SETTING._replace(env=(*BOUND, ("KMP_BLOCKTIME", "infinite")))
@@ -191,12 +195,14 @@ def test_what_the_user_set_is_never_overwritten(
     assert all(name in made.reasons["env"] for name in dropped)
 
 
-def test_places_that_the_user_chose_keep_the_profiles_cpus_out(bench: Bench) -> None:
+def test_cpus_of_a_profile_give_way_to_a_binding_of_the_user(bench: Bench) -> None:
     setting = SETTING._replace(cpus=frozenset((0, 1)))
-    assert bench.plan(setting=setting).setting.cpus == setting.cpus
+    measured = bench.plan(setting=setting)
+    assert measured.setting.cpus == setting.cpus
+    assert measured.reasons["cpus"] == f"0-1: {CLAIM}"
     made = bench.plan(environ={"GOMP_CPU_AFFINITY": "0-3"}, setting=setting)
     assert made.setting.cpus is None
-    assert "yourself" in made.reasons["cpus"]
+    assert made.reasons["cpus"].endswith("you bind the threads yourself with GOMP_CPU_AFFINITY")
 
 
 def test_a_profile_without_binding_undoes_what_the_shell_exported(bench: Bench) -> None:
@@ -204,9 +210,15 @@ def test_a_profile_without_binding_undoes_what_the_shell_exported(bench: Bench) 
     assert "OMP_PROC_BIND" not in bench.plan(setting=free).setting.variables
     made = bench.plan(environ=EXPORTED, setting=free)
     assert made.setting.variables == {"OMP_NUM_THREADS": "3", "OMP_PROC_BIND": "false"}
+    assert made.reasons["env"].startswith(f"OMP_NUM_THREADS=3: {CLAIM}")
+    assert made.reasons["env"].endswith("OMP_PROC_BIND=false undoes what bitnet-env.sh exported")
 
 
-def test_a_binding_of_the_user_beside_what_was_exported_stays(bench: Bench) -> None:
+def test_a_profile_without_variables_says_so(bench: Bench) -> None:
+    assert bench.plan(setting=SETTING._replace(env=())).reasons["env"] == f"no variables: {CLAIM}"
+
+
+def test_a_binding_of_the_user_beside_exported_variables_stays(bench: Bench) -> None:
     free = SETTING._replace(env=(("OMP_NUM_THREADS", "3"),))
     environ = {**EXPORTED, "OMP_PROC_BIND": "close", "KMP_BLOCKTIME": "200"}
     made = bench.plan(environ=environ, setting=free)
@@ -214,9 +226,9 @@ def test_a_binding_of_the_user_beside_what_was_exported_stays(bench: Bench) -> N
     assert made.setting.threads == 3
 
 
-def test_that_the_default_stays_is_added_to_the_reason(bench: Bench) -> None:
+def test_the_reason_says_that_nothing_faster_was_found(bench: Bench) -> None:
     made, computed = bench.plan(setting=None), bench.computed()
-    note = "a tuning on 2026-11-23 found nothing faster"
+    note = "the tuning of 2026-11-23 found nothing faster"
     assert made.reasons["threads"] == f"{computed.reasons['threads']}; {note}"
     assert made._replace(reasons=computed.reasons) == computed
     mine = HELLO._replace(threads=2)
@@ -227,7 +239,7 @@ def test_that_the_default_stays_is_added_to_the_reason(bench: Bench) -> None:
     ("available", "copied"),
     [(6 * GIBIBYTE, True), (3 * GIBIBYTE, True), (2 * GIBIBYTE, False), (None, False)],
 )
-def test_a_model_is_read_without_mmap_only_where_it_fits(
+def test_a_model_is_copied_only_if_it_fits(
     bench: Bench, available: int | None, copied: bool
 ) -> None:
     bench.machine.meminfo(8 * GIBIBYTE, available)
@@ -238,21 +250,23 @@ def test_a_model_is_read_without_mmap_only_where_it_fits(
     assert ("mmap" in made.reasons) == copied
     assert (PARTLY in made.reasons["threads"]) == (not copied)
     assert made.setting.threads == 3
-    assert [warning for warning in made.warnings if "without mmap" in warning] == (
-        [] if copied else list(made.warnings)
-    )
-    assert bool(made.warnings) == (not copied)
+    mapped = "too little memory to copy the model, as in the measured profile: it is mapped"
+    assert made.warnings == (() if copied else (mapped,))
+    assert ("the model is copied" in made.reasons["memory"]) == copied
 
 
 def test_a_copy_of_the_model_must_pay_for_its_loading(bench: Bench) -> None:
-    """1 GiB at 0.5 GB/s are 2.1 s; of ×1.21 at 24.7 tokens/s a token saves 8.5 ms."""
+    """A copy of 1 GiB takes 2.1 s longer; ×1.21 at 24.7 tokens/s saves 8.5 ms a token."""
     huge = SETTING._replace(env=(*BOUND, ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")))
     for tokens, copied in ((252, False), (253, True), (-1, True), (-2, True)):
         made = bench.plan(HELLO._replace(n_predict=tokens), setting=huge)
         assert ("--no-mmap" in made.command) == copied
         assert ("GLIBC_TUNABLES" in made.setting.variables) == copied
         assert made.setting.threads == 3
-        assert ("pays from some 253 tokens on" in made.reasons["mmap"]) == (not copied)
+        late = "on: a copy of the model was measured faster, but loads about 2.1 s longer, which "
+        late += "pays off from about 253 tokens on"
+        assert (made.reasons["mmap"] == late) == (not copied)
+        assert ("huge pages" in made.reasons["memory"]) == copied
     chat = bench.plan(HELLO._replace(n_predict=10, chat=True), setting=huge)
     assert "--no-mmap" in chat.command
     asked = bench.plan(HELLO._replace(n_predict=10, memory="copy"), setting=huge)
@@ -269,9 +283,17 @@ def test_performance_mode_adds_to_the_profile(bench: Bench) -> None:
     assert {"--no-mmap", "--mlock"} <= set(made.command)
     assert "locked" in made.reasons["memory"]
     assert PARTLY not in made.reasons["threads"]
+    assert made.reasons["cpus"] == "bound to 4 cores (performance mode)", "not measured"
 
 
-def test_a_chat_takes_what_its_own_program_knows(bench: Bench) -> None:
+def test_the_placement_of_a_profile_replaces_the_computed_reason(bench: Bench) -> None:
+    bench.machine.node(0, (0, 1, 4, 5)).node(1, (2, 3, 6, 7))
+    assert bench.plan().reasons["numa"] == f"nothing placed: {CLAIM}"
+    spread = SETTING._replace(numa="distribute")
+    assert bench.plan(setting=spread).reasons["numa"] == f"distribute: {CLAIM}"
+
+
+def test_a_chat_gets_the_knobs_that_its_own_program_has(bench: Bench) -> None:
     setting = SETTING._replace(flash=True)
     chat = bench.plan(HELLO._replace(chat=True), setting=setting)
     assert "--no-mmap" in chat.command
@@ -280,8 +302,7 @@ def test_a_chat_takes_what_its_own_program_knows(bench: Bench) -> None:
     assert "-fa" in bench.plan(setting=setting).command
 
 
-def test_a_setting_replaces_all_that_can_be_tuned(bench: Bench) -> None:
-    """As the benchmark runs one."""
+def test_a_given_setting_replaces_the_computed_one(bench: Bench) -> None:
     facts = Facts(bench.machine.host(), ENGINE, MODEL, "named with -m", {})
     other = SETTING._replace(threads=1, threads_batch=2, mmap=False, flash=True, ubatch=4096)
     made = make_plan(HELLO, facts, other)
@@ -292,7 +313,7 @@ def test_a_setting_replaces_all_that_can_be_tuned(bench: Bench) -> None:
     assert make_plan(HELLO, facts, plan.setting) == plan
 
 
-def test_a_setting_outranks_a_profile(bench: Bench) -> None:
+def test_a_given_setting_takes_precedence_over_a_profile(bench: Bench) -> None:
     host = bench.machine.host()
     facts = Facts(host, ENGINE, MODEL, "named", {}, profile=samples.profile(host, KEY))
     other = SETTING._replace(threads=1)

@@ -57,7 +57,7 @@ def choose_variables(
     """
     wanted = _thread_counts(runtime, blas, threads)
     known = {
-        None: "its OpenMP runtime is unknown, so only variables that all runtimes read are set",
+        None: "the engine's OpenMP runtime is unknown, so only portable variables are set",
         NONE: "the engine is built without OpenMP and would ignore OMP_* variables",
     }
     reasons = [known.get(runtime, f"the engine's OpenMP runtime, {runtime}, reads these variables")]

@@ -181,7 +181,7 @@ def _free(node: Node) -> str:
     return "free memory unknown" if node.free is None else f"{node.free // MEBIBYTE} MiB free"
 
 
-def chosen_cores(host: Host, count: int) -> frozenset[int]:
+def _chosen_cores(host: Host, count: int) -> frozenset[int]:
     """Return the CPUs of ``count`` allowed cores: the fastest, and those of one node together."""
     home = {cpu: node.id for node in host.nodes for cpu in node.cpus}
     ranked = sorted(
@@ -244,4 +244,4 @@ def _affinity(facts: Facts, threads: int) -> tuple[frozenset[int] | None, str]:
     if host.quota_binds:
         return None, f"{NOT_BOUND}: other programs with a CPU quota may be bound to the same ones"
     count = min(threads, len(host.allowed_cores))
-    return chosen_cores(host, threads), f"bound to {counted(count, 'core')} (performance mode)"
+    return _chosen_cores(host, threads), f"bound to {counted(count, 'core')} (performance mode)"

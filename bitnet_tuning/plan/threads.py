@@ -104,7 +104,7 @@ def _oversubscribed(count: int, host: Host, by: str) -> tuple[str, ...]:
 def _computed(host: Host, environ: Mapping[str, str], most: int) -> Plan:
     usable = host.usable_cores
     speeds = sorted((core.speed for core in host.allowed_cores), reverse=True)
-    count = best_count(speeds, min(usable, most))
+    count = _best_count(speeds, min(usable, most))
     which = "all usable cores, since arithmetic limits a prompt, not memory"
     reasons = {
         "threads": _threads_reason(host, count, most),
@@ -133,7 +133,7 @@ def _computed(host: Host, environ: Mapping[str, str], most: int) -> Plan:
     return plan.updated(setting, {"threads_batch": batch_reason, "cpus": cpus_reason})
 
 
-def best_count(speeds: list[float], most: int) -> int:
+def _best_count(speeds: list[float], most: int) -> int:
     """Return how many of the fastest cores to use: at least 1, at most ``most``.
 
     ``speeds`` are those of single cores, the fastest first. ggml gives every thread an equal share

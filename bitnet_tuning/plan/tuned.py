@@ -83,7 +83,7 @@ def _tuned(plan: Plan, found: Setting, why: str, request: Request, facts: Facts)
             poll=ours.poll if wanted.poll is None else wanted.poll,
         )
     if _is_partial(wanted, found):
-        why = f"{why}, with a setting of which only a part can be used here"
+        why = f"{why}; only a part of that setting can be used here"
     plan = with_setting(plan, wanted, request)
     reasons = _reasons(plan, found, why, request, facts)
     if too_short:

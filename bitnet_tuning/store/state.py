@@ -78,7 +78,7 @@ class State:
         """Return the key and the record in a file; an empty key and None if there is none."""
         try:
             with open(path, "rb") as file:
-                fields: Any = read_json(file.read(_LARGEST).decode())
+                fields: Any = _read_json(file.read(_LARGEST).decode())
             if not isinstance(fields, dict):
                 raise DamagedError("not a JSON object")
             if (fields.pop("schema", None), fields.pop("version", 1)) != (SCHEMA, version):
@@ -131,7 +131,7 @@ class State:
         self.warning = self.warning or text
 
 
-def read_json(text: str) -> Any:
+def _read_json(text: str) -> Any:
     """Return the value of a JSON text. Raise ValueError if it is not JSON."""
     # Importing ``json`` compiles regular expressions, which takes 1 ms at every start, so this
     # calls CPython's scanner directly.
