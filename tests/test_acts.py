@@ -30,7 +30,7 @@ from tests.profile_samples import ENGINE, MODEL
 ENV = {"OMP_NUM_THREADS": "2", "OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
 PLAN = Plan(
     Setting(2, 2, tuple(ENV.items())),
-    {"threads": "2: 2 of 2 physical cores may be used", "env": "it has no OpenMP"},
+    {"threads": "2: this process may use 2 of 2 physical cores", "env": "it has no OpenMP"},
     command=("/build/bin/llama-cli", "-t", "2"),
 )
 

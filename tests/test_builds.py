@@ -321,7 +321,7 @@ def test_damaged_results_are_set_aside(
     (record,) = own_state.glob(f"{KIND}-*.json")
     record.write_text(json.dumps({**json.loads(record.read_text()), **change}))
     assert load_fastest(state, avx512, stored, MODEL) == {}
-    assert "set aside" in (state.warning or "")
+    assert "; renamed to " in (state.warning or "")
 
 
 # Whole commands

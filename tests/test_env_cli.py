@@ -53,7 +53,7 @@ def test_the_text_says_what_is_exported_and_why(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = printed(machine, capsys)
-    assert "threads: 6: 6 of 6 physical cores may be used" in text
+    assert "threads: 6: this process may use 6 of 6 physical cores" in text
     assert "exports: OMP_NUM_THREADS=6 MKL_NUM_THREADS=6 OPENBLAS_NUM_THREADS=6 KMP" in text
     assert "OMP_PROC_BIND OMP_PLACES: exported only with BITNET_ENV_BIND=1" in text
 
@@ -63,7 +63,7 @@ def test_the_text_says_what_a_quota_changes(
 ) -> None:
     machine.cgroup2("/", {"cpu.max": "200000 100000"})
     text = printed(machine, capsys)
-    assert "a quota of 2 CPUs binds" in text
+    assert "the CPU quota allows 2 CPUs" in text
     assert "KMP_BLOCKTIME: not exported" in text
 
 

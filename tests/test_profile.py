@@ -172,7 +172,7 @@ def test_a_profile_is_not_used_for_another_version_or_library(bench: Bench) -> N
         ({"files": engine.files[:1]}, f"{engine.files[1]} was added or is no longer used"),
         ({"files": (*engine.files, "/new.so")}, "/new.so was added or is no longer used"),
     ):
-        changed = engine._replace(**other)  # type: ignore[arg-type]
+        changed = engine._replace(**other)
         assert bench.load(changed) is None
         (stale,) = find_stale(bench.state, host, changed, MODEL)
         assert stale == (bench.profile, (change,))

@@ -356,9 +356,9 @@ NONSENSE = "sys/devices/system/cpu"
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({}, "not known"),
-        ({f"{NONSENSE}/online": "garbage"}, "not known"),
-        ({f"{NONSENSE}/online": "0-99999999999"}, "not known"),
+        ({}, "is unknown"),
+        ({f"{NONSENSE}/online": "garbage"}, "is unknown"),
+        ({f"{NONSENSE}/online": "0-99999999999"}, "is unknown"),
         (
             {
                 f"{NONSENSE}/online": "0-3",
@@ -369,7 +369,7 @@ NONSENSE = "sys/devices/system/cpu"
                 "proc/self/mountinfo": "- cgroup2",
                 "proc/self/status": "Cpus_allowed_list:\tx",
             },
-            "not known",
+            "is unknown",
         ),
     ],
 )
@@ -653,7 +653,7 @@ def test_run_inference_prints_nothing_of_its_own(bench: Bench) -> None:
 def test_run_inference_optimized_first_prints_threads_and_governor(bench: Bench) -> None:
     done = bench.start(OPTIMIZED, "-p", "hello", "-t", "1")
     threads, governor = done.ours
-    assert threads == "threads 1, as -t says"
+    assert threads == "threads 1: set by -t"
     assert governor.startswith("governor ")
     assert done.err.index("governor ") < done.err.index("system_info")
 
