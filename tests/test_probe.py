@@ -326,7 +326,7 @@ def test_damaged_records_are_one_warning_and_made_anew(
     for record in records:
         record.write_bytes(b"\xff\xfe\0")
     (warning,) = warnings_of_a_run(fake, home, monkeypatch, capsys)
-    assert "set aside" in warning
+    assert "; renamed to " in warning
     assert {record: record.read_bytes() for record in records} == records
     assert warnings_of_a_run(fake, home, monkeypatch, capsys) == []
 
@@ -338,7 +338,7 @@ def without(*fields: str) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("part", "change", "why"),
     [
-        ("engine", {"flags": [[]]}, "engine.flags[0]: [] is not a text"),
+        ("engine", {"flags": [[]]}, "engine.flags[0]: [] is not a string"),
         ("engine", without("openmp"), "engine.openmp"),
         ("", {"files": [["/nowhere", 1, 1]]}, None),
         ("", {"version": 2}, None),
