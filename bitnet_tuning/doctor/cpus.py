@@ -8,13 +8,7 @@ from bitnet_tuning.errors import UsageError
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.machine.warnings import QUOTA, THROTTLED_SHARE
 from bitnet_tuning.plan.facts import Request
-from bitnet_tuning.plan.openmp import (
-    THREAD_COUNTS,
-    exported,
-    user_binding,
-    user_set,
-    user_threads,
-)
+from bitnet_tuning.plan.openmp import THREAD_COUNTS, exported, user_binding, user_set, user_threads
 from bitnet_tuning.plan.threads import Asked, asked_threads, choose_threads
 
 _OMP_COUNT = THREAD_COUNTS[0]
