@@ -106,15 +106,15 @@ def self_tested(facts: Facts) -> str | None:
     )
 
 
-def calibrate(
-    subject: Subject, n_prompt: int | None, n_gen: int | None, running: Callable[[str], None]
-) -> None:
-    """Choose the sizes of all later runs from two short ones. ``running`` is told what is going
-    on. Raise UnsupportedError if the default setting cannot be measured."""
-    run = _checked(subject, first_runs(subject, running))
+def calibrate(subject: Subject, options: argparse.Namespace, shown: Progress) -> None:
+    """Choose the sizes of all later runs from two short ones. Raise UnsupportedError if the
+    default setting cannot be measured."""
+    run = first_runs(subject, lambda what: shown.running(f"preparing: {what}", 0))
+    _checked(subject, run)
     speeds = [max(run.samples[phase]) for phase in (PP, TG)]
     context = subject.facts.model.context_length
-    subject.runner.sizes = choose_sizes(speeds[0], speeds[1], context, n_prompt, n_gen)
+    sizes = choose_sizes(speeds[0], speeds[1], context, options.n_prompt, options.n_gen)
+    subject.runner.sizes = sizes
 
 
 def first_runs(subject: Subject, running: Callable[[str], None] = lambda what: None) -> Run:
@@ -136,10 +136,10 @@ def warm(subject: Subject) -> Run:
     return run if run.problem is None else subject.runner.measure(DEFAULT, subject.default)
 
 
-def _checked(subject: Subject, run: Run) -> Run:
-    """Return a run that went well. Raise UnsupportedError for one that failed."""
+def _checked(subject: Subject, run: Run) -> None:
+    """Raise UnsupportedError for a run that failed."""
     if run.problem is None:
-        return run
+        return
     remedy = "run the same engine and model with run_inference.py to see the engine's whole log"
     # llama-bench reads -m as a list with commas between; string_split() in llama.cpp's common.h
     # of 2024, which bitnet.cpp has, also cuts a name at its first space.
@@ -165,12 +165,7 @@ def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Prog
         shown.running("preparing: self-test", 0)
         note = None if options.no_selftest else self_tested(subject.facts)
         before, warnings, bandwidth = _look(subject, shown)
-        calibrate(
-            subject,
-            options.n_prompt,
-            options.n_gen,
-            lambda what: shown.running(f"preparing: {what}", 0),
-        )
+        calibrate(subject, options, shown)
     asked = Assignment(
         budget=options.budget or BUDGETS[options.effort],
         effort=options.effort,

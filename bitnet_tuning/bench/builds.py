@@ -178,12 +178,7 @@ def _subjects(
     if not all(benches):
         benches = [None] * len(sound)
     subjects = [make_subject(*each) for each in zip(sound, benches, strict=True)]
-    begin.calibrate(
-        subjects[0],
-        options.n_prompt,
-        options.n_gen,
-        lambda what: shown.running(f"preparing: {what}", 0),
-    )
+    begin.calibrate(subjects[0], options, shown)
     for subject in subjects:
         subject.runner.sizes = subjects[0].runner.sizes
     return {build_name(each.facts.engine.path): each for each in subjects}

@@ -99,7 +99,6 @@ def _differences(a: Results, b: Results) -> tuple[Difference, ...]:
 
 
 def _facts(results: Results, files: str) -> dict[str, str]:
-    """Return in words what a benchmark was made with."""
     host, engine, model, program = results.host, results.engine, results.model, results.program
     quota = "" if host.cpu_quota is None else f", {host.cpu_quota:g} by quota"
     sizes = results.options.sizes
@@ -133,7 +132,6 @@ def _changed_files(a: EngineFacts, b: EngineFacts) -> tuple[str, str]:
 
 
 def _when(nanoseconds: int) -> str:
-    """Return a time since 1970 as a date."""
     try:
         return stamp(datetime.fromtimestamp(nanoseconds // 10**9, timezone.utc))
     except (OverflowError, ValueError, OSError):  # beyond the year 9999, in a damaged file
@@ -154,9 +152,8 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 
 _ADVICE = {
-    "tokens measured": "speeds depend on these lengths: "
-    "measure again with the same --n-prompt and --n-gen to compare",
-    "governor": "the governor sets the clock: measure again with the same one to compare",
+    "tokens measured": "speeds depend on them: measure again with the same --n-prompt and --n-gen",
+    "governor": "it sets the clock: measure again with the same governor",
 }
 """What to do about a difference that distorts the comparison, by ``Difference.what``."""
 

@@ -42,10 +42,7 @@ MODES = ("default", "optimized", "performance")
 """Values of --modes: what bitnet.cpp's own launcher does; the plan and the search that starts from
 it; performance mode."""
 
-UNLOCKED = (
-    "performance mode is measured without locking the model in memory: "
-    "this llama-bench has no flag for it"
-)
+UNLOCKED = "performance mode is measured without locking the model: this llama-bench cannot"
 
 FEW_CORES = 4
 """Number of usable cores up to which every thread count is tried."""
@@ -164,9 +161,7 @@ def make_space(choices: Choices, default: Setting) -> tuple[Space, tuple[str, ..
     if "performance" in modes:
         performance = _performance(choices, notes)
         if performance == default:
-            notes.append(
-                "performance mode is not measured: this system permits nothing that it does"
-            )
+            notes.append("performance mode is not measured: this system permits none of it")
         else:
             fixed.append((PERFORMANCE, performance))
     if "optimized" not in modes:
@@ -268,8 +263,7 @@ def _memory(choices: Choices, default: Setting) -> Iterator[Change]:
 
 
 def _may_lock(choices: Choices) -> bool:
-    """Return whether engine and measuring program can lock the model; only newer llama-benches
-    can."""
+    """Return whether engine and llama-bench, of which only newer ones can, may lock the model."""
     if choices.bench_flags is not None and "-lm" not in choices.bench_flags:
         return False
     need = need_of(choices.facts.model, choices.n_prompt, None)
@@ -285,8 +279,7 @@ def _binding(choices: Choices, default: Setting) -> Iterator[Change]:
 
 
 def _affinity(choices: Choices, default: Setting) -> Iterator[Change]:
-    """Yield, on hybrid CPUs, the affinity that the default does not have: performance cores only,
-    or any CPU."""
+    """Yield performance cores only, or any CPU: what the default does not have on a hybrid."""
     host = choices.host
     if host.hybrid is None or user_binding(choices.facts.environ):
         return
@@ -300,8 +293,7 @@ def _affinity(choices: Choices, default: Setting) -> Iterator[Change]:
 
 
 def _waiting(choices: Choices, default: Setting) -> Iterator[Change]:
-    """Yield other ways for threads to wait between steps. Spinning threads wake faster but use up
-    a CPU quota."""
+    """Yield other ways to wait between steps: spinning wakes faster but uses up a CPU quota."""
     runtime, environ, full = choices.facts.engine.openmp, choices.facts.environ, choices.is_full
     if any(user_set(environ, name) for name in (*WAITING_BY_USER, "GOMP_SPINCOUNT")):
         return

@@ -204,7 +204,6 @@ def tokens_per_joule(
 def _extra_joules(
     run: Callable[[int], None], root: Root, domains: tuple[Domain, ...]
 ) -> float | None:
-    """Return the joules that the long run took more than the short one."""
     used: list[float | None] = []
     for tokens in (SHORT, LONG):
         meter = EnergyMeter(root, domains)

@@ -108,7 +108,6 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
 
 
 def _arms(found: Sequence[Estimate]) -> list[list[float]]:
-    """Return how far the intervals reach below and above their medians."""
     return [
         [each.median - each.low for each in found],
         [each.high - each.median for each in found],

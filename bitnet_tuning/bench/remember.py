@@ -89,7 +89,6 @@ def _users_variables(environ: Mapping[str, str]) -> str:
 
 
 def _evidence(results: Results, path: str) -> Evidence:
-    """Return the measurements behind the decision."""
     decision, measured = results.decision, results.measured
     assert decision is not None
     speeds = measured.speeds(decision.winner)

@@ -156,13 +156,12 @@ def _figure(drawing: str, caption: str) -> str:
 
 
 def _table(rows: Iterable[Row]) -> str:
-    """Return the table of settings, which scrolls if it is wider than the page."""
     explained = (
         "Token generation and prompt processing in tokens/s; speed as a multiple of that with 2 "
         "threads (upstream) and of the default's, compared within rounds. All are medians with "
         "95 % intervals. Verdicts compare with the default."
     )
-    top = "".join(f'<th scope="col">{heading}</th>' for heading in _HEADINGS)
+    top = "".join(f'<th scope="col">{heading}</th>' for heading in _TITLES)
     body = "\n".join(map(_table_row, rows))
     return (
         f"{paragraph(explained, 'muted')}\n"
@@ -186,7 +185,6 @@ def _table_row(row: Row) -> str:
 
 
 def _figures(text: str) -> str:
-    """Return the median with the interval below it."""
     middle, _, interval = stacked(text).partition("\n")
     return f"{escape(middle)}<small>{escape(interval)}</small>"
 
@@ -195,7 +193,6 @@ def _figures(text: str) -> str:
 
 
 def _limits(results: Results) -> Iterator[str]:
-    """Yield paragraphs on memory bandwidth, how much of it is used, and energy."""
     bandwidth = results.bandwidth.facts
     yield definitions(
         ("Memory bandwidth", _with(_number(bandwidth, "median"), GIGABYTE, "GB/s")),
@@ -236,7 +233,6 @@ def _method(summary: Summary) -> Iterator[str]:
 
 
 def _machine(results: Results) -> str:
-    """Return the host's facts and its state before and after the measurement."""
     host, hybrid = results.host, results.host.hybrid
     before, after, during = results.conditions
     around = [each for each in (before, after) if each is not None]
@@ -292,7 +288,6 @@ def _both(unit: str, values: Iterable[float]) -> str:
 
 
 def _number(facts: Mapping[str, Any] | None, name: str) -> float | None:
-    """Return the number with that name; None if there is none."""
     place = (facts or {}).get(name)
     return place if isinstance(place, (int, float)) and not isinstance(place, bool) else None
 

@@ -182,7 +182,6 @@ def choose_sizes(
 
 
 def _power_of_two(wanted: float, least: int, most: int) -> int:
-    """Return the largest power of two up to ``wanted``, within the limits."""
     size = least
     while size * 2 <= min(wanted, most):
         size *= 2

@@ -189,7 +189,6 @@ class Search:
         return [change for change in helped if change not in owner.changes]
 
     def _ahead(self, names: Iterable[str], base: str) -> list[str]:
-        """Return the names of the settings that lead the base."""
         found = self.rounds.fit()
         good = (name for name in self.rounds.good(names) if name in found.means)
         return [name for name in good if found.gap(name, base) > ADOPT * found.error(name, base)]
@@ -267,7 +266,6 @@ class Search:
         return [n for n in names if found.gap(n, DEFAULT) + SURE * found.error(n, DEFAULT) >= least]
 
     def _rounds_left(self, name: str) -> float:
-        """Return how many rounds of a duel with the default the budget still allows."""
         return max(0.0, self.rounds.left((DEFAULT, name)))
 
     def _final(self) -> Steps:
@@ -319,7 +317,6 @@ class Search:
                 yield names[changes[:count]]
 
     def _show_fixed(self) -> Measures:
-        """Ask for the rounds that the fixed settings still need."""
         while True:
             due = [name for name in self.rounds.good(self._fixed) if self._is_due(name)]
             if not due or not self.rounds.affords((DEFAULT, *due)):

@@ -129,7 +129,6 @@ def geometric_mean(speeds: Sequence[float]) -> float:
 
 
 def _thinned(values: Sequence[float]) -> Sequence[float]:
-    """Return at most MOST_VALUES values, evenly spaced over the sequence."""
     if len(values) <= MOST_VALUES:
         return values
     return [values[index * len(values) // MOST_VALUES] for index in range(MOST_VALUES)]
@@ -210,7 +209,6 @@ def _quantile(points: Sequence[float], below: Sequence[float], share: float) -> 
 
 
 def _share(points: Sequence[float], below: Sequence[float], bound: float) -> float:
-    """Return the probability of at most ``bound``."""
     index = bisect_right(points, bound)
     return below[index - 1] if index else 0.0
 
@@ -297,7 +295,6 @@ def fit(entries: Sequence[tuple[int, str, float]]) -> Fit:
 
 
 def _by(keys: Sequence[Key], values: Sequence[float]) -> dict[Key, list[float]]:
-    """Return the values by key, in their order."""
     found: dict[Key, list[float]] = defaultdict(list)
     for key, each in zip(keys, values, strict=True):
         found[key].append(each)
@@ -307,7 +304,6 @@ def _by(keys: Sequence[Key], values: Sequence[float]) -> dict[Key, list[float]]:
 def _averages(
     keys: Sequence[Key], values: Sequence[float], weights: Sequence[float]
 ) -> dict[Key, float]:
-    """Return the weighted means by key."""
     sums: dict[Key, float] = defaultdict(float)
     totals: dict[Key, float] = defaultdict(float)
     for key, each, weight in zip(keys, values, weights, strict=True):

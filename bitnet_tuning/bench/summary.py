@@ -265,14 +265,7 @@ def lengths(sizes: Sizes) -> str:
     return f"a prompt of {sizes.n_prompt} tokens, {sizes.n_gen} tokens generated, {samples}"
 
 
-HEADINGS = (
-    "setting",
-    "pp\ntokens/s",
-    "tg\ntokens/s",
-    "over\n2 threads",
-    "over\ndefault",
-    "verdict",
-)
+HEADINGS = ("setting", "pp\ntokens/s", "tg\ntokens/s", "over\nupstream", "over\ndefault", "verdict")
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -292,16 +285,8 @@ def stacked(text: str) -> str:
 
 
 COLUMNS = (
-    "round",
-    "stage",
-    "position",
-    "setting",
-    "words",
-    "phase",
-    "sample",
-    "tokens_per_second",
-    "process_seconds",
-    "problem",
+    *("round", "stage", "position", "setting", "words"),
+    *("phase", "sample", "tokens_per_second", "process_seconds", "problem"),
 )
 """Columns of the CSV file. ``position`` of a run in its round and ``sample`` count from 1."""
 

@@ -121,7 +121,6 @@ class Session:
                 self._tell(done)
 
     def _tell(self, done: Round) -> None:
-        """Show which setting leads, with the interval of its ratio."""
         best = self.search.best()
         found = self.search.rounds.shown(best).ratio
         leads = "no setting beats the default so far"
