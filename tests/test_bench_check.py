@@ -1,4 +1,4 @@
-"""Whether the output of a setting is right: the self-test, and the default's own words."""
+"""Checking a setting's output: by the self-test, and by comparison with the default's text."""
 
 from __future__ import annotations
 
@@ -12,35 +12,56 @@ from bitnet_tuning import demo
 from bitnet_tuning.bench.runner import Patience
 from bitnet_tuning.bench.words import QUESTION, Checker
 from bitnet_tuning.engine.find import EMBEDDED
+from bitnet_tuning.launch.failure import NO_END
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.verify import selftest
+from tests.bench_engines import FOLDERS, Engines, compiled, facts_of
 from tests.engines import FakeEngine
-from tests.test_bench_runner import FOLDERS, place, real
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="fake engines are scripts")
 
 DEFAULT, TWO = Setting(1, 1), Setting(2, 2)
 FLASH = DEFAULT._replace(flash=True)
 KNOWN = {case.prompt: case.text for case in selftest.load_cases()}
-SOON = Patience(first=20.0, least=5.0, factor=1.0)
+SOON = Patience(first=60.0, least=5.0, factor=1.0)
 
 Make = Callable[..., tuple[FakeEngine, Checker]]
 
 
-@pytest.fixture
-def make(tmp_path: Path) -> Make:
-    """A fake engine that knows the demo model's texts, and what checks it."""
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Engines:
+    return Engines(tmp_path_factory.mktemp("engines"))
 
-    def made(generation: str = "bitnet", **curve: object) -> tuple[FakeEngine, Checker]:
-        fake = FakeEngine(tmp_path / "checkout", generation).curve(**{"texts": KNOWN, **curve})
-        return fake, Checker(place(str(fake.cli), tmp_path), DEFAULT, SOON)
+
+@pytest.fixture
+def make(engines: Engines) -> Make:
+    """Make a fake engine that knows the demo model's texts, and a checker of its settings."""
+
+    def made(
+        generation: str = "bitnet", context: int | None = None, **curve: object
+    ) -> tuple[FakeEngine, Checker]:
+        fake, facts, _ = engines.get(generation)
+        fake.curve(**{"texts": KNOWN, **curve})
+        model = facts.model._replace(context_length=context or facts.model.context_length)
+        return fake, Checker(facts._replace(model=model), DEFAULT, SOON)
 
     return made
 
 
+def altered(folder: Path, old: str, new: str, **curve: object) -> tuple[FakeEngine, Checker]:
+    """Make a fake engine with a changed program, and a checker of its settings."""
+    fake = FakeEngine(folder / "checkout").curve(**curve)
+    source = fake.cli.read_text()
+    assert old in source
+    fake.cli.write_text(source.replace(old, new))
+    facts = facts_of(str(fake.cli), folder)
+    model = facts.model._replace(context_length=8192)
+    return fake, Checker(facts._replace(model=model), DEFAULT, SOON)
+
+
 def prompts(fake: FakeEngine) -> list[str]:
-    """Those that were not of the demo model's texts."""
+    """Return the prompts other than the demo model's."""
     found = [run["argv"][run["argv"].index("-p") + 1] for run in fake.prompts()]
     return [prompt for prompt in found if prompt not in KNOWN]
 
@@ -55,7 +76,7 @@ def test_the_same_words_are_right(make: Make, generation: str) -> None:
 
 
 @pytest.mark.parametrize("generation", ["bitnet", "mainline"])
-def test_other_words_are_out(make: Make, generation: str) -> None:
+def test_a_setting_that_fails_the_self_test_alone_is_out(make: Make, generation: str) -> None:
     texts = {**KNOWN, "": ""}
     _, checker = make(generation, texts=texts, text={"flash=1,OMP_X=1": " and some text"})
     wrong = FLASH._replace(env=(("OMP_X", "1"),))
@@ -100,58 +121,40 @@ def test_an_engine_that_cannot_load_the_demo_model_is_told(
     assert "/nowhere/demo.gguf" in checker.notes[0]
 
 
-@pytest.mark.parametrize(
-    ("setting", "count"),
-    [
-        (FLASH, 512),
-        (DEFAULT._replace(ubatch=64), 64),
-        (DEFAULT._replace(ubatch=1024), 512),
-    ],
-)
-def test_what_computes_prompts_otherwise_gets_a_long_one(
-    tmp_path: Path, setting: Setting, count: int
+@pytest.mark.parametrize(("setting", "count"), [(FLASH, 512), (DEFAULT._replace(ubatch=64), 64)])
+def test_a_setting_that_computes_prompts_differently_gets_a_long_one(
+    make: Make, setting: Setting, count: int
 ) -> None:
-    fake = FakeEngine(tmp_path / "checkout").curve(texts=KNOWN)
-    here = place(str(fake.cli), tmp_path)
-    large = here.model._replace(context_length=8192)
-    assert Checker(here._replace(model=large), DEFAULT, SOON).problem(setting) is None
+    fake, checker = make(context=8192)
+    assert checker.problem(setting) is None
     first, second, theirs, ours = prompts(fake)
-    assert first == second == QUESTION, "a quick look comes before"
+    assert first == second == QUESTION, "the quick comparison comes first"
     assert theirs == ours and theirs.endswith(QUESTION)
     assert len(theirs.split()) == count + len(QUESTION.split())
 
 
-def test_what_a_short_question_shows_needs_no_long_prompt(tmp_path: Path) -> None:
-    fake = FakeEngine(tmp_path / "checkout").curve(texts=KNOWN, text={"flash=1": " other"})
-    here = place(str(fake.cli), tmp_path)
-    large = here.model._replace(context_length=8192)
-    wrong = Checker(here._replace(model=large), DEFAULT, SOON).problem(FLASH)
+def test_a_difference_after_the_short_question_needs_no_long_prompt(make: Make) -> None:
+    fake, checker = make(context=8192, text={"flash=1": " other"})
+    wrong = checker.problem(FLASH)
     assert wrong and "other" in wrong
     assert set(prompts(fake)) <= {QUESTION}
 
 
 def test_letters_as_tokens_need_fewer_words(tmp_path: Path) -> None:
-    fake = FakeEngine(tmp_path / "checkout").curve(texts=KNOWN)
-    source = fake.cli.read_text()
-    assert "len(prompt.split())" in source
-    fake.cli.write_text(source.replace("len(prompt.split())", "len(prompt)"))
-    here = place(str(fake.cli), tmp_path)
-    large = here.model._replace(context_length=8192)
-    assert Checker(here._replace(model=large), DEFAULT, SOON).problem(FLASH) is None
+    fake, checker = altered(tmp_path, "len(prompt.split())", "len(prompt)", texts=KNOWN)
+    assert checker.problem(FLASH) is None
     assert 512 < len(prompts(fake)[-1]) < 1024
 
 
 def test_a_slow_default_is_not_the_settings_fault(
-    make: Make, monkeypatch: pytest.MonkeyPatch
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake, _ = make(texts={}, hang=["threads=1"])
+    fake, facts, _ = engines.get()
+    fake.curve(texts={}, hang=["threads=1"])
     monkeypatch.setattr(selftest, "RUN_SECONDS", 0.5)
-    checker = Checker(place(str(fake.cli), fake.checkout), DEFAULT, Patience(first=0.5))
+    checker = Checker(facts, DEFAULT, Patience(first=0.5))
     assert checker.problem(TWO) is None
-    assert any(
-        "the default setting failed: did not finish within 0.5 seconds" in note
-        for note in checker.notes
-    )
+    assert any(f"the default setting failed: {NO_END} 0.5 s" in note for note in checker.notes)
 
 
 def test_a_long_prompt_fits_into_the_context(make: Make) -> None:
@@ -164,13 +167,10 @@ def test_a_long_prompt_fits_into_the_context(make: Make) -> None:
     assert len(prompts(fake)[-1]) < limit, "even with a token for each letter"
 
 
-def test_a_default_that_varies_cannot_be_compared_with(make: Make) -> None:
-    fake, checker = make(texts={})
+def test_a_default_that_varies_cannot_be_compared_with(tmp_path: Path) -> None:
+    same = 'os.environ.get("FAKE_OUTPUT", " and more text")'
     varying = 'os.environ.get("FAKE_OUTPUT", f" text of {os.getpid()}")'
-    source = fake.cli.read_text()
-    plain = 'os.environ.get("FAKE_OUTPUT", " and more text")'
-    assert plain in source
-    fake.cli.write_text(source.replace(plain, varying))
+    fake, checker = altered(tmp_path, same, varying)
     assert checker.problem(TWO) is None
     assert checker.problem(TWO._replace(mmap=False)) is None
     assert any("does not repeat its own" in note for note in checker.notes)
@@ -206,13 +206,9 @@ def test_a_text_that_always_ends_early_is_out(make: Make) -> None:
 
 @pytest.mark.parametrize(
     ("curve", "words"),
-    [
-        ({"crash": {"threads=2": 11}}, "SIGSEGV"),
-        ({"crash": {"threads=2": "exit 3"}}, "exit code 3"),
-        ({"hang": ["threads=2"]}, "did not finish within"),
-    ],
+    [({"crash": {"threads=2": 11}}, "SIGSEGV"), ({"hang": ["threads=2"]}, NO_END)],
 )
-def test_a_setting_that_ends_badly_is_out(
+def test_a_setting_that_crashes_or_hangs_is_out(
     make: Make, monkeypatch: pytest.MonkeyPatch, curve: dict[str, object], words: str
 ) -> None:
     monkeypatch.setattr(selftest, "RUN_SECONDS", 2.0)
@@ -221,27 +217,27 @@ def test_a_setting_that_ends_badly_is_out(
     assert checker.problem(DEFAULT._replace(mmap=False)) is None
 
 
-def test_a_knob_that_the_cli_lacks_is_out(make: Make) -> None:
-    fake, checker = make("mainline")
-    text = fake.completion.read_text().replace("--numa TYPE", "other TYPE")
-    fake.completion.write_text(text)
-    again = Checker(place(str(fake.cli), fake.checkout), DEFAULT, SOON)
+def test_a_knob_that_the_cli_lacks_is_out(make: Make, engines: Engines) -> None:
+    _, facts, _ = engines.get("mainline")
+    flags = facts.engine.flags - {"--numa"}
+    without = facts._replace(engine=facts.engine._replace(flags=flags))
     numa = DEFAULT._replace(numa="distribute")
-    assert again.problem(numa) == "the program has no flag for NUMA (--numa)"
-    assert checker.problem(numa) is None
+    problem = Checker(without, DEFAULT, SOON).problem(numa)
+    assert problem == "the program has no flag for NUMA (--numa)"
+    assert make("mainline")[1].problem(numa) is None
 
 
 def test_a_default_that_crashes_is_told(make: Make) -> None:
     _, checker = make(crash={"threads=1": 11})
     assert checker.problem(TWO) is None
-    assert any(
-        "the default setting failed: the engine was killed" in note for note in checker.notes
-    )
+    reason = "the default setting failed: the engine was killed"
+    assert any(reason in note for note in checker.notes)
 
 
+@pytest.mark.slow
 def test_the_embedded_engine_is_right_with_every_knob(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
-    checker = Checker(place(EMBEDDED, tmp_path), DEFAULT)
+    checker = Checker(facts_of(EMBEDDED, tmp_path), DEFAULT)
     every = Setting(2, 1, mmap=False, flash=True, ubatch=8, poll=0, numa="distribute")
     assert checker.problem(every) is None
     assert checker.notes == ()
@@ -249,9 +245,8 @@ def test_the_embedded_engine_is_right_with_every_knob(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not FOLDERS, reason="BITNET_TEST_ENGINES names no engine")
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_real_engines_repeat_their_words_with_other_threads(folder: str, tmp_path: Path) -> None:
-    here, _ = real(folder, tmp_path)
-    checker = Checker(here, DEFAULT)
+def test_compiled_engines_write_the_same_with_other_threads(folder: str, tmp_path: Path) -> None:
+    checker = Checker(compiled(folder, tmp_path)[0], DEFAULT)
     assert checker.problem(TWO) is None
     assert checker.problem(TWO._replace(mmap=False)) is None
     assert not any("texts" in note for note in checker.notes)

@@ -1,69 +1,58 @@
-"""Measuring settings of fake engines: numbers where all went well, else reasons."""
+"""Measuring settings of fake engines: speeds if all goes well, else the reason."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from bitnet_tuning import demo
-from bitnet_tuning.bench.comparison import Run, Sizes
-from bitnet_tuning.bench.llama_bench import Bench
+from bitnet_tuning.bench.comparison import Sizes
 from bitnet_tuning.bench.runner import Patience, Runner, find_bench
-from bitnet_tuning.engine.find import EMBEDDED, locate_all
-from bitnet_tuning.engine.known import know
+from bitnet_tuning.engine.find import EMBEDDED
 from bitnet_tuning.launch.background import Captured
-from bitnet_tuning.launch.failure import LONGEST, failure
-from bitnet_tuning.model.gguf import read_model
-from bitnet_tuning.plan.facts import Facts
+from bitnet_tuning.launch.failure import LONGEST, NO_END, failure
 from bitnet_tuning.plan.profile import PP, TG
 from bitnet_tuning.plan.setting import UPSTREAM, Setting
-from bitnet_tuning.store.state import State
+from tests.bench_engines import FOLDERS, Engines, compiled, facts_of
+from tests.conftest import REPOSITORY
 from tests.engines import FakeEngine
-from tests.machines import Machine
 from tests.processes import alive, until
 
-REPO = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="fake engines are scripts")
+
 SIZES = Sizes(32, 8, 2)
-SOON = Patience(first=20.0, least=1.0, factor=1.0)
 ONE, TWO = Setting(1, 1), Setting(2, 2)
 CURVE: dict[str, object] = {"threads": {"1": 10, "2": 18}, "pp": 4}
-
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="fake engines are scripts")
 
 Make = Callable[..., tuple[FakeEngine, Runner]]
 
 
-def place(where: str, folder: Path, model: str = demo.TQ2_0) -> Facts:
-    engine = know(locate_all(where, {}, ())[0], State(str(folder / "state")))
-    host = Machine(folder / "host").regular(4).host()
-    return Facts(host, engine, read_model(model), "named", os.environ)
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Engines:
+    return Engines(tmp_path_factory.mktemp("engines"))
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Make:
-    """A fake engine with a curve, and what measures it."""
+def make(engines: Engines) -> Make:
+    """Make a fake engine with a curve, and a runner that measures it."""
 
     def made(
         generation: str = "bitnet", bench: bool = True, **curve: object
     ) -> tuple[FakeEngine, Runner]:
-        fake = FakeEngine(tmp_path / "checkout", generation, bench).curve(**{**CURVE, **curve})
-        here = place(str(fake.cli), tmp_path)
-        found = find_bench(here.engine)
+        fake, facts, found = engines.get(generation, bench)
         assert (found is not None) == bench
-        return fake, Runner(here, found, SIZES, SOON)
+        fake.curve(**{**CURVE, **curve})
+        return fake, Runner(facts, found, SIZES, Patience(first=60.0, least=1.0, factor=1.0))
 
     return made
 
 
 @pytest.mark.parametrize("generation", ["bitnet", "mainline"])
-def test_samples_come_by_phase(make: Make, generation: str) -> None:
+def test_a_run_has_samples_by_phase(make: Make, generation: str) -> None:
     fake, runner = make(generation)
     run = runner.measure("one", ONE)
     assert (run.setting, run.problem) == ("one", None)
@@ -79,44 +68,42 @@ def test_one_phase_is_measured_alone(make: Make) -> None:
     assert run["argv"][run["argv"].index("-p") + 1] == "0"
 
 
-def test_prompts_with_threads_of_their_own(make: Make) -> None:
+def test_prompts_with_threads_of_their_own_take_a_second_process(make: Make) -> None:
     fake, runner = make()
     assert runner.measure("x", Setting(1, 2)).samples == {PP: (72.0, 72.0), TG: (10.0, 10.0)}
     assert len(fake.benches()) == 2
 
 
 @pytest.mark.parametrize("generation", ["bitnet", "mainline"])
-@pytest.mark.parametrize(
-    ("setting", "condition"),
-    [
-        (ONE._replace(mmap=False), "mmap=0"),
-        (ONE._replace(flash=True), "flash=1"),
-        (ONE._replace(flash=False), "flash=0"),
-        (ONE._replace(ubatch=64), "ubatch=64"),
-        (ONE._replace(poll=100), "poll=100"),
-        (ONE._replace(numa="distribute"), "numa=distribute"),
-        (ONE._replace(env=(("KMP_BLOCKTIME", "0"),)), "KMP_BLOCKTIME=0"),
-    ],
-)
-def test_a_knob_reaches_the_engine(
-    make: Make, generation: str, setting: Setting, condition: str
-) -> None:
-    _, runner = make(generation, factors={condition: 0.5})
-    assert runner.measure("x", setting).samples[TG] == (5.0, 5.0)
-    assert runner.measure("one", ONE).samples[TG] == (10.0, 10.0)
+def test_every_knob_reaches_the_engine(make: Make, generation: str) -> None:
+    settings = {
+        "mmap=0": ONE._replace(mmap=False),
+        "flash=1": ONE._replace(flash=True),
+        "flash=0": ONE._replace(flash=False),
+        "ubatch=64": ONE._replace(ubatch=64),
+        "poll=100": ONE._replace(poll=100),
+        "numa=distribute": ONE._replace(numa="distribute"),
+        "KMP_BLOCKTIME=0": ONE._replace(env=(("KMP_BLOCKTIME", "0"),)),
+    }
+    factors = {condition: 1 / number for number, condition in enumerate(settings, 2)}
+    _, runner = make(generation, factors=factors)
+    speeds = {name: runner.measure("x", each, (TG,)).samples for name, each in settings.items()}
+    assert speeds == {name: {TG: (10 * factor,) * 2} for name, factor in factors.items()}
+    assert runner.measure("one", ONE, (TG,)).samples == {TG: (10.0, 10.0)}
 
 
-def test_cpus_and_niceness_reach_the_engine_alone(make: Make) -> None:
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity here")
+def test_cpus_and_niceness_apply_to_the_engine_alone(make: Make) -> None:
     fake, runner = make()
     before = os.sched_getaffinity(0), os.nice(0)
     runner.measure("x", ONE._replace(cpus=frozenset((min(before[0]),)), nice=-1))
     (run,) = fake.benches()
     assert run["cpus"] == [min(before[0])]
-    assert run["nice"] in {before[1], before[1] - 1}, "tried, where it takes a privilege"
+    assert run["nice"] in {before[1], before[1] - 1}, "a higher priority takes a privilege"
     assert (os.sched_getaffinity(0), os.nice(0)) == before
 
 
-def test_upstream_gets_nothing_of_a_sourced_file(
+def test_upstreams_setting_runs_without_what_bitnet_env_exported(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake, runner = make()
@@ -128,7 +115,7 @@ def test_upstream_gets_nothing_of_a_sourced_file(
     runner.measure("upstream", UPSTREAM)
     (run,) = fake.benches()
     assert not [name for name in run["env"] if name.startswith("OMP_") or "THREADS" in name]
-    assert run["env"]["KMP_BLOCKTIME"] == "17", "the user's own"
+    assert run["env"]["KMP_BLOCKTIME"] == "17", "the user's own value"
 
 
 # Failures
@@ -138,16 +125,15 @@ def test_upstream_gets_nothing_of_a_sourced_file(
     ("crash", "words"),
     [
         (11, "the engine was killed by SIGSEGV"),
-        (9, "the engine was killed by SIGKILL"),
         ("exit 3", "exit code 3: error: the fake engine fails as it was told to"),
     ],
 )
-def test_an_engine_that_crashes_for_two_threads(make: Make, crash: object, words: str) -> None:
+def test_a_crash_is_a_reason_in_one_line(make: Make, crash: object, words: str) -> None:
     _, runner = make(crash={"threads=2": crash})
     run = runner.measure("two", TWO)
     assert run.samples == {}
     assert words in str(run.problem)
-    assert "\n" not in str(run.problem) and len(str(run.problem)) <= 160
+    assert "\n" not in str(run.problem) and len(str(run.problem)) <= LONGEST
     assert runner.measure("one", ONE).problem is None
 
 
@@ -156,49 +142,30 @@ def test_an_engine_that_hangs_is_killed(make: Make) -> None:
     assert runner.measure("default", ONE).problem is None
     run = runner.measure("two", TWO)
     assert run.samples == {}
-    assert str(run.problem).startswith("did not finish within ")
-    assert 1 <= run.seconds < 10
+    assert str(run.problem).startswith(NO_END)
     assert not alive(fake.benches()[-1]["pid"])
 
 
-@pytest.mark.parametrize(
-    ("how", "words"),
-    [
-        ("json", "broken JSON"),
-        ("empty", "no JSON"),
-        ("nan", "impossible speed: NaN"),
-        ("zero", "impossible speed: 0.0"),
-        ("negative", "impossible speed: -3.5"),
-        ("text", 'impossible speed: "fast"'),
-        ("rows", "1 rows instead of 2"),
-        ("samples", "1 of 2 samples"),
-        ("threads", "n_threads = 3, not 2"),
-    ],
-)
-def test_an_answer_that_is_nonsense(make: Make, how: str, words: str) -> None:
-    _, runner = make(broken={"threads=2": how})
+def test_nonsense_is_a_reason_and_a_log_before_the_answer_is_not(make: Make) -> None:
+    """test_bench_measure.py has all kinds of nonsense."""
+    _, runner = make(broken={"threads=2": "json", "threads=1": "log"})
     run = runner.measure("two", TWO)
-    assert run.samples == {}
-    assert words in str(run.problem)
-
-
-def test_a_log_before_the_answer_is_skipped(make: Make) -> None:
-    _, runner = make(broken={"threads=1": "log"})
+    assert (run.samples, run.problem) == ({}, "llama-bench printed broken JSON")
     assert runner.measure("one", ONE).samples[TG] == (10.0, 10.0)
 
 
 def test_a_knob_that_llama_bench_lacks_is_a_reason(make: Make) -> None:
     fake, runner = make()
     run = runner.measure("locked", ONE._replace(mlock=True))
-    assert (run.samples, run.problem) == (
-        {},
-        "the program has no flag for locking the model (-lm)",
-    )
+    assert run.samples == {}
+    assert run.problem == "the program has no flag for locking the model (-lm)"
     assert fake.benches() == []
 
 
-def test_an_engine_that_is_gone_is_a_reason(make: Make) -> None:
-    fake, runner = make()
+def test_an_engine_that_is_gone_is_a_reason(tmp_path: Path) -> None:
+    fake = FakeEngine(tmp_path / "checkout", bench=True)
+    facts = facts_of(str(fake.cli), tmp_path)
+    runner = Runner(facts, find_bench(facts.engine), SIZES)
     (fake.bin / "llama-bench").unlink()
     assert "127" in str(runner.measure("one", ONE).problem)
 
@@ -207,14 +174,11 @@ def test_an_engine_that_is_gone_is_a_reason(make: Make) -> None:
     ("done", "reason"),
     [
         (Captured(0, "", "error: none that matters"), None),
-        (Captured(None, "", ""), "did not finish within 20 seconds"),
+        (Captured(None, "", ""), f"{NO_END} 20 seconds"),
         (Captured(1, "", ""), "the engine ended with exit code 1"),
         (Captured(1, "", "loading\nerror: no\n  such file\n"), "exit code 1: error: no"),
         (Captured(1, "", "loading\nunknown model\n"), "exit code 1: unknown model"),
-        (
-            Captured(137, "", "loading"),
-            "the engine was killed by SIGKILL: most often because the system ran out of memory",
-        ),
+        (Captured(137, "", "loading"), "because the system ran out of memory"),
         (Captured(134, "", "x.c:1: GGML_ASSERT(a) failed\n#0"), "x.c:1: GGML_ASSERT(a) failed"),
     ],
 )
@@ -230,12 +194,12 @@ def test_a_long_reason_is_cut() -> None:
     assert found.endswith("x…")
 
 
-# How long a run may take
+# Time limits
 
 
-def test_the_default_says_how_long_a_run_may_take(make: Make) -> None:
-    _, runner = make(seconds=0.3)
-    runner.patience = Patience(first=120.0, least=0.01, factor=10.0)
+def test_the_limit_is_a_multiple_of_the_defaults_time(make: Make) -> None:
+    _, runner = make()
+    runner.patience = Patience(first=120.0, least=0.0, factor=10.0)
     assert runner.seconds() == 120
     runner.measure("other", ONE)
     assert runner.seconds() == 120
@@ -246,18 +210,15 @@ def test_the_default_says_how_long_a_run_may_take(make: Make) -> None:
     assert runner.seconds() == 120
 
 
-def test_a_quick_default_leaves_others_some_time(make: Make) -> None:
-    _, runner = make()
-    runner.patience = Patience()
-    runner.measure("default", ONE)
-    assert runner.seconds() == 20
+def test_the_limit_has_a_minimum() -> None:
+    assert [Patience().after(longest) for longest in (None, 0.1, 5.0)] == [120, 20, 40]
 
 
 # Without a llama-bench
 
 
 @pytest.mark.parametrize("generation", ["bitnet", "mainline"])
-def test_the_clis_timings_serve_without_a_llama_bench(make: Make, generation: str) -> None:
+def test_without_llama_bench_the_clis_timings_are_used(make: Make, generation: str) -> None:
     fake, runner = make(generation, bench=False, factors={"mmap=0": 0.5})
     run = runner.measure("x", Setting(2, 2, mmap=False))
     assert run.problem is None
@@ -269,10 +230,11 @@ def test_the_clis_timings_serve_without_a_llama_bench(make: Make, generation: st
     assert "--ignore-eos" in started["argv"]
 
 
-def test_a_cli_that_loses_its_timings_is_asked_again(
-    make: Make, monkeypatch: pytest.MonkeyPatch
+def test_a_cli_that_loses_its_timings_runs_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    fake, runner = make("mainline", bench=False)
+    fake = FakeEngine(tmp_path / "checkout", "mainline").curve(**CURVE)
+    runner = Runner(facts_of(str(fake.cli), tmp_path), None, SIZES)
     monkeypatch.setenv("FAKE_LOSES", "0.5")
     assert runner.measure("one", ONE).problem is None
     assert len(fake.prompts()) == 2
@@ -280,7 +242,7 @@ def test_a_cli_that_loses_its_timings_is_asked_again(
     assert runner.measure("one", ONE).problem == "the engine printed no timing for pp"
 
 
-def test_a_crashing_cli_is_a_reason(make: Make) -> None:
+def test_a_crash_of_the_cli_is_a_reason(make: Make) -> None:
     _, runner = make(bench=False, crash={"threads=2": 6})
     assert "SIGABRT" in str(runner.measure("two", TWO).problem)
 
@@ -298,51 +260,47 @@ def test_a_knob_that_the_cli_lacks_is_a_reason(make: Make) -> None:
 def test_a_program_that_is_no_llama_bench_is_not_used(tmp_path: Path) -> None:
     fake = FakeEngine(tmp_path / "checkout", bench=True)
     (fake.bin / "llama-bench").write_text("#!/bin/sh\necho nothing\n")
-    assert find_bench(place(str(fake.cli), tmp_path).engine) is None
+    assert find_bench(facts_of(str(fake.cli), tmp_path).engine) is None
 
 
 def test_the_embedded_engine_measures_every_knob_that_it_lists(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
-    here = place(EMBEDDED, tmp_path)
-    bench = find_bench(here.engine)
+    facts = facts_of(EMBEDDED, tmp_path)
+    bench = find_bench(facts.engine)
     assert bench is not None
-    runner = Runner(here, bench, Sizes(16, 4, 1))
+    runner = Runner(facts, bench, Sizes(16, 4, 1))
     every = Setting(1, 1, mmap=False, flash=True, ubatch=8, numa="distribute")
-    for setting in (ONE, every, every._replace(flash=False, mmap=True)):
+    for setting in (every, every._replace(flash=False, mmap=True)):
         run = runner.measure("x", setting)
         assert run.problem is None
         assert {phase: len(found) for phase, found in run.samples.items()} == {PP: 1, TG: 1}
 
 
-# No engine outlives the benchmark
-
-KILLED = """
+MEASURE = """
 import sys
-sys.path.insert(0, {repo!r})
 from pathlib import Path
-from tests.test_bench_runner import ONE, SIZES, Runner, find_bench, place
-from bitnet_tuning.plan.profile import PP, TG
-here = place({cli!r}, Path({folder!r}))
-Runner(here, find_bench(here.engine), SIZES).measure("one", ONE)
+from tests.test_bench_runner import ONE, SIZES, Runner, facts_of, find_bench
+facts = facts_of(sys.argv[1], Path(sys.argv[2]))
+Runner(facts, find_bench(facts.engine), SIZES).measure("one", ONE)
 """
 
 
 def test_a_killed_benchmark_leaves_no_engine(tmp_path: Path) -> None:
     fake = FakeEngine(tmp_path / "checkout", bench=True).curve(hang=["threads=1"])
-    code = KILLED.format(repo=str(REPO), cli=str(fake.cli), folder=str(tmp_path))
-    benchmark = subprocess.Popen([sys.executable, "-c", code])
-    until(lambda: bool(fake.benches()))
-    time.sleep(0.1)
-    engine = fake.benches()[0]["pid"]
-    assert alive(engine)
-    benchmark.send_signal(signal.SIGKILL)
-    benchmark.wait()
+    command = [sys.executable, "-c", MEASURE, str(fake.cli), str(tmp_path)]
+    benchmark = subprocess.Popen(command, cwd=REPOSITORY)
+    try:
+        until(fake.benches)
+        engine = fake.benches()[0]["pid"]
+        assert alive(engine)
+    finally:
+        benchmark.kill()
+        benchmark.wait()
     until(lambda: not alive(engine))
 
 
 # Compiled engines
 
-FOLDERS = [name for name in os.environ.get("BITNET_TEST_ENGINES", "").split(os.pathsep) if name]
 CPUS = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
 KNOBS = {
     "nothing": ONE,
@@ -359,23 +317,12 @@ KNOBS = {
 }
 
 
-def real(folder: str, tmp_path: Path) -> tuple[Facts, Bench]:
-    here = place(folder, tmp_path)
-    model = demo.TQ2_0 if here.engine.i2_s is False else demo.I2_S
-    bench = find_bench(here.engine)
-    assert bench is not None
-    return here._replace(model=read_model(model)), bench
-
-
 @pytest.mark.skipif(not FOLDERS, reason="BITNET_TEST_ENGINES names no engine")
 @pytest.mark.parametrize("knob", KNOBS)
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_real_engines_take_every_knob(folder: str, knob: str, tmp_path: Path) -> None:
-    here, bench = real(folder, tmp_path)
-
-    def measured(by: Bench | None) -> Run:
-        return Runner(here, by, Sizes(16, 4, 1)).measure(knob, KNOBS[knob])
-
-    for run in (measured(bench), measured(None)):
+def test_compiled_engines_accept_every_knob(folder: str, knob: str, tmp_path: Path) -> None:
+    facts, bench = compiled(folder, tmp_path)
+    for program in (bench, None):
+        run = Runner(facts, program, Sizes(16, 4, 1)).measure(knob, KNOBS[knob])
         assert run.problem is None
         assert set(run.samples) == {PP, TG}

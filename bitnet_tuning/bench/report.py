@@ -31,15 +31,7 @@ from bitnet_tuning.plan.profile import PP, TG
 
 GIGABYTE = 10**9
 
-_HEADINGS = (
-    "Setting",
-    "Generation",
-    "Prompt",
-    "Over 2 threads",
-    "Over default",
-    "Rounds",
-    "Verdict",
-)
+_TITLES = ("Setting", "Generation", "Prompt", "Over upstream", "Over default", "Rounds", "Verdict")
 
 
 def write_report(results: Results, path: str) -> None:
