@@ -1,4 +1,4 @@
-"""benchmark_optimized.py --builds: builds side by side, and what is made of it."""
+"""benchmark_optimized.py --builds: comparing builds, and saving which one is fastest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,19 +23,23 @@ from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.plan.profile import PP, TG, Objective
 from bitnet_tuning.prepare import find_pair
 from bitnet_tuning.store.state import State
+from tests.conftest import REPOSITORY
 from tests.engines import FakeEngine
+from tests.processes import until
 from tests.test_bench_check import KNOWN
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="fake engines are scripts")
 
-REPO = Path(__file__).resolve().parents[1]
 SPEED = Objective(TG)
 QUIET: dict[str, Any] = {"threads": {"1": 10, "2": 14}, "noise": 0.01, "texts": KNOWN}
 
-# In rounds, without processes
+# Rounds without processes
 
 
 Speed = Callable[[int], "float | None"]
+"""Returns the tokens/s of a run by its number, None for a failure."""
+
+Capture = pytest.CaptureFixture[str]
 
 
 def wobbling(rate: float) -> Speed:
@@ -44,7 +47,7 @@ def wobbling(rate: float) -> Speed:
 
 
 def in_rounds(seconds: float = 10_000, **speeds: Speed) -> tuple[Rounds, list[str]]:
-    """Rounds of runs that take a second each, and who ran."""
+    """Measure rounds of runs that take a second each; return them and the order of all runs."""
     order: list[str] = []
 
     def measure(name: str, number: int) -> Run:
@@ -63,7 +66,7 @@ def verdicts(rounds: Rounds, *names: str) -> list[str]:
     return [each.verdict for each in judge(rounds, engines).builds]  # type: ignore[arg-type]
 
 
-def test_the_first_build_frames_every_second_round_and_the_others_take_turns() -> None:
+def test_the_first_build_runs_twice_in_every_second_round_and_the_others_take_turns() -> None:
     rounds, order = in_rounds(a=wobbling(10), b=wobbling(10), c=wobbling(10))
     assert order[:11] == ["a", "c", "b", "a", "a", "b", "c", "a", "c", "b", "a"]
     assert [run.setting for run in list(rounds)[3].runs] == ["b", "c", "a"]
@@ -79,14 +82,14 @@ def test_every_third_round_measures_both_phases() -> None:
 @pytest.mark.parametrize(
     ("rate", "verdict"), [(12.0, FASTER), (10.0, OPEN), (10.15, OPEN), (8.0, SLOWER)]
 )
-def test_only_what_goes_beyond_the_noise_is_another_speed(rate: float, verdict: str) -> None:
+def test_only_a_difference_beyond_the_noise_counts(rate: float, verdict: str) -> None:
     rounds, _ = in_rounds(22, a=wobbling(10), b=wobbling(rate))
     assert verdicts(rounds, "a", "b") == [OPEN, verdict]
     ratio = rounds.judge("b").ratio
     assert ratio is not None and ratio.count == 8
 
 
-def test_few_rounds_show_nothing_however_clear() -> None:
+def test_few_rounds_give_no_verdict_however_clear() -> None:
     rounds, _ = in_rounds(14, a=wobbling(10), b=wobbling(30))
     assert verdicts(rounds, "a", "b")[1] == OPEN
 
@@ -108,7 +111,7 @@ def test_a_build_that_fails_twice_is_out_and_not_run_again() -> None:
 @pytest.mark.parametrize(
     ("seconds", "count"), [(0, 1), (-5, 1), (14, 1), (15, 6), (17, 6), (18, 7), (1e4, 30)]
 )
-def test_rounds_are_as_many_as_fit_and_one_where_too_few_do(seconds: float, count: int) -> None:
+def test_there_are_as_many_rounds_as_fit_or_one_if_too_few_fit(seconds: float, count: int) -> None:
     rounds, order = in_rounds(seconds, a=wobbling(10), b=wobbling(10))
     assert len(rounds) == count
     assert len(order) <= max(seconds, 3)
@@ -119,8 +122,8 @@ def test_rounds_are_as_many_as_fit_and_one_where_too_few_do(seconds: float, coun
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """For comparisons of few rounds."""
-    monkeypatch.setattr(comparison, "MOST_ROUNDS", 8)
+    """Return a folder for builds, which are compared in six rounds."""
+    monkeypatch.setattr(comparison, "MOST_ROUNDS", 6)
     return tmp_path / "checkout"
 
 
@@ -128,173 +131,141 @@ def fake(checkout: Path, build: str, bench: bool = True, **curve: object) -> Fak
     return FakeEngine(checkout, bench=bench, build=build).curve(**{**QUIET, **curve})
 
 
-def compare(checkout: Path, *flags: str) -> int:
-    named = ["--builds", "--engine", str(checkout), "-m", demo.I2_S, "--budget", "300"]
-    return main([*named, *flags])
+def flags(checkout: Path, *more: str) -> list[str]:
+    return ["--builds", "--engine", str(checkout), "-m", demo.I2_S, "--budget", "900", *more]
 
 
-def as_json(
-    checkout: Path, capsys: pytest.CaptureFixture[str], *flags: str
-) -> tuple[dict[str, Any], str]:
-    assert compare(checkout, "--json", *flags) == 0
+def compare(checkout: Path, capsys: Capture, *more: str) -> tuple[dict[str, Any], str]:
+    """Compare the builds; return the result and what stderr shows."""
+    assert main(flags(checkout, "--json", *more)) == 0
     seen = capsys.readouterr()
     found: dict[str, Any] = json.loads(seen.out)
     return found, seen.err
 
 
 def taken(checkout: Path, own_state: Path) -> str:
-    """The engine that a run takes now."""
+    """Return the engine that a run takes now."""
     return find_pair(str(checkout), demo.I2_S, State(str(own_state)))[0].path
 
 
-def test_the_fastest_is_shown_remembered_and_taken(
-    checkout: Path, own_state: Path, capsys: pytest.CaptureFixture[str]
+def test_the_fastest_build_is_shown_saved_and_used(
+    checkout: Path, own_state: Path, capsys: Capture
 ) -> None:
     first = fake(checkout, "build")
     fast = fake(checkout, "build-fast", threads={"1": 13, "2": 18})
     assert taken(checkout, own_state) == str(first.cli)
-    found, _ = as_json(checkout, capsys)
-    assert (found["chosen"], found["rounds"]) == (str(fast.cli), 8)
+    found, _ = compare(checkout, capsys, "--no-selftest")
+    assert (found["chosen"], found["rounds"]) == (str(fast.cli), 6)
     names = [(each["name"], each["verdict"]) for each in found["builds"]]
     assert names == [("build", OPEN), ("build-fast", FASTER)]
     ratio = found["builds"][1]["ratio"]
     assert found["floor"] < ratio["low"] <= ratio["median"] <= ratio["high"]
     assert "measured fastest" in found["reason"]
     assert taken(checkout, own_state) == str(fast.cli)
-    os.utime(fast.cli, ns=(1, fast.cli.stat().st_mtime_ns + 1_000_000))  # built anew
+    os.utime(fast.cli, ns=(1, fast.cli.stat().st_mtime_ns + 1_000_000))  # built again
     assert taken(checkout, own_state) == str(first.cli)
 
 
-def test_equal_builds_are_left_to_their_instructions(
-    checkout: Path, own_state: Path, capsys: pytest.CaptureFixture[str]
+def test_of_equal_builds_the_instruction_sets_decide(
+    checkout: Path, own_state: Path, capsys: Capture
 ) -> None:
-    first = fake(checkout, "build")
-    fake(checkout, "build-b", seed=2)
-    found, _ = as_json(checkout, capsys)
+    fakes = [fake(checkout, "build"), fake(checkout, "build-b", seed=2)]
+    found, _ = compare(checkout, capsys, "--no-selftest")
     assert [each["verdict"] for each in found["builds"]] == [OPEN, OPEN]
-    assert found["chosen"] == taken(checkout, own_state) == str(first.cli)
+    assert found["chosen"] == taken(checkout, own_state) == str(fakes[0].cli)
     assert "measured, not significantly different" in found["reason"]
-
-
-def test_each_is_measured_with_its_own_plan(
-    checkout: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fakes = [fake(checkout, name) for name in ("build", "build-b")]
-    as_json(checkout, capsys, "--no-selftest")
     one, two = ([run["argv"][1:] for run in each.benches()] for each in fakes)
-    assert one[-1] == two[-1], "the same work"
-    assert len(one) == 2 + 8 + 4 and len(two) == 8
+    assert one[-1] == two[-1], "both do the same work"
+    assert (len(one), len(two)) == (2 + 6 + 3, 6), "two runs choose the sizes; three show the noise"
 
 
-def test_a_table_without_json(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_is_printed_and_nothing_saved_with_no_remember(
+    checkout: Path, own_state: Path, capsys: Capture
+) -> None:
     fake(checkout, "build")
     fake(checkout, "build-slow", threads={"1": 7, "2": 9})
-    assert compare(checkout, "--no-selftest") == 0
+    assert main(flags(checkout, "--no-selftest", "--no-remember")) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == [
-        "build",
-        "pp",
-        "tokens/s",
-        "tg",
-        "tokens/s",
-        "over",
-        "build",
-        "verdict",
-    ]
+    assert " ".join(lines[0].split()) == "build pp tokens/s tg tokens/s over build verdict"
     assert lines[2].startswith("build-slow") and lines[2].endswith(SLOWER)
-    assert "8 rounds; noise: repeated runs varied by up to ×1." in lines[3]
-    assert "build-slow: slower when measured" in lines[4]
+    assert "6 rounds; noise: repeated runs varied by up to ×1." in lines[3]
+    assert lines[4].startswith("run_inference.py uses ")
+    assert list(own_state.glob("builds-*")) == []
 
 
-def test_what_writes_wrong_words_is_out_and_stays_out(
-    checkout: Path, own_state: Path, capsys: pytest.CaptureFixture[str]
+def test_a_build_that_writes_wrong_words_is_out_and_stays_out(
+    checkout: Path, own_state: Path, capsys: Capture
 ) -> None:
-    """Although it is the fastest, and the one that fits best."""
+    """It would be taken otherwise."""
     fake(checkout, "build", texts={})
     fine = fake(checkout, "build-b")
     fake(checkout, "build-c")
-    found, said = as_json(checkout, capsys)
+    found, said = compare(checkout, capsys)
     assert "build is left out" in said and "writes wrong words" in said
     verdicts = {each["name"]: each["verdict"] for each in found["builds"]}
     assert verdicts == {"build-b": OPEN, "build-c": OPEN, "build": f"{OUT}: wrong words"}
     assert found["chosen"] == taken(checkout, own_state) == str(fine.cli)
 
 
-def test_what_dies_here_is_not_measured(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_build_for_another_cpu_is_not_measured(checkout: Path, capsys: Capture) -> None:
     fake(checkout, "build")
     fake(checkout, "build-b")
     dead = fake(checkout, "build-new").isa("AVX2", dies="model")
-    found, said = as_json(checkout, capsys, "--no-selftest")
+    found, said = compare(checkout, capsys, "--no-selftest")
     assert "build-new is left out" in said
     assert len(found["builds"]) == 2
     assert dead.benches() == []
 
 
-def test_without_a_bench_in_each_all_are_measured_by_their_cli(
-    checkout: Path, capsys: pytest.CaptureFixture[str]
+def test_all_builds_are_measured_by_their_cli_if_one_has_no_llama_bench(
+    checkout: Path, capsys: Capture
 ) -> None:
     fakes = [fake(checkout, "build"), fake(checkout, "build-b", bench=False)]
-    found, _ = as_json(checkout, capsys, "--no-selftest")
+    found, _ = compare(checkout, capsys, "--no-selftest")
     assert len(found["builds"]) == 2
     assert fakes[0].benches() == []
-    assert len(fakes[1].prompts()) == 8
+    assert len(fakes[1].prompts()) == 6
 
 
-def test_too_few_rounds_are_not_remembered(
-    checkout: Path,
-    own_state: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+def test_too_few_rounds_are_not_saved(
+    checkout: Path, own_state: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison, "MOST_ROUNDS", 5)
+    monkeypatch.setattr(comparison, "MOST_ROUNDS", 2)
     fake(checkout, "build")
     fake(checkout, "build-fast", threads={"1": 30, "2": 40})
-    _, said = as_json(checkout, capsys, "--no-selftest")
+    _, said = compare(checkout, capsys, "--no-selftest")
     assert "too few rounds" in said
     assert list(own_state.glob("builds-*")) == []
 
 
-def test_nothing_is_remembered_where_that_is_asked_for(
-    checkout: Path, own_state: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_build_is_nothing_to_compare(checkout: Path, capsys: Capture) -> None:
     fake(checkout, "build")
-    fake(checkout, "build-b")
-    as_json(checkout, capsys, "--no-selftest", "--no-remember")
-    assert list(own_state.glob("builds-*")) == []
-
-
-def test_one_build_is_nothing_to_compare(
-    checkout: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fake(checkout, "build")
-    assert compare(checkout) == 3
+    assert main(flags(checkout)) == 3
     assert "only one build" in capsys.readouterr().err
     fake(checkout, "build-new").isa("AVX2", dies="start")
-    assert compare(checkout) == UnsupportedError.exit_code
+    assert main(flags(checkout)) == UnsupportedError.exit_code
     assert "nothing to compare" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["--threads=2", "--csv=x", "--output=x", "--modes=default"])
-def test_flags_of_a_tuning_do_not_go_with_it(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_of_a_search_are_refused(flag: str, capsys: Capture) -> None:
     assert main(["--builds", flag]) == 2
     assert "not allowed with --builds" in capsys.readouterr().err
 
 
-def test_an_interrupt_ends_it_with_nothing_remembered(checkout: Path, own_state: Path) -> None:
+def test_an_interrupted_comparison_saves_nothing(checkout: Path, own_state: Path) -> None:
     fake(checkout, "build")
-    slow = fake(checkout, "build-b", seconds=30)
-    flags = ["--builds", "--engine", str(checkout), "-m", demo.I2_S, "--no-selftest"]
-    process = subprocess.Popen(
-        [sys.executable, str(REPO / "benchmark_optimized.py"), *flags],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for _ in range(6000):
-        if slow.benches() or process.poll() is not None:
-            break
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    slow = fake(checkout, "build-b", seconds=300)
+    program = str(REPOSITORY / "benchmark_optimized.py")
+    command = [sys.executable, program, *flags(checkout, "--no-selftest")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        until(slow.benches)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    finally:
+        process.kill()
+        process.wait()
     assert process.returncode == 130
     assert "nothing was saved" in said
     assert list(own_state.glob("builds-*")) == []

