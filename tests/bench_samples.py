@@ -1,5 +1,4 @@
-"""A benchmark as it could have been: realistic rounds from a fixed seed, for whoever needs
-a whole document. No machine is asked and nothing is run."""
+"""Results of a simulated benchmark, with realistic rounds from a fixed seed. Nothing is run."""
 
 from __future__ import annotations
 
@@ -36,7 +35,7 @@ DEFAULT = Setting(6, 12, env=(("OMP_PLACES", "cores"), ("OMP_PROC_BIND", "close"
 
 
 def with_threads(count: int) -> Change:
-    """Another number of threads, for prompts as well."""
+    """Return a change to ``count`` threads, also for prompts."""
     plural = "" if count == 1 else "s"
     return Change(f"{count} thread{plural}", (("threads", count), ("threads_batch", count)))
 
@@ -77,7 +76,7 @@ SPEEDS: dict[str, tuple[float, float]] = {
     "4 threads + no mmap": (95.0, 30.5),
     "4 threads + flash attention": (104.0, 26.0),
 }
-"""True pp and tg, tokens/s."""
+"""True speeds of prompt processing and token generation in tokens/s."""
 
 HOST = HostFacts(
     brand="Example Core i5-1235U",
@@ -158,7 +157,7 @@ SNAPSHOT = conditions.Conditions(
 
 
 class Simulator:
-    """Rounds with log-normal noise and now and then an outlier."""
+    """A maker of rounds with log-normal noise and some outliers."""
 
     def __init__(self, seed: int = 1, spread: float = 0.08, samples: int = 2) -> None:
         self._random = random.Random(seed)
@@ -186,7 +185,7 @@ class Simulator:
         speeds: Mapping[str, tuple[float, float]],
         problems: Mapping[str, str] | None = None,
     ) -> None:
-        """One more round, in the order of ``names``."""
+        """Add a round that runs ``names`` in this order; ``problems`` says which fail, and why."""
         broken = problems or {}
         runs = tuple(
             Run(name, {}, 0.4, broken[name]) if name in broken else self.run(name, speeds[name])
@@ -200,7 +199,7 @@ class Simulator:
 def simulated_rounds(
     seed: int = 1, speeds: Mapping[str, tuple[float, float]] = SPEEDS, spread: float = 0.08
 ) -> tuple[Round, ...]:
-    """A whole search: threads, one knob after the other, and the duel."""
+    """Return the rounds of a whole search: threads, knobs, and the duel."""
     made = Simulator(seed, spread)
     threads = ["default", "default", "upstream", "1 thread", "2 threads", "4 threads", "8 threads"]
     for shift in range(8):
@@ -220,7 +219,7 @@ def simulated_rounds(
 def sample_results(
     seed: int = 1, speeds: Mapping[str, tuple[float, float]] = SPEEDS, spread: float = 0.08
 ) -> Results:
-    """A finished benchmark on a laptop: "4 threads + no mmap" beats the default."""
+    """Return a finished benchmark on a laptop, on which "4 threads + no mmap" wins."""
     rounds = simulated_rounds(seed, speeds, spread)
     objective = Objective(TG)
     duel = [each for each in rounds if each.stage == "duel"]

@@ -1,4 +1,4 @@
-"""Reading memory: sizes and places on fake machines, the reading itself on this one."""
+"""Memory bandwidth: buffers and CPUs on fake machines, the reading itself on this one."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ import math
 import os
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from bitnet_tuning.bench import bandwidth
-from bitnet_tuning.bench import bandwidth as readers
-from bitnet_tuning.bench import bandwidth as team
 from bitnet_tuning.bench.bandwidth import (
     LEAST_BUFFER,
     Absent,
@@ -27,6 +24,7 @@ from bitnet_tuning.bench.bandwidth import (
     measure_bandwidth,
     places,
     pooled,
+    readers,
     spread,
     summary,
 )
@@ -38,7 +36,7 @@ from tests.machines import GIBIBYTE, Machine
 
 MEBIBYTE = 1 << 20
 ANYWHERE = frozenset[int]()
-"""No CPU can be bound to: the thread stays where it is."""
+"""No CPUs, so that a thread stays where it is."""
 
 
 def do_nothing(_: int, __: int) -> None:
@@ -60,27 +58,27 @@ def size_of(
     return buffer_size(threads, machine.host(), cpus, Root(str(machine.path)))
 
 
-# How much is read
+# Size of the buffer
 
 
-def test_at_least_so_much(machine: Machine) -> None:
+def test_the_buffer_has_a_minimum(machine: Machine) -> None:
     assert size_of(machine, 4) == LEAST_BUFFER
     assert size_of(machine.cache(range(8), 3, "8M"), 4) == LEAST_BUFFER
 
 
-def test_four_times_the_caches_that_the_threads_fill(machine: Machine) -> None:
+def test_the_buffer_is_four_times_the_caches_that_the_threads_fill(machine: Machine) -> None:
     machine.cache((0, 4, 1, 5), 3, "96M").cache((2, 6, 3, 7), 3, "128M")
     assert size_of(machine, 1) == 512 * MEBIBYTE
     assert size_of(machine, 2) == size_of(machine, 8) == 896 * MEBIBYTE
     assert size_of(machine, 8, frozenset((0, 1))) == 384 * MEBIBYTE
 
 
-def test_a_quarter_of_the_free_memory_at_most(machine: Machine) -> None:
+def test_the_buffer_takes_at_most_a_quarter_of_the_free_memory(machine: Machine) -> None:
     machine.cache(range(8), 3, "192M").meminfo(4 * GIBIBYTE, 2 * GIBIBYTE)
     assert size_of(machine, 1) == GIBIBYTE // 2
 
 
-def test_not_so_little_that_caches_hold_it(machine: Machine) -> None:
+def test_a_buffer_that_the_caches_would_hold_is_too_small(machine: Machine) -> None:
     machine.cache(range(8), 3, "257M").meminfo(4 * GIBIBYTE, 2 * GIBIBYTE)
     assert size_of(machine, 1) is None
 
@@ -96,22 +94,22 @@ def test_too_little_memory(machine: Machine) -> None:
     assert "too little free memory" in absent.reason
 
 
-# Where
+# CPUs of the threads
 
 
-def test_cores_first_then_their_second_threads(machine: Machine) -> None:
+def test_threads_take_one_cpu_of_each_core_first(machine: Machine) -> None:
     host = machine.host()
     assert spread(host, host.allowed) == (0, 1, 2, 3, 4, 5, 6, 7)
     assert spread(host, frozenset((0, 4, 2))) == (0, 2, 4)
     assert spread(host, frozenset((99,))) == ()
 
 
-def test_fast_cores_first(tmp_path: Path) -> None:
+def test_threads_take_performance_cores_first(tmp_path: Path) -> None:
     host = Machine(tmp_path).hybrid(performance=2, efficiency=2).host()
     assert spread(host, host.allowed) == (0, 2, 4, 5, 1, 3)
 
 
-def test_places(machine: Machine) -> None:
+def test_with_too_few_cpus_all_threads_get_all_of_them(machine: Machine) -> None:
     host, some = machine.host(), frozenset((1, 5, 2))
     assert places(host, some, 2) == (frozenset((1,)), frozenset((2,)))
     assert places(host, some, 4) == (some,) * 4
@@ -120,17 +118,17 @@ def test_places(machine: Machine) -> None:
 # Figures
 
 
-def test_summary() -> None:
+def test_passes_are_summarised() -> None:
     seen = summary([3e9, 1e9, 2e9], 2, 512, reader(1.6e9))
     assert seen == Bandwidth(2e9, 1e9, 3e9, 2, (3e9, 1e9, 2e9), 512, "memchr", False)
     assert json.loads(json.dumps(to_json(seen)))["samples"] == [3e9, 1e9, 2e9]
 
 
-def test_a_reader_that_is_no_faster_from_the_cache() -> None:
+def test_a_function_that_is_no_faster_from_the_cache_limits_the_figure() -> None:
     assert summary([2e9], 2, 512, reader(1.4e9)).reader_limits
 
 
-def test_pooled() -> None:
+def test_two_measurements_are_joined() -> None:
     first = summary([3e9, 1e9], 2, 512, reader(9e9))
     both = pooled(first, summary([5e9], 2, 512, reader(1e9)))
     assert (both.median, both.low, both.high) == (3e9, 1e9, 5e9)
@@ -142,7 +140,7 @@ def test_pooled() -> None:
 
 
 def test_no_more_threads_than_cpus(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU of several, each would read its slice from the cache again and again."""
+    # Several threads on one CPU would read their slices from its cache again and again.
     sizes: list[tuple[int, int]] = []
 
     class Recorder:
@@ -162,13 +160,13 @@ def test_no_more_threads_than_cpus(machine: Machine, monkeypatch: pytest.MonkeyP
 
 
 def test_both_readers_see_every_byte() -> None:
-    """What ends a search early would make memory look fast."""
-    functions = readers._readers(readers._library())
+    # A search that ends early would make memory look fast.
+    functions = readers()
     if not functions:
         pytest.skip("no C library here")
     assert set(functions) == {"memchr", "memcmp"}
     for read in functions.values():
-        data = bytearray([readers.FILL]) * 4096
+        data = bytearray([bandwidth.FILL]) * 4096
         buffer = (ctypes.c_char * 4096).from_buffer(data)
         read(ctypes.addressof(buffer), 4096)
         data[4095] = 2
@@ -188,7 +186,7 @@ def test_no_library(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Counted:
-    """Reads nothing, but counts, and fails at the ``fails``-th call."""
+    """A function that reads nothing, counts its calls, and fails at call number ``fails``."""
 
     def __init__(self, fails: float = math.inf) -> None:
         self.lock = threading.Lock()
@@ -206,9 +204,9 @@ class Counted:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No repeats within a pass, and no passes beyond the fewest."""
-    monkeypatch.setattr(team, "_PASS_SECONDS", 0.0)
-    monkeypatch.setattr(team, "_SECONDS", 0.0)
+    """Measure the fewest passes, without repeats within a pass."""
+    monkeypatch.setattr(bandwidth, "PASS_SECONDS", 0.0)
+    monkeypatch.setattr(bandwidth, "SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("short")
@@ -218,7 +216,7 @@ def test_every_thread_writes_its_slice_and_reads_it_in_each_pass() -> None:
     assert len(rates) == 3
     assert min(rates) > 0
     assert counted.calls == 3 * (1 + 3)
-    assert counted.contents == {bytes([readers.FILL]) * 4096}
+    assert counted.contents == {bytes([bandwidth.FILL]) * 4096}
 
 
 @pytest.mark.parametrize("call", [1, 2, 4, 7])
@@ -229,7 +227,7 @@ def test_a_thread_that_fails_stops_all(call: int) -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_memory_that_is_not_to_be_had() -> None:
+def test_memory_that_cannot_be_allocated() -> None:
     with pytest.raises(ReadError):
         Team((ANYWHERE,) * 2, 1 << 62, do_nothing).run()
 
@@ -255,21 +253,19 @@ def test_a_thread_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
 def test_threads_are_bound_and_this_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     bound: list[tuple[int, frozenset[int]]] = []
-    fake = SimpleNamespace(sched_setaffinity=lambda pid, cpus: bound.append((pid, cpus)))
-    monkeypatch.setattr(team, "os", fake)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cpus: bound.append((pid, cpus)))
     Team((frozenset((3,)), frozenset((5,))), 4096, do_nothing).run()
     assert sorted(bound, key=str) == [(0, frozenset((3,))), (0, frozenset((5,)))]
 
 
-def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only that it is plausible: more than 0.1 GB/s."""
+def test_this_machine_has_a_plausible_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bandwidth, "LEAST_BUFFER", 32 * MEBIBYTE)
     monkeypatch.setattr(bandwidth, "CACHE_FACTOR", 0)
-    monkeypatch.setattr(team, "_SECONDS", 0.1)
+    monkeypatch.setattr(bandwidth, "SECONDS", 0.1)
     seen = measure_bandwidth(2, read_host())
     if isinstance(seen, Absent):
         pytest.skip(seen.reason)
-    assert seen.median > 0.1e9
+    assert seen.median > 1e7, "plausible even on a busy machine"
     assert min(seen.samples) > 0
     assert seen.low <= seen.median <= seen.high
     assert (seen.threads, seen.reader in ("memchr", "memcmp")) == (2, True)

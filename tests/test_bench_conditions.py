@@ -1,4 +1,4 @@
-"""The machine's state around a measurement, and what is said of it."""
+"""The machine's state before and after a measurement, and warnings about it."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ def host(machine: Machine) -> Host:
     return machine.host()
 
 
-# Differences
+# Changes
 
 
-def test_load_is_what_we_did_not_use() -> None:
+def test_other_load_excludes_our_own_work() -> None:
     assert other_load(30.0, 20.0, 10.0) == pytest.approx(1.0)
     assert other_load(30.0, 31.0, 10.0) == 0.0
 
@@ -93,11 +93,11 @@ def test_load_is_what_we_did_not_use() -> None:
     ("busy", "own", "seconds"),
     [(30.0, 1.0, 0.0), (30.0, 1.0, -5.0), (30.0, None, 5.0), (None, 1.0, 5.0)],
 )
-def test_load_that_is_not_known(busy: float | None, own: float | None, seconds: float) -> None:
+def test_other_load_may_be_unknown(busy: float | None, own: float | None, seconds: float) -> None:
     assert other_load(busy, own, seconds) is None
 
 
-def test_counters_that_went_back_have_no_growth() -> None:
+def test_a_counter_that_decreased_has_no_growth() -> None:
     assert growth(100.0, 130.0) == 30.0
     assert growth(130.0, 100.0) is growth(None, 1.0) is growth(1.0, None) is None
 
@@ -115,14 +115,14 @@ def test_programs_are_summed_by_name_and_the_top_three_named() -> None:
     assert busiest(before, after, 2.0) == (Busy("b", 1.5), Busy("a", 1.0), Busy("new", 0.25))
 
 
-def test_a_process_that_got_the_number_of_another() -> None:
+def test_a_process_with_a_reused_id_is_a_new_one() -> None:
     before = {1: ProcessTime("old", 50.0), 2: ProcessTime("renamed", 9.0)}
     after = {1: ProcessTime("young", 0.5), 2: ProcessTime("other", 9.25)}
     assert busiest(before, after, 1.0) == (Busy("young", 0.5), Busy("other", 0.25))
     assert busiest(before, after, 0.0) == ()
 
 
-def test_between() -> None:
+def test_changes_between_two_snapshots() -> None:
     after = LATER._replace(
         throttle_events=9, quota_throttling=(Throttling("a", 300, 50, 6.0),), swap_read_back=5000
     )
@@ -140,14 +140,14 @@ def test_the_level_that_was_throttled_most_counts() -> None:
     assert seen[3:6] == (10, 5, 1.0)
 
 
-def test_between_unknowns() -> None:
+def test_changes_of_unknown_values_are_unknown() -> None:
     nothing = Meanwhile(0.0, None, None, 0, 0, 0.0, None, None)
     assert between(UNKNOWN, UNKNOWN) == nothing
     assert between(UNKNOWN, LATER)._replace(seconds=0.0) == nothing
     assert between(QUIET, UNKNOWN) == nothing
 
 
-def test_counters_that_started_anew_show_nothing() -> None:
+def test_counters_that_were_reset_show_no_change() -> None:
     after = LATER._replace(throttle_events=0, quota_throttling=(Throttling("a", 1, 1, 0.1),))
     seen = between(QUIET, after._replace(busy_cpu_seconds=1.0))
     assert seen == Meanwhile(100.0, None, None, 0, 0, 0.0, None, 0)
@@ -157,7 +157,7 @@ def test_counters_that_started_anew_show_nothing() -> None:
 
 
 @pytest.mark.parametrize("conditions", [QUIET, UNKNOWN])
-def test_json_has_every_field_always(conditions: Conditions) -> None:
+def test_json_always_has_every_field(conditions: Conditions) -> None:
     facts = to_json(conditions._replace(busiest=(Busy("x", 0.5),)))
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
     assert set(facts) == set(to_json(QUIET))
@@ -165,7 +165,7 @@ def test_json_has_every_field_always(conditions: Conditions) -> None:
     assert facts["time"] == "1970-01-01T00:16:40+00:00"
 
 
-def test_json_of_what_is_known_and_not() -> None:
+def test_json_has_null_for_unknown_values() -> None:
     known, unknown = to_json(QUIET), to_json(UNKNOWN)
     assert known["clock"]["max_mhz"] == 3500.0
     assert known["temperature"] == {"celsius": 50.0, "sensor": "coretemp", "critical": 100.0}
@@ -177,17 +177,17 @@ def test_json_of_what_is_known_and_not() -> None:
     assert absent >= {"other_load_cpus", "clock", "temperature", "swap_used", "on_battery"}
 
 
-def test_json_of_what_happened_meanwhile() -> None:
+def test_json_has_all_changes() -> None:
     facts = between(QUIET, LATER)._asdict()
     assert facts["seconds"] == 100.0
     assert facts["other_load_cpus"] == pytest.approx(0.02)
     assert len(facts) == len(Meanwhile._fields)
 
 
-# Taking one
+# Snapshots
 
 
-def test_a_snapshot_of_a_dump(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_of_a_fake_machine(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "_hertz", lambda: 100)
     machine.meminfo(16 * GIBIBYTE, 8 * GIBIBYTE).cpu_times(100, 0, 100, 900, 0, 0, 0, 50)
     machine.governors(dict.fromkeys(range(8), "schedutil"))
@@ -212,7 +212,7 @@ def test_a_snapshot_of_a_dump(machine: Machine, monkeypatch: pytest.MonkeyPatch)
     assert (seen.temperature, seen.swap_used, seen.throttle_events) == (None, None, None)
 
 
-def test_a_snapshot_of_nothing(machine: Machine) -> None:
+def test_a_snapshot_of_an_empty_root_is_unknown(machine: Machine) -> None:
     seen = take(machine.host(), Root(str(machine.path)), 0.0)
     assert seen._replace(time=1000.0, online_cpus=1, own_cpu_seconds=0.0) == UNKNOWN
     assert warnings_before(seen, machine.host(), 5 * GIBIBYTE) == ()
@@ -223,7 +223,7 @@ GARBAGE = (b"", b"\0\0", b"\xff\xfe\x80", b"-1", b"9" * 40, b"cpu " + b"9" * 200
 
 
 @pytest.mark.parametrize("content", GARBAGE)
-def test_a_snapshot_of_garbage(machine: Machine, content: bytes) -> None:
+def test_a_snapshot_of_broken_files_is_unknown(machine: Machine, content: bytes) -> None:
     machine.cgroup2("/", {"cpu.stat": "x"}).cpu_times(0).meminfo(0).cpuinfo([])
     machine.write("proc/vmstat", 0).supply("AC", "Mains", online="x").rapl("intel-rapl:0", 0)
     machine.frequencies({0: 0}).governors({0: "x"}).cache((0,), 3, "1M")
@@ -278,7 +278,7 @@ class FakePsutil(ModuleType):
         return None
 
 
-def test_a_snapshot_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_on_another_system_uses_psutil(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
 
     def sleep(seconds: float) -> None:
@@ -302,7 +302,7 @@ def test_a_snapshot_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (seen.governor, seen.on_battery) == (None, None)
 
 
-# What is said before
+# Warnings before a measurement
 
 
 def before(host: Host, model_size: int | None = None, **changed: Any) -> tuple[str, ...]:
@@ -310,19 +310,19 @@ def before(host: Host, model_size: int | None = None, **changed: Any) -> tuple[s
     return tuple(warning.text for warning in found)
 
 
-def test_a_quiet_machine(host: Host) -> None:
+def test_a_quiet_machine_has_no_warning(host: Host) -> None:
     assert before(host, 5 * GIBIBYTE) == ()
     assert warnings_after(QUIET, LATER) == ()
 
 
-def test_busy_neighbours_are_named(host: Host) -> None:
+def test_busy_programs_are_named(host: Host) -> None:
     programs = (Busy("chrome", 0.9), Busy("make", 0.4), Busy("sh", 0.02))
     assert before(host, other_load_cpus=1.31, busiest=programs) == (
         "other processes use 1.3 of 8 CPUs (chrome 0.9, make 0.4): close them or wait",
     )
 
 
-def test_neighbours_that_cannot_be_seen(host: Host) -> None:
+def test_load_of_programs_that_cannot_be_seen(host: Host) -> None:
     (line,) = before(host, other_load_cpus=1.0)
     assert line == "other processes use 1.0 of 8 CPUs: close them or wait"
 
@@ -331,7 +331,7 @@ def test_neighbours_that_cannot_be_seen(host: Host) -> None:
     ("cpus", "others", "said"),
     [(1, 0.1, 0), (1, 0.11, 1), (8, 0.4, 0), (8, 0.41, 1), (96, 0.5, 0), (96, 0.51, 1)],
 )
-def test_how_much_load_is_worth_a_word(host: Host, cpus: int, others: float, said: int) -> None:
+def test_how_much_load_is_worth_a_warning(host: Host, cpus: int, others: float, said: int) -> None:
     assert len(before(host, other_load_cpus=others, online_cpus=cpus)) == said
 
 
@@ -357,14 +357,16 @@ def test_how_much_load_is_worth_a_word(host: Host, cpus: int, others: float, sai
         ("performance,ondemand", None, "ondemand governor raises the clock"),
     ],
 )
-def test_governors(host: Host, governor: str, driver: str | None, words: str) -> None:
+def test_governors_that_hold_the_clock_back(
+    host: Host, governor: str, driver: str | None, words: str
+) -> None:
     (line,) = before(host, governor=governor, frequency_driver=driver)
     assert words in line
     assert line.endswith(": sudo cpupower frequency-set -g performance")
 
 
 @pytest.mark.parametrize("governor", ["performance", None, "userspace"])
-def test_governors_of_which_nothing_is_said(host: Host, governor: str | None) -> None:
+def test_governors_without_a_warning(host: Host, governor: str | None) -> None:
     assert before(host, governor=governor) == ()
 
 
@@ -405,7 +407,7 @@ def test_a_quota(machine: Machine) -> None:
     assert line.startswith("a CPU quota allows 1.5 of 8 CPUs")
 
 
-# What is said after
+# Warnings after a measurement
 
 
 def after(**changed: Any) -> tuple[str, ...]:
@@ -459,11 +461,11 @@ def after(**changed: Any) -> tuple[str, ...]:
         ),
     ],
 )
-def test_what_happened(changed: dict[str, Any], line: str) -> None:
+def test_a_disturbance_has_a_warning(changed: dict[str, Any], line: str) -> None:
     assert after(**changed) == (line,)
 
 
-def test_little_things_are_not_worth_a_word() -> None:
+def test_small_disturbances_have_no_warning() -> None:
     assert (
         after(
             busy_cpu_seconds=702.0,

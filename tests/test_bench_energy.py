@@ -50,14 +50,14 @@ def domains(root: Root) -> tuple[Domain, ...]:
     return found
 
 
-def test_two_packages_are_added(machine: Machine, root: Root) -> None:
+def test_the_packages_energy_is_added(machine: Machine, root: Root) -> None:
     machine.rapl("intel-rapl:0", 1_000_000, SPAN).rapl("intel-rapl:1", 0, SPAN, "package-1")
     meter = EnergyMeter(root, domains(root))
     machine.rapl("intel-rapl:0", 3_500_000, SPAN).rapl("intel-rapl:1", 500_000, SPAN, "package-1")
     assert meter.joules() == pytest.approx(3.0)
 
 
-def test_a_counter_that_starts_again(machine: Machine, root: Root) -> None:
+def test_a_counter_may_wrap_around_once(machine: Machine, root: Root) -> None:
     machine.rapl("intel-rapl:0", SPAN - 1_000_000, SPAN)
     meter = EnergyMeter(root, domains(root))
     machine.rapl("intel-rapl:0", 2_000_000, SPAN)
@@ -65,7 +65,7 @@ def test_a_counter_that_starts_again(machine: Machine, root: Root) -> None:
 
 
 @pytest.mark.parametrize("span", [None, 5])
-def test_a_counter_that_starts_again_at_an_unknown_place(
+def test_a_counter_that_wraps_around_at_an_unknown_value_tells_nothing(
     machine: Machine, root: Root, span: int | None
 ) -> None:
     machine.rapl("intel-rapl:0", 1_000_000, span)
@@ -75,7 +75,9 @@ def test_a_counter_that_starts_again_at_an_unknown_place(
 
 
 @pytest.mark.parametrize("content", ["", "x", "-5"])
-def test_a_counter_that_goes_dark(machine: Machine, root: Root, content: str) -> None:
+def test_a_counter_that_becomes_unreadable_tells_nothing(
+    machine: Machine, root: Root, content: str
+) -> None:
     machine.rapl("intel-rapl:0", 1)
     meter = EnergyMeter(root, domains(root))
     machine.rapl("intel-rapl:0", content)
@@ -83,16 +85,16 @@ def test_a_counter_that_goes_dark(machine: Machine, root: Root, content: str) ->
 
 
 def no_run(_: int) -> None:
-    raise AssertionError("nothing is to be run without counters")
+    raise AssertionError("the engine must not run without counters")
 
 
-def test_no_counters(root: Root) -> None:
-    """As in virtual machines, WSL and on most ARM boards."""
+def test_machines_without_counters_show_no_energy(root: Root) -> None:
+    # Virtual machines, WSL and most ARM boards have none.
     absent = tokens_per_joule(no_run, root)
     assert absent == Absent("this machine shows no energy counters (RAPL)")
 
 
-def test_counters_for_root_alone(
+def test_counters_that_only_root_may_read(
     machine: Machine, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.rapl("intel-rapl:0", 1, SPAN).rapl("intel-rapl:1", 1, SPAN, "package-1")
@@ -110,7 +112,7 @@ def test_counters_for_root_alone(
 
 
 class Engine:
-    """Each run takes 20 J for loading and so many per token, read off one after the other."""
+    """An engine that takes 20 J to load and, in each pair of runs, the next of ``per_token``."""
 
     def __init__(self, machine: Machine, *per_token: float) -> None:
         self.machine = machine
@@ -139,13 +141,13 @@ def test_loading_cancels_out(machine: Machine, root: Root) -> None:
     assert json.loads(json.dumps(to_json(energy)))["samples"] == pytest.approx([2.0, 4.0, 1.0])
 
 
-def test_noise_that_hides_the_tokens(machine: Machine, root: Root) -> None:
+def test_other_load_may_hide_the_energy(machine: Machine, root: Root) -> None:
     absent = tokens_per_joule(Engine(machine, 0.5, -0.25, 1.0).run, root)
     assert isinstance(absent, Absent)
     assert "no more energy" in absent.reason
 
 
-def test_a_run_that_fails(machine: Machine, root: Root) -> None:
+def test_a_failed_run_is_the_reason(machine: Machine, root: Root) -> None:
     machine.rapl("intel-rapl:0", 1, SPAN)
 
     def fails(_: int) -> None:
@@ -156,7 +158,7 @@ def test_a_run_that_fails(machine: Machine, root: Root) -> None:
     )
 
 
-def test_counters_that_vanish_on_the_way(machine: Machine, root: Root) -> None:
+def test_counters_that_vanish_meanwhile(machine: Machine, root: Root) -> None:
     machine.rapl("intel-rapl:0", 1, SPAN)
 
     def vanish(_: int) -> None:

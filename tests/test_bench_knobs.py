@@ -1,4 +1,4 @@
-"""Which settings are worth measuring, and which are left out because nothing obeys them."""
+"""Which settings are worth measuring, and which are left out because they have no effect."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def known(machine: Machine, **changed: Any) -> Choices:
-    """What the knobs depend on; fields of the engine are changed with ``engine_…``."""
+    """Return the choices on a machine; ``engine_…`` changes a field of the engine."""
     of_engine = {k[7:]: changed.pop(k) for k in list(changed) if k.startswith("engine_")}
     facts = Facts(machine.host(), ENGINE._replace(**of_engine), MODEL, "named", {})
     options = Assignment(300.0, "normal", Objective(), None, None, Sizes(512, 16, 1))
@@ -39,7 +39,7 @@ def known(machine: Machine, **changed: Any) -> Choices:
 
 
 def replaced(choices: Choices, **changed: Any) -> Choices:
-    """With other fields, of whichever record they are; ``n_prompt`` is one of the sizes'."""
+    """Return the choices with changed fields of any of their records."""
     if "n_prompt" in changed:
         changed["sizes"] = Sizes(changed.pop("n_prompt"), 16, 1)
     facts = {name: changed.pop(name) for name in Facts._fields if name in changed}
@@ -52,7 +52,7 @@ def replaced(choices: Choices, **changed: Any) -> Choices:
 
 
 def default_of(choices: Choices) -> Setting:
-    """Without numactl, which the plan would use itself."""
+    """Return the plan's setting without numactl, which the plan would use itself."""
     return make_plan(Request(), choices.facts._replace(numactl=False)).setting
 
 
@@ -74,7 +74,7 @@ def test_a_small_machine_tries_every_count_but_the_default(machine: Machine) -> 
     assert counts(known(machine.regular(4))) == [1, 2, 3]
 
 
-def test_a_large_one_thins_them_out(machine: Machine) -> None:
+def test_a_large_machine_tries_some_counts(machine: Machine) -> None:
     assert counts(known(machine.regular(16))) == [2, 4, 8, 15, 16]
 
 
@@ -99,7 +99,7 @@ def test_full_tries_many(machine: Machine) -> None:
     ]
 
 
-def test_second_threads_of_cores_are_tried_once(machine: Machine) -> None:
+def test_smt_threads_are_tried_once(machine: Machine) -> None:
     assert counts(known(machine.regular(4, threads=2))) == [1, 2, 3, 8]
 
 
@@ -112,7 +112,7 @@ def test_a_quota_bounds_the_counts(machine: Machine) -> None:
     assert counts(known(machine)) == [1, 2, 3]
 
 
-def test_of_a_quota_the_last_cpu_may_be_used_in_part(machine: Machine) -> None:
+def test_a_fraction_of_a_quota_may_have_a_thread_of_its_own(machine: Machine) -> None:
     machine.regular(2).cgroup2("/", {"cpu.max": "150000 100000"})
     facts = known(machine)
     assert default_of(facts).threads == 1
@@ -135,7 +135,7 @@ def test_for_prompts_only_their_threads_change(machine: Machine) -> None:
     assert apply(change, default)[:2] == (12, 4)
 
 
-def test_for_requests_both_change_and_prompts_apart_as_well(machine: Machine) -> None:
+def test_for_requests_both_phases_change_and_prompts_also_alone(machine: Machine) -> None:
     facts = known(machine.regular(16), objective=Objective("request"))
     default = default_of(facts)._replace(threads_batch=12)
     assert apply(changes_to(facts, default, 4)[0], default)[:2] == (4, 4)
@@ -156,7 +156,7 @@ def test_quick_is_threads_and_mmap(machine: Machine) -> None:
     assert list(names(known(machine.regular(8), effort=QUICK))) == ["mmap"]
 
 
-def test_mainline_is_asked_in_its_own_words(machine: Machine) -> None:
+def test_mainline_is_offered_its_own_flags(machine: Machine) -> None:
     offered = names(
         known(
             machine.regular(8),
@@ -179,7 +179,7 @@ def test_a_knob_is_offered_only_where_both_programs_have_it(machine: Machine) ->
     assert "flash attention" in names(known(machine, bench_flags=None))
 
 
-def test_no_copy_of_a_model_that_memory_hardly_holds(machine: Machine) -> None:
+def test_no_copy_of_a_model_that_hardly_fits_into_memory(machine: Machine) -> None:
     facts = known(machine.regular(8))
     available = facts.host.memory.available
     assert available is not None
@@ -189,7 +189,7 @@ def test_no_copy_of_a_model_that_memory_hardly_holds(machine: Machine) -> None:
     assert "mmap" not in names(replaced(facts, model=MODEL._replace(size=room + 1)))
 
 
-def test_huge_pages_where_kernel_and_library_give_them(machine: Machine) -> None:
+def test_huge_pages_need_kernel_and_c_library(machine: Machine) -> None:
     facts = known(machine.regular(8))
     both = ["no mmap", "huge pages"]
     assert names(replaced(facts, huge=HugePages("madvise", (2, 36))))["mmap"] == both
@@ -208,14 +208,14 @@ def test_huge_pages_where_kernel_and_library_give_them(machine: Machine) -> None
     assert dict(setting.env)["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
 
 
-def test_a_lock_is_measured_where_program_and_limit_allow_it(machine: Machine) -> None:
+def test_locking_needs_the_program_and_the_limit(machine: Machine) -> None:
     facts = known(machine.regular(8), effort=FULL, privileges=Privileges(0, None))
     flags = frozenset({"--load-mode", "-ub"})
     mainline = replaced(
         facts, bench_flags=MAINLINE_BENCH, engine=facts.facts.engine._replace(flags=flags)
     )
     assert names(mainline)["mmap"] == ["no mmap", "locked"]
-    assert names(facts)["mmap"] == ["no mmap"], "its llama-bench cannot lock"
+    assert names(facts)["mmap"] == ["no mmap"], "bitnet.cpp's llama-bench cannot lock"
     assert names(replaced(facts, bench_flags=None))["mmap"] == ["no mmap", "locked"]
     small = Privileges(0, 8 << 20)
     assert names(replaced(mainline, privileges=small))["mmap"] == ["no mmap"]
@@ -237,20 +237,20 @@ def test_polling_is_for_builds_without_openmp(machine: Machine) -> None:
         ("OMP_WAIT_POLICY", "waiting"),
     ],
 )
-def test_what_the_user_decided_is_not_tried(machine: Machine, variable: str, gone: str) -> None:
+def test_what_the_user_set_is_not_tried(machine: Machine, variable: str, gone: str) -> None:
     machine.regular(8)
     assert gone in names(known(machine))
     assert gone not in names(known(machine, environ={variable: "1"}))
 
 
-def test_under_a_quota_sleeping_is_tried(machine: Machine) -> None:
+def test_under_a_quota_passive_waiting_is_tried(machine: Machine) -> None:
     machine.regular(16).cgroup2("/", {"cpu.max": "400000 100000"})
     assert names(known(machine))["waiting"] == ["KMP_BLOCKTIME=infinite", "KMP_BLOCKTIME=0"]
     offered = names(known(machine, engine_openmp=GOMP))
     assert offered["waiting"] == ["OMP_WAIT_POLICY=active", "OMP_WAIT_POLICY=passive"]
 
 
-def test_micro_batches_only_where_prompts_count_and_are_cut(machine: Machine) -> None:
+def test_micro_batches_are_tried_if_they_split_the_prompt(machine: Machine) -> None:
     machine.regular(8)
     pp = Objective("pp")
     assert "micro-batch" not in names(known(machine))
@@ -278,7 +278,7 @@ def test_numa_needs_nodes(machine: Machine) -> None:
     assert names(with_numactl)["numa"] == ["no NUMA policy", "memory interleaved"]
 
 
-def test_what_is_bound_to_a_node_may_be_spread(machine: Machine) -> None:
+def test_a_model_on_one_node_may_be_distributed(machine: Machine) -> None:
     machine.regular(16)
     machine.node(0, range(14)).node(1, range(14, 16))
     facts = known(machine)
@@ -290,7 +290,7 @@ def test_what_is_bound_to_a_node_may_be_spread(machine: Machine) -> None:
     assert (spread.cpus, spread.numa) == (None, "distribute")
 
 
-def test_nodes_without_cpus_of_ours_get_no_threads(machine: Machine) -> None:
+def test_nodes_without_allowed_cpus_get_no_threads(machine: Machine) -> None:
     machine.regular(8)
     machine.node(0, range(4)).node(1, range(4, 8)).node(2)
     facts = known(machine)
@@ -310,7 +310,7 @@ def test_hybrids_may_leave_their_fast_cores(machine: Machine) -> None:
     assert fewer.cpus == default.cpus
 
 
-def test_no_change_is_idle_and_no_name_comes_twice(machine: Machine) -> None:
+def test_every_change_has_an_effect_and_a_name_of_its_own(machine: Machine) -> None:
     for effort in (QUICK, "normal", FULL):
         facts = known(machine.regular(8), effort=effort, objective=Objective("request"))
         default = default_of(facts)

@@ -1,4 +1,4 @@
-"""The report: one page that says what to use, safe with any name, readable anywhere."""
+"""The report: a page that says what to use, is safe with any name, and readable anywhere."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ VOID = {"meta", "br", "img", "link", "hr"}
 
 
 class Page(HTMLParser):
-    """What a browser would make of the page."""
+    """The page as a browser parses it."""
 
     def __init__(self, content: str) -> None:
         super().__init__()
@@ -85,13 +85,13 @@ def test_every_element_is_closed_and_ids_are_unique(read: Page) -> None:
     assert len(ids) == len(set(ids)) > 10
 
 
-def test_what_plots_refer_to_is_there(html: str, read: Page) -> None:
+def test_references_in_plots_have_a_target(html: str, read: Page) -> None:
     ids = {attributes["id"] for _, attributes in read.tags if "id" in attributes}
     targets = set(re.findall(r'href="#([^"]+)"', html)) | set(re.findall(r"url\(#([^)]+)\)", html))
     assert targets and targets <= ids
 
 
-def test_it_needs_nothing_else(html: str, read: Page) -> None:
+def test_the_page_loads_nothing(html: str, read: Page) -> None:
     names = {tag for tag, _ in read.tags}
     assert not names & {"script", "img", "link", "iframe", "object", "base", "form"}
     for _, attributes in read.tags:
@@ -104,7 +104,7 @@ def test_it_needs_nothing_else(html: str, read: Page) -> None:
     assert (policy["content"] or "").startswith("default-src 'none'")
 
 
-def test_it_can_be_read_out(read: Page) -> None:
+def test_the_page_is_accessible(read: Page) -> None:
     assert read.named("html") == [{"lang": "en"}]
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in read.named(
         "meta"
@@ -120,7 +120,7 @@ def test_it_can_be_read_out(read: Page) -> None:
     assert "4 threads + no mmap" in labels[1]
 
 
-def test_it_says_what_was_found(results: Results, read: Page) -> None:
+def test_the_page_has_all_results(results: Results, read: Page) -> None:
     text, summary = read.text, Summary(results)
     assert summary.answer in text
     assert summary.guide in text
@@ -135,7 +135,7 @@ def test_it_says_what_was_found(results: Results, read: Page) -> None:
     assert results.roof.facts and results.roof.facts["words"] in text
 
 
-def test_plots_take_the_pages_colours(html: str) -> None:
+def test_plots_use_the_pages_colours(html: str) -> None:
     drawings = "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
     assert set(re.findall(r"#[0-9a-fA-F]{6}\b", drawings)) == set()
     style = (Path(plots.__file__).parent / "report.html").read_text()
@@ -149,7 +149,7 @@ def test_the_same_results_make_the_same_page(results: Results, html: str) -> Non
 
 
 def spoilt(results: Results) -> Results:
-    """With names that try to leave their place."""
+    """Return the results with names that try to inject markup."""
     settings = {
         EVIL if name == "4 threads" else name: each for name, each in results.settings.items()
     }
@@ -178,7 +178,7 @@ def spoilt(results: Results) -> Results:
     )
 
 
-def test_names_stay_text(results: Results, tmp_path: Path) -> None:
+def test_names_are_shown_as_text(results: Results, tmp_path: Path) -> None:
     place = tmp_path / "evil.html"
     write_report(spoilt(results), str(place))
     content = place.read_text(encoding="utf-8")
@@ -192,7 +192,7 @@ def test_names_stay_text(results: Results, tmp_path: Path) -> None:
     assert "\x1b" not in content
 
 
-def test_little_can_be_shown_as_well(results: Results) -> None:
+def test_results_without_or_with_one_round_make_a_page(results: Results) -> None:
     begun = results._replace(
         state="interrupted", rounds=(), checks=(), warnings=(), notes=(), decision=None,
         profile=None, bandwidth=Part(), roof=Part(), energy=Part(), conditions=Surroundings(),
@@ -207,7 +207,7 @@ def test_little_can_be_shown_as_well(results: Results) -> None:
     assert len(one.named("svg")) == 2 and "one run" in one.text
 
 
-def test_the_slowest_of_very_many_are_only_in_the_table(results: Results) -> None:
+def test_of_very_many_settings_the_slowest_are_only_in_the_table(results: Results) -> None:
     count = plots.MOST_BARS + 16
     names = [f"setting {number}" for number in range(count)]
     runs = (
@@ -224,13 +224,13 @@ def test_the_slowest_of_very_many_are_only_in_the_table(results: Results) -> Non
     assert f"setting {count - 1} " in label and "setting 0 " not in label
 
 
-def test_a_roof_far_above_is_named_only(results: Results) -> None:
+def test_a_limit_far_above_all_speeds_is_only_written(results: Results) -> None:
     facts = {**(results.roof.facts or {}), "limit_tokens_per_second": 4000.0}
     content = page(results._replace(roof=Part(facts)))
     assert "memory allows 4000, beyond this plot" in content
 
 
-def test_without_matplotlib_it_says_what_to_install(
+def test_without_matplotlib_the_error_says_what_to_install(
     results: Results, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -240,19 +240,19 @@ def test_without_matplotlib_it_says_what_to_install(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written_is_named(results: Results, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_an_error(results: Results, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot write the report"):
         write_report(results, str(tmp_path / "nowhere" / "report.html"))
 
 
-def test_markup_leaves_out_what_is_empty() -> None:
+def test_markup_leaves_out_empty_parts() -> None:
     assert report.section("title", "", "") == ""
     assert report.definitions(("a", None), ("b", "")) == ""
     assert report.definitions(("a", 0)) == "<dl><div><dt>a</dt><dd>0</dd></div></dl>"
     assert plots.escape("a\n\t<b>\x00") == "a &lt;b&gt;?"
 
 
-def test_certainty_names_the_floor_and_the_rounds(results: Results) -> None:
+def test_certainty_tells_the_noise_and_the_rounds(results: Results) -> None:
     said = report.certainty(Summary(results))
     assert "10 rounds" in said and "Noise: repeated runs varied by up to" in said
     begun = Summary(results._replace(decision=None, rounds=()))
@@ -281,7 +281,7 @@ addEventListener("load", () => {
 """
 
 
-def browser(*flags: str, timeout: float = 120) -> str:
+def browser(*flags: str, timeout: float = 300) -> str:
     assert CHROMIUM is not None
     common = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
     files = "--allow-file-access-from-files"
@@ -297,8 +297,9 @@ def browser(*flags: str, timeout: float = 120) -> str:
 
 @pytest.fixture(scope="module")
 def probed(html: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page with the report in a frame as wide as a phone; the report's copy tells how it
-    is laid out. A window of a headless browser cannot be that narrow."""
+    """Return a folder of pages that show the report in frames of different widths, with a copy of
+    the report that tells its layout."""
+    # The window of a headless browser cannot be as narrow as a phone, a frame can.
     folder = tmp_path_factory.mktemp("browser")
     copy = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
     (folder / "report.html").write_text(copy.replace("<title>", PROBE + "<title>"), "utf-8")
@@ -326,7 +327,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromi
 
 
 @needs_chromium
-def test_a_phone_shows_it_without_scrolling_sideways(probed: Path) -> None:
+def test_on_a_phone_the_page_does_not_scroll_sideways(probed: Path) -> None:
     facts = layout(probed, 360)
     assert facts["view"] == 360
     assert isinstance(facts["width"], int) and facts["width"] <= 360
@@ -335,7 +336,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(probed: Path) -> None:
 
 
 @needs_chromium
-def test_it_follows_the_theme(probed: Path) -> None:
+def test_colours_follow_the_theme(probed: Path) -> None:
     light, dark = (
         layout(probed, 1200, f"--blink-settings=preferredColorScheme={scheme}") for scheme in (1, 0)
     )
@@ -345,7 +346,7 @@ def test_it_follows_the_theme(probed: Path) -> None:
 
 
 @needs_chromium
-def test_a_screenshot_shows_something(html: str, tmp_path: Path) -> None:
+def test_a_screenshot_is_full_of_text_and_plots(html: str, tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text(html, encoding="utf-8")
     shot = tmp_path / "shot.png"
     browser(

@@ -1,4 +1,4 @@
-"""Bytes of weights per token, and how near a speed is to what memory allows."""
+"""Bytes of weights per token, and the limit that memory bandwidth sets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LAYER = (
 LAYER_BYTES = 64 * 4 + 64 * 256 // 4 + 32
 
 
-def test_one_row_of_the_token_table() -> None:
+def test_a_token_reads_one_row_of_the_token_table() -> None:
     output = tensor("output.weight", Q8_0, 64, 1000)
     expected = 64 * 2 + LAYER_BYTES + 1000 * 64 // 32 * 34
     assert bytes_per_token((EMBEDDING, *LAYER, output)) == expected
@@ -43,7 +43,7 @@ def test_other_tables_are_looked_up_even_in_a_tied_model() -> None:
     assert more == 1000 * 64 * 2 + LAYER_BYTES + 64 * 4 + 64 * 4
 
 
-def test_experts() -> None:
+def test_models_with_experts_have_no_figure() -> None:
     experts = tensor("blk.0.ffn_up_exps.weight", F16, 64, 128, 8)
     absent = bytes_per_token((EMBEDDING, *LAYER, experts))
     assert isinstance(absent, Absent)
@@ -59,8 +59,8 @@ def test_no_tensors() -> None:
     assert isinstance(bytes_per_token(()), Absent)
 
 
-def test_a_real_file() -> None:
-    """The demo model is tied: but for the header, all of it is read."""
+def test_all_of_the_demo_model_is_read() -> None:
+    # Its embeddings are tied, so the token table is the output matrix as well.
     tensors = read_tensors(demo.I2_S)
     end = max(info.offset for info in tensors)
     size = bytes_per_token(tensors)
@@ -68,7 +68,7 @@ def test_a_real_file() -> None:
     assert 0.9 * (end - tensors[0].offset) < size < 1.1 * end
 
 
-def test_figures() -> None:
+def test_share_and_limit_follow_from_bandwidth_and_speed() -> None:
     roof = Roof(34e9, 10**9, 27.0)
     assert (roof.achieved, roof.limit) == (27e9, 34.0)
     assert roof.share == pytest.approx(27 / 34)
@@ -96,12 +96,14 @@ def test_figures() -> None:
         (27e9, 27.0, False, "generation reads 27 GB/s of 27 GB/s: 100 % of what memory allows"),
     ],
 )
-def test_sentences(bandwidth: float, speed: float, at_least: bool, sentence: str) -> None:
+def test_the_sentence_tells_the_share(
+    bandwidth: float, speed: float, at_least: bool, sentence: str
+) -> None:
     assert words(Roof(bandwidth, 10**9, speed), at_least) == sentence
 
 
 @pytest.mark.parametrize(("at_least", "why"), [(False, "slower while"), (True, "is faster than")])
-def test_faster_than_memory(at_least: bool, why: str) -> None:
+def test_a_speed_beyond_memory_is_explained(at_least: bool, why: str) -> None:
     sentence = words(Roof(34e9, 10**9, 41.0), at_least)
     assert sentence.startswith(
         "generation reads 41 GB/s, more than the 34 GB/s measured from memory: part of"

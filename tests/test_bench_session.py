@@ -1,4 +1,4 @@
-"""The loop between search and engine: what it asks, keeps, and takes up again."""
+"""The loop between search and engine: what it measures, saves and resumes."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ SPACE = Space(
 
 
 def truth(setting: Setting) -> float:
-    """tokens/s: two threads are slower, without mmap it is a quarter faster."""
+    """Return the true tokens/s: without mmap it is a quarter faster."""
     return 20.0 * {2: 0.7, 4: 1.0, 8: 0.9}[setting.threads] * (1.25 if setting.mmap is False else 1)
 
 
 class FakeRunner:
-    """A second a run, 2 % of noise."""
+    """A runner whose runs take a second and have noise of 2 %."""
 
     def __init__(self, speed: Callable[[Setting], float] = truth) -> None:
         self.speed = speed
@@ -69,7 +69,7 @@ def session(
     return Session(results, 300.0, tools)
 
 
-def test_it_finds_the_best_and_keeps_every_round() -> None:
+def test_the_best_setting_is_found_and_every_round_saved() -> None:
     runner, kept = FakeRunner(), list[Results]()
     tuning = session(runner, kept=kept)
     with Stop() as stop:
@@ -84,7 +84,7 @@ def test_it_finds_the_best_and_keeps_every_round() -> None:
     )
 
 
-def test_the_other_phase_is_measured_now_and_then() -> None:
+def test_every_third_round_measures_both_phases() -> None:
     assert [phases_of(number, Objective(TG)) for number in (1, 2, 3, 4)] == [
         (PP, TG),
         (TG,),
@@ -95,7 +95,7 @@ def test_the_other_phase_is_measured_now_and_then() -> None:
     assert phases_of(2, Objective(PP)) == (PP,)
 
 
-def test_a_wrong_output_is_out_however_fast() -> None:
+def test_a_setting_with_wrong_output_is_out_however_fast() -> None:
     def check(setting: Setting) -> str | None:
         return "gives other words" if setting.mmap is False else None
 
@@ -109,14 +109,14 @@ def test_a_wrong_output_is_out_however_fast() -> None:
 
 
 @pytest.mark.parametrize("at", [3, 9, 17, 30])
-def test_what_was_interrupted_goes_on_where_it_stopped(at: int) -> None:
+def test_an_interrupted_session_goes_on_where_it_stopped(at: int) -> None:
     runner = FakeRunner()
     runner.stop_at = at
     first = session(runner)
     with Stop() as stop, pytest.raises(Stopped):
         first.run(stop)
     runs = sum(len(each.runs) for each in first.results.rounds)
-    assert runs == at - 1, "all that was measured is kept"
+    assert runs == at - 1, "all finished runs are saved"
 
     second = session(FakeRunner(), first.results)
     assert second.search.ask() == first.search.ask()
@@ -127,7 +127,7 @@ def test_what_was_interrupted_goes_on_where_it_stopped(at: int) -> None:
     assert second.results.rounds[: len(first.results.rounds)] == first.results.rounds
 
 
-def test_a_check_that_was_done_is_not_done_again() -> None:
+def test_a_check_is_not_repeated() -> None:
     checked: list[Setting] = []
 
     def check(setting: Setting) -> str | None:
@@ -143,7 +143,7 @@ def test_a_check_that_was_done_is_not_done_again() -> None:
     assert len(checked) == 1
 
 
-def test_a_round_that_was_lost_is_asked_for_again() -> None:
+def test_a_lost_round_is_asked_for_again() -> None:
     tuning = session(FakeRunner())
     step = tuning.search.ask()
     assert isinstance(step, Measure)

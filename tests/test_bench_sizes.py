@@ -1,4 +1,4 @@
-"""How long a measurement is."""
+"""The sizes of runs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def test_a_fast_machine_gets_longer_ones_and_more_samples() -> None:
     assert choose_sizes(50_000, 8000, 4096) == Sizes(512, 128, 5)
 
 
-def test_a_slow_machine_still_generates_enough_for_a_figure() -> None:
+def test_a_slow_machine_generates_a_minimum_of_tokens() -> None:
     assert choose_sizes(4, 1, 4096) == Sizes(16, 8, 1)
 
 
-def test_what_the_user_names_stays() -> None:
+def test_sizes_that_the_user_names_are_used_as_they_are() -> None:
     assert choose_sizes(100, 25, 4096, n_prompt=1024, n_gen=3)[:2] == (1024, 3)
     assert choose_sizes(100, 25, 64, n_prompt=60, n_gen=60)[:2] == (60, 60)
 

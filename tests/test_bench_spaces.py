@@ -1,4 +1,4 @@
-"""What may be measured survives the way through a file."""
+"""The space of a search in a file of results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPACE = Space(
 )
 
 
-def test_there_and_back() -> None:
+def test_a_space_is_read_as_it_was_written() -> None:
     text = json.dumps(to_json(SPACE), allow_nan=False)
     assert from_json(Space, json.loads(text)) == SPACE
 
@@ -51,7 +51,7 @@ def test_there_and_back() -> None:
         (("threads", 0, "unset_env"), ["PATH"]),
     ],
 )
-def test_what_was_never_written_is_refused(path: tuple[Any, ...], value: object) -> None:
+def test_a_damaged_space_is_refused(path: tuple[Any, ...], value: object) -> None:
     facts = copy.deepcopy(to_json(SPACE))
     at: Any = facts
     for step in path[:-1]:

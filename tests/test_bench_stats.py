@@ -1,4 +1,4 @@
-"""Medians with intervals, paired ratios, the noise floor and verdicts."""
+"""Medians with intervals, ratios, the noise floor and verdicts."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
 from bitnet_tuning.store.codec import DamagedError
 
 SPEEDS = st.lists(st.floats(0.1, 100), min_size=1, max_size=15)
-RESAMPLES = 20_000
+RESAMPLES = 10_000
 
 
 def a_round(*runs: tuple[str, float | None], number: int = 1) -> Round:
-    """Runs of one sample each; None for a failure."""
+    """Return a round of runs with one sample each; None stands for a failure."""
     made = (
         Run(name, {TG: (speed,)}, 1.0) if speed else Run(name, {}, 1.0, "it broke")
         for name, speed in runs
@@ -31,13 +31,13 @@ def a_round(*runs: tuple[str, float | None], number: int = 1) -> Round:
 
 
 def quantiles(values: list[float]) -> tuple[float, float]:
-    """Of sorted values, 2.5 % and 97.5 %."""
+    """Return the quantiles 2.5 % and 97.5 %."""
     ordered = sorted(values)
     return ordered[len(ordered) // 40], ordered[-1 - len(ordered) // 40]
 
 
 @pytest.mark.parametrize("count", [2, 3, 6, 7, 12, 13])
-def test_the_interval_is_what_many_resamples_give(count: int) -> None:
+def test_the_interval_is_that_of_many_resamples(count: int) -> None:
     source = random.Random(count)
     values = [source.lognormvariate(0, 0.3) for _ in range(count)]
     resamples = [median(source.choices(values, k=count)) for _ in range(RESAMPLES)]
@@ -51,7 +51,7 @@ def test_the_interval_is_what_many_resamples_give(count: int) -> None:
     assert sum(each <= found.high for each in resamples) / RESAMPLES >= 0.97
 
 
-def test_an_unpaired_ratio_is_what_many_resamples_give() -> None:
+def test_the_interval_of_an_unpaired_ratio_is_that_of_many_resamples() -> None:
     source = random.Random(3)
     first = [source.lognormvariate(0.2, 0.3) for _ in range(10)]
     second = [source.lognormvariate(0, 0.3) for _ in range(7)]
@@ -66,7 +66,7 @@ def test_an_unpaired_ratio_is_what_many_resamples_give() -> None:
 
 
 @given(SPEEDS, st.sampled_from([0.5, 0.8, 0.95]))
-def test_the_interval_holds_the_median_and_keeps_within_the_values(
+def test_the_interval_contains_the_median_and_lies_within_the_values(
     values: list[float], level: float
 ) -> None:
     found = statistics.estimate(values, level)
@@ -74,7 +74,7 @@ def test_the_interval_holds_the_median_and_keeps_within_the_values(
 
 
 @given(SPEEDS)
-def test_ratios_turned_round_turn_the_estimate_round(values: list[float]) -> None:
+def test_inverse_ratios_have_the_inverse_estimate(values: list[float]) -> None:
     found, turned = statistics.ratio(values), statistics.ratio([1 / each for each in values])
     assert (turned.median, turned.low, turned.high) == pytest.approx(
         (1 / found.median, 1 / found.high, 1 / found.low)
@@ -82,9 +82,7 @@ def test_ratios_turned_round_turn_the_estimate_round(values: list[float]) -> Non
 
 
 @given(SPEEDS, SPEEDS)
-def test_unpaired_samples_turned_round_turn_the_estimate_round(
-    a: list[float], b: list[float]
-) -> None:
+def test_swapped_samples_have_the_inverse_ratio(a: list[float], b: list[float]) -> None:
     found, turned = statistics.unpaired(a, b), statistics.unpaired(b, a)
     assert turned.median == pytest.approx(1 / found.median)
     assert found.low <= found.high
@@ -96,12 +94,12 @@ def test_one_outlier_does_not_move_the_interval() -> None:
 
 
 @pytest.mark.parametrize(("a", "b"), [([], [1.0]), ([1.0], []), ([0.0], [1.0])])
-def test_no_ratio_of_nothing(a: list[float], b: list[float]) -> None:
+def test_a_ratio_needs_positive_values(a: list[float], b: list[float]) -> None:
     with pytest.raises(ValueError):
         statistics.unpaired(a, b)
 
 
-def test_no_median_of_nothing() -> None:
+def test_a_median_needs_a_value() -> None:
     with pytest.raises(ValueError):
         statistics.estimate([])
 
@@ -118,7 +116,7 @@ def test_ratios_are_paired_by_round() -> None:
     assert Rounds(Objective(PP), rounds).ratios("a") == []
 
 
-def test_noise_is_the_reference_against_itself_both_ways() -> None:
+def test_the_noise_floor_comes_from_rounds_with_two_runs_of_the_reference() -> None:
     rounds = Rounds(Objective(), [a_round(("default", 10.0), ("a", 1.0), ("default", 12.0))] * 4)
     assert rounds.itself() == pytest.approx([1.2] * 4)
     assert rounds.floor() == pytest.approx(1.2)
@@ -127,7 +125,7 @@ def test_noise_is_the_reference_against_itself_both_ways() -> None:
     assert Rounds(Objective(), [thrice]).itself() == pytest.approx([1.2])
 
 
-def test_more_values_than_a_float_has_binomials_for_still_have_an_interval() -> None:
+def test_thousands_of_values_have_an_interval() -> None:
     values = [1 + (number * 7919 % 101) / 1000 for number in range(3000)]
     found = statistics.ratio(values)
     assert found.count == statistics.MOST_VALUES
@@ -135,7 +133,7 @@ def test_more_values_than_a_float_has_binomials_for_still_have_an_interval() -> 
     assert statistics.floor(values, 3000) is not None
 
 
-def test_the_floor_sinks_with_more_rounds_but_not_below_the_least() -> None:
+def test_the_floor_sinks_with_more_rounds_down_to_its_minimum() -> None:
     pairs = [0.9, 1.2, 1.05, 0.8, 1.0, 1.1]
     floors = [statistics.floor(pairs, count) for count in (6, 24, 96, 400)]
     assert all(floors)

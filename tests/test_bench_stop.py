@@ -1,4 +1,4 @@
-"""Signals end a measurement, never the keeping of what was measured."""
+"""Signals interrupt a measurement, but not what saves the results."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 def test_a_signal_interrupts_a_measurement(number: int) -> None:
     with Stop() as stop, pytest.raises(Stopped) as caught, stop.interruptible():
         os.kill(os.getpid(), number)
-        pytest.fail("it went on")
+        pytest.fail("the measurement went on")
     assert caught.value.number == number
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_between_measurements_it_waits(number: int) -> None:
+def test_a_signal_between_measurements_interrupts_the_next_one(number: int) -> None:
     done = []
     with Stop() as stop:
         os.kill(os.getpid(), number)
@@ -34,7 +34,7 @@ def test_between_measurements_it_waits(number: int) -> None:
     assert caught.value.number == number
 
 
-def test_a_second_signal_does_not_disturb_what_cleans_up() -> None:
+def test_a_second_signal_does_not_interrupt_the_cleanup() -> None:
     cleaned = []
     with Stop() as stop, pytest.raises(Stopped), stop.interruptible():
         try:
@@ -45,14 +45,14 @@ def test_a_second_signal_does_not_disturb_what_cleans_up() -> None:
     assert cleaned == [True]
 
 
-def test_handlers_are_put_back() -> None:
+def test_handlers_are_restored() -> None:
     before = [signal.getsignal(number) for number in NUMBERS]
     with Stop():
         assert [signal.getsignal(number) for number in NUMBERS] != before
     assert [signal.getsignal(number) for number in NUMBERS] == before
 
 
-def test_what_was_ignored_stays_ignored() -> None:
+def test_an_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Stop() as stop, stop.interruptible():
@@ -61,7 +61,7 @@ def test_what_was_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_who_insists_ends_a_program_that_is_stuck() -> None:
+def test_the_fourth_signal_ends_a_program_that_is_stuck() -> None:
     code = (
         "import os, signal, time\n"
         "from bitnet_tuning.launch.signals import Stop\n"
@@ -70,7 +70,7 @@ def test_who_insists_ends_a_program_that_is_stuck() -> None:
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print('still here', flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    time.sleep(5)\n"
+        "    time.sleep(60)\n"
         "    print('and here')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

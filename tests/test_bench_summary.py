@@ -1,4 +1,4 @@
-"""What a benchmark showed, in rows and sentences."""
+"""The evaluation of a benchmark: rows, sentences and curves."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def by_name(results: Results) -> dict[str, Row]:
 
 
 def exact(results: Results, rounds: Sequence[tuple[str, Mapping[str, float]]]) -> Results:
-    """With rounds of one sample of generation each, in tokens/s."""
+    """Return the results with rounds of one sample of generation each, in tokens/s."""
     made = tuple(
         Round(number, stage, tuple(Run(name, {TG: (speed,)}, 1) for name, speed in each.items()), 1)
         for number, (stage, each) in enumerate(rounds, 1)
@@ -37,7 +37,7 @@ def exact(results: Results, rounds: Sequence[tuple[str, Mapping[str, float]]]) -
     return results._replace(rounds=made, decision=None, profile=None, checks=(), state="running")
 
 
-def test_the_winner_comes_first_then_the_default_then_upstreams() -> None:
+def test_the_winner_comes_first_then_the_default_then_upstream() -> None:
     shown = Summary(sample_results()).rows
     assert [row.name for row in shown[:3]] == [WINNER, "default", "upstream"]
     others = [row.to_default.median for row in shown[3:] if row.to_default]
@@ -45,7 +45,7 @@ def test_the_winner_comes_first_then_the_default_then_upstreams() -> None:
     assert [row.winner for row in shown] == [True] + [False] * (len(shown) - 1)
 
 
-def test_medians_hold_the_true_speeds() -> None:
+def test_medians_are_close_to_the_true_speeds() -> None:
     found = by_name(sample_results())
     for name in ("default", "upstream", "4 threads", WINNER):
         pp, tg = SPEEDS[name]
@@ -72,8 +72,8 @@ def test_the_winners_verdict_is_the_decisions() -> None:
     assert (row.to_default, row.verdict) == (estimate, FASTER)
 
 
-def test_who_lost_its_duel_is_not_judged_by_the_search() -> None:
-    """It was chosen for the duel because it looked good there."""
+def test_the_loser_of_a_duel_is_judged_by_the_duel_alone() -> None:
+    # The search chose it because it looked good there.
     search = [("threads", {"default": 10.0, "4 threads": 20.0})] * 8
     duel = [("duel", {"default": 10.0, "4 threads": 10.1})] * 7
     row = by_name(exact(sample_results(), [*search, *duel]))["4 threads"]
@@ -81,7 +81,7 @@ def test_who_lost_its_duel_is_not_judged_by_the_search() -> None:
     assert (row.to_default.count, row.rounds, row.verdict) == (7, 15, TOO_FEW)
 
 
-def test_upstreams_rounds_all_count() -> None:
+def test_all_rounds_of_upstream_count() -> None:
     search = [("threads", {"default": 10.0, "upstream": 5.0})] * 4
     duel = [("duel", {"default": 10.0, "upstream": 5.0})] * 3
     row = by_name(exact(sample_results(), [*search, *duel]))["upstream"]
@@ -93,26 +93,26 @@ def test_few_rounds_give_no_verdict() -> None:
     assert by_name(results)["4 threads"].verdict == TOO_FEW
 
 
-def test_a_clear_difference_is_told_apart_once_the_noise_is_known() -> None:
+def test_a_clear_difference_gets_a_verdict_if_the_noise_is_known() -> None:
     made = Simulator(spread=0.01)
     for _ in range(8):
         made.add("threads", ["default", "4 threads", "12 threads", "default"], SPEEDS)
     results = sample_results()._replace(rounds=tuple(made.rounds), decision=None)
     found = by_name(results)
     assert found["12 threads"].verdict == SLOWER
-    assert found["4 threads"].verdict == UNCONFIRMED, "only a duel tells the best by chance"
+    assert found["4 threads"].verdict == UNCONFIRMED, "the best of many may be lucky"
     assert found["default"].verdict == ""
     single = tuple(each._replace(runs=each.runs[:3]) for each in results.rounds)
     assert by_name(results._replace(rounds=single))["4 threads"].verdict == TOO_FEW
 
 
-def test_one_round_is_no_plural() -> None:
+def test_one_round_has_a_singular() -> None:
     rounds = [("threads", {"default": 10.0, "upstream": 5.0})]
     said = Summary(exact(sample_results(), rounds)).guide
     assert "1 round cannot tell" in said
 
 
-def test_failures_and_wrong_words_say_why() -> None:
+def test_failures_and_wrong_outputs_have_a_reason() -> None:
     made = Simulator()
     broken = {"12 threads": "killed by SIGSEGV"}
     for _ in range(2):
@@ -133,7 +133,7 @@ def test_failures_and_wrong_words_say_why() -> None:
     )
 
 
-def test_one_failure_among_many_runs_does_not_put_a_setting_out() -> None:
+def test_one_failure_among_many_runs_is_no_verdict() -> None:
     made = Simulator()
     for turn in range(5):
         made.add("threads", ["default"], SPEEDS, {"default": "hung"} if turn == 2 else None)
@@ -141,7 +141,7 @@ def test_one_failure_among_many_runs_does_not_put_a_setting_out() -> None:
     assert Summary(results).problem("default") is None
 
 
-def test_settings_that_were_never_run_are_not_shown() -> None:
+def test_settings_without_a_run_are_not_shown() -> None:
     results = exact(sample_results(), [("threads", {"default": 10.0})])
     assert [row.name for row in Summary(results).rows] == ["default"]
 
@@ -164,14 +164,14 @@ def test_the_guides_claim_stands_next_to_what_is_seen() -> None:
     assert times(*ratio) in summary.guide
 
 
-def test_the_claim_is_not_judged_by_too_little() -> None:
+def test_too_few_rounds_do_not_judge_the_claim() -> None:
     few = exact(sample_results(), [("threads", {"default": 10.0, "upstream": 5.0})] * 2)
     assert "2 rounds cannot tell" in Summary(few).guide
     none = exact(sample_results(), [("threads", {"default": 10.0})])
     assert "could not be compared" in Summary(none).guide
 
 
-def test_the_answer_in_a_sentence() -> None:
+def test_the_answer_says_what_to_use() -> None:
     results = sample_results()
     assert Summary(results).answer.startswith(f"Use {WINNER} (4 threads, no mmap")
     assert results.decision and results.decision.estimate
@@ -185,14 +185,14 @@ def test_the_answer_in_a_sentence() -> None:
     ("number", "text"),
     [(1234.6, "1235"), (99.96, "100"), (24.71, "24.7"), (9.996, "10.0"), (1.309, "1.31")],
 )
-def test_three_digits_count(number: float, text: str) -> None:
+def test_numbers_have_three_significant_digits(number: float, text: str) -> None:
     assert digits(number) == text
 
 
-# The plots' figures
+# Curves
 
 
-def test_curves_hold_what_differs_in_threads_alone() -> None:
+def test_curves_have_the_settings_that_differ_in_threads_alone() -> None:
     generation, prompts = Summary(sample_results()).curves
     assert list(generation.speeds) == [1, 2, 4, 6, 8, 12]
     assert list(prompts.speeds) == [1, 2, 4, 8, 12]
@@ -201,8 +201,8 @@ def test_curves_hold_what_differs_in_threads_alone() -> None:
     assert prompts.limit is None
 
 
-def test_the_same_threads_are_one_point() -> None:
-    """The default's 12 threads for prompts, and those of "12 threads"."""
+def test_settings_with_equal_threads_are_one_point() -> None:
+    # The default has 12 threads for prompts, as "12 threads" does.
     results = sample_results()
     prompts = Summary(results).curves[1]
     runs = [run for each in results.rounds for run in each.runs]
@@ -210,7 +210,7 @@ def test_the_same_threads_are_one_point() -> None:
     assert prompts.speeds[12].count == len(both)
 
 
-def test_one_count_of_threads_is_no_curve() -> None:
+def test_one_thread_count_makes_no_curve() -> None:
     results = exact(sample_results(), [("threads", {"default": 10.0, "upstream": 5.0})])
     assert Summary(results).curves == ()
 

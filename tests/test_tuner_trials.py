@@ -1,4 +1,4 @@
-"""The simulated tunings of benchmarks/tuner_trials.py, with few trials."""
+"""The simulated tunings of benchmarks/tuner_trials.py, with a few trials."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ NOISY = Weather(0.15, 0.0)
 THREADS, MMAP = MACHINES[1:3]
 
 
-def row(machine: tuner_trials.Machine, trials: int = 8) -> Row:
+def row(machine: tuner_trials.Machine, trials: int = 5) -> Row:
     outcomes = tuner_trials.tunings(ours, machine, NOISY, [300.0] * trials, seed=5)
     return Row(machine, "ours", outcomes)
 
 
-def test_equal_settings_crown_hardly_any() -> None:
+def test_equal_settings_hardly_ever_have_a_winner() -> None:
     assert sum(each.crowned for each in row(EQUAL).outcomes) <= 1
 
 
 @pytest.mark.parametrize("machine", [THREADS, MMAP])
 def test_a_better_setting_is_mostly_found(machine: tuner_trials.Machine) -> None:
     outcomes = row(machine).outcomes
-    assert sum(each.speed == pytest.approx(1.2) for each in outcomes) >= 6
+    assert sum(each.speed == pytest.approx(1.2) for each in outcomes) >= 4
     assert max(each.runs for each in outcomes) <= 300
 
 
-def test_the_mean_of_two_crowns_noise() -> None:
+def test_the_highest_mean_of_two_runs_takes_noise_for_a_gain() -> None:
     done = highest_mean(Lab(EQUAL, NOISY, "1"), 300)
     assert done.crowned
     assert done.runs == 2 * 5 * 2**5

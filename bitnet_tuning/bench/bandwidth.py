@@ -167,14 +167,15 @@ class Reader(NamedTuple):
 def fastest_reader() -> Reader | None:
     """Return ``memchr`` for a byte that does not occur, or ``memcmp`` of two equal halves,
     whichever reads cached data faster. Return None if there is no C library."""
-    readers = _readers(_library())
     buffer = (ctypes.c_char * _TRIAL).from_buffer(bytearray([FILL]) * _TRIAL)
     address = ctypes.addressof(buffer)
-    found = [Reader(name, read, _rate(read, address)) for name, read in readers.items()]
+    found = [Reader(name, read, _rate(read, address)) for name, read in readers().items()]
     return max(found, key=lambda reader: reader.from_cache, default=None)
 
 
-def _readers(library: ctypes.CDLL | None) -> Mapping[str, Read]:
+def readers() -> Mapping[str, Read]:
+    """Return the C functions that read memory, by name; none without a C library."""
+    library = _library()
     # ctypes.CDLL releases Python's global lock during a call, so that threads read in parallel.
     if library is None:
         return {}
@@ -214,9 +215,9 @@ def _rate(read: Read, address: int) -> float:
 
 _PASSES = (3, 25)
 """Fewest and most passes that are timed."""
-_SECONDS = 0.6
+SECONDS = 0.6
 """Seconds after which no further pass begins."""
-_PASS_SECONDS = 0.02
+PASS_SECONDS = 0.02
 """Seconds that a pass should take, by reading the slices several times: Python's global lock
 wakes the threads one after the other, and that time must not matter."""
 _MOST_REPEATS = 64
@@ -269,8 +270,8 @@ class Team:
     def _decide(self) -> None:
         """Decide whether there is another pass. One thread runs this while the others wait."""
         if self._begun == 0:
-            self._deadline = time.perf_counter() + _SECONDS
-            wanted = math.ceil(_PASS_SECONDS / max(median(self._warm_up), 1e-9))
+            self._deadline = time.perf_counter() + SECONDS
+            wanted = math.ceil(PASS_SECONDS / max(median(self._warm_up), 1e-9))
             self._repeats = max(1, min(_MOST_REPEATS, wanted))
         fewest, most = _PASSES
         late = time.perf_counter() >= self._deadline
