@@ -18,7 +18,7 @@ from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
 from bitnet_tuning.store.codec import DamagedError
 
 SPEEDS = st.lists(st.floats(0.1, 100), min_size=1, max_size=15)
-RESAMPLES = 10_000
+RESAMPLES = 20_000
 
 
 def a_round(*runs: tuple[str, float | None], number: int = 1) -> Round:
