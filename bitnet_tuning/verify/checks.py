@@ -65,11 +65,9 @@ def detected(plan: Plan, computed: int, host: Host) -> Line:
     if plan.setting.threads != computed:
         reason = f"{reason} (computed for this machine: {computed})"
     if plan.setting.threads > len(host.allowed):
-        cpus = counted(len(host.allowed), "CPU")
-        return Line(name, FAIL, f"{reason}; only {cpus} may be used")
+        return Line(name, FAIL, f"{reason}; only {counted(len(host.allowed), 'CPU')} may be used")
     if host.quota is not None and plan.setting.threads > max(1.0, host.quota):
-        cpus = counted(host.quota, "CPU")
-        return Line(name, FAIL, f"{reason}; the quota is only {cpus}")
+        return Line(name, FAIL, f"{reason}; the quota is only {counted(host.quota, 'CPU')}")
     return Line(name, PASS, reason)
 
 
@@ -83,12 +81,8 @@ def environment(plan: Plan, watched: Watched) -> Line:
     env = plan.setting.variables
     wrong = _differences(env, process.variables)
     if wrong:
-        return Line(
-            name,
-            FAIL,
-            f"in the engine's process {process.id} {wrong}; {plan.command[0]} must pass its "
-            "environment on to the engine",
-        )
+        remedy = f"{plan.command[0]} must pass its environment on to the engine"
+        return Line(name, FAIL, f"in the engine's process {process.id} {wrong}; {remedy}")
     if not env:
         return Line(name, PASS, f"no variable is needed: {plan.reasons['env']}")
     shown = " ".join(f"{key}={text}" for key, text in env.items())
