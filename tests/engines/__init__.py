@@ -1,4 +1,4 @@
-"""Fake engines: programs that answer like llama-cli and write down how they were started."""
+"""Fake engines: programs that answer like llama.cpp's and record how they were started."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ FOLDER = Path(__file__).parent
 
 
 class FakeEngine:
-    """A checkout with ``build/bin/llama-cli``, of the generation asked for.
+    """A checkout with a fake engine in ``build/bin``.
 
-    ``bitnet``: one program that completes prompts and, in a chat, takes the end of its
-    input for an empty line. ``mainline``: llama-completion stands beside llama-cli.
-    With ``bench``, llama-bench does as well; with ``server``, llama-server. Several, each
-    with a ``build`` folder of its own, may share a checkout.
+    Of the generation ``bitnet`` it has llama-cli alone, which completes prompts, and takes the end
+    of its input for an empty line in a chat. ``mainline`` also has llama-completion. ``bench`` and
+    ``server`` add llama-bench and llama-server. Several engines may share a checkout if each has
+    its own ``build`` folder.
     """
 
     def __init__(
@@ -52,19 +52,19 @@ class FakeEngine:
         program.chmod(0o755)
 
     def curve(self, **curve: object) -> FakeEngine:
-        """How fast it is and how it misbehaves from now on: see curve.py."""
+        """Set how fast the engine is and how it misbehaves from now on, as in curve.py."""
         (self.bin / "curve.json").write_text(json.dumps(curve))
         return self
 
     def isa(self, *names: str, dies: str | None = None) -> FakeEngine:
-        """What it is built for. ``dies`` says where it has an illegal instruction: ``start``,
-        whatever it is asked, or ``model``, where it computes."""
+        """Set the instruction sets that the engine is built for. It dies of an illegal instruction
+        at every start if ``dies`` is ``start``, and when it computes if it is ``model``."""
         (self.bin / "isa.json").write_text(json.dumps({"names": names, "dies": dies}))
         return self
 
     def configured(self, *options: str, flags: str | None = None) -> FakeEngine:
-        """Files that CMake leaves in the build folder: options that are on, and the flags of
-        the compiler for its kernels."""
+        """Write the files that CMake leaves in the build folder, with the options that are on and
+        the compiler's flags for the kernels."""
         lines = [f"GGML_{option}:BOOL=ON" for option in options]
         lines += ["GGML_AVX512_BF16:BOOL=OFF", "CMAKE_C_FLAGS:STRING="]
         (self.bin.parent / "CMakeCache.txt").write_text("\n".join(lines) + "\n")
@@ -77,17 +77,17 @@ class FakeEngine:
         return self
 
     def environment(self, **behaviour: object) -> dict[str, str]:
-        """Variables that make it behave: see fake_llama_cli.py."""
+        """Return the variables that set a behaviour which fake_llama_cli.py describes."""
         return {f"FAKE_{key.upper()}": str(value) for key, value in behaviour.items()}
 
     def runs(self) -> list[dict[str, Any]]:
-        """Every start so far, oldest first; probes have ``--help`` and the like in argv."""
+        """Return the records of all starts so far, the oldest first, probes included."""
         if not self.log.exists():
             return []
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
     def prompts(self) -> list[dict[str, Any]]:
-        """Starts that got a prompt or a chat from a launcher, probes left out."""
+        """Return the starts with a prompt or a chat from a launcher, without those of probes."""
         probes = ("--help", "--version")
         runs = [run for run in self.runs() if not set(probes) & set(run["argv"])]
         others = ("llama-bench", "llama-server")
@@ -95,21 +95,21 @@ class FakeEngine:
         return [run for run in runs if run["argv"][1:5] and not _is_isa_probe(run["argv"])]
 
     def benches(self) -> list[dict[str, Any]]:
-        """Starts of llama-bench, but for its help."""
+        """Return the starts of llama-bench, except those for its help."""
         return [run for run in self.runs() if run["program"] == "llama-bench"]
 
     def servers(self) -> list[dict[str, Any]]:
-        """Starts of llama-server, but for its help."""
+        """Return the starts of llama-server, except those for its help."""
         return [run for run in self.runs() if run["program"] == "llama-server"]
 
     def asked(self) -> list[dict[str, Any]]:
-        """Completions that its servers were asked for, with the server's ``pid``."""
+        """Return the requests to its servers, each with the server's ``pid``."""
         path = self.bin / "asked.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         return [json.loads(line) for line in lines]
 
     def events(self, run: dict[str, Any]) -> list[str]:
-        """Signals that a run has got, in order."""
+        """Return the names of the signals that a run has received, in order."""
         path = self.bin / f"signals-{run['pid']}"
         return path.read_text().split() if path.exists() else []
 

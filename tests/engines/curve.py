@@ -1,15 +1,14 @@
-"""How fast a fake engine says it is, and how it misbehaves: read from ``curve.json`` beside
-the program.
+"""The speeds and failures of a fake engine, read from ``curve.json`` beside the program.
 
 ::
 
     {
-      "threads": {"1": 10, "2": 18},     tokens/s of generation; linear between, flat beyond
-      "pp": 4.0,                         prompts are so many times as fast
+      "threads": {"1": 10, "2": 18},     tg in tokens/s; linear between, constant beyond
+      "pp": 4.0,                         ratio of pp to tg
       "factors": {"mmap=0": 1.1, "flash=1,threads=2": 0.9, "OMP_PROC_BIND=true": 0.7},
-      "noise": 0.02, "seed": 1,          log-normal; every run draws anew, the same each time
+      "noise": 0.02, "seed": 1,          log-normal, drawn for each run from a fixed sequence
       "outliers": 0.02,                  share of samples that are five times slower
-      "seconds": 0.0,                    that every run takes
+      "seconds": 0.0,                    time that every run takes
       "crash": {"threads=2": 11},        signal number, or "exit 3"
       "hang": ["threads=3"],
       "broken": {"flash=1": "json"},     json, empty, log, nan, zero, negative, text, rows,
@@ -17,9 +16,10 @@ the program.
       "text": {"flash=1": " other words"}
     }
 
-Conditions are joined by commas. Names are ``threads``, ``phase`` (pp or tg, of factors only),
-``mmap``, ``mlock``, ``flash``, ``ubatch``, ``poll``, ``numa``, ``cpus`` (as 0,1 is written
-0+1) and every environment variable; what was not asked for has the value ``-``.
+A key may have several conditions, separated by commas. Their names are ``threads``, ``phase`` (pp
+or tg, in factors only), ``mmap``, ``mlock``, ``flash``, ``ubatch``, ``poll``, ``numa``, ``cpus``
+(written 0+1 for 0 and 1) and all environment variables; a flag that was not given has the value
+``-``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def load(folder: str) -> dict[str, Any]:
 
 
 def seen(argv: list[str], threads: str) -> dict[str, Any]:
-    """What a run was started with, by the names of conditions."""
+    """Return the settings of a run by the names of conditions."""
 
     def value(*names: str) -> str:
         found = [argv[at + 1] for at, word in enumerate(argv[:-1]) if word in names]
@@ -58,7 +58,7 @@ def seen(argv: list[str], threads: str) -> dict[str, Any]:
         "threads": threads,
         "mmap": "0" if "--no-mmap" in argv else mmap,
         "mlock": "1" if "--mlock" in argv or "mlock" in mode else "-",
-        "flash": flash if flash in {"0", "1", "-"} else "1",  # a bare -fa
+        "flash": flash if flash in {"0", "1", "-"} else "1",  # -fa without a value
         "ubatch": value("-ub"),
         "poll": value("--poll"),
         "numa": value("--numa"),
@@ -76,12 +76,12 @@ def holds(condition: str, facts: dict[str, Any]) -> bool:
 
 
 def chosen(table: dict[str, Any], facts: dict[str, Any]) -> Any:
-    """The value of the first condition that holds."""
+    """Return the value of the first condition that holds, or None."""
     return next((value for condition, value in table.items() if holds(condition, facts)), None)
 
 
 def misbehave(curve: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Ends this process, or never lets it end, where the curve says so."""
+    """End this process, or hang, if the curve says so."""
     if any(holds(condition, facts) for condition in curve.get("hang", [])):
         time.sleep(600)
     crash = chosen(curve.get("crash", {}), facts)
@@ -94,7 +94,7 @@ def misbehave(curve: dict[str, Any], facts: dict[str, Any]) -> None:
 
 
 def speed(curve: dict[str, Any], facts: dict[str, Any], phase: str) -> float:
-    """True tokens/s, without noise."""
+    """Return the true speed in tokens/s, without noise."""
     points = sorted((int(count), rate) for count, rate in curve.get("threads", {"1": 20}).items())
     rate: float = _between(points, int(facts["threads"]))
     if phase == "pp":
@@ -112,11 +112,11 @@ def _between(points: list[tuple[int, float]], threads: int) -> float:
 
 
 class Noise:
-    """What disturbs the samples of one run."""
+    """The random deviations of the samples of one run."""
 
     def __init__(self, curve: dict[str, Any], folder: str) -> None:
         path = os.path.join(folder, "draws")
-        with open(path, "ab") as file:  # its length counts the runs
+        with open(path, "ab") as file:  # Its length is the number of runs.
             file.write(b".")
         self.spread, self.outliers = curve.get("noise", 0.0), curve.get("outliers", 0.0)
         self.random = random.Random(f"{curve.get('seed', 1)}:{os.path.getsize(path)}")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A program that answers like llama-bench: see curve.py for how fast it is."""
+"""A program that answers like llama-bench, with the speeds that curve.py describes."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def record() -> None:
 
 
 def options(usage: str) -> dict[str, Any]:
-    """The flags given; ends with 1 for one that the generation does not list."""
+    """Return the flags that were given; exit with 1 for a flag that is not in the help."""
     found = dict(DEFAULTS)
     words = sys.argv[1:]
     while words:
@@ -140,7 +140,7 @@ def rows(
 
 
 def answer(found: list[dict[str, Any]], how: Any) -> str:
-    """The output, broken in the way that the curve says."""
+    """Return the output, damaged as the curve says."""
     wrong = {"nan": float("nan"), "zero": 0.0, "negative": -3.5, "text": "fast"}
     if how in wrong:
         found[0]["samples_ts"][0] = wrong[how]

@@ -1,28 +1,26 @@
 #!/usr/bin/env python3
 """A program that answers like llama-cli.
 
-It appends a JSON line about its start to ``runs.jsonl`` beside itself, and behaves as
-FAKE_* variables say:
+It appends a JSON line about its start to ``runs.jsonl`` beside itself. FAKE_* variables set its
+behaviour:
 
-FAKE_OUTPUT   text printed behind the prompt's echo (default " and more text")
+FAKE_OUTPUT   text printed after the prompt (default " and more text")
 FAKE_EXIT     exit code
-FAKE_KILL     signal number by which it kills itself after its output
-FAKE_SLEEP    seconds that it sleeps before its end, in short naps (not for one token)
-FAKE_CATCH    signal numbers (comma-separated) that it writes down instead of dying
-FAKE_HANG     "help" hangs on --help
-FAKE_FA_TEXT  text printed instead where -fa is asked for
-FAKE_LOSES    share of its text and all of its timings that it loses: "0.5" the first time,
-              "0.5 always" each time
-FAKE_LOSES_THREADS  loses only with this many threads
+FAKE_KILL     number of the signal with which it kills itself after its output
+FAKE_SLEEP    seconds that it sleeps before it exits, but not after a single token
+FAKE_CATCH    numbers of signals (comma-separated) that it records instead of dying
+FAKE_HANG     "help": it hangs on --help
+FAKE_FA_TEXT  text printed instead with -fa
+FAKE_LOSES    share of its text that it loses, with all timings: "0.5" in the first run,
+              "0.5 always" in each run
+FAKE_LOSES_THREADS  number of threads with which it loses them
 FAKE_WORK     "2 0.3": two threads compute until each has used 0.3 s of CPU time, if the
               temperature is above 1, as in a run that is observed
 FAKE_WORK_CPUS  CPUs (comma-separated) on which those threads may run
 FAKE_SAYS     n_threads in its system_info line (default 2)
 
-Where an ``isa.json`` stands beside it, it is built for what that names, and dies by SIGILL
-where that says so.
-Where a ``curve.json`` stands beside it, its text, its speed and its end are what that says:
-see curve.py.
+An ``isa.json`` beside it names the instruction sets that it is built for and when it dies of
+SIGILL. A ``curve.json`` beside it sets its text, its speed and its end, as curve.py describes.
 """
 
 from __future__ import annotations
@@ -123,11 +121,11 @@ def value(*names: str) -> str:
 
 
 def curve_and_facts() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Both empty without a curve.json."""
+    """Return the curve and the settings of this run; both are empty without a curve.json."""
     if not os.path.exists(os.path.join(HERE, "curve.json")) or value("-n") == "1":
         return {}, {}
     sys.path.insert(0, HERE)
-    curves = importlib.import_module("curve")  # copied beside this program
+    curves = importlib.import_module("curve")  # It is copied beside this program.
     curve = curves.load(HERE)
     facts = curves.seen(sys.argv, value("-t"))
     curves.misbehave(curve, facts)
@@ -146,7 +144,7 @@ def text_for(prompt: str, curve: dict[str, Any], facts: dict[str, Any]) -> str:
 
 
 def lost_share() -> float:
-    """Of its text; the timings are lost with any of it."""
+    """Return the share of the text that is lost, with all timings unless it is 0."""
     share, _, always = os.environ.get("FAKE_LOSES", "0").partition(" ")
     mark = os.path.join(HERE, "lost")
     if value("-n") == "1" or (not always and os.path.exists(mark)):
@@ -200,8 +198,8 @@ def work() -> None:
 
 
 def chat() -> int:
-    """As bitnet.cpp's llama-cli: at the end of its input it goes on for ever; an
-    interrupt while it waits for input ends it with 130."""
+    """Chat like bitnet.cpp's llama-cli: continue without end after the end of the input, and exit
+    with 130 after an interrupt."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     ends_at_eof = generation() == "mainline"
     while True:

@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
 """A program that answers like llama-server.
 
-It appends a JSON line about its start to ``runs.jsonl`` beside itself and one for every
-completion to ``asked.jsonl``, and behaves as FAKE_SERVER_* variables say:
+It appends a JSON line about its start to ``runs.jsonl`` beside itself and one about every
+completion to ``asked.jsonl``. FAKE_SERVER_* variables set its behaviour:
 
-FAKE_SERVER_SECONDS  that a completion takes (default 0)
-FAKE_SERVER_DIES     "3 9": at the third completion it kills itself with signal 9
-FAKE_SERVER_HANGS    from this completion on it never answers
-FAKE_SERVER_REFUSES  prompts with this text in them get status 400
-FAKE_SERVER_FAILS    prompts with this text in them get status 500
-FAKE_SERVER_TAKEN    so many starts find their port taken
-FAKE_SERVER_UNFIT    "1": it ends with a message instead of loading
-FAKE_SERVER_NO_KEY   "1": it is of a time before API keys
-FAKE_SERVER_LEAVES   "1": a child of it stays in its group, as of a script around an engine
+FAKE_SERVER_SECONDS  time that a completion takes (default 0)
+FAKE_SERVER_DIES     "3 9": it kills itself with signal 9 at the third completion
+FAKE_SERVER_HANGS    number of the completion from which on it never answers
+FAKE_SERVER_REFUSES  text in prompts that get status 400
+FAKE_SERVER_FAILS    text in prompts that get status 500
+FAKE_SERVER_TAKEN    number of starts that find their port in use
+FAKE_SERVER_UNFIT    "1": it exits with a message instead of loading the model
+FAKE_SERVER_NO_KEY   "1": it has no API keys, like early versions
+FAKE_SERVER_LEAVES   "1": a child of it stays in its group, as if a script had started it
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def lines(name: str) -> int:
 
 
 class Work:
-    """What is computed, in as many slots as were asked for."""
+    """The completions, of which as many run at a time as there are slots."""
 
     def __init__(self) -> None:
         self.slots = threading.Semaphore(int(value("-np")))
