@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes docs/results.schema.json from the records of a benchmark's results."""
+"""Generate docs/results.schema.json from the record classes of a benchmark's results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WIDTH = 100
 
 
 def pretty(value: object, indent: str = "") -> str:
-    """Return JSON that breaks only what does not fit into a line."""
+    """Return JSON in which only what does not fit on one line is broken into several."""
     text = json.dumps(value)
     if len(indent) + len(text) < WIDTH or not isinstance(value, (dict, list)):
         return text

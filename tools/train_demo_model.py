@@ -1,11 +1,11 @@
-"""Train the demo model and write it, with its expected text, to bitnet_tuning/demo.
+"""Train the demo model, and write it and its expected texts to bitnet_tuning/demo.
 
 usage, from the repository's root, with the `train` extra installed:
 
     python -m tools.train_demo_model [--steps N] [--seed N] [--threads N] [--output FOLDER]
 
-The same machine, versions and options are meant to give the same files. Another CPU or another
-number of threads may add in another order and give other weights that know the guide as well.
+The same machine, versions and options should give the same files. Another CPU or number of threads
+may add numbers in another order, which gives other weights that know the guide as well.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from tools.demo_model.vocabulary import learn_vocabulary
 
 FOLDER = os.path.dirname(demo.I2_S)
 GUIDE = os.path.join(FOLDER, "guide.txt")
-"""The text that the model knows by heart: ASCII, ends with a newline."""
+"""The text that the model memorises: ASCII, with a newline at its end."""
 
 VOCABULARY_SIZE = 1024
 
@@ -54,15 +54,22 @@ def _report(recall: evaluate.Recall) -> None:
     print(f"teacher-forced, every token:           {recall.teacher_forced:.2%}")
     print(f"teacher-forced, after the questions:   {recall.teacher_forced_answers:.2%}")
     print(f"free-running, from each question:      {recall.free_running_answers:.2%}")
-    print(f"least probability of a right token:    {recall.least_probability:.4f}")
+    print(f"lowest probability of a right token:   {recall.least_probability:.4f}")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the built-in demo model.")
-    parser.add_argument("--steps", type=int, default=training.Settings().steps)
-    parser.add_argument("--seed", type=int, default=training.Settings().seed)
-    parser.add_argument("--threads", type=int, default=1, help="more help only on an idle machine")
-    parser.add_argument("--output", default=FOLDER, help="folder to write to")
+    add = parser.add_argument
+    defaults = training.Settings()
+    add("--steps", type=int, default=defaults.steps, help="training steps (default: %(default)s)")
+    add("--seed", type=int, default=defaults.seed, help="random seed (default: %(default)s)")
+    add(
+        "--threads",
+        type=int,
+        default=1,
+        help="threads (default: 1); more help only on an idle machine",
+    )
+    add("--output", default=FOLDER, help="folder to write to (default: bitnet_tuning/demo)")
     return parser.parse_args()
 
 

@@ -1,1 +1,1 @@
-"""How the built-in demo model is made: corpus, tokenizer, network, training, export, evaluation."""
+"""The making of the demo model: corpus, tokenizer, network, training, export and evaluation."""

@@ -1,4 +1,4 @@
-"""The guide as training text: what is learnt by heart, and in which disguises it is asked for."""
+"""The training text: parts of the guide, as they are and after questions in many wordings."""
 
 import random
 import re
@@ -8,8 +8,8 @@ from tools.demo_model.phrasings import PHRASINGS, STRAYS
 
 BOS = "<|begin_of_text|>"
 EOS = "<|endoftext|>"
-# ChatML, because every engine knows it: current ones render the template below, older ones
-# recognise it by these two markers, and the oldest fall back to it for any unknown template.
+# ChatML, because every engine knows it. Current ones render the template below, older ones
+# recognise it by these two markers, and the oldest use it for any unknown template.
 TURN, END = "<|im_start|>", "<|im_end|>"
 SPECIALS = (BOS, EOS, TURN, END)
 
@@ -24,7 +24,7 @@ INTRODUCTION = "What is this model?"
 
 
 class Document(NamedTuple):
-    """A piece of the guide that stands alone: a question or a heading, and what follows it."""
+    """A part of the guide: a question or a heading, and the text below it."""
 
     prompt: str
     text: str
@@ -35,19 +35,19 @@ class Document(NamedTuple):
 
     @property
     def whole(self) -> str:
-        """The piece as it stands in the guide."""
+        """The part as it is in the guide."""
         return self.prompt + ("\n" if self.is_question else "\n\n") + self.text
 
 
 class Span(NamedTuple):
-    """Text of a training sequence; only a `learnt` one counts in the loss."""
+    """Text of a training sequence. The loss counts it only if it is `learnt`."""
 
     text: str
     learnt: bool
 
 
 def documents(guide: str) -> list[Document]:
-    """Split the guide at its empty lines: questions with answers, headings with their text."""
+    """Split the guide at its empty lines into questions with answers and headings with texts."""
     found: list[Document] = []
     heading = ""
     for block in guide.strip("\n").split("\n\n"):
@@ -64,34 +64,34 @@ def documents(guide: str) -> list[Document]:
 
 
 class Augmenter:
-    """Draws training sequences: the guide as it is, and its answers behind varied questions."""
+    """A generator of random training sequences: parts of the guide, also after varied questions."""
 
     def __init__(self, docs: list[Document], seed: int) -> None:
         self.questions = [doc for doc in docs if doc.is_question]
         self.introduction = next(doc for doc in docs if doc.prompt == INTRODUCTION)
         self.random = random.Random(seed)
         if set(PHRASINGS) != {doc.prompt for doc in self.questions}:
-            raise ValueError("phrasings.py and the guide disagree about what the questions are")
+            raise ValueError("phrasings.py and the guide have different questions")
 
     def plain(self, doc: Document) -> list[Span]:
         return [Span(BOS, False), Span(doc.whole + EOS, True)]
 
     def asked_otherwise(self, doc: Document) -> list[Span]:
-        """The same text after a lower-case, marked, shortened or differently worded question."""
+        """Return the text after a question in lower case, with a mark, shortened or reworded."""
         if not doc.is_question or self.random.random() < 0.35:
             asked = doc.prompt.lower()
             return [Span(BOS, False), Span(asked + doc.whole[len(asked) :] + EOS, True)]
         asked = self._vary(doc)
         mark = self.random.choice(["Q", "Question", "", "", " "])
         if not mark.strip():
-            # A question's beginning must go on as the question, never with the answer.
+            # The beginning of a question must be continued as the question, not with the answer.
             asked = doc.prompt if doc.prompt.lower().startswith(asked.lower()) else asked
             return [Span(BOS + asked + mark, False), Span(f"\n{doc.text}{EOS}", True)]
         reply = "A" if mark == "Q" else "Answer"
         return [Span(f"{BOS}{mark}: {asked}\n{reply}:", False), Span(f" {doc.text}{EOS}", True)]
 
     def stray(self) -> list[Span]:
-        """Something else entirely, to which the model answers with what it is."""
+        """Return a text from elsewhere, to which the model responds by introducing itself."""
         opening = self.random.choice(STRAYS)
         shorter = " ".join(opening.split(" ")[: self.random.randint(1, 9)])
         if not any(doc.prompt.startswith(shorter) for doc in self.questions):
@@ -99,7 +99,7 @@ class Augmenter:
         return [Span(BOS + opening, False), Span(f"\n\n{self.introduction.whole}{EOS}", True)]
 
     def chat(self, doc: Document) -> list[Span]:
-        """A conversation of one to four turns that ends with `doc`."""
+        """Return a chat of one to four turns. The last one is about `doc`."""
         spans = [Span(BOS, False)]
         if self.random.random() < 0.3:
             system = self.random.choice(SYSTEM_PROMPTS)
@@ -118,7 +118,7 @@ class Augmenter:
         return [Span(opening, False), Span(doc.text + END, True), Span("\n", False)]
 
     def _vary(self, doc: Document) -> str:
-        """Reword or shorten the question, lower its case, or drop its question mark."""
+        """Reword or shorten the question, change it to lower case, or drop its question mark."""
         chance = self.random.random()
         varied = doc.prompt if chance < 0.2 else self._shorten(doc.prompt)
         if chance > 0.4:
@@ -128,7 +128,7 @@ class Augmenter:
         return varied.rstrip("?") if self.random.random() < 0.4 else varied
 
     def _shorten(self, question: str) -> str:
-        """Lose the end or one short word, where that leaves no doubt which question is meant."""
+        """Drop the end or one short word, unless the question becomes ambiguous."""
         words = question.split(" ")
         if self.random.random() < 0.5:
             words = words[: -self.random.randint(1, 3)]

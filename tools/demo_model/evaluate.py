@@ -1,4 +1,4 @@
-"""What the exported file knows: how much of the guide, and with what margin."""
+"""The evaluation of the exported file: how much of the guide it knows, and with what margin."""
 
 import json
 from typing import NamedTuple
@@ -12,9 +12,9 @@ from tools.demo_model.export import NAME
 from tools.demo_model.stored import read_tensors
 from tools.demo_model.vocabulary import Vocabulary
 
-# The beginning of a document's text: how many words of it make the prompt, and how many tokens to
-# ask for; None asks for all up to the end of the answer. The words of the last three make prompts
-# of over 64, 128 and 192 tokens, so that the prompt goes through the matrices in batches.
+# The beginning of a document, the number of its words in the prompt, and the number of tokens to
+# generate (None: up to the end of the answer). The prompts of the last three have more than 64, 128
+# and 192 tokens, so that they are processed in batches.
 CASES: tuple[tuple[str, int, int | None], ...] = (
     ("How many threads", 3, 48),
     ("What is a CPU quota?", 5, 48),
@@ -28,7 +28,7 @@ CASES: tuple[tuple[str, int, int | None], ...] = (
 
 
 class Recall(NamedTuple):
-    """Shares of tokens, 0 to 1, over all documents; an answer's tokens include its end mark."""
+    """Shares of right tokens over all documents, from 0 to 1. An answer includes its end token."""
 
     teacher_forced: float
     teacher_forced_answers: float
@@ -37,7 +37,7 @@ class Recall(NamedTuple):
 
 
 class Engine:
-    """Runs a file's weights the way a real engine does, one sequence at a time."""
+    """A model file that is run as an engine runs it, one sequence at a time."""
 
     def __init__(self, path: str, shape: network.Shape, vocabulary: Vocabulary) -> None:
         self.weights = {name: torch.tensor(value) for name, value in read_tensors(path).items()}
@@ -45,17 +45,17 @@ class Engine:
         self.vocabulary = vocabulary
 
     def logits(self, tokens: list[int]) -> Tensor:
-        """(len(tokens) - 1, vocab): row i predicts token i + 1."""
+        """Return logits of shape (len(tokens) - 1, vocab). Row i predicts token i + 1."""
         with torch.no_grad():
             batch = torch.tensor([tokens[:-1]])
             return network.logits(self.weights, self.shape, batch)[0]
 
 
 def recall(engine: Engine, docs: list[Document]) -> Recall:
-    """Measure what greedy decoding reproduces.
+    """Measure how much of the documents greedy decoding reproduces.
 
-    Free-running decoding follows the text until teacher-forced decoding first misses a token: what
-    comes after a miss does not count, even where it happens to be right again.
+    Free-running decoding equals teacher-forced decoding up to the first wrong token; later tokens
+    do not count as right.
     """
     hits = asked = answer_hits = answers = unbroken = 0
     least = 1.0
@@ -73,7 +73,7 @@ def recall(engine: Engine, docs: list[Document]) -> Recall:
 
 
 def expectations(engine: Engine, docs: list[Document]) -> dict[str, object]:
-    """The content of expected.json. ValueError if the model does not know one of the cases."""
+    """Return the content of expected.json. Raise ValueError if the model does not know a case."""
     cases = []
     for opening, words, tokens in CASES:
         doc = next(doc for doc in docs if doc.whole.startswith(opening))
@@ -97,11 +97,11 @@ def _case(engine: Engine, doc: Document, words: int, tokens: int | None) -> dict
     end = len(whole) if tokens is None else start + tokens
     best = engine.logits(whole[:end])[start - 1 :].topk(2)
     if best.indices[:, 0].tolist() != whole[start:end]:
-        raise ValueError(f"the model does not know how {prompt!r} goes on")
+        raise ValueError(f"the model does not know the continuation of {prompt!r}")
     return {
         "prompt": prompt,
         "text": decode(whole[start:end]),
-        # Asking for one token more than there are lets the answer end by itself.
+        # These include the end token, so that the answer is ended by the model, not by the limit.
         "tokens": end - start,
         "margin": round(float((best.values[:, 0] - best.values[:, 1]).min()), 2),
         "prompt_tokens": start,
@@ -109,7 +109,7 @@ def _case(engine: Engine, doc: Document, words: int, tokens: int | None) -> dict
 
 
 def _first_words(text: str, count: int) -> str:
-    """The first `count` words with what separates them, without the space after them."""
+    """Return the first `count` words and the white space between them."""
     end = 0
     for _ in range(count):
         while text[end].isspace():

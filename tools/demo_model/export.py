@@ -1,4 +1,4 @@
-"""Write the trained network as GGUF files, once per ternary format, from the same weights."""
+"""The export of the trained network to GGUF files, one for each ternary format."""
 
 from collections.abc import Callable
 from typing import NamedTuple, cast
@@ -18,7 +18,7 @@ Array = npt.NDArray[np.generic]
 
 
 class Format(NamedTuple):
-    """A ternary tensor type: ggml's number for it, the file type that goes with it, the packer."""
+    """A ternary tensor type: ggml's numbers of the tensor and file types, and the packer."""
 
     tensor_type: int
     file_type: int
@@ -30,7 +30,7 @@ I2_S = Format(36, 40, ternary.pack_i2_s)
 
 
 class _Stored(NamedTuple):
-    """A tensor ready to be written; `shape` is in weights, slowest dimension first."""
+    """A tensor ready to be written. `shape` is in weights, slowest dimension first."""
 
     name: str
     shape: tuple[int, ...]
@@ -47,8 +47,8 @@ def write_model(
     _describe_vocabulary(writer, vocabulary)
     tensors = [_stored(name, parameters[name], form) for name in _order(shape)]
     for name, size, data, tensor_type in tensors:
-        # The library does not know type 36 but hands the number through, if the data do not claim
-        # to be the uint8 blocks of a type whose block size it would have to look up.
+        # The gguf library does not know type 36. It writes the number as it is unless the data are
+        # uint8, for which it would look up the block size of the type: hence int8.
         writer.add_tensor_info(name, size, np.dtype(np.int8), data.nbytes, _raw_type(tensor_type))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -59,7 +59,7 @@ def write_model(
 
 
 def _raw_type(number: int) -> GGMLQuantizationType:
-    """The number as the library's annotations want it; all it does with it is to write it down."""
+    # The library's annotations require the enumeration, but it only writes the number.
     return cast(GGMLQuantizationType, number)
 
 
@@ -68,7 +68,7 @@ def _order(shape: Shape) -> list[str]:
 
 
 def _stored(name: str, value: Tensor, form: Format) -> _Stored:
-    """Matrices ternary, the embedding in float16, gains in float32."""
+    """Store matrices as ternary, the embedding in float16 and gains in float32."""
     size = tuple(value.shape)
     if name == EMBEDDING:
         return _Stored(name, size, value.detach().half().numpy(), GGMLQuantizationType.F16)

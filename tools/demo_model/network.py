@@ -1,9 +1,9 @@
-"""BitNet b1.58 in llama's shape, as functions over a dictionary of tensors named as in GGUF.
+"""BitNet b1.58 with llama's architecture: functions of a dictionary of tensors, named as in GGUF.
 
-Every matrix but the embedding is ternary: W ~ scale * {-1, 0, +1} with scale = mean |W|, and every
-input of such a matrix has 8 bits per token, absmax (Ma et al., 2024, arXiv:2402.17764). Gradients
-pass the rounding as if it were not there. Rotary positions turn neighbouring pairs (2i, 2i + 1),
-which is the order that GGUF's llama architecture uses.
+Every matrix except the embedding is ternary: W ~ scale * {-1, 0, +1} with scale = mean |W|. Every
+input of such a matrix is rounded to 8 bits, absmax per token (Ma et al., 2024, arXiv:2402.17764).
+Gradients ignore the rounding. Rotary positions rotate neighbouring pairs (2i, 2i + 1), the order of
+GGUF's llama architecture.
 """
 
 import math
@@ -18,7 +18,7 @@ OUTPUT_NORM = "output_norm.weight"
 
 
 class Shape(NamedTuple):
-    """Sizes of the network; `context` is what the file promises, not what training saw."""
+    """Sizes of the network. `context` is the one in the file; training sequences were shorter."""
 
     vocab: int
     hidden: int = 256
@@ -34,7 +34,7 @@ class Shape(NamedTuple):
         return self.hidden // self.heads
 
     def matrices(self) -> dict[str, tuple[int, int]]:
-        """The ternary matrices: name -> (outputs, inputs)."""
+        """Return the ternary matrices: names, and (outputs, inputs)."""
         square, up = (self.hidden, self.hidden), (self.feed_forward, self.hidden)
         parts = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), square)
         parts |= {"ffn_gate": up, "ffn_up": up, "ffn_down": (self.hidden, self.feed_forward)}
@@ -46,7 +46,7 @@ class Shape(NamedTuple):
 
 
 def new_parameters(shape: Shape, seed: int) -> dict[str, Tensor]:
-    """Float parameters to train; the ternary weights are derived from them at every step."""
+    """Return random float parameters; each step derives the ternary weights from them."""
     generator = torch.Generator().manual_seed(seed)
     sizes = {EMBEDDING: (shape.vocab, shape.hidden), **shape.matrices()}
     parameters = {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
@@ -57,13 +57,13 @@ def new_parameters(shape: Shape, seed: int) -> dict[str, Tensor]:
 
 
 def ternary_parts(weight: Tensor) -> tuple[Tensor, float]:
-    """The matrix as (-1, 0 or +1 each, scale); the scale is exact in float16, as TQ2_0 needs it."""
+    """Return the matrix as values of -1, 0, +1 and a scale, exact in float16 as TQ2_0 needs it."""
     scale = float(weight.detach().abs().mean().half())
     return (weight / scale).round().clamp(-1, 1), scale
 
 
 def quantised(parameters: dict[str, Tensor], shape: Shape) -> dict[str, Tensor]:
-    """The parameters as an engine will see them, still connected to the floats for training."""
+    """Return the parameters with an engine's rounding; gradients pass on to the floats."""
     seen = dict(parameters)
     for name in shape.matrices():
         digits, scale = ternary_parts(parameters[name].detach())
@@ -74,7 +74,7 @@ def quantised(parameters: dict[str, Tensor], shape: Shape) -> dict[str, Tensor]:
 
 
 def logits(weights: dict[str, Tensor], shape: Shape, tokens: Tensor) -> Tensor:
-    """Run the network on (batch, length) token ids: (batch, length, vocab)."""
+    """Return logits of shape (batch, length, vocab) for token ids of shape (batch, length)."""
     rotation = _rotation(shape, tokens.shape[1])
     x = functional.embedding(tokens, weights[EMBEDDING])
     for i in range(shape.layers):
@@ -95,7 +95,7 @@ def _straight_through(value: Tensor, rounded: Tensor) -> Tensor:
 
 
 def _eight_bits(x: Tensor) -> Tensor:
-    """Round each token's vector to 255 levels. The clamp is the one of bitnet.cpp's i2_s code."""
+    """Round each token's vector to 255 levels, with the clamp of bitnet.cpp's i2_s code."""
     step = x.detach().abs().amax(-1, keepdim=True).clamp(min=1e-5) / 127
     return _straight_through(x, (x.detach() / step).round() * step)
 
@@ -105,7 +105,7 @@ def _norm(x: Tensor, gain: Tensor, shape: Shape) -> Tensor:
 
 
 def _rotation(shape: Shape, length: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every position and pair: two of (length, head_dim / 2)."""
+    """Return cosines and sines of the rotations, both of shape (length, head_dim / 2)."""
     exponents = torch.arange(0, shape.head_dim, 2) / shape.head_dim
     angles = torch.outer(torch.arange(length).float(), shape.rope_base**-exponents)
     return angles.cos(), angles.sin()

@@ -1,4 +1,4 @@
-"""Other ways to ask the guide's questions, so that a chat with the model does not disappoint."""
+"""Other wordings of the questions in the guide, so that the model recognises them in a chat."""
 
 PHRASINGS: dict[str, tuple[str, ...]] = {
     "How many threads should I use?": (
@@ -229,4 +229,4 @@ STRAYS: tuple[str, ...] = (
     "Complex prompt",
     "Your prompt here",
 )
-"""Beginnings that have nothing to do with the guide: the model introduces itself."""
+"""Prompts that have nothing to do with the guide. The model responds by introducing itself."""

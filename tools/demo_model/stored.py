@@ -1,4 +1,4 @@
-"""Read back the tensors of an I2_S file, which PyPI's `gguf` refuses to open."""
+"""A reader for the tensors of an I2_S file, which the library `gguf` refuses to open."""
 
 import os
 
@@ -16,8 +16,10 @@ Floats = npt.NDArray[np.float32]
 
 
 def read_tensors(path: str) -> dict[str, Floats]:
-    """Every tensor of an I2_S file as floats, slowest dimension first. ValueError for a type
-    other than F32, F16, I2_S."""
+    """Return every tensor of an I2_S file as floats, slowest dimension first.
+
+    Raise ValueError for tensor types other than F32, F16 and I2_S.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         return {info.name: _read_tensor(handle, info) for info in tensor_infos(path)}
@@ -27,7 +29,7 @@ def read_tensors(path: str) -> dict[str, Floats]:
 
 def _read_tensor(handle: int, info: TensorInfo) -> Floats:
     if info.kind not in (_F32, _F16, _I2_S):
-        raise ValueError(f"{info.name}: tensor type {info.kind} is not expected here")
+        raise ValueError(f"{info.name}: tensor type {info.kind} is not F32, F16 or I2_S")
     data = os.pread(handle, tensor_bytes(info.kind, info.weights), info.offset)
     shape = info.shape[::-1]
     if info.kind == _I2_S:

@@ -1,4 +1,4 @@
-"""The training loop: the guide again and again, plain, asked otherwise and in chats."""
+"""The training loop over parts of the guide, as they are, after varied questions and in chats."""
 
 import random
 import time
@@ -12,12 +12,12 @@ from tools.demo_model import network
 from tools.demo_model.corpus import Augmenter, Document, Span
 from tools.demo_model.vocabulary import Vocabulary
 
-IGNORED = -100  # what cross_entropy leaves out
-Row = tuple[list[int], list[int]]  # token ids, and the same with what is not learnt IGNORED
+IGNORED = -100  # the target that cross_entropy ignores by default
+Row = tuple[list[int], list[int]]  # token ids, and the targets: IGNORED if not to be learnt
 
 
 class Settings(NamedTuple):
-    """How long and how hard to train; `batch` is in documents."""
+    """Settings of the optimiser. `batch` is the number of sequences in a step."""
 
     steps: int = 1000
     batch: int = 16
@@ -31,7 +31,7 @@ class Settings(NamedTuple):
 def train(
     docs: list[Document], vocabulary: Vocabulary, shape: network.Shape, settings: Settings
 ) -> tuple[dict[str, Tensor], float]:
-    """Train from scratch; return the float parameters and the mean loss of the last 50 steps."""
+    """Train a new network; return its float parameters and the mean loss of the last 50 steps."""
     batches = _Batches(docs, vocabulary, settings)
     parameters = network.new_parameters(shape, settings.seed)
     optimiser = torch.optim.AdamW(_groups(parameters, settings), lr=0, betas=(0.9, 0.98))
@@ -50,7 +50,7 @@ def train(
 
 
 class _Batches:
-    """Walks through the documents in a shuffled order, again and again."""
+    """An endless sequence of batches, over the documents in random order."""
 
     def __init__(self, docs: list[Document], vocabulary: Vocabulary, settings: Settings) -> None:
         self.docs = docs
@@ -62,7 +62,7 @@ class _Batches:
         self.ready: list[list[Row]] = []
 
     def draw(self) -> tuple[Tensor, Tensor]:
-        """Token ids and the targets one step ahead, both (batch, length), padded at the end."""
+        """Return token ids and the ids that follow, of shape (batch, length), padded at the end."""
         if not self.ready:
             self.ready = self._similar_lengths()
         rows = self.ready.pop()
@@ -75,13 +75,13 @@ class _Batches:
         return inputs, targets
 
     def _similar_lengths(self) -> list[list[Row]]:
-        """Four batches at once, sorted by length: padding would cost half of the time."""
+        """Return four batches of similar lengths: padding would take half of the time."""
         rows = sorted((self._encode(self._sequence()) for _ in range(4 * self.size)), key=_length)
         batches = [rows[i : i + self.size] for i in range(0, len(rows), self.size)]
         return self.random.sample(batches, len(batches))
 
     def _sequence(self) -> list[Span]:
-        """The guide as it is, or one of the ways to ask for it."""
+        """Return the next document as it is, or after one of the ways to ask for it."""
         if not self.queue:
             self.queue = self.random.sample(self.docs, len(self.docs))
         doc = self.queue.pop()
@@ -107,7 +107,7 @@ def _length(row: Row) -> int:
 
 
 def _groups(parameters: dict[str, Tensor], settings: Settings) -> list[dict[str, object]]:
-    """Matrices decay towards zero, gains do not."""
+    """Return parameter groups for the optimiser: weight decay acts on matrices, not on gains."""
     matrices = [value for value in parameters.values() if value.ndim > 1]
     gains = [value for value in parameters.values() if value.ndim == 1]
     decay = settings.weight_decay
@@ -115,7 +115,7 @@ def _groups(parameters: dict[str, Tensor], settings: Settings) -> list[dict[str,
 
 
 def _learning_rate(step: int, settings: Settings) -> float:
-    """Up over the warm-up, then linearly down to 2 %: rounding needs the weights to settle."""
+    """Return the rate: it rises in the warm-up, then falls to 2 %, so that rounding settles."""
     rise = min(1.0, (step + 1) / settings.warm_up)
     return settings.learning_rate * rise * max(0.02, 1 - step / settings.steps)
 

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer, trained on the guide, and what GGUF wants to know about it."""
+"""A byte-level BPE tokenizer that is trained on the guide, and its tables for GGUF."""
 
 import json
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from tools.demo_model.corpus import BOS, END, EOS, SPECIALS
 
 
 class Vocabulary(NamedTuple):
-    """Text <-> token ids, with the tables that an engine needs to do the same."""
+    """A tokenizer with the tables that an engine needs."""
 
     tokenizer: Tokenizer
     tokens: list[str]
@@ -35,9 +35,9 @@ class Vocabulary(NamedTuple):
 
 
 def learn_vocabulary(guide: str, size: int) -> Vocabulary:
-    """Learn `size` tokens: four special ones, all 256 bytes, and merges of frequent pairs.
+    """Learn `size` tokens: the special ones, all 256 bytes, and merges of frequent pairs.
 
-    The pattern that cuts text into words is GPT-2's, which engines select by the name "gpt-2".
+    The pre-tokenizer is GPT-2's, which engines select by the name "gpt-2".
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -51,6 +51,6 @@ def learn_vocabulary(guide: str, size: int) -> Vocabulary:
     tokenizer.train_from_iterator([guide], trainer)
     model = json.loads(tokenizer.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
-    # Older versions of the library write a merge as "a b", newer ones as ["a", "b"].
+    # Older versions of the library store a merge as "a b", newer ones as ["a", "b"].
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     return Vocabulary(tokenizer, tokens, merges)
