@@ -354,7 +354,7 @@ def test_how_much_load_is_worth_a_warning(host: Host, cpus: int, others: float, 
             "amd-pstate",
             "the schedutil governor raises the clock only after work has begun",
         ),
-        ("performance,ondemand", None, "ondemand governor raises the clock"),
+        ("performance,ondemand", None, "the ondemand governor raises the clock"),
     ],
 )
 def test_governors_that_hold_the_clock_back(
@@ -391,7 +391,7 @@ def test_heat(host: Host, celsius: float, critical: float | None, said: int) -> 
 def test_a_model_larger_than_the_free_memory(host: Host) -> None:
     (line,) = before(host, 10 << 30, memory_available=11 << 30)
     assert line.startswith(
-        "only 11.0 GiB of memory are available, but the model needs about 11.5 GiB: "
+        "only 11.0 GiB of memory is available, but the model needs about 11.5 GiB: "
     )
     assert before(host, 10 << 30, memory_available=12 << 30) == ()
 

@@ -20,10 +20,8 @@ GIBIBYTE = 1 << 30
 M1_PRO = {
     "hw.logicalcpu": 10,
     "hw.physicalcpu": 10,
-    "hw.packages": 1,
     "hw.memsize": 16 * GIBIBYTE,
     "hw.perflevel0.physicalcpu": 8,
-    "hw.perflevel0.logicalcpu": 8,
     "hw.perflevel1.physicalcpu": 2,
     "hw.optional.AdvSIMD": 1,
     "hw.optional.arm.FEAT_DotProd": 1,
@@ -32,7 +30,6 @@ M1_PRO = {
 INTEL_MAC = {
     "hw.logicalcpu": 12,
     "hw.physicalcpu": 6,
-    "hw.packages": 1,
     "hw.memsize": 32 * GIBIBYTE,
     "hw.optional.avx2_0": 1,
     "hw.optional.avx512f": 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 from bitnet_tuning.console import size_text
+from bitnet_tuning.launch.program import CONTROL_C
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ _SIGNALS = {
 }
 """Cause and remedy by the signal that killed an engine. Other signals end a run on purpose."""
 
-_CTRL_C = 0xC000013A
-
 _WINDOWS_CODES = {
     0xC0000005: ("access violation", _NO_FIT),
     0xC0000017: ("out of memory", "the model needs more memory than is free"),
@@ -62,7 +61,7 @@ def explain(
     before the start. ``has_kernels`` says that the engine is built for AVX2 or NEON.
     """
     if code & 0xC0000000 == 0xC0000000:
-        if code & 0xFFFFFFFF == _CTRL_C:
+        if code & 0xFFFFFFFF == CONTROL_C:
             return None
         name, remedy = _WINDOWS_CODES.get(code & 0xFFFFFFFF, ("an exception", ""))
         text = f"the engine ended with 0x{code & 0xFFFFFFFF:08X} ({name})"
@@ -77,7 +76,7 @@ def explain(
     if name == "SIGKILL":
         sizes = (model_bytes, available_bytes)
         model, free = ("unknown" if size is None else size_text(size) for size in sizes)
-        remedy += f" (model: {model}, memory before the start: {free}); try a smaller -c"
+        remedy += f" (model: {model}, available memory: {free}); try a smaller -c"
     return f"the engine was killed by {name}: {remedy}"
 
 

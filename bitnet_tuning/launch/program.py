@@ -12,6 +12,9 @@ NO_INPUT, INHERIT, FEED = "none", "inherit", "feed"
 """Sources of an engine's standard input: /dev/null, this program's own input, or this program's
 input handed over line by line to an engine that does not end when its input ends."""
 
+CONTROL_C = 0xC000013A
+"""Exit code of a Windows program that Ctrl-C ended (MS-ERREF 2.3)."""
+
 INTERRUPT_GRACE = 3
 """Seconds that an engine has to end after an interrupt before it is killed."""
 

@@ -8,6 +8,7 @@ import sys
 from contextlib import contextmanager
 
 from bitnet_tuning.launch.program import (
+    CONTROL_C,
     INHERIT,
     INTERRUPT_GRACE,
     NO_INPUT,
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
     from bitnet_tuning.launch.signals import Handler
 
-
-_NTSTATUS_CONTROL_C = 0xC000013A
-"""Exit code of a Windows program that Ctrl-C ended (MS-ERREF 2.3)."""
 
 _FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 """Signals that are passed on to an engine."""
@@ -143,7 +141,7 @@ def _run_windows(launch: Launch) -> Outcome:
 
 
 def _windows_code(status: int) -> int:
-    if status & 0xFFFFFFFF == _NTSTATUS_CONTROL_C:
+    if status & 0xFFFFFFFF == CONTROL_C:
         return 130
     # sys.exit takes 32-bit exit codes as signed numbers.
     return status - (1 << 32) if status >= 1 << 31 else status

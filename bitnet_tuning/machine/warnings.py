@@ -113,10 +113,11 @@ def _load(others: float | None, conditions: Conditions, verb: str) -> Iterator[M
 def _governor(conditions: Conditions) -> Iterator[MachineWarning]:
     governor, driver = conditions.governor, conditions.frequency_driver
     names, kind = (governor or "").split(","), GOVERNOR
+    late = [name for name in names if name in ("ondemand", "conservative", "schedutil")]
     if "powersave" in names and driver not in _DYNAMIC:
         cause, kind = "the powersave governor keeps the CPUs at their lowest clock", LOWEST_CLOCK
-    elif driver not in _DYNAMIC and {"ondemand", "conservative", "schedutil"} & set(names):
-        cause = f"the {governor} governor raises the clock only after work has begun"
+    elif driver not in _DYNAMIC and late:
+        cause = f"the {' and '.join(late)} governor raises the clock only after work has begun"
     elif "powersave" in names:
         cause = f"the powersave governor of {driver} may hold the clock back"
     else:
@@ -163,7 +164,7 @@ def _memory(available: int | None, model_size: int | None) -> Iterator[MachineWa
         return
     yield MachineWarning(
         MEMORY,
-        f"only {size_text(available)} of memory are available, but the model needs about "
+        f"only {size_text(available)} of memory is available, but the model needs about "
         f"{size_text(MEMORY_FACTOR * model_size)}",
         "it may be read from disk again and again; close programs or use a smaller model",
     )
@@ -186,7 +187,7 @@ def _quota(host: Host) -> Iterator[MachineWarning]:
         yield MachineWarning(
             QUOTA,
             f"a CPU quota allows {host.quota:g} of {len(host.allowed)} CPUs, and the kernel pauses "
-            "the engine whenever more threads use it up",
+            "an engine that uses more",
             "raise the quota (docker run --cpus) to use all CPUs",
         )
 
