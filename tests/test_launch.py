@@ -372,7 +372,7 @@ sys.exit(main({flags!r}))
     process.send_signal(signal.SIGINT)
     _, log = finish(process)
     assert process.returncode == 130
-    assert "did not end" in log
+    assert "was killed" in log
     assert not alive(engine_pid(engine))
 
 

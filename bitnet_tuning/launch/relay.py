@@ -20,7 +20,7 @@ LOG_KEPT = 1 << 20
 
 _CHUNK = 1 << 16
 _POLL_SECONDS = 0.02
-"""Seconds between two checks of what cannot wake up select()."""
+"""Seconds between checks for events that select() does not report."""
 _ENDED_AS_ASKED = (130, 137)
 """Exit codes of llama-cli after an interrupt at its prompt, and after SIGKILL if it hangs."""
 
@@ -142,7 +142,7 @@ class Feeder:
         if readable:
             self._read()
         if self.asked_to_end:
-            self._insist()
+            self._kill_if_late()
         elif not self._unread():
             self._hand_over()
 
@@ -178,6 +178,6 @@ class Feeder:
         except (BlockingIOError, BrokenPipeError):
             return 0
 
-    def _insist(self) -> None:
+    def _kill_if_late(self) -> None:
         if time.monotonic() > self.deadline:
             send(self.target, signal.SIGKILL)

@@ -57,7 +57,7 @@ def pausing(target: int) -> dict[int, Handler]:
 
 
 PATIENT = 3
-"""Number of signals that ``Stop`` waits for. One more ends the program at once, which damages no
+"""Number of signals that ``Stop`` may defer. One more ends the program at once, which damages no
 results: they are always saved as whole files."""
 
 
@@ -78,9 +78,9 @@ class Stop:
     def __init__(self) -> None:
         self._armed = False
         self._pending: int | None = None
-        self._came = 0
+        self._count = 0
         numbers = present("SIGINT", "SIGTERM", "SIGHUP")
-        self._handled = handling(dict.fromkeys(numbers, self._come))
+        self._handled = handling(dict.fromkeys(numbers, self._on_signal))
 
     def __enter__(self) -> Stop:
         self._handled.__enter__()
@@ -94,21 +94,21 @@ class Stop:
         """Raise Stopped in the block when a signal comes, or if one came before it."""
         self._armed = True
         try:
-            self._obey()
+            self._raise_pending()
             yield
         finally:
             self._armed = False
 
-    def _come(self, number: int, _frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._pending = self._pending or number
-        self._came += 1
-        if self._came > PATIENT:
+        self._count += 1
+        if self._count > PATIENT:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         if self._armed:
-            self._obey()
+            self._raise_pending()
 
-    def _obey(self) -> None:
+    def _raise_pending(self) -> None:
         if self._pending is not None:
             self._armed = False  # a second signal must not interrupt the clean-up
             raise Stopped(self._pending)

@@ -56,7 +56,7 @@ class MemoryLimit(NamedTuple):
 def read_cgroups(root: Root) -> Cgroups:
     """Return the control groups that limit the CPUs and memory of this process."""
     mounts = [each for each in read_mounts(root, "cgroup") if each.kind in ("cgroup", "cgroup2")]
-    mounts = mounts or _customary(root)
+    mounts = mounts or _usual_mounts(root)
     paths = _paths(root)
 
     def levels(controller: str) -> tuple[str, ...]:
@@ -70,7 +70,7 @@ def _controllers(mount: Mount) -> list[str]:
     return [_UNIFIED] if mount.kind == "cgroup2" else mount.options.split(",")
 
 
-def _customary(root: Root) -> list[Mount]:
+def _usual_mounts(root: Root) -> list[Mount]:
     """Return the usual mounts of control groups, for a root folder without a mount table."""
     # systemd mounts version 2 alone, or at "unified" beside version 1 hierarchies whose
     # folders have the names of their controllers.

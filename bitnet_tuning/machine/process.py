@@ -71,7 +71,7 @@ class Family:
         self._leader = leader
         self._members = {leader}
         # A large host has thousands of other processes. Each is examined only once.
-        self._strangers: set[int] = set()
+        self._others: set[int] = set()
 
     def look(self, huge: bool = False, nodes: bool = False) -> tuple[Process, ...]:
         """Return the running members in the order of their ids; empty if the kernel shows none.
@@ -79,20 +79,20 @@ class Family:
         ``huge`` counts huge pages, ``nodes`` the pages on each NUMA node. Each of the two takes
         about 30 ms per GiB of memory, all the rest 1 ms.
         """
-        self._welcome()
+        self._update_members()
         found = (_read(self._root, member, huge, nodes) for member in sorted(self._members))
         return tuple(process for process in found if process is not None)
 
-    def _welcome(self) -> None:
+    def _update_members(self) -> None:
         listed = {int(name) for name in self._root.names("proc") if name.isdecimal()}
         # A child has a higher id than its parent, except after the ids wrap around.
-        for newcomer in sorted(listed - self._members - self._strangers):
-            kin = self._is_kin(newcomer)
-            (self._members if kin else self._strangers).add(newcomer)
+        for process in sorted(listed - self._members - self._others):
+            is_member = self._is_member(process)
+            (self._members if is_member else self._others).add(process)
         self._members &= listed | {self._leader}
-        self._strangers &= listed
+        self._others &= listed
 
-    def _is_kin(self, process: int) -> bool:
+    def _is_member(self, process: int) -> bool:
         words = _stat(self._root, f"proc/{process}")
         if len(words) <= _GROUP:
             return False

@@ -14,8 +14,8 @@ _POWERCAP = "sys/class/powercap"
 _SUPPLIES = "sys/class/power_supply"
 
 _ZONE_TYPES = ("x86_pkg_temp", "cpu", "tcpu", "soc", "bigcore", "littlecore")
-"""First letters of the types of thermal zones that belong to a processor. ``acpitz`` is not
-among them, because it may be any place on the board."""
+"""Prefixes of the types of thermal zones that belong to a processor. ``acpitz`` is not among
+them, because it may be any place on the board."""
 _CHIPS = ("coretemp", "k10temp", "zenpower", "cpu_thermal")
 """hwmon drivers for the temperature of processors: of Intel, of AMD (two), of many ARM boards."""
 
