@@ -110,7 +110,7 @@ def test_other_differences_come_first_with_advice() -> None:
     assert "2412344 bytes" in files.a and "1 bytes" in files.b
     text = as_text(found)
     assert "a prompt of 128 tokens" in text and "with the same --n-prompt and --n-gen" in text
-    assert text.index("Different engine") < text.index("Speed of B")
+    assert text.index("Not the same in both: engine\n") < text.index("Speed of B")
     assert compare.compare(one, one).differences == ()
 
 

@@ -27,9 +27,8 @@ class Pair(NamedTuple):
     """One phase of a setting that both benchmarks measured."""
 
     name: str
-    """The setting's name in the first benchmark."""
     other: str
-    """Its name in the second."""
+    """``name`` and ``other`` are the setting's names in the first and the second benchmark."""
     phase: str
     ratio: Estimate
     """Speed in the second over speed in the first. ``count`` is the smaller number of runs."""
@@ -159,11 +158,11 @@ _ADVICE = {
 
 
 def as_text(comparison: Comparison, names: tuple[str, str] = ("A", "B")) -> str:
-    """Return the comparison for people. ``names`` are the two files'."""
+    """Return the comparison as text for users. ``names`` are the files of A and B."""
     a, b = names
     lines: list[str] = []
     for each in comparison.differences:
-        lines += [f"Different {each.what}:", f"  A  {each.a}", f"  B  {each.b}"]
+        lines += [f"Not the same in both: {each.what}", f"  A  {each.a}", f"  B  {each.b}"]
         lines += [f"  ({_ADVICE[each.what]})"] if each.what in _ADVICE else []
     lines.append(f"Speed of B ({b}) over A ({a}):")
     rows = [(f"  {_label(pair)}", pair.phase, *_shown(pair)) for pair in comparison.pairs]

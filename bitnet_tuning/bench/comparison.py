@@ -18,7 +18,7 @@ from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective, Phase
 from bitnet_tuning.store.codec import Annotated, Count, DamagedError, Positive
 
-DEFAULT, UPSTREAM, PERFORMANCE = "default", "upstream", "performance"
+DEFAULT, UPSTREAM, PERFORMANCE = FIXED = "default", "upstream", "performance"
 """Names of the settings that no search chose: the plan's, that of bitnet.cpp's own script, and
 performance mode. All their rounds count as evidence."""
 
@@ -253,12 +253,9 @@ class Rounds:
         return any(each.stage == DUEL and _ran(each, name) for each in self._rounds)
 
     def shown(self, name: str, reference: str | None = None) -> Judged:
-        """Return the verdict on a setting for users, from its unbiased rounds only.
-
-        A setting that entered a duel was chosen because it looked fast in earlier rounds.
-        So only the rounds of duels count for it (regression toward the mean).
-        """
-        chosen = name not in (DEFAULT, UPSTREAM, PERFORMANCE) and self.in_duel(name)
+        """Return the verdict on a setting for users. Only the rounds of duels count for one that
+        entered a duel, since it was chosen because it looked fast in the others."""
+        chosen = name not in FIXED and self.in_duel(name)
         rounds = [each for each in self._rounds if not chosen or each.stage == DUEL]
         return self._judged(name, self._ratios(rounds, name, reference or self.reference))
 

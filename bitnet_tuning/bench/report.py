@@ -12,6 +12,7 @@ from typing import Any
 
 from bitnet_tuning.bench import plots
 from bitnet_tuning.bench.comparison import DEFAULT
+from bitnet_tuning.bench.limits import GB
 from bitnet_tuning.bench.plots import escape
 from bitnet_tuning.bench.results import FINISHED, Part, Results, write
 from bitnet_tuning.bench.summary import (
@@ -28,8 +29,6 @@ from bitnet_tuning.console import GIBIBYTE, MEBIBYTE, counted, times
 from bitnet_tuning.engine.builds import FASTER, SLOWER
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.plan.profile import PP, TG
-
-GIGABYTE = 10**9
 
 _TITLES = ("Setting", "Generation", "Prompt", "Over upstream", "Over default", "Rounds", "Verdict")
 
@@ -187,7 +186,7 @@ def _figures(text: str) -> str:
 def _limits(results: Results) -> Iterator[str]:
     bandwidth = results.bandwidth.facts
     yield definitions(
-        ("Memory bandwidth", _with(_number(bandwidth, "median"), GIGABYTE, "GB/s")),
+        ("Memory bandwidth", _with(_number(bandwidth, "median"), GB, "GB/s")),
         ("Threads that read", _number(bandwidth, "threads")),
     )
     for what, part in (("Memory", results.roof), ("Energy", results.energy)):
@@ -204,10 +203,10 @@ def _method(summary: Summary) -> Iterator[str]:
     options, measured = summary.results.options, summary.measured
     wanted, floor = options.objective, measured.floor()
     yield paragraph(
-        "Each round ran every setting once, in changing order, so that a disturbance of the "
-        "machine affects all of them. Ratios compare runs of the same round; their intervals are "
-        "bootstrap intervals. A setting that looked fast was measured again, in a duel with the "
-        "default, before it could win."
+        "Each round ran its settings one after the other, in changing order, so that a disturbance "
+        "of the machine affects all of them. Ratios compare runs of the same round; their "
+        "intervals are bootstrap intervals. A setting that looked fast was measured again, in a "
+        "duel with the default, before it could win."
     )
     requests = f"requests of {wanted.n_prompt} tokens with answers of {wanted.n_gen}"
     goals = {TG: "token generation", PP: "prompt processing"}

@@ -37,10 +37,7 @@ def find_bench(engine: Engine) -> Bench | None:
 
 
 class Runner:
-    """Measures settings of one engine with one model.
-
-    ``sizes`` may be changed between runs.
-    """
+    """Measures settings of one engine with one model. ``sizes`` may change between runs."""
 
     def __init__(
         self, facts: Facts, bench: Bench | None, sizes: Sizes, patience: Patience | None = None

@@ -61,11 +61,9 @@ Measures = Generator[Measure, None, None]
 
 
 def reach(rounds: Rounds, count: float) -> float:
-    """Return the logarithm of the smallest gain that a duel of ``count`` rounds probably shows.
-
-    It is _SHOWN standard errors of a median of ``count`` ratios, each with the standard
-    deviation sqrt(2) s for the spread s of one run.
-    """
+    """Return the logarithm of the smallest gain that a duel of ``count`` rounds probably shows."""
+    # The standard error of a median of n ratios is sqrt(pi / 2) sqrt(2 / n) s, for the spread s
+    # of one run.
     spread = rounds.fit().spread
     if spread is None or count < 1:
         return 0.0

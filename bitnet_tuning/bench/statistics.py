@@ -1,14 +1,10 @@
 """Compute medians with bootstrap intervals, ratios, noise floors and verdicts. The same values
 always give the same result: nothing here draws random numbers.
 
-References:
-
-- B. Efron, "Bootstrap Methods: Another Look at the Jackknife", Annals of Statistics 7 (1979): the
-  exact bootstrap distribution of a median.
-- B. Efron and R. Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13: percentile
-  intervals.
+- B. Efron, "Bootstrap Methods: Another Look at the Jackknife", Annals of Statistics 7, 1979
+- B. Efron and R. Tibshirani, "An Introduction to the Bootstrap", 1993
 - K. Lange, R. Little and J. Taylor, "Robust Statistical Modeling Using the t Distribution",
-  Journal of the American Statistical Association 84 (1989): the weights in ``fit``.
+  Journal of the American Statistical Association 84, 1989
 """
 
 from __future__ import annotations
@@ -51,7 +47,8 @@ coefficients of more than a thousand values do not fit into a float."""
 
 
 def estimate(values: Iterable[float], level: float = LEVEL) -> Estimate:
-    """Return the median with its bootstrap percentile interval. Raise ValueError without values.
+    """Return the median with its bootstrap percentile interval (Efron and Tibshirani, chapter 13).
+    Raise ValueError without values.
 
     It is the interval of infinitely many resamples, computed from the exact distribution of
     a resample's median (see ``_middle_ranks``). With fewer than ``VERDICT_ROUNDS`` values the
@@ -167,7 +164,7 @@ def _middle_ranks(size: int, draws: int) -> tuple[tuple[int, int, float], ...]:
 
     With n values, k ranks are at or below rank k - 1, and B(m, p) successes in m trials:
 
-    - m = 2h + 1 draws: P(middle rank < k) = P(B(m, k/n) >= h + 1) (Efron 1979).
+    - m = 2h + 1 draws: P(middle rank < k) = P(B(m, k/n) >= h + 1) (Efron).
     - m = 2h draws, ranks i < j: h draws are at most i, one of them is i, and h are at least j,
       one of them is j: C(2h, h) (((i+1)/n)^h - (i/n)^h) (((n-j)/n)^h - ((n-j-1)/n)^h).
     - m = 2h draws, both at rank i: P(lower middle = i) less the sum of the above over j.
@@ -271,7 +268,7 @@ def fit(entries: Sequence[tuple[int, str, float]]) -> Fit:
     ``entries`` are the round, the setting and the logarithm of the speed of each run. Means
     and levels are averaged in turn, with weights that make outliers harmless: with a residual
     r and the spread s, a run weighs (TAILS + 1) / (TAILS + (r/s)^2), the weight of a t
-    distribution (Lange, Little and Taylor 1989).
+    distribution (Lange, Little and Taylor).
     """
     if not entries:
         return Fit({}, {}, None, {})

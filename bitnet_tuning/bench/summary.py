@@ -11,16 +11,13 @@ from functools import cached_property
 from typing import NamedTuple
 
 from bitnet_tuning.bench import statistics
-from bitnet_tuning.bench.comparison import DEFAULT, PERFORMANCE, UPSTREAM, Round, Sizes
+from bitnet_tuning.bench.comparison import DEFAULT, FIXED, UPSTREAM, Round, Sizes
 from bitnet_tuning.bench.results import Results
 from bitnet_tuning.console import counted, times
 from bitnet_tuning.engine.builds import FASTER, verdict_words
 from bitnet_tuning.plan.openmp import THREAD_COUNTS
 from bitnet_tuning.plan.profile import PP, TG, Estimate
 from bitnet_tuning.plan.setting import Setting, describe
-
-FIXED = (DEFAULT, UPSTREAM, PERFORMANCE)
-"""Settings that no search chose, so that all their rounds count as evidence."""
 
 TOO_FEW = "not enough rounds"
 UNCONFIRMED = "faster in the search, not confirmed"

@@ -90,13 +90,8 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         help="measure only these: default (bitnet.cpp's own 2 threads), optimized (the plan, and a "
         "search from there) and performance (performance mode)",
     )
-    add(
-        "--objective",
-        choices=OBJECTIVES,
-        default="tg",
-        help="what is to be fast: tg (token generation, default), pp (prompt processing) or "
-        "request (both)",
-    )
+    goals = "tune token generation (tg, default), prompt processing (pp) or both (request)"
+    add("--objective", choices=OBJECTIVES, default="tg", help=goals)
     add("--n-prompt", type=integer(1, 1 << 20), metavar="N", help="number of tokens in a prompt")
     add("--n-gen", type=integer(1, 1 << 20), metavar="N", help="number of tokens in an answer")
     add("--no-selftest", action="store_true", help="also measure an engine that writes wrong words")
@@ -104,7 +99,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--output", metavar="FILE", help="save the results there (default: a new file)")
+    add("--output", metavar="FILE", help="file for the results (default: a new file)")
     add("--csv", metavar="FILE", help="write all samples as CSV")
     add("--report", metavar="FILE", help="write an HTML page with plots")
     add("--json", action="store_true", help="print JSON instead of text")
