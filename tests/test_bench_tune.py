@@ -295,6 +295,17 @@ def test_a_tuning_that_is_interrupted_before_its_first_round_offers_no_resume(
     assert "--resume" not in log
 
 
+def test_a_resumed_tuning_that_is_interrupted_at_once_keeps_its_file(
+    lab: Lab, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab.signals = {30: signal.SIGTERM, 31: signal.SIGTERM}
+    assert lab.tune("--output", output) == 128 + signal.SIGTERM
+    before = output.read_bytes()
+    assert lab.tune("--resume", output) == 128 + signal.SIGTERM
+    assert output.read_bytes() == before
+    assert f"{output} is unchanged" in capsys.readouterr().err
+
+
 def test_a_signal_after_the_decision_does_not_lose_it(
     lab: Lab, output: Path, own_state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

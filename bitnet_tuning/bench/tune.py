@@ -178,7 +178,7 @@ def tune(
                 else:
                     begun = begin(subject, options, stop, shown)
             except Stopped as end:
-                say(NOTHING)
+                say(f"interrupted: {options.resume} is unchanged" if earlier else NOTHING)
                 return 128 + end.number
             path = options.output or options.resume or new_path(state.folder, now())
             work = _Work(subject, begun, path, lambda: spent + clock() - started)
