@@ -121,11 +121,8 @@ def find_engine(named: str | None, state: State, model_named: str | None = None)
 def find_pair(
     engine_named: str | None, model_named: str | None, state: State, host: Host | None = None
 ) -> tuple[Engine, Choice]:
-    """Return the engine and the model to use. ``host`` is read if it is needed and None.
-
-    Raise MissingError if there is no engine or model, UnsupportedError if none of several builds
-    can be used.
-    """
+    """Return the engine and the model to use. Raise MissingError if one of them is missing,
+    UnsupportedError if none of several builds can be used."""
     engines, choice = find_builds(engine_named, model_named, state)
     engine = engines[0] if len(engines) == 1 else _choose(engines, choice.model, state, host)
     return engine, choice

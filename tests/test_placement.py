@@ -76,7 +76,7 @@ def test_what_fits_on_one_node_stays_there(machine: Machine) -> None:
     assert (setting.cpus, setting.node, setting.numa) == (frozenset(range(16)), 0, None)
     assert plan.command[:4] == ("numactl", "--preferred=0", "--", ENGINE.path)
     assert plan.reasons["numa"] == (
-        "threads and memory fit on NUMA node 0 (16 cores, 16384 MiB free); numactl prefers its "
+        "threads and memory fit on NUMA node 0 (16 cores, 16.0 GiB free); numactl prefers its "
         "memory"
     )
     assert plan.reasons["cpus"] == "bound to NUMA node 0"
@@ -122,7 +122,7 @@ def test_too_many_threads_for_a_node_are_spread(machine: Machine, numactl: bool)
     assert (setting.cpus, setting.node, setting.interleave) == (None, None, None)
     assert plan.setting.numa == "distribute"
     assert plan.command[0] == ENGINE.path
-    assert "12 threads and 1206 MiB do not fit on any of 2 NUMA nodes" in plan.reasons["numa"]
+    assert "12 threads and 1.2 GiB do not fit on any of 2 NUMA nodes" in plan.reasons["numa"]
 
 
 def test_too_large_a_model_for_a_node_is_spread(machine: Machine) -> None:

@@ -78,9 +78,9 @@ def test_one_kind_of_core_gets_a_thread_per_usable_core(
 def test_the_reason_names_everything_that_decided(machine: Machine) -> None:
     quota(machine.regular(8, threads=2).affinity("0-5"), 2.5)
     assert choose(machine.host()).reasons == {
-        "threads": "2: this process may use 6 of 8 physical cores; a second thread on a core gains "
-        "nothing; the CPU quota allows 2.5 CPUs",
-        "threads_batch": "2: all usable cores, since arithmetic limits a prompt, not memory",
+        "threads": "2: this process may use 6 of 8 physical cores; one thread per core, since a "
+        "second one gains nothing; the CPU quota allows 2.5 CPUs",
+        "threads_batch": "2: all usable cores, since arithmetic limits prompts, not memory",
         "cpus": "not bound to particular CPUs: all usable cores are of one kind",
     }
 

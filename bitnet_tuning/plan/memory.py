@@ -7,7 +7,7 @@ tokens and 31.9 MiB with 64.
 
 from __future__ import annotations
 
-from bitnet_tuning.console import MEBIBYTE, counted
+from bitnet_tuning.console import MEBIBYTE, counted, size_text
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.command import obeys
 from bitnet_tuning.plan.openmp import user_set
@@ -153,10 +153,9 @@ def choose_batch(plan: Plan, request: Request, facts: Facts) -> Plan:
         saved = need_of(model, 0, DEFAULT_UBATCH).buffers - need_of(model, 0, size).buffers
         why = (
             f"{size}: holds the whole prompt of {counted(length, 'byte')} (about "
-            f"{counted(estimate(length), 'token')}), and its buffers are {saved // MEBIBYTE} MiB "
-            "smaller than by default"
+            f"{counted(estimate(length), 'token')}), and saves {size_text(saved)} of buffers"
         )
-        return _sized(plan, size, size, why)
+        return _sized(plan, size, size, f"{size}: as the micro-batch", why)
 
     def held(ubatch: int) -> Need:
         # A mapped model does not count: the kernel drops its pages if others need the memory.
@@ -173,7 +172,7 @@ def choose_batch(plan: Plan, request: Request, facts: Facts) -> Plan:
     why = f"{size}: too little memory for {DEFAULT_UBATCH}: {sum_text(held(size), available)}"
     warning = f"too little memory for micro-batch {DEFAULT_UBATCH}, using {size}"
     plan = plan.updated(plan.setting, {}, (f"{warning}: long prompts will take longer",))
-    return _sized(plan, size, size, why)
+    return _sized(plan, size, size, f"{size}: as the micro-batch", why)
 
 
 def _sized(
@@ -267,8 +266,6 @@ def no_lock(
     if not fits(need, available, RESIDENT_SHARE):
         return f"{unlocked}: too little memory ({sum_text(need, available)})"
     if limit is not None and need.model > limit:
-        return (
-            f"{unlocked}: it takes {_mebibytes(need.model)} MiB, and the limit (ulimit -l) is "
-            f"{limit // MEBIBYTE} MiB"
-        )
+        sizes = f"it takes {size_text(need.model)}, the limit (ulimit -l) is {size_text(limit)}"
+        return f"{unlocked}: {sizes}"
     return None

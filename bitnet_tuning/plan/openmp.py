@@ -86,7 +86,7 @@ def _waiting(quota_binds: bool, environ: Mapping[str, str]) -> tuple[dict[str, s
         return {}, f"threads wait as you set it: {chosen}"
     if quota_binds:
         return {}, "KMP_BLOCKTIME is not set: spinning threads would use up the CPU quota"
-    reason = f"KMP_BLOCKTIME lets waiting threads spin for {BLOCKTIME_MS} ms before they sleep"
+    reason = "KMP_BLOCKTIME is how long waiting threads spin before they sleep"
     return {"KMP_BLOCKTIME": BLOCKTIME_MS}, reason
 
 

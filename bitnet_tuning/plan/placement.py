@@ -8,7 +8,7 @@ and this process may use all of them.
 
 from __future__ import annotations
 
-from bitnet_tuning.console import MEBIBYTE, counted
+from bitnet_tuning.console import counted, size_text
 from bitnet_tuning.engine.find import NONE
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.plan.command import obeys
@@ -132,7 +132,7 @@ def _on_all(
     ids = frozenset(node.id for node in nodes)
     reasons = {}
     why = (
-        f"{setting.threads} threads and {-(-need.total // MEBIBYTE)} MiB do not fit on any of "
+        f"{setting.threads} threads and {size_text(need.total)} do not fit on any of "
         f"{len(nodes)} NUMA nodes (at most {largest} cores; {', '.join(map(_free, nodes))})"
     )
     has_flag = obeys("numa", flags)
@@ -178,7 +178,7 @@ def _misplaced(facts: Facts, wanted: frozenset[int], spread: bool = False) -> tu
 
 
 def _free(node: Node) -> str:
-    return "free memory unknown" if node.free is None else f"{node.free // MEBIBYTE} MiB free"
+    return "free memory unknown" if node.free is None else f"{size_text(node.free)} free"
 
 
 def _chosen_cores(host: Host, count: int) -> frozenset[int]:
@@ -242,6 +242,6 @@ def _affinity(facts: Facts, threads: int) -> tuple[frozenset[int] | None, str]:
     if binding:
         return None, f"{NOT_BOUND}: you bind the threads yourself with {binding}"
     if host.quota_binds:
-        return None, f"{NOT_BOUND}: other programs with a CPU quota may be bound to the same ones"
+        return None, f"{NOT_BOUND}: other containers with a quota may be bound to the same"
     count = min(threads, len(host.allowed_cores))
     return _chosen_cores(host, threads), f"bound to {counted(count, 'core')} (performance mode)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bitnet_tuning.console import GIBIBYTE
+from bitnet_tuning.console import size_text
 from bitnet_tuning.engine import instruction_sets
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA
 from bitnet_tuning.engine.known import check_isa, check_pair
@@ -102,6 +102,6 @@ def _memory_warnings(host: Host, model: ModelFile) -> tuple[str, ...]:
     if available is None or model.size <= available:
         return ()
     return (
-        f"the model takes {model.size / GIBIBYTE:.1f} GiB, but only {available / GIBIBYTE:.1f} GiB "
-        "of memory are available: parts of it are read from disk again for every token",
+        f"the model takes {size_text(model.size)}, but only {size_text(available)} of memory are "
+        "available: parts of it are read from disk again for every token",
     )

@@ -64,10 +64,8 @@ def choose_threads(request: Request, host: Host, environ: Mapping[str, str]) -> 
 
 
 def asked_threads(threads: int | None, environ: Mapping[str, str]) -> Asked | None:
-    """Return the thread count that the user set; None if it is to be computed.
-
-    ``threads`` is the value of the flag. Raise UsageError if BITNET_THREADS, where it decides,
-    is not a number from 0 to ``MOST_THREADS_ENGINE``.
+    """Return the thread count that the user set, with a flag of value ``threads`` or a variable.
+    Return None if it is to be computed; raise UsageError if BITNET_THREADS decides but is invalid.
     """
     if threads:
         return Asked(threads, "-t")
@@ -105,7 +103,7 @@ def _computed(host: Host, environ: Mapping[str, str], most: int) -> Plan:
     usable = host.usable_cores
     speeds = sorted((core.speed for core in host.allowed_cores), reverse=True)
     count = _best_count(speeds, min(usable, most))
-    which = "all usable cores, since arithmetic limits a prompt, not memory"
+    which = "all usable cores, since arithmetic limits prompts, not memory"
     reasons = {
         "threads": _threads_reason(host, count, most),
         "threads_batch": f"{usable}: {which if usable > 1 else 'the only usable core'}",
@@ -157,7 +155,7 @@ def _threads_reason(host: Host, count: int, most: int) -> str:
             "which of them share a core is unknown",
         ]
     elif host.threads_per_core > 1:
-        parts.append("a second thread on a core gains nothing")
+        parts.append("one thread per core, since a second one gains nothing")
     if host.quota is not None and host.quota_binds:
         parts.append(f"the CPU quota allows {counted(host.quota, 'CPU')}")
     if count == most < host.usable_cores:

@@ -69,11 +69,8 @@ class Via:
 
 
 class Written:
-    """Note: how a record differs in JSON.
-
-    ``names`` has other names for fields. ``texts`` has functions that make additional texts, by
-    their names in JSON; they are ignored when the record is read.
-    """
+    """Note: a record has other ``names`` of fields in JSON, or additional ``texts``, which are made
+    by functions when it is written and ignored when it is read."""
 
     def __init__(
         self,
