@@ -55,7 +55,7 @@ def test_the_reason_says_what_decided() -> None:
     for size, reason in (
         (
             1,
-            "64: holds the whole prompt of 1 byte (about 1 token), and saves 223 MiB of buffers",
+            "64: holds the whole prompt of 1 byte (about 1 token), and saves 224 MiB of buffers",
         ),
         (4000, f"{default}a prompt of about 1000 tokens needs buffers of the usual size"),
         (None, f"{default}the prompt's length is unknown before the start"),

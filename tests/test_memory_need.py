@@ -6,7 +6,7 @@ import pytest
 
 from bitnet_tuning.console import MEBIBYTE
 from bitnet_tuning.plan.memory import fits, need_of, sum_text
-from tests.test_plan import MODEL
+from tests.profile_samples import MODEL
 
 BITNET_2B = MODEL._replace(size=1125 * MEBIBYTE, heads=20, kv_width=2 * 640)
 
