@@ -16,6 +16,7 @@ from bitnet_tuning.store.state import (
     State,
     default_folder,
     digest,
+    identity,
     write_atomically,
 )
 
@@ -116,6 +117,22 @@ def test_all_records_of_a_kind_are_loaded(state: State, folder: Path) -> None:
     }
     assert (folder / f"model-{digest('b')}.json.broken").exists()
     assert (folder / f"model-{digest('c')}.json").exists()
+
+
+def test_a_kind_is_held_only_where_a_file_of_that_very_kind_is(state: State) -> None:
+    assert not state.holds("model")
+    state.store("models", "a", Kept(1))
+    assert (state.holds("models"), state.holds("model")) == (True, False)
+
+
+def test_versions_of_a_file_are_told_apart_by_size_and_nanoseconds(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    seen = set()
+    for content, moment in (("a", 10**18), ("a", 10**18 + 1000), ("ab", 10**18)):
+        path.write_text(content)
+        os.utime(path, ns=(moment, moment))
+        seen.add(identity(str(path)))
+    assert len(seen) == 3
 
 
 def test_a_record_in_the_file_of_another_key_is_not_listed(state: State, folder: Path) -> None:
