@@ -119,6 +119,12 @@ def test_all_records_of_a_kind_are_loaded(state: State, folder: Path) -> None:
     assert (folder / f"model-{digest('c')}.json").exists()
 
 
+def test_a_record_is_of_the_version_that_it_was_stored_as(state: State) -> None:
+    state.store("model", "k", Kept(1), version=3)
+    assert state.load("model", "k", Kept, version=3) == Kept(1)
+    assert state.load("model", "k", Kept) is None
+
+
 def test_a_kind_is_held_only_where_a_file_of_that_very_kind_is(state: State) -> None:
     assert not state.holds("model")
     state.store("models", "a", Kept(1))
