@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from math import log
 from typing import NamedTuple
 
 import pytest
@@ -102,6 +103,7 @@ def test_the_peak_is_found_and_confirmed_in_few_runs_if_noise_is_low() -> None:
     assert told.done.estimate.low > (told.done.floor or 9) >= 1.01
     assert len(told.runs) < 90
     assert Check("3 threads") in told.asks
+    assert not told.search.short
 
 
 def test_a_knob_on_top_of_threads_is_named_by_both() -> None:
@@ -546,6 +548,15 @@ def raced(speed: float, hope: float, budget: float) -> Race:
     race = Race(rounds, "default", ("a",), hope)
     next(race.run("again", 1.0))
     return race
+
+
+def test_a_duel_of_more_rounds_is_likely_to_show_smaller_gains() -> None:
+    rounds = raced(1.0, hope=1.28, budget=100.0).rounds
+    gains = [reach(rounds, count) for count in (1, 1.5, 4, 400, 40_000)]
+    assert gains == sorted(gains, reverse=True)
+    assert gains[0] == pytest.approx(2 * gains[2])
+    assert gains[-1] == log(1.01)
+    assert reach(rounds, 0.9) == 0.0, "nothing is known of a duel without a round"
 
 
 def test_a_second_race_drops_who_is_clearly_behind_the_default() -> None:

@@ -148,3 +148,7 @@ def test_threads_that_the_engine_spreads_over_nodes_are_not_bound(tmp_path: Path
     machine = Machine(tmp_path).regular(8, packages=2, node_per_package=True)
     made = plan(machine.meminfo(8 << 30, 6 << 30).host())
     assert (made.setting.numa, made.setting.cpus) == ("distribute", None)
+
+
+def test_without_known_privileges_no_priority_is_raised() -> None:
+    assert make_plan(FAST, Facts(a_host(4), ENGINE, MODEL, "named", {})).setting.nice == 0

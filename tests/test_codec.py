@@ -126,6 +126,7 @@ def test_a_field_that_came_later_may_be_missing() -> None:
         (changed("ids", 0, value="9"), 'ids[0]: "9" is not a whole number'),
         (changed("row", value=["r"]), 'row: ["r"] is not a list of 2'),
         (changed("row", value=["r", 1, 2]), None),
+        (changed("ids", value=["9"]), None),
         (changed("table", "a", value=-1), "table.a: -1 is less than 0"),
         (changed("table", value={"c": 1}), 'table: "c" is not one of a, b'),
         (changed("pairs", value=[["p", 1]]), 'pairs: [["p", 1]] is not an object'),
@@ -198,3 +199,11 @@ def test_damage_in_what_is_converted_keeps_its_place() -> None:
     with pytest.raises(DamagedError) as caught:
         from_json(Whole, changed("pairs", "p", value="1"))
     assert caught.value.place == ".pairs.p"
+
+
+def test_a_name_of_sixty_characters_is_still_shown_whole() -> None:
+    facts = to_json(Limited())
+    for length, is_whole in ((60, True), (61, False)):
+        with pytest.raises(DamagedError) as caught:
+            from_json(Limited, {**facts, "m" * length: 1})
+        assert (caught.value.place == "." + "m" * length) == is_whole

@@ -168,7 +168,6 @@ def test_an_empty_variable_does_not_prevent_huge_pages() -> None:
     assert loads(plan("huge", environ={"GLIBC_TUNABLES": ""})) == (True, True, False)
 
 
-def test_unknown_privileges_lock_nothing_and_raise_no_priority() -> None:
+def test_unknown_privileges_lock_nothing() -> None:
     facts = Facts(a_host(4), ENGINE, SMALL, "named", {})
-    made = make_plan(Request(prompt="hello", memory="locked", performance=True), facts)
-    assert (made.setting.mlock, made.setting.nice) == (False, 0)
+    assert not make_plan(Request(prompt="hello", memory="locked"), facts).setting.mlock

@@ -247,3 +247,12 @@ def test_performance_mode_chooses_only_allowed_cpus(machine: Machine) -> None:
         request = HELLO._replace(performance=True, threads=threads)
         plan = make_plan(request, Facts(host, ENGINE, SMALL, "named", {}))
         assert plan.setting.cpus == frozenset(cpus)
+
+
+def test_distribute_is_not_used_where_it_would_leave_the_mask(machine: Machine) -> None:
+    bench = Bench(machine)
+    machine.affinity("0-12")
+    bench.memory_nodes("0-1", "0-12")
+    plan = bench.plan()
+    assert plan.setting.interleave == frozenset((0, 1))
+    assert (plan.setting.cpus, plan.setting.numa) == (frozenset(range(13)), "numactl")

@@ -239,6 +239,16 @@ def test_a_fingerprint_is_reproducible(bench: Bench) -> None:
     assert from_json(Fingerprint, json.loads(json.dumps(to_json(first)))) == first
 
 
+def test_hosts_are_told_apart_by_the_speed_of_their_slower_cores(bench: Bench) -> None:
+    host = bench.machine.host()
+    fast, *others = host.cores
+    seen = {
+        str(fingerprint(host._replace(cores=(fast._replace(speed=speed), *others))))
+        for speed in (0.4, 0.44, 1.0)
+    }
+    assert len(seen) == 3
+
+
 # Damaged files
 
 

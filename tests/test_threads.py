@@ -361,3 +361,8 @@ def test_as_many_threads_as_an_engine_takes_may_be_asked_for(machine: Machine) -
     with pytest.raises(UsageError):
         choose(host, {"BITNET_THREADS": "513"})
     assert choose(host, {"OMP_NUM_THREADS": "513"}).setting.threads == 512
+
+
+def test_a_quota_binds_only_where_it_leaves_less_than_the_allowed_cores(machine: Machine) -> None:
+    host = quota(machine.regular(8).affinity("0-1"), 4).host()
+    assert (host.quota_binds, host.quota_stops(2), host.quota_stops(5)) == (False, False, True)

@@ -194,7 +194,7 @@ def bound_to(profile: Profile, host: Host, engine: EngineKey) -> Profile:
             f"the profile was measured on a different machine or engine: {'; '.join(differences)}",
             "measure here: python3 benchmark_optimized.py",
         )
-    return profile._replace(host=fingerprint(host), engine=engine)
+    return profile._replace(engine=engine)
 
 
 def _engine_differences(theirs: EngineKey, ours: EngineKey) -> list[str]:
