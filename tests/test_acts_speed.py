@@ -102,3 +102,10 @@ def test_what_is_not_measured_says_why() -> None:
 @pytest.mark.parametrize("broken", [DEFAULT, UPSTREAM])
 def test_a_comparison_ends_once_one_side_is_out(broken: str) -> None:
     assert len(Engine(1.0, breaks=broken).compared(1000)) <= 2
+
+
+def test_nothing_is_compared_without_what_it_is_compared_with() -> None:
+    engine = Engine(1.0, breaks=UPSTREAM)
+    names = (UPSTREAM, DEFAULT, "another")
+    rounds = compare(names, engine, Objective(), 1000, lambda: engine.now)
+    assert len(rounds) <= 2
