@@ -112,8 +112,7 @@ class FirstToken:
 
 
 class Feeder:
-    """A source of input for a chat, which hands over one line at a time and ends the chat after
-    the last answer."""
+    """A source of input that gives a chat one line at a time and ends it after the last answer."""
 
     # bitnet.cpp's `llama-cli -cnv` takes the end of its input for an empty line and generates for
     # ever. So it never sees the end: each line is handed over after the engine has read the one

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 
 def send(target: int, number: int) -> None:
-    """Send a signal to a process, or to a process group by its negative id as in kill(2). Do
-    nothing if it has ended."""
+    """Send a signal to a process, or a group by its negative id (kill(2)), unless it has ended."""
     try:
         os.kill(target, number)
     except ProcessLookupError:

@@ -57,8 +57,7 @@ class Lifeline:
         return True
 
     def lead(self) -> int | None:
-        """Tie a new process group for a program to start in, and return the group's id, or None
-        if the system cannot do that."""
+        """Tie a new process group for a program to start in. Return its id, or None on failure."""
         # A child of posix_spawn runs no code of ours and so cannot tie itself before it executes
         # the program. So its group is created and tied first. A group needs a leader, whose id
         # it has (setpgid(2)); the leader may end at once, and the id stays in use until somebody

@@ -1,5 +1,4 @@
-"""Read the CPU and memory limits of this process's control groups (versions 1 and 2), and the
-mount table through which they are found."""
+"""Read the mount table, and the CPU and memory limits of this process's control groups."""
 
 from __future__ import annotations
 
@@ -91,8 +90,7 @@ def _paths(root: Root) -> dict[str, str]:
 
 
 def _levels(mounts: list[Mount], path: str) -> tuple[str, ...]:
-    """Return the folder of the group at ``path`` and its parents up to the mount point, for
-    every mount that shows the group."""
+    """Return the folders of a group and its parents, for every mount that shows the group."""
     # A path such as "/.." lies outside this cgroup namespace (cgroup_namespaces(7)). Then no
     # mount shows the group, and only the mount point itself can still limit this process.
     showing = [mount for mount in mounts if _below(path, mount.origin) is not None] or mounts[:1]

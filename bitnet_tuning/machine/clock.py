@@ -84,8 +84,7 @@ def read_base_clock(root: Root, cpus: frozenset[int], brand: str | None) -> floa
 
 
 def read_driver(root: Root, cpus: frozenset[int]) -> str | None:
-    """Return the cpufreq driver, such as ``intel_pstate``, on which the effect of a governor
-    depends; None if the kernel shows none."""
+    """Return the cpufreq driver, which decides what a governor does, or None if there is none."""
     for cpu in sorted(cpus):
         name = root.read(f"{CPU}/cpu{cpu}/cpufreq/scaling_driver") or ""
         if name and name.isprintable() and len(name) <= 16:

@@ -35,8 +35,7 @@ from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.store.codec import Annotated, Via
 
 LOAD_SECONDS = 0.5
-"""Seconds for which the load of other programs is watched. The kernel counts CPU time in ticks
-of 10 ms, so that this resolves 2 % of a CPU."""
+"""Seconds for which other programs are watched; ticks of 10 ms then resolve 2 % of a CPU."""
 
 _SPIN_SECONDS = 0.03
 """Seconds of work before the clock is read. An idle CPU shows a low clock; after 30 ms every
@@ -53,8 +52,7 @@ Seconds = Annotated[float, Via(str, lambda text: datetime.fromisoformat(text).ti
 
 
 class Conditions(NamedTuple):
-    """The machine's state at one moment. Memory and swap are in bytes; None stands for what the
-    machine does not show."""
+    """The machine's state at one moment. Sizes are in bytes; None stands for unknown values."""
 
     time: Seconds
     online_cpus: int

@@ -13,8 +13,7 @@ from bitnet_tuning.machine.topology import CPU, read_kinds, read_topology
 from bitnet_tuning.namedtuple import NamedTuple
 
 _FIRST_PROCESSORS = 1 << 14
-"""Bytes of /proc/cpuinfo to read. They hold the first processor's entry; the whole file has
-megabytes on a large host."""
+"""Bytes of /proc/cpuinfo to read, which include the first processor's entry."""
 
 _FLAG_KEYS = ("flags", "features", "isa")
 """Names of the line with the instruction sets: on x86, on ARM and s390, on RISC-V."""

@@ -83,8 +83,7 @@ def macos_host(values: dict[str, int], memory: Memory) -> Host:
 
 
 def numbered_cores(physical: int, logical: int) -> tuple[Core, ...]:
-    """Return ``physical`` cores with ``logical`` CPUs numbered from 0, for systems that tell
-    only how many there are."""
+    """Return ``physical`` cores that share ``logical`` CPUs, which are numbered from 0."""
     # Windows numbers the performance cores of a hybrid first, and only these have two CPUs. So
     # the first cores get one CPU more if the CPUs do not divide evenly.
     count = min(physical, logical)
@@ -140,8 +139,7 @@ def read_foreign_state() -> ForeignState:
 
 
 def read_foreign_busy() -> float | None:
-    """Return the CPU time in seconds of all processes since the system started, or None without
-    psutil."""
+    """Return the CPU time of all processes in seconds, or None without psutil."""
     # Windows also has interrupt and dpc, which its system time already includes.
     seen = _ask(lambda psutil: psutil.cpu_times()._asdict())
     return None if seen is None else sum(seen.get(key, 0.0) for key in ("user", "nice", "system"))

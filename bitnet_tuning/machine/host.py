@@ -1,5 +1,4 @@
-"""The facts about a machine that a plan is computed from, and the parts of them that saved
-profiles and other programs use."""
+"""The facts about a machine for a plan, for saved profiles and for other programs."""
 
 from __future__ import annotations
 

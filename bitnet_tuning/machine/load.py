@@ -48,8 +48,7 @@ class Busy(NamedTuple):
 
 
 def read_cpu_times(root: Root) -> CpuTimes | None:
-    """Return the CPU times of the whole machine, also inside a container; None if the kernel
-    shows none."""
+    """Return the CPU times of the whole machine, even in a container, or None if unknown."""
     lines = (root.read("proc/stat") or "").splitlines()
     words = lines[0].split() if lines else []
     if len(words) < 5 or words[0] != "cpu":

@@ -29,8 +29,7 @@ class Thread(NamedTuple):
     ran: float
     """Seconds of CPU time."""
     waited: float
-    """Seconds in which the thread could run but its CPU was busy; 0 if the kernel does not
-    count them (CONFIG_SCHED_INFO)."""
+    """Seconds of waiting for a busy CPU; 0 if the kernel counts none (CONFIG_SCHED_INFO)."""
     cpus: frozenset[int] | None
     """CPUs in the affinity mask of the thread; None if unknown."""
     niceness: int | None = None

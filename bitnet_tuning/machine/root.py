@@ -31,8 +31,7 @@ class Root:
         self._prefix = path.rstrip("/") + "/"
 
     def read(self, name: str, limit: int = _ENOUGH) -> str | None:
-        """Return the first ``limit`` bytes of a file as text, without surrounding white space
-        and null bytes."""
+        """Return the start of a file as text without white space and null bytes around it."""
         try:
             handle = os.open(self._prefix + name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         except (OSError, ValueError):
@@ -55,8 +54,7 @@ class Root:
         return dict(self.pairs(name))
 
     def numbers(self, name: str, separator: str = ":") -> dict[str, int]:
-        """Return the lines of a file whose value is a count, or a size in kB, which is returned
-        in bytes."""
+        """Return the numbers in the ``key: number`` lines of a file; sizes in kB become bytes."""
         found = {}
         for line in (self.read(name) or "").splitlines():
             key, _, value = line.partition(separator)

@@ -30,8 +30,7 @@ CLOCK_FALL = 0.9
 """Share of the first clock below which a fall is reported; 10 % is what a good setting gains."""
 
 HOT = 90.0
-"""Temperature in °C that is reported if no critical one is known: processors slow down at 95 to
-105 °C."""
+"""Lowest °C to report without a critical temperature; processors slow down at 95 to 105 °C."""
 HOT_MARGIN = 10.0
 """Degrees below the critical temperature from which heat is reported."""
 

@@ -36,8 +36,7 @@ def read_wsl_configs(root: Root, mounts: tuple[Mount, ...]) -> tuple[WslConfig, 
 
 
 def parse_wsl_config(path: str, text: str) -> WslConfig:
-    """Return the settings in the ``[wsl2]`` section of ``text``, or one problem if the text
-    cannot be parsed."""
+    """Return the settings in the section ``[wsl2]``, or one problem if the text is not valid."""
     import configparser  # noqa: PLC0415 (half a millisecond that a run need not pay)
 
     parser = configparser.ConfigParser(
