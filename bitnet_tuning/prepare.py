@@ -40,7 +40,8 @@ def prepare(request: Request, root: str = "/") -> tuple[Facts, Plan]:
     plan = make_plan(request, facts)
     if facts.engine.embedded and EMBEDDED not in (request.engine, os.environ.get("BITNET_ENGINE")):
         say("no compiled engine found: using the embedded one")
-    say_all(facts.note, *plan.warnings, state.warning and f"warning: {state.warning}")
+    warnings = (*plan.warnings, state.warning)
+    say_all(facts.note, *(f"warning: {each}" for each in warnings if each))
     return facts, plan
 
 
@@ -50,7 +51,7 @@ def read_facts(request: Request, state: State, root: str = "/") -> Facts:
     engine, choice = find_pair(request.engine, request.model, state, host)
     profile = None
     if request.profile and state.holds("profile"):
-        from bitnet_tuning.plan.profile import load  # noqa: PLC0415 (many have none)
+        from bitnet_tuning.plan.profile import load  # noqa: PLC0415 (many users have none)
 
         profile = load(state, host, engine, choice.model)
     setting = profile.setting if profile else None
@@ -71,7 +72,7 @@ def read_facts(request: Request, state: State, root: str = "/") -> Facts:
 
 
 def with_all_means(facts: Facts) -> Facts:
-    """Return the facts with all that a tuning needs, which may try any knob."""
+    """Return the facts that a tuning needs, which may try any knob."""
     return _with_nodes(_with_huge(facts._replace(privileges=read_privileges()), "/"), "/")
 
 
@@ -91,11 +92,11 @@ def _with_nodes(facts: Facts, root: str) -> Facts:
 
 
 def _numactl_acts(facts: Facts) -> bool:
-    # Containers often forbid memory policies (set_mempolicy(2)). There numactl fails before it
-    # starts the engine.
+    # Containers often forbid memory policies (set_mempolicy(2)). Then numactl ends with an error
+    # instead of starting the engine.
     if on_path(facts.environ.get("PATH", ""), "numactl") is None:
         return False
-    from bitnet_tuning.launch.background import capture  # noqa: PLC0415 (few have several nodes)
+    from bitnet_tuning.launch.background import capture  # noqa: PLC0415 (few machines need it)
     from bitnet_tuning.plan.command import memory_policy  # noqa: PLC0415
 
     node = min(node.id for node in facts.host.nodes)
@@ -183,7 +184,7 @@ def execute(
 
 def explain_death(code: int, facts: Facts) -> str | None:
     """Return what probably ended an engine with this exit code; None if that is unknown."""
-    from bitnet_tuning.launch.failure import explain  # noqa: PLC0415 (an engine seldom dies)
+    from bitnet_tuning.launch.failure import explain  # noqa: PLC0415 (engines seldom die)
 
     has_kernels = bool(facts.engine.isa & KERNEL_ISA)
     return explain(code, facts.model.size, facts.host.memory.available, has_kernels)

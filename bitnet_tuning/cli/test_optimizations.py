@@ -120,7 +120,7 @@ def _find(options: argparse.Namespace, state: State) -> tuple[Plan, Subject]:
     )
     facts = read_facts(request, state)
     plan = make_plan(request, facts)
-    say_all(facts.note, *plan.warnings)
+    say_all(facts.note, *(f"warning: {each}" for each in plan.warnings))
     bench = find_bench(facts.engine)
     setting = measurable(plan.setting, bench.flags if bench else None)
     return plan, Subject(facts, setting, Runner(facts, bench, FIRST))

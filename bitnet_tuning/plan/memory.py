@@ -92,10 +92,10 @@ def need_of(model: ModelFile, ctx_size: int, ubatch: int | None) -> Need:
     """Return the memory of a run with ``ctx_size`` tokens of context (0: the model's own length). A
     ``ubatch`` of None means the engine's default."""
     context = context_of(ctx_size, model)
-    return Need(model.size, cache_bytes(model, context), buffer_bytes(model, context, ubatch))
+    return Need(model.size, _cache_bytes(model, context), _buffer_bytes(model, context, ubatch))
 
 
-def cache_bytes(model: ModelFile, tokens: int) -> int:
+def _cache_bytes(model: ModelFile, tokens: int) -> int:
     """Return the bytes of the keys and values of ``tokens`` tokens in F16."""
     # A model that does not describe its attention heads counts as one that shares none, which
     # takes the most memory.
@@ -103,7 +103,7 @@ def cache_bytes(model: ModelFile, tokens: int) -> int:
     return tokens * (model.layers or 0) * width * 2
 
 
-def buffer_bytes(model: ModelFile, context: int, ubatch: int | None) -> int:
+def _buffer_bytes(model: ModelFile, context: int, ubatch: int | None) -> int:
     """Return the bytes of the widest result of a step: logits, or attention over the context."""
     widest = max(model.vocabulary or 0, (model.heads or 0) * context)
     return _F32 * (ubatch or DEFAULT_UBATCH) * (widest + (model.embedding_length or 0))
@@ -202,7 +202,7 @@ def choose_loading(plan: Plan, request: Request, facts: Facts, need: Need) -> Pl
     wanted, setting = request.memory, plan.setting
     warnings: list[str] = []
     if wanted in (COPIED, HUGE):
-        refused = no_copy(flags, need, available)
+        refused = _no_copy(flags, need, available)
         if refused is None and wanted == HUGE:
             refused = no_huge(facts.huge, facts.environ)
         if refused:
@@ -229,7 +229,7 @@ def loading_reason(setting: Setting, need: Need, available: int | None) -> str:
     return f"{how}{locked}; {sum_text(need, available)}"
 
 
-def no_copy(flags: frozenset[str], need: Need, available: int | None) -> str | None:
+def _no_copy(flags: frozenset[str], need: Need, available: int | None) -> str | None:
     """Return why the model must not be copied into memory, or None if it may be."""
     if not obeys("mmap", flags):
         return "the model is mapped, not copied: this engine cannot load it without mmap"

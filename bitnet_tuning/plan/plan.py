@@ -33,7 +33,7 @@ def make_plan(request: Request, facts: Facts, setting: Setting | None = None) ->
     if setting is not None:
         plan = with_setting(plan, setting, request)
     elif facts.profile is not None:
-        from bitnet_tuning.plan.tuned import with_profile  # noqa: PLC0415 (most runs have none)
+        from bitnet_tuning.plan.tuned import with_profile  # noqa: PLC0415 (many users have none)
 
         plan = with_profile(plan, facts.profile, request, facts)
     return plan._replace(command=build_command(plan, request, facts))
@@ -48,7 +48,7 @@ def _computed(request: Request, facts: Facts) -> Plan:
     if len(host.nodes) < 2:
         plan = plan.updated(plan.setting, {"numa": "nothing to choose: one NUMA node"})
     else:
-        from bitnet_tuning.plan.placement import choose_placement  # noqa: PLC0415 (few machines)
+        from bitnet_tuning.plan.placement import choose_placement  # noqa: PLC0415 (few machines need it)
 
         plan = choose_placement(plan, request, facts, need)
     threads = plan.setting.threads
@@ -58,7 +58,7 @@ def _computed(request: Request, facts: Facts) -> Plan:
     )
     plan = plan.updated(plan.setting.with_env(variables), {"env": reason})
     if request.performance:
-        from bitnet_tuning.plan.placement import choose_boost  # noqa: PLC0415 (few runs)
+        from bitnet_tuning.plan.placement import choose_boost  # noqa: PLC0415 (few runs need it)
 
         plan = choose_boost(plan, facts, engine.flags_for(request.chat))
     plan = choose_loading(plan, request, facts, need)
