@@ -164,7 +164,7 @@ def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Prog
     with stop.interruptible():
         shown.running("preparing: self-test", 0)
         note = None if options.no_selftest else self_tested(subject.facts)
-        before, warnings, bandwidth = _look(subject, shown)
+        before, warnings, bandwidth = _snapshot(subject, shown)
         calibrate(subject, options, shown)
     asked = Assignment(
         budget=options.budget or BUDGETS[options.effort],
@@ -187,7 +187,7 @@ def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Prog
     return Begun(results, before, bandwidth)
 
 
-def _look(
+def _snapshot(
     subject: Subject, shown: Progress
 ) -> tuple[Conditions, tuple[str, ...], Bandwidth | Absent]:
     """Snapshot the machine before measuring and warn about anything that skews results."""
@@ -228,7 +228,7 @@ def resume(subject: Subject, earlier: Results, stop: Stop, shown: Progress) -> B
     _check_same(subject, earlier)
     subject.runner.sizes = earlier.options.sizes
     with stop.interruptible():
-        before, warnings, bandwidth = _look(subject, shown)
+        before, warnings, bandwidth = _snapshot(subject, shown)
         shown.running("preparing: loading the model", 0)
         _checked(subject, warm(subject))
     warnings = tuple(dict.fromkeys((*earlier.warnings, *warnings)))

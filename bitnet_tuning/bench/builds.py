@@ -105,7 +105,7 @@ def _compare(
     budget = options.budget or BUDGETS[options.effort]
     objective = Objective(options.objective, options.n_prompt or 128, options.n_gen or 128)
     with Stop() as stop, progress_of(budget) as shown, stop.interruptible():
-        sound, out = _sound(every, options.no_selftest, shown, clock)
+        sound, out = _measurable(every, options.no_selftest, shown, clock)
         subjects = _subjects(sound, options, shown)
 
         def measure(name: str, number: int) -> Run:
@@ -137,7 +137,7 @@ def judge(rounds: Rounds, engines: Mapping[str, Engine], out: tuple[Engine, ...]
     return Compared((*builds, *wrong), rounds.floor(len(rounds)), len(rounds))
 
 
-def _sound(
+def _measurable(
     every: list[Facts], untested: bool, shown: Progress, clock: Callable[[], float]
 ) -> tuple[list[Facts], tuple[Engine, ...]]:
     """Return the builds that can be measured, and the engines that write wrong words. Raise

@@ -288,9 +288,9 @@ class Rounds:
             return 0.0
         between = max(1.0, self.spent / fsum(every)) if fsum(every) else 1.0
         usual = fsum(every) / len(every)
-        return between * fsum(self._usual(name, usual) for name in order)
+        return between * fsum(self._mean_seconds(name, usual) for name in order)
 
-    def _usual(self, name: str, otherwise: float) -> float:
+    def _mean_seconds(self, name: str, otherwise: float) -> float:
         runs = self._runs[name]
         return fsum(run.seconds for run in runs) / len(runs) if runs else otherwise
 

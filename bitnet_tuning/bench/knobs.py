@@ -70,7 +70,7 @@ FLAGS = (
 )
 
 COMPUTING = ("flash", "ubatch")
-"""Fields that change how a prompt is computed: whether it is right shows with a long one only."""
+"""Fields that change how a prompt is computed, so that only a long prompt shows a mistake."""
 
 
 class Knob(NamedTuple):
@@ -263,7 +263,7 @@ def _memory(choices: Choices, default: Setting) -> Iterator[Change]:
 
 
 def _may_lock(choices: Choices) -> bool:
-    """Return whether engine and llama-bench, of which only newer ones can, may lock the model."""
+    """Return whether engine and llama-bench may lock the model; older llama-benches cannot."""
     if choices.bench_flags is not None and "-lm" not in choices.bench_flags:
         return False
     need = need_of(choices.facts.model, choices.n_prompt, None)
@@ -279,7 +279,7 @@ def _binding(choices: Choices, default: Setting) -> Iterator[Change]:
 
 
 def _affinity(choices: Choices, default: Setting) -> Iterator[Change]:
-    """Yield performance cores only, or any CPU: what the default does not have on a hybrid."""
+    """Yield what the default lacks on a hybrid: performance cores only, or any CPU."""
     host = choices.host
     if host.hybrid is None or user_binding(choices.facts.environ):
         return

@@ -176,11 +176,11 @@ class Search:
             best = yield from self._adopted(race)
             if best == base:
                 break
-            changes = self._left(race, best)
+            changes = self._combinable(race, best)
             base, share = best, THREADS_SHARE + KNOBS_SHARE
         return base
 
-    def _left(self, race: Race, best: str) -> list[Change]:
+    def _combinable(self, race: Race, best: str) -> list[Change]:
         """Return the changes of other knobs that also beat the old base: combined with the best
         one, they may gain more."""
         taken = self._stacks[best][-1]
