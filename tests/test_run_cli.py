@@ -439,7 +439,7 @@ def test_a_flag_of_the_other_script_is_answered_with_the_name_of_that_script(
     cause, remedy = done.err.splitlines()
     assert done.code == 2
     assert cause.endswith(f"error: run_inference.py has no flag {flag}")
-    assert "run_inference_optimized.py" in remedy
+    assert "use run_inference_optimized.py" in remedy
 
 
 def test_a_prompt_that_looks_like_a_flag_of_the_other_script_is_a_prompt(

@@ -41,10 +41,8 @@ OLDEST_S = 30 * 24 * 3600
 
 
 def run(arguments: list[str]) -> int:
-    parser = Parser(
-        prog="python3 -m bitnet_tuning env",
-        description="Print which variables bitnet-env.sh exports to a shell, and why.",
-    )
+    about = "Print which variables bitnet-env.sh exports to a shell, and why."
+    parser = Parser(prog="python3 -m bitnet_tuning env", description=about)
     add_root(parser, "read the sys and proc in this folder (default: /)")
     what = "print the number of threads, and 1 if a CPU quota limits it, else 0, for bitnet-env.sh"
     parser.add_argument("--sh", action="store_true", help=what)
@@ -106,10 +104,9 @@ def may_keep(root: Root, looked: str) -> bool:
 def keep(path: str, script: str, key: str, answer: str) -> None:
     """Add an answer to the file ``path``. Raise OSError if it cannot be written.
 
-    The file gets the modification time of the newest loaded module, so that the shell can tell
-    whether a module changed since. Raise ValueError if the shell could not read the answer back
-    (a relative path, or a line break in a name), or could miss a change of a module that has
-    just been changed.
+    The file gets the time of the newest loaded module, so that the shell sees whether a module
+    changed since. Raise ValueError if the shell could not read the answer back, or could miss
+    the next change of a module because one has just been changed.
     """
     package = os.path.dirname(os.path.abspath(bitnet_tuning.__file__))
     loaded = (getattr(module, "__file__", None) for module in list(sys.modules.values()))

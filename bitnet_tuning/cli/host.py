@@ -15,10 +15,8 @@ from bitnet_tuning.store.codec import to_json
 
 def run(arguments: list[str]) -> int:
     """Print the facts about this machine, or about the one whose files are below ``--root``."""
-    parser = Parser(
-        prog="python3 -m bitnet_tuning host",
-        description="Print what is known about this machine: CPUs, limits, memory.",
-    )
+    about = "Print what is known about this machine: CPUs, limits and memory."
+    parser = Parser(prog="python3 -m bitnet_tuning host", description=about)
     add_root(parser, "read the sys and proc in this folder (default: /)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)

@@ -46,11 +46,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="python3 -m bitnet_tuning profile",
-        description="Manage profiles: the fastest settings that were measured, saved for one "
-        "host, engine and model. Runs use them automatically.",
-    )
+    about = "Manage profiles: settings measured to be fastest, which runs use automatically."
+    parser = Parser(prog="python3 -m bitnet_tuning profile", description=about)
     commands = parser.add_subparsers(metavar="COMMAND", required=True, help="(default: list)")
 
     def command(name: str, action: Any, what: str) -> argparse.ArgumentParser:
@@ -62,8 +59,7 @@ def _parser() -> Parser:
     listing = command("list", _list, "List all profiles, and whether they hold on this machine.")
     _add_facts(listing)
     showing = command("show", _show, "Print everything that is saved in one profile.")
-    what = f"{its_id}; `current`: the profile that a run would use"
-    showing.add_argument("id", metavar="ID", help=what)
+    showing.add_argument("id", metavar="ID", help=f"{its_id}; `current`: the one that runs use")
     _add_facts(showing)
     add_engine(showing)
     add_model(showing)
@@ -72,8 +68,7 @@ def _parser() -> Parser:
     removal.add_argument("--all", action="store_true", help="delete every profile")
     export = command("export", _export, "Write a profile as JSON, for other machines of this kind.")
     export.add_argument("id", metavar="ID", help=its_id)
-    what = "file to write (default: standard output)"
-    export.add_argument("-o", "--output", metavar="FILE", help=what)
+    export.add_argument("-o", "--output", metavar="FILE", help="(default: standard output)")
     adoption = command("import", _import, "Save a profile from another machine of this kind.")
     adoption.add_argument("file", metavar="FILE", help="file that `export` wrote")
     add_engine(adoption)
@@ -143,9 +138,8 @@ def _named(start: str, state: State) -> Profile:
 
 def _remove(options: argparse.Namespace, state: State) -> int:
     if options.all == (options.id is not None):
-        raise UsageError(
-            "give either an ID or --all", "for the ids: python3 -m bitnet_tuning profile list"
-        )
+        remedy = "for the ids: python3 -m bitnet_tuning profile list"
+        raise UsageError("give either an ID or --all", remedy)
     chosen = stored_profiles(state) if options.all else [_named(options.id, state)]
     gone = remove(state, [profile.id for profile in chosen])
     for profile in chosen:

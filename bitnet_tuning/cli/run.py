@@ -31,18 +31,16 @@ def _run(arguments: list[str]) -> int:
 
 
 def _better(error: UsageError, parser: Parser, arguments: list[str]) -> UsageError:
-    """Return an error that names the script for flags which only that one has, if there are any."""
+    """Return an error that names the script for flags that only run_inference_optimized.py has."""
     other = Parser()
     add_optimized(other)
     words = [word.partition("=")[0] for word in split_extra(arguments)[0]]
     flags = [word for word in words if word in other._option_string_actions]
-    if not flags or set(words) & {"-h", "--help"}:
+    if not flags:
         return error
     script = "run_inference_optimized.py" if parser.prog.endswith(".py") else "bitnet-run-optimized"
-    return UsageError(
-        f"{parser.prog} has no flag {', '.join(flags)}",
-        f"{script} has it: use it in place of {parser.prog}, the other flags are the same",
-    )
+    what = f"{parser.prog} has no flag {', '.join(flags)}"
+    return UsageError(what, f"use {script}: it has this flag and all those of {parser.prog}")
 
 
 def planned(

@@ -53,24 +53,23 @@ def optimized_request(
 
 def _check_prompts(options: argparse.Namespace) -> None:
     """Raise UsageError for flags that ``--prompts`` excludes, or that need it."""
-    if options.prompts is None:
-        ours = (
-            ("-o/--output", options.output is not None),
-            ("--resume", options.resume),
-            ("--slots", options.slots is not None),
-        )
-        for flag, is_given in ours:
-            if is_given:
-                raise UsageError(f"argument {flag}: needs --prompts FILE")
-        return
-    others = (
-        ("-p/--prompt", options.prompt is not None),
-        ("-f/--file", options.prompt_file is not None),
-        ("-cnv/--conversation", options.chat),
-    )
-    for flag, is_given in others:
+    many = options.prompts is not None
+    excluded = {
+        "-p/--prompt": options.prompt is not None,
+        "-f/--file": options.prompt_file is not None,
+        "-cnv/--conversation": options.chat,
+    }
+    dependent = {
+        "-o/--output": options.output is not None,
+        "--resume": options.resume,
+        "--slots": options.slots is not None,
+    }
+    for flag, is_given in (excluded if many else dependent).items():
         if is_given:
-            raise UsageError(f"argument {flag}: not allowed with --prompts")
+            what = "not allowed with --prompts" if many else "needs --prompts FILE"
+            raise UsageError(f"argument {flag}: {what}")
+    if not many:
+        return
     if not options.prompts:
         raise UsageError("argument --prompts: the file name is empty")
     if options.resume and not options.output:

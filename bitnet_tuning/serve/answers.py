@@ -106,10 +106,9 @@ class AnswerFile:
     """
 
     def __init__(self, path: str, prompts: tuple[Prompt, ...], setting: object) -> None:
-        """Open or create the file.
+        """Open or create the file; raise UsageError or, if another run has it open, TuningError.
 
-        ``setting`` is a JSON value of what the answers depend on besides the prompts. Raise
-        UsageError if the file cannot be written, TuningError if another run has it open.
+        ``setting`` is a JSON value of what the answers depend on besides the prompts.
         """
         self.path = path
         self.answered: set[int] = set()
