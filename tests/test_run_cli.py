@@ -438,7 +438,7 @@ def test_a_flag_of_the_other_script_is_answered_with_the_name_of_that_script(
     flag = flags.partition(" ")[0].partition("=")[0]
     cause, remedy = done.err.splitlines()
     assert done.code == 2
-    assert cause.endswith(f"error: run_inference.py has no flag {flag}")
+    assert cause.endswith(f"error: run_inference.py has no {flag}")
     assert "use run_inference_optimized.py" in remedy
 
 
@@ -577,15 +577,17 @@ def drop_in(tmp_path: Path) -> DropIn:
     shutil.copy(PLAIN, folder)
     (folder / "bitnet_tuning").symlink_to(REPO / "bitnet_tuning")
     environment = {**os.environ, "PATH": str(empty), "BITNET_TUNING_HOME": str(tmp_path / "home")}
-    environment.pop("PYTHONPATH", None)
+    others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    others = [name for name in others if not Path(name, "bitnet_tuning").exists()]
+    environment["PYTHONPATH"] = os.pathsep.join(others)
     return DropIn(folder, environment)
 
 
 def test_the_error_for_a_missing_engine_names_the_folders_and_both_remedies(
     drop_in: DropIn,
 ) -> None:
-    # -S leaves out site-packages, and with them an xllamacpp that may be installed.
-    done = drop_in.start("-S", "run_inference.py", "-m", demo.TQ2_0, "-p", "a")
+    # -E and -S leave out an xllamacpp that may be installed.
+    done = drop_in.start("-ES", "run_inference.py", "-m", demo.TQ2_0, "-p", "a")
     assert (done.code, done.out) == (3, b"")
     for looked_for in ("build/bin/llama-cli", str(drop_in.folder), "PATH", "embedded engine"):
         assert looked_for in done.err
@@ -598,7 +600,7 @@ def test_in_a_checkout_the_scripts_find_its_engine_and_model(drop_in: DropIn) ->
     model = drop_in.folder / "models" / "BitNet-b1.58-2B-4T" / "ggml-model-i2_s.gguf"
     model.parent.mkdir(parents=True)
     model.symlink_to(demo.I2_S)
-    done = drop_in.start("-S", "run_inference.py", "-p", "hello")
+    done = drop_in.start("-ES", "run_inference.py", "-p", "hello")
     assert (done.code, done.out, done.ours) == (0, b"hello and more text\n", [])
     (run,) = fake.prompts()
     assert run["argv"][:3] == [str(fake.cli), "-m", str(model)]
@@ -606,7 +608,7 @@ def test_in_a_checkout_the_scripts_find_its_engine_and_model(drop_in: DropIn) ->
 
 def test_the_error_for_a_missing_model_names_the_folders(drop_in: DropIn) -> None:
     FakeEngine(drop_in.folder)
-    done = drop_in.start("-S", "run_inference.py", "-p", "hello")
+    done = drop_in.start("-ES", "run_inference.py", "-p", "hello")
     assert done.code == 3
     for part in ("models/BitNet-b1.58-2B-4T", str(drop_in.folder), "-m", "BITNET_MODEL"):
         assert part in done.err

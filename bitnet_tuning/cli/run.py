@@ -39,8 +39,8 @@ def _better(error: UsageError, parser: Parser, arguments: list[str]) -> UsageErr
     if not flags:
         return error
     script = "run_inference_optimized.py" if parser.prog.endswith(".py") else "bitnet-run-optimized"
-    what = f"{parser.prog} has no flag {', '.join(flags)}"
-    return UsageError(what, f"use {script}: it has this flag and all those of {parser.prog}")
+    what = f"{parser.prog} has no {' and no '.join(flags)}"
+    return UsageError(what, f"use {script}, which has all flags of {parser.prog} and more")
 
 
 def planned(
