@@ -143,8 +143,8 @@ def server_command(
 ) -> tuple[str, ...]:
     """Return the server's command line."""
     flags, setting = server.flags, plan.setting
-    # llama.cpp divides -c evenly among the slots. Early servers shift the context by default:
-    # they would cut a prompt that is too long, where it has to be refused.
+    # llama.cpp divides -c evenly among the slots. Early servers shift the context by default,
+    # which would cut a prompt that is too long instead of refusing it.
     return (
         *memory_policy(setting.node, setting.interleave),
         *server.program,
