@@ -109,3 +109,11 @@ def test_nothing_is_compared_without_what_it_is_compared_with() -> None:
     names = (UPSTREAM, DEFAULT, "another")
     rounds = compare(names, engine, Objective(), 1000, lambda: engine.now)
     assert len(rounds) <= 2
+
+
+def test_the_time_of_a_comparison_begins_with_it() -> None:
+    engine = Engine(1.5)
+    engine.now = 5000.0
+    rounds = engine.compared(30)
+    assert len(rounds) == len(Engine(1.5).compared(30)) > 6
+    assert rounds.spent <= 30

@@ -121,6 +121,8 @@ def test_a_file_without_the_later_fields_is_read() -> None:
         {"numa": 1},
         {"mlock": None},
         {"nice": None},
+        {"nice": 20},
+        {"nice": -21},
         {"node": "0"},
         {"node": True},
         {"interleave": [0, 1]},

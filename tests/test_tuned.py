@@ -400,3 +400,8 @@ def test_performance_mode_leaves_a_measured_poll_and_more_threads_unbound(bench:
     assert bench.plan(fast).setting.cpus is not None
     more = SETTING._replace(threads=8, threads_batch=8)
     assert bench.plan(fast, setting=more).setting.cpus is None
+
+
+def test_a_copy_of_which_no_gain_is_known_is_used_as_it_was_found(bench: Bench) -> None:
+    made = bench.plan(HELLO._replace(n_predict=1), evidence=EVIDENCE._replace(ratio=None))
+    assert "--no-mmap" in made.command
