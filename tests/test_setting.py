@@ -84,7 +84,7 @@ def test_a_setting_is_described(setting: Setting, words: str) -> None:
 
 
 @given(any_settings)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, database=None)
 def test_a_setting_comes_back_from_a_file(setting: Setting) -> None:
     assert from_json(Setting, json.loads(json.dumps(to_json(setting)))) == setting
 
