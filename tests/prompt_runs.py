@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -113,19 +113,6 @@ class FakePrompts(Prompts):
         self.fake = fake
         for log in fake.bin.glob("*.jsonl"):
             log.unlink()
-
-    def option(self, flag: str) -> str:
-        """Return the value of a flag in the command line of the server, of which there was one."""
-        (run,) = self.fake.servers()
-        return str(run["argv"][run["argv"].index(flag) + 1])
-
-
-def ended(prompts: FakePrompts) -> Iterator[FakePrompts]:
-    """Yield the prompts, for a fixture, and kill what still runs afterwards."""
-    try:
-        yield prompts
-    finally:
-        prompts.end()
 
 
 def checked(code: int, out: bytes, error: bytes) -> Done:

@@ -17,7 +17,7 @@ from bitnet_tuning import demo
 from bitnet_tuning.__main__ import main
 from tests.engines import FakeEngine
 from tests.processes import alive, until
-from tests.prompt_runs import SECONDS, FakePrompts, checked, ended
+from tests.prompt_runs import SECONDS, FakePrompts, checked
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="fake engines are scripts: POSIX")
 
@@ -36,7 +36,9 @@ def prompts(
 ) -> Iterator[FakePrompts]:
     # What is known about the engine is kept from test to test.
     monkeypatch.setenv("BITNET_TUNING_HOME", str(engine.checkout / "home"))
-    yield from ended(FakePrompts(tmp_path, engine, capfdbinary))
+    found = FakePrompts(tmp_path, engine, capfdbinary)
+    yield found
+    found.end()
 
 
 def test_answers_come_in_the_order_of_the_prompts(prompts: FakePrompts) -> None:

@@ -19,7 +19,7 @@ import pytest
 from bitnet_tuning import demo
 from tests.engines import FakeEngine
 from tests.processes import alive, until
-from tests.prompt_runs import REPO, SECONDS, FakePrompts, Prompts, checked, ended
+from tests.prompt_runs import REPO, SECONDS, FakePrompts, Prompts, checked
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
 
@@ -49,7 +49,9 @@ def home(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Path:
 def prompts(
     engine: FakeEngine, home: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> Iterator[FakePrompts]:
-    yield from ended(FakePrompts(tmp_path, engine, capfdbinary))
+    found = FakePrompts(tmp_path, engine, capfdbinary)
+    yield found
+    found.end()
 
 
 def answered(path: Path) -> list[str]:
