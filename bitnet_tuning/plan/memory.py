@@ -1,8 +1,7 @@
 """Estimate the memory of a run, and choose its batch sizes and how the model is loaded.
 
-The estimates equal what bitnet.cpp's log reports for the 2B-4T model, to the MiB: 1125 MiB for the
-model, 150 MiB for the KV cache of 2048 tokens, 255.5 MiB for buffers with a micro-batch of 512
-tokens and 31.9 MiB with 64.
+The estimates equal what bitnet.cpp logs for the 2B-4T model: 1125 MiB of model, 150 MiB of KV cache
+for 2048 tokens, 255.5 MiB of buffers for a micro-batch of 512 tokens and 31.9 MiB for 64.
 """
 
 from __future__ import annotations
@@ -32,11 +31,8 @@ RESIDENT_SHARE = 0.8
 
 TUNABLES = "GLIBC_TUNABLES"
 HUGE_PAGES = {TUNABLES: "glibc.malloc.hugetlb=1"}
-"""Variable that makes glibc's malloc use transparent huge pages.
-
-See "Memory Allocation Tunables" in the glibc manual. The value 2 would take pages from the pool
-that an administrator reserved (hugetlbfs).
-"""
+"""Variable that makes glibc's malloc use transparent huge pages ("Memory Allocation Tunables" in
+its manual). The value 2 would take pages from the pool that an administrator reserved."""
 
 FIRST_GLIBC = (2, 35)
 """First version of glibc with that tunable."""

@@ -122,12 +122,11 @@ def user_set(environ: Mapping[str, str], name: str) -> bool:
 
 
 def exported(environ: Mapping[str, str]) -> frozenset[str]:
-    """Return the names of the variables in ``environ`` that bitnet-env.sh set.
+    """Return the variables in ``environ`` that bitnet-env.sh set.
 
-    It sets groups of variables: thread counts, binding, waiting. Two groups with exactly the
-    values that it writes are its own; one alone may be the user's. Where it exports nothing but
-    the counts, as under a CPU quota, ``MARK`` is the second group. A group in which somebody
-    changed a variable later is the user's.
+    It sets groups: thread counts, binding, waiting; and ``MARK`` if it sets only the counts, as
+    under a CPU quota. Two groups with exactly the values that it writes are its own. One alone,
+    or one in which somebody changed a variable, is the user's.
     """
     found = [group for group in _like_exported(environ) if group]
     return frozenset().union(*found) if len(found) > 1 else frozenset()
@@ -172,10 +171,10 @@ def _like_exported(environ: Mapping[str, str]) -> tuple[frozenset[str], ...]:
 
 
 def user_threads(environ: Mapping[str, str]) -> int | None:
-    """Return the thread count in the user's own OMP_NUM_THREADS; None if there is no valid one. Of
-    a list with a count for each level of nested parallelism, the first counts."""
+    """Return the thread count in the user's own OMP_NUM_THREADS; None if there is no valid one."""
     if not user_set(environ, "OMP_NUM_THREADS"):
         return None
+    # A list has a count for each level of nested parallelism.
     return _count(environ["OMP_NUM_THREADS"].split(",")[0])
 
 

@@ -72,11 +72,8 @@ def cores_on(host: Host, node: Node) -> list[Core]:
 
 
 def _node_for(facts: Facts, count: int, need: Need, nodes: tuple[Node, ...]) -> Node | None:
-    """Return a node with enough cores for ``count`` threads and enough memory, or None.
-
-    Of several, return the one that holds most of the model in its page cache, then the one with
-    most free memory.
-    """
+    """Return a node with enough cores for ``count`` threads and enough memory, or None. Prefer the
+    one with most of the model in its page cache, then the one with most free memory."""
     cached = facts.cached or {}
 
     def holds(node: Node) -> bool:
@@ -222,8 +219,7 @@ def _waiting(
     """Return the variables and the level of --poll that make waiting threads spin, and why. Threads
     that spin use up a CPU quota, and take CPUs from threads that have work to do."""
     host, runtime = facts.host, facts.engine.openmp
-    chosen = user_waiting(facts.environ)
-    if chosen:
+    if chosen := user_waiting(facts.environ):
         return {}, None, f"threads wait as you set it: {chosen}"
     if host.quota_stops(threads):
         return {}, None, "threads may sleep while they wait: spinning would use up the CPU quota"
@@ -238,8 +234,8 @@ def _waiting(
 
 
 def _affinity(facts: Facts, threads: int) -> tuple[frozenset[int] | None, str]:
-    host, binding = facts.host, user_binding(facts.environ)
-    if binding:
+    host = facts.host
+    if binding := user_binding(facts.environ):
         return None, f"{NOT_BOUND}: you bind the threads yourself with {binding}"
     if host.quota_binds:
         return None, f"{NOT_BOUND}: other containers with a quota may be bound to the same"
