@@ -154,6 +154,8 @@ def test_the_floor_sinks_with_more_rounds_down_to_its_minimum() -> None:
         (Estimate(1.0, 0.9, 1.1, 20), 1.05, OPEN),
         (Estimate(0.8, 0.7, 0.9, 20), 1.05, SLOWER),
         (Estimate(0.8, 0.7, 0.97, 20), 1.05, OPEN),
+        (Estimate(1.5, 1.25, 1.6, 20), 1.25, OPEN),
+        (Estimate(0.7, 0.6, 0.8, 20), 1.25, OPEN),
     ],
 )
 def test_a_verdict_needs_the_whole_interval_and_rounds(

@@ -34,7 +34,7 @@ any_settings = st.builds(
     numa=st.none() | st.sampled_from(("distribute", "isolate", "numactl")),
     mlock=st.booleans(),
     nice=st.integers(-20, 0),
-    node=st.none() | st.integers(0, 8),
+    node=st.none() | st.sampled_from((0, 8, 1023)),
     interleave=st.none() | st.frozensets(st.integers(0, 8), min_size=1, max_size=4),
 )
 
@@ -125,6 +125,7 @@ def test_a_file_without_the_later_fields_is_read() -> None:
         {"nice": -21},
         {"node": "0"},
         {"node": True},
+        {"node": 1024},
         {"interleave": [0, 1]},
         {"more": 1},
     ],
