@@ -511,11 +511,18 @@ def listening(pid: int) -> list[tuple[str, int]]:
 
 
 @pytest.fixture
-def talking(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+def talking(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[bytes]]:
     """Start a chat and wait for its first question; the parameter says what it listens on."""
-    # A path that is too long for a socket leaves only a port.
-    folder = tmp_path / ("long" * 30 if request.param == "port" else "")
-    folder.mkdir(exist_ok=True)
+    # A socket's path has at most 107 characters (unix(7)); a longer one leaves only a port. The
+    # path of tmp_path may be too long already.
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        folder = Path(short) / ("long" * 30 if request.param == "port" else "")
+        folder.mkdir(exist_ok=True)
+        yield from chatting_in(folder)
+
+
+def chatting_in(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Yield a chat whose temporary folder is ``folder``, and end it."""
     process = subprocess.Popen(
         [sys.executable, SCRIPT, *TALK],
         stdin=subprocess.PIPE,
