@@ -123,7 +123,7 @@ def test_the_page_is_accessible(read: Page) -> None:
 def test_the_page_has_all_results(results: Results, read: Page) -> None:
     text, summary = read.text, Summary(results)
     assert summary.answer in text
-    assert summary.guide in text
+    assert summary.over_upstream in text
     for row in summary.rows:
         assert row.words in text
         if row.to_default:

@@ -108,7 +108,7 @@ def test_a_clear_difference_gets_a_verdict_if_the_noise_is_known() -> None:
 
 def test_one_round_has_a_singular() -> None:
     rounds = [("threads", {"default": 10.0, "upstream": 5.0})]
-    said = Summary(exact(sample_results(), rounds)).guide
+    said = Summary(exact(sample_results(), rounds)).over_upstream
     assert "1 round cannot tell" in said
 
 
@@ -155,20 +155,20 @@ def test_ratios_are_the_objectives() -> None:
     assert prompt.median == pytest.approx(55 / 160, rel=0.1)
 
 
-def test_the_guides_claim_stands_next_to_what_is_seen() -> None:
+def test_the_reported_gain_stands_next_to_the_measured_one() -> None:
     summary = Summary(sample_results())
     ratio = summary.against(summary.winner, "upstream")
     assert summary.winner == WINNER and ratio
     assert ratio.median == pytest.approx(30.5 / 17, rel=0.15)
-    assert f"{CLAIM[0]} to {CLAIM[1]} times" in summary.guide
-    assert times(*ratio) in summary.guide
+    assert f"{CLAIM[0]} to {CLAIM[1]} times" in summary.over_upstream
+    assert times(*ratio) in summary.over_upstream
 
 
 def test_too_few_rounds_do_not_judge_the_claim() -> None:
     few = exact(sample_results(), [("threads", {"default": 10.0, "upstream": 5.0})] * 2)
-    assert "2 rounds cannot tell" in Summary(few).guide
+    assert "2 rounds cannot tell" in Summary(few).over_upstream
     none = exact(sample_results(), [("threads", {"default": 10.0})])
-    assert "could not be compared" in Summary(none).guide
+    assert "could not be compared" in Summary(none).over_upstream
 
 
 def test_the_answer_says_what_to_use() -> None:

@@ -74,7 +74,7 @@ def _sections(summary: Summary) -> Iterator[str]:
         f"{name}: {problem}{f' ({count} times)' if count > 1 else ''}"
         for name, problem, count in summary.failures
     )
-    yield section("All settings", _table(summary.rows), paragraph(summary.guide))
+    yield section("All settings", _table(summary.rows), paragraph(summary.over_upstream))
     yield section("Memory bandwidth and energy", *_limits(results))
     yield section("Failures", listing(failures))
     yield section("How it was measured", *_method(summary))

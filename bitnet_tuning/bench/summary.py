@@ -26,7 +26,8 @@ FAILED = "failed"
 WRONG = "wrong output"
 
 CLAIM = (2.0, 3.5)
-"""Gain over 2 threads that the guide to these settings claims, for a laptop with 12 threads."""
+"""Gain over 2 threads that the BitNet CPU Optimization Guide for WSL reports, for a laptop with 12
+threads."""
 
 
 class Row(NamedTuple):
@@ -191,24 +192,25 @@ class Summary:
         return f"Use {decision.winner} ({words}){gain}."
 
     @property
-    def guide(self) -> str:
-        """The guide's claim next to the gain over 2 threads on this machine."""
+    def over_upstream(self) -> str:
+        """The gain over 2 threads on this machine, and what others have reported."""
         ratio = self.against(self.winner, UPSTREAM)
+        what = "the default" if self.winner == DEFAULT else self.winner
         if ratio is None:
-            here = "here 2 threads could not be compared"
+            here = "2 threads, the upstream default, could not be compared"
         elif ratio.count < statistics.VERDICT_ROUNDS:
-            here = f"here {counted(ratio.count, 'round')} cannot tell"
+            rounds = counted(ratio.count, "round")
+            here = f"{rounds} cannot tell how {what} compares with 2 threads, the upstream default"
         else:
-            what = "the default" if self.winner == DEFAULT else self.winner
-            here = f"here {what} reaches {times(*ratio)}"
+            here = f"{what} reaches {times(*ratio)} the speed of 2 threads, the upstream default"
         return (
-            f"The guide claims {CLAIM[0]:.1f} to {CLAIM[1]:.1f} times the speed of 2 threads, "
-            f"from a laptop with 12 threads; {here}."
+            f"Here {here}. The BitNet optimization guide for WSL reports {CLAIM[0]:.1f} to "
+            f"{CLAIM[1]:.1f} times, on a laptop with 12 threads."
         )
 
     def sentences(self) -> Iterator[str]:
         """Yield the sentences that a terminal shows below the table."""
-        yield from (self.answer, self.guide)
+        yield from (self.answer, self.over_upstream)
         if self.floor is not None:
             yield f"{noise(self.floor).capitalize()}."
         for what, part in (("Memory", self.results.roof), ("Energy", self.results.energy)):
