@@ -230,8 +230,12 @@ def _threads(count: int, default: Setting, choices: Choices) -> Change:
     bound = _cores_within(default.cpus, choices.host)
     if bound is not None and count > bound:
         fields["cpus"] = None
+    # A plan binds only a team that fills its cores, and a profile runs as it was measured.
+    fills = count >= choices.host.cores_in(default.cpus or choices.host.allowed)
+    is_bound = set(BINDING) <= dict(default.env).keys()
+    unset = tuple(BINDING) if is_bound and not fills else ()
     what = " for prompts" if choices.options.objective.name == PP else ""
-    return Change(f"{count} {plural}{what}", tuple(fields.items()))
+    return Change(f"{count} {plural}{what}", tuple(fields.items()), unset_env=unset)
 
 
 def _cores_within(cpus: frozenset[int] | None, host: Host) -> int | None:

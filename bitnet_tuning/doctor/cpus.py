@@ -25,9 +25,9 @@ def _threads(case: Case) -> Finding:
         measured = wanted != computed.setting.threads
         reason = f"{wanted}, as measured" if measured else computed.reasons["threads"]
         return _exported(case, wanted) or good(reason)
-    variable, quota = _variable(asked), case.host.quota
+    variable, fed = _variable(asked), case.host.quota_threads
     remedy = f"unset {variable}, or set it to {wanted}"
-    if asked.number > len(case.host.allowed) or (quota is not None and asked.number > quota):
+    if asked.number > len(case.host.allowed) or (fed is not None and asked.number > fed):
         (warning,) = choose_threads(Request(), case.host, case.environ).warnings
         return bad(warning, remedy)
     if asked.number < wanted:
@@ -86,9 +86,10 @@ def _throttled(case: Case) -> str:
 def _smt(case: Case) -> Finding:
     host = case.host
     cores = len(host.allowed_cores)
-    if not host.topology_known:
+    if host.cores_hidden or not host.topology_known:
+        hider = "hypervisor" if host.cores_hidden else "kernel"
         return unknown(
-            "the kernel does not show which CPUs share a physical core, so each counts as a core",
+            f"the {hider} does not show which CPUs share a physical core, so each counts as a core",
             _MEASURE_THREADS,
         )
     try:

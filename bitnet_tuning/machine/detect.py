@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 from bitnet_tuning.machine.cgroups import read_cgroups, read_quota
@@ -21,6 +22,13 @@ _FLAG_KEYS = ("flags", "features", "isa")
 _BRAND_KEYS = ("model name", "cpu model", "processor", "hardware", "uarch", "cpu")
 """Names of the line with the processor's name: on x86 and LoongArch, on MIPS, on 32-bit ARM
 (two), on RISC-V, on POWER."""
+
+_HYBRID_BRANDS = (
+    r"Core\(TM\) (Ultra |[3579] (processor )?\d{3}|i[3579]-14\d{3})|1[2-4]th Gen .* i[3579]-"
+)
+_NOT_HYBRID = r"i3-(N|1[2-4][13]00)|i5-12[4-6]\d0(?!K|H|P|U)"
+"""Names of Intel's hybrid processors, and those among them that have one kind of cores only: Core
+i3-N, and the smaller desktop models of the 12th to 14th generation (ark.intel.com)."""
 
 _LONGEST_GOVERNOR = 16
 """Length limit of a governor's name (CPUFREQ_NAME_LEN in the kernel's linux/cpufreq.h)."""
@@ -55,11 +63,13 @@ def read_flags() -> tuple[str, ...]:
 
 
 def _read_linux(root: Root) -> Host:
-    topology = read_topology(root)
+    mask = read_mask(root)
+    topology = read_topology(root, mask)
     processor = _read_processor(root)
     hybrid, cores = read_kinds(root, topology.cores, processor.vendor)
     groups = read_cgroups(root)
-    allowed = read_allowed_cpus(root, topology.online)
+    allowed = mask & topology.online or topology.online
+    wsl = read_wsl(root)
     return Host(
         online=topology.online,
         allowed=allowed,
@@ -68,14 +78,23 @@ def _read_linux(root: Root) -> Host:
         hybrid=hybrid,
         quota=read_quota(root, groups),
         governor=read_governor(root, allowed),
-        wsl=read_wsl(root),
+        wsl=wsl,
         memory=read_memory(root, groups),
         vendor=processor.vendor,
         isa=processor.flags,
         topology_known=topology.complete,
         brand=processor.brand,
         mems=read_allowed_nodes(root) if len(topology.nodes) > 1 else None,
+        cores_hidden=bool(
+            hybrid is None
+            and (wsl or "hypervisor" in processor.flags)
+            and _is_intel_hybrid(processor.brand or "")
+        ),
     )
+
+
+def _is_intel_hybrid(brand: str) -> bool:
+    return bool(re.search(_HYBRID_BRANDS, brand)) and not re.search(_NOT_HYBRID, brand)
 
 
 def _read_processor(root: Root) -> Processor:
@@ -174,20 +193,19 @@ def _capabilities(root: Root) -> int:
     return effective if mapped in ([], ["0", "0", "4294967295"]) else 0
 
 
-def read_allowed_cpus(root: Root, online: frozenset[int]) -> frozenset[int]:
-    """Return the online CPUs in the affinity mask of this process, or of the process that recorded
-    the machine; all of them if the mask is unknown or leaves none."""
+def read_mask(root: Root) -> frozenset[int]:
+    """Return the affinity mask of this process, or of the process that recorded the machine; empty
+    if unknown."""
     if root.live:
         try:
-            mask = frozenset(os.sched_getaffinity(0))
+            return frozenset(os.sched_getaffinity(0))
         except (AttributeError, OSError):
-            return online
-        return mask & online or online
+            return frozenset()
     stated = root.fields(_STATUS)
     listed = parse_or_none(parse_list, stated.get("Cpus_allowed_list"))
     if listed is None:
         listed = parse_or_none(parse_mask, stated.get("Cpus_allowed"))
-    return (listed or frozenset()) & online or online
+    return listed or frozenset()
 
 
 def read_allowed_nodes(root: Root) -> frozenset[int] | None:

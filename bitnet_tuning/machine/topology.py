@@ -54,10 +54,20 @@ def read_per_cpu(root: Root, cpus: frozenset[int], name: str) -> list[int]:
     return [value for value in found if value is not None and value >= 0]
 
 
-def read_topology(root: Root) -> Topology:
-    """Return the topology of the machine. It has at least one CPU, whatever can be read."""
+def read_topology(root: Root, mask: frozenset[int] = frozenset()) -> Topology:
+    """Return the topology of the machine. It has at least one CPU, whatever can be read. ``mask``
+    is the affinity mask of this process, or empty if unknown."""
     online = _online(root) or _listed_in_cpuinfo(root) or frozenset((0,))
+    # lxcfs writes a list of online CPUs that only has the right length. The mask of a running
+    # process has no other CPUs than online ones (sched_getaffinity(2)); a recorded one may have
+    # possible CPUs, which have no topology.
+    hidden = {cpu for cpu in mask - online if root.live or _is_running(root, cpu)}
+    online = mask & (online | hidden) if hidden else online
     groups, complete = _sibling_groups(root, online)
+    if hidden:
+        # Managers of such containers move them to other CPUs as load changes (limits.cpu of LXD),
+        # so it does not last which CPUs share a core.
+        groups, complete = [frozenset((cpu,)) for cpu in sorted(online)], False
     cores = tuple(Core(group, _package(root, min(group))) for group in groups)
     return Topology(online, cores, _nodes(root, online), complete)
 
@@ -71,6 +81,11 @@ def _online(root: Root) -> frozenset[int]:
     # Old kernels show that a CPU is offline only by removing its topology folder.
     described = [cpu for cpu in switched_on if root.exists(f"{CPU}/cpu{cpu}/topology")]
     return frozenset(described or switched_on)
+
+
+def _is_running(root: Root, cpu: int) -> bool:
+    folder = f"{CPU}/cpu{cpu}"
+    return root.exists(f"{folder}/topology") and root.read(f"{folder}/online") != "0"
 
 
 def _numbered(root: Root, folder: str, prefix: str) -> list[int]:
@@ -133,13 +148,23 @@ def _package(root: Root, cpu: int) -> int:
 def _nodes(root: Root, online: frozenset[int]) -> tuple[Node, ...]:
     """Return the NUMA nodes; a single node with all CPUs if the kernel shows no node."""
     ids = _numbered(root, NODE, "node")
-    nodes = []
+    nodes: list[Node] = []
     for node in ids:
         folder = f"{NODE}/node{node}"
-        cpus = root.cpus(f"{folder}/cpulist", f"{folder}/cpumap") or frozenset()
+        cpus = (root.cpus(f"{folder}/cpulist", f"{folder}/cpumap") or frozenset()) & online
         free = _node_free(root, node) if len(ids) > 1 else None
-        nodes.append(Node(node, cpus & online, free))
+        twin = next((index for index, each in enumerate(nodes) if cpus and each.cpus == cpus), None)
+        if twin is None:
+            nodes.append(Node(node, cpus, free))
+        else:
+            # Nodes with the same CPUs are parts of one that the kernel option numa=fake split, as
+            # Raspberry Pi OS does.
+            nodes[twin] = nodes[twin]._replace(free=_sum(nodes[twin].free, free))
     return tuple(nodes) if any(node.cpus for node in nodes) else (Node(0, online),)
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else one + other
 
 
 def _node_free(root: Root, node: int) -> int | None:
@@ -165,6 +190,18 @@ INTEL_EFFICIENCY_SPEED = 0.4
 frequencies: ``INTEL_EFFICIENCY_SHARE`` times a typical clock ratio of 0.8."""
 
 
+ARM_EFFICIENCY_SPEED = 0.25
+"""Speed of an ARM efficiency core relative to a performance core where the kernel shows no
+capacities: on an RK3588, 4 Cortex-A76 generate twice as fast as all 8 cores."""
+
+_ARM = "0x41"
+_ARM_EFFICIENCY_PARTS = frozenset(
+    ("0xc05", "0xc07", "0xd03", "0xd04", "0xd05", "0xd46", "0xd80", "0xd8f")
+)
+"""Part numbers of ARM's own efficiency cores: Cortex-A5, A7, A53, A35, A55, A510, A520 and A320
+(arch/arm64/include/asm/cputype.h in Linux, sys-utils/lscpu-arm.c in util-linux)."""
+
+
 class Hybrid(NamedTuple):
     """The performance cores and efficiency cores of a hybrid machine."""
 
@@ -180,7 +217,7 @@ def read_kinds(
     """Return the two kinds of ``cores``, or None if there is one, and the cores with their speeds.
 
     Sources are the kernel's lists of Intel's kinds, else the scheduler's capacities of ARM cores
-    (scheduler/sched-capacity.rst), else maximum frequencies.
+    (scheduler/sched-capacity.rst), else their part numbers, else maximum frequencies.
     """
     frequencies = _per_core(root, cores, "cpufreq/cpuinfo_max_freq")
     listed = _intel_efficiency_cpus(root, cores)
@@ -190,6 +227,10 @@ def read_kinds(
     slow = _slower_kind(cores, capacities)
     if capacities and slow:
         return _split(cores, capacities, slow)
+    slow = frozenset() if vendor else _arm_efficiency_cpus(root, cores)
+    if slow:
+        speeds = [ARM_EFFICIENCY_SPEED if core.cpus & slow else 1.0 for core in cores]
+        return _split(cores, speeds, slow)
     slow = _slower_kind(cores, frequencies)
     if not frequencies or not slow:
         return None, cores
@@ -206,6 +247,20 @@ def _intel_efficiency_cpus(root: Root, cores: tuple[Core, ...]) -> frozenset[int
     low_power = root.cpus("sys/devices/cpu_lowpower/cpus") or frozenset()
     slow = (atom | low_power) & online - fast
     return slow if fast & online else frozenset()
+
+
+def _arm_efficiency_cpus(root: Root, cores: tuple[Core, ...]) -> frozenset[int]:
+    """Return the CPUs of ARM's efficiency cores; empty if all cores are of one kind."""
+    maker, slow, cpu = "", set[int](), -1
+    for key, value in root.pairs("proc/cpuinfo", limit=1 << 20):
+        if key == "processor" and value.isdecimal():
+            cpu = int(value)
+        elif key == "CPU implementer":
+            maker = value
+        elif key == "CPU part" and maker == _ARM and value in _ARM_EFFICIENCY_PARTS:
+            slow.add(cpu)
+    online = cpus_of(cores)
+    return frozenset(slow & online) if online - slow else frozenset()
 
 
 def _per_core(root: Root, cores: tuple[Core, ...], name: str) -> list[float]:

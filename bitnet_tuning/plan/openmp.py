@@ -47,13 +47,13 @@ def choose_variables(
     quota_binds: bool,
     environ: Mapping[str, str],
     *,
-    moved: bool = False,
+    unbound: str | None = None,
 ) -> tuple[dict[str, str], str]:
     """Return the variables to set for an engine, and the reason for them.
 
     ``runtime`` is its OpenMP runtime (None: unknown), ``blas`` names the BLAS libraries that it
-    loads. ``moved`` says that the engine itself binds its threads to NUMA nodes. Variables that
-    the user set, or that the engine ignores, are left out.
+    loads. ``unbound`` says why the threads are not to be bound to cores; None binds them. Variables
+    that the user set, or that the engine ignores, are left out.
     """
     wanted = _thread_counts(runtime, blas, threads)
     known = {
@@ -62,11 +62,15 @@ def choose_variables(
     }
     reasons = [known.get(runtime, f"the engine's OpenMP runtime, {runtime}, reads these variables")]
     if runtime not in (NONE, MSVC):
-        wanted |= {} if moved else _binding(environ)
-        if moved:
-            reasons.append("OMP_PROC_BIND is not set: the engine binds its threads to nodes itself")
-        elif binding := user_binding(environ):
+        if binding := user_binding(environ):
             reasons.append(f"threads are bound as you set it: {binding}")
+        elif unbound:
+            reasons.append(f"threads are not bound: {unbound}")
+            if "OMP_PROC_BIND" in exported(environ):
+                # Otherwise the value that bitnet-env.sh exported would reach the engine.
+                wanted["OMP_PROC_BIND"] = "false"
+        else:
+            wanted |= BINDING
     if runtime == LLVM:
         waiting, reason = _waiting(quota_binds, environ)
         wanted |= waiting

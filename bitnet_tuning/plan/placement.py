@@ -51,7 +51,7 @@ def choose_placement(plan: Plan, request: Request, facts: Facts, need: Need) -> 
     node = _node_for(facts, together, need, nodes)
     if node is not None:
         return _on_one(plan, facts, node, flags)
-    return _on_all(plan, facts, need, nodes, flags)
+    return _on_all(plan, facts, need, flags, is_asked)
 
 
 def _not_placed(plan: Plan, reason: str, warnings: tuple[str, ...] = ()) -> Plan:
@@ -120,10 +120,10 @@ def _on_one(plan: Plan, facts: Facts, node: Node, flags: frozenset[str]) -> Plan
     return plan.updated(setting, reasons, _misplaced(facts, frozenset((node.id,))))
 
 
-def _on_all(
-    plan: Plan, facts: Facts, need: Need, nodes: tuple[Node, ...], flags: frozenset[str]
-) -> Plan:
-    """Spread threads and memory over all nodes, with the engine's own --numa where possible."""
+def _on_all(plan: Plan, facts: Facts, need: Need, flags: frozenset[str], is_asked: bool) -> Plan:
+    """Spread threads and memory over all nodes, with the engine's own --numa where possible.
+    ``is_asked`` says that the user set the threads for prompts."""
+    nodes = usable_nodes(facts.host)
     host, setting = facts.host, plan.setting
     largest = max(len(cores_on(host, node)) for node in nodes)
     ids = frozenset(node.id for node in nodes)
@@ -146,6 +146,10 @@ def _on_all(
                 cpus=frozenset().union(*(node.cpus for node in nodes)) & host.allowed,
             )
             reasons["cpus"] = f"bound to NUMA nodes {format_list(ids)}"
+            cores = sum(len(cores_on(host, node)) for node in nodes)
+            if cores < setting.threads_batch and not is_asked:
+                setting = setting._replace(threads_batch=cores)
+                reasons["threads_batch"] = f"{cores}: all usable cores of these nodes"
             why += f"; numactl interleaves the memory over nodes {format_list(ids)}"
         else:
             why += f"; {_NO_NUMACTL}, so nothing is placed"

@@ -85,7 +85,7 @@ def asked_threads(threads: int | None, environ: Mapping[str, str]) -> Asked | No
 def _oversubscribed(count: int, host: Host, by: str) -> tuple[str, ...]:
     """Warn if ``count`` threads exceed the CPU quota, the allowed CPUs or their cores."""
     cpus = len(host.allowed)
-    if host.quota is not None and count > host.quota:
+    if host.quota is not None and count > (host.quota_threads or 1):
         limit = f"the CPU quota of {counted(host.quota, 'CPU')} allows"
     elif count > cpus:
         limit = f"the {counted(cpus, 'CPU')} that this process may use"
@@ -102,6 +102,7 @@ def _oversubscribed(count: int, host: Host, by: str) -> tuple[str, ...]:
 def _computed(host: Host, environ: Mapping[str, str], most: int) -> Plan:
     usable = host.usable_cores
     speeds = sorted((core.speed for core in host.allowed_cores), reverse=True)
+    speeds = [1.0] * len(host.allowed) if host.cores_hidden else speeds
     count = _best_count(speeds, min(usable, most))
     which = "all usable cores, since arithmetic limits prompts, not memory"
     reasons = {
@@ -153,6 +154,12 @@ def _threads_reason(host: Host, count: int, most: int) -> str:
         parts = [
             f"this process may use {counted(cores, 'CPU')}",
             "which of them share a core is unknown",
+        ]
+    elif host.cores_hidden:
+        parts = [
+            f"this process may use {counted(len(host.allowed), 'CPU')}",
+            "the hypervisor hides which of them are performance or efficiency cores or share one, "
+            "so each counts as a core; python3 benchmark_optimized.py measures what is fastest",
         ]
     elif host.threads_per_core > 1:
         parts.append("one thread per core, since a second one gains nothing")
