@@ -71,7 +71,8 @@ BROKEN = Watched("", "the engine ended with exit code 3", failed=True)
         (2, 2, None, PASS, ""),
         (1, 2, None, PASS, "(computed for this machine: 2)"),
         (5, 5, None, FAIL, "; only 4 CPUs may be used"),
-        (2, 2, 1.5, FAIL, "; the quota is only 1.5 CPUs"),
+        (3, 3, 1.5, FAIL, "; the quota is only 1.5 CPUs"),
+        (2, 2, 1.5, PASS, ""),
         (2, 2, 2.0, PASS, ""),
         (1, 1, 0.5, PASS, ""),  # there must be one
     ],

@@ -113,7 +113,7 @@ def test_a_quota_bounds_the_counts(machine: Machine) -> None:
 
 
 def test_a_fraction_of_a_quota_may_have_a_thread_of_its_own(machine: Machine) -> None:
-    machine.regular(2).cgroup2("/", {"cpu.max": "150000 100000"})
+    machine.regular(2).cgroup2("/", {"cpu.max": "140000 100000"})
     facts = known(machine)
     assert default_of(facts).threads == 1
     assert counts(facts) == [2]

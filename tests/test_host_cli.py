@@ -51,7 +51,7 @@ def test_json_has_the_fields_of_the_contract(
         },
         "threads_per_core": 2,
         "cpu_quota": 3.5,
-        "usable_cores": 3,
+        "usable_cores": 4,
         "governor": "powersave",
         "wsl": 2,
         "memory_total": 8 * GIBIBYTE,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bitnet_tuning.machine.host import Host
+from bitnet_tuning.machine.topology import ARM_EFFICIENCY_SPEED
 from tests.machines import Machine, x86_entries
 
 GHZ = 1_000_000
@@ -164,3 +165,81 @@ def test_only_intels_efficiency_cores_do_less_work_per_clock_cycle(
 def test_speeds_stay_in_range_whatever_the_frequencies(machine: Machine) -> None:
     machine.cores([[0], [1]]).intel_kinds("0", "1").frequencies({0: 1 * GHZ, 1: 9 * GHZ})
     assert all(0 < core.speed <= 1 for core in machine.host().cores)
+
+
+# Kinds that only the processors' names tell
+
+
+def arm_entries(parts: Sequence[str], implementer: str = "0x41") -> list[str]:
+    return [
+        f"processor\t: {cpu}\nCPU implementer\t: {implementer}\nCPU part\t: {part}"
+        for cpu, part in enumerate(parts)
+    ]
+
+
+@pytest.mark.parametrize("capacity", [None, 1024])
+def test_part_numbers_tell_the_kinds_if_capacities_do_not(
+    machine: Machine, capacity: int | None
+) -> None:
+    machine.cores([[cpu] for cpu in range(8)]).cpuinfo(arm_entries(["0xd05"] * 4 + ["0xd0b"] * 4))
+    machine.frequencies(dict.fromkeys(range(4), 1_800_000) | dict.fromkeys(range(4, 8), 2_400_000))
+    if capacity:
+        machine.capacities(dict.fromkeys(range(8), capacity))
+    host = machine.host()
+    assert host.hybrid
+    assert host.hybrid.performance_cpus == {4, 5, 6, 7}
+    assert [core.speed for core in host.cores] == [ARM_EFFICIENCY_SPEED] * 4 + [1.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("parts", "implementer"),
+    [(["0xd05"] * 4, "0x41"), (["0xd0b"] * 4, "0x41"), (["0xd05", "0xd0b"] * 2, "0x61")],
+)
+def test_part_numbers_of_one_kind_or_of_another_maker_are_no_hybrid(
+    machine: Machine, parts: list[str], implementer: str
+) -> None:
+    machine.cores([[cpu] for cpu in range(4)]).cpuinfo(arm_entries(parts, implementer))
+    assert machine.host().hybrid is None
+
+
+HYBRIDS = (
+    "Intel(R) Core(TM) Ultra 7 155U",
+    "12th Gen Intel(R) Core(TM) i7-1260P",
+    "12th Gen Intel(R) Core(TM) i5-12600K",
+    "12th Gen Intel(R) Core(TM) i5-12500H",
+    "13th Gen Intel(R) Core(TM) i5-13400F",
+    "Intel(R) Core(TM) i9-14900K",
+    "Intel(R) Core(TM) 7 150U",
+)
+ALIKE = (
+    "11th Gen Intel(R) Core(TM) i7-11800H @ 2.30GHz",
+    "Intel(R) Core(TM) i7-8650U CPU @ 1.90GHz",
+    "Intel(R) Core(TM) i3-N305",
+    "Intel(R) Core(TM) i3-14100",
+    "12th Gen Intel(R) Core(TM) i5-12400",
+    "13th Gen Intel(R) Core(TM) i3-13100F",
+    "Intel(R) Xeon(R) Platinum 8488C",
+    "AMD Ryzen 7 7840U w/ Radeon 780M Graphics",
+)
+
+
+@pytest.mark.parametrize("brand", [*HYBRIDS, *ALIKE])
+def test_a_hypervisor_hides_the_cores_of_a_hybrid(machine: Machine, brand: str) -> None:
+    machine.regular(6, threads=2).cpuinfo(x86_entries(12, "avx2 hypervisor", brand=brand))
+    host = machine.host()
+    assert host.cores_hidden == (brand in HYBRIDS)
+    assert host.usable_cores == (12 if brand in HYBRIDS else 6)
+
+
+def test_cores_are_hidden_only_under_a_hypervisor_that_shows_no_kinds(machine: Machine) -> None:
+    machine.regular(6, threads=2).cpuinfo(x86_entries(12, brand=HYBRIDS[0]))
+    assert not machine.host().cores_hidden
+    assert machine.kernel("5.15.90.1-microsoft-standard-WSL2").host().cores_hidden
+    machine.intel_kinds(core="0-3,6-9", atom="4-5,10-11")
+    assert not machine.host().cores_hidden
+
+
+def test_a_quota_and_an_affinity_mask_limit_hidden_cores(machine: Machine) -> None:
+    machine.regular(6, threads=2).cpuinfo(x86_entries(12, "hypervisor", brand=HYBRIDS[0]))
+    assert machine.affinity("0-4").host().usable_cores == 5
+    assert machine.cgroup2("/", {"cpu.max": "250000 100000"}).host().usable_cores == 3

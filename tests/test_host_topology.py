@@ -348,3 +348,28 @@ def test_contradictory_siblings_give_a_plausible_host(machine: Machine) -> None:
     for cpu, siblings in enumerate(("0-3", "1", "2-3", "9")):
         machine.write(f"{CPU}/cpu{cpu}/topology/thread_siblings_list", siblings)
     check_plausible(machine.host())
+
+
+def test_the_affinity_mask_outranks_the_list_of_lxcfs(machine: Machine) -> None:
+    machine.regular(16, threads=2).write(f"{CPU}/online", "0-5")
+    host = machine.affinity("2,9,13,22,25,30").host()
+    assert host.online == host.allowed == {2, 9, 13, 22, 25, 30}
+    assert (host.usable_cores, host.topology_known) == (6, False)
+
+
+def test_possible_cpus_in_a_recorded_mask_are_not_online(machine: Machine) -> None:
+    machine.regular(4).offline(3)
+    host = machine.affinity("0-239").host()
+    assert host.online == host.allowed == {0, 1, 2}
+    assert host.topology_known
+
+
+def test_nodes_with_the_same_cpus_are_one(machine: Machine) -> None:
+    machine.regular(4)
+    for number in range(8):
+        machine.node(number, range(4))
+        machine.write(
+            f"sys/devices/system/node/node{number}/meminfo", f"Node {number} MemFree: 1024 kB"
+        )
+    (node,) = machine.host().nodes
+    assert (node.id, node.cpus, node.free) == (0, frozenset(range(4)), 8 << 20)

@@ -109,7 +109,7 @@ def test_isolate_is_not_used_if_it_would_exceed_the_affinity(machine: Machine) -
     bench = Bench(machine, cores=16)
     machine.affinity("0-13,16-29")
     bench.memory_nodes("0-1", "0-13,16-29")
-    plan = bench.plan(numactl=False)
+    plan = bench.plan(Request(prompt="a", threads=14), numactl=False)
     assert (plan.setting.cpus, plan.setting.numa) == (frozenset(range(14)), None)
     assert "OMP_PROC_BIND" in plan.setting.variables
 
@@ -256,3 +256,13 @@ def test_distribute_is_not_used_where_it_would_leave_the_mask(machine: Machine) 
     plan = bench.plan()
     assert plan.setting.interleave == frozenset((0, 1))
     assert (plan.setting.cpus, plan.setting.numa) == (frozenset(range(13)), "numactl")
+
+
+def test_spread_prompts_get_no_more_threads_than_the_nodes_with_memory(machine: Machine) -> None:
+    bench = Bench(machine, nodes=4, cores=6)
+    bench.memory_nodes("1-2", "0-23")
+    plan = bench.plan()
+    assert (plan.setting.threads, plan.setting.threads_batch) == (12, 12)
+    assert plan.setting.cpus == frozenset(range(6, 18))
+    asked = bench.plan(Request(prompt="a", threads_batch=20))
+    assert asked.setting.threads_batch == 20

@@ -15,6 +15,7 @@ from bitnet_tuning.machine.memory import Memory
 from bitnet_tuning.machine.topology import Core, Hybrid, Node
 from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.plan.facts import Facts, Plan, Request
+from bitnet_tuning.plan.openmp import BINDING, THREAD_COUNTS
 from bitnet_tuning.plan.plan import make_plan
 from tests import profile_samples
 from tests.profile_samples import GIBIBYTE, MODEL
@@ -117,7 +118,8 @@ def test_reasons_name_the_flags_that_decided() -> None:
         "batch": "set by --batch-size",
         "ubatch": "set by --ubatch-size",
         "numa": "nothing to choose: one NUMA node",
-        "env": "the engine's OpenMP runtime, libgomp, reads these variables",
+        "env": "the engine's OpenMP runtime, libgomp, reads these variables; threads are not "
+        "bound: 3 of 4 cores are used, and other programs may choose the same",
         "memory": "the model is mapped (mmap) and shares its memory with the page cache; "
         "model 1024 + KV cache 600 + buffers 16 = 1640 MiB; available: 8192 MiB",
         "command": "llama-cli, which completes a prompt and exits",
@@ -298,3 +300,31 @@ def test_a_build_without_the_kernels_of_i2_s_is_warned_about(
 def test_a_build_that_this_cpu_cannot_run_is_refused() -> None:
     with pytest.raises(UnsupportedError):
         plan(engine=ENGINE._replace(isa=frozenset({"AVX2", "AVX512"})))
+
+
+@pytest.mark.parametrize(
+    ("host", "request_", "why"),
+    [
+        (a_host(4), HELLO, None),
+        (a_host(4), HELLO._replace(threads=6), None),
+        (a_host(4), HELLO._replace(threads=3), "3 of 4 cores are used"),
+        (a_host(64), HELLO, "12 of 64 cores are used"),
+        (a_host(4, quota=2), HELLO, "CPU quota"),
+        (a_host(4, quota=4), HELLO, None),
+        (a_host(4)._replace(topology_known=False), HELLO, "which CPUs share a core"),
+        (a_hybrid_host(), HELLO, None),
+    ],
+)
+def test_threads_are_bound_only_if_they_fill_cores_of_their_own(
+    host: Host, request_: Request, why: str | None
+) -> None:
+    made = plan(request_, host)
+    assert (set(BINDING) <= made.setting.variables.keys()) == (why is None)
+    said = made.reasons["env"].partition("threads are not bound: ")[2]
+    assert (why or "") in said and bool(said) == bool(why)
+
+
+def test_a_binding_exported_by_our_shell_script_is_taken_back_where_it_is_unsafe() -> None:
+    exported = {**dict.fromkeys(THREAD_COUNTS, "4"), **BINDING}
+    made = plan(HELLO, a_host(64), environ=exported)
+    assert made.setting.variables["OMP_PROC_BIND"] == "false"

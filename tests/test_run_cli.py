@@ -388,7 +388,7 @@ def test_a_plan_for_another_machine(commands: Commands, tmp_path: Path) -> None:
     machine = Machine(tmp_path / "root").regular(8, threads=2)
     machine.cgroup2("/", {"cpu.max": "250000 100000"})
     plan = commands.plan("--root", str(machine.path))
-    assert (plan["threads"], plan["threads_batch"]) == (2, 2)
+    assert (plan["threads"], plan["threads_batch"]) == (3, 3)
     assert "2.5" in plan["reasons"]["threads"]
 
 

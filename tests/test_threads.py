@@ -14,7 +14,7 @@ from bitnet_tuning.plan.facts import Plan, Request
 from bitnet_tuning.plan.openmp import BINDING, THREAD_COUNTS
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.plan.threads import MOST_THREADS, choose_threads
-from tests.machines import Machine
+from tests.machines import Machine, x86_entries
 from tests.test_plan import a_host
 
 EXPORTED = {**dict.fromkeys(THREAD_COUNTS, "3"), **BINDING}
@@ -57,7 +57,9 @@ def quota(machine: Machine, cpus: float) -> Machine:
         pytest.param(lambda m: m.regular(64, threads=2), 12, 64, id="64 cores"),
         pytest.param(lambda m: m.bare_cpus(range(6)), 6, 6, id="siblings unknown"),
         pytest.param(lambda m: quota(m.regular(8), 4), 4, 4, id="quota"),
-        pytest.param(lambda m: quota(m.regular(8), 1.5), 1, 1, id="quota of 1.5"),
+        pytest.param(lambda m: quota(m.regular(8), 1.5), 2, 2, id="quota of 1.5"),
+        pytest.param(lambda m: quota(m.regular(8), 1.25), 1, 1, id="quota of 1.25"),
+        pytest.param(lambda m: quota(m.regular(8), 7.65), 8, 8, id="quota of 7.65"),
         pytest.param(lambda m: quota(m.regular(8), 0.5), 1, 1, id="quota of 0.5"),
         pytest.param(lambda m: quota(m.regular(4), 16), 4, 4, id="wide quota"),
         pytest.param(lambda m: quota(m.regular(4, threads=2), 6), 4, 4, id="quota of threads"),
@@ -78,9 +80,9 @@ def test_one_kind_of_core_gets_a_thread_per_usable_core(
 def test_the_reason_names_everything_that_decided(machine: Machine) -> None:
     quota(machine.regular(8, threads=2).affinity("0-5"), 2.5)
     assert choose(machine.host()).reasons == {
-        "threads": "2: this process may use 6 of 8 physical cores; one thread per core, since a "
+        "threads": "3: this process may use 6 of 8 physical cores; one thread per core, since a "
         "second one gains nothing; the CPU quota allows 2.5 CPUs",
-        "threads_batch": "2: all usable cores, since arithmetic limits prompts, not memory",
+        "threads_batch": "3: all usable cores, since arithmetic limits prompts, not memory",
         "cpus": "not bound to particular CPUs: all usable cores are of one kind",
     }
 
@@ -294,9 +296,10 @@ def test_too_many_threads_are_obeyed_with_a_warning(
 
 
 def test_more_threads_than_the_quota_are_warned_about(machine: Machine) -> None:
-    chosen = choose(quota(machine.regular(8), 1.5).host(), threads=2)
-    assert chosen.setting.threads == 2
+    chosen = choose(quota(machine.regular(8), 1.5).host(), threads=3)
+    assert chosen.setting.threads == 3
     assert "more than the CPU quota of 1.5 CPUs" in chosen.warnings[0]
+    assert choose(machine.host(), threads=2).warnings == ()
     assert choose(quota(machine, 2).host(), threads=2).warnings == ()
 
 
@@ -366,3 +369,18 @@ def test_as_many_threads_as_an_engine_takes_may_be_asked_for(machine: Machine) -
 def test_a_quota_binds_only_where_it_leaves_less_than_the_allowed_cores(machine: Machine) -> None:
     host = quota(machine.regular(8).affinity("0-1"), 4).host()
     assert (host.quota_binds, host.quota_stops(2), host.quota_stops(5)) == (False, False, True)
+
+
+# Cores that a hypervisor hides
+
+
+@pytest.mark.parametrize(("cores", "generation", "prompt"), [(6, 12, 12), (7, 12, 14), (2, 4, 4)])
+def test_hidden_cores_get_a_thread_per_cpu(
+    machine: Machine, cores: int, generation: int, prompt: int
+) -> None:
+    brand = "Intel(R) Core(TM) Ultra 7 155U"
+    machine.regular(cores, threads=2)
+    chosen = choose(machine.cpuinfo(x86_entries(2 * cores, "hypervisor", brand=brand)).host())
+    assert chosen.setting == Setting(generation, prompt)
+    assert "the hypervisor hides" in chosen.reasons["threads"]
+    assert "benchmark_optimized.py" in chosen.reasons["threads"]

@@ -253,8 +253,8 @@ def _arm_efficiency_cpus(root: Root, cores: tuple[Core, ...]) -> frozenset[int]:
     """Return the CPUs of ARM's efficiency cores; empty if all cores are of one kind."""
     maker, slow, cpu = "", set[int](), -1
     for key, value in root.pairs("proc/cpuinfo", limit=1 << 20):
-        if key == "processor" and value.isdecimal():
-            cpu = int(value)
+        if key == "processor":
+            cpu = as_integer(value) or 0
         elif key == "CPU implementer":
             maker = value
         elif key == "CPU part" and maker == _ARM and value in _ARM_EFFICIENCY_PARTS:
