@@ -75,8 +75,10 @@ def quartiles(values: list[float]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--shell", action="append", choices=SHELLS)
+    parser.add_argument("--rounds", type=int, default=100, help="rounds (default: %(default)s)")
+    parser.add_argument(
+        "--shell", action="append", choices=SHELLS, help="shell to time (default: all)"
+    )
     options = parser.parse_args()
     names = [name for name in options.shell or SHELLS if shutil.which(name)]
     print("ms, median (quartiles)  empty file            hit, difference       miss, difference")

@@ -95,8 +95,8 @@ def measure(python: str, rounds: int, folder: Path) -> tuple[list[float], list[f
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--python", default=sys.executable)
+    parser.add_argument("--rounds", type=int, default=60, help="rounds (default: %(default)s)")
+    parser.add_argument("--python", default=sys.executable, help="Python to time (default: this)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = measure(options.python, options.rounds, Path(folder))

@@ -3,7 +3,7 @@
 
 Each comparison runs every setting once per round, and in every second round the first setting,
 the reference, twice. It prints the median ratio to the reference within a round with its 95 %
-interval, and the noise: by how much repeated runs of the reference varied.
+interval, and the noise floor: how far the reference compared with itself may differ from 1.
 
     python3 benchmarks/performance.py --engine FOLDER -m MODEL [--rounds N] [WHAT ...]
 
@@ -62,10 +62,12 @@ def main() -> int:
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--engine", help="llama-cli, or a folder that holds it")
-    parser.add_argument("-m", "--model")
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--slots", type=int, nargs="*", default=[1, 2, 4, 8])
-    parser.add_argument("what", nargs="*", choices=(*COMPARISONS, []))
+    parser.add_argument("-m", "--model", help="model file (default: as run_inference.py finds it)")
+    parser.add_argument("--rounds", type=int, default=12, help="rounds (default: %(default)s)")
+    slots = "numbers of slots to compare (default: 1 2 4 8)"
+    parser.add_argument("--slots", type=int, nargs="*", default=[1, 2, 4, 8], help=slots)
+    what = f"what to compare: {', '.join(COMPARISONS)} (default: all)"
+    parser.add_argument("what", nargs="*", metavar="WHAT", choices=(*COMPARISONS, []), help=what)
     return parser.parse_args()
 
 

@@ -287,13 +287,18 @@ def show(table: Iterable[Row]) -> None:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--trials", type=int, default=40, help="trials (default: %(default)s)")
     add = parser.add_argument
     add("--noise", type=float, default=0.15, help="standard deviation of a run (default: 0.15)")
     add("--drift", type=float, default=0.0, help="amplitude of a slow wave (default: 0)")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1, help="random seed (default: %(default)s)")
     parser.add_argument(
-        "--budget", type=float, nargs="+", default=[300.0, 150.0, 100.0, 60.0], metavar="SECONDS"
+        "--budget",
+        type=float,
+        nargs="+",
+        default=[300.0, 150.0, 100.0, 60.0],
+        metavar="SECONDS",
+        help="simulated budgets (default: 300 150 100 60)",
     )
     parser.add_argument("--no-optuna", action="store_true", help="leave out Optuna")
     return parser.parse_args(arguments)

@@ -13,7 +13,7 @@ COMMANDS = {
     "host": "print what is known about this machine",
     "plan": "print what would be run, and why",
     "doctor": "find what slows this machine down, and what to do about it",
-    "selftest": "check that an engine computes the right tokens",
+    "selftest": "check that an engine generates the right text",
     "env": "print what bitnet-env.sh exports to a shell, and why",
     "profile": "list, show, remove, export or import saved tunings",
 }

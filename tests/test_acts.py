@@ -207,7 +207,7 @@ def test_a_binding_is_not_checked_where_cores_are_not_known(host: Host) -> None:
 def test_threads_that_share_a_core_fail(host: Host) -> None:
     line = checks.places(PLAN, seen({0}, {2}), host, None)
     assert line.state == FAIL
-    assert "1 of 2 threads cannot have a core of its own on CPUs 0,2" in line.reason
+    assert "1 of 2 threads must share a core with others on CPUs 0,2" in line.reason
 
 
 def test_threads_outside_of_the_plan_fail(host: Host) -> None:

@@ -196,7 +196,7 @@ def test_threads_that_share_a_core_fail(engine: FakeEngine, run: Run) -> None:
     one = min(os.sched_getaffinity(0))
     done = run(engine.cli, "--no-speed", "--json", **working(engine, work_cpus=one))
     assert done.failed == ["threads' CPUs"]
-    assert "cannot have a core of its own" in done.reason("threads' CPUs")
+    assert "must share a core with others" in done.reason("threads' CPUs")
 
 
 def test_a_saved_setting_is_checked_unless_profiles_are_ignored(

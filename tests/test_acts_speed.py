@@ -53,7 +53,8 @@ def test_the_reason_has_the_figures() -> None:
     line = speed_line(Engine(1.5, noise=0.0).compared(15), 15, 0)
     assert line.reason == (
         "faster: 30.0 tokens/s, 20.0 with the upstream default (2 threads, no environment): "
-        "×1.50 (1.50–1.50) in 6 rounds; noise: repeated runs varied by up to ×1.01"
+        "×1.50 (1.50–1.50) in 6 rounds; noise: compared with itself over as many "
+        "rounds, the default differs by up to ×1.01"
     )
     assert line.facts is not None
     assert (line.facts["upstream"], line.facts["planned"]) == (20, 30)

@@ -188,7 +188,7 @@ def test_a_table_is_printed_and_nothing_saved_with_no_remember(
     lines = capsys.readouterr().out.splitlines()
     assert " ".join(lines[0].split()) == "build pp tokens/s tg tokens/s over build verdict"
     assert lines[2].startswith("build-slow") and lines[2].endswith(SLOWER)
-    assert "6 rounds; noise: repeated runs varied by up to ×1." in lines[3]
+    assert "6 rounds; noise: compared with itself over as many rounds" in lines[3]
     assert lines[4].startswith("run_inference.py uses ")
     assert list(own_state.glob("builds-*")) == []
 

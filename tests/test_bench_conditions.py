@@ -373,7 +373,7 @@ def test_governors_without_a_warning(host: Host, governor: str | None) -> None:
 def test_a_limited_clock(host: Host) -> None:
     clock = Clock(2000.0, 2000.0, 2000.0, 2400.0, 4800.0)
     assert before(host, clock=clock) == (
-        "settings limit the clock to 2400 of 4800 MHz: sudo cpupower frequency-set -u 4800MHz",
+        "cpufreq limits the clock to 2400 of 4800 MHz: sudo cpupower frequency-set -u 4800MHz",
     )
     assert before(host, clock=clock._replace(limit_mhz=4700.0)) == ()
 

@@ -254,7 +254,7 @@ def test_markup_leaves_out_empty_parts() -> None:
 
 def test_certainty_tells_the_noise_and_the_rounds(results: Results) -> None:
     said = report.certainty(Summary(results))
-    assert "10 rounds" in said and "Noise: repeated runs varied by up to" in said
+    assert "10 rounds" in said and "the default differs by up to" in said
     begun = Summary(results._replace(decision=None, rounds=()))
     assert "not known" in report.certainty(begun)
 

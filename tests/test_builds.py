@@ -368,7 +368,7 @@ def test_a_plan_takes_the_best_build_for_the_machine_and_says_why(
     for flags, name in ((ICELAKE, "build-wide"), (HASWELL, "build")):
         made = json.loads(plan(machine(tmp_path / name, flags), checkout).out)
         assert made["engine"] == made["command"][0] == str(fakes[name].cli)
-        assert "of 3 builds there" in made["reasons"]["engine"]
+        assert "chosen of 3 builds" in made["reasons"]["engine"]
         assert "gains nothing for the ternary weights" in made["reasons"]["isa"]
     assert "build-wide is built for AVX512" in made["reasons"]["engine"]
 

@@ -106,15 +106,13 @@ def test_something_bad_comes_first(machine: Machine, doctor: Doctor) -> None:
 def test_sizes_are_in_gibibytes(machine: Machine, doctor: Doctor) -> None:
     machine.meminfo(8 * GIBIBYTE, 6 * GIBIBYTE)
     assert doctor(machine.path).found["memory"]["text"] == (
-        "6.0 GiB of memory are free, BitNet b1.58 2B-4T needs about 1.3 GiB"
+        "6.0 GiB of memory is available, BitNet b1.58 2B-4T needs about 1.3 GiB"
     )
 
 
 def test_counts_and_summary() -> None:
     assert case.counts(EVERY) == {"bad": 1, "warn": 1, "unknown": 1, "good": 1}
-    assert case.summary(EVERY) == (
-        "4 checks: 1 bad, 1 to improve, 1 not known, 1 good. Begin with: c."
-    )
+    assert case.summary(EVERY) == ("4 checks: 1 bad, 1 warning, 1 unknown, 1 good. Begin with: c.")
     assert case.summary([]).startswith("0 checks")
     for found, lax, strict in ((EVERY, 1, 1), (EVERY[1:], 0, 2), (EVERY[2:], 0, 0)):
         assert case.exit_code(found, strict=False) == lax

@@ -72,7 +72,7 @@ def test_each_way_reaches_the_engine(memory: str, expected: tuple[bool, ...]) ->
     ],
 )
 def test_the_reason_says_how_the_model_is_loaded_and_the_sum(memory: str, how: str) -> None:
-    total = "model 1024 + KV cache 150 + buffers 256 = 1430 MiB; available: 8192 MiB"
+    total = "model 1.0 GiB + KV cache 150 MiB + buffers 256 MiB = 1.4 GiB; available: 8.0 GiB"
     assert plan(memory).reasons["memory"] == f"the model is {how}; {total}"
 
 

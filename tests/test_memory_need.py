@@ -42,7 +42,9 @@ def test_unstated_attention_heads_count_as_not_shared() -> None:
 
 def test_the_sum_is_shown_in_mebibytes() -> None:
     text = sum_text(need_of(BITNET_2B, 2048, 64), 4096 * MEBIBYTE)
-    assert text == "model 1125 + KV cache 150 + buffers 32 = 1307 MiB; available: 4096 MiB"
+    assert (
+        text == "model 1.1 GiB + KV cache 150 MiB + buffers 31.9 MiB = 1.3 GiB; available: 4.0 GiB"
+    )
     assert sum_text(need_of(BITNET_2B, 2048, 64), None).endswith("; available: unknown")
 
 

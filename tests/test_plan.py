@@ -121,7 +121,7 @@ def test_reasons_name_the_flags_that_decided() -> None:
         "env": "the engine's OpenMP runtime, libgomp, reads these variables; threads are not "
         "bound: 3 of 4 cores are used, and other programs may choose the same",
         "memory": "the model is mapped (mmap) and shares its memory with the page cache; "
-        "model 1024 + KV cache 600 + buffers 16 = 1640 MiB; available: 8192 MiB",
+        "model 1.0 GiB + KV cache 600 MiB + buffers 15.6 MiB = 1.6 GiB; available: 8.0 GiB",
         "command": "llama-cli, which completes a prompt and exits",
         "engine": "found in /build/bin",
         "model": "named with -m: bitnet-b1.58, i2_s",

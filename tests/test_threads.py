@@ -82,7 +82,8 @@ def test_the_reason_names_everything_that_decided(machine: Machine) -> None:
     assert choose(machine.host()).reasons == {
         "threads": "3: this process may use 6 of 8 physical cores; one thread per core, since a "
         "second one gains nothing; the CPU quota allows 2.5 CPUs",
-        "threads_batch": "3: all usable cores, since arithmetic limits prompts, not memory",
+        "threads_batch": "3: all usable cores, since arithmetic limits prompts, not memory "
+        "bandwidth",
         "cpus": "not bound to particular CPUs: all usable cores are of one kind",
     }
 

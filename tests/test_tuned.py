@@ -264,7 +264,7 @@ def test_a_copy_of_the_model_must_pay_for_its_loading(bench: Bench) -> None:
         assert ("GLIBC_TUNABLES" in made.setting.variables) == copied
         assert made.setting.threads == 3
         late = "on: a copy of the model was measured faster, but loads about 2.1 s longer, which "
-        late += "pays off from about 253 tokens on"
+        late += "it pays off only for 253 tokens or more"
         assert (made.reasons["mmap"] == late) == (not copied)
         assert ("huge pages" in made.reasons["memory"]) == copied
     chat = bench.plan(HELLO._replace(n_predict=10, chat=True), setting=huge)

@@ -1,8 +1,7 @@
 """List the settings worth measuring: thread counts that suit this machine, and knobs that the
 engine obeys on it.
 
-A knob with a flag is described in three places: here (``FLAGS``, ``_MAKERS``), in
-plan/setting.py as a field of a setting, and in plan/command.py as a flag of the engine.
+docs/architecture.md lists the places where a knob is described.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ MODES = ("default", "optimized", "performance")
 """Values of --modes: what bitnet.cpp's own launcher does; the plan and the search that starts from
 it; performance mode."""
 
-UNLOCKED = "performance mode is measured without locking the model: this llama-bench cannot"
+UNLOCKED = "performance mode is measured without a locked model: this llama-bench cannot lock it"
 
 FEW_CORES = 4
 """Number of usable cores up to which every thread count is tried."""
@@ -283,7 +282,7 @@ def _binding(choices: Choices, default: Setting) -> Iterator[Change]:
 
 
 def _affinity(choices: Choices, default: Setting) -> Iterator[Change]:
-    """Yield what the default lacks on a hybrid: performance cores only, or any CPU."""
+    """Yield the other affinity on a hybrid CPU: performance cores only, or all CPUs."""
     host = choices.host
     if host.hybrid is None or user_binding(choices.facts.environ):
         return

@@ -217,7 +217,9 @@ def _energy(extra: list[float]) -> Energy | Absent:
     if not extra:
         return Absent("the energy counters can no longer be read")
     if min(extra) <= 0:
-        return Absent("a longer run used no more energy, so other load hides it; close programs")
+        return Absent(
+            "the energy of a longer run could not be told from that of other programs; close them"
+        )
     tokens = LONG - SHORT
     samples = tuple(tokens / joules for joules in extra)
     return Energy(median(samples), min(samples), max(samples), samples, tokens)

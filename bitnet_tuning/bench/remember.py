@@ -44,8 +44,12 @@ def remembered(
     mark = store(state, profile)
     if mark is None:
         return not_remembered(results, str(state.warning))
-    what = "no setting beat the default" if setting is None else name
-    said = f"Saved: {what}. run_inference.py uses profile {mark} automatically."
+    what = (
+        "no setting beat the default, so run_inference.py keeps using it"
+        if setting is None
+        else f"run_inference.py now uses {name} automatically"
+    )
+    said = f"Saved: {what} (profile {mark})."
     return results._replace(profile=Kept(True, mark, said))
 
 

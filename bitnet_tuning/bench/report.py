@@ -138,7 +138,7 @@ def _ratios(summary: Summary) -> str:
     caption = f"Ratios to the default, paired by round, with 95 % intervals. {_noise(summary)}"
     if len(every) > len(shown):
         caption += f" The table below has {len(every) - len(shown)} slower settings more."
-    drawing = plots.ratios_svg(shown, summary.floor, f"Speed over the default's: {bars}.")
+    drawing = plots.ratios_svg(shown, summary.floor, f"Speed divided by the default's: {bars}.")
     return section("Speed compared with the default", _figure(drawing, caption))
 
 
@@ -217,8 +217,8 @@ def _method(summary: Summary) -> Iterator[str]:
         ("Optimized for", goals.get(wanted.name, requests)),
         ("One run", options.sizes and lengths(options.sizes)),
         (
-            "Noise of the default",
-            floor and f"up to ×{floor:.2f} in {counted(len(measured.itself()), 'round')}",
+            "Noise floor",
+            floor and f"×{floor:.2f}, from {counted(len(measured.itself()), 'round')}",
         ),
     )
 

@@ -36,7 +36,8 @@ ADOPT = 1.0
 better does little harm, since only the duel decides."""
 
 SURE = 2.5
-"""Standard errors by which a setting must miss the goal to be denied a second race."""
+"""A setting gets a second race unless it is this many standard errors below the least gain that is
+worth showing."""
 
 NARROW, LONGER = 1.1, 4
 """Upstream's ratio is undecided while its interval spans more than the factor NARROW; it then gets
@@ -77,7 +78,8 @@ class Decision(NamedTuple):
     estimate: Estimate | None
     """Ratio of the finalist's speed to the default's in the duel; None without a duel."""
     floor: Factor | None
-    """Noise floor: the factor, at least 1, by which repeated runs of the default vary."""
+    """Noise floor: the factor, at least 1, by which the default compared with itself over as many
+    rounds may differ from 1."""
     reason: str
     """A sentence that says why."""
 

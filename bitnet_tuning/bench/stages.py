@@ -23,7 +23,8 @@ LOOSE, STRICT = 3.0, 1.8
 spread is hardly known, and from the third run on."""
 
 HOPE = 1.28
-"""Standard errors by which a setting may be better than it looks (normal distribution: 10 %)."""
+"""Standard errors added to the estimate of a setting: its true speed is higher than that with a
+probability of 10 %, in a normal distribution."""
 
 CLEAR = 2.5
 """Standard errors ahead of the base at which a single remaining setting ends the race."""
@@ -39,7 +40,7 @@ FUTILE = 0.8
 """Level of the interval whose upper end must reach a possible win; else the finalist leaves."""
 
 CYCLE = 3
-"""Number of rounds of a duel in one of which the default runs twice, for the noise floor."""
+"""In one of this many rounds of a duel the default runs twice, for the noise floor."""
 
 _MEDIAN = 1.2533
 """Standard error of a median over that of a mean in a normal distribution: sqrt(pi / 2)."""
@@ -71,7 +72,7 @@ def reach(rounds: Rounds, count: float) -> float:
 
 
 class Race:
-    """Rounds of settings against a base, which settings that fall behind leave."""
+    """A race of settings against a base, in rounds. Settings that fall behind leave it."""
 
     def __init__(
         self, rounds: Rounds, base: str, entrants: Sequence[str], hope: float = HOPE

@@ -197,14 +197,17 @@ class Summary:
         ratio = self.against(self.winner, UPSTREAM)
         what = "the default" if self.winner == DEFAULT else self.winner
         if ratio is None:
-            here = "2 threads, the upstream default, could not be compared"
+            here = "On this machine, 2 threads, the upstream default, could not be compared"
         elif ratio.count < statistics.VERDICT_ROUNDS:
             rounds = counted(ratio.count, "round")
             here = f"{rounds} cannot tell how {what} compares with 2 threads, the upstream default"
         else:
-            here = f"{what} reaches {times(*ratio)} the speed of 2 threads, the upstream default"
+            here = (
+                f"On this machine, {what} is {times(*ratio)} as fast as 2 threads, the upstream "
+                "default"
+            )
         return (
-            f"Here {here}. The BitNet optimization guide for WSL reports {CLAIM[0]:.1f} to "
+            f"{here}. The BitNet optimization guide for WSL reports gains of {CLAIM[0]:.1f} to "
             f"{CLAIM[1]:.1f} times, on a laptop with 12 threads."
         )
 
@@ -255,7 +258,10 @@ def noise(floor: float | None) -> str:
     """Return a noise floor in words."""
     if floor is None:
         return "noise: not known, so there is no verdict"
-    return f"noise: repeated runs varied by up to ×{floor:.2f}"
+    return (
+        "noise: compared with itself over as many rounds, the default differs by up to "
+        f"×{floor:.2f}"
+    )
 
 
 def lengths(sizes: Sizes) -> str:

@@ -140,7 +140,7 @@ class Session:
         self.search.tell_check(name, problem)
         self._keep()
         if problem:
-            say(f"{name} is out: {problem}")
+            say(f"{name} is rejected: {problem}")
 
     def _keep(self) -> None:
         self.results = self.results._replace(
@@ -224,7 +224,8 @@ class _Work:
             short = self._search(stop, shown)
             # The profile comes first, so that a signal from here on cannot lose the decision.
             if self.results.options.remember and short:
-                self.keep(not_remembered(self.results, "not all settings could be compared"))
+                why = "the time was too short to compare all settings; give more with --budget"
+                self.keep(not_remembered(self.results, why))
             elif self.results.options.remember:
                 self.keep(remembered(self.results, self.subject, engine, state, self.path))
             with stop.interruptible():

@@ -167,7 +167,7 @@ def add_run(parser: Parser, prompt_required: bool) -> None:
     add_no_profile(parser.group(_SPEED))
     add = parser.group(_OUTPUT).add_argument
     add("--dry-run", action="store_true", help="print the command and its reasons; run nothing")
-    add("--json", action="store_true", help="with --dry-run: print JSON")
+    add("--json", action="store_true", help="print the plan as JSON (with --dry-run)")
 
 
 def root_folder(text: str) -> str:

@@ -43,8 +43,8 @@ OLDEST_S = 30 * 24 * 3600
 def run(arguments: list[str]) -> int:
     about = "Print which variables bitnet-env.sh exports to a shell, and why."
     parser = Parser(prog="python3 -m bitnet_tuning env", description=about)
-    add_root(parser, "read the sys and proc in this folder (default: /)")
-    what = "print the number of threads, and 1 if a CPU quota limits it, else 0, for bitnet-env.sh"
+    add_root(parser, "describe the machine whose sys and proc are in this folder (default: /)")
+    what = "for bitnet-env.sh: print the threads, and 1 if a CPU quota limits them, else 0"
     parser.add_argument("--sh", action="store_true", help=what)
     for name in ("--key", "--keep", "--script", "--looked"):  # only bitnet-env.sh passes these
         parser.add_argument(name, default="", help=argparse.SUPPRESS)

@@ -17,7 +17,7 @@ def run(arguments: list[str]) -> int:
     """Print the facts about this machine, or about the one whose files are below ``--root``."""
     about = "Print what is known about this machine: CPUs, limits and memory."
     parser = Parser(prog="python3 -m bitnet_tuning host", description=about)
-    add_root(parser, "read the sys and proc in this folder (default: /)")
+    add_root(parser, "describe the machine whose sys and proc are in this folder (default: /)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     facts = host_facts(_with_flags(read_host(options.root), options.root))

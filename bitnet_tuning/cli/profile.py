@@ -48,7 +48,9 @@ def run(arguments: list[str]) -> int:
 def _parser() -> Parser:
     about = "Manage profiles: settings measured to be fastest, which runs use automatically."
     parser = Parser(prog="python3 -m bitnet_tuning profile", description=about)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, help="(default: list)")
+    commands = parser.add_subparsers(
+        metavar="COMMAND", required=True, help="what to do (default: list)"
+    )
 
     def command(name: str, action: Any, what: str) -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what)
@@ -68,7 +70,9 @@ def _parser() -> Parser:
     removal.add_argument("--all", action="store_true", help="delete every profile")
     export = command("export", _export, "Write a profile as JSON, for other machines of this kind.")
     export.add_argument("id", metavar="ID", help=its_id)
-    export.add_argument("-o", "--output", metavar="FILE", help="(default: standard output)")
+    export.add_argument(
+        "-o", "--output", metavar="FILE", help="file to write (default: standard output)"
+    )
     adoption = command("import", _import, "Save a profile from another machine of this kind.")
     adoption.add_argument("file", metavar="FILE", help="file that `export` wrote")
     add_engine(adoption)

@@ -92,7 +92,8 @@ def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") 
             say(_so_far(answers, len(prompts)))
             raise
     if answers.refused:
-        say(f"the engine refused {answers.refused} of {len(prompts)} prompts; `error` says why")
+        refused = f"{answers.refused} of {len(prompts)} prompts"
+        say(f"the engine refused {refused}: see the field `error` of their answers")
     return 1 if answers.refused else 0
 
 

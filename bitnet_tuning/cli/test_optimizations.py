@@ -98,8 +98,8 @@ def _read(arguments: list[str]) -> argparse.Namespace:
     add_model(parser)
     add_engine(parser)
     times = (
-        f"seconds to spend (default: {SECONDS:g}; {SMALL_SECONDS:g} with a model of up to "
-        f"{SMALL_MODEL >> 20} MiB, or as many as a comparison needs)"
+        f"time limit in seconds (default: {SECONDS:g}; with a model of up to {SMALL_MODEL >> 20} "
+        f"MiB {SMALL_SECONDS:g}, or up to {SECONDS:g} more if the comparison of speeds needs them)"
     )
     add("--performance-mode", action="store_true", help="check the plan of performance mode")
     add("--seconds", type=number(1, 3600), metavar="S", help=times)

@@ -198,6 +198,6 @@ CHECKS: tuple[Check, ...] = (
     ("wide vectors", _wide_vectors, _KERNEL_SOURCE),
     ("OpenMP runtime", _openmp, "the libraries that the engine is linked to; llama.cpp: ggml-cpu"),
     ("libraries", _libraries, "ld.so(8): LD_LIBRARY_PATH goes before a program's RUNPATH"),
-    ("self-test", _selftest, "the demo model, whose texts every correct kernel continues alike"),
+    ("self-test", _selftest, "the demo model: every correct kernel generates the same text"),
     ("profile", _profile, "tunings that benchmark_optimized.py saved on this machine"),
 )

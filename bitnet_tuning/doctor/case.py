@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bitnet_tuning.console import counted
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.conditions import Conditions
 from bitnet_tuning.machine.memory import HugePages, Memory
@@ -173,7 +174,7 @@ def exit_code(findings: Sequence[Finding], strict: bool) -> int:
 def summary(findings: Sequence[Finding]) -> str:
     """Return one line with the counts and the check to start with. The worst finding is first."""
     found = counts(findings)
-    total = f"{found[BAD]} bad, {found[WARN]} to improve, {found[UNKNOWN]} not known"
+    total = f"{found[BAD]} bad, {counted(found[WARN], 'warning')}, {found[UNKNOWN]} unknown"
     begin = f" Begin with: {findings[0].name}." if found[BAD] or found[WARN] else ""
     return f"{len(findings)} checks: {total}, {found[GOOD]} good.{begin}"
 

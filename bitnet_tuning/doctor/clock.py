@@ -34,7 +34,7 @@ def _governor(case: Case) -> Finding:
     if seen.governor is None:
         return unknown(
             "no governor is shown, as in virtual machines and where the firmware sets the clock",
-            f"of a virtual machine, set it on the host: {_GOVERNOR_REMEDY}",
+            f"in a virtual machine, the host sets the clock; run there: {_GOVERNOR_REMEDY}",
         )
     lowest = case.warning(warnings.LOWEST_CLOCK)
     if lowest:
@@ -53,7 +53,8 @@ def _clock(case: Case) -> Finding:
     seen, governor = case.conditions.clock, case.conditions.governor
     if seen is None:
         return unknown(
-            "this machine does not show its clock", "compare its speed with that of a similar one"
+            "this machine does not show its clock",
+            "compare this machine's tokens/s with a similar machine's",
         )
     now = seen.max_mhz
     worse, compared = _compare(case, now, seen.highest_mhz)

@@ -33,7 +33,7 @@ def _model(case: Case) -> Finding | None:
         return warn(f"{text}: not ternary, so each token reads several times as much", _TO_I2_S)
     if engine is not None and engine.i2_s:
         return warn(f"{text}: bitnet.cpp has fast kernels for i2_s only", _TO_I2_S)
-    return good(f"{text}, which engines without i2_s kernels need")
+    return good(f"{text}, the right format for an engine without i2_s kernels")
 
 
 def _drive(case: Case) -> Finding | None:
@@ -85,8 +85,8 @@ def needed(case: Case) -> str:
 def _memory(case: Case) -> Finding:
     available = case.conditions.memory_available
     if available is None:
-        return unknown(f"the free memory is not known; {needed(case)}")
-    text = f"{size_text(available)} of memory are free, {needed(case)}"
+        return unknown(f"the available memory is not known; {needed(case)}")
+    text = f"{size_text(available)} of memory is available, {needed(case)}"
     if case.warning(MEMORY) is None:
         return good(text)
     worse = bad if available < case.model_size else warn
@@ -119,7 +119,7 @@ def _swap(case: Case) -> Finding:
     if free is None or swapped <= free:
         return good(f"{text}, which slows nothing down while memory is free")
     return warn(
-        f"{text}, and only {size_text(free)} of memory are free",
+        f"{text}, and only {size_text(free)} of memory is available",
         "close programs, then bring everything back into memory: sudo swapoff -a && sudo swapon -a",
     )
 
@@ -134,7 +134,7 @@ def _memory_lock(case: Case) -> Finding:
     if swapped is None or swapped < SWAPPED:
         return good(f"{text}; that matters only where memory is swapped out")
     return warn(
-        f"{text}, and memory is swapped out here",
+        f"{text}, and some memory is swapped out",
         "add the line `* - memlock unlimited` to /etc/security/limits.conf and log in again; for a "
         "container: docker run --ulimit memlock=-1",
     )

@@ -76,7 +76,8 @@ def _processors(case: Case) -> Finding | None:
     if processors != online:
         return warn(f"{text}, but it has {online}", _APPLY)
     return warn(
-        f"{text}; Windows may have more", f"remove processors= from {path}, then run: {_RESTART}"
+        f"{text}; Windows may have more CPUs",
+        f"remove processors= from {path}, then run: {_RESTART}",
     )
 
 

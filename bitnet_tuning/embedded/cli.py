@@ -28,7 +28,7 @@ def run(options: CliOptions) -> None:
 
 
 PROGRAM = LookAlike(
-    "embedded: llama-cli made of xllamacpp (mainline llama.cpp, CPU only)",
+    "embedded: llama-cli built on xllamacpp (mainline llama.cpp, CPU only)",
     (
         *LOAD_FLAGS,
         CliFlag(

@@ -64,7 +64,7 @@ def choose_build(
     able, weak = _with_kernels(runnable, model)
     winner, reason = _best(able, host, measured)
     left_out = (f"{build_name(path)} {what}" for path, what in (*refused, *weak))
-    chosen = f"{winner.location.source}; of {len(every)} builds there {reason}"
+    chosen = f"{winner.location.source}; chosen of {len(every)} builds: {reason}"
     source = "; ".join((chosen, *left_out))
     return winner._replace(location=winner.location._replace(source=source))
 

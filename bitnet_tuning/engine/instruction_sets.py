@@ -182,10 +182,9 @@ def reason(engine: Engine, flags: Iterable[str], quantization: str) -> str:
     idle = ordered((cpu & WIDE) - engine.isa)
     if engine.isa and idle:
         text += f", not for this CPU's {', '.join(idle)}"
-    if quantization not in TERNARY or (cpu and not cpu & X86):
+    if quantization not in TERNARY or (cpu and not cpu & WIDE):
         return text
     return (
-        f"{text}; {quantization} has kernels for AVX2 and NEON only: AVX-512 gains nothing for "
-        "the ternary weights, only for F16 and F32 ones (embedding, output matrix), attention "
-        "and softmax"
+        f"{text}; {quantization} kernels use AVX2 or NEON, so AVX-512 speeds up only the other "
+        "tensors (F16, F32), attention and softmax"
     )

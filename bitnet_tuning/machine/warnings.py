@@ -129,7 +129,7 @@ def _clock_limit(conditions: Conditions) -> Iterator[MachineWarning]:
     if clock is None or clock.limit_mhz is None or clock.highest_mhz is None:
         return
     if clock.limit_mhz < CLOCK_LIMIT * clock.highest_mhz:
-        cause = f"settings limit the clock to {clock.limit_mhz:.0f} of {clock.highest_mhz:.0f} MHz"
+        cause = f"cpufreq limits the clock to {clock.limit_mhz:.0f} of {clock.highest_mhz:.0f} MHz"
         remedy = f"sudo cpupower frequency-set -u {clock.highest_mhz:.0f}MHz"
         yield MachineWarning(CLOCK, cause, remedy)
 

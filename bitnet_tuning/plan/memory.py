@@ -6,7 +6,7 @@ for 2048 tokens, 255.5 MiB of buffers for a micro-batch of 512 tokens and 31.9 M
 
 from __future__ import annotations
 
-from bitnet_tuning.console import MEBIBYTE, counted, size_text
+from bitnet_tuning.console import counted, size_text
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.command import obeys
 from bitnet_tuning.plan.openmp import user_set
@@ -106,20 +106,16 @@ def _buffer_bytes(model: ModelFile, context: int, ubatch: int | None) -> int:
 
 
 def sum_text(need: Need, available: int | None) -> str:
-    """Return the needed and the ``available`` bytes (None: unknown) as a text in MiB."""
+    """Return the needed and the ``available`` bytes (None: unknown) as a text."""
     parts = (("model", need.model), ("KV cache", need.cache), ("buffers", need.buffers))
-    terms = " + ".join(f"{name} {_mebibytes(size)}" for name, size in parts)
-    held = "unknown" if available is None else f"{_mebibytes(available)} MiB"
-    return f"{terms} = {_mebibytes(need.total)} MiB; available: {held}"
+    terms = " + ".join(f"{name} {size_text(size)}" for name, size in parts)
+    held = "unknown" if available is None else size_text(available)
+    return f"{terms} = {size_text(need.total)}; available: {held}"
 
 
 def fits(need: Need, available: int | None, share: float) -> bool:
     """Return whether a run takes at most ``share`` of ``available`` bytes; False if unknown."""
     return available is not None and need.total <= share * available
-
-
-def _mebibytes(size: int) -> int:
-    return -(-size // MEBIBYTE)
 
 
 def has_room(host: Host, model: ModelFile) -> bool:
@@ -237,7 +233,7 @@ def _no_copy(flags: frozenset[str], need: Need, available: int | None) -> str | 
 def no_huge(huge: HugePages | None, environ: Mapping[str, str]) -> str | None:
     """Return why malloc cannot be made to use huge pages, or None if it can."""
     if huge is None or huge.glibc is None:
-        return "no huge pages: only glibc can be told to use them, and this system has none"
+        return "no huge pages: only glibc uses them, and this system has another C library"
     if huge.glibc < FIRST_GLIBC:
         version, first = (".".join(map(str, each)) for each in (huge.glibc, FIRST_GLIBC))
         return f"no huge pages: they need glibc {first} or later, this system has {version}"

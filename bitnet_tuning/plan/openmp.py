@@ -14,7 +14,8 @@ THREAD_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 BINDING = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
 
 MARK = "BITNET_ENV_COUNT"
-"""Variable with the same count, which bitnet-env.sh exports where it exports only thread counts."""
+"""Variable that repeats the thread count. bitnet-env.sh exports it if it exports only counts, so
+that they can be recognised."""
 
 BLOCKTIME_MS = "200"
 """Milliseconds that waiting threads of LLVM's OpenMP spin before they sleep. 200 is its documented

@@ -234,7 +234,11 @@ def _waiting(
         return {name: value}, None, f"{name}={value} lets threads spin while they wait"
     if runtime == NONE and obeys("poll", flags):
         return {}, EAGER_POLL, f"--poll {EAGER_POLL} lets threads spin while they wait"
-    return {}, None, "how threads wait is left to the engine: nothing is known to change it"
+    return (
+        {},
+        None,
+        "how threads wait is left to the engine: no variable or flag is known that changes it",
+    )
 
 
 def _affinity(facts: Facts, threads: int) -> tuple[frozenset[int] | None, str]:
@@ -242,6 +246,6 @@ def _affinity(facts: Facts, threads: int) -> tuple[frozenset[int] | None, str]:
     if binding := user_binding(facts.environ):
         return None, f"{NOT_BOUND}: you bind the threads yourself with {binding}"
     if host.quota_binds:
-        return None, f"{NOT_BOUND}: other containers with a quota may be bound to the same"
+        return None, f"{NOT_BOUND}: other containers with a quota might be bound to the same CPUs"
     count = min(threads, len(host.allowed_cores))
     return _chosen_cores(host, threads), f"bound to {counted(count, 'core')} (performance mode)"

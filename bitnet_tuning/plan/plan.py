@@ -121,6 +121,6 @@ def _memory_warnings(host: Host, model: ModelFile) -> tuple[str, ...]:
     if available is None or model.size <= available:
         return ()
     return (
-        f"the model takes {size_text(model.size)}, but only {size_text(available)} of memory are "
+        f"the model takes {size_text(model.size)}, but only {size_text(available)} of memory is "
         "available: parts of it are read from disk again for every token",
     )

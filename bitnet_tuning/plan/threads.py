@@ -25,7 +25,7 @@ WORTHWHILE = 1.1
 """Factor by which slower cores must raise the expected speed before they are used."""
 
 NOT_BOUND = "not bound to particular CPUs"
-"""How the reason for a plan without CPUs begins."""
+"""Beginning of the reason if the plan chooses no CPUs."""
 
 
 class Asked(NamedTuple):
@@ -104,7 +104,7 @@ def _computed(host: Host, environ: Mapping[str, str], most: int) -> Plan:
     speeds = sorted((core.speed for core in host.allowed_cores), reverse=True)
     speeds = [1.0] * len(host.allowed) if host.cores_hidden else speeds
     count = _best_count(speeds, min(usable, most))
-    which = "all usable cores, since arithmetic limits prompts, not memory"
+    which = "all usable cores, since arithmetic limits prompts, not memory bandwidth"
     reasons = {
         "threads": _threads_reason(host, count, most),
         "threads_batch": f"{usable}: {which if usable > 1 else 'the only usable core'}",

@@ -140,8 +140,8 @@ def _too_short(found: Setting, request: Request, facts: Facts) -> str | None:
     if saved <= 0 or tokens * saved >= cost:
         return None
     return (
-        f"on: a copy of the model was measured faster, but loads about {cost:.1f} s longer, which "
-        f"pays off from about {cost / saved:.0f} tokens on"
+        f"on: a copy of the model was measured faster, but loads about {cost:.1f} s longer; "
+        f"it pays off only for {cost / saved:.0f} tokens or more"
     )
 
 

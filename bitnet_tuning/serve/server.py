@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 
 MOST_DEFAULT_SLOTS = 4
-"""Largest number of slots chosen automatically. Measured on two cores with the 2B i2_s model, 4
-slots were 1.7 times as fast as 1, and 8 were not faster than 4."""
+"""Largest number of slots chosen automatically. More may be faster as a whole, as in
+docs/measurements.md, but every answer takes longer, and every slot needs a cache of its own."""
 
 MEMORY_SHARE = 0.9
 """Share of the available memory that model, caches and buffers may take."""

@@ -60,7 +60,8 @@ LATER = "later"
 
 
 class Via:
-    """Note: JSON has a value of ``kind``, from which ``read`` makes ours or raises ValueError."""
+    """Note: JSON has a value of ``kind``, from which ``read`` makes the value of the
+    field, or raises ValueError."""
 
     def __init__(
         self, kind: object, read: Callable[[Any], Any], write: Callable[[Any], Any]

@@ -90,7 +90,13 @@ def environment(plan: Plan, watched: Watched) -> Line:
 
 
 def _unseen(name: str, watched: Watched) -> Line:
-    return Line(name, SKIP, NO_RUN if watched.failed else watched.problem or "nothing was seen")
+    return Line(
+        name,
+        SKIP,
+        NO_RUN
+        if watched.failed
+        else watched.problem or "the engine ended before it could be observed",
+    )
 
 
 def _differences(wanted: Mapping[str, str], seen: Mapping[str, str]) -> str:
@@ -117,7 +123,7 @@ def working(plan: Plan, watched: Watched) -> Line:
     facts = {"working": count, "planned": planned, "shares": _shares(watched)}
     if surely > planned:
         seen = counted(surely, "thread")
-        reason = f"{seen} working, but {planned} planned: the engine starts others as well"
+        reason = f"{seen} working, but {planned} planned: the engine starts more than -t says"
         return Line(name, FAIL, reason, facts)
     if count < planned:
         reason = f"{count} of {planned} threads working{others}: {_why_fewer(watched)}"
@@ -174,7 +180,7 @@ def _misplaced(
     left_out = _crowded(masks, host.cores, permitted)
     if left_out:
         return (
-            f"{left_out} of {counted(len(masks), 'thread')} cannot have a core of its own on CPUs "
+            f"{left_out} of {counted(len(masks), 'thread')} must share a core with others on CPUs "
             f"{format_list(every)}, though {format_list(permitted)} may be used: look for "
             "taskset, numactl or GOMP_CPU_AFFINITY in what starts the engine"
         )
@@ -304,7 +310,9 @@ def own_count(plan: Plan, watched: Watched) -> Line:
     name = "engine's n_threads"
     found = _OWN_COUNT.search(watched.log)
     if found is None:
-        return Line(name, SKIP, NO_RUN if watched.failed else "the engine does not print it")
+        return Line(
+            name, SKIP, NO_RUN if watched.failed else "the engine's log does not state n_threads"
+        )
     threads, batch = int(found[1]), int(found[2] or found[1])
     # An engine that prints one number uses it for prompts, too.
     planned = plan.setting.threads, plan.setting.threads_batch if found[2] else plan.setting.threads

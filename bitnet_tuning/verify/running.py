@@ -38,8 +38,8 @@ COUNT_SHARE = 0.1
 """Share of the time that the kernel may spend on counting pages."""
 
 ALWAYS_SHARE = 0.75
-"""Share of the longest time that a thread ran or waited for a CPU from which a thread hardly ever
-sleeps: it computes or spins, however busy its CPU is with other programs."""
+"""A thread computes or spins if it ran, or waited for a CPU, for at least this share of the time of
+the thread that did so longest. How busy its CPU is with other programs does not matter."""
 
 OFTEN_SHARE, RAN_SHARE = 0.5, 0.4
 """Shares of that time, and of the time that the busiest thread ran, from which a thread computes
@@ -50,7 +50,7 @@ LEAST_SECONDS = 0.06
 """CPU seconds that the busiest thread must have run: more than a small model takes to load."""
 
 LEAST_LOOKS = 5
-"""Fewest looks that show which threads compute, so that one at a start or an end does not
+"""Fewest snapshots that show which threads compute, so that one at a start or an end does not
 decide."""
 
 GROWTH = 1.02
