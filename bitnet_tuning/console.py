@@ -218,7 +218,7 @@ class Progress:
             progress.TextColumn("{task.fields[left]}"),
             progress.BarColumn(bar_width=20),
             progress.TextColumn("{task.description}", markup=False),
-            console=Console(stderr=True, highlight=False),
+            console=Console(stderr=True, highlight=False, soft_wrap=True),
             transient=True,
         )
         self._bar.add_task("", total=self._total, left="")

@@ -237,8 +237,10 @@ def engine_folders() -> tuple[str, ...]:
     # Beside the script, beside this package (the same folder unless the script is a symbolic
     # link), and the current folder.
     script = os.path.dirname(os.path.abspath(sys.argv[0]))
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    return tuple(dict.fromkeys((script, package, os.getcwd())))
+    modules = os.path.dirname(os.path.abspath(__file__))
+    # With python3 -m, the script is one of the modules.
+    folders = (script, os.path.dirname(modules), os.getcwd())
+    return tuple(dict.fromkeys(each for each in folders if each != modules))
 
 
 def _stdin(request: Request, engine: Engine) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bitnet_tuning.console import size_text
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.memory import choose_batch, with_setting
@@ -62,7 +63,9 @@ def test_the_reason_says_what_decided() -> None:
     ):
         made = chosen(size)
         assert made.reasons["ubatch"] == reason
-        assert made.reasons["batch"] == ("64: as the micro-batch" if made.batch else reason)
+        assert made.reasons["batch"] == (
+            "64: the same as the micro-batch (ubatch)" if made.batch else reason
+        )
 
 
 @pytest.mark.parametrize(
@@ -95,7 +98,7 @@ def test_too_little_memory_makes_the_micro_batch_smaller(
         assert made.warnings == ()
     else:
         reason, warning = made.reasons["ubatch"], f"micro-batch 512, using {ubatch}: long prompts"
-        assert "cache 150" in reason and f"available: {available} MiB" in reason
+        assert "cache 150" in reason and f"available: {size_text(available << 20)}" in reason
         assert warning in made.warnings[0]
 
 

@@ -131,7 +131,7 @@ def test_without_a_terminal_findings_are_plain_lines(
     assert text.splitlines()[:3] == [
         "BAD   c  broken",
         "         -> mend it",
-        "         (a manual)",
+        "         (source: a manual)",
     ]
     assert "somewhere" not in text  # a good finding does not show its source
     assert text.splitlines()[-1] == case.summary(EVERY)

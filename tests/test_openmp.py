@@ -55,7 +55,7 @@ def test_each_runtime_gets_the_variables_that_it_reads(
 def test_the_reason_says_how_threads_wait() -> None:
     runtime = "the engine's OpenMP runtime, libomp, reads these variables; "
     assert choose(LLVM)[1] == (
-        f"{runtime}KMP_BLOCKTIME is how long waiting threads spin before they sleep"
+        f"{runtime}KMP_BLOCKTIME is how many ms waiting threads spin before they sleep"
     )
     assert choose(LLVM, quota_binds=True)[1] == (
         f"{runtime}KMP_BLOCKTIME is not set: spinning threads would use up the CPU quota"

@@ -8,7 +8,7 @@ import pytest
 
 from bitnet_tuning.cli.show import plan_facts, shell_line
 from bitnet_tuning.engine.find import Engine, Location
-from bitnet_tuning.errors import UnsupportedError
+from bitnet_tuning.errors import UnsupportedError, UsageError
 from bitnet_tuning.machine.detect import Privileges
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.memory import Memory
@@ -115,13 +115,13 @@ def test_reasons_name_the_flags_that_decided() -> None:
         "threads_batch": "2: set by --threads-batch",
         "cpus": "not bound to particular CPUs: they are chosen only together with the number of "
         "threads",
-        "batch": "set by --batch-size",
-        "ubatch": "set by --ubatch-size",
+        "batch": "64: set by --batch-size",
+        "ubatch": "32: set by --ubatch-size",
         "numa": "nothing to choose: one NUMA node",
         "env": "the engine's OpenMP runtime, libgomp, reads these variables; threads are not "
         "bound: 3 of 4 cores are used, and other programs may choose the same",
         "memory": "the model is mapped (mmap) and shares its memory with the page cache; "
-        "model 1.0 GiB + KV cache 600 MiB + buffers 15.6 MiB = 1.6 GiB; available: 8.0 GiB",
+        "model 1.0 GiB + KV cache 600 MiB + buffers 16.0 MiB = 1.6 GiB; available: 8.0 GiB",
         "command": "llama-cli, which completes a prompt and exits",
         "engine": "found in /build/bin",
         "model": "named with -m: bitnet-b1.58, i2_s",
@@ -200,22 +200,28 @@ def test_a_model_larger_than_the_available_memory_is_warned_about(
 ) -> None:
     made = plan(host=a_host(4, available=available), model=MODEL._replace(size=size))
     expected = (
-        "the model takes 3.0 GiB, but only 1.0 GiB of memory are available: parts of it are read "
+        "the model takes 3.0 GiB, but only 1.0 GiB of memory is available: parts of it are read "
         "from disk again for every token"
     )
     assert made.warnings == ((expected,) if warned else ())
 
 
 @pytest.mark.parametrize("text", ["abc", "0", "-3", "2.5", "4,abc", "9" * 20])
-@pytest.mark.parametrize("runtime", ["libomp", "libgomp", None])
+@pytest.mark.parametrize("runtime", ["libgomp", None])
 def test_an_invalid_thread_count_in_the_environment_is_warned_about(
     runtime: str | None, text: str
 ) -> None:
-    """LLVM's runtime aborts at most of these, with a message about a bug of its own."""
     made = plan(engine=ENGINE._replace(openmp=runtime), environ={"OMP_NUM_THREADS": text})
     (warning,) = (each for each in made.warnings if not each.startswith("your OMP_NUM_THREADS"))
     assert warning.startswith(f"OMP_NUM_THREADS is '{text}', not a positive whole number")
     assert "`unset OMP_NUM_THREADS`" in warning
+
+
+@pytest.mark.parametrize("text", ["abc", "0", "-3", "2.5", "4,abc"])
+def test_an_invalid_thread_count_is_refused_before_llvms_runtime_crashes(text: str) -> None:
+    with pytest.raises(UsageError) as error:
+        plan(engine=ENGINE._replace(openmp="libomp"), environ={"OMP_NUM_THREADS": text})
+    assert f"'{text}'" in error.value.cause and error.value.remedy == "unset OMP_NUM_THREADS"
 
 
 @pytest.mark.parametrize(

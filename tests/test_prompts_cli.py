@@ -179,7 +179,7 @@ def test_the_last_lines_of_a_server_that_does_not_start_are_shown(prompts: FakeP
     done = prompts.run(unfit=1)
     assert (done.code, done.out) == (1, b"")
     assert "it is unfit" in done.err
-    assert "0 of 1 prompts are answered" in done.err
+    assert "answered 0 of 1 prompts" in done.err
 
 
 def test_quiet_prints_nothing_but_the_answers(prompts: FakePrompts) -> None:
@@ -222,7 +222,7 @@ def test_a_missing_server_is_an_error_that_names_the_command_to_build_it(
         (("-cnv",), "-cnv/--conversation: not allowed with --prompts"),
         (("--slots", "0"), "--slots"),
         (("--resume",), "--resume: needs -o FILE"),
-        (("-o", "/nowhere/out"), "-o/--output: /nowhere/out: No such file"),
+        (("-o", "missing/out"), "-o/--output: missing/out: No such file"),
         (("-o", "/dev/null"), "-o/--output: /dev/null is not a regular file"),
     ],
 )

@@ -273,7 +273,7 @@ def write(handle, data):
     )
     assert done.returncode == 1
     assert b"cannot write to" in done.stderr and b"No space left on device" in done.stderr
-    assert b"3 of 12 prompts are answered; add --resume to continue" in done.stderr
+    assert b"answered 3 of 12 prompts; add --resume to continue" in done.stderr
     assert prompts.to_file("--slots", "1", "--resume").code == 0
     assert answered(prompts.out) == MANY
 

@@ -640,7 +640,7 @@ def test_commands_of_the_package(commands: Commands) -> None:
     assert commands.call().code == 2
     unknown = commands.call("unheard-of")
     assert unknown.code == 2 and "unheard-of" in unknown.err
-    assert commands.call("plan", "--root", "/nowhere").code == 3
+    assert commands.call("plan", "--root", str(commands.bench.home / "missing")).code == 3
 
 
 # Messages before and after a run

@@ -86,7 +86,7 @@ def test_a_profile_decides_every_field_with_its_reason(bench: Bench) -> None:
     assert made.reasons["cpus"] == f"not bound to particular CPUs: {CLAIM}"
     measured = "OMP_NUM_THREADS=3 OMP_PLACES=cores OMP_PROC_BIND=true"
     assert made.reasons["env"] == f"{measured}: {CLAIM}"
-    assert made.reasons["memory"].startswith("the model is copied into memory; model 1024 + ")
+    assert made.reasons["memory"].startswith("the model is copied into memory; model 1.0 GiB + ")
     others = bench.computed().reasons
     untouched = ("command", "batch", "ubatch", "engine", "model")
     assert {name: made.reasons[name] for name in untouched} == {
@@ -169,7 +169,7 @@ def test_the_users_micro_batch_replaces_the_profiles(bench: Bench) -> None:
     assert flag(bench.plan(setting=setting), "-ub") == "128"
     made = bench.plan(HELLO._replace(ubatch=64, batch=64), setting=setting)
     assert (flag(made, "-ub"), flag(made, "-b"), made.setting.threads) == ("64", "64", 3)
-    assert made.reasons["ubatch"] == "set by --ubatch-size"
+    assert made.reasons["ubatch"] == "64: set by --ubatch-size"
     assert made.reasons["batch"] == "set by --batch-size"
 
 
@@ -263,7 +263,7 @@ def test_a_copy_of_the_model_must_pay_for_its_loading(bench: Bench) -> None:
         assert ("--no-mmap" in made.command) == copied
         assert ("GLIBC_TUNABLES" in made.setting.variables) == copied
         assert made.setting.threads == 3
-        late = "on: a copy of the model was measured faster, but loads about 2.1 s longer, which "
+        late = "on: a copy of the model was measured faster, but loads about 2.1 s longer; "
         late += "it pays off only for 253 tokens or more"
         assert (made.reasons["mmap"] == late) == (not copied)
         assert ("huge pages" in made.reasons["memory"]) == copied

@@ -82,7 +82,7 @@ def integer(low: int, high: int = _INT32) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"'{text}' is not a whole number")
         value = int(text)
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{value} is not between {low} and {high}")
+            raise argparse.ArgumentTypeError(f"must be from {low} to {high}, not {value}")
         return value
 
     return parse
@@ -97,8 +97,8 @@ def number(low: float, high: float = _INFINITE) -> Callable[[str], float]:
         except ValueError:
             raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
         if not low <= value <= high or value == _INFINITE:  # also true for NaN
-            limits = f"of {low:g} or more" if high == _INFINITE else f"from {low:g} to {high:g}"
-            raise argparse.ArgumentTypeError(f"{text} is not a finite number {limits}")
+            limits = f"{low:g} or more" if high == _INFINITE else f"from {low:g} to {high:g}"
+            raise argparse.ArgumentTypeError(f"must be {limits}, not {text}")
         return value
 
     return parse

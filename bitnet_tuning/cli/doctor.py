@@ -76,5 +76,5 @@ def details(finding: Finding) -> list[str]:
     if finding.advice:
         lines.append(f"-> {finding.advice}")
     if finding.state != GOOD:
-        lines.append(f"({finding.source})")
+        lines.append(f"(source: {finding.source})")
     return lines

@@ -163,7 +163,7 @@ def _resume(answers: AnswerFile, options: argparse.Namespace, count: int) -> Non
 def _so_far(answers: AnswerFile | AnswerStream, count: int) -> str:
     to_file = isinstance(answers, AnswerFile)
     hint = "add --resume to continue" if to_file else "only a run with -o FILE can be resumed"
-    return f"{len(answers.answered)} of {count} prompts are answered; {hint}"
+    return f"answered {len(answers.answered)} of {count} prompts; {hint}"
 
 
 def _explain(gone: GoneError, facts: Facts) -> None:
@@ -175,8 +175,9 @@ def _explain(gone: GoneError, facts: Facts) -> None:
 
 def _report(totals: Totals, slots: int, load_seconds: float, options: argparse.Namespace) -> None:
     if not options.quiet:
+        done = f"{counted(totals.prompts, 'prompt')}, {counted(totals.tokens, 'token')} generated"
         say(
-            f"{totals.prompts} prompts, {totals.tokens} tokens generated, {_speed(totals)}, "
+            f"{done}, {_speed(totals)}, "
             f"{totals.seconds:.1f} s, {counted(slots, 'slot')}; "
             f"the model was loaded in {load_seconds:.1f} s"
         )

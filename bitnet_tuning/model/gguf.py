@@ -160,7 +160,9 @@ class _Reader:
 def _parse(data: mmap.mmap) -> tuple[Metadata, tuple[TensorInfo, ...]]:
     reader = _Reader(data)
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
-        raise _CorruptError(f"is not a GGUF file: it begins with {_shown(data[: len(MAGIC)])}")
+        raise _CorruptError(
+            f"is not a GGUF file: it begins with {_shown(data[: len(MAGIC)])}, not 'GGUF'"
+        )
     reader.skip(len(MAGIC))
     _check_version(reader.number("I"))
     tensors = reader.count("tensors", _MIN_TENSOR, _MOST_TENSORS)

@@ -137,8 +137,8 @@ def choose_batch(plan: Plan, request: Request, facts: Facts) -> Plan:
     has_flag = obeys("ubatch", facts.engine.flags_for(request.chat))
     if request.batch or request.ubatch or not has_flag:
         default += "" if has_flag else ": it has no flag -ub"
-        why = "set by --batch-size" if request.batch else default
-        why_ubatch = "set by --ubatch-size" if request.ubatch else default
+        why = f"{request.batch}: set by --batch-size" if request.batch else default
+        why_ubatch = f"{request.ubatch}: set by --ubatch-size" if request.ubatch else default
         return _sized(plan, request.batch, request.ubatch, why, why_ubatch)
     if length is not None and length + _SPECIAL <= DEFAULT_UBATCH // 2:
         size = max(LEAST_UBATCH, 1 << (length + _SPECIAL - 1).bit_length())
@@ -147,7 +147,7 @@ def choose_batch(plan: Plan, request: Request, facts: Facts) -> Plan:
             f"{size}: holds the whole prompt of {counted(length, 'byte')} (about "
             f"{counted(estimate(length), 'token')}), and saves {size_text(saved)} of buffers"
         )
-        return _sized(plan, size, size, f"{size}: as the micro-batch", why)
+        return _sized(plan, size, size, f"{size}: the same as the micro-batch (ubatch)", why)
 
     def held(ubatch: int) -> Need:
         # A mapped model does not count: the kernel drops its pages if others need the memory.
@@ -164,7 +164,7 @@ def choose_batch(plan: Plan, request: Request, facts: Facts) -> Plan:
     why = f"{size}: too little memory for {DEFAULT_UBATCH}: {sum_text(held(size), available)}"
     warning = f"too little memory for micro-batch {DEFAULT_UBATCH}, using {size}"
     plan = plan.updated(plan.setting, {}, (f"{warning}: long prompts will take longer",))
-    return _sized(plan, size, size, f"{size}: as the micro-batch", why)
+    return _sized(plan, size, size, f"{size}: the same as the micro-batch (ubatch)", why)
 
 
 def _sized(

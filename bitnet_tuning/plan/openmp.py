@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bitnet_tuning.engine.find import GOMP, LLVM, MSVC, NONE
+from bitnet_tuning.errors import UsageError
 
 THREAD_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 BINDING = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
@@ -91,7 +92,7 @@ def _waiting(quota_binds: bool, environ: Mapping[str, str]) -> tuple[dict[str, s
         return {}, f"threads wait as you set it: {chosen}"
     if quota_binds:
         return {}, "KMP_BLOCKTIME is not set: spinning threads would use up the CPU quota"
-    reason = "KMP_BLOCKTIME is how long waiting threads spin before they sleep"
+    reason = "KMP_BLOCKTIME is how many ms waiting threads spin before they sleep"
     return {"KMP_BLOCKTIME": BLOCKTIME_MS}, reason
 
 
@@ -189,12 +190,16 @@ def _count(text: str) -> int | None:
 
 
 def count_warnings(runtime: str | None, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Warn if the user's OMP_NUM_THREADS is not what the engine's OpenMP runtime accepts."""
+    """Warn if the user's OMP_NUM_THREADS is not a count. Raise UsageError if the engine's OpenMP
+    runtime cannot bear that."""
     text = environ.get("OMP_NUM_THREADS", "")
     if runtime == NONE or not text or all(map(_count, text.split(","))):
         return ()
-    # LLVM's aborts ("Assertion failure at kmp_runtime.cpp"), GNU's ignores the variable.
+    cause = f"OMP_NUM_THREADS is '{text}', not a positive whole number"
+    if runtime == LLVM:
+        # LLVM 16 aborts ("Assertion failure at kmp_runtime.cpp"), or takes all memory first.
+        raise UsageError(f"{cause}: LLVM's OpenMP crashes on it", "unset OMP_NUM_THREADS")
     return (
-        f"OMP_NUM_THREADS is {text!r}, not a positive whole number: the engine's OpenMP runtime "
-        "may abort at it; remove it with `unset OMP_NUM_THREADS`",
+        f"{cause}: the engine's OpenMP runtime may abort at it; remove it with "
+        "`unset OMP_NUM_THREADS`",
     )

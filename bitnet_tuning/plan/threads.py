@@ -47,7 +47,7 @@ def choose_threads(request: Request, host: Host, environ: Mapping[str, str]) -> 
         count = asked.number
         reasons = {
             "threads": f"{count}: set by {asked.by}",
-            "threads_batch": f"{count}: as for generation; --threads-batch sets another number",
+            "threads_batch": f"{count}: as for generation",
             "cpus": f"{NOT_BOUND}: they are chosen only together with the number of threads",
         }
         plan = Plan(Setting(count, count), reasons, _oversubscribed(count, host, asked.by))
