@@ -170,7 +170,7 @@ def test_the_users_micro_batch_replaces_the_profiles(bench: Bench) -> None:
     made = bench.plan(HELLO._replace(ubatch=64, batch=64), setting=setting)
     assert (flag(made, "-ub"), flag(made, "-b"), made.setting.threads) == ("64", "64", 3)
     assert made.reasons["ubatch"] == "64: set by --ubatch-size"
-    assert made.reasons["batch"] == "set by --batch-size"
+    assert made.reasons["batch"] == "64: set by --batch-size"
 
 
 @pytest.mark.parametrize(
