@@ -48,6 +48,15 @@ _MOST_WORKERS = 8
 """A bound for machines with many cores: every worker imports all the test libraries anew."""
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Kill what tests left running when Ctrl-C, or the death of a worker, ended them early."""
+    factory: pytest.TempPathFactory | None = getattr(session.config, "_tmp_path_factory", None)
+    for process in _programs_of(factory.getbasetemp()) if factory else ():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Return the number of workers for ``-n auto``: one per CPU that this process may use."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -285,13 +287,17 @@ def browser(*flags: str, timeout: float = 300) -> str:
     assert CHROMIUM is not None
     common = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
     files = "--allow-file-access-from-files"
-    done = subprocess.run(
-        [CHROMIUM, *common, files, *flags],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=True,
-    )
+    # Chromium has a socket in its temporary folder, whose path must be short (unix(7)), and writes
+    # to HOME whatever folder it is given for its data.
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as own:
+        done = subprocess.run(
+            [CHROMIUM, *common, files, *flags],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=True,
+            env={**os.environ, "TMPDIR": own, "HOME": own},
+        )
     return done.stdout
 
 

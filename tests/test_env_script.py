@@ -158,10 +158,15 @@ def rewrite(file: Path, text: str, time: int) -> None:
     os.utime(file, ns=(time, time))
 
 
+PYTHON = shlex.quote(sys.executable)
+
+
 class Asked:
     """The python3 on PATH, which logs its starts."""
 
-    def __init__(self, folder: Path, action: str = f"exec '{sys.executable}' \"$@\"") -> None:
+    def __init__(
+        self, folder: Path, action: str = f'exec {shlex.quote(sys.executable)} "$@"'
+    ) -> None:
         folder.mkdir()
         self.log = folder / "log"
         self.log.touch()
@@ -170,7 +175,8 @@ class Asked:
 
     def becomes(self, action: str) -> None:
         """Make python3 do something else: a shell command."""
-        self.program.write_text(f"#!/bin/sh\necho \"$*\" >>'{self.log}'\n{action}\n")
+        log = shlex.quote(str(self.log))
+        self.program.write_text(f'#!/bin/sh\necho "$*" >>{log}\n{action}\n')
         self.program.chmod(0o755)
 
     @property

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -334,3 +336,17 @@ def test_performance_mode_reaches_the_server_too(prompts: FakePrompts) -> None:
     (server,) = prompts.fake.servers()
     assert len(server["cpus"]) == 1
     assert server["env"]["OMP_NUM_THREADS"] == "1"
+
+
+def test_a_network_without_loopback_is_an_error(
+    prompts: FakePrompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.setattr(socket, "create_connection", unreachable)
+    prompts.write(["a"])
+    done = prompts.run()
+    assert done.code == 4
+    assert "127.0.0.1 cannot be reached: Network is unreachable" in done.err
+    assert "ip link set lo up" in done.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import struct
 import subprocess
@@ -287,9 +288,10 @@ def test_a_chat_cannot_read_its_prompt_from_its_own_input(bench: Bench) -> None:
 def test_a_plan_is_printed_to_streams_that_are_closed_or_full(
     bench: Bench, redirection: str, code: int
 ) -> None:
-    script = f"{sys.executable} {REPO / 'run_inference.py'} -m {demo.I2_S}"
+    program = [sys.executable, str(REPO / "run_inference.py"), "-m", demo.I2_S]
+    script = shlex.join([*program, "--engine", str(bench.fake.cli), "-p", "a", "--dry-run"])
     done = subprocess.run(
-        ["sh", "-c", f"{script} --engine {bench.fake.cli} -p a --dry-run {redirection}"],
+        ["sh", "-c", f"{script} {redirection}"],
         capture_output=True,
         text=True,
         timeout=60,

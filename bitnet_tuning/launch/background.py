@@ -167,10 +167,11 @@ class Service:
         return _text(bytes(self._log))
 
     def _read(self, stream: IO[bytes]) -> None:
-        while data := os.read(stream.fileno(), _CHUNK):
-            self._log += data
-            if len(self._log) > 2 * LOG_KEPT:
-                del self._log[:-LOG_KEPT]
+        with stream:
+            while data := os.read(stream.fileno(), _CHUNK):
+                self._log += data
+                if len(self._log) > 2 * LOG_KEPT:
+                    del self._log[:-LOG_KEPT]
 
 
 @contextmanager

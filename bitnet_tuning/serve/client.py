@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from errno import EADDRNOTAVAIL, EHOSTUNREACH, ENETUNREACH
 from http.client import HTTPConnection, HTTPException
 from typing import Any
+
+from bitnet_tuning.errors import UnsupportedError
 
 LOOPBACK = "127.0.0.1"
 
 HEALTH_SECONDS = 10.0
 """Seconds to wait for the reply to a health check, which a long prompt delays."""
+
+_UNREACHABLE = (ENETUNREACH, EHOSTUNREACH, EADDRNOTAVAIL)
+"""Errors of a network without a loopback interface, as in a new network namespace."""
 
 _REASON = 500
 """Bytes that are kept of a refusal that is not JSON."""
@@ -70,6 +76,11 @@ class Client:
             response = connection.getresponse()
             return response.status, response.read()
         except (OSError, HTTPException) as error:
+            if isinstance(error, OSError) and error.errno in _UNREACHABLE:
+                raise UnsupportedError(
+                    f"the server at {LOOPBACK} cannot be reached: {error.strerror}",
+                    "turn the loopback interface on: sudo ip link set lo up",
+                ) from error
             raise BrokenError(str(error) or type(error).__name__) from error
         finally:
             connection.close()

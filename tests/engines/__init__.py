@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -48,7 +49,14 @@ class FakeEngine:
     def _install(self, name: str, source: str) -> None:
         text = (FOLDER / source).read_text()
         program = self.bin / name
-        program.write_text(text.replace("#!/usr/bin/env python3", f"#!{sys.executable} -IS", 1))
+        # A line "#!…" cannot hold a path with a space, nor a long one, so that a shell starts
+        # Python, which reads the shell's line as a string (as in the scripts that pip writes).
+        start = f"""#!/bin/sh
+'''exec' {shlex.quote(sys.executable)} -IS "$0" "$@"
+' '''"""
+        # Before a __future__ import there may be one string only.
+        text = text.replace("from __future__ import annotations\n", "")
+        program.write_text(text.replace("#!/usr/bin/env python3", start, 1))
         program.chmod(0o755)
 
     def curve(self, **curve: object) -> FakeEngine:
