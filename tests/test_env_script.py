@@ -158,7 +158,7 @@ def rewrite(file: Path, text: str, time: int) -> None:
     os.utime(file, ns=(time, time))
 
 
-PYTHON = shlex.quote(sys.executable)
+PYTHON, QUOTED = shlex.quote(sys.executable), shlex.quote(str(SCRIPT))
 
 
 class Asked:
@@ -332,7 +332,7 @@ def test_another_boot_needs_a_new_answer(shell: Shell, known: Machine, asked: As
 def test_nothing_is_saved_without_a_home(
     shell: Shell, machine: Machine, asked: Asked, tmp_path: Path
 ) -> None:
-    code = f"unset HOME BITNET_TUNING_HOME; cd '{tmp_path}'; . '{SCRIPT}'"
+    code = f"unset HOME BITNET_TUNING_HOME; cd '{tmp_path}'; . {QUOTED}"
     for threads in (6, 5):
         asked.becomes(f"echo {threads} 0")
         assert shell.sourced(machine.path, code=code) == everything(threads)
@@ -444,7 +444,7 @@ def test_modules_in_the_current_folder_are_not_imported(
     place.mkdir()
     for name in ("bitnet_tuning", "argparse", "os", "glob"):
         (place / f"{name}.py").write_text("open('imported', 'w')")
-    done = shell.run(f". '{SCRIPT}'; env", machine.path, folder=place)
+    done = shell.run(f". {QUOTED}; env", machine.path, folder=place)
     assert variables_in(done.stdout) == everything(6)
     assert not (place / "imported").exists()
 
