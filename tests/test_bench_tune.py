@@ -104,6 +104,7 @@ def test_a_crash_of_upstreams_setting_is_a_reason_and_no_number(
 
 def test_an_engine_that_always_crashes_is_an_error_with_its_reason(lab: Lab, output: Path) -> None:
     lab.problems = {"default": "the engine was killed by SIGILL"}
+    lab.facts = lab.facts._replace(model=lab.facts.model._replace(path="/models/m.gguf"))
     with pytest.raises(UnsupportedError, match="SIGILL") as caught:
         lab.tune("--output", output)
     assert "run_inference.py" in caught.value.remedy
