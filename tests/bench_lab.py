@@ -39,13 +39,7 @@ class Lab(Runner):
         # So little memory is free that its bandwidth is not measured, which would take a second.
         machine = Machine(folder / "root").regular(4).meminfo(8 << 30, 200 * MEBIBYTE)
         engine = engine_in(folder / "build" / "bin")
-        facts = Facts(
-            machine.host(),
-            engine,
-            read_model(demo.I2_S)._replace(path="/models/demo.gguf"),
-            "named",
-            environ or {},
-        )
+        facts = Facts(machine.host(), engine, read_model(demo.I2_S), "named", environ or {})
         super().__init__(facts, Bench(("llama-bench",), BENCH_FLAGS), Sizes(32, 8, 1))
         self.threads = {1: 0.4, 2: 0.7, 3: 0.9, 4: 1.0}
         """Speed by number of threads as a share of the default's; more are as fast as four."""
