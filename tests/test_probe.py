@@ -242,17 +242,31 @@ def test_an_engine_whose_help_fails_is_used_but_not_remembered(
     assert list(own_state.glob("engine-*")) == []
 
 
-def test_a_probe_that_lost_the_system_info_line_is_not_remembered(
+def test_an_engine_that_loses_its_system_info_line_once_is_asked_again(
     fake: FakeEngine, own_state: Path
 ) -> None:
     """llama-completion now and then loses its log (llama.cpp issue 22142)."""
-    whole = fake.cli.read_text()
-    fake.cli.write_text(whole.replace("system_info: ", "lost: "))
+    lose_once = """import pathlib
+    seen = pathlib.Path(__file__).with_name("seen")
+    word = "system_info" if seen.exists() else "lost"
+    seen.touch()
+    print(f"{word}: n_threads"""
+    text = fake.cli.read_text()
+    assert 'print(f"system_info: n_threads' in text
+    fake.cli.write_text(text.replace('print(f"system_info: n_threads', lose_once))
+    assert ask(fake, own_state)[0].isa == {"AVX", "AVX2", "FMA"}
+    assert list(own_state.glob("engine-*"))
+
+
+def test_an_engine_that_never_prints_system_info_is_remembered(
+    fake: FakeEngine, own_state: Path
+) -> None:
+    fake.cli.write_text(fake.cli.read_text().replace("system_info: ", "lost: "))
     engine, _ = ask(fake, own_state)
     assert (engine.ran, engine.isa) == (True, frozenset())
-    assert list(own_state.glob("engine-*")) == []
-    fake.cli.write_text(whole)
-    assert ask(fake, own_state)[0].isa == {"AVX", "AVX2", "FMA"}
+    runs = len(fake.runs())
+    assert ask(fake, own_state)[0] == engine
+    assert len(fake.runs()) == runs
 
 
 # Records that cannot be written or read: the run goes on, with one warning

@@ -40,8 +40,12 @@ def probe(location: Location) -> tuple[Engine, bool]:
     files = _files(location)
     i2_s = binary.knows_name(files, "i2_s")
     tried = _generate_token(once, i2_s)
-    log = tried.stderr + tried.stdout if tried else ""
-    isa = parse_system_info(log)
+    if _has_run(tried) and _SYSTEM_INFO not in _log(tried):
+        # llama-completion of late 2026 now and then exits before its log is written
+        # (https://github.com/ggml-org/llama.cpp/issues/22142). A script around an engine may never
+        # show it, and is not to be asked at every start: one more try decides.
+        tried = _generate_token(once, i2_s)
+    isa = parse_system_info(_log(tried))
     engine = Engine(
         location=location,
         version=parse_version(version.stdout + version.stderr),
@@ -59,10 +63,11 @@ def probe(location: Location) -> tuple[Engine, bool]:
     )
     # An engine that dies of an illegal instruction has no answers, but it will die again.
     answered = help_text.code is not None and (bool(engine.flags) or engine.ran is False)
-    # llama-completion of late 2026 now and then exits before its log is written
-    # (https://github.com/ggml-org/llama.cpp/issues/22142): ask again next time.
-    lost = engine.ran is True and _SYSTEM_INFO not in log
-    return engine, answered and not lost
+    return engine, answered
+
+
+def _log(tried: Captured | None) -> str:
+    return tried.stderr + tried.stdout if tried else ""
 
 
 def _has_run(tried: Captured | None) -> bool | None:
