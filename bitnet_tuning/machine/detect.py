@@ -87,6 +87,7 @@ def _read_linux(root: Root) -> Host:
         mems=read_allowed_nodes(root) if len(topology.nodes) > 1 else None,
         cores_hidden=bool(
             hybrid is None
+            and processor.vendor == "GenuineIntel"
             and (wsl or "hypervisor" in processor.flags)
             and _is_intel_hybrid(processor.brand or "")
         ),
