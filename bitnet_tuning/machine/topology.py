@@ -77,15 +77,17 @@ def _online(root: Root) -> frozenset[int]:
     if listed:
         return listed
     present = _numbered(root, CPU, "cpu")
-    switched_on = [cpu for cpu in present if root.read(f"{CPU}/cpu{cpu}/online") != "0"]
-    # Old kernels show that a CPU is offline only by removing its topology folder.
-    described = [cpu for cpu in switched_on if root.exists(f"{CPU}/cpu{cpu}/topology")]
-    return frozenset(described or switched_on)
+    running = [cpu for cpu in present if _is_running(root, cpu)]
+    return frozenset(running or (cpu for cpu in present if _is_on(root, cpu)))
 
 
 def _is_running(root: Root, cpu: int) -> bool:
-    folder = f"{CPU}/cpu{cpu}"
-    return root.exists(f"{folder}/topology") and root.read(f"{folder}/online") != "0"
+    # Old kernels show that a CPU is offline only by removing its topology folder.
+    return _is_on(root, cpu) and root.exists(f"{CPU}/cpu{cpu}/topology")
+
+
+def _is_on(root: Root, cpu: int) -> bool:
+    return root.read(f"{CPU}/cpu{cpu}/online") != "0"
 
 
 def _numbered(root: Root, folder: str, prefix: str) -> list[int]:
