@@ -226,20 +226,17 @@ def _threads(count: int, default: Setting, choices: Choices) -> Change:
         fields["threads"] = count
     if PP in choices.options.objective.phases:
         fields["threads_batch"] = count
-    bound = _cores_within(default.cpus, choices.host)
-    if bound is not None and count > bound:
+    cores = choices.host.cores_in(default.cpus)
+    if default.cpus is not None and count > cores:
         fields["cpus"] = None
     # A plan binds only a team that fills its cores, and a profile runs as it was measured.
-    fills = count >= choices.host.cores_in(default.cpus or choices.host.allowed)
-    is_bound = set(BINDING) <= dict(default.env).keys()
-    unset = tuple(BINDING) if is_bound and not fills else ()
+    unset = tuple(BINDING) if _is_bound(default) and count < cores else ()
     what = " for prompts" if choices.options.objective.name == PP else ""
     return Change(f"{count} {plural}{what}", tuple(fields.items()), unset_env=unset)
 
 
-def _cores_within(cpus: frozenset[int] | None, host: Host) -> int | None:
-    """Return how many cores have a CPU in ``cpus``; None if that is None."""
-    return None if cpus is None else sum(1 for core in host.cores if core.cpus & cpus)
+def _is_bound(setting: Setting) -> bool:
+    return set(BINDING) <= setting.variables.keys()
 
 
 def _is_idle(change: Change, default: Setting) -> bool:
@@ -277,7 +274,7 @@ def _may_lock(choices: Choices) -> bool:
 def _binding(choices: Choices, default: Setting) -> Iterator[Change]:
     """Yield no binding of threads, if the default binds them."""
     # On some Xeons, users report, OMP_PROC_BIND=true costs a third of the speed.
-    if set(BINDING) <= dict(default.env).keys():
+    if _is_bound(default):
         yield Change("not bound", unset_env=tuple(BINDING))
 
 
@@ -291,7 +288,7 @@ def _affinity(choices: Choices, default: Setting) -> Iterator[Change]:
         return
     fast = host.hybrid.performance_cpus & host.allowed
     threads = max(default.threads, default.threads_batch)
-    if fast and fast != host.allowed and threads <= (_cores_within(fast, host) or 0):
+    if fast and fast != host.allowed and threads <= host.cores_in(fast):
         yield Change("on performance cores", (("cpus", fast),))
 
 
@@ -360,9 +357,9 @@ def _prompt_threads(choices: Choices, default: Setting) -> Iterator[Change]:
     """Yield thread counts for prompts alone, one per core or per CPU, if requests are tuned."""
     if choices.options.objective.phases != (PP, TG):
         return
-    bound = _cores_within(default.cpus, choices.host)
+    most = None if default.cpus is None else choices.host.cores_in(default.cpus)
     for count in {choices.host.usable_cores, len(choices.host.allowed)}:
-        if count != default.threads_batch and (bound is None or count <= bound):
+        if count != default.threads_batch and (most is None or count <= most):
             yield Change(f"{count} threads for prompts", (("threads_batch", count),))
 
 

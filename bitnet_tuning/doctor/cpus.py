@@ -8,7 +8,7 @@ from bitnet_tuning.errors import UsageError
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.machine.warnings import QUOTA, THROTTLED_SHARE
 from bitnet_tuning.plan.facts import Request
-from bitnet_tuning.plan.openmp import THREAD_COUNTS, exported, user_binding, user_set, user_threads
+from bitnet_tuning.plan.openmp import THREAD_COUNTS, exported, invalid_count, user_binding
 from bitnet_tuning.plan.threads import Asked, asked_threads, choose_threads
 
 _OMP_COUNT = THREAD_COUNTS[0]
@@ -18,16 +18,16 @@ _MEASURE_THREADS = f"measure how many threads are best: {BENCHMARK}"
 def _threads(case: Case) -> Finding:
     # A malformed BITNET_THREADS raises UsageError, which `examine` turns into a finding.
     asked, wanted, computed = asked_threads(None, case.environ), case.wanted_threads, case.computed
-    if user_set(case.environ, _OMP_COUNT) and user_threads(case.environ) is None:
-        text = f"{_OMP_COUNT}={case.environ[_OMP_COUNT]} is not a positive whole number"
+    if invalid := invalid_count(case.environ):
+        text = f"{_OMP_COUNT}={invalid} is not a positive whole number"
         return bad(f"{text}: OpenMP runtimes ignore it or abort", f"unset {_OMP_COUNT}")
     if asked is None:
         measured = wanted != computed.setting.threads
         reason = f"{wanted}, as measured" if measured else computed.reasons["threads"]
         return _exported(case, wanted) or good(reason)
-    variable, fed = _variable(asked), case.host.quota_threads
+    variable = _variable(asked)
     remedy = f"unset {variable}, or set it to {wanted}"
-    if asked.number > len(case.host.allowed) or (fed is not None and asked.number > fed):
+    if asked.number > len(case.host.allowed) or case.host.exceeds_quota(asked.number):
         (warning,) = choose_threads(Request(), case.host, case.environ).warnings
         return bad(warning, remedy)
     if asked.number < wanted:

@@ -53,16 +53,18 @@ class Host(NamedTuple):
         """Cores with at least one allowed CPU."""
         return tuple(core for core in self.cores if core.cpus & self.allowed)
 
-    def cores_in(self, cpus: frozenset[int]) -> int:
-        """Return how many cores have a CPU in ``cpus``; every CPU counts if cores are hidden."""
+    def cores_in(self, cpus: frozenset[int] | None) -> int:
+        """Return how many cores have a CPU in ``cpus``, or in the affinity mask if that is None.
+        Every CPU counts as a core if the cores are hidden."""
+        mask = self.allowed if cpus is None else cpus
         if self.cores_hidden:
-            return len(cpus & self.online)
-        return sum(1 for core in self.cores if core.cpus & cpus)
+            return len(mask & self.online)
+        return sum(1 for core in self.cores if core.cpus & mask)
 
     @property
     def quota_binds(self) -> bool:
         """True if the quota is smaller than the number of allowed cores."""
-        return self.quota is not None and self.quota < self.cores_in(self.allowed)
+        return self.quota is not None and self.quota < self.cores_in(None)
 
     def quota_stops(self, threads: int) -> bool:
         """Return whether this number of running threads would use up the quota."""
@@ -75,11 +77,15 @@ class Host(NamedTuple):
         # and 21.5; 1.5: 21.9 and 26.2; 1.75: 21.6 and 30.8.
         return None if self.quota is None else max(1, int(self.quota + 0.5))
 
+    def exceeds_quota(self, threads: int) -> bool:
+        """Return whether this many threads are more than the quota is enough for."""
+        return self.quota_threads is not None and threads > self.quota_threads
+
     @property
     def usable_cores(self) -> int:
         """Number of allowed cores, or ``quota_threads`` if that is less. If a hypervisor hides the
         cores, every allowed CPU counts as one."""
-        cores = self.cores_in(self.allowed)
+        cores = self.cores_in(None)
         return cores if self.quota_threads is None else min(cores, self.quota_threads)
 
 

@@ -189,11 +189,17 @@ def _count(text: str) -> int | None:
     return int(text) if text.isdecimal() and len(text) <= 9 and int(text) > 0 else None
 
 
+def invalid_count(environ: Mapping[str, str]) -> str | None:
+    """Return OMP_NUM_THREADS if it is set, but neither a count nor a list of counts."""
+    text = environ.get("OMP_NUM_THREADS", "")
+    return text if text and not all(map(_count, text.split(","))) else None
+
+
 def count_warnings(runtime: str | None, environ: Mapping[str, str]) -> tuple[str, ...]:
     """Warn if the user's OMP_NUM_THREADS is not a count. Raise UsageError if the engine's OpenMP
     runtime cannot bear that."""
-    text = environ.get("OMP_NUM_THREADS", "")
-    if runtime == NONE or not text or all(map(_count, text.split(","))):
+    text = invalid_count(environ)
+    if runtime == NONE or text is None:
         return ()
     cause = f"OMP_NUM_THREADS is '{text}', not a positive whole number"
     if runtime == LLVM:

@@ -87,7 +87,7 @@ def _unbound_reason(setting: Setting, host: Host) -> str | None:
     # at once: 3.1 + 3.1 tokens/s bound, 4.1 + 4.4 not.
     if host.quota_binds:
         return "other programs under a CPU quota may be bound to the same cores"
-    cores = host.cores_in(host.allowed if setting.cpus is None else setting.cpus)
+    cores = host.cores_in(setting.cpus)
     if setting.threads < cores:
         return (
             f"{setting.threads} of {cores} cores are used, and other programs may choose the same"

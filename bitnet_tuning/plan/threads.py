@@ -85,7 +85,7 @@ def asked_threads(threads: int | None, environ: Mapping[str, str]) -> Asked | No
 def _oversubscribed(count: int, host: Host, by: str) -> tuple[str, ...]:
     """Warn if ``count`` threads exceed the CPU quota, the allowed CPUs or their cores."""
     cpus = len(host.allowed)
-    if host.quota is not None and count > (host.quota_threads or 1):
+    if host.quota is not None and host.exceeds_quota(count):
         limit = f"the CPU quota of {counted(host.quota, 'CPU')} allows"
     elif count > cpus:
         limit = f"the {counted(cpus, 'CPU')} that this process may use"

@@ -66,8 +66,8 @@ def detected(plan: Plan, computed: int, host: Host) -> Line:
         reason = f"{reason} (computed for this machine: {computed})"
     if plan.setting.threads > len(host.allowed):
         return Line(name, FAIL, f"{reason}; only {counted(len(host.allowed), 'CPU')} may be used")
-    if host.quota_threads is not None and plan.setting.threads > host.quota_threads:
-        return Line(name, FAIL, f"{reason}; the quota is only {counted(host.quota or 0, 'CPU')}")
+    if host.quota is not None and host.exceeds_quota(plan.setting.threads):
+        return Line(name, FAIL, f"{reason}; the quota is only {counted(host.quota, 'CPU')}")
     return Line(name, PASS, reason)
 
 
