@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # for a plain ``pytest``; ``python -m pytest`` has it
+
+from tests.processes import killed, programs  # noqa: E402
 
 # The suite removes every other variable before the first test: settings of OpenMP, BLAS,
 # llama.cpp and the terminal change what the programs under test do, and no list of those is
@@ -52,9 +52,8 @@ _MOST_WORKERS = 8
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Kill what tests left running when Ctrl-C, or the death of a worker, ended them early."""
     factory: pytest.TempPathFactory | None = getattr(session.config, "_tmp_path_factory", None)
-    for process in _programs_of(factory.getbasetemp()) if factory else ():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+    if factory is not None:
+        killed(_of_folder(factory.getbasetemp()))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -112,30 +111,18 @@ def nothing_left(
     yield
     base = tmp_path_factory.getbasetemp()
     end = time.monotonic() + _GRACE
-    while (running := _programs_of(base)) and time.monotonic() < end:
+    while programs(_of_folder(base)) and time.monotonic() < end:
         time.sleep(0.05)
-    for process in running:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+    running = killed(_of_folder(base))
     assert not running, f"left running and killed now: {running}"
     files = [path.name for path in (base / "temporary").iterdir()]
     assert not files, f"left in the temporary folder: {files}"
 
 
-def _programs_of(base: Path) -> dict[psutil.Process, str]:
-    """Return the running programs whose environment names a path below ``base``, with their
-    command lines; this one is not among them."""
-    found, start = {}, f"{base}{os.sep}"
-    for process in psutil.process_iter():
-        try:
-            mine = process.pid != os.getpid() and any(
-                start in text for text in process.environ().values()
-            )
-            if mine and process.status() != psutil.STATUS_ZOMBIE:
-                found[process] = " ".join(process.cmdline())
-        except (psutil.Error, OSError):  # gone, or another user's
-            continue
-    return found
+def _of_folder(base: Path) -> Callable[[dict[str, str]], bool]:
+    """Return whether an environment names a path below ``base``, as a function."""
+    start = f"{base}{os.sep}"
+    return lambda variables: any(start in text for text in variables.values())
 
 
 @pytest.fixture(autouse=True)

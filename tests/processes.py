@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 SECONDS = 60.0
@@ -50,25 +50,31 @@ def marked(mark: str) -> Iterator[None]:
             until(lambda: not _killed(mark))
 
 
-def _killed(mark: str) -> list[int]:
-    found = still_running(mark)
+def _killed(mark: str) -> dict[psutil.Process, str]:
+    return killed(lambda variables: variables.get(_MARK) == mark)
+
+
+def still_running(mark: str) -> dict[psutil.Process, str]:
+    """Return the programs that were started with this mark, as ``programs`` does."""
+    return programs(lambda variables: variables.get(_MARK) == mark)
+
+
+def killed(chosen: Callable[[dict[str, str]], bool]) -> dict[psutil.Process, str]:
+    """Kill the programs that ``programs`` returns, and return them."""
+    found = programs(chosen)
     for process in found:
-        try:
-            os.kill(process, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     return found
 
 
-def still_running(mark: str) -> list[int]:
-    """Return the processes that were started with this mark. Only Linux shows them."""
-    found = []
-    entry = f"{_MARK}={mark}".encode()
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            variables = (folder / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if entry in variables:
-            found.append(int(folder.name))
+def programs(chosen: Callable[[dict[str, str]], bool]) -> dict[psutil.Process, str]:
+    """Return the running programs for whose environment ``chosen`` is true, with their command
+    lines; this one is not among them."""
+    found = {}
+    for process in psutil.process_iter():
+        # A process may be gone, a zombie, or another user's.
+        with suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and chosen(process.environ()):
+                found[process] = " ".join(process.cmdline())
     return found
