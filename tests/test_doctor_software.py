@@ -42,11 +42,9 @@ def machine(tmp_path: Path) -> Machine:
         (ENGINE._replace(completion="/c", i2_s=False), "good", "mainline llama.cpp of"),
         (EMBEDDED, "good", "the embedded engine"),
         (
-            EMBEDDED._replace(
-                location=Location("/e.py", "the embedded engine: no compiled one was found", True)
-            ),
+            EMBEDDED._replace(location=Location("/e.py", "no compiled engine was found", True)),
             "warn",
-            "the embedded engine: no compiled one was found",
+            "no compiled engine was found",
         ),
         (ENGINE._replace(flags=frozenset()), "bad", "--help"),
         (

@@ -15,7 +15,7 @@ GOMP, LLVM, MSVC, NONE = "libgomp", "libomp", "vcomp", "none"
 EMBEDDED = "embedded"
 """Value of --engine and BITNET_ENGINE that selects the embedded engine."""
 
-NONE_COMPILED = "the embedded engine: no compiled one was found"
+NONE_COMPILED = "no compiled engine was found"
 """Source of the location of an embedded engine that is used for want of another one."""
 
 _SUFFIX = ".exe" if os.name == "nt" else ""

@@ -64,7 +64,7 @@ def _computed(request: Request, facts: Facts) -> Plan:
     plan = choose_loading(plan, request, facts, need)
     reasons = {
         "command": _command_reason(engine, request),
-        "engine": engine.location.source,
+        "engine": f"{'the embedded engine: ' if engine.embedded else ''}{engine.location.source}",
         "isa": instruction_sets.reason(engine, host.isa, model.quantization),
         "model": f"{facts.model_reason}: {model.architecture}, {model.quantization}",
     }
