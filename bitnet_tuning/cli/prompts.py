@@ -19,12 +19,12 @@ from bitnet_tuning.serve.server import (
     GoneError,
     choose_slots,
     fitting_slots,
-    know_server,
     running,
     server_command,
+    server_of,
 )
 from bitnet_tuning.serve.session import ask_all
-from bitnet_tuning.store.state import State, default_folder, identity
+from bitnet_tuning.store.state import identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") 
     """Answer all prompts in a file; return 1 if the engine refused any. Raise TuningError."""
     prompts = parse(_content(options.prompts), request)
     facts, plan = prepare(request, root)
-    server = know_server(facts.engine, State(default_folder(os.environ)))
+    server = server_of(facts.engine)
     model, available = facts.model, facts.host.memory.available
     context = context_of(request.ctx_size, model)
     fitting = fitting_slots(model, context, plan.setting.ubatch, available)

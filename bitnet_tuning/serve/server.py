@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import socket
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from bitnet_tuning.console import counted
+from bitnet_tuning.engine.probe import parse_flags
 from bitnet_tuning.errors import MissingError, TuningError
 from bitnet_tuning.launch.background import capture, serve
 from bitnet_tuning.launch.program import Launch
@@ -19,7 +19,6 @@ from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.command import batch_flags, flash_takes_value, memory_policy, tuned_flags
 from bitnet_tuning.plan.memory import need_of
 from bitnet_tuning.serve.client import LOOPBACK, Client
-from bitnet_tuning.store.state import identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from bitnet_tuning.model.types import ModelFile
     from bitnet_tuning.plan.facts import Plan, Request
     from bitnet_tuning.serve.prompts import Prompt
-    from bitnet_tuning.store.state import State
 
 
 MOST_DEFAULT_SLOTS = 4
@@ -163,43 +161,24 @@ def server_command(
     )
 
 
-class KnownServer(NamedTuple):
-    """What is saved about a server."""
-
-    identity: tuple[str, int, int]
-    flags: frozenset[str]
-
-
-def know_server(engine: Engine, state: State) -> Server:
-    """Return the server beside the engine. Raise MissingError if there is none.
-
-    Its flags are saved, and read again when its file changes.
-    """
-    path, program = _program(engine)
-    seen = identity(path)
-    known = state.load("server", path, KnownServer)
-    if known is None or known.identity != seen:
-        from bitnet_tuning.engine.probe import parse_flags  # noqa: PLC0415 (once for each server)
-
-        said = capture((*program, "--help"))
-        known = KnownServer(seen, frozenset(parse_flags(said.stdout + said.stderr)))
-        if known.flags:
-            state.store("server", path, known)
-    return Server(program, known.flags, flash_takes_value(engine))
+def server_of(engine: Engine) -> Server:
+    """Return the server beside the engine. Raise MissingError if there is none."""
+    program = _program(engine)
+    said = capture((*program, "--help"))
+    flags = frozenset(parse_flags(said.stdout + said.stderr))
+    return Server(program, flags, flash_takes_value(engine))
 
 
-def _program(engine: Engine) -> tuple[str, tuple[str, ...]]:
-    """Return the file that identifies the server, and the arguments that start it."""
+def _program(engine: Engine) -> tuple[str, ...]:
+    """Return the arguments that start the server."""
     if engine.embedded:
-        module = os.path.join(os.path.dirname(engine.path), "server.py")
-        return module, (sys.executable, engine.path, "server")
-    path = engine.server
-    if path is None:
+        return sys.executable, engine.path, "server"
+    if engine.server is None:
         raise MissingError(
             f"--prompts needs llama-server in the folder of {engine.path}",
             "build it: cmake --build build --target llama-server",
         )
-    return path, (path,)
+    return (engine.server,)
 
 
 @contextmanager
@@ -216,39 +195,30 @@ def running(
     key = secrets.token_urlsafe(32) if has_key else None
     variables = {**plan.setting.variables, **({KEY_VARIABLE: key} if key else {})}
     for attempt in range(_TRIES):
-        with _free_port(hold=attempt == 0) as port:
-            start = Launch(
-                argv=command(port),
-                variables=variables,
-                cpus=plan.setting.cpus,
-                nice=plan.setting.nice,
-                unset=_IN_THE_WAY,
-            )
-            with serve(start) as service:
-                try:
-                    ready = _until_ready(service, Client(port, key), waiting)
-                except GoneError as error:
-                    if attempt + 1 < _TRIES and _NOT_BOUND.search(error.log):
-                        continue
-                    raise
-                yield ready
-                return
+        port = _free_port()
+        start = Launch(
+            argv=command(port),
+            variables=variables,
+            cpus=plan.setting.cpus,
+            nice=plan.setting.nice,
+            unset=_IN_THE_WAY,
+        )
+        with serve(start) as service:
+            try:
+                ready = _until_ready(service, Client(port, key), waiting)
+            except GoneError as error:
+                if attempt + 1 < _TRIES and _NOT_BOUND.search(error.log):
+                    continue
+                raise
+            yield ready
+            return
 
 
-@contextmanager
-def _free_port(hold: bool) -> Iterator[int]:
-    """Yield a free port of the loopback device; with ``hold``, reserve it during the block."""
-    # On Linux, a bound socket that does not listen keeps the port from other programs, but not
-    # from a server that sets one of these options, as llama.cpp's does (socket(7)).
-    hold = hold and sys.platform.startswith("linux")
-    with socket.socket() as reserved:
-        for option in ("SO_REUSEADDR", "SO_REUSEPORT") if hold else ():
-            reserved.setsockopt(socket.SOL_SOCKET, getattr(socket, option), 1)
-        reserved.bind((LOOPBACK, 0))
-        port = int(reserved.getsockname()[1])
-        if not hold:
-            reserved.close()
-        yield port
+def _free_port() -> int:
+    """Return a port of the loopback device that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
 
 
 def _until_ready(service: Service, client: Client, waiting: Waiting) -> Running:
