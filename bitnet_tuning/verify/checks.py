@@ -357,27 +357,14 @@ def _crowded(
     ``masks`` are the CPUs that each thread may use. Threads in excess of the permitted cores do
     not count: they have to share a core anyway.
     """
-    usable = [core.cpus for core in cores if core.cpus & permitted]
-    taken: dict[int, int] = {}
-    housed = sum(_house(thread, masks, usable, taken, set()) for thread in range(len(masks)))
-    return min(len(masks), len(usable)) - housed
-
-
-def _house(
-    thread: int,
-    masks: Sequence[frozenset[int]],
-    cores: Sequence[frozenset[int]],
-    taken: dict[int, int],
-    tried: set[int],
-) -> bool:
-    """Give the thread a core and return whether there is one. A thread that holds it moves to
-    another core if it can: Kuhn's algorithm for bipartite matching. ``taken`` maps a core to its
-    thread."""
-    for index, cpus in enumerate(cores):
-        if index in tried or not cpus & masks[thread]:
-            continue
-        tried.add(index)
-        if index not in taken or _house(taken[index], masks, cores, taken, tried):
-            taken[index] = thread
-            return True
-    return False
+    free = [core.cpus for core in cores if core.cpus & permitted]
+    most = min(len(masks), len(free))
+    housed = 0
+    # The narrowest masks choose first. That houses as many threads as possible where masks are
+    # nested or disjoint, as those of OpenMP's places and of control groups are.
+    for mask in sorted(masks, key=len):
+        core = next((cpus for cpus in free if cpus & mask), None)
+        if core is not None:
+            free.remove(core)
+            housed += 1
+    return most - housed
