@@ -117,14 +117,9 @@ def wrapped(folder: Path, engine: FakeEngine, script: str) -> Path:
     return path
 
 
-def test_everything_takes_effect(
-    engine: FakeEngine, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_everything_takes_effect(engine: FakeEngine, run: Run) -> None:
     engine.curve(**QUIET, factors={"OMP_PROC_BIND=true": 1.5})
-    # Without --seconds a small model gets as much time as the verdict needs.
-    monkeypatch.setattr(test_optimizations, "SMALL_SECONDS", 0.1)
-    monkeypatch.setattr(test_optimizations, "SECONDS", 600)
-    done = run(engine.cli, **working(engine))
+    done = run(engine.cli, "--seconds", "600", **working(engine))
     assert done.code == 0, done.out
     assert "FAIL" not in done.out
     assert "SKIP" not in done.out

@@ -43,11 +43,11 @@ from bitnet_tuning.verify.checks import FAIL, PASS, SKIP, Line
 from bitnet_tuning.verify.running import TOO_SOON, Watched, watch, watched_request
 from bitnet_tuning.verify.selftest import run_selftest
 
-SECONDS, SMALL_SECONDS = 50.0, 11.0
-"""Seconds that the whole program takes by default, with an ordinary model and with a small one."""
+SECONDS = 50.0
+"""Seconds that the whole program takes by default."""
 
 SMALL_MODEL = 64 << 20
-"""Size in bytes up to which a model is small: it loads in no time."""
+"""Size in bytes of models with which it takes no more rounds than a verdict needs."""
 
 LIKELY_RATE = 20.0
 """Assumed speed in tokens/s where the engine cannot be measured."""
@@ -97,12 +97,9 @@ def _read(arguments: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add_model(parser)
     add_engine(parser)
-    times = (
-        f"time limit in seconds (default: {SECONDS:g}; with a model of up to {SMALL_MODEL >> 20} "
-        f"MiB {SMALL_SECONDS:g}, or up to {SECONDS:g} more if the comparison of speeds needs them)"
-    )
     add("--performance-mode", action="store_true", help="check the plan of performance mode")
-    add("--seconds", type=number(1, 3600), metavar="S", help=times)
+    limit = f"time limit in seconds (default: {SECONDS:g}, less with a small model)"
+    add("--seconds", type=number(1, 3600), metavar="S", help=limit)
     add("--no-speed", action="store_true", help="leave out the comparison of speeds")
     add_no_profile(parser)
     add("--json", action="store_true", help="print JSON")
@@ -196,7 +193,8 @@ def _speed(plan: Plan, subject: Subject, first: Run, limit: float | None, earlie
     settings = {DEFAULT: subject.default, UPSTREAM: UPSTREAM_SETTING}
     if settings[DEFAULT] == settings[UPSTREAM]:
         return left_out("the plan is the upstream default (2 threads, no environment)")
-    seconds = (limit or (SMALL_SECONDS if model.size <= SMALL_MODEL else SECONDS)) - earlier
+    seconds = (limit or SECONDS) - earlier
+    is_small = limit is None and model.size <= SMALL_MODEL
     runs = [first]
     if first.problem is None:
         if subject.default != plan.setting:
@@ -209,21 +207,15 @@ def _speed(plan: Plan, subject: Subject, first: Run, limit: float | None, earlie
     rate = geometric_mean([max(run.samples[TG]) for run in runs])
     runner.sizes = choose_sizes(rate, rate, model.context_length, n_prompt=1)
 
-    def compared(seconds: float, most: int) -> Rounds:
-        say(f"comparing speeds for up to {max(1.0, seconds):.0f} s")
-        return compare(
-            (UPSTREAM, DEFAULT),
-            lambda name, _: runner.measure(name, settings[name], (TG,)),
-            Objective(),
-            seconds,
-            time.monotonic,
-            most=most,
-        )
-
-    rounds = compared(seconds, MOST_SPEED_ROUNDS)
-    is_short = rounds.count(DEFAULT) == len(rounds) < VERDICT_ROUNDS
-    if limit is None and is_short and enough_seconds(rounds) <= SECONDS:
-        rounds = compared(SECONDS, VERDICT_ROUNDS)
+    say(f"comparing speeds for up to {max(1.0, seconds):.0f} s")
+    rounds = compare(
+        (UPSTREAM, DEFAULT),
+        lambda name, _: runner.measure(name, settings[name], (TG,)),
+        Objective(),
+        seconds,
+        time.monotonic,
+        most=VERDICT_ROUNDS if is_small else MOST_SPEED_ROUNDS,
+    )
     return speed_line(rounds, seconds, earlier)
 
 
@@ -277,14 +269,9 @@ def speed_line(rounds: Rounds, seconds: float, earlier: float) -> Line:
     return Line(NAME, FAIL, f"{reason}; {advice}", facts)
 
 
-def enough_seconds(rounds: Rounds) -> float:
-    """Return the seconds that suffice for a verdict, judging by the runs so far."""
-    orders = (turns((UPSTREAM, DEFAULT), number) for number in range(1, VERDICT_ROUNDS + 1))
-    return 1.2 * sum(map(rounds.cost, orders))
-
-
 def _too_few(rounds: Rounds, seconds: float, earlier: float) -> str:
-    enough = enough_seconds(rounds)
+    orders = (turns((UPSTREAM, DEFAULT), number) for number in range(1, VERDICT_ROUNDS + 1))
+    enough = 1.2 * sum(map(rounds.cost, orders))
     return (
         f"a comparison needs {VERDICT_ROUNDS} rounds, here about {enough:.0f} s, and only "
         f"{max(0.0, seconds):.0f} s were left; allow more time: --seconds {ceil(earlier + enough)}"
