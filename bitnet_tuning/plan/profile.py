@@ -152,7 +152,7 @@ def claim(profile: Profile) -> str:
 
 KIND = "profile"
 VERSION = 1
-"""Version of the file format; profiles of other versions are neither used nor changed."""
+"""Version of the file format; profiles of other versions are not used."""
 
 
 def key_of(host: Fingerprint, engine_path: str, model: ModelFile | ModelKey) -> str:
@@ -164,13 +164,7 @@ def key_of(host: Fingerprint, engine_path: str, model: ModelFile | ModelKey) -> 
 def load(state: State, host: Host, engine: Engine, model: ModelFile) -> Profile | None:
     """Return the profile for exactly this host, engine and model, or None. A damaged profile is
     renamed (see ``State.set_aside``)."""
-    seen = fingerprint(host)
-    key = key_of(seen, engine.path, model)
-    # In version 0.1 the embedded engine was a single file, embedded.py.
-    if engine.embedded:
-        old = key_of(seen, engine.path.removesuffix("/__main__.py") + ".py", model)
-        if state.load(KIND, old, Profile, VERSION):
-            state.set_aside(state.path(KIND, digest(old)), "it is for an older embedded engine")
+    key = key_of(fingerprint(host), engine.path, model)
     profile = state.load(KIND, key, Profile, VERSION)
     if profile is None or profile.key != key or engine_changes(profile, engine):
         return None

@@ -66,19 +66,7 @@ def store(state: State, profile: Profile) -> str | None:
     except DamagedError as error:
         state.warn(f"this profile cannot be saved: {error}")
         return None
-    _spare_others(state.path(KIND, profile.id))
     return profile.id if state.store(KIND, profile.key, profile, VERSION) else None
-
-
-def _spare_others(path: str) -> None:
-    """Rename the file at ``path`` if another version of this program wrote it and may read it."""
-    try:
-        with open(path, "rb") as file:
-            record = json.load(file)
-        if (record["schema"], record["version"]) != (SCHEMA, VERSION):
-            os.replace(path, f"{path}.other")
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return
 
 
 def stored_profiles(state: State) -> list[Profile]:
@@ -88,15 +76,10 @@ def stored_profiles(state: State) -> list[Profile]:
     return sorted(found, key=lambda profile: (profile.created, profile.id), reverse=True)
 
 
-def remove(state: State, ids: list[str]) -> list[str]:
-    """Remove the profiles with these ids, and return the ids of those that existed. Raise OSError
-    if a file cannot be removed."""
-    gone = []
-    for mark in ids:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(state.path(KIND, mark))
-            gone.append(mark)
-    return gone
+def remove(state: State, profile: Profile) -> None:
+    """Remove a profile. Raise OSError if its file cannot be removed."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(state.path(KIND, profile.id))
 
 
 def find_stale(state: State, host: Host, engine: Engine, model: ModelFile) -> list[Stale]:
@@ -165,7 +148,7 @@ def read_profile(path: str) -> Profile:
     except DamagedError as error:
         raise UnsupportedError(
             f"{path} is not a valid profile: {error}",
-            "export it again: python3 -m bitnet_tuning profile export ID -o FILE",
+            "export it again: python3 -m bitnet_tuning profile export ID > FILE",
         ) from error
 
 
