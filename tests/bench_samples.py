@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bitnet_tuning.bench import limits, statistics
+from bitnet_tuning.bench.bandwidth import Bandwidth
 from bitnet_tuning.bench.comparison import CheckFacts, Round, Rounds, Run, Sizes
 from bitnet_tuning.bench.knobs import Assignment, Knob, Space
 from bitnet_tuning.bench.results import (
@@ -115,12 +116,8 @@ BYTES_PER_TOKEN = 827_000_000
 
 BANDWIDTH: dict[str, Any] = {
     "median": 34.1e9,
-    "low": 31.0e9,
-    "high": 35.2e9,
     "threads": 4,
     "samples": [34.1e9, 31.0e9, 35.2e9],
-    "buffer": 256 << 20,
-    "reader": "memchr",
     "reader_limits": False,
 }
 
@@ -227,7 +224,7 @@ def sample_results(
     floor = Rounds(objective, rounds).floor(found.count)
     verdict = statistics.verdict(found, floor)
     winner = "4 threads + no mmap" if verdict == FASTER else "default"
-    limit = limits.Roof(BANDWIDTH["median"], BYTES_PER_TOKEN, 30.5)
+    roof = limits.roof(Bandwidth(**BANDWIDTH), BYTES_PER_TOKEN, (30.5,))
     return Results(
         created="2026-01-31T20:15:00Z",
         updated="2026-01-31T20:19:41Z",
@@ -249,7 +246,7 @@ def sample_results(
         warnings=("other processes use 0.4 of 12 CPUs (firefox 0.3): close them or wait",),
         conditions=Surroundings(SNAPSHOT),
         bandwidth=Part(BANDWIDTH),
-        roof=Part({**limits.as_json(limit), "words": limits.words(limit)}),
+        roof=Part(roof._asdict()),
         energy=Part(reason="only root may read /sys/class/powercap/intel-rapl:0/energy_uj"),
         decision=Decision(
             winner,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from bitnet_tuning import demo
-from bitnet_tuning.bench.bandwidth import Absent
-from bitnet_tuning.bench.limits import Roof, as_json, bytes_per_token, words
+from bitnet_tuning.bench.bandwidth import AbsentError, Bandwidth
+from bitnet_tuning.bench.limits import bytes_per_token, roof
 from bitnet_tuning.model.gguf import TensorInfo, read_tensors
 
 F32, F16, Q8_0, I2_S, UNKNOWN = 0, 1, 8, 36, 38
@@ -45,18 +43,15 @@ def test_other_tables_are_looked_up_even_in_a_tied_model() -> None:
 
 def test_models_with_experts_have_no_figure() -> None:
     experts = tensor("blk.0.ffn_up_exps.weight", F16, 64, 128, 8)
-    absent = bytes_per_token((EMBEDDING, *LAYER, experts))
-    assert isinstance(absent, Absent)
-    assert "ffn_up_exps" in absent.reason
+    assert bytes_per_token((EMBEDDING, *LAYER, experts)) is None
 
 
 def test_a_type_of_unknown_size() -> None:
-    absent = bytes_per_token((EMBEDDING, tensor("blk.0.ffn_up.weight", UNKNOWN, 64, 64)))
-    assert absent == Absent("the size of tensor type 38 (blk.0.ffn_up.weight) is not known")
+    assert bytes_per_token((EMBEDDING, tensor("blk.0.ffn_up.weight", UNKNOWN, 64, 64))) is None
 
 
 def test_no_tensors() -> None:
-    assert isinstance(bytes_per_token(()), Absent)
+    assert bytes_per_token(()) is None
 
 
 def test_all_of_the_demo_model_is_read() -> None:
@@ -68,13 +63,22 @@ def test_all_of_the_demo_model_is_read() -> None:
     assert 0.9 * (end - tensors[0].offset) < size < 1.1 * end
 
 
+def memory(rate: float, at_least: bool = False) -> Bandwidth:
+    return Bandwidth(rate, 2, (rate,), at_least)
+
+
 def test_share_and_limit_follow_from_bandwidth_and_speed() -> None:
-    roof = Roof(34e9, 10**9, 27.0)
-    assert (roof.achieved, roof.limit) == (27e9, 34.0)
-    assert roof.share == pytest.approx(27 / 34)
-    facts = as_json(roof)
-    assert json.loads(json.dumps(facts)) == facts
-    assert facts["limit_tokens_per_second"] == 34.0
+    found = roof(memory(34e9), 10**9, (1.0, 27.0, 28.0))
+    assert found.share == pytest.approx(27 / 34)
+    assert found.limit_tokens_per_second == 34.0
+
+
+@pytest.mark.parametrize(("read", "speeds", "why"), [(None, (2.0,), "bytes"), (9, (), "not meas")])
+def test_without_figures_there_is_no_roof(
+    read: int | None, speeds: tuple[float, ...], why: str
+) -> None:
+    with pytest.raises(AbsentError, match=why):
+        roof(memory(34e9), read, speeds)
 
 
 @pytest.mark.parametrize(
@@ -99,12 +103,12 @@ def test_share_and_limit_follow_from_bandwidth_and_speed() -> None:
 def test_the_sentence_tells_the_share(
     bandwidth: float, speed: float, at_least: bool, sentence: str
 ) -> None:
-    assert words(Roof(bandwidth, 10**9, speed), at_least) == sentence
+    assert roof(memory(bandwidth, at_least), 10**9, (speed,)).words == sentence
 
 
 @pytest.mark.parametrize(("at_least", "why"), [(False, "slower while"), (True, "is faster than")])
 def test_a_speed_beyond_memory_is_explained(at_least: bool, why: str) -> None:
-    sentence = words(Roof(34e9, 10**9, 41.0), at_least)
+    sentence = roof(memory(34e9, at_least), 10**9, (41.0,)).words
     assert sentence.startswith(
         "generation reads 41 GB/s, more than the 34 GB/s measured from memory: part of"
     )

@@ -9,7 +9,6 @@ from datetime import datetime, timezone
 from typing import NamedTuple
 
 from bitnet_tuning.bench import limits
-from bitnet_tuning.bench.bandwidth import Absent, Bandwidth, measure_bandwidth
 from bitnet_tuning.bench.comparison import DEFAULT, Run
 from bitnet_tuning.bench.knobs import Assignment, Choices, Space, make_space
 from bitnet_tuning.bench.results import (
@@ -67,8 +66,6 @@ class Begun(NamedTuple):
     results: Results
     before: Conditions
     """The machine's state before this program measured anything."""
-    bandwidth: Bandwidth | Absent
-    """Memory bandwidth with the default's number of threads."""
 
 
 def find_subject(options: argparse.Namespace, earlier: Results | None, state: State) -> Subject:
@@ -164,7 +161,7 @@ def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Prog
     with stop.interruptible():
         shown.running("preparing: self-test", 0)
         note = None if options.no_selftest else self_tested(subject.facts)
-        before, warnings, bandwidth = _snapshot(subject, shown)
+        before, warnings = _snapshot(subject, shown)
         calibrate(subject, options, shown)
     asked = Assignment(
         budget=options.budget or BUDGETS[options.effort],
@@ -184,27 +181,24 @@ def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Prog
     results = _document(subject, asked, space)._replace(
         notes=notes, warnings=warnings, conditions=Surroundings(before)
     )
-    return Begun(results, before, bandwidth)
+    return Begun(results, before)
 
 
-def _snapshot(
-    subject: Subject, shown: Progress
-) -> tuple[Conditions, tuple[str, ...], Bandwidth | Absent]:
+def _snapshot(subject: Subject, shown: Progress) -> tuple[Conditions, tuple[str, ...]]:
     """Snapshot the machine before measuring and warn about anything that skews results."""
     shown.running("preparing: the machine's state", 0)
-    host, default = subject.facts.host, subject.default
+    host = subject.facts.host
     before = conditions.take(host)
     found = warnings_before(before, host, subject.facts.model.size)
     warnings = tuple(warning.text for warning in found)
     for warning in warnings:
         say(f"warning: {warning}")
-    return before, warnings, measure_bandwidth(default.threads, host, default.cpus)
+    return before, warnings
 
 
 def _document(subject: Subject, asked: Assignment, space: Space) -> Results:
     """Return results without a round. Raise MissingError if the model file is damaged."""
     facts, bench = subject.facts, subject.runner.bench
-    read = limits.bytes_per_token(read_tensors(facts.model.path))
     created = stamp(now())
     return Results(
         created=created,
@@ -214,7 +208,7 @@ def _document(subject: Subject, asked: Assignment, space: Space) -> Results:
         options=asked,
         host=host_facts(facts.host),
         engine=engine_facts(facts.engine, bench.program if bench else None),
-        model=model_facts(facts.model, None if isinstance(read, Absent) else read),
+        model=model_facts(facts.model, limits.bytes_per_token(read_tensors(facts.model.path))),
         space=space,
         settings={DEFAULT: space.default, **dict(space.fixed)},
     )
@@ -228,11 +222,11 @@ def resume(subject: Subject, earlier: Results, stop: Stop, shown: Progress) -> B
     _check_same(subject, earlier)
     subject.runner.sizes = earlier.options.sizes
     with stop.interruptible():
-        before, warnings, bandwidth = _snapshot(subject, shown)
+        before, warnings = _snapshot(subject, shown)
         shown.running("preparing: loading the model", 0)
         _checked(subject, warm(subject))
     warnings = tuple(dict.fromkeys((*earlier.warnings, *warnings)))
-    return Begun(earlier._replace(state=RUNNING, warnings=warnings), before, bandwidth)
+    return Begun(earlier._replace(state=RUNNING, warnings=warnings), before)
 
 
 def _check_same(subject: Subject, earlier: Results) -> None:

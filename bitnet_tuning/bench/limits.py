@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any
 
-from bitnet_tuning.bench.bandwidth import Absent
+from bitnet_tuning.bench.bandwidth import AbsentError, Bandwidth
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.machine.sensors import Domain, counter_file, read_counter, read_domains
@@ -26,54 +25,17 @@ _LOOKED_UP = (_TOKENS, "position_embd.weight", "token_types.weight", "per_layer_
 """Tensors of which a token reads a single row; names from llama.cpp's src/llama-arch.cpp."""
 _EXPERTS = ("_exps.weight", "_exps.bias")
 
-_BEYOND = "part of the model stays in caches, or memory was slower while it was measured"
-_BEYOND_LOWER = "part of the model stays in caches, or memory is faster than could be measured"
 
-
-class Roof(NamedTuple):
-    """The speed of token generation next to the limit that memory sets (the roofline model).
-
-    To generate a token, an engine reads every weight once, so it generates at most bandwidth
-    / bytes_per_token tokens/s, unless weights stay in the caches.
-    """
-
-    bandwidth: float
-    """Read bandwidth with the same number of threads, in bytes/s."""
-    bytes_per_token: int
-    tokens_per_second: float
-    """Measured speed of generation."""
-
-    @property
-    def achieved(self) -> float:
-        """Weights that generation reads, in bytes/s."""
-        return self.bytes_per_token * self.tokens_per_second
-
-    @property
-    def share(self) -> float:
-        """Share of the bandwidth that generation uses; above 1 if caches help."""
-        return self.achieved / self.bandwidth
-
-    @property
-    def limit(self) -> float:
-        """Highest speed that memory allows, in tokens/s."""
-        return self.bandwidth / self.bytes_per_token
-
-
-def bytes_per_token(tensors: Sequence[TensorInfo]) -> int | Absent:
+def bytes_per_token(tensors: Sequence[TensorInfo]) -> int | None:
     """Return the bytes of weights read for one generated token, without the KV cache, which
-    grows with the text. All tensors are read whole, but of lookup tables only one row."""
+    grows with the text. All tensors are read whole, but of lookup tables only one row. Return
+    None for tensors of unknown size, and with experts, of which a token reads only some."""
     # Without an output.weight the embeddings are tied: the token table is also the output
     # matrix and is read whole.
     tied = all(info.name != _OUTPUT for info in tensors)
-    total = 0
-    for info in tensors:
-        size = tensor_bytes(info.kind, _weights_read(info, tied))
-        if size == 0:
-            return Absent(f"the size of tensor type {info.kind} ({info.name}) is not known")
-        if info.name.endswith(_EXPERTS):
-            return Absent(f"a token reads only some of the experts in {info.name}")
-        total += size
-    return total or Absent("the model file lists no tensors")
+    sizes = [tensor_bytes(info.kind, _weights_read(info, tied)) for info in tensors]
+    experts = any(info.name.endswith(_EXPERTS) for info in tensors)
+    return None if experts or not all(sizes) else sum(sizes) or None
 
 
 def _weights_read(info: TensorInfo, tied: bool) -> int:
@@ -81,37 +43,45 @@ def _weights_read(info: TensorInfo, tied: bool) -> int:
     return info.shape[0] if one_row and info.shape else info.weights
 
 
-def words(roof: Roof, at_least: bool = False) -> str:
-    """Return half a sentence for users. ``at_least`` says that the bandwidth is a lower bound."""
+class Roof(NamedTuple):
+    """The speed of token generation next to the limit that memory sets (the roofline model)."""
+
+    share: float
+    """Share of the bandwidth that generation uses; above 1 if caches help."""
+    limit_tokens_per_second: float
+    words: str
+
+
+def roof(found: Bandwidth, read: int | None, speeds: Sequence[float]) -> Roof:
+    """Compare measured speeds of token generation, in tokens/s, with what memory allows. Raise
+    AbsentError if they or the bytes ``read`` per token are not known.
+
+    To generate a token, an engine reads every weight once, so it generates at most bandwidth
+    / bytes per token, unless weights stay in the caches.
+    """
+    if not speeds:
+        raise AbsentError("generation was not measured")
+    if read is None:
+        raise AbsentError("the bytes per token are not known")
+    achieved = read * median(speeds)
+    share = achieved / found.median
+    words = _words(achieved, found.median, share, found.reader_limits)
+    return Roof(share, found.median / read, words)
+
+
+def _words(achieved: float, most: float, share: float, at_least: bool) -> str:
     # Bandwidth is given in GB/s (10**9 bytes), as in data sheets of memory.
-    achieved, most = _gigabytes(roof.achieved), _gigabytes(roof.bandwidth)
-    if roof.share > 1:
-        why = _BEYOND_LOWER if at_least else _BEYOND
-        return f"generation reads {achieved}/s, more than the {most}/s measured from memory: {why}"
-    share = _percent(roof.share)
+    reads, allowed = (f"{rate / GB:.3g} GB/s" for rate in (achieved, most))
+    if share > 1:
+        memory = "is faster than could be measured" if at_least else "was slower while measured"
+        return (
+            f"generation reads {reads}, more than the {allowed} measured from memory: part of the "
+            f"model stays in caches, or memory {memory}"
+        )
+    percent = "less than 1 %" if share < 0.01 else f"{100 * share:.0f} %"
     if at_least:
-        share, most = f"at most {share}", f"at least {most}"
-    return f"generation reads {achieved}/s of {most}/s: {share} of what memory allows"
-
-
-def _percent(share: float) -> str:
-    return "less than 1 %" if share < 0.01 else f"{100 * share:.0f} %"
-
-
-def _gigabytes(size: float) -> str:
-    return f"{size / GB:.3g} GB"
-
-
-def as_json(roof: Roof) -> dict[str, Any]:
-    """Return the fields of ``roof`` in a file of results."""
-    return {
-        "bandwidth_bytes_per_second": roof.bandwidth,
-        "bytes_per_token": roof.bytes_per_token,
-        "tokens_per_second": roof.tokens_per_second,
-        "achieved_bytes_per_second": roof.achieved,
-        "share": roof.share,
-        "limit_tokens_per_second": roof.limit,
-    }
+        percent, allowed = f"at most {percent}", f"at least {allowed}"
+    return f"generation reads {reads} of {allowed}: {percent} of what memory allows"
 
 
 REPEATS = 3
@@ -120,106 +90,78 @@ SHORT, LONG = 16, 80
 """Tokens generated by the two runs of a sample. The difference must exceed the variation of the
 energy for loading, yet cost little time."""
 
-NOTE = "energy of the whole processor, other processes included, without memory"
-"""What the energy includes, for users."""
-
 
 class Energy(NamedTuple):
     """Tokens per joule of generation alone: loading and the prompt cancel out."""
 
     median: float
-    low: float
-    high: float
-    """``low`` and ``high`` are the smallest and the largest sample."""
     samples: tuple[float, ...]
     tokens: int
     """Number of tokens by which the two runs of a sample differ."""
+    words: str
 
 
-class EnergyMeter:
-    """A meter of the joules that all packages together use from its creation on."""
-
-    def __init__(self, root: Root, domains: tuple[Domain, ...]) -> None:
-        self._root, self._domains = root, domains
-        self._start = self._counters()
-
-    def _counters(self) -> dict[Domain, int | None]:
-        return {domain: read_counter(self._root, domain) for domain in self._domains}
-
-    def joules(self) -> float | None:
-        """Return the joules so far; None if a counter can no longer be read.
-
-        A counter may wrap around once: the 65 kJ that common processors count to last five
-        minutes at 200 W.
-        """
-        total = 0
-        for domain, now in self._counters().items():
-            used = _used(self._start[domain], now, domain.span)
-            if used is None:
-                return None
-            total += used
-        return total / 1e6
-
-
-def _used(before: int | None, now: int | None, span: int | None) -> int | None:
-    """Return the microjoules between two readings; None if they are not known."""
-    if before is None or now is None:
-        return None
-    if now >= before:
-        return now - before
-    return now - before + span if span is not None and span >= before else None
-
-
-def find_domains(root: Root) -> tuple[Domain, ...] | Absent:
-    """Return the energy counters of all packages, or why they cannot be read."""
-    domains = read_domains(root)
-    if not domains:
-        return Absent("this machine shows no energy counters (RAPL)")
-    hidden = [domain for domain in domains if read_counter(root, domain) is None]
-    if hidden:
-        files = " ".join(f"/{counter_file(domain)}" for domain in hidden)
-        return Absent(f"only root may read the energy counters; allow it: sudo chmod a+r {files}")
-    return domains
-
-
-def tokens_per_joule(
-    run: Callable[[int], None], root: Root | None = None, repeats: int = REPEATS
-) -> Energy | Absent:
+def tokens_per_joule(run: Callable[[int], None], root: Root | None = None) -> Energy:
     """Generate SHORT and LONG tokens in turn and divide the extra tokens by the extra energy.
 
-    ``run`` starts the engine, generates that many tokens and waits for its end. If it raises
-    TuningError, the figure is absent for that reason.
+    ``run`` starts the engine, generates that many tokens and waits for its end. Raise AbsentError
+    if it raises TuningError, or if the machine does not tell the energy.
     """
     root = root or Root()
     domains = find_domains(root)
-    if isinstance(domains, Absent):
-        return domains
+    extra = []
     try:
-        extra = [_extra_joules(run, root, domains) for _ in range(repeats)]
+        for _ in range(REPEATS):
+            short, long = (_joules(run, tokens, root, domains) for tokens in (SHORT, LONG))
+            extra.append(long - short)
     except TuningError as error:
-        return Absent(f"energy could not be measured: {error.cause}")
-    return _energy([joules for joules in extra if joules is not None])
-
-
-def _extra_joules(
-    run: Callable[[int], None], root: Root, domains: tuple[Domain, ...]
-) -> float | None:
-    used: list[float | None] = []
-    for tokens in (SHORT, LONG):
-        meter = EnergyMeter(root, domains)
-        run(tokens)
-        used.append(meter.joules())
-    short, long = used
-    return None if short is None or long is None else long - short
-
-
-def _energy(extra: list[float]) -> Energy | Absent:
-    if not extra:
-        return Absent("the energy counters can no longer be read")
+        raise AbsentError(f"energy could not be measured: {error.cause}") from error
     if min(extra) <= 0:
-        return Absent(
+        raise AbsentError(
             "the energy of a longer run could not be told from that of other programs; close them"
         )
     tokens = LONG - SHORT
     samples = tuple(tokens / joules for joules in extra)
-    return Energy(median(samples), min(samples), max(samples), samples, tokens)
+    middle = median(samples)
+    words = (
+        f"{middle:.3g} tokens per joule ({min(samples):.3g}–{max(samples):.3g}); energy of the "
+        "whole processor, other processes included, without memory"
+    )
+    return Energy(middle, samples, tokens, words)
+
+
+def find_domains(root: Root) -> tuple[Domain, ...]:
+    """Return the energy counters of all packages. Raise AbsentError if they cannot be read."""
+    domains = read_domains(root)
+    if not domains:
+        raise AbsentError("this machine shows no energy counters (RAPL)")
+    hidden = [domain for domain in domains if read_counter(root, domain) is None]
+    if hidden:
+        files = " ".join(f"/{counter_file(domain)}" for domain in hidden)
+        raise AbsentError(
+            f"only root may read the energy counters; allow it: sudo chmod a+r {files}"
+        )
+    return domains
+
+
+def _joules(
+    run: Callable[[int], None], tokens: int, root: Root, domains: tuple[Domain, ...]
+) -> float:
+    """Return the joules that all packages use while the engine generates ``tokens``."""
+    before = [read_counter(root, domain) for domain in domains]
+    run(tokens)
+    after = [read_counter(root, domain) for domain in domains]
+    spans = (domain.span for domain in domains)
+    return sum(map(_used, before, after, spans)) / 1e6
+
+
+def _used(before: int | None, now: int | None, span: int | None) -> int:
+    """Return the microjoules between two readings of a counter. Raise AbsentError if they are not
+    known."""
+    if before is not None and now is not None:
+        if now >= before:
+            return now - before
+        # A counter may wrap around once: the 65 kJ of common ones last five minutes at 200 W.
+        if span is not None and span >= before:
+            return now - before + span
+    raise AbsentError("the energy counters can no longer be read")

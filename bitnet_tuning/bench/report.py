@@ -14,7 +14,7 @@ from bitnet_tuning.bench import plots
 from bitnet_tuning.bench.comparison import DEFAULT
 from bitnet_tuning.bench.limits import GB
 from bitnet_tuning.bench.plots import escape
-from bitnet_tuning.bench.results import FINISHED, Part, Results, write
+from bitnet_tuning.bench.results import FINISHED, Results, write
 from bitnet_tuning.bench.summary import (
     Curve,
     Row,
@@ -192,11 +192,7 @@ def _limits(results: Results) -> Iterator[str]:
     for what, part in (("Memory", results.roof), ("Energy", results.energy)):
         words = (part.facts or {}).get("words")
         yield "" if words is None else paragraph(f"{what}: {words}")
-    yield from map(_unknown, (results.bandwidth, results.roof, results.energy))
-
-
-def _unknown(part: Part) -> str:
-    return "" if part.reason is None else paragraph(f"Not available: {part.reason}", "muted")
+        yield "" if part.reason is None else paragraph(f"Not available: {part.reason}", "muted")
 
 
 def _method(summary: Summary) -> Iterator[str]:

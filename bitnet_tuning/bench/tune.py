@@ -10,11 +10,10 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
-from statistics import median
 from typing import NamedTuple
 
-from bitnet_tuning.bench import bandwidth, limits
-from bitnet_tuning.bench.bandwidth import Absent, Bandwidth, measure_bandwidth
+from bitnet_tuning.bench import limits
+from bitnet_tuning.bench.bandwidth import AbsentError, measure_bandwidth
 from bitnet_tuning.bench.begin import (
     BUDGETS,
     Begun,
@@ -275,19 +274,21 @@ class _Work:
             warnings=tuple(dict.fromkeys((*self.results.warnings, *seen))),
             conditions=Surroundings(self.results.conditions.before, after, meanwhile),
         )
+        self.keep(results)
         name = results.decision.winner if results.decision else DEFAULT
         setting = results.settings[name]
-        found = measure_bandwidth(setting.threads, host, setting.cpus)
-        earlier = self.begun.bandwidth
-        if isinstance(found, Absent):
-            part = Part(None, found.reason)
-            results = results._replace(bandwidth=part, roof=part)
-        else:
-            if isinstance(earlier, Bandwidth) and earlier.threads == found.threads:
-                found = bandwidth.pooled(earlier, found)
-            part = Part(to_json(found))
-            results = results._replace(bandwidth=part, roof=_roof(results, name, found))
-        self.keep(results._replace(energy=self._energy(name, setting)))
+        bandwidth, roof = self._memory(name, setting)
+        energy = self._energy(name, setting)
+        self.keep(results._replace(bandwidth=bandwidth, roof=roof, energy=energy))
+
+    def _memory(self, name: str, setting: Setting) -> tuple[Part, Part]:
+        """Return the bandwidth that the setting's threads get, and the limit that it sets."""
+        read, speeds = self.results.model.bytes_per_token, self.results.measured.speeds(name)[TG]
+        try:
+            found = measure_bandwidth(setting.threads, self.subject.facts.host, setting.cpus)
+        except AbsentError as why:
+            return Part(None, str(why)), Part(None, str(why))
+        return Part(to_json(found)), _part(lambda: limits.roof(found, read, speeds))
 
     def _energy(self, name: str, setting: Setting) -> Part:
         """Return the tokens per joule of the setting, if the machine has energy counters."""
@@ -302,21 +303,15 @@ class _Work:
             if done.problem is not None:
                 raise UnsupportedError(done.problem)
 
-        found = limits.tokens_per_joule(run)
-        if isinstance(found, Absent):
-            return Part(None, found.reason)
-        low, high = f"{found.low:.3g}", f"{found.high:.3g}"
-        text = f"{found.median:.3g} tokens per joule ({low}–{high}); {limits.NOTE}"
-        return Part({**to_json(found), "words": text})
+        return _part(lambda: limits.tokens_per_joule(run))
 
 
-def _roof(results: Results, name: str, found: Bandwidth) -> Part:
-    read, speeds = results.model.bytes_per_token, results.measured.speeds(name)[TG]
-    if read is None or not speeds:
-        missing = "the bytes per token are not known" if speeds else "generation was not measured"
-        return Part(None, missing)
-    limit = limits.Roof(found.median, read, median(speeds))
-    return Part({**limits.as_json(limit), "words": limits.words(limit, found.reader_limits)})
+def _part(find: Callable[[], NamedTuple]) -> Part:
+    """Return the facts that ``find`` returns, or the reason why they are absent."""
+    try:
+        return Part(to_json(find()))
+    except AbsentError as why:
+        return Part(None, str(why))
 
 
 def _write(results: Results, options: argparse.Namespace, path: str) -> None:
