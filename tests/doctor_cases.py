@@ -31,7 +31,7 @@ def case_of(machine: Machine, environ: Mapping[str, str] | None = None, **fields
         "environ": environ or {},
         "now": NOW,
         "engine": samples.ENGINE,
-        "build": BuildFiles(NOW, None, ()),
+        "build": BuildFiles(NOW, ()),
         "model": samples.MODEL,
         "model_path": samples.MODEL.path,
     }

@@ -65,17 +65,11 @@ def test_engine(
 
 
 @pytest.mark.parametrize(
-    ("built", "changed", "state"),
-    [
-        (NOW - 10, None, "good"),
-        (NOW - 300 * DAY, NOW - 400 * DAY, "good"),
-        (NOW - 400 * DAY, None, "warn"),
-        (NOW - 3 * DAY, NOW - DAY, "warn"),
-        (None, None, "-"),
-    ],
+    ("built", "state"),
+    [(NOW - 10, "good"), (NOW - 300 * DAY, "good"), (NOW - 400 * DAY, "warn"), (None, "-")],
 )
-def test_age(machine: Machine, built: float | None, changed: float | None, state: str) -> None:
-    assert states(machine, "engine age", build=BuildFiles(built, changed, ())) == state
+def test_age(machine: Machine, built: float | None, state: str) -> None:
+    assert states(machine, "engine age", build=BuildFiles(built, ())) == state
 
 
 @pytest.mark.parametrize(
@@ -128,8 +122,8 @@ def test_openmp_runtime(machine: Machine, runtime: str | None, state: str) -> No
 @pytest.mark.parametrize(
     ("build", "state"),
     [
-        (BuildFiles(NOW, None, ()), "good"),
-        (BuildFiles(NOW, None, ("/other/libggml.so",)), "bad"),
+        (BuildFiles(NOW, ()), "good"),
+        (BuildFiles(NOW, ("/other/libggml.so",)), "bad"),
         (PROBLEM, "unknown"),
         (None, "-"),
     ],
@@ -297,7 +291,6 @@ class Checkout:
         self.folder = folder
         self.library = self._file("build/3rdparty/libggml.so.1")
         cli = self._file("build/bin/llama-cli")
-        self.source = self._file("3rdparty/llama.cpp/ggml/src/ggml.c")
         self.engine = ENGINE._replace(
             location=Location(str(cli), "named with --engine"),
             files=(str(cli), str(self.library)),
@@ -318,23 +311,14 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path / "checkout")
 
 
-def test_the_newest_file_and_the_newest_source_count(checkout: Checkout) -> None:
+def test_the_newest_file_counts(checkout: Checkout) -> None:
     os.utime(checkout.engine.path, (0, 1000))
     os.utime(checkout.library, (0, 2000))
-    os.utime(checkout.source, (0, 3000))
-    (checkout.folder / "3rdparty/llama.cpp/README.md").write_text("no source")
-    (checkout.folder / "3rdparty/llama.cpp/build-info.cpp").write_text("written by a build")
-    build = checkout.read()
-    assert (build.built, build.changed) == (2000, 3000)
-
-
-def test_an_engine_outside_of_a_checkout_has_no_sources(tmp_path: Path) -> None:
-    engine = samples.engine_in(tmp_path / "installed")
-    assert read_build(engine, {}).changed is None
+    assert checkout.read().built == 2000
 
 
 def test_what_pip_installed_has_no_age() -> None:
-    assert read_build(EMBEDDED, {}) == BuildFiles(None, None, ())
+    assert read_build(EMBEDDED, {}) == BuildFiles(None, ())
 
 
 def test_files_that_are_gone_are_an_error(checkout: Checkout) -> None:

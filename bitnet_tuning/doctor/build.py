@@ -6,7 +6,6 @@ from shlex import quote
 
 from bitnet_tuning.console import counted
 from bitnet_tuning.doctor.case import BENCHMARK, Case, Check, Finding, bad, good, unknown, warn
-from bitnet_tuning.engine.builds import build_name
 from bitnet_tuning.engine.find import NONE, NONE_COMPILED, Engine
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, WIDE, has, refusal
 from bitnet_tuning.errors import TuningError
@@ -14,12 +13,8 @@ from bitnet_tuning.model.types import I2_S
 from bitnet_tuning.plan.profile import claim
 from bitnet_tuning.plan.setting import describe
 
-OLD = 365.0
+OLD = 365
 """Age in days from which an update is advised; bitnet.cpp's kernels change a few times a year."""
-
-SAME_TIME = 60.0
-"""Seconds by which a source file may be newer than the build without being called changed: some
-sources are written while building."""
 
 _DAY = 86400.0
 _SELFTEST = "see whether the texts are right: python3 -m bitnet_tuning selftest"
@@ -64,29 +59,14 @@ def _age(case: Case) -> Finding | None:
     build = case.build
     if build is None or isinstance(build, TuningError) or build.built is None:
         return None
-    age = case.now - build.built
-    text = f"built {_days(age)} ago"
-    if build.changed is not None and build.changed > build.built + SAME_TIME:
-        return warn(
-            f"{text}, but sources in its checkout changed {_days(case.now - build.changed)} ago",
-            f"build it again: cmake --build {quote(_folder(case))} --config Release",
-        )
-    if age <= OLD * _DAY:
+    days = int((case.now - build.built) / _DAY)
+    text = f"built {counted(days, 'day')} ago"
+    if days <= OLD:
         return good(text)
     return warn(
         f"{text}; newer kernels may be faster",
         "in its checkout: git pull --recurse-submodules, then build it again with setup_env.py",
     )
-
-
-def _folder(case: Case) -> str:
-    engine = case.known_engine
-    return f"{engine.checkout}/{build_name(engine.path)}" if engine and engine.checkout else "build"
-
-
-def _days(seconds: float) -> str:
-    days = int(seconds / _DAY)
-    return counted(days, "day") if days > 0 else "less than a day"
 
 
 def _cpu_kernels(case: Case) -> Finding:
@@ -192,7 +172,7 @@ _KERNEL_SOURCE = "bitnet.cpp: src/ggml-bitnet-mad.cpp has AVX2 and NEON kernels 
 
 CHECKS: tuple[Check, ...] = (
     ("engine", _engine, "the engine's --help and --version, asked once and remembered"),
-    ("engine age", _age, "modification times of the engine's files and its checkout's sources"),
+    ("engine age", _age, "modification times of the engine's files"),
     ("CPU for i2_s", _cpu_kernels, _KERNEL_SOURCE),
     ("build for i2_s", _build_kernels, f"the engine's system_info; {_KERNEL_SOURCE}"),
     ("wide vectors", _wide_vectors, _KERNEL_SOURCE),

@@ -38,9 +38,6 @@ class BuildFiles(NamedTuple):
     built: float | None
     """Modification time of its newest file, in seconds since the epoch; None for an engine that
     pip installed."""
-    changed: float | None
-    """Modification time of the newest source file in its checkout, in seconds since the epoch;
-    None without a checkout."""
     swapped: tuple[str, ...]
     """Libraries of other builds that LD_LIBRARY_PATH makes the engine load instead of its own."""
 

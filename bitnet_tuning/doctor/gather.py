@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from glob import escape, glob
 from typing import TypeVar
 
 from bitnet_tuning.doctor.case import BuildFiles, Case
@@ -131,47 +132,13 @@ def _with_profile(case: Case, state: State) -> Case:
     return case._replace(profile=profile, stale=tuple(stale))
 
 
-_SOURCE_FOLDERS = ("src", "include", "common", "ggml", "3rdparty")
-"""Folders of a checkout of bitnet.cpp or llama.cpp that hold the engine's sources."""
-
-_SOURCES = (".c", ".cc", ".cpp", ".h", ".hpp", ".S", "CMakeLists.txt")
-_GENERATED = ("build-info.cpp",)
-"""Names of files that every build writes among the sources."""
-
-_MOST_FOLDERS = 2000
-"""Number of folders to read at most; a checkout has some hundreds."""
-
-
 def read_build(engine: Engine, environ: Mapping[str, str]) -> BuildFiles:
     """Return the age of the engine's files and the libraries that LD_LIBRARY_PATH replaces.
     Raise OSError if a file is gone."""
     if engine.embedded:
-        return BuildFiles(None, None, ())
-    return BuildFiles(
-        built=max(os.stat(file).st_mtime for file in engine.files),
-        changed=max(_source_times(engine.checkout), default=None),
-        swapped=_swapped(engine, environ),
-    )
-
-
-def _source_times(checkout: str | None) -> Iterator[float]:
-    folders = [os.path.join(checkout, name) for name in _SOURCE_FOLDERS] if checkout else []
-    for _ in range(_MOST_FOLDERS):
-        if not folders:
-            return
-        for entry in _entries(folders.pop()):
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(entry.path)
-            elif entry.name.endswith(_SOURCES) and entry.name not in _GENERATED:
-                yield entry.stat(follow_symlinks=False).st_mtime
-
-
-def _entries(folder: str) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as found:
-            return list(found)
-    except OSError:
-        return []
+        return BuildFiles(None, ())
+    built = max(os.stat(file).st_mtime for file in engine.files)
+    return BuildFiles(built, _swapped(engine, environ))
 
 
 def _swapped(engine: Engine, environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -182,10 +149,10 @@ def _swapped(engine: Engine, environ: Mapping[str, str]) -> tuple[str, ...]:
     own = os.path.realpath(os.path.join(checkout, build_name(engine.path)) if checkout else folder)
     needed = {_stem(file) for file in engine.files if ".so" in os.path.basename(file)}
     folders = [folder for folder in environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
-    paths = [entry.path for folder in folders for entry in _entries(folder)]
+    paths = sorted(path for folder in folders for path in glob(f"{escape(folder)}/*.so*"))
     return tuple(
         path
-        for path in sorted(paths)
+        for path in paths
         if _stem(path) in needed and not os.path.realpath(path).startswith(f"{own}{os.sep}")
     )
 
