@@ -407,7 +407,6 @@ def test_a_build_that_dies_of_an_illegal_instruction_never_gets_the_prompt(
 ) -> None:
     fine = FakeEngine(checkout).isa("AVX2")
     dead = FakeEngine(checkout, build="build-new").isa("AVX2", "AVX512", dies=dies)
-    dead.configured("AVX2", "AVX512", flags="-mavx2 -mavx512f")
     for _ in range(2):
         done = run(checkout)
         assert (done.code, done.out) == (0, "hello and more text\n"), done.err
@@ -420,15 +419,6 @@ def test_a_build_that_dies_of_an_illegal_instruction_never_gets_the_prompt(
     assert str(dead.cli) in done.err
     assert "this CPU lacks" in done.err
     assert len(dead.runs()) == asked, "its death is remembered"
-
-
-def test_cmakes_files_tell_what_a_build_needs_that_dies_as_it_starts(
-    checkout: Path, tmp_path: Path, plan: Plan
-) -> None:
-    dead = FakeEngine(checkout).isa("AVX2", "AVX512", dies="start").configured("AVX512_VNNI")
-    done = plan(machine(tmp_path / "root"), dead.cli)
-    assert "is built for AVX512_VNNI, which this CPU lacks" in done.err
-    assert plan(machine(tmp_path / "other", ICELAKE), dead.cli).code == 0
 
 
 def test_the_chosen_build_is_the_one_that_runs(checkout: Path, state: State, run: Run) -> None:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from bitnet_tuning.engine import instruction_sets
-from bitnet_tuning.engine.binary import configured_isa
 from bitnet_tuning.engine.find import Engine, Location
-from bitnet_tuning.engine.known import check_isa, know
+from bitnet_tuning.engine.known import check_isa
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.machine.host import Host
-from bitnet_tuning.store.state import State
-from tests.engines import FakeEngine
 from tests.machines import Machine, x86_entries
 
 HASWELL = "fpu pni ssse3 avx f16c fma bmi2 avx2"
@@ -95,51 +91,6 @@ def test_flags_are_known_with_and_without_underscores() -> None:
     assert instruction_sets.lacking(wanted, ["avx512_vbmi", "avx512vnni", "avxvnni"]) == ()
 
 
-@pytest.mark.parametrize(
-    ("flags", "names"),
-    [
-        ("-O3 -mf16c -mfma -mavx -mavx2", "F16C FMA AVX AVX2"),
-        ("-mavx512f -mavx512dq -mavx512bw -mavx512vbmi -mavx512vnni",
-         "AVX512 AVX512_VBMI AVX512_VNNI"),
-        ("-march=x86-64-v4", "AVX AVX2 FMA F16C BMI2 AVX512"),
-        ("-march=armv8.2-a+dotprod+fp16", "NEON DOTPROD FP16_VA"),
-        ("/O2 /arch:AVX2", "AVX2 FMA F16C"),
-        ("-march=native", ""),
-        ("-march=something -DX", ""),
-    ],
-)  # fmt: skip
-def test_compiler_flags_name_instruction_sets(flags: str, names: str) -> None:
-    assert instruction_sets.of_compiler(flags.split()) == set(names.split())
-
-
-# Files of CMake in the build folder
-
-
-def test_the_command_that_compiled_the_kernels_counts_before_the_cache(tmp_path: Path) -> None:
-    fake = FakeEngine(tmp_path / "checkout").configured("AVX", "AVX2", "AVX512")
-    assert configured_isa(str(fake.cli)) == {"AVX", "AVX2", "AVX512"}
-    fake.configured("AVX2", flags="-mavx -mavx2 -mavx512f")
-    assert configured_isa(str(fake.cli)) == {"AVX", "AVX2", "AVX512"}
-    (fake.bin.parent / "compile_commands.json").write_text('[{"file": 1}, ')
-    assert configured_isa(str(fake.cli)) == {"AVX2"}
-
-
-def test_cmakes_files_are_found_from_the_target_of_a_link(tmp_path: Path) -> None:
-    fake = FakeEngine(tmp_path / "checkout").configured("AVX512")
-    link = tmp_path / "llama-cli"
-    link.symlink_to(fake.cli)
-    assert configured_isa(str(link)) == {"AVX512"}
-
-
-@pytest.mark.parametrize("content", ["null", "{}", "[1]", '[{"file": "ggml.c"}]', "[" * 100_000])
-def test_a_damaged_file_of_cmake_says_nothing(tmp_path: Path, content: str) -> None:
-    fake = FakeEngine(tmp_path / "checkout")
-    assert configured_isa(str(fake.cli)) == set()
-    fake.configured()
-    (fake.bin.parent / "compile_commands.json").write_text(content)
-    assert configured_isa(str(fake.cli)) == set()
-
-
 # Refusing builds
 
 
@@ -209,9 +160,3 @@ def test_the_reason_says_what_avx_512_does_and_does_not_bring() -> None:
         ENGINE._replace(isa=frozenset(("NEON",))), GRAVITON_3.split(), "i2_s"
     )
     assert "not known" in instruction_sets.reason(ENGINE._replace(isa=frozenset()), (), "i2_s")
-
-
-@pytest.mark.skipif(os.name == "nt", reason="fake engines are scripts")
-def test_the_engines_own_answer_counts_before_cmakes_files(tmp_path: Path) -> None:
-    fake = FakeEngine(tmp_path / "checkout").isa("AVX2").configured("AVX512")
-    assert know(Location(str(fake.cli), "found"), State(str(tmp_path / "s"))).isa == {"AVX2"}

@@ -1,15 +1,13 @@
-"""Read from an engine's files, without running it, what it links, knows and is compiled for."""
+"""Read from an engine's files, without running it, what it links and what it knows."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable
 
 from bitnet_tuning.engine.find import GOMP, LLVM, MSVC, NONE
-from bitnet_tuning.engine.instruction_sets import of_compiler, ordered
 
 _OWN_LIBRARY = r"(?i)(lib)?(ggml|llama|mtmd|bitnet|xllamacpp)[^/\\]*\.(so|dylib|dll)"
 _EXECUTABLE_MAGIC = (
@@ -108,63 +106,3 @@ def contains(path: str, marks: Iterable[bytes]) -> bool:
             return any(data.find(mark) >= 0 for mark in marks)
     except (OSError, ValueError):
         return False
-
-
-_CACHE = "CMakeCache.txt"
-_COMMANDS = "compile_commands.json"
-_LARGEST = 1 << 25
-"""Bytes of these two files to read; llama.cpp's are well below a MiB."""
-
-_LEVELS = 3
-"""Folders above the program to search; build/bin/Release/llama-cli has its cache three up."""
-
-_KERNEL_SOURCES = ("ggml.c", "ggml-cpu.c", "ggml-cpu.cpp", "ggml-quants.c")
-"""Source files of ggml's CPU kernels; other files are compiled with other options."""
-
-_OPTION = r"(?im)^GGML_([A-Z0-9_]+):[A-Z]+=(?:ON|TRUE|YES|1)\s*$"
-_COMPILER_OPTIONS = r"(?m)^CMAKE_(?:C|CXX)_FLAGS:[A-Z]+=(.*)$"
-
-
-def configured_isa(cli: str) -> frozenset[str]:
-    """Return the instruction sets for which ``cli`` was configured, by llama.cpp's names; empty
-    without CMake's files in the build folder, and for -march=native."""
-    folder = _folder(os.path.realpath(cli))
-    if folder is None:
-        return frozenset()
-    return _compiled(os.path.join(folder, _COMMANDS)) or _cached(os.path.join(folder, _CACHE))
-
-
-def _folder(program: str) -> str | None:
-    folder = program
-    for _ in range(_LEVELS):
-        folder = os.path.dirname(folder)
-        if os.path.isfile(os.path.join(folder, _CACHE)):
-            return folder
-    return None
-
-
-def _compiled(path: str) -> frozenset[str]:
-    """Return the instruction sets of the command that compiled the kernels."""
-    try:
-        entries = json.loads(_read(path))
-        for entry in entries:
-            if re.split(r"[/\\]", entry["file"])[-1] in _KERNEL_SOURCES:
-                return of_compiler(entry.get("arguments") or entry["command"].split())
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        pass  # damaged, or in a form that CMake does not write
-    return frozenset()
-
-
-def _cached(path: str) -> frozenset[str]:
-    text = _read(path)
-    flags = [word for line in re.findall(_COMPILER_OPTIONS, text) for word in line.split()]
-    return of_compiler(flags) | set(ordered(re.findall(_OPTION, text)))
-
-
-def _read(path: str) -> str:
-    """Return the file's text; empty if it cannot be read."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read(_LARGEST)
-    except OSError:
-        return ""

@@ -1,7 +1,7 @@
 """The table of instruction sets, and whether a CPU has what a build needs.
 
-llama.cpp names them in its ``system_info`` line (AVX512), compilers in their options (-mavx512f),
-the kernel in a CPU's flags (avx512f in /proc/cpuinfo). Nothing here reads the system.
+llama.cpp names them in its ``system_info`` line (AVX512), the kernel in a CPU's flags (avx512f in
+/proc/cpuinfo). Nothing here reads the system.
 """
 
 from __future__ import annotations
@@ -23,38 +23,34 @@ class InstructionSet(NamedTuple):
     """Name in llama.cpp's ``system_info`` line."""
     flags: tuple[str, ...]
     """Flags of a CPU that has it, without underscores. The first one alone implies ``implied``."""
-    option: str
-    """Option of the compiler; on ARM the extension after ``-march=armv8-a``."""
     implied: tuple[str, ...] = ()
     """Flags that every such CPU has, even if a list of its flags is only an excerpt."""
 
 
 _X86 = (
-    InstructionSet("SSE3", ("pni",), "-msse3"),
-    InstructionSet("SSSE3", ("ssse3",), "-mssse3", ("pni",)),
-    InstructionSet("AVX", ("avx",), "-mavx", ("ssse3",)),
-    InstructionSet("F16C", ("f16c",), "-mf16c", ("avx",)),
-    InstructionSet("FMA", ("fma",), "-mfma", ("avx",)),
-    InstructionSet("BMI2", ("bmi2",), "-mbmi2"),
-    InstructionSet("AVX2", ("avx2",), "-mavx2", ("avx",)),
-    InstructionSet("AVX_VNNI", ("avxvnni",), "-mavxvnni"),
+    InstructionSet("SSE3", ("pni",)),
+    InstructionSet("SSSE3", ("ssse3",), ("pni",)),
+    InstructionSet("AVX", ("avx",), ("ssse3",)),
+    InstructionSet("F16C", ("f16c",), ("avx",)),
+    InstructionSet("FMA", ("fma",), ("avx",)),
+    InstructionSet("BMI2", ("bmi2",)),
+    InstructionSet("AVX2", ("avx2",), ("avx",)),
+    InstructionSet("AVX_VNNI", ("avxvnni",)),
     # GGML_AVX512 compiles with all three (ggml-cpu/CMakeLists.txt).
-    InstructionSet(
-        "AVX512", ("avx512f", "avx512bw", "avx512dq"), "-mavx512f", ("avx2", "fma", "f16c")
-    ),
-    InstructionSet("AVX512_VBMI", ("avx512vbmi",), "-mavx512vbmi"),
-    InstructionSet("AVX512_VNNI", ("avx512vnni",), "-mavx512vnni"),
-    InstructionSet("AVX512_BF16", ("avx512bf16",), "-mavx512bf16"),
-    InstructionSet("AMX_INT8", ("amxint8", "amxtile"), "-mamx-int8"),
+    InstructionSet("AVX512", ("avx512f", "avx512bw", "avx512dq"), ("avx2", "fma", "f16c")),
+    InstructionSet("AVX512_VBMI", ("avx512vbmi",)),
+    InstructionSet("AVX512_VNNI", ("avx512vnni",)),
+    InstructionSet("AVX512_BF16", ("avx512bf16",)),
+    InstructionSet("AMX_INT8", ("amxint8", "amxtile")),
 )
 _ARM = (
-    InstructionSet("NEON", ("asimd",), "+simd"),
-    InstructionSet("ARM_FMA", ("asimd",), "+simd"),
-    InstructionSet("FP16_VA", ("asimdhp",), "+fp16"),
-    InstructionSet("DOTPROD", ("asimddp",), "+dotprod"),
-    InstructionSet("MATMUL_INT8", ("i8mm",), "+i8mm"),
-    InstructionSet("SVE", ("sve",), "+sve"),
-    InstructionSet("SME", ("sme",), "+sme"),
+    InstructionSet("NEON", ("asimd",)),
+    InstructionSet("ARM_FMA", ("asimd",)),
+    InstructionSet("FP16_VA", ("asimdhp",)),
+    InstructionSet("DOTPROD", ("asimddp",)),
+    InstructionSet("MATMUL_INT8", ("i8mm",)),
+    InstructionSet("SVE", ("sve",)),
+    InstructionSet("SME", ("sme",)),
 )
 _SETS = (*_X86, *_ARM)
 """All sets of both families; each one comes after the sets that it implies."""
@@ -75,40 +71,6 @@ uses (ggml.c, ggml_init_arm_arch_features)."""
 _BASIC = frozenset(("SSE3", "SSSE3", "BMI2"))
 """Sets that do not count when builds are compared: no ternary kernel needs one alone, and some
 generations of engines do not print them."""
-
-_V3 = "AVX AVX2 FMA F16C BMI2"
-_V4 = f"{_V3} AVX512"
-_TARGETS = {
-    "/arch:avx": "AVX",
-    "/arch:avx2": "AVX2 FMA F16C",
-    "/arch:avx512": "AVX512 AVX2 FMA F16C",
-    "-march=x86-64-v3": _V3,
-    "-march=x86-64-v4": _V4,
-    "-march=haswell": _V3,
-    "-march=skylake": _V3,
-    "-march=alderlake": f"{_V3} AVX_VNNI",
-    "-march=znver2": _V3,
-    "-march=znver3": _V3,
-    "-march=znver4": f"{_V4} AVX512_VBMI AVX512_VNNI AVX512_BF16",
-    "-march=skylake-avx512": _V4,
-    "-march=cascadelake": f"{_V4} AVX512_VNNI",
-    "-march=icelake-server": f"{_V4} AVX512_VBMI AVX512_VNNI",
-    "-march=sapphirerapids": f"{_V4} AVX_VNNI AVX512_VBMI AVX512_VNNI AVX512_BF16 AMX_INT8",
-}
-"""Compiler options that stand for several sets (GCC's manual: x86 Options; MSVC's: /arch)."""
-
-_ARMV8 = ("-march=armv8", "-march=armv9")
-
-
-def of_compiler(words: Iterable[str]) -> frozenset[str]:
-    """Return the sets that a compiler with these options uses; none for ``-march=native``."""
-    found: set[str] = set()
-    for word in words:
-        option, *extensions = (word.lower() if word[:1] == "/" else word).split("+")
-        found.update(_TARGETS.get(option, "NEON" if option.startswith(_ARMV8) else "").split())
-        options = {option, *(f"+{name}" for name in extensions)}
-        found.update(each.name for each in _SETS if each.option in options)
-    return frozenset(found)
 
 
 def has(flags: Iterable[str]) -> frozenset[str]:
@@ -163,8 +125,7 @@ def refusal(engine: Engine, flags: Iterable[str]) -> str | None:
     # A run on this CPU counts more than names: a virtual machine may hide flags of its CPU.
     if tried_here and engine.ran:
         return None
-    named = engine.isa if engine.ran is False else engine.isa - OF_THE_CPU
-    missing = () if chooses_itself(engine) else lacking(named, flags)
+    missing = () if chooses_itself(engine) else lacking(engine.isa - OF_THE_CPU, flags)
     if missing:
         return f"is built for {', '.join(missing)}, which this CPU lacks"
     if tried_here:

@@ -45,7 +45,6 @@ def probe(location: Location) -> tuple[Engine, bool]:
         # (https://github.com/ggml-org/llama.cpp/issues/22142). A script around an engine may never
         # show it, and is not to be asked at every start: one more try decides.
         tried = _generate_token(once, i2_s)
-    isa = parse_system_info(_log(tried))
     engine = Engine(
         location=location,
         version=parse_version(version.stdout + version.stderr),
@@ -53,7 +52,7 @@ def probe(location: Location) -> tuple[Engine, bool]:
         chat_flags=frozenset(parse_flags(chat_help.stdout + chat_help.stderr)),
         openmp=binary.openmp_runtime(files),
         blas=tuple(binary.blas_libraries(files)),
-        isa=frozenset(isa or (set() if location.embedded else binary.configured_isa(location.cli))),
+        isa=frozenset(parse_system_info(_log(tried))),
         i2_s=i2_s,
         architectures=_architectures(files),
         files=files,

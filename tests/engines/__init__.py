@@ -70,20 +70,6 @@ class FakeEngine:
         (self.bin / "isa.json").write_text(json.dumps({"names": names, "dies": dies}))
         return self
 
-    def configured(self, *options: str, flags: str | None = None) -> FakeEngine:
-        """Write the files that CMake leaves in the build folder, with the options that are on and
-        the compiler's flags for the kernels."""
-        lines = [f"GGML_{option}:BOOL=ON" for option in options]
-        lines += ["GGML_AVX512_BF16:BOOL=OFF", "CMAKE_C_FLAGS:STRING="]
-        (self.bin.parent / "CMakeCache.txt").write_text("\n".join(lines) + "\n")
-        if flags is not None:
-            entries = [
-                {"file": "/src/common.cpp", "command": "c++ -O3 -c common.cpp"},
-                {"file": "/src/ggml/src/ggml.c", "command": f"cc -O3 {flags} -c ggml.c"},
-            ]
-            (self.bin.parent / "compile_commands.json").write_text(json.dumps(entries))
-        return self
-
     def environment(self, **behaviour: object) -> dict[str, str]:
         """Return the variables that set a behaviour which fake_llama_cli.py describes."""
         return {f"FAKE_{key.upper()}": str(value) for key, value in behaviour.items()}
