@@ -9,8 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
-import types
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -391,24 +389,7 @@ def test_the_server_within_the_process_is_small_and_demands_a_random_key(
     assert (set_to["n_threads_http"], set_to["n_parallel"], set_to["ui"]) == (1, 1, False)
     assert set_to["port"] == 0
     assert re.fullmatch(r"[0-9a-f]{64}", *set_to["api_keys"])
-    (host,) = set_to["hostnames"]
-    assert host == "127.0.0.1" or (host.endswith(".sock") and not Path(host).parent.exists())
-
-
-def test_old_folders_of_killed_processes_are_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    old, new = (tmp_path / f"{engine.FOLDER_PREFIX}{name}" for name in ("old", "new"))
-    for folder in (old, new):
-        folder.mkdir()
-        (folder / "s.sock").touch()
-    os.utime(old, (0, 0))
-    params = types.SimpleNamespace(hostname="")
-    with engine.private(params):
-        assert (old.exists(), new.exists()) == (False, True)
-    assert (params.port, len(params.api_keys[0])) == (0, 64)
-    assert list(tmp_path.iterdir()) == [new]
+    assert set_to["hostnames"] == ["127.0.0.1"]
 
 
 # Programs with the real xllamacpp and the demo model
@@ -511,28 +492,17 @@ def listening(pid: int) -> list[tuple[str, int]]:
 
 
 @pytest.fixture
-def talking(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a chat and wait for its first question; the parameter says what it listens on."""
-    # A socket's path has at most 107 characters (unix(7)); a longer one leaves only a port. The
-    # path of tmp_path may be too long already.
-    with tempfile.TemporaryDirectory(dir="/tmp") as short:
-        folder = Path(short) / ("long" * 30 if request.param == "port" else "")
-        folder.mkdir(exist_ok=True)
-        yield from chatting_in(folder)
-
-
-def chatting_in(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Yield a chat whose temporary folder is ``folder``, and end it."""
+def talking() -> Iterator[subprocess.Popen[bytes]]:
+    """Start a chat and wait for its first question."""
     process = subprocess.Popen(
         [sys.executable, SCRIPT, *TALK],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, **CALM, "TMPDIR": str(folder)},
+        env={**os.environ, **CALM},
     )
     try:
         assert read(process, 3) == b"\n> "
-        assert list(folder.iterdir()) == []
         yield process
     finally:
         process.kill()
@@ -541,11 +511,7 @@ def chatting_in(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 @real
 @linux
-@pytest.mark.parametrize("talking", ["socket"], indirect=True)
-def test_a_waiting_chat_opens_no_port_and_ends_with_sigint(
-    talking: subprocess.Popen[bytes],
-) -> None:
-    assert listening(talking.pid) == []
+def test_a_waiting_chat_ends_with_sigint(talking: subprocess.Popen[bytes]) -> None:
     talking.send_signal(signal.SIGINT)
     _, errors = talking.communicate(timeout=PATIENCE)
     assert talking.returncode == 130
@@ -554,8 +520,7 @@ def test_a_waiting_chat_opens_no_port_and_ends_with_sigint(
 
 @real
 @linux
-@pytest.mark.parametrize("talking", ["port"], indirect=True)
-def test_without_a_socket_the_port_is_on_the_loopback_and_demands_a_key(
+def test_the_port_of_a_chat_is_on_the_loopback_and_demands_a_key(
     talking: subprocess.Popen[bytes],
 ) -> None:
     ((address, port),) = listening(talking.pid)

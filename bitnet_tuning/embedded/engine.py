@@ -5,15 +5,11 @@ from __future__ import annotations
 import os
 import queue
 import secrets
-import shutil
 import signal
-import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from bitnet_tuning.embedded.binding import fill, load_binding, set_host
@@ -30,14 +26,6 @@ PREFIX = "llama_perf_context_print:"
 """Beginning of llama.cpp's lines of timings."""
 
 LOOPBACK = "127.0.0.1"
-SOCKET_PATH_LIMIT = 103
-"""Longest path of a Unix socket in bytes: sockaddr_un holds 104 on macOS and BSD, 108 on Linux
-(unix(7)), one of them the final NUL."""
-FOLDER_PREFIX = "bitnet-embedded-"
-STALE_SECONDS = 24 * 3600.0
-"""Age in seconds at which a folder is removed that a killed process left; a process needs its own
-only while a model loads."""
-
 
 _servers: list[Any] = []
 """Every server of this process, so that none is ever destroyed: its destructor holds the
@@ -66,18 +54,12 @@ class TextPiece(NamedTuple):
     times: PhaseTimes | None
 
 
-@contextmanager
-def private(params: Any) -> Iterator[None]:
-    """Set ``params`` so that no other process can use a server that is started in the block."""
-    # Requests are calls within this process, but the engine's HTTP server always listens. On POSIX
-    # it gets a socket in a private folder, which is deleted as soon as the server has started.
-    # Elsewhere, and if the socket's path is too long, it gets a free port of 127.0.0.1. In both
-    # cases it demands a random key.
+def listen_privately(params: Any) -> None:
+    """Set ``params`` so that no other process can use the server."""
+    # Requests are calls within this process, but the engine's HTTP server always listens.
     params.api_keys = [secrets.token_hex(32)]
     params.port = 0
-    with _socket_path() as path:
-        set_host(params, path or LOOPBACK)
-        yield
+    set_host(params, LOOPBACK)
 
 
 class EmbeddedEngine:
@@ -86,16 +68,17 @@ class EmbeddedEngine:
     def __init__(
         self,
         options: LoadOptions,
-        listening: Callable[[Any], AbstractContextManager[None]] = private,
+        listen: Callable[[Any], None] = listen_privately,
     ) -> None:
-        """Load the model; ``listening`` sets the address of the server in its parameters. Raise
+        """Load the model; ``listen`` sets the address of the server in its parameters. Raise
         TuningError for an unusable model, and MissingError without xllamacpp."""
         _check_readable(options.model)
         self.options = options
         self.binding = load_binding()
         params = fill(self.binding, options)
+        listen(params)
         started = time.perf_counter()
-        with listening(params), _signals_kept():
+        with _signals_kept():
             try:
                 self.server: Any = self.binding.Server(params)
             except RuntimeError as error:
@@ -148,27 +131,6 @@ def _reason(model: str) -> str:
     if kind in BITNET_ONLY:
         return f"{kind} files need bitnet.cpp: the embedded engine runs TQ2_0 and TQ1_0 files"
     return "see llama.cpp's message above"
-
-
-@contextmanager
-def _socket_path() -> Iterator[str | None]:
-    """Yield the path of a socket that is deleted after the block; None if there can be none."""
-    if os.name != "posix" or not hasattr(socket, "AF_UNIX"):
-        yield None
-        return
-    with suppress(OSError):  # Remove what killed processes left.
-        for folder in Path(tempfile.gettempdir()).glob(FOLDER_PREFIX + "*"):
-            if time.time() - folder.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
-    try:
-        fresh = tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, ignore_cleanup_errors=True)
-    except OSError:
-        yield None
-        return
-    with fresh as name:
-        # llama.cpp's server knows a socket by this suffix (tools/server/server-http.cpp).
-        path = f"{name}/s.sock"
-        yield path if len(os.fsencode(path)) <= SOCKET_PATH_LIMIT else None
 
 
 @contextmanager

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +31,7 @@ def run(options: ServerOptions) -> None:
     """Serve until a signal ends the process. Raise TuningError for an unusable model or an
     occupied port, and MissingError without xllamacpp."""
 
-    @contextmanager
-    def listening(params: Any) -> Iterator[None]:
+    def listen(params: Any) -> None:
         """Set the address, the slots, each with its own context, and the key."""
         set_host(params, options.host)
         params.port = options.port
@@ -45,9 +42,8 @@ def run(options: ServerOptions) -> None:
         key = options.api_key or os.environ.get(KEY_VARIABLE, "")
         if key:
             params.api_keys = [key]
-        yield
 
-    engine = EmbeddedEngine(options, listening)
+    engine = EmbeddedEngine(options, listen)
     address = engine.server.listening_address
     line = f"server is listening on {address} with {options.slots} slots"
     print(line, file=sys.stderr, flush=True)
