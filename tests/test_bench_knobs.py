@@ -308,6 +308,8 @@ def test_hybrids_may_leave_their_fast_cores(machine: Machine) -> None:
     assert (more.threads, more.cpus) == (bound + 1, None)
     fewer = apply(changes_to(facts, default, 1)[0], default)
     assert fewer.cpus == default.cpus
+    # Other systems start no program on chosen CPUs.
+    assert "affinity" not in names(replaced(facts, host=facts.host._replace(system="darwin")))
 
 
 def test_every_change_has_an_effect_and_a_name_of_its_own(machine: Machine) -> None:

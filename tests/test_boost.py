@@ -152,3 +152,19 @@ def test_threads_that_the_engine_spreads_over_nodes_are_not_bound(tmp_path: Path
 
 def test_without_known_privileges_no_priority_is_raised() -> None:
     assert make_plan(FAST, Facts(a_host(4), ENGINE, MODEL, "named", {})).setting.nice == 0
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+def test_no_plan_promises_chosen_cpus_off_linux(system: str) -> None:
+    assert plan(a_host(4)).setting.cpus is not None
+    for host in (a_host(4), a_hybrid_host()):
+        made = plan(host._replace(system=system))
+        assert made.setting.cpus is None
+        assert made.reasons["cpus"].startswith("not bound")
+        assert "Linux only" in made.reasons["cpus"]
+
+
+@pytest.mark.parametrize(("system", "bound"), [("linux", True), ("win32", False)])
+def test_libgomp_binds_threads_on_linux_only(system: str, bound: bool) -> None:
+    made = plan(a_host(4)._replace(system=system), runtime=GOMP)
+    assert ("OMP_PROC_BIND" in made.setting.variables) == bound

@@ -13,6 +13,7 @@ from bitnet_tuning.plan.openmp import (
     choose_variables,
     exported,
     shell_exports,
+    unbindable,
     user_binding,
     user_set,
     user_threads,
@@ -50,6 +51,23 @@ def test_each_runtime_gets_the_variables_that_it_reads(
     # Spinning threads use up the quota that working ones need.
     without = {name: text for name, text in expected.items() if name != "KMP_BLOCKTIME"}
     assert choose(runtime, quota_binds=True)[0] == without
+
+
+@pytest.mark.parametrize(
+    ("runtime", "systems"),
+    [(LLVM, {"linux", "win32"}), (GOMP, {"linux"}), (None, {"linux"}), (NONE, {"linux"})],
+)
+def test_a_runtime_binds_threads_on_some_systems_only(
+    runtime: str | None, systems: set[str]
+) -> None:
+    every = ("linux", "win32", "darwin", "freebsd14")
+    assert {system for system in every if unbindable(runtime, system) is None} == systems
+    if runtime != NONE:
+        unbound = unbindable(runtime, "darwin")
+        variables, reason = choose_variables(runtime, (), 4, False, {}, unbound=unbound)
+        assert not BINDING.keys() & variables.keys()
+        assert "threads are not bound: " in reason
+        assert "on this system" in reason
 
 
 def test_the_reason_says_how_threads_wait() -> None:

@@ -281,7 +281,7 @@ def _binding(choices: Choices, default: Setting) -> Iterator[Change]:
 def _affinity(choices: Choices, default: Setting) -> Iterator[Change]:
     """Yield the other affinity on a hybrid CPU: performance cores only, or all CPUs."""
     host = choices.host
-    if host.hybrid is None or user_binding(choices.facts.environ):
+    if host.hybrid is None or host.system != "linux" or user_binding(choices.facts.environ):
         return
     if default.cpus is not None:
         yield Change("on any CPU", (("cpus", None),))

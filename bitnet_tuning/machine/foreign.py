@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import sys
 from itertools import pairwise
 
@@ -10,7 +11,14 @@ from bitnet_tuning.launch.background import capture
 from bitnet_tuning.machine.clock import Clock
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.memory import Memory, Swap
-from bitnet_tuning.machine.topology import Core, Hybrid, Node, cpus_of
+from bitnet_tuning.machine.topology import (
+    ARM_EFFICIENCY_SPEED,
+    INTEL_EFFICIENCY_SPEED,
+    Core,
+    Node,
+    cpus_of,
+    split_kinds,
+)
 from bitnet_tuning.namedtuple import NamedTuple
 
 TYPE_CHECKING = False
@@ -22,6 +30,18 @@ APPLE_EFFICIENCY_SPEED = 0.35
 """Speed of an Apple efficiency core on NEON code relative to a performance core: about a third
 in published comparisons of M1 and M2 cores. At this ratio efficiency cores are used only where
 there are very few performance cores."""
+
+_CLASS_SPEEDS = {"GenuineIntel": INTEL_EFFICIENCY_SPEED, "AuthenticAMD": 0.65}
+"""Speed of a core relative to one of the next higher efficiency class, by vendor; others make ARM
+cores. AMD's classes differ only in clock and cache (Ryzen AI 9 HX 370: 5.15 and 3.3 GHz,
+https://chipsandcheese.com/2024/08/10/amds-strix-point-zen-5-hits-mobile)."""
+
+_CORE, _AFFINITY = "IIxB20xH", "NH6x"
+"""Beginning of a SYSTEM_LOGICAL_PROCESSOR_INFORMATION_EX (winnt.h): kind, size, efficiency class,
+and how many GROUP_AFFINITYs follow, each a mask of CPUs and the number of their group."""
+
+_LEVELS = [f"hw.perflevel{level}" for level in range(3)]
+"""Prefixes of what sysctl tells of each kind of cores, the fastest kind first."""
 
 _BRAND = "machdep.cpu.brand_string"
 _SYSCTL_FLAGS = {
@@ -37,8 +57,7 @@ _SYSCTL = (
     "hw.logicalcpu",
     "hw.physicalcpu",
     "hw.memsize",
-    "hw.perflevel0.physicalcpu",
-    "hw.perflevel1.physicalcpu",
+    *(f"{level}.{value}" for level in _LEVELS for value in ("name", "physicalcpu")),
     *_SYSCTL_FLAGS,
 )
 
@@ -53,33 +72,98 @@ class ForeignState(NamedTuple):
 
 
 def read_foreign_host() -> Host:
-    """Read the running machine: on macOS with sysctl, on other systems with psutil."""
+    """Read the running machine: macOS through sysctl, Windows through kernel32.dll, both with
+    psutil's help, and other systems through psutil alone."""
     if sys.platform == "darwin":
         values = _sysctl()
-        integers = {key: int(value) for key, value in values.items() if value.isdecimal()}
-        return macos_host(integers, _memory())._replace(brand=values.get(_BRAND))
-    return _psutil_host()._replace(brand=os.environ.get("PROCESSOR_IDENTIFIER"))
+        host, brand, vendor = macos_host(values, _memory()), values.get(_BRAND), None
+    else:
+        # Such as "Intel64 Family 6 Model 183 Stepping 1, GenuineIntel".
+        brand = os.environ.get("PROCESSOR_IDENTIFIER")
+        vendor = brand and brand.rpartition(", ")[2]
+        cores, affinity = _ask_windows()
+        host = windows_host(cores, affinity, vendor, _memory()) if cores else _psutil_host()
+    return host._replace(brand=brand, vendor=vendor, system=sys.platform)
 
 
-def macos_host(values: dict[str, int], memory: Memory) -> Host:
-    """Return the host that the integer ``values`` of sysctl describe."""
+def macos_host(values: dict[str, str], memory: Memory) -> Host:
+    """Return the host that the ``values`` of sysctl describe."""
+    numbers = {key: int(value) for key, value in values.items() if value.isdecimal()}
     # macOS gives CPUs no ids, so they are numbered here, performance cores first.
-    physical = max(1, values.get("hw.physicalcpu", 0) or os.cpu_count() or 1)
-    logical = max(physical, values.get("hw.logicalcpu", physical))
-    fast = values.get("hw.perflevel0.physicalcpu", physical)
-    slow = values.get("hw.perflevel1.physicalcpu", 0)
-    cores = numbered_cores(physical, logical)
-    hybrid = None
+    physical = max(1, numbers.get("hw.physicalcpu", 0) or os.cpu_count() or 1)
+    logical = max(physical, numbers.get("hw.logicalcpu", physical))
+    # M5 Pro and Max have "Super" cores to 4.61 GHz and "Performance" cores to 4.31 GHz, so both
+    # count as fast (https://github.com/kennss/SiliconScope/pull/58); M5 has "Super" and
+    # "Efficiency" cores. Before there were names, all levels but the first were slow.
+    slow = sum(
+        numbers.get(f"{level}.physicalcpu", 0)
+        for level in _LEVELS
+        if values.get(f"{level}.name", level) in ("Efficiency", *_LEVELS[1:])
+    )
+    fast = sum(numbers.get(f"{level}.physicalcpu", 0) for level in _LEVELS) - slow
+    hybrid, cores = None, numbered_cores(physical, logical)
     if 0 < fast < physical and slow > 0:
-        slower = tuple(core._replace(speed=APPLE_EFFICIENCY_SPEED) for core in cores[fast:])
-        hybrid = Hybrid(fast, physical - fast, cpus_of(cores[:fast]), cpus_of(slower))
-        cores = cores[:fast] + slower
+        speeds = [1.0 if index < fast else APPLE_EFFICIENCY_SPEED for index in range(physical)]
+        hybrid, cores = split_kinds(cores, speeds, cpus_of(cores[fast:]))
     return _host(
         cores,
         hybrid=hybrid,
-        memory=Memory(values.get("hw.memsize", memory.total), memory.available),
-        isa=tuple(sorted(flag for key, flag in _SYSCTL_FLAGS.items() if values.get(key))),
+        memory=Memory(numbers.get("hw.memsize", memory.total), memory.available),
+        isa=tuple(sorted(flag for key, flag in _SYSCTL_FLAGS.items() if numbers.get(key))),
     )
+
+
+def parse_windows_cores(buffer: bytes) -> list[tuple[int, Core]]:
+    """Return the cores, by their first CPU, in what GetLogicalProcessorInformationEx wrote, each
+    after its efficiency class. Cores of a higher class are faster."""
+    found, start = [], struct.calcsize(_CORE)
+    while len(buffer) >= start:
+        kind, size, rank, groups = struct.unpack_from(_CORE, buffer)
+        if kind == 0:  # RelationProcessorCore
+            affinities = buffer[start : start + groups * struct.calcsize(_AFFINITY)]
+            found.append((rank, Core(_cpus_in(affinities), 0)))
+        buffer = buffer[max(start, size) :]
+    return sorted(found, key=lambda each: min(each[1].cpus))
+
+
+def _cpus_in(affinities: bytes) -> frozenset[int]:
+    """Return the CPUs in GROUP_AFFINITYs, numbered from 64 in the second group, and so on."""
+    masks = struct.iter_unpack(_AFFINITY, affinities)
+    return frozenset(
+        64 * group + bit for mask, group in masks for bit in range(64) if mask >> bit & 1
+    )
+
+
+def _ask_windows() -> tuple[bytes, bytes]:
+    """Return the cores as GetLogicalProcessorInformationEx writes them, and the GROUP_AFFINITY of
+    this thread; both empty on another system."""
+    import ctypes  # noqa: PLC0415 (slow)
+
+    try:
+        kernel = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined,unused-ignore]
+        size, affinity = ctypes.c_ulong(0), ctypes.create_string_buffer(struct.calcsize(_AFFINITY))
+        ask, thread = kernel.GetLogicalProcessorInformationEx, kernel.GetCurrentThread()
+        ask(0, None, ctypes.byref(size))  # tells how long the buffer has to be
+        buffer = ctypes.create_string_buffer(size.value)
+        if ask(0, buffer, ctypes.byref(size)):
+            kernel.GetThreadGroupAffinity(ctypes.c_void_p(thread), affinity)
+            return buffer.raw[: size.value], affinity.raw
+    except (AttributeError, OSError):
+        pass
+    return b"", b""
+
+
+def windows_host(buffer: bytes, affinity: bytes, vendor: str | None, memory: Memory) -> Host:
+    """Return the host with the cores in ``buffer``. Only CPUs in ``affinity`` are allowed: those of
+    one processor group, in which the threads of a program usually stay."""
+    ranks, cores = zip(*parse_windows_cores(buffer), strict=True)
+    slow, hybrid = cpus_of(cores[at] for at, rank in enumerate(ranks) if rank < max(ranks)), None
+    if slow:
+        classes = sorted(set(ranks), reverse=True)
+        step = _CLASS_SPEEDS.get(vendor or "", ARM_EFFICIENCY_SPEED)
+        hybrid, cores = split_kinds(cores, [step ** classes.index(rank) for rank in ranks], slow)
+    host = _host(cores, hybrid=hybrid, memory=memory)
+    return host._replace(allowed=_cpus_in(affinity) & host.online or host.online)
 
 
 def numbered_cores(physical: int, logical: int) -> tuple[Core, ...]:

@@ -39,6 +39,10 @@ class Host(NamedTuple):
     """NUMA nodes whose memory this process may use; None if the machine has only one."""
     cores_hidden: bool = False
     """True if a hypervisor shows a hybrid CPU as cores that do not exist."""
+    windows_cores: int | None = None
+    """Number of physical cores, told by Windows, if WSL hides them; None if it is not known."""
+    system: str = "linux"
+    """The operating system, as in ``sys.platform``."""
 
     @property
     def packages(self) -> int:
@@ -84,8 +88,9 @@ class Host(NamedTuple):
     @property
     def usable_cores(self) -> int:
         """Number of allowed cores, or ``quota_threads`` if that is less. If a hypervisor hides the
-        cores, every allowed CPU counts as one."""
+        cores, every allowed CPU counts as one, up to ``windows_cores``."""
         cores = self.cores_in(None)
+        cores = min(cores, self.windows_cores or cores)
         return cores if self.quota_threads is None else min(cores, self.quota_threads)
 
 

@@ -224,20 +224,21 @@ def read_kinds(
     frequencies = _per_core(root, cores, "cpufreq/cpuinfo_max_freq")
     listed = _intel_efficiency_cpus(root, cores)
     if listed:
-        return _split(cores, _intel_speeds(cores, listed, frequencies), listed)
+        return split_kinds(cores, _intel_speeds(cores, listed, frequencies), listed)
     capacities = _per_core(root, cores, "cpu_capacity")
     slow = _slower_kind(cores, capacities)
     if capacities and slow:
-        return _split(cores, capacities, slow)
+        return split_kinds(cores, capacities, slow)
     slow = frozenset() if vendor else _arm_efficiency_cpus(root, cores)
     if slow:
         speeds = [ARM_EFFICIENCY_SPEED if core.cpus & slow else 1.0 for core in cores]
-        return _split(cores, speeds, slow)
+        return split_kinds(cores, speeds, slow)
     slow = _slower_kind(cores, frequencies)
     if not frequencies or not slow:
         return None, cores
-    is_intel = vendor == "GenuineIntel"
-    return _split(cores, _intel_speeds(cores, slow, frequencies) if is_intel else frequencies, slow)
+    if vendor == "GenuineIntel":
+        frequencies = _intel_speeds(cores, slow, frequencies)
+    return split_kinds(cores, frequencies, slow)
 
 
 def _intel_efficiency_cpus(root: Root, cores: tuple[Core, ...]) -> frozenset[int]:
@@ -294,9 +295,11 @@ def _intel_speeds(
     ]
 
 
-def _split(
+def split_kinds(
     cores: tuple[Core, ...], speeds: list[float], slow: frozenset[int]
 ) -> tuple[Hybrid, tuple[Core, ...]]:
+    """Return the two kinds of ``cores`` and the cores with their speeds relative to the
+    fastest one. ``slow`` are the CPUs of the efficiency cores."""
     top = max(speeds)
     # All performance cores count as equally fast, including those with a higher turbo clock.
     rated = tuple(

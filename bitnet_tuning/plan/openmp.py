@@ -84,6 +84,15 @@ def choose_variables(
     return ours, "; ".join(reasons)
 
 
+def unbindable(runtime: str | None, system: str) -> str | None:
+    """Return why OpenMP cannot bind threads on this operating system; None if it can."""
+    # Elsewhere libgomp prints "Affinity not supported on this configuration" and ignores the
+    # variables (libgomp/affinity.c). No runtime can bind threads on macOS.
+    if system == "linux" or (runtime == LLVM and system == "win32"):
+        return None
+    return f"{runtime or 'an unknown OpenMP runtime'} cannot be relied on for it on this system"
+
+
 def _waiting(quota_binds: bool, environ: Mapping[str, str]) -> tuple[dict[str, str], str]:
     """Return how long threads of LLVM's OpenMP spin before they sleep, and why."""
     # KMP_BLOCKTIME would take precedence over the user's OMP_WAIT_POLICY or KMP_LIBRARY.

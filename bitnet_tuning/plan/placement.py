@@ -14,7 +14,7 @@ from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.plan.command import obeys
 from bitnet_tuning.plan.memory import Need
 from bitnet_tuning.plan.openmp import ACTIVE, user_binding, user_waiting
-from bitnet_tuning.plan.threads import NOT_BOUND, asked_threads
+from bitnet_tuning.plan.threads import NO_AFFINITY, NOT_BOUND, asked_threads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -245,6 +245,8 @@ def _affinity(facts: Facts, threads: int) -> tuple[frozenset[int] | None, str]:
     host = facts.host
     if binding := user_binding(facts.environ):
         return None, f"{NOT_BOUND}: you bind the threads yourself with {binding}"
+    if host.system != "linux":
+        return None, f"{NOT_BOUND}: {NO_AFFINITY}"
     if host.quota_binds:
         return None, f"{NOT_BOUND}: other containers with a quota might be bound to the same CPUs"
     count = min(threads, len(host.allowed_cores))

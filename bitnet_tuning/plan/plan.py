@@ -9,7 +9,7 @@ from bitnet_tuning.engine.known import check_isa, check_pair
 from bitnet_tuning.model.types import I2_S
 from bitnet_tuning.plan.command import build_command
 from bitnet_tuning.plan.memory import choose_batch, choose_loading, need_of, with_setting
-from bitnet_tuning.plan.openmp import choose_variables, count_warnings
+from bitnet_tuning.plan.openmp import choose_variables, count_warnings, unbindable
 from bitnet_tuning.plan.threads import choose_threads
 
 TYPE_CHECKING = False
@@ -54,7 +54,7 @@ def _computed(request: Request, facts: Facts) -> Plan:
     threads = plan.setting.threads
     variables, reason = choose_variables(
         *(engine.openmp, engine.blas, threads, host.quota_stops(threads), facts.environ),
-        unbound=_unbound_reason(plan.setting, host),
+        unbound=unbindable(engine.openmp, host.system) or _unbound_reason(plan.setting, host),
     )
     plan = plan.updated(plan.setting.with_env(variables), {"env": reason})
     if request.performance:

@@ -27,6 +27,8 @@ WORTHWHILE = 1.1
 NOT_BOUND = "not bound to particular CPUs"
 """Beginning of the reason if the plan chooses no CPUs."""
 
+NO_AFFINITY = "programs are started on chosen CPUs on Linux only"
+
 
 class Asked(NamedTuple):
     """A thread count that the user set, and with which flag or variable."""
@@ -122,6 +124,8 @@ def _computed(host: Host, environ: Mapping[str, str], most: int) -> Plan:
     binding = user_binding(environ)
     if len(chosen) == len(host.allowed_cores):
         cpus_reason = f"{NOT_BOUND}: all usable cores are used"
+    elif host.system != "linux":
+        cpus_reason = f"{NOT_BOUND}: {NO_AFFINITY}"
     elif binding:
         cpus_reason = f"{NOT_BOUND}: you bind the threads yourself with {binding}"
     else:
@@ -156,10 +160,12 @@ def _threads_reason(host: Host, count: int, most: int) -> str:
             "which of them share a core is unknown",
         ]
     elif host.cores_hidden:
+        told = f"but Windows told that there are {host.windows_cores} cores (Win32_Processor)"
         parts = [
             f"this process may use {counted(len(host.allowed), 'CPU')}",
             "the hypervisor hides which of them are performance or efficiency cores or share one, "
-            "so each counts as a core; python3 benchmark_optimized.py measures what is fastest",
+            f"{told if host.windows_cores else 'so each counts as a core'}; "
+            "python3 benchmark_optimized.py measures what is fastest",
         ]
     elif host.threads_per_core > 1:
         parts.append("one thread per core, since a second one gains nothing")
