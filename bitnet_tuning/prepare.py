@@ -15,6 +15,7 @@ from bitnet_tuning.launch.run import run
 from bitnet_tuning.machine.detect import read_host, read_privileges
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.root import Root
+from bitnet_tuning.machine.wsl import with_windows_cores
 from bitnet_tuning.model.find import Choice, choose_model
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.memory import HUGE, LOCKED
@@ -47,7 +48,7 @@ def prepare(request: Request, root: str = "/") -> tuple[Facts, Plan]:
 
 def read_facts(request: Request, state: State, root: str = "/") -> Facts:
     """Return the facts that a plan for the request needs. Raise TuningError if any is missing."""
-    host = read_host(root)
+    host = with_windows_cores(read_host(root), root, ask=True)
     engine, choice = find_pair(request.engine, request.model, state, host)
     profile = None
     if request.profile and state.holds("profile"):

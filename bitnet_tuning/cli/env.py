@@ -17,6 +17,7 @@ from bitnet_tuning.machine.cgroups import read_cgroups
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.root import Root, read_boot_id
+from bitnet_tuning.machine.wsl import with_windows_cores
 from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.openmp import (
     BINDING,
@@ -49,7 +50,7 @@ def run(arguments: list[str]) -> int:
     for name in ("--key", "--keep", "--script", "--looked"):  # only bitnet-env.sh passes these
         parser.add_argument(name, default="", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    host = read_host(options.root)
+    host = with_windows_cores(read_host(options.root), options.root)
     if not options.sh:
         print(as_text(host))
         return 0

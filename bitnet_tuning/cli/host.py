@@ -10,6 +10,7 @@ from bitnet_tuning.engine.instruction_sets import vector_flags
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import Host, HostFacts, host_facts
 from bitnet_tuning.machine.root import format_list
+from bitnet_tuning.machine.wsl import with_windows_cores
 from bitnet_tuning.store.codec import to_json
 
 
@@ -20,7 +21,8 @@ def run(arguments: list[str]) -> int:
     add_root(parser, "describe the machine whose sys and proc are in this folder (default: /)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
-    facts = host_facts(_with_flags(read_host(options.root), options.root))
+    host = with_windows_cores(read_host(options.root), options.root)
+    facts = host_facts(_with_flags(host, options.root))
     print(json.dumps(to_json(facts), indent=2) if options.json else as_text(facts))
     return 0
 

@@ -20,7 +20,7 @@ from bitnet_tuning.machine.detect import read_host, read_lock_limit
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.memory import read_huge_pages, read_memory, read_numa_balancing
 from bitnet_tuning.machine.root import Root
-from bitnet_tuning.machine.wsl import read_wsl_configs
+from bitnet_tuning.machine.wsl import read_wsl_configs, with_windows_cores
 from bitnet_tuning.model.find import choose_model, know
 from bitnet_tuning.plan.profile import load as load_profile
 from bitnet_tuning.plan.profiles import find_stale
@@ -41,7 +41,7 @@ def gather(
     """
     place = Root(root)
     state = State(default_folder(os.environ))
-    case = _machine(place, read_host(root))
+    case = _machine(place, with_windows_cores(read_host(root), root, ask=True))
     if place.live or engine is not None:
         case = _with_engine(case, engine, model, state)
     if place.live:

@@ -72,8 +72,7 @@ class ForeignState(NamedTuple):
 
 
 def read_foreign_host() -> Host:
-    """Read the running machine: macOS through sysctl, Windows through kernel32.dll, both with
-    psutil's help, and other systems through psutil alone."""
+    """Read the running machine: with sysctl on macOS, kernel32.dll on Windows, else with psutil."""
     if sys.platform == "darwin":
         values = _sysctl()
         host, brand, vendor = macos_host(values, _memory()), values.get(_BRAND), None

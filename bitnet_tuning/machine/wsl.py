@@ -1,10 +1,23 @@
-"""Read the configuration files of the Windows Subsystem for Linux."""
+"""Read the configuration of the Windows Subsystem for Linux, and ask Windows for its cores."""
 
 from __future__ import annotations
 
+import os
+
+from bitnet_tuning.launch.background import capture
 from bitnet_tuning.machine.cgroups import Mount
-from bitnet_tuning.machine.root import Root, as_integer, as_size
+from bitnet_tuning.machine.host import Host
+from bitnet_tuning.machine.root import MAX_CPU, Root, as_integer, as_size, read_boot_id
 from bitnet_tuning.namedtuple import NamedTuple
+from bitnet_tuning.store.state import State, default_folder
+
+POWERSHELL = "/mnt/c/Windows/System32/WindowsPowerShell/v1.0/powershell.exe"
+"""Where PowerShell usually is if PATH lacks it (``appendWindowsPath=false`` in wsl.conf)."""
+
+_COUNT_CORES = "(Get-CimInstance Win32_Processor | Measure-Object NumberOfCores -Sum).Sum"
+
+PATIENCE_S = 10
+"""Seconds to wait for PowerShell, whose first start takes some."""
 
 _CUSTOMARY = "mnt/c"
 """Folder at which WSL mounts drive C: unless ``wsl.conf`` names another one."""
@@ -19,6 +32,42 @@ class WslConfig(NamedTuple):
     processors: int | None = None
     problems: tuple[str, ...] = ()
     """Lines that cannot be parsed."""
+
+
+class WindowsCores(NamedTuple):
+    """The number of physical cores that Windows told, None if it told none, and the id of the boot
+    of Linux in which it was asked."""
+
+    cores: int | None
+    boot: str
+
+
+def with_windows_cores(host: Host, root: str, ask: bool = False) -> Host:
+    """Return the host with the number of cores that Windows told, where WSL hides the cores.
+
+    ``ask`` asks Windows if it was not asked before, or not since a boot in which it did not tell.
+    """
+    place = Root(root)
+    if not (host.cores_hidden and host.wsl and place.live):
+        return host
+    state, key, boot = State(default_folder(os.environ)), host.brand or "", read_boot_id(place)
+    found = state.load("windows", key, WindowsCores)
+    if ask and (found is None or (found.cores is None and found.boot != boot)):
+        # Stored first: a run that is interrupted, or that can store nothing, asks only once.
+        found = WindowsCores(None, boot)
+        if state.store("windows", key, found):
+            found = WindowsCores(_ask_windows(), boot)
+            state.store("windows", key, found)
+    return host._replace(windows_cores=found and found.cores)
+
+
+def _ask_windows() -> int | None:
+    import shutil  # noqa: PLC0415 (slow)
+
+    program = shutil.which("powershell.exe") or POWERSHELL
+    told = capture((program, "-NoProfile", "-Command", _COUNT_CORES), seconds=PATIENCE_S)
+    cores = as_integer(told.stdout.strip())
+    return cores if told.code == 0 and cores and 0 < cores < MAX_CPU else None
 
 
 def read_wsl_configs(root: Root, mounts: tuple[Mount, ...]) -> tuple[WslConfig, ...]:
