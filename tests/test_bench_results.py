@@ -8,6 +8,8 @@ import io
 import json
 import os
 import re
+import shutil
+import subprocess
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -287,62 +289,65 @@ def test_every_sample_is_a_line_of_csv() -> None:
     assert (lines[0]["words"], lines[3]["position"], lines[4]["round"]) == ("2 threads", "2", "2")
 
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
 
-def git(folder: Path, files: Mapping[str, str]) -> None:
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
+def git(folder: Path, *words: str) -> str:
+    """Run git in a folder as some author and return what it prints."""
+    author = ("-c", "user.name=a", "-c", "user.email=a@localhost")
+    found = subprocess.run(
+        ("git", *author, *words), cwd=folder, check=True, capture_output=True, text=True
+    )
+    return found.stdout.strip()
 
 
-@pytest.mark.parametrize(
-    "files",
-    [
-        {".git/HEAD": f"{COMMIT}\n"},
-        {".git/HEAD": "ref: refs/heads/a/b\n", ".git/refs/heads/a/b": f"{COMMIT}\n"},
-        {
-            ".git/HEAD": "ref: refs/heads/main\n",
-            ".git/packed-refs": f"# pack-refs with: peeled\n{'f' * 40} refs/heads/x\n"
-            f"{COMMIT} refs/heads/main\n^{'e' * 40}\n",
-        },
-        {
-            ".git": "gitdir: real/.git/worktrees/one\n",
-            "real/.git/worktrees/one/HEAD": "ref: refs/heads/main\n",
-            "real/.git/worktrees/one/commondir": "../..\n",
-            "real/.git/refs/heads/main": f"{COMMIT}\n",
-        },
-    ],
-)
-def test_a_checkouts_commit_is_read(tmp_path: Path, files: Mapping[str, str]) -> None:
-    git(tmp_path, files)
-    assert git_commit(str(tmp_path)) == COMMIT
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    folder = tmp_path / "check out"
+    (folder / "bitnet_tuning").mkdir(parents=True)
+    git(folder, "init", "--quiet")
+    return folder
 
 
-@pytest.mark.parametrize(
-    "files",
-    [{}, {".git/HEAD": ""}, {".git/HEAD": "ref: refs/heads/unborn\n"}, {".git/HEAD": "x" * 40}],
-)
-def test_a_folder_without_a_commit_has_none(tmp_path: Path, files: Mapping[str, str]) -> None:
-    git(tmp_path, files)
+def commit(folder: Path) -> str:
+    git(folder, "commit", "--quiet", "--allow-empty", "-m", "first")
+    return git(folder, "rev-parse", "HEAD")
+
+
+@needs_git
+def test_a_checkouts_commit_is_read(checkout: Path, tmp_path: Path) -> None:
+    assert git_commit(str(checkout)) is None, "nothing is committed yet"
+    now = commit(checkout)
+    assert git_commit(str(checkout)) == now
+    git(checkout, "worktree", "add", "--quiet", str(tmp_path / "other"))
+    assert git_commit(str(tmp_path / "other")) == now
+    assert git_commit(str(checkout / "bitnet_tuning")) is None, "a folder in a checkout is none"
+
+
+def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
     assert git_commit(str(tmp_path)) is None
 
 
+@needs_git
 def test_a_checkout_that_the_package_was_copied_into_is_not_its_commit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    git(tmp_path, {".git/HEAD": COMMIT, "bitnet_tuning/__init__.py": ""})
-    place = tmp_path / "bitnet_tuning" / "__init__.py"
-    monkeypatch.setattr("bitnet_tuning.__file__", str(place))
+    now = commit(checkout)
+    monkeypatch.setattr("bitnet_tuning.__file__", str(checkout / "bitnet_tuning" / "__init__.py"))
     assert program().git_commit is None
-    git(tmp_path, {"pyproject.toml": '[project]\nname = "bitnet-tuning"\n'})
-    assert program().git_commit == COMMIT
+    (checkout / "pyproject.toml").write_text('[project]\nname = "bitnet-tuning"\n')
+    assert program().git_commit == now
 
 
-def test_engine_and_model_follow_the_schema(schema: Draft202012Validator, tmp_path: Path) -> None:
-    git(tmp_path, {".git/HEAD": COMMIT, "build/bin/llama-cli": "program"})
+def test_engine_and_model_follow_the_schema(
+    schema: Draft202012Validator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits = {str(tmp_path): "0123456789abcdef" * 4}
+    monkeypatch.setattr(results, "git_commit", commits.get)
+    (tmp_path / "build" / "bin").mkdir(parents=True)
     cli = str(tmp_path / "build" / "bin" / "llama-cli")
+    Path(cli).write_text("program")
     engine = Engine(
         location=Location(cli, "named"),
         version="1",
@@ -358,7 +363,8 @@ def test_engine_and_model_follow_the_schema(schema: Draft202012Validator, tmp_pa
     )
     model = ModelFile("m.gguf", 5, "bitnet", "m", "i2_s", (), None, None, None, None, False)
     facts = engine_facts(engine, None)
-    assert (facts.generation, facts.git_commit, facts.isa) == ("classic", COMMIT, ("AVX2", "NEON"))
+    assert (facts.generation, facts.isa) == ("classic", ("AVX2", "NEON"))
+    assert facts.git_commit == commits[str(tmp_path)]
     assert [(file.path, file.size) for file in facts.files] == [(cli, 7)]
     document = sample_results()._replace(engine=facts, model=model_facts(model, None))
     assert problems(schema, to_document(document)) == []

@@ -18,6 +18,7 @@ from bitnet_tuning.bench.knobs import Assignment, Space
 from bitnet_tuning.bench.search import Decision
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.errors import UsageError
+from bitnet_tuning.launch.background import capture
 from bitnet_tuning.machine.conditions import Conditions, Meanwhile
 from bitnet_tuning.machine.host import HostFacts
 from bitnet_tuning.model.types import ModelFile
@@ -291,8 +292,9 @@ def program() -> Program:
     """Return this program's version, and its commit if it runs from its own checkout."""
     folder = os.path.dirname(os.path.dirname(os.path.abspath(bitnet_tuning.__file__)))
     # The package may be copied into a checkout of bitnet.cpp, whose commit is not this program's.
-    project = _read(os.path.join(folder, "pyproject.toml")) or ""
-    own = f'name = "{NAME}"' in project
+    own = False
+    with contextlib.suppress(OSError), open(os.path.join(folder, "pyproject.toml"), "rb") as file:
+        own = f'name = "{NAME}"'.encode() in file.read()
     return Program(NAME, bitnet_tuning.__version__, git_commit(folder) if own else None)
 
 
@@ -333,47 +335,9 @@ def model_facts(model: ModelFile, bytes_per_token: int | None) -> ModelFacts:
 
 
 def git_commit(folder: str) -> str | None:
-    """Return the commit checked out in ``folder``, in hexadecimal; None if that is no checkout."""
-    # git may not be installed, so its files are read: see gitrepository-layout(5).
-    git = _git_folder(folder)
-    head = (_read(os.path.join(git, "HEAD")) or "").strip()
-    if not head.startswith("ref: "):
-        return _commit(head)
-    ref = head[len("ref: ") :]
-    common = os.path.join(git, (_read(os.path.join(git, "commondir")) or "").strip())
-    for place in (git, common):
-        found = _commit((_read(os.path.join(place, *ref.split("/"))) or "").strip())
-        if found:
-            return found
-    return _packed(_read(os.path.join(common, "packed-refs")) or "", ref)
-
-
-def _git_folder(folder: str) -> str:
-    # In worktrees and submodules .git is a file that names the folder: gitrepository-layout(5).
-    git = os.path.join(folder, ".git")
-    pointer = (_read(git) or "").strip()
-    if not pointer.startswith("gitdir: "):
-        return git
-    return os.path.join(folder, pointer[len("gitdir: ") :])
-
-
-def _packed(text: str, ref: str) -> str | None:
-    for line in text.splitlines():
-        commit, _, name = line.partition(" ")
-        if name == ref:
-            return _commit(commit)
-    return None
-
-
-def _commit(text: str) -> str | None:
-    """Return the text if it is a SHA-1 or SHA-256 hash, else None."""
-    right = len(text) in (40, 64) and set(text) <= set("0123456789abcdef")
-    return text if right else None
-
-
-def _read(path: str) -> str | None:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except (OSError, ValueError):
-        return None
+    """Return the commit checked out in ``folder``, in hexadecimal; None if that is no checkout, or
+    if git is not installed."""
+    # Named like this, git does not look for a checkout in the folders above.
+    git = ("git", "--git-dir", os.path.join(folder, ".git"))
+    found = capture((*git, "rev-parse", "--verify", "HEAD"))
+    return found.stdout.strip() if found.code == 0 else None
