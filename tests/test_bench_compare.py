@@ -7,18 +7,19 @@ import json
 import pytest
 
 from bitnet_tuning.bench import compare
-from bitnet_tuning.bench.compare import as_json, as_text
+from bitnet_tuning.bench.compare import as_text
 from bitnet_tuning.bench.comparison import Sizes
 from bitnet_tuning.bench.results import Results
 from bitnet_tuning.engine import builds
 from bitnet_tuning.plan.profile import TG
+from bitnet_tuning.store.codec import to_json
 from tests.bench_samples import SETTINGS, SPEEDS, Simulator, sample_results
 
 FASTER = {name: (pp, tg * 1.4) for name, (pp, tg) in SPEEDS.items()}
 
 
 def verdicts(found: compare.Comparison, phase: str) -> dict[str, str]:
-    return {pair.name: pair.verdict for pair in found.pairs if pair.phase == phase}
+    return {pair.name: pair.verdict for pair in found.settings if pair.phase == phase}
 
 
 def test_a_phase_that_became_faster_is_shown() -> None:
@@ -26,7 +27,9 @@ def test_a_phase_that_became_faster_is_shown() -> None:
     generation, prompts = verdicts(found, "tg"), verdicts(found, "pp")
     assert generation["default"] == generation["upstream"] == builds.FASTER
     assert set(prompts.values()) == {builds.OPEN}
-    ratio = next(pair.ratio for pair in found.pairs if (pair.name, pair.phase) == ("default", TG))
+    ratio = next(
+        pair.ratio for pair in found.settings if (pair.name, pair.phase) == ("default", TG)
+    )
     assert ratio.median == pytest.approx(1.4, rel=0.1)
     assert ratio.low < ratio.median < ratio.high
 
@@ -81,7 +84,7 @@ def renamed(results: Results, old: str, new: str) -> Results:
 
 def test_equal_values_are_the_same_setting_whatever_its_name() -> None:
     found = compare.compare(sample_results(1), renamed(sample_results(2), "4 threads", "four"))
-    assert ("4 threads", "four") in {(pair.name, pair.other) for pair in found.pairs}
+    assert ("4 threads", "four") in {(pair.name, pair.other) for pair in found.settings}
     assert found.only_a == found.only_b == ()
     assert "4 threads = four" in as_text(found)
 
@@ -91,7 +94,7 @@ def test_other_values_are_another_setting_with_the_same_name() -> None:
     changed = {**other.settings, "default": SETTINGS["default"]._replace(threads=5)}
     found = compare.compare(sample_results(1), other._replace(settings=changed))
     assert (found.only_a, found.only_b) == (("default",), ("default",))
-    assert "default" not in {pair.name for pair in found.pairs}
+    assert "default" not in {pair.name for pair in found.settings}
     assert "Only in before.json: default" in as_text(found, ("before.json", "after.json"))
 
 
@@ -116,7 +119,7 @@ def test_other_differences_come_first_with_advice() -> None:
 
 def test_json_has_the_whole_comparison() -> None:
     found = compare.compare(sample_results(1), sample_results(2, FASTER))
-    facts = json.loads(json.dumps(as_json(found), allow_nan=False))
+    facts = json.loads(json.dumps(to_json(found), allow_nan=False))
     assert set(facts) == {"differences", "floors", "settings", "only_a", "only_b"}
     pair = facts["settings"][0]
     assert set(pair) == {"name", "other", "phase", "ratio", "verdict"}
@@ -126,7 +129,7 @@ def test_json_has_the_whole_comparison() -> None:
 def test_results_without_a_common_setting_are_reported() -> None:
     one = sample_results(1)
     found = compare.compare(one, one._replace(settings={}, rounds=(), checks=(), decision=None))
-    assert found.pairs == ()
+    assert found.settings == ()
     assert "no setting was measured in both" in as_text(found)
 
 

@@ -202,7 +202,6 @@ def test_results_without_or_with_one_round_make_a_page(results: Results) -> None
     read = Page(page(begun))
     assert read.open == [] and read.named("svg") == []
     assert "This benchmark is interrupted" in read.text
-    assert "Failures" not in read.text
     made = Simulator()
     made.add("threads", ["default", "4 threads"], SPEEDS)
     one = Page(page(begun._replace(rounds=tuple(made.rounds))))
@@ -249,16 +248,13 @@ def test_a_file_that_cannot_be_written_is_an_error(results: Results, tmp_path: P
 
 def test_markup_leaves_out_empty_parts() -> None:
     assert report.section("title", "", "") == ""
-    assert report.definitions(("a", None), ("b", "")) == ""
-    assert report.definitions(("a", 0)) == "<dl><div><dt>a</dt><dd>0</dd></div></dl>"
     assert plots.escape("a\n\t<b>\x00") == "a &lt;b&gt;?"
 
 
-def test_certainty_tells_the_noise_and_the_rounds(results: Results) -> None:
-    said = report.certainty(Summary(results))
-    assert "10 rounds" in said and "the default differs by up to" in said
-    begun = Summary(results._replace(decision=None, rounds=()))
-    assert "not known" in report.certainty(begun)
+def test_the_noise_is_told(results: Results, read: Page) -> None:
+    assert "the default differs by up to" in read.text
+    begun = Page(page(results._replace(decision=None, rounds=())))
+    assert "noise: not known" in begun.text.lower()
 
 
 # In a browser

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
 
 from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.comparison import Rounds
 from bitnet_tuning.bench.results import EngineFacts, Results, stamp
-from bitnet_tuning.bench.summary import Summary, lengths, noise
+from bitnet_tuning.bench.summary import Summary, facts, noise
 from bitnet_tuning.console import aligned, times
 from bitnet_tuning.engine.builds import verdict_words
+from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
 
 
@@ -42,7 +42,7 @@ class Comparison(NamedTuple):
     differences: tuple[Difference, ...]
     floors: Mapping[str, float | None]
     """The larger of both noise floors, by phase; None if one of them is not known."""
-    pairs: tuple[Pair, ...]
+    settings: tuple[Pair, ...]
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
     """Names of settings that only one benchmark has."""
@@ -56,7 +56,7 @@ def compare(a: Results, b: Results) -> Comparison:
     return Comparison(
         differences=_differences(a, b),
         floors=floors,
-        pairs=tuple(pair for names in same for pair in _pairs(both, names, floors)),
+        settings=tuple(pair for names in same for pair in _pairs(both, names, floors)),
         only_a=tuple(name for name in a.settings if name not in {each for each, _ in same}),
         only_b=tuple(name for name in b.settings if name not in {each for _, each in same}),
     )
@@ -92,27 +92,11 @@ def _pairs(
 
 
 def _differences(a: Results, b: Results) -> tuple[Difference, ...]:
-    files = _changed_files(a.engine, b.engine)
-    one, two = _facts(a, files[0]), _facts(b, files[1])
+    one, two = (
+        {**facts(each), "engine's files": files, "warnings": "; ".join(each.warnings) or "none"}
+        for each, files in zip((a, b), _changed_files(a.engine, b.engine), strict=True)
+    )
     return tuple(Difference(what, one[what], two[what]) for what in one if one[what] != two[what])
-
-
-def _facts(results: Results, files: str) -> dict[str, str]:
-    host, engine, model, program = results.host, results.engine, results.model, results.program
-    quota = "" if host.cpu_quota is None else f", {host.cpu_quota:g} by quota"
-    sizes = results.options.sizes
-    return {
-        "machine": f"{host.brand or host.vendor or 'unknown'}, {host.physical_cores} cores",
-        "usable CPUs": f"{len(host.allowed_cpus)} of {len(host.logical_cpus)}{quota}",
-        "governor": str(host.governor),
-        "engine": f"{engine.path}, version {engine.version}, OpenMP: {engine.openmp or 'unknown'}",
-        "engine's files": files,
-        "engine's commit": str(engine.git_commit),
-        "model": f"{model.path}, {model.quantization}, {model.size} bytes",
-        "program": f"{program.name} {program.version}, commit {program.git_commit or 'unknown'}",
-        "tokens measured": "none" if sizes is None else lengths(sizes),
-        "warnings": "; ".join(results.warnings) or "none",
-    }
 
 
 def _changed_files(a: EngineFacts, b: EngineFacts) -> tuple[str, str]:
@@ -137,19 +121,6 @@ def _when(nanoseconds: int) -> str:
         return "at an unknown time"
 
 
-def as_json(comparison: Comparison) -> dict[str, Any]:
-    """Return the comparison as JSON data. ``ratio`` is B over A, with its interval."""
-    return {
-        "differences": [each._asdict() for each in comparison.differences],
-        "floors": dict(comparison.floors),
-        "settings": [
-            {**pair._asdict(), "ratio": pair.ratio._asdict()} for pair in comparison.pairs
-        ],
-        "only_a": list(comparison.only_a),
-        "only_b": list(comparison.only_b),
-    }
-
-
 _ADVICE = {
     "tokens measured": "speeds depend on them: measure again with the same --n-prompt and --n-gen",
     "governor": "it sets the clock: measure again with the same governor",
@@ -165,9 +136,9 @@ def as_text(comparison: Comparison, names: tuple[str, str] = ("A", "B")) -> str:
         lines += [f"Not the same in both: {each.what}", f"  A  {each.a}", f"  B  {each.b}"]
         lines += [f"  ({_ADVICE[each.what]})"] if each.what in _ADVICE else []
     lines.append(f"Speed of B ({b}) over A ({a}):")
-    rows = [(f"  {_label(pair)}", pair.phase, *_shown(pair)) for pair in comparison.pairs]
+    rows = [(f"  {_label(pair)}", pair.phase, *_shown(pair)) for pair in comparison.settings]
     lines.append(aligned(rows) if rows else "  none: no setting was measured in both")
-    phases = dict.fromkeys(pair.phase for pair in comparison.pairs)
+    phases = dict.fromkeys(pair.phase for pair in comparison.settings)
     lines += [f"  {phase} {noise(comparison.floors[phase])}" for phase in phases]
     for name, only in ((a, comparison.only_a), (b, comparison.only_b)):
         lines += [f"Only in {name}: {', '.join(only)}"] if only else []

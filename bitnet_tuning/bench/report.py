@@ -8,11 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from string import Template
-from typing import Any
 
 from bitnet_tuning.bench import plots
-from bitnet_tuning.bench.comparison import DEFAULT
-from bitnet_tuning.bench.limits import GB
 from bitnet_tuning.bench.plots import escape
 from bitnet_tuning.bench.results import FINISHED, Results, write
 from bitnet_tuning.bench.summary import (
@@ -20,14 +17,13 @@ from bitnet_tuning.bench.summary import (
     Row,
     Summary,
     digits,
-    lengths,
+    facts,
     noise,
     speed,
     stacked,
 )
-from bitnet_tuning.console import GIBIBYTE, MEBIBYTE, counted, times
+from bitnet_tuning.console import times
 from bitnet_tuning.engine.builds import FASTER, SLOWER
-from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.plan.profile import PP, TG
 
 _TITLES = ("Setting", "Generation", "Prompt", "Over upstream", "Over default", "Rounds", "Verdict")
@@ -53,11 +49,11 @@ def page(results: Results) -> str:
         heading=escape(f"{name} ({model.quantization}) on {machine}"),
         answer=escape(summary.answer),
         unfinished=_unfinished(results),
-        certainty=escape(certainty(summary)),
+        certainty=escape(f"{summary.over_upstream} {_noise(summary)}"),
         warnings=section("What may skew the results", listing(results.warnings, "warnings")),
         plots=_curves(summary) + _ratios(summary),
         main="\n".join(filter(None, _sections(summary))),
-        footer=escape(_footer(results)),
+        footer=escape(f"Benchmark started at {results.created}."),
     )
 
 
@@ -69,37 +65,10 @@ def _unfinished(results: Results) -> str:
 
 
 def _sections(summary: Summary) -> Iterator[str]:
-    results = summary.results
-    failures = (
-        f"{name}: {problem}{f' ({count} times)' if count > 1 else ''}"
-        for name, problem, count in summary.failures
-    )
-    yield section("All settings", _table(summary.rows), paragraph(summary.over_upstream))
-    yield section("Memory bandwidth and energy", *_limits(results))
-    yield section("Failures", listing(failures))
+    yield section("All settings", _table(summary.rows))
+    yield section("Remarks", listing(summary.remarks()))
     yield section("How it was measured", *_method(summary))
-    yield section("Machine", _machine(results))
-    yield section("Engine and model", _subjects(results))
-    yield section("Notes", listing(results.notes))
-
-
-def _footer(results: Results) -> str:
-    program = results.program
-    commit = f", commit {program.git_commit[:12]}" if program.git_commit else ""
-    return f"{program.name} {program.version}{commit}. Benchmark started at {results.created}."
-
-
-def certainty(summary: Summary) -> str:
-    """Return a few sentences on how certain the answer is."""
-    decision, profile = summary.results.decision, summary.results.profile
-    said = []
-    if decision is not None and decision.winner != DEFAULT:
-        said += [decision.reason] if decision.reason else []
-        if decision.estimate is not None:
-            said.append(f"The interval is based on {counted(decision.estimate.count, 'round')}.")
-        if profile is not None and profile.stored:
-            said.append("Later runs use it automatically.")
-    return " ".join([*said, _noise(summary)])
+    yield section("Machine, engine and model", definitions(facts(summary.results)))
 
 
 def _noise(summary: Summary) -> str:
@@ -180,24 +149,9 @@ def _figures(text: str) -> str:
     return f"{escape(middle)}<small>{escape(interval)}</small>"
 
 
-# Facts
-
-
-def _limits(results: Results) -> Iterator[str]:
-    bandwidth = results.bandwidth.facts
-    yield definitions(
-        ("Memory bandwidth", _with(_number(bandwidth, "median"), GB, "GB/s")),
-        ("Threads that read", _number(bandwidth, "threads")),
-    )
-    for what, part in (("Memory", results.roof), ("Energy", results.energy)):
-        words = (part.facts or {}).get("words")
-        yield "" if words is None else paragraph(f"{what}: {words}")
-        yield "" if part.reason is None else paragraph(f"Not available: {part.reason}", "muted")
-
-
 def _method(summary: Summary) -> Iterator[str]:
     options, measured = summary.results.options, summary.measured
-    wanted, floor = options.objective, measured.floor()
+    wanted = options.objective
     yield paragraph(
         "Each round ran its settings one after the other, in changing order, so that a disturbance "
         "of the machine affects all of them. Ratios compare runs of the same round; their "
@@ -207,79 +161,12 @@ def _method(summary: Summary) -> Iterator[str]:
     requests = f"requests of {wanted.n_prompt} tokens with answers of {wanted.n_gen}"
     goals = {TG: "token generation", PP: "prompt processing"}
     yield definitions(
-        ("Rounds", len(measured)),
-        ("Runs", measured.runs),
-        ("Time spent", f"{measured.spent:.0f} s of {options.budget:g} s"),
-        ("Optimized for", goals.get(wanted.name, requests)),
-        ("One run", options.sizes and lengths(options.sizes)),
-        (
-            "Noise floor",
-            floor and f"×{floor:.2f}, from {counted(len(measured.itself()), 'round')}",
-        ),
+        {
+            "optimized for": goals.get(wanted.name, requests),
+            "rounds": f"{len(measured)} with {measured.runs} runs",
+            "time spent": f"{measured.spent:.0f} s of {options.budget:g} s",
+        }
     )
-
-
-def _machine(results: Results) -> str:
-    host, hybrid = results.host, results.host.hybrid
-    before, after, during = results.conditions
-    around = [each for each in (before, after) if each is not None]
-    clocks = [each.clock.mean_mhz for each in around if each.clock]
-    heat = [each.temperature.celsius for each in around if each.temperature]
-    kinds = (
-        f" ({hybrid.performance_cores} performance, {hybrid.efficiency_cores} efficiency)"
-        if hybrid
-        else ""
-    )
-    usable = f"{len(host.allowed_cpus)} of {len(host.logical_cpus)}"
-    return definitions(
-        ("Processor", host.brand or host.vendor),
-        ("Physical cores", f"{host.physical_cores}{kinds}"),
-        ("Usable logical CPUs", f"{usable} ({format_list(host.allowed_cpus)})"),
-        ("CPU quota", host.cpu_quota and f"{host.cpu_quota:g} CPUs"),
-        ("NUMA nodes", len(host.numa_nodes)),
-        ("Memory", _with(host.memory_total, GIBIBYTE, "GiB")),
-        ("Memory available", _with(host.memory_available, GIBIBYTE, "GiB")),
-        ("Governor", host.governor),
-        ("WSL", host.wsl),
-        ("Other load before", _with(before and before.other_load_cpus, 1, "CPUs")),
-        ("Other load during it", _with(during and during.other_load_cpus, 1, "CPUs")),
-        ("Clock before and after", _both("MHz", clocks)),
-        ("Temperature before and after", _both("\u00b0C", heat)),
-    )
-
-
-def _subjects(results: Results) -> str:
-    engine, model = results.engine, results.model
-    return definitions(
-        ("Engine", engine.path),
-        ("Version", engine.version),
-        ("Commit", engine.git_commit),
-        ("OpenMP", engine.openmp),
-        ("Instruction sets", " ".join(engine.isa)),
-        ("Measured with", " ".join(engine.bench) if engine.bench else "the engine's own timings"),
-        ("Model", model.path),
-        ("Architecture", model.architecture),
-        ("Quantization", model.quantization),
-        ("Size", _with(model.size, MEBIBYTE, "MiB")),
-        ("Read per token", _with(model.bytes_per_token, MEBIBYTE, "MiB")),
-    )
-
-
-def _with(value: float | None, unit: float, name: str) -> str:
-    return "" if value is None else f"{digits(value / unit)} {name}"
-
-
-def _both(unit: str, values: Iterable[float]) -> str:
-    known = [f"{value:.0f}" for value in values]
-    return f"{' – '.join(known)} {unit}" if known else ""
-
-
-def _number(facts: Mapping[str, Any] | None, name: str) -> float | None:
-    place = (facts or {}).get(name)
-    return place if isinstance(place, (int, float)) and not isinstance(place, bool) else None
-
-
-# Markup without its empty parts
 
 
 def section(title: str, *parts: str) -> str:
@@ -299,11 +186,10 @@ def listing(texts: Iterable[str], style: str = "") -> str:
     return f'<ul class="{style}">{found}</ul>' if found else ""
 
 
-def definitions(*pairs: tuple[str, object]) -> str:
-    """Return a list of names with their values, without those that have no value."""
+def definitions(facts: Mapping[str, str]) -> str:
+    """Return a list of names with their values."""
     found = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
-        for name, value in pairs
-        if value not in (None, "")
+        for name, value in facts.items()
     )
-    return f"<dl>{found}</dl>" if found else ""
+    return f"<dl>{found}</dl>"

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
@@ -142,18 +141,6 @@ class Summary:
         return f"{FAILED}: {failures[-1]}" if is_out else None
 
     @property
-    def failures(self) -> tuple[tuple[str, str, int], ...]:
-        """Name, problem and number of occurrences of all failures, in their order."""
-        runs = [(run.setting, run.problem) for each in self.measured for run in each.runs]
-        wrong = [
-            (each.setting, f"{WRONG}: {each.problem}")
-            for each in self.measured.checks
-            if each.problem
-        ]
-        found = Counter((name, problem) for name, problem in (*runs, *wrong) if problem)
-        return tuple((name, problem, count) for (name, problem), count in found.items())
-
-    @property
     def curves(self) -> tuple[Curve, ...]:
         """Curves of generation and prompt processing, if they have two points or more."""
         if DEFAULT not in self.results.settings:
@@ -200,20 +187,47 @@ class Summary:
             return f"{rounds} cannot tell how {what} compares with {upstream}."
         return f"Compared with {upstream}, {what} is {times(*ratio)} as fast."
 
-    def sentences(self) -> Iterator[str]:
-        """Yield the sentences that a terminal shows below the table."""
-        yield from (self.answer, self.over_upstream)
-        if self.floor is not None:
-            yield f"{noise(self.floor).capitalize()}."
+    def remarks(self) -> Iterator[str]:
+        """Yield what limits the speed, failures, notes, and what later runs use."""
         for what, part in (("Memory", self.results.roof), ("Energy", self.results.energy)):
             said = (part.facts or {}).get("words", part.reason)
             # A reason may end in a command to paste, so no full stop follows.
             yield from [f"{what}: {said}"] if said else []
         yield from (f"{row.name}: {row.verdict}." for row in self.rows if row.is_out)
-        yield from (f"Warning: {warning}" for warning in self.results.warnings)
         yield from (f"Note: {note}" for note in self.results.notes)
         if self.results.profile is not None:
             yield self.results.profile.reason
+
+    def sentences(self) -> Iterator[str]:
+        """Yield the sentences that a terminal shows below the table."""
+        yield from (self.answer, self.over_upstream)
+        if self.floor is not None:
+            yield f"{noise(self.floor).capitalize()}."
+        yield from (f"Warning: {warning}" for warning in self.results.warnings)
+        yield from self.remarks()
+
+
+def facts(results: Results) -> dict[str, str]:
+    """Return in words what was measured, where and by which program."""
+    host, engine, model, program = results.host, results.engine, results.model, results.program
+    quota = "" if host.cpu_quota is None else f", {host.cpu_quota:g} by quota"
+    sizes = results.options.sizes
+    return {
+        "machine": f"{host.brand or host.vendor or 'unknown'}, {host.physical_cores} cores",
+        "usable CPUs": f"{len(host.allowed_cpus)} of {len(host.logical_cpus)}{quota}",
+        "governor": str(host.governor),
+        "engine": f"{engine.path}, version {engine.version}, OpenMP: {engine.openmp or 'unknown'}, "
+        f"built for {' '.join(engine.isa) or 'unknown CPUs'}",
+        "engine's commit": str(engine.git_commit),
+        "model": f"{model.path}, {model.quantization}, {model.size} bytes",
+        "program": f"{program.name} {program.version}, commit {program.git_commit or 'unknown'}",
+        "tokens measured": "none" if sizes is None else _lengths(sizes),
+    }
+
+
+def _lengths(sizes: Sizes) -> str:
+    samples = counted(sizes.repetitions, "sample")
+    return f"a prompt of {sizes.n_prompt} tokens, {sizes.n_gen} tokens generated, {samples}"
 
 
 def _rank(row: Row) -> tuple[int, float]:
@@ -251,12 +265,6 @@ def noise(floor: float | None) -> str:
         "noise: compared with itself over as many rounds, the default differs by up to "
         f"×{floor:.2f}"
     )
-
-
-def lengths(sizes: Sizes) -> str:
-    """Return in words what one run measures."""
-    samples = counted(sizes.repetitions, "sample")
-    return f"a prompt of {sizes.n_prompt} tokens, {sizes.n_gen} tokens generated, {samples}"
 
 
 HEADINGS = ("setting", "pp\ntokens/s", "tg\ntokens/s", "over\nupstream", "over\ndefault", "verdict")

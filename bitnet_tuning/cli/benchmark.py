@@ -13,6 +13,7 @@ from bitnet_tuning.console import guarded
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.plan.profile import OBJECTIVES
 from bitnet_tuning.plan.setting import MOST_THREADS_ENGINE
+from bitnet_tuning.store.codec import to_json
 
 LEAST_BUDGET = 5.0
 _LONGEST = 7 * 24 * 3600.0
@@ -185,7 +186,7 @@ def _compare(a: str, b: str, as_json: bool) -> int:
 
     found = compare.compare(load(a), load(b))
     if as_json:
-        print(json.dumps(compare.as_json(found), indent=2))
+        print(json.dumps(to_json(found), indent=2))
     else:
         print(compare.as_text(found, (a, b)))
     return 0
