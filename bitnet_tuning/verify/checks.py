@@ -44,7 +44,7 @@ vocabulary, 2 % of the files seen, is not locked."""
 LOWEST_NICE = -20
 """Lowest niceness that Linux has (setpriority(2))."""
 
-_OWN_COUNT = re.compile(r"system_info: .*?\bn_threads = (\d+)(?: \(n_threads_batch = (\d+)\))?")
+OWN_COUNT = re.compile(r"system_info: .*?\bn_threads = (\d+)(?: \(n_threads_batch = (\d+)\))?")
 
 
 class Line(NamedTuple):
@@ -308,7 +308,7 @@ def _is_loaded(watched: Watched, model_size: int) -> bool:
 def own_count(plan: Plan, watched: Watched) -> Line:
     """Check the number of threads in the engine's log, which is the one it was asked for."""
     name = "engine's n_threads"
-    found = _OWN_COUNT.search(watched.log)
+    found = OWN_COUNT.search(watched.log)
     if found is None:
         return Line(
             name, SKIP, NO_RUN if watched.failed else "the engine's log does not state n_threads"

@@ -1,0 +1,380 @@
+#!/usr/bin/env python3
+"""Measure how close the default comes to the best thread count while other programs are busy.
+
+In each weather (idle, or beside programs that spin, spin at nice 19, compute in bursts or read
+memory) run_inference.py as installed takes turns with the engine started directly with every
+sensible thread count, and three ways to wait: as is (no variables), bound (OMP_PROC_BIND and
+OMP_PLACES) and passive (waiting threads sleep at once). The order is random within a round, and
+ratios are taken within rounds.
+
+    python3 benchmarks/neighbours.py --engine FOLDER -m MODEL [--rounds N] [--weathers NAME,...]
+    python3 benchmarks/neighbours.py --starts 200 [--weathers idle,blink,compile]
+
+The second form starts run_inference.py --dry-run that often, and counts the starts whose plan has
+fewer threads than plans on an idle machine. Stop other programs on the machine first.
+
+A weather is "idle", or a kind of program and how many run: spin-2, nice-2, burst-2, memory-2;
+blink (0.1 s of computing every 1 to 2 s) and compile (one program after another, of 0.3 to 1 s).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.weather import (
+    BOUND,
+    IDLE,
+    PASSIVE,
+    PROMPT,
+    UNBOUND,
+    Report,
+    Sample,
+    Subject,
+    Weather,
+    engine_folders,
+    estimate,
+    failures,
+    launcher,
+    load_samples,
+    machine,
+    markdown,
+    medians,
+    neighbours,
+    paired,
+    parse_weather,
+    prepare,
+    sample,
+    started,
+    stop_on_signals,
+    thread_counts,
+    usable_cpus,
+    warn_if_busy,
+    words,
+)
+from bitnet_tuning import demo
+from bitnet_tuning.plan.profile import Estimate
+
+DEFAULT = "default"
+AIM, IDLE_AIM = 0.95, 0.99
+"""Smallest ratios of the default to the best setting that are acceptable, busy and idle."""
+LOST_AIM = 0.01
+"""Largest share of starts on an idle machine that may lose a thread."""
+
+KINDS = ("spin", "nice", "burst", "memory")
+QUICK = ("idle", "spin-1", "spin-2")
+STARTS = ("idle", "blink", "compile", "spin-1")
+ALL_COUNTS = 4
+"""Most CPUs for which every thread count is tried."""
+
+
+def usual_weathers(cpus: int) -> tuple[str, ...]:
+    """Return the names of the weathers for a machine with so many CPUs: idle, and each kind of
+    program on one CPU, on half of them, on all, and twice as many; on 2 CPUs that is 1, 2 and 4."""
+    counts = sorted({1, max(1, cpus // 2), cpus, 2 * cpus})
+    return (IDLE.name, *(f"{kind}-{count}" for kind in KINDS for count in counts))
+
+
+def sensible_counts(cpus: int) -> tuple[int, ...]:
+    """Return the thread counts to try: all on a small machine, else powers of two, all CPUs, and
+    all but one."""
+    if cpus <= ALL_COUNTS:
+        return tuple(range(1, cpus + 1))
+    powers = {1 << exponent for exponent in range(cpus.bit_length()) if 1 << exponent <= cpus}
+    return tuple(sorted(powers | {cpus - 1, cpus}))
+
+
+def settings(
+    runtime: str | None, counts: Iterable[int]
+) -> dict[str, tuple[int, Mapping[str, str]]]:
+    """Return threads and variables by the setting's name. How threads wait, and where, does not
+    matter for one of them, and only builds with GNU's or LLVM's OpenMP obey the variables."""
+    ways: dict[str, Mapping[str, str]] = {"as is": UNBOUND}
+    if runtime in PASSIVE:
+        ways |= {"bound": BOUND, "passive": PASSIVE[runtime]}
+    return {
+        f"{count}, {way}": (count, variables)
+        for count in counts
+        for way, variables in ways.items()
+        if count > 1 or way == "as is"
+    }
+
+
+def measure(
+    subject: Subject, weathers: Sequence[Weather], counts: Sequence[int], rounds: int
+) -> Iterator[list[Sample]]:
+    """Yield the samples of one weather in one round after another."""
+    tried = settings(subject.engine.openmp, counts)
+    for number in range(1, rounds + 1):
+        for weather in random.sample(weathers, len(weathers)):
+            with neighbours(weather):
+                found = []
+                for name in random.sample([DEFAULT, *tried], len(tried) + 1):
+                    argv, variables = subject.ours, subject.variables()
+                    if name != DEFAULT:
+                        threads, variables = tried[name]
+                        argv = subject.direct(threads)
+                    found.append(sample(weather.name, number, name, argv, variables=variables))
+            yield found
+
+
+class Row(NamedTuple):
+    """The outcome of one weather."""
+
+    weather: str
+    medians: Mapping[str, float]
+    """Median tokens/s by setting."""
+    threads: str
+    """What the default chose."""
+    best: str
+    """The setting with the highest median; the default is none of them."""
+    ratio: Estimate | None
+    """The default over the best."""
+    fair: Estimate | None
+    """The default over the setting that is the best of the other rounds, in each round."""
+
+    @property
+    def aim(self) -> float:
+        return IDLE_AIM if self.weather == IDLE.name else AIM
+
+    @property
+    def missed(self) -> bool:
+        return self.ratio is not None and self.ratio.median < self.aim
+
+    def speeds(self, names: Iterable[str]) -> list[str]:
+        """Return the median speeds of these settings for a table."""
+        return [f"{self.medians[name]:.1f}" if name in self.medians else "–" for name in names]
+
+
+def judge(weather: str, samples: Sequence[Sample]) -> Row | None:
+    """Return the outcome of one weather from its samples; None before anything can be compared.
+
+    The highest of several medians is too high by luck, the more so the noisier the runs. So there
+    is a second ratio, for which the runs of a round do not choose what they are compared with.
+    """
+    others = [each for each in samples if each.setting != DEFAULT]
+    found = medians(samples)
+    if DEFAULT not in found or len(found) < 2:
+        return None
+    best = fastest(others)
+    fair = []
+    for number in sorted({each.round for each in samples}):
+        now = [each for each in samples if each.round == number]
+        chosen = fastest([each for each in others if each.round != number])
+        fair += paired(now, DEFAULT, chosen)
+    return Row(
+        weather,
+        found,
+        thread_counts(samples, DEFAULT),
+        best,
+        estimate(paired(samples, DEFAULT, best)),
+        estimate(fair),
+    )
+
+
+def fastest(samples: Iterable[Sample]) -> str:
+    """Return the setting with the highest median speed; empty without samples."""
+    found = medians(samples)
+    return max(found, key=found.__getitem__, default="")
+
+
+def judge_all(samples: Sequence[Sample]) -> list[Row]:
+    """Return the outcome of every weather, in the order of ``usual_weathers``."""
+    names = sorted({each.weather for each in samples}, key=_place)
+    rows = (judge(name, [each for each in samples if each.weather == name]) for name in names)
+    return [row for row in rows if row is not None]
+
+
+def _place(name: str) -> tuple[int, int, str]:
+    weather = parse_weather(name)
+    kind = name.partition("-")[0]
+    at = KINDS.index(kind) if kind in KINDS else len(KINDS)
+    return (-1 if weather == IDLE else at, weather.programs, name)
+
+
+def show(engine: Mapping[str, Any]) -> None:
+    """Print the tables of one engine of a report."""
+    samples = load_samples(engine)
+    rows = judge_all(samples)
+    rounds = max((each.round for each in samples), default=0)
+    print(f"\n{engine['name']} ({engine['openmp']}), {engine['model']}: {rounds} rounds")
+    if not rows:
+        print("nothing was measured")
+        return
+    # A setting belongs to the table even if it failed in some weather.
+    names = sorted({each.setting for each in samples} - {DEFAULT})
+    headings = ("weather", "threads chosen", DEFAULT, *names)
+    speeds = ((row.weather, row.threads, *row.speeds((DEFAULT, *names))) for row in rows)
+    print("Generation, tokens/s, medians:")
+    print(markdown(headings, speeds))
+    print("\nRatio default/best with its 95 % interval:")
+    ratios = ((row.weather, row.best, words(row.ratio), words(row.fair)) for row in rows)
+    print(markdown(("weather", "best", "default/best", "best of the other rounds"), ratios))
+    for line in failures(samples):
+        print(line)
+    missed = [row.weather for row in rows if row.missed]
+    print(f"goal: {AIM} in every weather, {IDLE_AIM} idle; below it: {', '.join(missed) or 'none'}")
+
+
+def starts(
+    argv: Sequence[str], variables: Mapping[str, str], weathers: Sequence[Weather], count: int
+) -> Iterator[tuple[str, int, str]]:
+    """Yield weather, planned threads and their reason of ``count`` starts in each weather."""
+    for weather in weathers:
+        with neighbours(weather):
+            for _ in range(count):
+                # The end of the start before is no neighbour, and blinks come at any time.
+                time.sleep(random.uniform(0.05, 0.25))
+                done = started(argv, variables)
+                if done.code:
+                    raise SystemExit(done.stderr.strip())
+                plan = json.loads(done.stdout)
+                yield weather.name, plan["threads"], plan["reasons"]["threads"]
+
+
+def lost_share(threads: Sequence[int], full: int) -> float:
+    """Return the share of starts that planned fewer than ``full`` threads."""
+    return sum(each < full for each in threads) / len(threads)
+
+
+IDLE_STARTS = 5
+"""Starts on the idle machine whose largest plan is the full one."""
+
+
+def count_starts(options: argparse.Namespace, state: str) -> dict[str, Any]:
+    """Return what the launcher planned in each weather, as a report's part, and print it."""
+    folder = (options.engine or [stand_in(Path(state))])[0]
+    model = options.model or demo.I2_S
+    argv = (*launcher(folder, model), "-p", PROMPT, "--dry-run", "--json")
+    variables = {"BITNET_TUNING_HOME": state}
+    full = max(threads for _, threads, _ in starts(argv, variables, [IDLE], IDLE_STARTS))
+    planned: dict[str, list[int]] = {}
+    reasons: dict[str, Counter[str]] = {}
+    weathers = [parse_weather(name) for name in options.weathers or STARTS]
+    print(f"{options.starts} starts in each weather; on an idle machine: {full} threads\n")
+    for weather, threads, reason in starts(argv, variables, weathers, options.starts):
+        planned.setdefault(weather, []).append(threads)
+        reasons.setdefault(weather, Counter())[reason] += 1
+    show_starts(planned, full)
+    for weather, counted in reasons.items():
+        for reason, often in counted.most_common(3):
+            print(f"{weather}: {often} times: {reason}")
+    return {"full": full, "planned": planned, "reasons": reasons}
+
+
+def show_starts(planned: Mapping[str, Sequence[int]], full: int) -> None:
+    rows = []
+    for weather, threads in planned.items():
+        counts = ", ".join(f"{n}: {often}" for n, often in sorted(Counter(threads).items()))
+        rows.append((weather, counts, f"{lost_share(threads, full):.1%}"))
+    print(markdown(("weather", "threads: starts", "fewer than idle"), rows))
+    print(f"goal: at most {LOST_AIM:.0%} of the starts on an idle machine\n")
+
+
+def stand_in(folder: Path) -> str:
+    """Return an engine that only echoes: a plan for an unknown engine needs no more."""
+    engine = folder / "build" / "bin" / "llama-cli"
+    engine.parent.mkdir(parents=True)
+    shutil.copy(shutil.which("echo") or "/bin/echo", engine)
+    return str(engine)
+
+
+def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    engine = "folder with a llama-cli; may be repeated (default: those in BITNET_TEST_ENGINES)"
+    parser.add_argument("--engine", action="append", metavar="FOLDER", help=engine)
+    parser.add_argument("-m", "--model", help="model (default: as run_inference.py finds it)")
+    parser.add_argument("--rounds", type=int, help="rounds (default: 6; 3 with --quick)")
+    parser.add_argument("--tokens", type=int, default=20, help="tokens (default: %(default)s)")
+    listed = "names, with commas (default: idle, and every kind for 1, half, all, twice the CPUs)"
+    parser.add_argument("--weathers", type=_names, metavar="NAMES", help=listed)
+    counts = "thread counts to try, with commas (default: all up to 4 CPUs, else a choice)"
+    parser.add_argument("--threads", type=_counts, metavar="COUNTS", help=counts)
+    parser.add_argument("--quick", action="store_true", help=f"weathers {', '.join(QUICK)} only")
+    parser.add_argument("--starts", type=int, metavar="N", help="count the plans of N starts")
+    parser.add_argument("--json", metavar="FILE", help="write every sample to this file")
+    parser.add_argument("--show", metavar="FILE", help="print the tables of such a file")
+    return parser.parse_args(arguments)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(parse_weather(name).name for name in text.split(","))
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = read_options(arguments)
+    if options.show:
+        for engine in json.loads(Path(options.show).read_text())["engines"]:
+            show(engine)
+        return 0
+    stop_on_signals()
+    facts = machine()
+    warn_if_busy(facts)
+    try:
+        with tempfile.TemporaryDirectory() as state:
+            if options.starts:
+                report = Report(options.json, machine=facts, starts=count_starts(options, state))
+                report.save()
+            else:
+                run_all(options, facts, state)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run_all(options: argparse.Namespace, facts: dict[str, object], state: str) -> None:
+    cpus = usable_cpus()
+    names = options.weathers or (QUICK if options.quick else usual_weathers(cpus))
+    weathers = [parse_weather(name) for name in names]
+    rounds = options.rounds or (3 if options.quick else 6)
+    counts = options.threads or sensible_counts(cpus)
+    report = Report(options.json, machine=facts, tokens=options.tokens)
+    for folder in engine_folders(options.engine):
+        subject = prepare(folder, options.model, options.tokens, state)
+        sample(
+            "", 0, DEFAULT, subject.ours, variables=subject.variables()
+        )  # reads the model from the disk
+        samples: list[Sample] = []
+        engine: dict[str, Any] = {
+            "name": subject.name,
+            "engine": subject.engine.path,
+            "openmp": subject.engine.openmp,
+            "model": os.path.basename(subject.planned[subject.planned.index("-m") + 1]),
+        }
+        report.engines.append(engine)
+        began = time.monotonic()
+        total = rounds * len(weathers)
+        try:
+            for done, found in enumerate(measure(subject, weathers, counts, rounds), 1):
+                samples += found
+                engine["samples"] = [each._asdict() for each in samples]
+                report.save()
+                left = (time.monotonic() - began) / done * (total - done)
+                what = f"round {found[0].round} of {rounds}, {found[0].weather}"
+                print(f"{subject.name}: {what}; {left / 60:.1f} minutes left", file=sys.stderr)
+        finally:
+            engine.setdefault("samples", [])
+            show(engine)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
