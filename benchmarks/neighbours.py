@@ -82,9 +82,12 @@ ALL_COUNTS = 4
 
 def usual_weathers(cpus: int) -> tuple[str, ...]:
     """Return the names of the weathers for a machine with so many CPUs: idle, and each kind of
-    program on one CPU, on half of them, on all, and twice as many; on 2 CPUs that is 1, 2 and 4."""
-    counts = sorted({1, max(1, cpus // 2), cpus, 2 * cpus})
-    return (IDLE.name, *(f"{kind}-{count}" for kind in KINDS for count in counts))
+    program on one CPU, on half of them and on all, and programs that spin on twice as many; on 2
+    CPUs that is 1, 2 and 4."""
+    counts = sorted({1, max(1, cpus // 2), cpus})
+    more = {kind: [2 * cpus] for kind in ("spin", "nice")}
+    each = (f"{kind}-{count}" for kind in KINDS for count in counts + more.get(kind, []))
+    return (IDLE.name, *each)
 
 
 def sensible_counts(cpus: int) -> tuple[int, ...]:
@@ -299,8 +302,8 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--engine", action="append", metavar="FOLDER", help=engine)
     parser.add_argument("-m", "--model", help="model (default: as run_inference.py finds it)")
     parser.add_argument("--rounds", type=int, help="rounds (default: 6; 3 with --quick)")
-    parser.add_argument("--tokens", type=int, default=20, help="tokens (default: %(default)s)")
-    listed = "names, with commas (default: idle, and every kind for 1, half, all, twice the CPUs)"
+    parser.add_argument("--tokens", type=int, default=16, help="tokens (default: %(default)s)")
+    listed = "names, with commas (default: idle, and every kind on one CPU, half of them, and all)"
     parser.add_argument("--weathers", type=_names, metavar="NAMES", help=listed)
     counts = "thread counts to try, with commas (default: all up to 4 CPUs, else a choice)"
     parser.add_argument("--threads", type=_counts, metavar="COUNTS", help=counts)

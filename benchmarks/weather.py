@@ -46,6 +46,8 @@ READY_SECONDS = 30.0
 QUIET = 0.1
 """CPUs that other programs may use on a machine that counts as idle."""
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 OURS = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "GGML_", "LLAMA_", "BITNET_")
 """Beginnings of the names of variables that no run inherits."""
 
@@ -92,27 +94,42 @@ def neighbours(weather: Weather) -> Iterator[list[int]]:
     programs: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(weather.programs):
-            programs.append(
-                subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    start_new_session=True,
+            with _uninterrupted():  # no program runs that is not in the list
+                programs.append(
+                    subprocess.Popen(
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE,
+                        start_new_session=True,
+                    )
                 )
-            )
         for program in programs:
             _wait_until_it_runs(program)
         yield [program.pid for program in programs]
         if any(program.poll() is not None for program in programs):
             raise RuntimeError(f"a program of the weather {weather.name} ended too early")
     finally:
-        for program in programs:
-            with suppress(ProcessLookupError):
-                os.killpg(program.pid, signal.SIGKILL)
-        for program in programs:
-            program.wait()
-            assert program.stdout is not None
-            program.stdout.close()
+        with _uninterrupted():
+            for program in programs:
+                _kill(program)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let signals that stop this program wait for the end of the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _kill(program: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(program.pid, signal.SIGKILL)
+    program.wait()
+    assert program.stdout is not None
+    program.stdout.close()
 
 
 def _wait_until_it_runs(program: subprocess.Popen[bytes]) -> None:
@@ -348,5 +365,5 @@ def engine_folders(named: Sequence[str] | None) -> list[str]:
 
 def stop_on_signals() -> None:
     """Let SIGTERM and SIGHUP end this program like Ctrl-C, so that it cleans up."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in STOPPING:
         signal.signal(number, signal.default_int_handler)
