@@ -20,7 +20,7 @@ import pytest
 from bitnet_tuning import demo
 from bitnet_tuning.embedded import bench, chat, cli, engine, flags, options, server
 from bitnet_tuning.embedded.__main__ import main
-from bitnet_tuning.embedded.engine import PhaseTimes, TextPiece
+from bitnet_tuning.embedded.engine import PhaseTimes
 from bitnet_tuning.errors import TuningError
 
 SCRIPT = Path(engine.__file__).with_name("__main__.py")
@@ -64,7 +64,6 @@ def test_switches_and_flags_with_an_optional_value() -> None:
     parsed = cli.PROGRAM.parse(["-cnv", "-no-cnv", "--no-mmap", "-fa", "-n", "1", "-ngl", "99"])
     assert (parsed.chat, parsed.mmap, parsed.flash) == (False, False, True)
     assert cli.PROGRAM.parse(["--no-warmup", "--warmup"]).warmup is True
-    assert cli.PROGRAM.parse(["-r", "a", "-r", "b"]).reverse_prompts == (b"a", b"b")
 
 
 @pytest.mark.parametrize(
@@ -120,21 +119,6 @@ def test_perf_lines_are_llama_cpps() -> None:
 
 def test_perf_lines_without_any_tokens_show_zero() -> None:
     assert "0.00 tokens per second" in engine.perf_lines(1.0, 1.0, [])
-
-
-def test_a_reverse_prompt_may_be_split_over_pieces() -> None:
-    pieces = [TextPiece(word, "", None) for word in ("ab", "US", "ER:", "never")]
-    assert [piece.text for piece in chat.until(pieces, [b"USER:"])] == ["ab", "US", "ER:"]
-    assert len(list(chat.until(pieces, []))) == 4
-
-
-def test_the_prompt_flag_is_a_chats_system_prompt_or_first_message() -> None:
-    def openings(*argv: str) -> tuple[bytes, bytes]:
-        return chat.openings(cli.PROGRAM.parse(argv))
-
-    assert openings("-cnv", "-p", "be kind") == (b"be kind", b"")
-    assert openings("-cnv", "-sys", "be kind", "-p", "hello") == (b"be kind", b"hello")
-    assert openings("-cnv", "-st", "-p", "hello") == (b"", b"hello")
 
 
 def test_flash_attention_is_left_alone_unless_asked_for() -> None:
@@ -469,12 +453,6 @@ def test_a_chat_ends_with_its_input() -> None:
     assert result.stdout.startswith(b"\n> ")
     assert result.stdout.count(b"\n> ") == 4
     assert b"llama_perf_context_print:       total time" in result.stderr
-
-
-@real
-def test_a_chat_of_one_turn_reads_no_input() -> None:
-    result = run(*TALK, "-st", "-p", "hello", stdin=b"ignored\n")
-    assert (result.returncode, result.stdout.count(b"> ")) == (0, 0)
 
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

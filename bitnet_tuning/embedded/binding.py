@@ -70,9 +70,6 @@ def fill(binding: Any, options: LoadOptions) -> Any:
     params.model.path = options.model
     params.cpuparams.n_threads = options.threads
     params.cpuparams_batch.n_threads = options.threads_batch
-    for cpu in (params.cpuparams, params.cpuparams_batch):
-        cpu.poll = options.poll
-        cpu.priority = binding.ggml_sched_priority(options.priority)
     params.n_ctx = options.context
     params.n_batch = options.batch
     params.n_ubatch = options.ubatch

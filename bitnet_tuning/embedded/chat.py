@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,7 @@ PLAIN_STOP = "\nUser:"
 """Text at which an answer under PLAIN_TEMPLATE ends."""
 
 # Options that have the same name in a request to llama.cpp's server.
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
-_PENALTIES = ("repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty")
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
 
 
 @dataclass
@@ -37,33 +36,25 @@ class CliOptions(LoadOptions):
     0, the text ends when the model ends it or the context is full."""
 
     prompt: bytes = b""
-    system_prompt: bytes = b""
     n_predict: int = -1
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
     repeat_penalty: float | None = None
-    repeat_last_n: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
     seed: int | None = None
     ignore_eos: bool = False
-    reverse_prompts: tuple[bytes, ...] = ()
     chat: bool = False
-    single_turn: bool = False
     escape: bool = True
     display_prompt: bool = True
     perf: bool = True
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        """Process escape sequences in the prompts, unless ``escape`` is False."""
+        """Process escape sequences in the prompt, unless ``escape`` is False."""
         super().__post_init__()
         if self.escape:
             self.prompt = unescape(self.prompt)
-            self.system_prompt = unescape(self.system_prompt)
-            self.reverse_prompts = tuple(unescape(each) for each in self.reverse_prompts)
 
 
 def write(content: bytes | str) -> None:
@@ -78,24 +69,11 @@ def as_text(raw: bytes) -> str:
     return raw.decode("utf-8", "replace")
 
 
-def until(pieces: Iterable[TextPiece], stops: Iterable[bytes]) -> Iterator[TextPiece]:
-    """Yield the pieces up to the one that completes any of ``stops``, as llama-cli does."""
-    wanted = [stop for stop in stops if stop]
-    keep = max(map(len, wanted), default=1)
-    tail = b""
-    for piece in pieces:
-        yield piece
-        tail += piece.text.encode("utf-8", "replace")
-        if any(stop in tail for stop in wanted):
-            return
-        tail = tail[-keep:]
-
-
 def _answer(
     options: CliOptions, engine: EmbeddedEngine, request: dict[str, Any], rows: list[PhaseTimes]
 ) -> Iterator[TextPiece]:
     """Yield the pieces of an answer. Its times are the last of ``rows``, current at each piece."""
-    for name in (*_SAMPLING, *_PENALTIES):
+    for name in _SAMPLING:
         if getattr(options, name) is not None:
             request[name] = getattr(options, name)
     # The server does not know llama-cli's -2, "until the context is full": -1 includes it.
@@ -105,7 +83,7 @@ def _answer(
     if options.ignore_eos:
         request["ignore_eos"] = True
     rows.append(PhaseTimes())
-    for piece in until(engine.complete(request), options.reverse_prompts):
+    for piece in engine.complete(request):
         rows[-1] = piece.times or rows[-1]
         yield piece
 
@@ -135,8 +113,9 @@ def template_for(model: str) -> str:
 
 def talk(options: CliOptions, engine: EmbeddedEngine, rows: list[PhaseTimes]) -> None:
     """Answer messages until standard input ends; append the times of each answer to ``rows``."""
-    system, first = openings(options)
-    before = [{"role": "system", "content": as_text(system)}] if system else []
+    # -p is the system prompt, as in bitnet.cpp's llama-cli.
+    system = as_text(options.prompt)
+    before = [{"role": "system", "content": system}] if system else []
     turns: list[dict[str, str]] = []
 
     def reply() -> Iterator[TextPiece]:
@@ -156,7 +135,7 @@ def talk(options: CliOptions, engine: EmbeddedEngine, rows: list[PhaseTimes]) ->
                 del turns[:2]
 
     try:
-        for content in _messages(options, first):
+        for content in _messages(options):
             turns.append({"role": "user", "content": as_text(content)})
             said: list[str] = []
             try:
@@ -166,24 +145,11 @@ def talk(options: CliOptions, engine: EmbeddedEngine, rows: list[PhaseTimes]) ->
             except KeyboardInterrupt:  # It ends the answer, not the chat.
                 write(b"\n")
             turns.append({"role": "assistant", "content": "".join(said)})
-            if options.single_turn:
-                break
     finally:
         write(b"\n")
 
 
-def openings(options: CliOptions) -> tuple[bytes, bytes]:
-    """Return the system prompt and the first message of a chat; b"" for none."""
-    # In llama-cli, -p was the system prompt until -sys came, and is the first message since then.
-    # With --single-turn, no other flag could hold the message.
-    if options.system_prompt or options.single_turn:
-        return options.system_prompt, options.prompt
-    return options.prompt, b""
-
-
-def _messages(options: CliOptions, first: bytes) -> Iterator[bytes]:
-    if first:
-        yield first
+def _messages(options: CliOptions) -> Iterator[bytes]:
     while (line := _read()) is not None:
         content = unescape(line) if options.escape else line
         if content:

@@ -31,16 +31,8 @@ PROGRAM = LookAlike(
     "embedded: llama-cli built on xllamacpp (mainline llama.cpp, CPU only)",
     (
         *LOAD_FLAGS,
-        CliFlag(
-            "-p, --prompt PROMPT",
-            "prompt",
-            "prompt; in a chat the system prompt, or the first message with -sys or -st",
-            os.fsencode,
-        ),
+        CliFlag("-p, --prompt TEXT", "prompt", "prompt; in a chat the system prompt", os.fsencode),
         CliFlag("-f, --file FNAME", "prompt", "file that holds the prompt", from_file),
-        CliFlag(
-            "-sys, --system-prompt PROMPT", "system_prompt", "system prompt (chat)", os.fsencode
-        ),
         CliFlag("-n, --predict, --n-predict N", "n_predict", "tokens to generate", whole),
         CliFlag("--keep N", "", "accepted; the context never shifts: a full one ends the text"),
         CliFlag("-s, --seed SEED", "seed", "sampling seed (default: -1, random)", whole),
@@ -49,20 +41,9 @@ PROGRAM = LookAlike(
         CliFlag("--top-p N", "top_p", "top-p sampling; 1.0 is off", real),
         CliFlag("--min-p N", "min_p", "min-p sampling; 0.0 is off", real),
         CliFlag("--repeat-penalty N", "repeat_penalty", "repetition penalty; 1.0 is off", real),
-        CliFlag("--repeat-last-n N", "repeat_last_n", "tokens that penalties look at", whole),
-        CliFlag("--presence-penalty N", "presence_penalty", "0.0 is off", real),
-        CliFlag("--frequency-penalty N", "frequency_penalty", "0.0 is off", real),
         CliFlag("--ignore-eos", "ignore_eos", "continue past the end of the text"),
-        CliFlag(
-            "-r, --reverse-prompt PROMPT",
-            "reverse_prompts",
-            "stop after this text; may be given several times",
-            os.fsencode,
-            append=True,
-        ),
         CliFlag("-cnv, --conversation", "chat", "chat: read messages from standard input"),
         CliFlag("-no-cnv, --no-conversation", "chat", "complete the prompt (default)"),
-        CliFlag("-st, --single-turn", "single_turn", "end the chat after one answer"),
         CliFlag(
             "-e, --escape, --no-escape", "escape", r"process \n and the like (default), or not"
         ),

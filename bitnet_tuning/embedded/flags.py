@@ -29,7 +29,6 @@ class CliFlag(NamedTuple):
     field: str
     help: str
     convert: Callable[[str], Any] = str
-    append: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -56,10 +55,9 @@ def parse(argv: Sequence[str], table: Sequence[CliFlag]) -> dict[str, Any]:
         if flag is None:
             raise TuningError(f"invalid argument: {word}")
         try:
-            value = _value(flag, name, words)
+            options[flag.field] = _value(flag, name, words)
         except ValueError as error:
             raise TuningError(f'error while handling argument "{word}": {error}') from None
-        options[flag.field] = (*options.get(flag.field, ()), value) if flag.append else value
     options.pop("", None)
     return options
 

@@ -27,8 +27,6 @@ class LoadOptions:
     mlock: bool = False
     flash: bool | None = None
     numa: str = ""
-    priority: int = 0
-    poll: int = 50
     warmup: bool = True
     chat_template: str = ""
 
@@ -65,7 +63,6 @@ class LookAlike(NamedTuple):
 
 _FLASH = {"on": True, "off": False, "auto": None, "1": True, "0": False}
 _NUMA = {kind: kind for kind in ("distribute", "isolate", "numactl")}
-_IDLE = "accepted; no effect in builds with OpenMP, like this one"
 
 LOAD_FLAGS = (
     CliFlag("-h, --help", "help", "print this text and exit"),
@@ -88,8 +85,6 @@ LOAD_FLAGS = (
         one_of(_FLASH),
     ),
     CliFlag("--numa TYPE", "numa", "distribute, isolate or numactl", one_of(_NUMA)),
-    CliFlag("--prio N", "priority", _IDLE, whole),
-    CliFlag("--poll N", "poll", _IDLE, whole),
     CliFlag("--warmup, --no-warmup", "warmup", "warm up with an empty run (default), or do not"),
     CliFlag("-ngl, --gpu-layers, --n-gpu-layers N", "", "accepted; everything runs on the CPU"),
 )

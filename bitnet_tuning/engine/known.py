@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bitnet_tuning.machine.host import Host
     from bitnet_tuning.model.types import ModelFile
 
-VERSION = 4
+VERSION = 5
 """Version of the questions that a probe asks; records of another version are not used."""
 
 
