@@ -55,8 +55,11 @@ def machine(tmp_path: Path) -> Machine:
 
 @pytest.fixture
 def boots(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The id of this boot, the last one in the list."""
+    """The ids of the boots so far, on a machine without PowerShell."""
     ids = ["first"]
+    folders = os.environ["PATH"].split(os.pathsep)
+    folders = [each for each in folders if not (Path(each) / "powershell.exe").exists()]
+    monkeypatch.setenv("PATH", os.pathsep.join(folders))
     monkeypatch.setattr(wsl, "read_boot_id", lambda _: ids[-1])
     monkeypatch.setattr(wsl, "POWERSHELL", "/nowhere/powershell.exe")
     return ids
