@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
+from bitnet_tuning import demo
 from bitnet_tuning.console import say
 from bitnet_tuning.engine.find import EMBEDDED, Engine, locate_all, on_path
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA
-from bitnet_tuning.engine.known import know, with_architecture
-from bitnet_tuning.errors import MissingError, UsageError
+from bitnet_tuning.engine.known import know, know_crowding, with_architecture
+from bitnet_tuning.errors import MissingError, TuningError, UsageError
 from bitnet_tuning.launch.program import FEED, INHERIT, INTERRUPT_GRACE, NO_INPUT, Launch, Outcome
 from bitnet_tuning.launch.run import run
 from bitnet_tuning.machine.detect import read_host, read_privileges
@@ -17,13 +18,17 @@ from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.machine.wsl import with_windows_cores
 from bitnet_tuning.model.find import Choice, choose_model
+from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.memory import HUGE, LOCKED
 from bitnet_tuning.plan.plan import make_plan
+from bitnet_tuning.plan.threads import asked_threads, choose_threads
 from bitnet_tuning.store.state import State, default_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from bitnet_tuning.engine.known import Trial
+    from bitnet_tuning.launch.background import Captured
     from bitnet_tuning.model.types import ModelFile
 
 
@@ -69,7 +74,37 @@ def read_facts(request: Request, state: State, root: str = "/") -> Facts:
         profile=profile,
         prompt_file_bytes=_file_size(request.prompt_file),
     )
+    if root == "/":
+        may_try = not (setting or asked_threads(request.threads, os.environ))
+        facts = facts._replace(host=crowded_host(host, engine, state, may_try))
     return _with_nodes(_with_huge(facts, root) if request.memory == HUGE else facts, root)
+
+
+def crowded_host(
+    host: Host, engine: Engine, state: State, may_try: bool = True, again: bool = False
+) -> Host:
+    """Return the host with what a trial of the engine found out about a hypervisor that does not
+    run all CPUs at once. Make a trial if ``may_try`` and there is none, or with ``again``."""
+    begin = None if engine.ran is False or not may_try else lambda: _trial(host, engine)
+    try:
+        return know_crowding(host, state, begin, again)
+    except TuningError:  # the engine cannot run the demo model, or it is not installed
+        return host
+
+
+def _trial(host: Host, engine: Engine) -> Trial:
+    from bitnet_tuning.engine.crowded import BATCH, PROMPT  # noqa: PLC0415 (once on a host)
+    from bitnet_tuning.launch.background import capture  # noqa: PLC0415
+
+    model = read_model(demo.TQ2_0 if engine.i2_s is False else demo.I2_S)
+    facts = Facts(host, engine, model, "the demo model", os.environ)
+    request = Request(PROMPT, n_predict=1, ctx_size=512, batch=BATCH, ubatch=BATCH)
+
+    def run(threads: int, seconds: float) -> Captured:
+        plan = make_plan(request._replace(threads=threads), facts)
+        return capture(plan.command, plan.setting.variables, seconds, cpus=plan.setting.cpus)
+
+    return choose_threads(Request(), host, {}).setting.threads, run
 
 
 def with_all_means(facts: Facts) -> Facts:

@@ -10,7 +10,7 @@ from bitnet_tuning.cli.arguments import Parser, add_engine
 from bitnet_tuning.console import aligned, say
 from bitnet_tuning.launch.failure import shorten
 from bitnet_tuning.machine.detect import read_host
-from bitnet_tuning.prepare import find_engine
+from bitnet_tuning.prepare import crowded_host, find_engine
 from bitnet_tuning.store.state import State, default_folder
 from bitnet_tuning.verify.selftest import Report, Result, first_difference, run_selftest
 
@@ -32,7 +32,8 @@ def run(arguments: list[str]) -> int:
     engine = find_engine(options.engine, state)
     if state.warning:
         say(f"warning: {state.warning}")
-    report = run_selftest(engine, read_host(), options.model)
+    host = crowded_host(read_host(), engine, state)
+    report = run_selftest(engine, host, options.model)
     print(json.dumps(report_facts(report), indent=2) if options.json else as_text(report))
     return 0 if report.passed else 1
 

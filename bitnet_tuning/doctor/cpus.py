@@ -9,7 +9,7 @@ from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.machine.warnings import QUOTA, THROTTLED_SHARE
 from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.openmp import THREAD_COUNTS, exported, invalid_count, user_binding
-from bitnet_tuning.plan.threads import Asked, asked_threads, choose_threads
+from bitnet_tuning.plan.threads import Asked, asked_threads, choose_threads, crowding_reason
 
 _OMP_COUNT = THREAD_COUNTS[0]
 _MEASURE_THREADS = f"measure how many threads are best: {BENCHMARK}"
@@ -81,6 +81,15 @@ def _throttled(case: Case) -> str:
     if worst is None or worst.throttled <= THROTTLED_SHARE * worst.periods:
         return ""
     return f" (so far it did in {worst.throttled} of {worst.periods} periods)"
+
+
+def _crowding(case: Case) -> Finding | None:
+    found = case.host.crowded
+    return found and warn(
+        f"{crowding_reason(found)}: {counted(case.host.usable_cores, 'thread')} at most will run",
+        "give the virtual machine only as many CPUs as its host can run at once, or move it to a "
+        "host that is less busy, and run this check again",
+    )
 
 
 def _smt(case: Case) -> Finding:
@@ -157,6 +166,7 @@ CHECKS: tuple[Check, ...] = (
     ("threads", _threads, "measured on one CPU: 1 thread 8.6 tokens/s, 2 threads 1.3 tokens/s"),
     ("affinity", _affinity, "sched_getaffinity(2): the CPUs that this process may use"),
     ("CPU quota", _quota, "measured with 1 CPU: 1 thread 18 tokens/s, 2 threads 10.2 tokens/s"),
+    ("crowded host", _crowding, "the demo model's speed with one and more threads, just measured"),
     ("SMT", _smt, "kernel: CPU topology; token generation waits for memory, not for arithmetic"),
     ("hybrid cores", _hybrid, "ggml: threads get equal shares of a step and wait for the last"),
     ("NUMA", _numa, "llama.cpp: --numa distribute spreads threads over all nodes"),

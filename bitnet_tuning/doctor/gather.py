@@ -24,7 +24,7 @@ from bitnet_tuning.machine.wsl import read_wsl_configs, with_windows_cores
 from bitnet_tuning.model.find import choose_model, know
 from bitnet_tuning.plan.profile import load as load_profile
 from bitnet_tuning.plan.profiles import find_stale
-from bitnet_tuning.prepare import engine_folders, find_engine
+from bitnet_tuning.prepare import crowded_host, engine_folders, find_engine
 from bitnet_tuning.store.state import State, default_folder
 from bitnet_tuning.verify.selftest import run_selftest
 
@@ -50,9 +50,15 @@ def gather(
         case = _with_recorded_model(case, root, model, state)
     case = _with_profile(case, state)
     found = case.known_engine
-    if found is None or not selftest:
+    if found is None:
         return case
-    return case._replace(selftest=attempt(lambda: run_selftest(found, read_host())))
+    if place.live:
+        case = case._replace(host=crowded_host(case.host, found, state, again=True))
+    if not selftest:
+        return case
+    # A recorded machine says nothing about this one, which runs the self-test.
+    host = case.host if place.live else read_host()
+    return case._replace(selftest=attempt(lambda: run_selftest(found, host)))
 
 
 def attempt(read: Callable[[], Read]) -> Read | TuningError:

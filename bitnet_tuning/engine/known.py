@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from bitnet_tuning.engine.find import Engine, Location, beside
 from bitnet_tuning.engine.instruction_sets import OF_THE_CPU, chooses_itself, refusal
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.machine.detect import read_flags
+from bitnet_tuning.machine.host import Crowding, fingerprint
 from bitnet_tuning.model.types import I2_S
 from bitnet_tuning.namedtuple import NamedTuple
-from bitnet_tuning.store.state import State, identity
+from bitnet_tuning.store.state import State, digest, identity, moment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bitnet_tuning.launch.background import Captured
     from bitnet_tuning.machine.host import Host
     from bitnet_tuning.model.types import ModelFile
 
+    Trial = tuple[int, Callable[[int, float], Captured]]
+    """The planned threads, and a function that runs the demo model with some for some seconds."""
+
 VERSION = 5
 """Version of the questions that a probe asks; records of another version are not used."""
+
+
+CROWDED, FREE = "crowded", "uncrowded"
+"""Kinds of stored trials: those that must be repeated some time, and those that found no limit."""
+
+VALID_S, RETRY_S = 24 * 3600, 3600
+"""Seconds after which a trial is repeated: one that found a limit, since a load that cannot be seen
+from inside the virtual machine may end, and one that other load made worthless."""
 
 
 class Probed(NamedTuple):
@@ -42,6 +58,35 @@ def know(location: Location, state: State) -> Engine:
         probed = Probed(engine, tuple(identity(path) for path in engine.files))
         state.store("engine", location.cli, probed, VERSION)
     return engine
+
+
+def know_crowding(
+    host: Host, state: State, begin: Callable[[], Trial] | None, again: bool = False
+) -> Host:
+    """Return the host with the limit that a stored trial found, if any. Without one that is still
+    valid, or with ``again``, make a trial and store it; without ``begin``, make none."""
+    # There is nothing to find on bare metal, but only x86 tells that there is a hypervisor.
+    bare = host.vendor in ("GenuineIntel", "AuthenticAMD") and "hypervisor" not in host.isa
+    if host.usable_cores < 2 or bare or not sys.platform.startswith("linux"):
+        return host
+    key = str(tuple(fingerprint(host)))
+    # Most hosts are not crowded: then the file need not be read, which would take 0.5 ms.
+    free = state.path(FREE, digest(key))
+    if not again and os.path.exists(free):
+        return host
+    found = state.load(CROWDED, key, Crowding)
+    is_old = found is None or found.tried < moment(RETRY_S if found.threads is None else VALID_S)
+    # If nothing can be stored, every start would make a trial.
+    if begin and (again or is_old) and not state.warning:
+        from bitnet_tuning.engine.crowded import find_limit  # noqa: PLC0415 (once on a host)
+
+        tried = find_limit(*begin())
+        if tried.limits and os.path.exists(free):
+            os.unlink(free)
+        if tried.threads or is_old:
+            found = tried
+            state.store(FREE if found.threads == found.planned else CROWDED, key, found)
+    return host._replace(crowded=found) if found and found.limits else host
 
 
 def with_architecture(engine: Engine, name: str) -> Engine:

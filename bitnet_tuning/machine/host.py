@@ -6,7 +6,25 @@ from bitnet_tuning.machine.memory import Memory
 from bitnet_tuning.machine.root import CpuList, format_list
 from bitnet_tuning.machine.topology import Core, Hybrid, Node
 from bitnet_tuning.namedtuple import NamedTuple
-from bitnet_tuning.store.codec import Positive, Text
+from bitnet_tuning.store.codec import Count, Moment, Positive, Text
+
+
+class Crowding(NamedTuple):
+    """The result of a trial that shows whether a hypervisor runs all CPUs of a host at once. Under
+    one that does not, threads wait for others that do not run, and the kernel shows no reason."""
+
+    tried: Moment
+    planned: Count
+    """Threads that the host's facts suggest."""
+    threads: Count | None
+    """Most threads that are not slower than one; None if other load made the trial worthless."""
+    slowdown: Positive = 1.0
+    """Factor by which the planned threads were slower than one."""
+
+    @property
+    def limits(self) -> bool:
+        """True if fewer threads than planned should run."""
+        return self.threads is not None and self.threads < self.planned
 
 
 class Host(NamedTuple):
@@ -43,6 +61,8 @@ class Host(NamedTuple):
     """Number of physical cores, told by Windows, if WSL hides them; None if it is not known."""
     system: str = "linux"
     """The operating system, as in ``sys.platform``."""
+    crowded: Crowding | None = None
+    """The trial that found that fewer threads should run than there are cores; None without."""
 
     @property
     def packages(self) -> int:
@@ -87,11 +107,12 @@ class Host(NamedTuple):
 
     @property
     def usable_cores(self) -> int:
-        """Number of allowed cores, or ``quota_threads`` if that is less. If a hypervisor hides the
-        cores, every allowed CPU counts as one, up to ``windows_cores``."""
-        cores = self.cores_in(None)
-        cores = min(cores, self.windows_cores or cores)
-        return cores if self.quota_threads is None else min(cores, self.quota_threads)
+        """The smallest of: allowed cores, ``quota_threads``, ``windows_cores``, and the threads that
+        a trial found to be enough. If a hypervisor hides the cores, every allowed CPU counts as one.
+        """
+        enough = self.crowded.threads if self.crowded else None
+        limits = (self.cores_in(None), self.quota_threads, self.windows_cores, enough)
+        return min(limit for limit in limits if limit is not None)
 
 
 class Fingerprint(NamedTuple):

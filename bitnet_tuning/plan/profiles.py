@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from collections import Counter
 from typing import Any
 
@@ -22,7 +21,7 @@ from bitnet_tuning.plan.profile import (
     engine_changes,
 )
 from bitnet_tuning.store.codec import DamagedError, from_json, to_json
-from bitnet_tuning.store.state import SCHEMA, State, identity
+from bitnet_tuning.store.state import SCHEMA, State, identity, moment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,8 +48,7 @@ def new_profile(
 ) -> Profile:
     """Return a profile created now. ``engine`` is the build as it was when the tuning began.
     ``setting`` is None if the default is as fast as any other."""
-    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return Profile(created, fingerprint(host), engine, ModelKey.of(model), setting, evidence)
+    return Profile(moment(), fingerprint(host), engine, ModelKey.of(model), setting, evidence)
 
 
 def to_document(profile: Profile) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from bitnet_tuning.plan.setting import MOST_THREADS_ENGINE, Setting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bitnet_tuning.machine.host import Host
+    from bitnet_tuning.machine.host import Crowding, Host
     from bitnet_tuning.plan.facts import Request
 
 
@@ -91,6 +91,8 @@ def _oversubscribed(count: int, host: Host, by: str) -> tuple[str, ...]:
         limit = f"the CPU quota of {counted(host.quota, 'CPU')} allows"
     elif count > cpus:
         limit = f"the {counted(cpus, 'CPU')} that this process may use"
+    elif host.crowded and count > host.usable_cores:
+        limit = f"the {host.usable_cores} that this virtual machine was seen to run well"
     elif count > host.usable_cores:
         limit = f"the {counted(host.usable_cores, 'physical core')} that this process may use"
     else:
@@ -173,9 +175,19 @@ def _threads_reason(host: Host, count: int, most: int) -> str:
         parts.append(f"the CPU quota allows {counted(host.quota, 'CPU')}")
     if count == most < host.usable_cores:
         parts.append(f"limited to {most} (--max-threads changes the limit)")
+    if host.crowded and count == host.crowded.threads:
+        parts.append(crowding_reason(host.crowded))
     if host.hybrid is not None:
         parts.append(_hybrid_reason(host, count))
     return f"{count}: {'; '.join(parts)}"
+
+
+def crowding_reason(found: Crowding) -> str:
+    """Return what the trial of a crowded virtual machine showed, and when."""
+    return (
+        f"{counted(found.planned, 'thread')} ran the demo model {found.slowdown:.3g} times slower "
+        f"than one on {found.tried[:10]}, so the hypervisor does not run all CPUs at once"
+    )
 
 
 def _hybrid_reason(host: Host, count: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 
 from bitnet_tuning.namedtuple import NamedTuple
@@ -164,6 +165,11 @@ def digest(key: str) -> str:
     # Importing hashlib would slow the start. Two keys have the same digest with a probability of
     # 2**-64, unless somebody makes them so; then one replaces the other.
     return f"{int.from_bytes(os.fsencode(key), 'big') % _MODULUS:016x}"
+
+
+def moment(ago: float = 0) -> str:
+    """Return the time some seconds ago as a ``Moment`` of the codec."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - ago))
 
 
 def write_atomically(path: str, data: bytes) -> None:
