@@ -107,9 +107,8 @@ class Host(NamedTuple):
 
     @property
     def usable_cores(self) -> int:
-        """The smallest of: allowed cores, ``quota_threads``, ``windows_cores``, and the threads that
-        a trial found to be enough. If a hypervisor hides the cores, every allowed CPU counts as one.
-        """
+        """The smallest of: allowed cores (CPUs if a hypervisor hides the cores), ``quota_threads``,
+        ``windows_cores``, and the threads that a trial found to be enough."""
         enough = self.crowded.threads if self.crowded else None
         limits = (self.cores_in(None), self.quota_threads, self.windows_cores, enough)
         return min(limit for limit in limits if limit is not None)
