@@ -90,7 +90,7 @@ def unbindable(runtime: str | None, system: str) -> str | None:
     # variables (libgomp/affinity.c). No runtime can bind threads on macOS.
     if system == "linux" or (runtime == LLVM and system == "win32"):
         return None
-    return f"{runtime or 'an unknown OpenMP runtime'} cannot be relied on for it on this system"
+    return f"{runtime or 'an unknown OpenMP runtime'} cannot do so on this system"
 
 
 def _waiting(quota_binds: bool, environ: Mapping[str, str]) -> tuple[dict[str, str], str]:
