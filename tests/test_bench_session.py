@@ -6,20 +6,24 @@ import itertools
 import os
 import random
 import signal
-from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from bitnet_tuning.bench.comparison import Run, phases_of
+from bitnet_tuning.bench.begin import Subject
+from bitnet_tuning.bench.comparison import Run, Sizes, phases_of
 from bitnet_tuning.bench.knobs import Knob, Space
-from bitnet_tuning.bench.results import Results
-from bitnet_tuning.bench.search import Check, Decision
+from bitnet_tuning.bench.results import Results, load
+from bitnet_tuning.bench.runner import Runner
+from bitnet_tuning.bench.search import Decision
 from bitnet_tuning.bench.stages import Measure
-from bitnet_tuning.bench.tune import Session, Tools
+from bitnet_tuning.bench.tune import Tuning
+from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.console import Progress
 from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.plan.profile import PP, TG, Objective
 from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting
+from tests.bench_lab import Lab
 from tests.bench_samples import sample_results, with_threads
 
 SPACE = Space(
@@ -35,49 +39,69 @@ def truth(setting: Setting) -> float:
     return 20.0 * {2: 0.7, 4: 1.0, 8: 0.9}[setting.threads] * (1.25 if setting.mmap is False else 1)
 
 
-class FakeRunner:
+class FakeRunner(Runner):
     """A runner whose runs take a second and have noise of 2 %."""
 
-    def __init__(self, speed: Callable[[Setting], float] = truth) -> None:
-        self.speed = speed
+    def __init__(self, folder: Path) -> None:
+        super().__init__(Lab(folder).facts, None, Sizes(32, 8, 1))
         self.random = random.Random(5)
-        self.asked: list[tuple[str, tuple[str, ...]]] = []
+        self.asked = 0
         self.stop_at: int | None = None
 
-    def measure(self, name: str, setting: Setting, phases: tuple[str, ...]) -> Run:
-        self.asked.append((name, phases))
-        if len(self.asked) == self.stop_at:
+    def measure(self, name: str, setting: Setting, phases: tuple[str, ...] = (PP, TG)) -> Run:
+        self.asked += 1
+        if self.asked == self.stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
-        speed = self.speed(setting) * self.random.lognormvariate(0, 0.02)
+        speed = truth(setting) * self.random.lognormvariate(0, 0.02)
         return Run(name, dict.fromkeys(phases, (speed,)), 1.0)
 
 
-def session(
-    runner: FakeRunner,
-    earlier: Results | None = None,
-    check: Callable[[Setting], str | None] = lambda setting: None,
-    kept: list[Results] | None = None,
-) -> Session:
+class FakeChecker(Checker):
+    """A checker that finds what it is told."""
+
+    def __init__(self, runner: Runner, problem: str | None) -> None:
+        super().__init__(runner.facts, SPACE.default)
+        self.found = problem
+        self.checked: list[Setting] = []
+
+    def problem(self, setting: Setting) -> str | None:
+        self.checked.append(setting)
+        return self.found
+
+
+def begun(folder: Path, earlier: Results | None = None, problem: str | None = None) -> Tuning:
+    """Return a tuning whose results are in ``folder``."""
     results = earlier or sample_results()._replace(
         space=SPACE, settings={"default": SPACE.default}, rounds=(), checks=(), decision=None
     )
+    runner = FakeRunner(folder)
     spent = results.rounds[-1].elapsed if results.rounds else 0.0
-    clock = itertools.count()
-    keep = (kept if kept is not None else []).append
-    progress = Progress(300.0, str, quiet=True)
-    tools = Tools(runner.measure, check, keep, progress, lambda: spent + next(clock))
-    return Session(results, 300.0, tools)
+    clock, progress = itertools.count(), Progress(300.0, str, quiet=True)
+    subject = Subject(runner.facts, SPACE.default, runner)
+    path = str(folder / "results.json")
+    tuning = Tuning(subject, results, path, progress, lambda: spent + next(clock))
+    tuning.checker = FakeChecker(runner, problem)
+    return tuning
 
 
-def test_the_best_setting_is_found_and_every_round_saved() -> None:
-    runner, kept = FakeRunner(), list[Results]()
-    tuning = session(runner, kept=kept)
+def decided(tuning: Tuning) -> Decision:
+    """Run the search of a tuning to its end and return the decision."""
     with Stop() as stop:
-        done = tuning.run(stop)
+        tuning.decide(stop)
+    assert tuning.results.decision is not None
+    return tuning.results.decision
+
+
+def test_the_best_setting_is_found_and_every_round_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Results] = []
+    monkeypatch.setattr("bitnet_tuning.bench.tune.save", lambda _, results: kept.append(results))
+    tuning = begun(tmp_path)
+    done = decided(tuning)
     assert (done.winner, done.verdict) == ("no mmap", "faster")
-    assert [len(results.rounds) for results in kept if not results.checks] == list(
-        range(1, 1 + sum(1 for results in kept if not results.checks))
-    )
+    counts = [len(results.rounds) for results in kept if not results.checks]
+    assert counts == list(range(1, 1 + len(counts)))
     assert kept[-1] == tuning.results
     assert {run.setting for each in tuning.results.rounds for run in each.runs} <= set(
         tuning.results.settings
@@ -95,58 +119,41 @@ def test_every_third_round_measures_both_phases() -> None:
     assert phases_of(2, Objective(PP)) == (PP,)
 
 
-def test_a_setting_with_wrong_output_is_out_however_fast() -> None:
-    def check(setting: Setting) -> str | None:
-        return "gives other words" if setting.mmap is False else None
-
-    tuning = session(FakeRunner(), check=check)
-    with Stop() as stop:
-        done = tuning.run(stop)
-    assert done.winner == "default"
-    assert [(each.setting, each.problem) for each in tuning.results.checks] == [
-        ("no mmap", "gives other words")
-    ]
+def test_a_setting_with_wrong_output_is_out_however_fast(tmp_path: Path) -> None:
+    tuning = begun(tmp_path, problem="gives other words")
+    assert decided(tuning).winner == "default"
+    found = dict.fromkeys((each.setting, each.problem) for each in tuning.results.checks)
+    assert found == {("no mmap", "gives other words"): None}
 
 
 @pytest.mark.parametrize("at", [3, 9, 17, 30])
-def test_an_interrupted_session_goes_on_where_it_stopped(at: int) -> None:
-    runner = FakeRunner()
-    runner.stop_at = at
-    first = session(runner)
+def test_an_interrupted_tuning_goes_on_where_it_stopped(tmp_path: Path, at: int) -> None:
+    first = begun(tmp_path)
+    assert isinstance(first.subject.runner, FakeRunner)
+    first.subject.runner.stop_at = at
     with Stop() as stop, pytest.raises(Stopped):
-        first.run(stop)
+        first.decide(stop)
     runs = sum(len(each.runs) for each in first.results.rounds)
     assert runs == at - 1, "all finished runs are saved"
 
-    second = session(FakeRunner(), first.results)
+    second = begun(tmp_path, load(first.path))
     assert second.search.ask() == first.search.ask()
     assert second.search.settings == first.search.settings
-    with Stop() as stop:
-        done = second.run(stop)
+    done = decided(second)
     assert (done.winner, done.verdict) == ("no mmap", "faster")
     assert second.results.rounds[: len(first.results.rounds)] == first.results.rounds
 
 
-def test_a_check_is_not_repeated() -> None:
-    checked: list[Setting] = []
-
-    def check(setting: Setting) -> str | None:
-        checked.append(setting)
-        return None
-
-    first = session(FakeRunner(), check=check)
-    with Stop() as stop:
-        first.run(stop)
-    assert len(checked) == 1
-    second = session(FakeRunner(), first.results, check=check)
+def test_a_check_is_not_repeated(tmp_path: Path) -> None:
+    first = begun(tmp_path)
+    decided(first)
+    assert isinstance(first.checker, FakeChecker)
+    assert len(first.checker.checked) == 1
+    second = begun(tmp_path, first.results)
     assert isinstance(second.search.ask(), Decision)
-    assert len(checked) == 1
 
 
-def test_a_lost_round_is_asked_for_again() -> None:
-    tuning = session(FakeRunner())
-    step = tuning.search.ask()
+def test_a_lost_round_is_asked_for_again(tmp_path: Path) -> None:
+    step = begun(tmp_path).search.ask()
     assert isinstance(step, Measure)
-    again = session(FakeRunner())
-    assert again.search.ask() == step
-    assert not isinstance(step, Check)
+    assert begun(tmp_path).search.ask() == step

@@ -60,14 +60,6 @@ class Subject(NamedTuple):
     runner: Runner
 
 
-class Begun(NamedTuple):
-    """A tuning that is ready to measure its first or, resumed, its next round."""
-
-    results: Results
-    before: Conditions
-    """The machine's state before this program measured anything."""
-
-
 def find_subject(options: argparse.Namespace, earlier: Results | None, state: State) -> Subject:
     """Find the engine and the model that ``options`` name, else those of the ``earlier`` tuning.
     Raise TuningError if one cannot be found or used."""
@@ -155,9 +147,9 @@ def now() -> datetime:
     return datetime.now(timezone.utc)
 
 
-def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Progress) -> Begun:
-    """Begin a new tuning. Raise Stopped if a signal interrupts it, and UnsupportedError if
-    nothing can be measured."""
+def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Progress) -> Results:
+    """Return results that are ready for their first round. Raise Stopped if a signal interrupts
+    this, and UnsupportedError if nothing can be measured."""
     with stop.interruptible():
         shown.running("preparing: self-test", 0)
         note = None if options.no_selftest else self_tested(subject.facts)
@@ -178,10 +170,9 @@ def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Prog
     notes = (*((note,) if note else ()), *left_out)
     for text in notes:
         say(text)
-    results = _document(subject, asked, space)._replace(
+    return _document(subject, asked, space)._replace(
         notes=notes, warnings=warnings, conditions=Surroundings(before)
     )
-    return Begun(results, before)
 
 
 def _snapshot(subject: Subject, shown: Progress) -> tuple[Conditions, tuple[str, ...]]:
@@ -214,9 +205,10 @@ def _document(subject: Subject, asked: Assignment, space: Space) -> Results:
     )
 
 
-def resume(subject: Subject, earlier: Results, stop: Stop, shown: Progress) -> Begun:
-    """Go on with an earlier tuning. Raise UsageError if it is finished or if machine, engine or
-    model have changed, and Stopped if a signal interrupts it."""
+def resume(subject: Subject, earlier: Results, stop: Stop, shown: Progress) -> Results:
+    """Return the results of an earlier tuning, ready for the next round. Raise UsageError if it is
+    finished or if machine, engine or model have changed, and Stopped if a signal interrupts this.
+    """
     if earlier.decision is not None or earlier.options.sizes is None:
         raise UsageError("nothing is left to do: that tuning is finished", "tune without --resume")
     _check_same(subject, earlier)
@@ -226,7 +218,7 @@ def resume(subject: Subject, earlier: Results, stop: Stop, shown: Progress) -> B
         shown.running("preparing: loading the model", 0)
         _checked(subject, warm(subject))
     warnings = tuple(dict.fromkeys((*earlier.warnings, *warnings)))
-    return Begun(earlier._replace(state=RUNNING, warnings=warnings), before)
+    return earlier._replace(state=RUNNING, warnings=warnings, conditions=Surroundings(before))
 
 
 def _check_same(subject: Subject, earlier: Results) -> None:

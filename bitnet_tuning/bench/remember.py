@@ -20,37 +20,36 @@ from bitnet_tuning.store.state import State
 
 def remembered(
     results: Results, subject: Subject, engine: EngineKey, state: State, path: str
-) -> Results:
-    """Save the decision as a profile, unless something speaks against it. Return the results
-    with the outcome in ``profile``.
+) -> Kept:
+    """Save the decision as a profile, unless something speaks against it. Return the outcome.
 
     ``engine`` is the engine as it was when the tuning began, ``path`` the file of results.
     """
     facts = subject.facts
     objection = _objection(results, facts.environ)
     if objection is not None:
-        return not_remembered(results, objection)
+        return not_remembered(objection)
     assert results.decision is not None
     name = results.decision.winner
     setting: Setting | None = None if name == DEFAULT else results.settings[name]
     profile = new_profile(facts.host, engine, facts.model, setting, _evidence(results, path))
     changes = engine_changes(profile)
     if changes:
-        return not_remembered(results, f"the engine changed during the tuning: {changes[0]}")
+        return not_remembered(f"the engine changed during the tuning: {changes[0]}")
     before = load_profile(state, facts.host, facts.engine, facts.model)
     if setting is None and before is not None and _outweighs(before, profile):
         longer = f"the saved profile {before.id} comes from a longer tuning: {claim(before)}"
-        return not_remembered(results, longer)
+        return not_remembered(longer)
     mark = store(state, profile)
     if mark is None:
-        return not_remembered(results, str(state.warning))
+        return not_remembered(str(state.warning))
     what = (
         "no setting beat the default, so run_inference.py keeps using it"
         if setting is None
         else f"run_inference.py now uses {name} automatically"
     )
     said = f"Saved: {what} (profile {mark})."
-    return results._replace(profile=Kept(True, mark, said))
+    return Kept(True, mark, said)
 
 
 def _outweighs(before: Profile, now: Profile) -> bool:
@@ -61,9 +60,9 @@ def _outweighs(before: Profile, now: Profile) -> bool:
     return before.setting is not None and longer and then.objective == since.objective
 
 
-def not_remembered(results: Results, why: str) -> Results:
-    """Return the results with the reason why the decision is not saved."""
-    return results._replace(profile=Kept(False, None, f"Not saved: {why}."))
+def not_remembered(why: str) -> Kept:
+    """Return the outcome for a decision that is not saved."""
+    return Kept(False, None, f"Not saved: {why}.")
 
 
 def _objection(results: Results, environ: Mapping[str, str]) -> str | None:

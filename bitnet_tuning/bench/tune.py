@@ -10,13 +10,12 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bitnet_tuning.bench import limits
 from bitnet_tuning.bench.bandwidth import AbsentError, measure_bandwidth
 from bitnet_tuning.bench.begin import (
     BUDGETS,
-    Begun,
     Subject,
     begin,
     find_subject,
@@ -65,91 +64,6 @@ TAIL_SHARE = 0.15
 """Largest share of the budget that is kept for them."""
 
 
-class Tools(NamedTuple):
-    """The functions with which a session measures, saves and shows progress."""
-
-    measure: Callable[[str, Setting, tuple[str, ...]], Run]
-    """Runs a setting, given its name and the phases to measure."""
-    check: Callable[[Setting], str | None]
-    """Says what is wrong with a setting's output; None if nothing is."""
-    keep: Callable[[Results], None]
-    """Saves the results."""
-    progress: Progress
-    clock: Callable[[], float]
-    """Tells how many seconds of the budget are spent."""
-
-
-class Session:
-    """The loop of a tuning. After each step ``results`` is complete and saved."""
-
-    def __init__(self, results: Results, budget: float, tools: Tools) -> None:
-        """Start from the rounds in ``results``, if any. The search may spend ``budget`` seconds,
-        those spent earlier included."""
-        self.results = results
-        self.tools = tools
-        rounds = Rounds(results.options.objective, budget=budget)
-        self.search = Search(results.space, rounds)
-        self.search.replay(results.rounds, results.checks)
-
-    def run(self, stop: Stop) -> Decision:
-        """Return the decision. Raise Stopped if a signal interrupts the search; every finished
-        run is saved then."""
-        while True:
-            step = self.search.ask()
-            if isinstance(step, Decision):
-                return step
-            if isinstance(step, Check):
-                self._check(step.name, stop)
-            else:
-                self._measure(step, stop)
-
-    def _measure(self, step: Measure, stop: Stop) -> None:
-        number = len(self.search.rounds) + 1
-        phases = phases_of(number, self.search.rounds.objective)
-        runs: list[Run] = []
-        try:
-            for name in step.order:
-                self.tools.progress.running(f"{step.stage}: {name}", self.tools.clock())
-                with stop.interruptible():
-                    runs.append(self.tools.measure(name, self.search.settings[name], phases))
-        finally:
-            if runs:
-                done = Round(number, step.stage, tuple(runs), self.tools.clock())
-                self.search.tell(done)
-                self._keep()
-                self._tell(done)
-
-    def _tell(self, done: Round) -> None:
-        best = self.search.best()
-        found = self.search.rounds.shown(best).ratio
-        leads = "no setting beats the default so far"
-        if best != DEFAULT and found is not None:
-            leads = f"best so far: {best}, {times(*found)} over the default"
-        budget = self.results.options.budget
-        self.tools.progress.tell(
-            f"{done.elapsed:.0f} of {budget:.0f} s, round {done.number} ({done.stage}): {leads}",
-            news=(done.stage, best),
-            aside=leads,
-        )
-
-    def _check(self, name: str, stop: Stop) -> None:
-        self.tools.progress.running(f"checking the output: {name}", self.tools.clock())
-        with stop.interruptible():
-            problem = self.tools.check(self.search.settings[name])
-        self.search.tell_check(name, problem)
-        self._keep()
-        if problem:
-            say(f"{name} is rejected: {problem}")
-
-    def _keep(self) -> None:
-        self.results = self.results._replace(
-            rounds=tuple(self.search.rounds),
-            checks=tuple(self.search.rounds.checks),
-            settings=dict(self.search.settings),
-        )
-        self.tools.keep(self.results)
-
-
 def tune(
     options: argparse.Namespace,
     find: Callable[[argparse.Namespace, Results | None, State], Subject] = find_subject,
@@ -173,17 +87,17 @@ def tune(
         with Stop() as stop, progress_of(budget) as shown:
             try:
                 if earlier:
-                    begun = resume(subject, earlier, stop, shown)
+                    results = resume(subject, earlier, stop, shown)
                 else:
-                    begun = begin(subject, options, stop, shown)
+                    results = begin(subject, options, stop, shown)
             except Stopped as end:
                 say(f"interrupted: {options.resume} is unchanged" if earlier else NOTHING)
                 return 128 + end.number
+            results = results._replace(warnings=(*warnings, *results.warnings))
             path = options.output or options.resume or new_path(state.folder, now())
-            work = _Work(subject, begun, path, lambda: spent + clock() - started)
-            work.results = begun.results._replace(warnings=(*warnings, *begun.results.warnings))
-            code = work.run(stop, shown, engine, state)
-    _write(work.results, options, path)
+            tuning = Tuning(subject, results, path, shown, lambda: spent + clock() - started)
+            code = tuning.run(stop, engine, state)
+    _write(tuning.results, options, path)
     if state.warning:
         say(f"warning: {state.warning}")
     return code
@@ -203,36 +117,59 @@ def alone_in(state: State, resumes: bool = False) -> Iterator[tuple[str, ...]]:
         yield () if is_alone else (NOT_ALONE,)
 
 
-class _Work:
-    """The part of a tuning that saves results, however it ends."""
+class Tuning:
+    """A tuning that is ready to search. After each step ``results`` is complete and saved."""
 
     def __init__(
-        self, subject: Subject, begun: Begun, path: str, clock: Callable[[], float]
+        self,
+        subject: Subject,
+        results: Results,
+        path: str,
+        shown: Progress,
+        clock: Callable[[], float],
     ) -> None:
-        self.subject, self.begun, self.path, self.clock = subject, begun, path, clock
-        self.results = begun.results
+        """Go on from the rounds in ``results``, if any. ``path`` is the file of results;
+        ``clock`` tells how many seconds of the budget are spent."""
+        self.subject, self.results, self.path = subject, results, path
+        self.shown, self.clock = shown, clock
+        budget = results.options.budget
+        rounds = Rounds(
+            results.options.objective, budget=budget - min(TAIL_SECONDS, TAIL_SHARE * budget)
+        )
+        self.search = Search(results.space, rounds)
+        self.search.replay(results.rounds, results.checks)
+        self.checker = Checker(subject.facts, subject.default)
 
-    def keep(self, results: Results) -> None:
-        self.results = results._replace(updated=stamp(now()))
+    def keep(self, **changes: Any) -> None:
+        """Save the results with what the search knows and with ``changes``."""
+        rounds = self.search.rounds
+        self.results = self.results._replace(
+            updated=stamp(now()),
+            rounds=tuple(rounds),
+            checks=tuple(rounds.checks),
+            settings=dict(self.search.settings),
+            notes=tuple(dict.fromkeys((*self.results.notes, *self.checker.notes))),
+        )._replace(**changes)
         save(self.path, self.results)
 
-    def run(self, stop: Stop, shown: Progress, engine: EngineKey, state: State) -> int:
-        """Search, save the profile in ``state`` for ``engine``, and return the exit code."""
-        self.keep(self.results)
+    def run(self, stop: Stop, engine: EngineKey, state: State) -> int:
+        """Search, save the profile in ``state`` for ``engine``, and return the exit code. Raise
+        UnsupportedError if the default cannot be measured."""
+        self.keep()
         try:
-            short = self._search(stop, shown)
+            self.decide(stop)
             # The profile comes first, so that a signal from here on cannot lose the decision.
-            if self.results.options.remember and short:
+            if self.results.options.remember and self.search.short:
                 why = "the time was too short to compare all settings; give more with --budget"
-                self.keep(not_remembered(self.results, why))
+                self.keep(profile=not_remembered(why))
             elif self.results.options.remember:
-                self.keep(remembered(self.results, self.subject, engine, state, self.path))
+                self.keep(profile=remembered(self.results, self.subject, engine, state, self.path))
             with stop.interruptible():
-                shown.running("finishing: memory bandwidth and energy", self.clock())
+                self.shown.running("finishing: memory bandwidth and energy", self.clock())
                 self._finish()
         except Stopped as end:
             if self.results.decision is None:
-                self.keep(self.results._replace(state=INTERRUPTED))
+                self.keep(state=INTERRUPTED)
                 rounds = counted(len(self.results.rounds), "round")
                 how = f"python3 benchmark_optimized.py --resume {shlex.quote(self.path)}"
                 found = f"interrupted after {rounds}; to go on: {how}"
@@ -240,46 +177,76 @@ class _Work:
             return 128 + end.number
         return 0
 
-    def _search(self, stop: Stop, shown: Progress) -> bool:
-        """Search until there is a decision. Return whether time was too short to tell whether
-        another setting is faster. Raise UnsupportedError if the default cannot be measured."""
-        runner, budget = self.subject.runner, self.results.options.budget
-        checker = Checker(runner.facts, self.subject.default)
-        tools = Tools(runner.measure, checker.problem, self.keep, shown, self.clock)
-        session = Session(self.results, budget - min(TAIL_SECONDS, TAIL_SHARE * budget), tools)
-        try:
-            decision = session.run(stop)
-        finally:
-            notes = dict.fromkeys((*session.results.notes, *checker.notes))
-            settings = dict(session.search.settings)
-            self.results = session.results._replace(notes=tuple(notes), settings=settings)
-        problem = session.search.rounds.problem(DEFAULT)
+    def decide(self, stop: Stop) -> None:
+        """Search until there is a decision. Raise UnsupportedError if the default cannot be
+        measured, and Stopped if a signal interrupts it; every finished run is saved then."""
+        while not isinstance(step := self.search.ask(), Decision):
+            if isinstance(step, Check):
+                self._check(step.name, stop)
+            else:
+                self._measure(step, stop)
+        problem = self.search.rounds.problem(DEFAULT)
         if problem is not None:
-            self.keep(self.results._replace(state=INTERRUPTED))
+            self.keep(state=INTERRUPTED)
             raise UnsupportedError(
                 f"the default setting cannot be measured: {problem}",
                 "run the engine with run_inference.py to see its whole log; the rounds so far are "
                 f"in {self.path}",
             )
-        self.keep(self.results._replace(state=FINISHED, decision=decision))
-        return session.search.short
+        self.keep(state=FINISHED, decision=step)
+
+    def _measure(self, step: Measure, stop: Stop) -> None:
+        number = len(self.search.rounds) + 1
+        phases = phases_of(number, self.search.rounds.objective)
+        runs: list[Run] = []
+        try:
+            for name in step.order:
+                self.shown.running(f"{step.stage}: {name}", self.clock())
+                setting = self.search.settings[name]
+                with stop.interruptible():
+                    runs.append(self.subject.runner.measure(name, setting, phases))
+        finally:
+            if runs:
+                done = Round(number, step.stage, tuple(runs), self.clock())
+                self.search.tell(done)
+                self.keep()
+                self._tell(done)
+
+    def _tell(self, done: Round) -> None:
+        best = self.search.best()
+        found = self.search.rounds.shown(best).ratio
+        leads = "no setting beats the default so far"
+        if best != DEFAULT and found is not None:
+            leads = f"best so far: {best}, {times(*found)} over the default"
+        budget = self.results.options.budget
+        self.shown.tell(
+            f"{done.elapsed:.0f} of {budget:.0f} s, round {done.number} ({done.stage}): {leads}",
+            news=(done.stage, best),
+            aside=leads,
+        )
+
+    def _check(self, name: str, stop: Stop) -> None:
+        self.shown.running(f"checking the output: {name}", self.clock())
+        with stop.interruptible():
+            problem = self.checker.problem(self.search.settings[name])
+        self.search.tell_check(name, problem)
+        self.keep()
+        if problem:
+            say(f"{name} is rejected: {problem}")
 
     def _finish(self) -> None:
         """Add the machine's state since the beginning, memory bandwidth and energy."""
-        host = self.subject.facts.host
-        after = conditions.take(host)
-        seen = (warning.text for warning in warnings_after(self.begun.before, after))
-        meanwhile = between(self.begun.before, after)
-        results = self.results._replace(
-            warnings=tuple(dict.fromkeys((*self.results.warnings, *seen))),
-            conditions=Surroundings(self.results.conditions.before, after, meanwhile),
-        )
-        self.keep(results)
-        name = results.decision.winner if results.decision else DEFAULT
-        setting = results.settings[name]
+        before, after = self.results.conditions.before, conditions.take(self.subject.facts.host)
+        if before is not None:
+            seen = (warning.text for warning in warnings_after(before, after))
+            self.keep(
+                warnings=tuple(dict.fromkeys((*self.results.warnings, *seen))),
+                conditions=Surroundings(before, after, between(before, after)),
+            )
+        name = self.results.decision.winner if self.results.decision else DEFAULT
+        setting = self.results.settings[name]
         bandwidth, roof = self._memory(name, setting)
-        energy = self._energy(name, setting)
-        self.keep(results._replace(bandwidth=bandwidth, roof=roof, energy=energy))
+        self.keep(bandwidth=bandwidth, roof=roof, energy=self._energy(name, setting))
 
     def _memory(self, name: str, setting: Setting) -> tuple[Part, Part]:
         """Return the bandwidth that the setting's threads get, and the limit that it sets."""
