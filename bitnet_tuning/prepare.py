@@ -15,6 +15,7 @@ from bitnet_tuning.launch.program import FEED, INHERIT, INTERRUPT_GRACE, NO_INPU
 from bitnet_tuning.launch.run import run
 from bitnet_tuning.machine.detect import read_host, read_privileges
 from bitnet_tuning.machine.host import Host
+from bitnet_tuning.machine.neighbours import count_running, watch
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.machine.wsl import with_windows_cores
 from bitnet_tuning.model.find import Choice, choose_model
@@ -41,14 +42,29 @@ def prepare(request: Request, root: str = "/") -> tuple[Facts, Plan]:
     stderr. Raise TuningError if the request cannot be run."""
     if request.prompt_file is not None:
         _check_prompt_file(request.prompt_file, request.chat)
-    state = State(default_folder(os.environ))
+    state, system = State(default_folder(os.environ)), Root(root)
+    looks = system.live and not os.environ.get("BITNET_IGNORE_LOAD")
+    running = count_running(system) if looks else 0
     facts = read_facts(request, state, root)
     plan = make_plan(request, facts)
+    if looks:
+        running = max(running, count_running(system))
+        facts = _with_neighbours(facts, plan, running, system)
+        plan = make_plan(request, facts) if facts.neighbours else plan
     if facts.engine.embedded and EMBEDDED not in (request.engine, os.environ.get("BITNET_ENGINE")):
         say("no compiled engine found: using the embedded one")
     warnings = (*plan.warnings, state.warning)
     say_all(facts.note, *(f"warning: {each}" for each in warnings if each))
     return facts, plan
+
+
+def _with_neighbours(facts: Facts, plan: Plan, running: int, root: Root) -> Facts:
+    """Return the facts with what other programs take, if the plan's threads and ``running`` other
+    tasks are too many for all cores."""
+    cores = facts.host.cores_in(None)
+    if plan.setting.threads + running <= cores or cores == 1:
+        return facts
+    return facts._replace(neighbours=watch(facts.host, root))
 
 
 def read_facts(request: Request, state: State, root: str = "/") -> Facts:

@@ -75,6 +75,7 @@ def neutral_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
             if name not in _KEPT and not name.startswith(_KEPT_PREFIXES):
                 patch.delenv(name)
         patch.setenv("BITNET_TUNING_HOME", str(base / "state"))
+        patch.setenv("BITNET_IGNORE_LOAD", "1")
         for name in ("TMPDIR", "TEMP", "TMP"):
             patch.setenv(name, str(temporary))
         patch.setattr(tempfile, "tempdir", str(temporary))

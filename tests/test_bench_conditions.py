@@ -260,10 +260,7 @@ class FakePsutil(ModuleType):
 
     def process_iter(self, _: list[str]) -> Any:
         times = SimpleNamespace(user=0.9 * self.clock(), system=0.0)
-        yield SimpleNamespace(pid=7, info={"name": "browser", "cpu_times": times})
-
-    def Process(self) -> Any:  # noqa: N802
-        return SimpleNamespace(pid=1, children=lambda recursive: [])
+        yield SimpleNamespace(pid=7, info={"name": "browser", "cpu_times": times, "ppid": 1})
 
     def cpu_freq(self) -> Any:
         return SimpleNamespace(current=3200.0, max=0.0)
@@ -291,6 +288,7 @@ def test_a_snapshot_on_another_system_uses_psutil(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(snapshot, "time", clock)
     monkeypatch.setattr(snapshot, "own_cpu_seconds", lambda: 0.0)
     monkeypatch.setitem(sys.modules, "psutil", FakePsutil(lambda: now[0]))
+    monkeypatch.setattr(Root, "names", lambda *_: [])  # there is no proc
     seen = take(read_host(), Root(), 0.5, sleep)
     assert (seen.time, seen.busy_cpu_seconds, seen.steal_cpu_seconds) == (5.0, 105.5, None)
     assert seen.other_load_cpus == pytest.approx(1.0)

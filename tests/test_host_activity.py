@@ -14,6 +14,7 @@ import pytest
 
 from bitnet_tuning.machine.clock import Clock
 from bitnet_tuning.machine.load import own_cpu_seconds, read_processes
+from bitnet_tuning.machine.root import Root
 from tests.machines import Machine
 
 
@@ -79,45 +80,44 @@ def test_own_cpu_time_includes_finished_children() -> None:
 class FakePsutil(ModuleType):
     """A psutil that lists processes by id: (name, user, system), None for denied access."""
 
-    class Error(Exception):
-        pass
-
-    def __init__(self, processes: dict[int, Any], children: tuple[int, ...] | None = ()) -> None:
+    def __init__(self, processes: dict[int, Any]) -> None:
         super().__init__("psutil")
         self.processes = processes
-        self.children = children
 
     def process_iter(self, fields: list[str]) -> Iterator[Any]:
-        assert fields == ["name", "cpu_times"]
+        assert fields == ["name", "cpu_times", "ppid"]
         for pid, known in self.processes.items():
             name, user, system = known or (None, 0.0, 0.0)
             times = SimpleNamespace(user=user, system=system) if known else None
-            yield SimpleNamespace(pid=pid, info={"name": name, "cpu_times": times})
-
-    def Process(self) -> Any:  # noqa: N802
-        def children(recursive: bool) -> list[Any]:
-            assert recursive
-            if self.children is None:
-                raise self.Error("gone")
-            return [SimpleNamespace(pid=pid) for pid in self.children]
-
-        return SimpleNamespace(pid=1000, children=children)
+            yield SimpleNamespace(pid=pid, info={"name": name, "cpu_times": times, "ppid": 1})
 
 
-def listed(monkeypatch: pytest.MonkeyPatch, psutil: ModuleType | None) -> dict[int, Any]:
+def test_processes_are_listed_with_their_times_and_ages(machine: Machine) -> None:
+    machine.write("proc/uptime", "100.00 150.00").program(7, "a) R (b", 150, family=50, start=9000)
+    (pid, process), *others = read_processes(Root(str(machine.path))).items()
+    assert (pid, *process) == (7, "a) R (b", 1.5, 1, 2.0, 10.0)
+    assert not others
+
+
+def test_this_process_and_its_descendants_are_not_listed(machine: Machine) -> None:
+    me = os.getpid()
+    machine.program(me, "me").program(5_000_001, "other", parent=me + 1)
+    machine.program(5_000_003, "child", parent=me).program(5_000_002, "x", parent=5_000_003)
+    assert list(read_processes(Root(str(machine.path)))) == [5_000_001]
+
+
+def listed(monkeypatch: pytest.MonkeyPatch, psutil: ModuleType | None) -> Any:
+    """The processes of a system without proc, with their CPU times."""
+    monkeypatch.setattr(Root, "names", lambda *_: [])
     monkeypatch.setitem(sys.modules, "psutil", psutil)
-    return {pid: tuple(process) for pid, process in read_processes().items()}
+    seen = read_processes(Root())
+    return {pid: (process.name, process.seconds) for pid, process in seen.items()}
 
 
-def test_this_process_and_its_children_are_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    everyone = {pid: (f"p{pid}", 1.0, 0.5) for pid in (1, 1000, 1001, 1002)}
-    assert listed(monkeypatch, FakePsutil(everyone, (1001, 1002))) == {1: ("p1", 1.5)}
-    assert 1001 in listed(monkeypatch, FakePsutil(everyone, None))
-
-
-def test_processes_without_cpu_times_are_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = listed(monkeypatch, FakePsutil({1: None, 2: ("b", 1.0, 0.0)}))
-    assert seen == {2: ("b", 1.0)}
+def test_other_systems_are_asked_through_psutil(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakePsutil({4: None, 5: ("b", 1.0, 0.5)})
+    assert listed(monkeypatch, fake) == {5: ("b", 1.5)}
+    assert listed(monkeypatch, None) == {}
 
 
 @pytest.mark.parametrize(
@@ -125,19 +125,14 @@ def test_processes_without_cpu_times_are_not_listed(monkeypatch: pytest.MonkeyPa
     [
         ("evil\x1b[2J", "evil?[2J"),
         ("", "?"),
-        ("x" * 99, "x" * 40),
+        ("x" * 100, "x" * 40),
         ("kworker/0:1-events", "kworker"),
         ("Größe", "Größe"),
     ],
 )
-def test_names_are_short_and_printable(
-    monkeypatch: pytest.MonkeyPatch, name: str, shown: str
-) -> None:
-    assert listed(monkeypatch, FakePsutil({7: (name, 1.0, 0.0)}))[7][0] == shown
-
-
-def test_no_process_is_listed_without_psutil(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert listed(monkeypatch, None) == {}
+def test_names_are_short_and_printable(machine: Machine, name: str, shown: str) -> None:
+    machine.program(7, name)
+    assert read_processes(Root(str(machine.path)))[7].name == shown
 
 
 # Clock

@@ -112,18 +112,37 @@ def _below(path: str, origin: str) -> str | None:
 
 def read_quota(root: Root, groups: Cgroups) -> float | None:
     """Return the smallest CPU quota that applies to this process, in CPUs; None without one."""
+    return min((quota for quota, _ in _quotas(root, groups)), default=None)
+
+
+def read_used_seconds(root: Root, groups: Cgroups) -> float | None:
+    """Return the CPU time in seconds that the control group with the smallest quota has used;
+    None without a quota, or if it is unknown."""
+    _, level = min(_quotas(root, groups), default=(0.0, None))
+    if level is None:
+        return None
+    used = root.numbers(f"{level}/cpu.stat", " ").get("usage_usec")
+    # Version 1 counts in the controller cpuacct, which usually has the same mount as cpu.
+    nanoseconds = root.integer(f"{level}/cpuacct.usage")
+    return used / 1e6 if used is not None else nanoseconds / 1e9 if nanoseconds else None
+
+
+def _quotas(root: Root, groups: Cgroups) -> list[tuple[float, str]]:
+    """Return each CPU quota that applies, in CPUs, with the folder of its group."""
     # Version 2 has "QUOTA PERIOD" or "max PERIOD" in one file, version 1 a file for each and -1
     # for no quota; all are in microseconds.
-    stated = [(root.read(f"{level}/cpu.max") or "").split() for level in groups.unified]
-    pairs = [(words[0], words[1] if len(words) > 1 else None) for words in stated if words]
+    found = []
+    for level in groups.unified:
+        words = (root.read(f"{level}/cpu.max") or "").split()
+        found.append((words[0] if words else "", words[1] if len(words) > 1 else None, level))
     for level in groups.cpu:
         quota = root.read(f"{level}/cpu.cfs_quota_us") or ""
-        pairs.append((quota, root.read(f"{level}/cpu.cfs_period_us")))
-    numbers = [(as_integer(quota) or 0, as_integer(period)) for quota, period in pairs]
-    quotas = [(quota, _PERIOD if period is None else period) for quota, period in numbers]
-    return min(
-        (quota / period for quota, period in quotas if quota > 0 and period > 0), default=None
-    )
+        found.append((quota, root.read(f"{level}/cpu.cfs_period_us"), level))
+    numbers = [
+        (as_integer(quota) or 0, _PERIOD if period is None else as_integer(period) or 0, level)
+        for quota, period, level in found
+    ]
+    return [(quota / period, level) for quota, period, level in numbers if min(quota, period) > 0]
 
 
 def read_memory_limits(root: Root, groups: Cgroups) -> list[MemoryLimit]:

@@ -59,7 +59,7 @@ class Conditions(NamedTuple):
     other_load_cpus: float | None
     """CPUs that other processes used during the snapshot, on average."""
     busiest: tuple[Busy, ...]
-    """The three other programs that used the most CPU time; empty without psutil."""
+    """The three other programs that used the most CPU time."""
     busy_cpu_seconds: float | None
     """CPU time of all processes since the system started."""
     steal_cpu_seconds: float | None
@@ -160,7 +160,7 @@ def _sample(root: Root) -> _Sample:
     at = time.monotonic()
     times = (read_foreign_busy(), None) if _foreign(root) else read_cpu_times(root)
     busy, steal = times or (None, None)
-    return _Sample(at, busy, steal, own_cpu_seconds(), read_processes() if root.live else {})
+    return _Sample(at, busy, steal, own_cpu_seconds(), read_processes(root) if root.live else {})
 
 
 def _foreign(root: Root) -> bool:

@@ -37,6 +37,12 @@ class ProcessTime(NamedTuple):
 
     name: str
     seconds: float
+    parent: int = 0
+    """Process id of the parent."""
+    family: float = 0.0
+    """CPU time of the process and of its children that have ended, in seconds."""
+    age: float = 0.0
+    """Seconds since the process started."""
 
 
 class Busy(NamedTuple):
@@ -47,16 +53,20 @@ class Busy(NamedTuple):
     """CPUs that these processes used on average."""
 
 
-def read_cpu_times(root: Root) -> CpuTimes | None:
-    """Return the CPU times of the whole machine, even in a container, or None if unknown."""
-    lines = (root.read("proc/stat") or "").splitlines()
-    words = lines[0].split() if lines else []
-    if len(words) < 5 or words[0] != "cpu":
+def read_cpu_times(root: Root, cpus: frozenset[int] | None = None) -> CpuTimes | None:
+    """Return the CPU times of some CPUs, or of the whole machine, even in a container; None if
+    they are unknown."""
+    rows = [line.split() for line in (root.read("proc/stat") or "").splitlines()]
+    rows = [row for row in rows if row and row[0].startswith("cpu") and len(row) > 4]
+    if not rows or rows[0][0] != "cpu":
         return None
-    ticks = [as_integer(word) or 0 for word in words[1:]]
+    names = {f"cpu{cpu}" for cpu in cpus or ()}
+    # The first line is the sum, which is rounded only once.
+    chosen = [row for row in rows if row[0] in names] if len(names) < len(rows) - 1 else []
+    ticks = [[as_integer(word) or 0 for word in row[1:]] for row in chosen or rows[:1]]
     hertz = _hertz()
-    busy = sum(ticks[column] for column in _BUSY if column < len(ticks))
-    return CpuTimes(busy / hertz, ticks[_STEAL] / hertz if len(ticks) > _STEAL else 0.0)
+    busy = sum(row[column] for row in ticks for column in _BUSY if column < len(row))
+    return CpuTimes(busy / hertz, sum(row[_STEAL] for row in ticks if len(row) > _STEAL) / hertz)
 
 
 def _hertz() -> int:
@@ -73,25 +83,44 @@ def own_cpu_seconds() -> float:
     return spent.user + spent.system + spent.children_user + spent.children_system
 
 
-def read_processes() -> dict[int, ProcessTime]:
-    """Return the other processes by process id, without the children of this one; empty without
-    psutil. A container shows its own processes only."""
+def read_processes(root: Root) -> dict[int, ProcessTime]:
+    """Return the other processes by process id, without the descendants of this one. A container
+    shows its own processes only; systems other than Linux are asked through psutil."""
+    found = _read_proc(root) or (_ask_psutil() if root.live else {})
+    ours = {os.getpid()}
+    # A child usually has a higher id than its parent; ids that start again need more passes.
+    while more := {pid for pid, each in found.items() if each.parent in ours} - ours:
+        ours |= more
+    return {pid: process for pid, process in found.items() if pid not in ours}
+
+
+def _read_proc(root: Root) -> dict[int, ProcessTime]:
+    hertz = _hertz()
+    now = as_integer((root.read("proc/uptime") or "").partition(".")[0]) or 0
+    found = {}
+    for pid in filter(str.isdecimal, root.names("proc")):
+        # proc_pid_stat(5): PID (NAME) STATE PARENT …; a name may contain anything.
+        left, _, right = (root.read(f"proc/{pid}/stat") or "").rpartition(")")
+        numbers = [as_integer(word) or 0 for word in right.split()]
+        if len(numbers) > 19:
+            name = _printable(left.partition("(")[2])
+            used, family = sum(numbers[11:13]) / hertz, sum(numbers[11:15]) / hertz
+            age = max(0.0, now - numbers[19] / hertz)
+            found[int(pid)] = ProcessTime(name, used, numbers[1], family, age)
+    return found
+
+
+def _ask_psutil() -> dict[int, ProcessTime]:
     try:
         import psutil  # noqa: PLC0415
     except ImportError:
         return {}
-    me = psutil.Process()
-    ours = {me.pid}
-    try:
-        ours |= {child.pid for child in me.children(recursive=True)}
-    except psutil.Error:
-        pass
-    found: dict[int, ProcessTime] = {}
-    for process in psutil.process_iter(["name", "cpu_times"]):
-        times = process.info["cpu_times"]
-        if process.pid not in ours and times is not None:
-            name = _printable(process.info["name"] or "")
-            found[process.pid] = ProcessTime(name, times.user + times.system)
+    found = {}
+    for process in psutil.process_iter(["name", "cpu_times", "ppid"]):
+        times, name = process.info["cpu_times"], process.info["name"] or ""
+        if times is not None:
+            used = times.user + times.system
+            found[process.pid] = ProcessTime(_printable(name), used, process.info["ppid"] or 0)
     return found
 
 

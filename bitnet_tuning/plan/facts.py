@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bitnet_tuning.machine.detect import Privileges
     from bitnet_tuning.machine.host import Host
     from bitnet_tuning.machine.memory import HugePages
+    from bitnet_tuning.machine.neighbours import Neighbours
     from bitnet_tuning.model.types import ModelFile
     from bitnet_tuning.plan.profile import Profile
     from bitnet_tuning.plan.setting import Setting
@@ -84,6 +85,8 @@ class Facts(NamedTuple):
     cached: dict[int, int] | None = None
     """Number of (sampled) pages of the model in the page cache, by NUMA node. None if that is
     unknown or the machine has one node."""
+    neighbours: Neighbours | None = None
+    """What other programs take of the CPUs; None if that is next to nothing, or not to matter."""
     huge: HugePages | None = None
     """What the system offers; None if the run does not ask for huge pages."""
 

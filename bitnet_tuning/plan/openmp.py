@@ -68,9 +68,7 @@ def choose_variables(
             reasons.append(f"threads are bound as you set it: {binding}")
         elif unbound:
             reasons.append(f"threads are not bound: {unbound}")
-            if "OMP_PROC_BIND" in exported(environ):
-                # Otherwise the value that bitnet-env.sh exported would reach the engine.
-                wanted["OMP_PROC_BIND"] = "false"
+            wanted = without_binding(wanted, environ)
         else:
             wanted |= BINDING
     if runtime == LLVM:
@@ -124,6 +122,13 @@ def _binding(environ: Mapping[str, str]) -> dict[str, str]:
 def user_binding(environ: Mapping[str, str]) -> str:
     """Return the variables with which the user binds threads to CPUs, or an empty text."""
     return _set(environ, BINDING_BY_USER)
+
+
+def without_binding(variables: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables without those that bind threads to CPUs. ``environ`` tells whether
+    bitnet-env.sh exported a binding, which would otherwise reach the engine."""
+    kept = {name: text for name, text in variables.items() if name not in BINDING}
+    return kept | ({"OMP_PROC_BIND": "false"} if "OMP_PROC_BIND" in exported(environ) else {})
 
 
 def user_waiting(environ: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ from bitnet_tuning.model.types import I2_S
 from bitnet_tuning.plan.command import build_command
 from bitnet_tuning.plan.memory import choose_batch, choose_loading, need_of, with_setting
 from bitnet_tuning.plan.openmp import choose_variables, count_warnings, unbindable
-from bitnet_tuning.plan.threads import choose_threads
+from bitnet_tuning.plan.threads import choose_threads, make_way
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def make_plan(request: Request, facts: Facts, setting: Setting | None = None) ->
         from bitnet_tuning.plan.tuned import with_profile  # noqa: PLC0415 (many users have none)
 
         plan = with_profile(plan, facts.profile, request, facts)
+    if facts.neighbours is not None and setting is None:
+        plan = make_way(plan, request, facts.host, facts.neighbours, facts.environ)
     return plan._replace(command=build_command(plan, request, facts))
 
 

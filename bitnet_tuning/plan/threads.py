@@ -8,12 +8,13 @@ from bitnet_tuning.console import counted
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.facts import Plan
-from bitnet_tuning.plan.openmp import user_binding, user_threads
+from bitnet_tuning.plan.openmp import THREAD_COUNTS, user_binding, user_threads, without_binding
 from bitnet_tuning.plan.setting import MOST_THREADS_ENGINE, Setting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.machine.host import Crowding, Host
+    from bitnet_tuning.machine.neighbours import Neighbours
     from bitnet_tuning.plan.facts import Request
 
 
@@ -23,6 +24,11 @@ memory's bandwidth limits the speed long before the cores of a large machine do.
 
 WORTHWHILE = 1.1
 """Factor by which slower cores must raise the expected speed before they are used."""
+
+SHARED = 0.6
+"""Speed of a thread beside a busy program on the other logical CPU of its core, relative to one
+that has the core alone: two threads get 1.2 to 1.3 times the work of one done (Marr and others
+2002, "Hyper-Threading Technology Architecture and Microarchitecture")."""
 
 NOT_BOUND = "not bound to particular CPUs"
 """Beginning of the reason if the plan chooses no CPUs."""
@@ -63,6 +69,50 @@ def choose_threads(request: Request, host: Host, environ: Mapping[str, str]) -> 
         setting = setting._replace(cpus=None)
         reasons["cpus"] = f"{NOT_BOUND}: --threads-batch asks for more threads than fast cores"
     return plan.updated(setting, reasons, _oversubscribed(batch, host, "--threads-batch"))
+
+
+def free_cores(host: Host, neighbours: Neighbours) -> int:
+    """Return how many threads can run without waiting for other programs, at least 1."""
+    cpus, cores = len(host.allowed), host.cores_in(None)
+    free = cores - neighbours.cpus
+    beside = min(cores, cpus - neighbours.cpus)
+    if SHARED * beside > free:
+        free = beside
+    if host.quota is not None:
+        free = min(free, host.quota - neighbours.group)
+    return max(1, int(free + 0.5))
+
+
+def make_way(
+    plan: Plan, request: Request, host: Host, neighbours: Neighbours, environ: Mapping[str, str]
+) -> Plan:
+    """Return the plan with threads only for the CPUs that other programs leave free, and not bound
+    to cores, one of which they may be using. Thread counts that the user set stay as they are."""
+    # A thread that waits for a CPU holds up all others at every step: 2 threads on 2 CPUs made 15
+    # tokens/s beside one busy program, 1 thread 21.
+    if asked_threads(request.threads, environ):
+        return plan
+    setting, free = plan.setting, free_cores(host, neighbours)
+    threads, prompt = min(setting.threads, free), min(setting.threads_batch, free)
+    prompt = request.threads_batch or prompt
+    changed = setting._replace(threads=threads, threads_batch=prompt)
+    if changed == setting:
+        return plan
+    variables = without_binding(setting.variables, environ)
+    variables |= dict.fromkeys(variables.keys() & set(THREAD_COUNTS), str(threads))
+    changed = changed._replace(env=tuple(sorted(variables.items())))
+    by = f" ({', '.join(neighbours.programs)})" if neighbours.programs else ""
+    number = max(1, round(max(neighbours.cpus, neighbours.group)))
+    busy = f"{number} of {counted(len(host.allowed), 'CPU')} {'is' if number == 1 else 'are'} busy"
+    busy += f" with other programs{by}"
+    reasons = {
+        "threads": f"{threads}: {busy}; without them {plan.reasons['threads']}",
+        "threads_batch": f"{prompt}: other programs leave no more CPUs free",
+    }
+    if variables.keys() != setting.variables.keys():
+        reasons["env"] = f"{plan.reasons['env']}; threads are not bound: a core may be busy"
+    warning = f"{busy}: using {counted(threads, 'thread')} instead of {setting.threads}"
+    return plan.updated(changed, reasons, (warning,))
 
 
 def asked_threads(threads: int | None, environ: Mapping[str, str]) -> Asked | None:

@@ -1,0 +1,120 @@
+"""Measure what other programs take of the CPUs, in the moment before an engine starts."""
+
+from __future__ import annotations
+
+import time
+
+from bitnet_tuning.machine.cgroups import read_cgroups, read_used_seconds
+from bitnet_tuning.machine.load import busiest, growth, read_cpu_times, read_processes
+from bitnet_tuning.machine.root import Root, as_integer
+from bitnet_tuning.namedtuple import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from bitnet_tuning.machine.cgroups import Cgroups
+    from bitnet_tuning.machine.host import Host
+    from bitnet_tuning.machine.load import ProcessTime
+
+_GLANCE, _WATCH = 0.03, 0.1
+"""Seconds after which a machine that turned out to be quiet is no longer watched, and seconds for
+which any other is. /proc/stat counts in steps of 0.01 s."""
+
+QUIET = 0.25
+"""CPUs that other programs may use on a quiet machine."""
+
+_USUAL_STEAL = 0.05
+"""Share of the CPU time since the start of the system from which a hypervisor's theft is usual."""
+
+_LASTING_SECONDS, _LASTING_SHARE = 1.0, 0.3
+"""CPU time that a program must have used, in seconds and as a share of its age, to be expected to
+go on. Of the processes that have run for a second, half run for at least as long again
+(Harchol-Balter and Downey 1997, "Exploiting process lifetime distributions"); younger ones seldom
+do."""
+
+
+class Neighbours(NamedTuple):
+    """What other programs that are likely to go on took of the CPUs of this process."""
+
+    cpus: float
+    """Average number of CPUs, including those that a hypervisor gave to other machines."""
+    group: float = 0.0
+    """Average number of CPUs that the other processes under the same CPU quota used."""
+    programs: tuple[str, ...] = ()
+    """Names of the busiest programs that this process can see."""
+
+
+class _Look(NamedTuple):
+    at: float
+    own: float
+    used: float
+    stolen: float
+    group: float | None
+
+
+def count_running(root: Root) -> int:
+    """Return how many tasks other than this one run or wait for a CPU now; at least 1 if a
+    hypervisor often takes CPU time. It costs some 0.1 ms."""
+    # proc_loadavg(5): the fourth field counts the tasks of the whole machine, this one included.
+    running = as_integer(((root.read("proc/loadavg") or "").split() + [""] * 4)[3].split("/")[0])
+    times = read_cpu_times(root)
+    robbed = times and times.steal > _USUAL_STEAL * (times.busy + times.steal)
+    return max((running or 1) - 1, 1 if robbed else 0)
+
+
+def watch(host: Host, root: Root, sleep: Callable[[float], None] = time.sleep) -> Neighbours | None:
+    """Return what other programs take, after watching them for up to 0.1 s; None if they take
+    next to nothing, or if it is unknown."""
+    groups = read_cgroups(root) if host.quota is not None else None
+    first = _look(host, root, groups)
+    sleep(_GLANCE)
+    second = _look(host, root, groups)
+    if first is None or second is None or max(_rates(first, second)[:2]) < QUIET:
+        return None
+    before = read_processes(root)
+    sleep(_WATCH - _GLANCE)
+    after, last = read_processes(root), _look(host, root, groups)
+    if last is None:
+        return None
+    cpus, group, stolen = _rates(first, last)
+    seconds = last.at - second.at
+    names = tuple(program.name for program in busiest(before, after, seconds))
+    average = float((root.read("proc/loadavg") or "0").split()[0])
+    if average < cpus / 2:
+        # The machine was quiet in the last minute. What is busy now may be over in a moment.
+        lasting = sum(
+            process.seconds - (before[pid].seconds if pid in before else 0.0)
+            for pid, process in after.items()
+            if _lasts(pid, after)
+        )
+        lasting /= seconds
+        cpus, group = min(cpus, lasting + stolen), min(group, lasting)
+    return Neighbours(cpus, group, names) if max(cpus, group) >= QUIET else None
+
+
+def _look(host: Host, root: Root, groups: Cgroups | None) -> _Look | None:
+    times = read_cpu_times(root, host.allowed)
+    if times is None:
+        return None
+    group = read_used_seconds(root, groups) if groups else None
+    return _Look(time.monotonic(), time.process_time(), times.busy, times.steal, group)
+
+
+def _rates(before: _Look, after: _Look) -> tuple[float, float, float]:
+    """Return the CPUs that others used, that others under the quota used, and stolen ones."""
+    own, seconds = after.own - before.own, after.at - before.at
+    stolen = growth(before.stolen, after.stolen) or 0.0
+    used = (growth(before.used, after.used) or 0.0) + stolen - own
+    group = (growth(before.group, after.group) or 0.0) - own
+    return max(0.0, used) / seconds, max(0.0, group) / seconds, stolen / seconds
+
+
+def _lasts(pid: int, processes: Mapping[int, ProcessTime]) -> bool:
+    """Return whether a process, or one that started it, has computed for long. A build starts
+    one short program after another."""
+    while process := processes.get(pid):
+        if process.family >= max(_LASTING_SECONDS, _LASTING_SHARE * process.age):
+            return True
+        pid = process.parent
+    return False
