@@ -37,10 +37,10 @@ parser.add_argument("-t", "--threads", type=int, default=2)
 parser.add_argument("-c", "--ctx-size", type=int, default=2048)
 parser.add_argument("-temp", "--temperature", type=float, default=0.8)
 parser.add_argument("-cnv", "--conversation", action="store_true")
-args = parser.parse_args()
+args, extra = parser.parse_known_args()
 command = [{engine!r}, "-m", args.model, "-n", str(args.n_predict), "-t", str(args.threads),
            "-p", args.prompt, "-ngl", "0", "-c", str(args.ctx_size),
-           "--temp", str(args.temperature)]
+           "--temp", str(args.temperature), "-b", "1", *extra]
 subprocess.run(command, check=True)
 """
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
 import sys
@@ -356,27 +355,17 @@ def run_all(options: argparse.Namespace, facts: dict[str, object], state: str) -
         sample(
             "", 0, DEFAULT, subject.ours, variables=subject.variables()
         )  # reads the model from the disk
-        samples: list[Sample] = []
-        engine: dict[str, Any] = {
-            "name": subject.name,
-            "engine": subject.engine.path,
-            "openmp": subject.engine.openmp,
-            "model": os.path.basename(subject.planned[subject.planned.index("-m") + 1]),
-        }
-        report.engines.append(engine)
+        keep = report.add(subject)
         began = time.monotonic()
         total = rounds * len(weathers)
         try:
             for done, found in enumerate(measure(subject, weathers, counts, rounds), 1):
-                samples += found
-                engine["samples"] = [each._asdict() for each in samples]
-                report.save()
+                keep(found)
                 left = (time.monotonic() - began) / done * (total - done)
                 what = f"round {found[0].round} of {rounds}, {found[0].weather}"
                 print(f"{subject.name}: {what}; {left / 60:.1f} minutes left", file=sys.stderr)
         finally:
-            engine.setdefault("samples", [])
-            show(engine)
+            show(report.engines[-1])
 
 
 if __name__ == "__main__":

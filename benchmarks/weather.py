@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
@@ -48,7 +48,7 @@ QUIET = 0.1
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-OURS = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "GGML_", "LLAMA_", "BITNET_")
+SETTINGS = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "GGML_", "LLAMA_", "BITNET_")
 """Beginnings of the names of variables that no run inherits."""
 
 UNBOUND: Mapping[str, str] = {}
@@ -163,6 +163,10 @@ class Sample(NamedTuple):
     """Generation threads, by the engine's log."""
     prompt_speed: float | None = None
     problem: str | None = None
+    parts: tuple[float, ...] = ()
+    """Speeds of the single runs, where ``speed`` is the sum of two runs at once."""
+    crowded: float | None = None
+    """Share of the looks in which two runs at once computed on the same CPU."""
 
 
 class Subject(NamedTuple):
@@ -216,10 +220,14 @@ def started(
     cpus: frozenset[int] | None = None,
 ) -> Captured:
     """Run a program with none of the user's own settings and return its output."""
-    unset = frozenset(name for name in os.environ if name.startswith(OURS))
+    return capture(tuple(argv), variables, SECONDS, unset=settings_of_the_user(), cpus=cpus)
+
+
+def settings_of_the_user() -> frozenset[str]:
+    """Return the names of the variables that no run may inherit."""
     # Python must be able to cache compiled modules, as it does on a user's machine.
-    unset |= {"PYTHONDONTWRITEBYTECODE"}
-    return capture(tuple(argv), variables, SECONDS, unset=unset, cpus=cpus)
+    more = {"PYTHONDONTWRITEBYTECODE"}
+    return frozenset(name for name in os.environ if name.startswith(SETTINGS)) | more
 
 
 def sample(
@@ -319,6 +327,26 @@ class Report:
         self.engines: list[dict[str, Any]] = []
         self._facts = facts
 
+    def add(self, subject: Subject) -> Callable[[Iterable[Sample]], None]:
+        """Add an engine, and return a function that adds samples of it and saves the file."""
+        kept: list[dict[str, Any]] = []
+        model = subject.planned[subject.planned.index("-m") + 1]
+        self.engines.append(
+            {
+                "name": subject.name,
+                "engine": subject.engine.path,
+                "openmp": subject.engine.openmp,
+                "model": os.path.basename(model),
+                "samples": kept,
+            }
+        )
+
+        def keep(samples: Iterable[Sample]) -> None:
+            kept.extend(each._asdict() for each in samples)
+            self.save()
+
+        return keep
+
     def save(self) -> None:
         """Write the file anew, in one step, so that a stop at any time leaves it whole."""
         if self.path is None:
@@ -332,7 +360,7 @@ class Report:
 
 def load_samples(engine: Mapping[str, Any]) -> list[Sample]:
     """Return the samples of one engine of a report's file."""
-    return [Sample(**each) for each in engine["samples"]]
+    return [Sample(**{**each, "parts": tuple(each["parts"])}) for each in engine["samples"]]
 
 
 def usable_cpus() -> int:
