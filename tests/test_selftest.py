@@ -137,11 +137,12 @@ def test_an_engine_that_hangs_ends_the_selftest(
     fake = FakeEngine(tmp_path / "checkout")
     engine = know(locate_all(str(fake.cli), {}, ())[0], State(str(tmp_path / "state")))
     monkeypatch.setenv("FAKE_SLEEP", "600")
+    monkeypatch.setenv("FAKE_OUTPUT", "")
     monkeypatch.setattr(selftest, "RUN_SECONDS", 0.5)
     report = selftest.run_selftest(engine, Machine(tmp_path / "host").host(), demo.TQ2_0)
-    (only,) = report.results
-    assert not report.passed
-    assert str(only.problem).startswith(NO_END)
+    first, one_thread = report.results
+    assert (report.passed, one_thread.variant.threads) == (None, 1)
+    assert str(first.problem).startswith(NO_END)
 
 
 def test_a_missing_engine_is_3(tmp_path: Path, run: Run) -> None:
@@ -186,3 +187,69 @@ def test_one_flipped_tensor_fails(tmp_path: Path) -> None:
     case = min(selftest.load_cases(), key=lambda each: each.tokens)
     done = selftest.run_case(engine, read_host(), read_model(str(path)), case, ONE)
     assert (done.passed, done.problem) == (False, None)
+
+
+def slow_after(fake: FakeEngine, share: float, threads: str = "") -> None:
+    """Make the engine print a share of each text (of those with some number of threads) and then
+    sleep, as on a machine that is far too slow."""
+    texts = {case.prompt: case.text for case in selftest.load_cases()}
+    fake.curve(texts=texts)
+    text = fake.cli.read_text()
+    slow = f"""is_slow = value("-n") != "1" and value("-t") {threads or "!= '0'"}
+    text = text[: int(len(text) * {share})] if is_slow else text
+    sys.stdout.buffer.write(text.encode())
+    sys.stdout.buffer.flush()
+    if is_slow:
+        time.sleep(600)
+    sys.stdout.buffer.write(b"\\\\n")"""
+    line = 'sys.stdout.buffer.write(text.encode() + b"\\n")'
+    assert text.count(line) == 1
+    fake.cli.write_text(text.replace(line, slow))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_machine_that_is_too_slow_shows_nothing(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    fake = FakeEngine(tmp_path / "checkout")
+    slow_after(fake, share)
+    monkeypatch.setattr(selftest, "RUN_SECONDS", 1.0)
+    code, out, _ = run("--engine", str(fake.cli))
+    assert code == 4
+    assert "FAIL" not in out and "likely cause" not in out
+    assert "too slow to tell" in out
+    assert "0 of 2 runs" in out  # one with several threads, one with a single thread
+    assert f"wrong in the first {'0 ' if not share else ''}" in out
+    code, out, _ = run("--engine", str(fake.cli), "--json")
+    report = json.loads(out)
+    assert (code, report["passed"], report["cases"][0]["passed"]) == (4, None, None)
+
+
+def test_wrong_words_of_a_slow_machine_fail(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeEngine(tmp_path / "checkout")
+    slow_after(fake, 1.0)
+    fake.curve(texts={case.prompt: "GGGGGGGG" for case in selftest.load_cases()})
+    monkeypatch.setattr(selftest, "RUN_SECONDS", 2.0)
+    code, out, _ = run("--engine", str(fake.cli))
+    assert code == 1
+    assert "FAIL" in out
+
+
+def test_after_a_slow_run_one_thread_is_tried(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeEngine(tmp_path / "checkout")
+    slow_after(fake, 0.5, threads="!= '1'")
+    monkeypatch.setattr(selftest, "RUN_SECONDS", 3.0)
+    code, out, _ = run("--engine", str(fake.cli))
+    total = len(selftest.load_cases())
+    assert code == 4
+    assert f"SLOW: {total - 1} of {total} runs" in out
+
+
+def test_batches_are_no_cause_if_nothing_else_was_run(tmp_path: Path) -> None:
+    host = read_host(str(tmp_path))._replace(isa=("avx2",))
+    (cause, _), *_ = selftest.causes(a_report((BATCHED, False)), ENGINE, host, None)
+    assert "batches" not in cause

@@ -89,6 +89,8 @@ def self_tested(facts: Facts) -> str | None:
         return f"the engine was not self-tested: {error.cause}"
     if report.passed:
         return None
+    if report.passed is None:
+        return f"the engine was not self-tested: {report.cause}"
     raise UnsupportedError(
         f"{facts.engine.path} writes wrong words, so its speed means nothing: {report.cause}",
         "run `python3 -m bitnet_tuning selftest` to see them; --no-selftest measures it anyway",

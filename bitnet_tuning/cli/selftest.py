@@ -8,11 +8,14 @@ from typing import Any
 
 from bitnet_tuning.cli.arguments import Parser, add_engine
 from bitnet_tuning.console import aligned, say
+from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.failure import shorten
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.prepare import crowded_host, find_engine
 from bitnet_tuning.store.state import State, default_folder
 from bitnet_tuning.verify.selftest import Report, Result, first_difference, run_selftest
+
+_VERDICTS = {True: "PASS", False: "FAIL", None: "SLOW"}
 
 _SHOWN = 60
 """Number of characters to show of a text, from the first one that differs."""
@@ -22,7 +25,8 @@ def run(arguments: list[str]) -> int:
     parser = Parser(
         prog="python3 -m bitnet_tuning selftest",
         description="Run the demo model, which knows some texts by heart, and compare what the "
-        "engine prints. Exit code: 1 if a text is wrong.",
+        "engine prints. Exit code: 1 if a text is wrong; 4 if none is, but some runs did not end "
+        "in time, which shows nothing.",
     )
     add_engine(parser)
     parser.add_argument("--model", metavar="FILE", help="use another file of the demo model")
@@ -35,7 +39,7 @@ def run(arguments: list[str]) -> int:
     host = crowded_host(read_host(), engine, state)
     report = run_selftest(engine, host, options.model)
     print(json.dumps(report_facts(report), indent=2) if options.json else as_text(report))
-    return 0 if report.passed else 1
+    return {True: 0, False: 1, None: UnsupportedError.exit_code}[report.passed]
 
 
 def report_facts(report: Report) -> dict[str, Any]:
@@ -60,7 +64,7 @@ def report_facts(report: Report) -> dict[str, Any]:
 
 def as_text(report: Report) -> str:
     """Return a paragraph for each run, and the verdict."""
-    verdict = "PASS" if report.passed else "FAIL"
+    verdict = _VERDICTS[report.passed]
     total = len(report.results)
     lines = [
         f"engine {report.engine}",
@@ -68,7 +72,8 @@ def as_text(report: Report) -> str:
         aligned([_row(result) for result in report.results]),
         f"{verdict}: {report.right} of {total} runs gave the expected text",
     ]
-    return "\n".join(lines + ([f"likely cause: {report.diagnosis}"] if report.diagnosis else []))
+    label = "verdict" if report.passed is None else "likely cause"
+    return "\n".join(lines + ([f"{label}: {report.diagnosis}"] if report.diagnosis else []))
 
 
 def _row(result: Result) -> tuple[str, str, str]:
@@ -79,4 +84,4 @@ def _row(result: Result) -> tuple[str, str, str]:
     at = first_difference(*texts)
     expected, got = (shorten(text[at:], _SHOWN) for text in texts)
     differs = f"the text differs from character {at + 1} on:\nexpected  {expected}\ngot       {got}"
-    return "FAIL", title, f"{result.variant}\n{result.problem or differs}"
+    return _VERDICTS[result.passed], title, f"{result.variant}\n{result.problem or differs}"

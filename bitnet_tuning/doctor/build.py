@@ -148,7 +148,8 @@ def _selftest(case: Case) -> Finding | None:
     text = f"{report.right} of {len(report.results)} runs gave the expected text"
     if report.passed:
         return good(text)
-    return bad(f"{text}: {report.cause}", report.remedy or _SELFTEST)
+    worse = unknown if report.passed is None else bad
+    return worse(f"{text}: {report.cause}", report.remedy or _SELFTEST)
 
 
 def _profile(case: Case) -> Finding | None:

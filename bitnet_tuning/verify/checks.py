@@ -325,6 +325,8 @@ def own_count(plan: Plan, watched: Watched) -> Line:
 def output(report: Report, problem: str | None) -> Line:
     """Check the engine's texts. ``problem`` is what is wrong with the greedy text of the planned
     setting, as the rest of a sentence; None for nothing."""
+    if report.passed is None:
+        return Line(OUTPUT, SKIP, f"the self-test is {report.cause}")
     if not report.passed:
         return Line(OUTPUT, FAIL, f"the self-test fails: {report.diagnosis}")
     if problem:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 RUN_SECONDS = 30.0
-"""Seconds after which a run counts as hung; a correct one takes a fraction of a second."""
+"""Seconds after which a run is too slow to tell; most take a fraction of a second."""
 
 END_MARK = "[end of text]"
 """What llama-cli prints after the last word of a text that the model ended."""
@@ -64,7 +64,8 @@ class Result(NamedTuple):
 
     case: KnownText
     variant: Variant
-    passed: bool
+    passed: bool | None
+    """None if the run did not end in time and its text so far is not wrong."""
     got: str
     """The text that followed the prompt."""
     problem: str | None = None
@@ -86,11 +87,13 @@ class Report(NamedTuple):
     @property
     def right(self) -> int:
         """Number of runs that gave the expected text."""
-        return sum(result.passed for result in self.results)
+        return sum(result.passed is True for result in self.results)
 
     @property
-    def passed(self) -> bool:
-        return self.right == len(self.results)
+    def passed(self) -> bool | None:
+        """False if a run is wrong; None if none is, but some did not end in time."""
+        found = {result.passed for result in self.results}
+        return False if False in found else None if None in found else True
 
     @property
     def diagnosis(self) -> str | None:
@@ -137,19 +140,25 @@ def variants(cases: Sequence[KnownText], usable: int) -> Iterator[tuple[KnownTex
 
 
 def run_selftest(engine: Engine, host: Host, model_path: str | None = None) -> Report:
-    """Run every case, but stop at the first run that hangs. ``model_path`` names another file of
-    the demo model. Raise MissingError if the file does not exist, UnsupportedError if the engine
-    cannot load it."""
+    """Run every case; after one that does not end in time, with one thread, until one of these does
+    not end either. ``model_path`` names another file of the demo model. Raise MissingError if the
+    file does not exist, UnsupportedError if the engine cannot load it."""
     model = read_model(model_path or right_model(engine))
     results: list[Result] = []
+    is_slow = False
     for case, variant in variants(load_cases(), host.usable_cores):
-        result = run_case(engine, host, model, case, variant)
-        results.append(result)
-        if result.problem and result.problem.startswith(NO_END):
-            break
+        way = variant._replace(threads=1) if is_slow else variant
+        results.append(run_case(engine, host, model, case, way))
+        if (results[-1].problem or "").startswith(NO_END):
+            if way.threads == 1:
+                break
+            is_slow = True
     report = Report(engine.path, model.path, tuple(results))
     if report.passed:
         return report
+    if report.passed is None:
+        idle = "try it when the machine is idle, and see `python3 -m bitnet_tuning doctor`"
+        return report._replace(cause="too slow to tell", remedy=idle)
     cause, remedy = next(causes(report, engine, host, _control(report, engine, host)))
     return report._replace(cause=cause, remedy=remedy)
 
@@ -163,10 +172,17 @@ def run_case(
     for is_first in (True, False):
         done = capture(plan.command, plan.setting.variables, RUN_SECONDS)
         problem = failure(done, RUN_SECONDS)
-        got = "" if done.code is None else continuation(done.stdout, case.prompt)
+        # Before the end of the prompt's echo there is no text.
+        begun = done.code is not None or case.prompt in done.stdout
+        got = continuation(done.stdout, case.prompt) if begun else ""
         passed = problem is None and matches(got, case.text)
-        cut_short = problem is None and not passed and matches(case.text, got)
-        if not (is_first and cut_short):
+        cut_short = not passed and matches(case.text, got)
+        complete = matches(got, case.text)
+        if done.code is None and (cut_short or complete):
+            size, whole = len(got.strip()), len(case.text.strip())
+            seen = f"{problem}; nothing is wrong in the first {min(size, whole)} of {whole} letters"
+            return Result(case, variant, complete or None, got, seen)
+        if not (is_first and cut_short and problem is None):
             break
     return Result(case, variant, passed, got, problem)
 
@@ -211,7 +227,7 @@ def causes(
 ) -> Iterator[tuple[str, str]]:
     """Yield every possible cause of a failure with its remedy, the likeliest first; at least one.
     ``control`` is whether the same weights as TQ2_0 give the right text; None if not tried."""
-    failed = [result for result in report.results if not result.passed]
+    failed = [result for result in report.results if result.passed is False]
     problems = " ".join(result.problem or "" for result in failed)
     cpu = has(host.isa)
     may_have_i2_s = cpu & X86 and engine.i2_s is not False
@@ -229,7 +245,8 @@ def causes(
             "the build lacks AVX2, which the i2_s kernels need and this CPU has",
             "build it again with -DGGML_NATIVE=ON, or with -DGGML_AVX2=ON -DGGML_FMA=ON",
         )
-    if all(result.variant.batch for result in failed):
+    whole = [result.passed for result in report.results if not result.variant.batch]
+    if any(whole) and all(result.variant.batch for result in failed):
         sizes = "; ".join(sorted({str(result.variant) for result in failed}))
         yield f"only prompts cut into batches go wrong ({sizes})", "do not set -b and -ub"
     one_thread = [result.passed for result in report.results if result.variant.threads == 1]
