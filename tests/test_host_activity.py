@@ -23,6 +23,17 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path).regular(cores=4)
 
 
+def test_without_proc_no_program_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """psutil finds no process then, not even the one that asks."""
+    psutil = pytest.importorskip("psutil")
+
+    def missing() -> None:
+        raise psutil.NoSuchProcess(os.getpid())
+
+    monkeypatch.setattr(psutil, "Process", missing)
+    assert read_processes() == {}
+
+
 # CPU times
 
 

@@ -299,6 +299,35 @@ def test_nothing_outside_the_mount_point_is_read(machine: Machine, path: str) ->
     assert machine.cgroup2(path, {"cpu.max": "200000 100000"}).host().quota == 2.0
 
 
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("path", "own"), [("/", "pod/job"), ("/../x", "pod/x"), ("/in", "pod/a/in")]
+)
+def test_a_namespace_without_a_mount_of_its_own_shows_the_quotas(
+    machine: Machine, version: int, path: str, own: str
+) -> None:
+    """After `unshare -C` the mount still shows the host's groups, with an origin above "/". The
+    lists of processes say which one is this process's own."""
+    quota = "cpu.max" if version == 2 else "cpu.cfs_quota_us"
+    end = " 100000" if version == 2 else ""
+    files: dict[str, str | int] = {
+        "cgroup.procs": "1\n2",
+        "other/cgroup.procs": "777",
+        f"other/{quota}": f"50000{end}",
+        "pod/cgroup.procs": "",
+        f"pod/{quota}": f"150000{end}",
+        "pod/a/cgroup.procs": "4213",
+        f"{own}/cgroup.procs": "77\n421",
+        f"{own}/{quota}": f"250000{end}",
+    }
+    machine.write("proc/self/status", "Name:\tpython3\nPid:\t421")
+    if version == 2:
+        machine.cgroup2(path, files, origin="/../..")
+    else:
+        machine.cgroup1("cpu", path, files, origin="/../..")
+    assert machine.host().quota == 1.5
+
+
 def test_the_parent_of_a_removed_group_counts(machine: Machine) -> None:
     machine.cgroup2("/a/gone (deleted)", {"a/cpu.max": "200000 100000"})
     assert machine.host().quota == 2.0

@@ -18,6 +18,10 @@ _PERIOD = 100_000
 """Default period of a CPU quota in microseconds (admin-guide/cgroup-v2.rst, cpu.max)."""
 
 
+_MOST_GROUPS = 1000
+"""Number of groups among which this process is looked for: about 0.1 s."""
+
+
 class Cgroups(NamedTuple):
     """The folders, relative to the root folder, of the control groups that limit this process.
 
@@ -60,7 +64,7 @@ def read_cgroups(root: Root) -> Cgroups:
 
     def levels(controller: str) -> tuple[str, ...]:
         showing = [mount for mount in mounts if controller in _controllers(mount)]
-        return _levels(showing, paths.get(controller, "/"))
+        return _levels(root, showing, paths.get(controller, "/"))
 
     return Cgroups(levels(_UNIFIED), levels("cpu"), levels("memory"))
 
@@ -89,17 +93,35 @@ def _paths(root: Root) -> dict[str, str]:
     return paths
 
 
-def _levels(mounts: list[Mount], path: str) -> tuple[str, ...]:
+def _levels(root: Root, mounts: list[Mount], path: str) -> tuple[str, ...]:
     """Return the folders of a group and its parents, for every mount that shows the group."""
-    # A path such as "/.." lies outside this cgroup namespace (cgroup_namespaces(7)). Then no
-    # mount shows the group, and only the mount point itself can still limit this process.
-    showing = [mount for mount in mounts if _below(path, mount.origin) is not None] or mounts[:1]
+    # Paths and origins such as "/.." lie outside this cgroup namespace (cgroup_namespaces(7)), as
+    # after `unshare -C`. Then only the lists of processes tell which group is this process's own.
+    showing = [(mount, _below(path, mount.origin)) for mount in mounts]
+    showing = [pair for pair in showing if pair[1] is not None] or [
+        (mount, _own_group(root, mount.point.strip("/"))) for mount in mounts[:1]
+    ]
     levels = []
-    for mount in showing:
-        parts = [part for part in (_below(path, mount.origin) or "").split("/") if part]
+    for mount, group in showing:
+        parts = [part for part in (group or "").split("/") if part]
         point = mount.point.strip("/")
         levels += ["/".join([point, *parts[:depth]]) for depth in range(len(parts), -1, -1)]
     return tuple(dict.fromkeys(levels))
+
+
+def _own_group(root: Root, point: str) -> str:
+    """Return the group below a mount ``point`` that lists this process; "" if none is found."""
+    own = root.fields("proc/self/status").get("Pid", "none")
+    groups = [""]
+    for group in groups:
+        folder = point + group
+        if own in (root.read(f"{folder}/cgroup.procs") or "").split():
+            return group
+        inner = [f"{group}/{name}" for name in sorted(root.names(folder))]
+        groups += [name for name in inner if root.exists(f"{point}{name}/cgroup.procs")]
+        if len(groups) > _MOST_GROUPS:
+            break
+    return ""
 
 
 def _below(path: str, origin: str) -> str | None:
