@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
-from bitnet_tuning.errors import TuningError
+from bitnet_tuning.errors import TuningError, cause_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,10 +34,15 @@ Body = Callable[[list[str]], int]
 
 def say(text: str) -> None:
     """Print a message to stderr, since stdout belongs to the engine."""
+    tell(f"{NAME}: {text}")
+
+
+def tell(text: str) -> None:
+    """Print a text to stderr if that can be written; nothing fails for want of a message."""
     if sys.stderr is None:  # print would write to stdout instead
         return
     try:
-        print(f"{NAME}: {text}", file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)
     except OSError:
         pass
 
@@ -48,7 +53,13 @@ def guarded(body: Body, arguments: Sequence[str] | None = None) -> int:
     try:
         if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="backslashreplace")  # prints any file name
-        return body(list(sys.argv[1:] if arguments is None else arguments))
+        try:
+            code = body(list(sys.argv[1:] if arguments is None else arguments))
+        except SystemExit:  # argparse has printed its help
+            code = 0
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what does not fit on the disk is an error
+        return code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -59,11 +70,11 @@ def guarded(body: Body, arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except OSError as error:
         _show_trace()
-        say(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        say(f"error: {cause_of(error)}")
         return 1
     except Exception as error:
         _show_trace()
-        say(f"error: {type(error).__name__}: {error}")
+        say(f"error: {cause_of(error)}")
         say("this is a bug in bitnet-tuning; to see where, run it with BITNET_TUNING_DEBUG=1")
         return 1
     finally:

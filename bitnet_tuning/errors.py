@@ -34,3 +34,10 @@ class UnsupportedError(TuningError):
     """This host, engine or model cannot do what was asked."""
 
     exit_code = 4
+
+
+def cause_of(error: Exception) -> str:
+    """Return an error in words: the system's and the file, if it is the system's error."""
+    if not isinstance(error, OSError):
+        return f"{type(error).__name__}: {error}"
+    return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"

@@ -236,7 +236,7 @@ def test_it_starts_by_its_path_and_as_a_module(tmp_path: Path, repository: Path)
 # Programs with a fake xllamacpp whose answers never end
 
 FAKE = """
-import json, os, sys, time, types
+import contextlib, json, os, sys, time, types
 
 class Names:
     def __getattr__(self, name):
@@ -257,7 +257,9 @@ def get_system_info():
 
 class Server:
     def __init__(self, params):
-        print("PARAMS " + json.dumps(vars(params), default=vars), file=sys.stderr, flush=True)
+        line = "PARAMS " + json.dumps(vars(params), default=vars) + "\\n"
+        with contextlib.suppress(OSError):
+            os.write(2, line.encode()) if sys.stderr else None
 
     def __del__(self):  # The real one joins threads, which may wait for the interpreter's lock.
         time.sleep(1000)
@@ -351,6 +353,59 @@ def test_a_closed_standard_output_ends_the_program(
     assert process.stdout is not None
     process.stdout.close()
     assert process.wait(timeout=PATIENCE) == 141
+
+
+def full(streams: str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the engine in a shell that redirects ``streams`` to a full disk or closes them."""
+    command = ["sh", "-c", f'exec "$0" "$@" {streams}', sys.executable, str(SCRIPT), *args]
+    return subprocess.run(
+        command,
+        env=os.environ | env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+
+
+@needs_full
+@pytest.mark.parametrize("streams", [">/dev/full", ">/dev/full 2>&1"])
+@pytest.mark.parametrize("flags", [["-p", "x"], ["-p", "x", "--no-display-prompt"], ["-cnv"]])
+def test_a_full_disk_ends_the_program(
+    endless: Callable[..., subprocess.Popen[bytes]],
+    tmp_path: Path,
+    flags: list[str],
+    streams: str,
+) -> None:
+    """The interpreter's own end would wait for the engine, whose answer never ends."""
+    model = str(tmp_path / "model.gguf")
+    done = full(streams, "-m", model, *flags, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    if streams == ">/dev/full":
+        assert done.stderr.splitlines()[-1] == "error: No space left on device"
+
+
+@needs_full
+@pytest.mark.parametrize("flags", [["--help"], ["--version"], ["bench", "--help"]])
+def test_help_for_a_full_disk_is_an_error(flags: list[str]) -> None:
+    done = full(">/dev/full", *flags)
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+
+
+@needs_full
+@pytest.mark.parametrize("streams", ["2>/dev/full", "2>&-", ">&-"])
+def test_an_answer_needs_no_log_and_a_log_no_reader(
+    endless: Callable[..., subprocess.Popen[bytes]], tmp_path: Path, streams: str
+) -> None:
+    model = str(tmp_path / "model.gguf")
+    variables = {"PYTHONPATH": str(tmp_path), "TEXT_ENDS": "1"}
+    done = full(streams, "-m", model, "-p", "x", **variables)
+    assert done.returncode == 0
+    assert done.stdout == ("" if streams == ">&-" else "x\u00e9nd [end of text]\n")
 
 
 def test_the_end_of_a_text_is_marked(

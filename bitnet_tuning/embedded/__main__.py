@@ -30,10 +30,14 @@ BROKEN_PIPE = 141
 
 def main(argv: list[str]) -> int:
     """Run one command line and return its exit code; every error is printed, none is raised."""
-    from bitnet_tuning.errors import TuningError  # noqa: PLC0415 (needs the path above)
+    from bitnet_tuning.console import tell  # noqa: PLC0415 (needs the path above)
+    from bitnet_tuning.errors import TuningError, cause_of  # noqa: PLC0415
 
     try:
-        return _dispatch(argv)
+        _dispatch(argv)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what does not fit on the disk is an error
+        return 0
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -42,15 +46,15 @@ def main(argv: list[str]) -> int:
         if os.environ.get("BITNET_TUNING_DEBUG"):
             import traceback  # noqa: PLC0415 (slow to import, rarely wanted)
 
-            traceback.print_exc()
+            tell(traceback.format_exc())
         if isinstance(error, TuningError):
-            print(f"error: {error}", file=sys.stderr)
+            tell(f"error: {error}")
             return error.exit_code
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        tell(f"error: {cause_of(error)}")
         return 1
 
 
-def _dispatch(argv: list[str]) -> int:
+def _dispatch(argv: list[str]) -> None:
     from bitnet_tuning.embedded.binding import version_line  # noqa: PLC0415 (needs the path above)
     from bitnet_tuning.embedded.flags import render  # noqa: PLC0415
 
@@ -65,7 +69,6 @@ def _dispatch(argv: list[str]) -> int:
         print(version_line())
     else:
         program.run(options)
-    return 0
 
 
 def leave(code: int) -> None:
@@ -75,9 +78,10 @@ def leave(code: int) -> None:
     # because its reader may have stopped reading.
     for stream in (sys.stdout, sys.stderr)[code == INTERRUPTED :]:
         try:
-            stream.flush()
-        except (OSError, ValueError):
-            code = code or BROKEN_PIPE
+            if stream is not None:  # it was closed at the start
+                stream.flush()
+        except (OSError, ValueError):  # ``main`` has named it
+            pass
     os._exit(code)
 
 

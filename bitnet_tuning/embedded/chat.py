@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from bitnet_tuning.console import tell
 from bitnet_tuning.embedded.engine import ContextFullError, EmbeddedEngine, PhaseTimes, TextPiece
 from bitnet_tuning.embedded.flags import unescape
 from bitnet_tuning.embedded.options import LoadOptions
@@ -60,8 +61,9 @@ class CliOptions(LoadOptions):
 def write(content: bytes | str) -> None:
     """Write to standard output and flush it, so that each token appears at once."""
     raw = content.encode("utf-8", "replace") if isinstance(content, str) else content
-    sys.stdout.buffer.write(raw)
-    sys.stdout.buffer.flush()
+    if sys.stdout is not None:  # it was closed at the start
+        sys.stdout.buffer.write(raw)
+        sys.stdout.buffer.flush()
 
 
 def as_text(raw: bytes) -> str:
@@ -131,7 +133,7 @@ def talk(options: CliOptions, engine: EmbeddedEngine, rows: list[PhaseTimes]) ->
             except ContextFullError:
                 if len(turns) < 3:
                     raise
-                print("context full: dropping the oldest exchange", file=sys.stderr, flush=True)
+                tell("context full: dropping the oldest exchange")
                 del turns[:2]
 
     try:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 
+from bitnet_tuning.console import tell
 from bitnet_tuning.embedded.chat import CliOptions, complete, talk, template_for
 from bitnet_tuning.embedded.engine import EmbeddedEngine, PhaseTimes
 from bitnet_tuning.embedded.flags import CliFlag, from_file, real, whole
@@ -17,14 +17,14 @@ def run(options: CliOptions) -> None:
         options.chat_template = template_for(options.model)
     engine = EmbeddedEngine(options)
     if not options.quiet:
-        print(f"\n{engine.system_info()}\n", file=sys.stderr, flush=True)
+        tell(f"\n{engine.system_info()}\n")
     rows: list[PhaseTimes] = []
     try:
         (talk if options.chat else complete)(options, engine, rows)
     finally:
         # Also after Ctrl-C, with the times until then.
         if options.perf and not options.quiet:
-            print(engine.perf(rows), file=sys.stderr, flush=True)
+            tell(engine.perf(rows))
 
 
 PROGRAM = LookAlike(

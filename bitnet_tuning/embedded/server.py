@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from dataclasses import dataclass
 from typing import Any
 
+from bitnet_tuning.console import tell
 from bitnet_tuning.embedded.binding import set_host, set_known
 from bitnet_tuning.embedded.engine import EmbeddedEngine
 from bitnet_tuning.embedded.flags import CliFlag, at_least, whole
@@ -45,8 +45,7 @@ def run(options: ServerOptions) -> None:
 
     engine = EmbeddedEngine(options, listen)
     address = engine.server.listening_address
-    line = f"server is listening on {address} with {options.slots} slots"
-    print(line, file=sys.stderr, flush=True)
+    tell(f"server is listening on {address} with {options.slots} slots")
     threading.Event().wait()
 
 
