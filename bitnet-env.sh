@@ -48,7 +48,7 @@ bitnet_env() { # prints commands on fd 9. $1: first argument of the shell, $2: t
     bitnet_quotas "$group2" "$root/sys/fs/cgroup" "$root/sys/fs/cgroup/unified"
     read -r boot <"$root/proc/sys/kernel/random/boot_id"
     kept=${BITNET_TUNING_HOME:-${XDG_CACHE_HOME:-${HOME:-.}/.cache}/bitnet-tuning}/env-$boot
-    [ -f "$kept" ] && bitnet_recall <"$kept" && return
+    case $kept in ('~'/*) kept=$HOME/${kept#??} ;; esac; [ -f "$kept" ] && bitnet_recall <"$kept" && return
     [ -d "${file%/*}/bitnet_tuning" ] || file=$(readlink -f "$file")
     command -v python3 && command cd ${ZSH_VERSION:+-q} "${file%/*}/" || return
     bitnet_split "$(BITNET_ENV_ASKS=1 command python3 -m bitnet_tuning env --sh --key "$key" \

@@ -212,6 +212,16 @@ def test_python_is_asked_once(shell: Shell, machine: Machine, asked: Asked) -> N
     assert len(asked.calls) == 1
 
 
+def test_the_answer_is_saved_below_a_tilde_that_no_shell_expanded(
+    shell: Shell, machine: Machine, tmp_path: Path, asked: Asked
+) -> None:
+    own = {"HOME": str(tmp_path), "BITNET_TUNING_HOME": "~/kept answers"}
+    for _ in range(2):
+        assert shell.sourced(machine.path, own) == everything(6)
+    assert [path.name for path in (tmp_path / "kept answers").iterdir()] == ["env-a0a0"]
+    assert len(asked.calls) == 1
+
+
 def test_every_shell_uses_the_answer_that_one_saved(machine: Machine, asked: Asked) -> None:
     for name in filter(shutil.which, COMMANDS):
         assert Shell(name).sourced(machine.path) == everything(6)

@@ -112,6 +112,12 @@ def prompt(text: str) -> str:
     return text
 
 
+def expanded(text: str) -> str:
+    """Return a path with its tilde expanded, which shells leave as it is in ``--model=~/FILE``: an
+    argparse type."""
+    return os.path.expanduser(text)
+
+
 def add_engine(parser: argparse._ActionsContainer) -> None:
     """Add ``--engine``."""
     what = "llama-cli, a folder that contains it, or `embedded` (default: found automatically)"
@@ -172,9 +178,9 @@ def add_run(parser: Parser, prompt_required: bool) -> None:
 
 def root_folder(text: str) -> str:
     """Return the folder if it exists, else raise MissingError: an argparse type."""
-    if not os.path.isdir(text):
+    if not os.path.isdir(expanded(text)):
         raise MissingError(f"no such folder: {text}", "name a folder that contains sys and proc")
-    return text
+    return expanded(text)
 
 
 def add_root(parser: argparse.ArgumentParser, what: str) -> None:
@@ -186,7 +192,7 @@ def add_optimized(parser: Parser) -> None:
     """Add the flags that only run_inference_optimized.py has."""
     what = "read the prompt from this file"
     add = parser.group(_PROMPT).add_argument
-    add("-f", "--file", dest="prompt_file", metavar="FILE", help=what)
+    add("-f", "--file", dest="prompt_file", type=expanded, metavar="FILE", help=what)
     add = parser.group(_SAMPLING).add_argument
     share = number(0, 1)
     add("--top-k", type=integer(0), metavar="K", help="choose among the K likeliest tokens; 0: all")
@@ -222,9 +228,9 @@ def add_optimized(parser: Parser) -> None:
     add("--stats", action="store_true", help=what)
     add = parser.group(_MANY).add_argument
     what = "answer every prompt in this file of JSON lines (`-`: on standard input)"
-    add("--prompts", metavar="FILE", help=what)
+    add("--prompts", type=expanded, metavar="FILE", help=what)
     what = "append each answer to this file when it is complete (default: standard output)"
-    add("-o", "--output", metavar="FILE", help=what)
+    add("-o", "--output", type=expanded, metavar="FILE", help=what)
     add("--resume", action="store_true", help="answer only prompts that -o has no answer to yet")
     what = (
         "prompts answered at a time (default: 1 with temperature 0 or a seed, else up to 4, as "

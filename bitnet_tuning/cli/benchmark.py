@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from bitnet_tuning.bench.knobs import MODES
-from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, integer, number
+from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, expanded, integer, number
 from bitnet_tuning.console import guarded
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.plan.profile import OBJECTIVES
@@ -100,11 +100,11 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--output", metavar="FILE", help="file for the results (default: a new file)")
-    add("--csv", metavar="FILE", help="write all samples as CSV")
-    add("--report", metavar="FILE", help="write an HTML page with plots")
+    add("--output", type=expanded, metavar="FILE", help="results (default: a new file)")
+    add("--csv", type=expanded, metavar="FILE", help="write all samples as CSV")
+    add("--report", type=expanded, metavar="FILE", help="write an HTML page with plots")
     add("--json", action="store_true", help="print JSON instead of text")
-    add("--resume", metavar="FILE", help="go on with an interrupted benchmark")
+    add("--resume", type=expanded, metavar="FILE", help="go on with an interrupted benchmark")
     add("--no-remember", action="store_true", help="do not save a profile")
     add("--compare", nargs=2, metavar=("A", "B"), help="compare results B with A, measure nothing")
 

@@ -6,7 +6,7 @@ import json
 import os
 from typing import Any
 
-from bitnet_tuning.cli.arguments import Parser, add_engine
+from bitnet_tuning.cli.arguments import Parser, add_engine, expanded
 from bitnet_tuning.console import aligned, say
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.failure import shorten
@@ -29,7 +29,8 @@ def run(arguments: list[str]) -> int:
         "in time, which shows nothing.",
     )
     add_engine(parser)
-    parser.add_argument("--model", metavar="FILE", help="use another file of the demo model")
+    what = "use another file of the demo model"
+    parser.add_argument("--model", type=expanded, metavar="FILE", help=what)
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     state = State(default_folder(os.environ))

@@ -41,7 +41,8 @@ def choose_model(
     choose from, or if the file cannot be used."""
     for path, source in ((named, "-m"), (environ.get("BITNET_MODEL"), "BITNET_MODEL")):
         if path:
-            return Choice(know(path, state), f"named with {source}")
+            # A shell leaves the tilde in --model=~/FILE to the program.
+            return Choice(know(os.path.expanduser(path), state), f"named with {source}")
     for folder in folders:
         path = os.path.join(folder, DEFAULT)
         if os.path.isfile(path):
