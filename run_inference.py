@@ -2,9 +2,13 @@
 """Run a prompt with bitnet.cpp, with the threads, environment and flags that suit this machine."""
 
 import gc
+import os
 import sys
 
 gc.disable()  # there is no garbage worth collecting: this program starts the engine and waits
+
+# `python3 -I` and PYTHONSAFEPATH leave out the folder of the script, where the package may be.
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 
 from bitnet_tuning.cli.run import main
 

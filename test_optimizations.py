@@ -4,7 +4,11 @@
 This is a program. It holds no tests for pytest.
 """
 
+import os
 import sys
+
+# `python3 -I` and PYTHONSAFEPATH leave out the folder of the script, where the package may be.
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 
 from bitnet_tuning.cli.test_optimizations import main
 
