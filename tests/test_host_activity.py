@@ -23,17 +23,6 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path).regular(cores=4)
 
 
-def test_without_proc_no_program_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """psutil finds no process then, not even the one that asks."""
-    psutil = pytest.importorskip("psutil")
-
-    def missing() -> None:
-        raise psutil.NoSuchProcess(os.getpid())
-
-    monkeypatch.setattr(psutil, "Process", missing)
-    assert read_processes() == {}
-
-
 # CPU times
 
 
@@ -129,6 +118,12 @@ def test_other_systems_are_asked_through_psutil(monkeypatch: pytest.MonkeyPatch)
     fake = FakePsutil({4: None, 5: ("b", 1.0, 0.5)})
     assert listed(monkeypatch, fake) == {5: ("b", 1.5)}
     assert listed(monkeypatch, None) == {}
+
+    def missing(_: list[str]) -> Any:
+        raise FileNotFoundError("/proc")
+
+    monkeypatch.setattr(fake, "process_iter", missing)
+    assert listed(monkeypatch, fake) == {}
 
 
 @pytest.mark.parametrize(

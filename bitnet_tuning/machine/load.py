@@ -115,8 +115,12 @@ def _ask_psutil() -> dict[int, ProcessTime]:
         import psutil  # noqa: PLC0415
     except ImportError:
         return {}
-    found = {}
-    for process in psutil.process_iter(["name", "cpu_times", "ppid"]):
+    found: dict[int, ProcessTime] = {}
+    try:
+        processes = list(psutil.process_iter(["name", "cpu_times", "ppid"]))
+    except OSError:  # there is no /proc, as in some chroots
+        return found
+    for process in processes:
         times, name = process.info["cpu_times"], process.info["name"] or ""
         if times is not None:
             used = times.user + times.system
