@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compute like a busy program beside a measurement, until the program that started this one ends.
 
-    python3 -IS benchmarks/neighbour.py KIND --parent PID [--nice N]
+    python3 -IS benchmarks/neighbour.py KIND --parent PID [--nice N [--session]]
 
 It prints "runs" as soon as it really runs. It uses nothing but the standard library, so that it
 starts at once. benchmarks/weather.py starts and ends it.
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 SLICE = 0.05
 """Seconds of computing, or of a pause, between two looks for the parent."""
@@ -82,6 +83,16 @@ def program(seconds: float) -> None:
     subprocess.run([sys.executable, "-IS", __file__, "once", "--for", str(seconds)], check=False)
 
 
+def lower_session(nice: int) -> None:
+    """Let the niceness count against all programs, as it does against those of the same session."""
+    # With autogroups, sessions share the CPUs first, by the niceness that this file has, and the
+    # programs of a session its part (sched(7)). Kernels without them have no such file.
+    try:
+        Path("/proc/self/autogroup").write_text(str(nice))
+    except OSError:
+        pass
+
+
 def runs() -> None:
     # After a slice of CPU time, the program is among those that the kernel gives turns.
     while time.process_time() < SLICE:
@@ -96,11 +107,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("kind", choices=(*KINDS, "once"), help="how it computes")
     parser.add_argument("--nice", type=int, default=0, help="niceness to add")
+    session = "let the niceness count within this program's session only"
+    parser.add_argument("--session", action="store_true", help=session)
     parser.add_argument("--parent", type=int, default=0, help="end with this process")
     parser.add_argument("--for", type=float, default=BLINK, dest="seconds", help="seconds of once")
     options = parser.parse_args()
     if options.nice:
         os.nice(options.nice)
+        if not options.session:
+            lower_session(options.nice)
     if options.kind == "once":
         compute(options.seconds)
     else:

@@ -13,8 +13,9 @@ ratios are taken within rounds.
 The second form starts run_inference.py --dry-run that often, and counts the starts whose plan has
 fewer threads than plans on an idle machine. Stop other programs on the machine first.
 
-A weather is "idle", or a kind of program and how many run: spin-2, nice-2, burst-2, memory-2;
-blink (0.1 s of computing every 1 to 2 s) and compile (one program after another, of 0.3 to 1 s).
+A weather is "idle", or a kind of program and how many run: spin-2; nice-2 (spinning at nice 19);
+session-2 (the same in other sessions, where autogroups let niceness cost nothing); burst-2 (50 ms
+on, 50 ms off); memory-2; blink (0.1 s every 1 to 2 s); compile (0.3 to 1 s, one after another).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.weather import (
     BOUND,
     IDLE,
+    KINDS,
     PASSIVE,
     PROMPT,
     UNBOUND,
@@ -46,6 +48,7 @@ from benchmarks.weather import (
     engine_folders,
     estimate,
     failures,
+    has_autogroups,
     launcher,
     load_samples,
     machine,
@@ -72,21 +75,22 @@ AIM, IDLE_AIM = 0.95, 0.99
 LOST_AIM = 0.01
 """Largest share of starts on an idle machine that may lose a thread."""
 
-KINDS = ("spin", "nice", "burst", "memory")
 QUICK = ("idle", "spin-1", "spin-2")
 STARTS = ("idle", "blink", "compile", "spin-1")
 ALL_COUNTS = 4
 """Most CPUs for which every thread count is tried."""
 
 
-def usual_weathers(cpus: int) -> tuple[str, ...]:
+def usual_weathers(cpus: int, autogroups: bool = False) -> tuple[str, ...]:
     """Return the names of the weathers for a machine with so many CPUs: idle, and each kind of
     program on one CPU, on half of them and on all, and programs that spin on twice as many; on 2
     CPUs that is 1, 2 and 4."""
     counts = sorted({1, max(1, cpus // 2), cpus})
-    more = {kind: [2 * cpus] for kind in ("spin", "nice")}
-    each = (f"{kind}-{count}" for kind in KINDS for count in counts + more.get(kind, []))
-    return (IDLE.name, *each)
+    found = [IDLE.name]
+    for kind in ("spin", "nice", *(["session"] if autogroups else []), "burst", "memory"):
+        more = [2 * cpus] if kind in ("spin", "nice") else []
+        found += [f"{kind}-{count}" for count in counts + more]
+    return tuple(found)
 
 
 def sensible_counts(cpus: int) -> tuple[int, ...]:
@@ -202,8 +206,7 @@ def judge_all(samples: Sequence[Sample]) -> list[Row]:
 def _place(name: str) -> tuple[int, int, str]:
     weather = parse_weather(name)
     kind = name.partition("-")[0]
-    at = KINDS.index(kind) if kind in KINDS else len(KINDS)
-    return (-1 if weather == IDLE else at, weather.programs, name)
+    return (-1 if weather == IDLE else KINDS.index(kind), weather.programs, name)
 
 
 def show(engine: Mapping[str, Any]) -> None:
@@ -226,7 +229,10 @@ def show(engine: Mapping[str, Any]) -> None:
     print(markdown(("weather", "best", "default/best", "best of the other rounds"), ratios))
     for line in failures(samples):
         print(line)
+    # A default that never ended has no ratio.
+    judged = {row.weather for row in rows}
     missed = [row.weather for row in rows if row.missed]
+    missed += sorted({each.weather for each in samples} - judged)
     print(f"goal: {AIM} in every weather, {IDLE_AIM} idle; below it: {', '.join(missed) or 'none'}")
 
 
@@ -345,7 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_all(options: argparse.Namespace, facts: dict[str, object], state: str) -> None:
     cpus = usable_cpus()
-    names = options.weathers or (QUICK if options.quick else usual_weathers(cpus))
+    names = options.weathers or (QUICK if options.quick else usual_weathers(cpus, has_autogroups()))
     weathers = [parse_weather(name) for name in names]
     rounds = options.rounds or (3 if options.quick else 6)
     counts = options.threads or sensible_counts(cpus)

@@ -41,6 +41,8 @@ NEIGHBOUR = Path(__file__).resolve().with_name("neighbour.py")
 PROMPT = "How many threads"
 SECONDS = 180.0
 """Seconds after which a run counts as hung."""
+SETTLE_SECONDS = 0.5
+"""Seconds for which a weather lasts before the first run in it."""
 READY_SECONDS = 30.0
 """Seconds within which a neighbour must run."""
 QUIET = 0.1
@@ -65,23 +67,37 @@ class Weather(NamedTuple):
     """One of the kinds of neighbour.py; empty on an idle machine."""
     programs: int = 0
     nice: int = 0
+    session: bool = False
+    """True if niceness counts only within the session of each program, as with autogroups."""
 
 
 IDLE = Weather("idle")
+KINDS = ("spin", "nice", "session", "burst", "memory", "blink", "compile")
+"""Kinds of weathers, in the order of the tables."""
 
 
 def parse_weather(name: str) -> Weather:
     """Return the weather with this name: ``idle``, or a kind of program and how many run, such as
-    ``spin-2``; ``nice-2`` are spinning programs at nice 19; the number may be left out. Raise
-    ValueError for any other name."""
+    ``spin-2``; the number may be left out. Raise ValueError for any other name.
+
+    ``nice-2`` are programs that spin at nice 19, as in the session of the engine. ``session-2``
+    are the same in sessions of their own: where the kernel has autogroups, their niceness then
+    costs them nothing, as for a program that was started from another terminal.
+    """
     if name == IDLE.name:
         return IDLE
     kind, _, number = name.partition("-")
-    count = int(number or "1")
-    kinds = ("spin", "nice", "burst", "memory", "blink", "compile")
-    if kind not in kinds or count < 1:
+    programs = int(number or "1")
+    if kind not in KINDS or programs < 1:
         raise ValueError(f"unknown weather {name}")
-    return Weather(name, "spin", count, 19) if kind == "nice" else Weather(name, kind, count)
+    if kind in ("nice", "session"):
+        return Weather(name, "spin", programs, 19, kind == "session")
+    return Weather(name, kind, programs)
+
+
+def has_autogroups() -> bool:
+    """Return whether sessions share the CPUs before programs do (sched(7))."""
+    return Root().integer("proc/sys/kernel/sched_autogroup_enabled") == 1
 
 
 @contextmanager
@@ -90,6 +106,7 @@ def neighbours(weather: Weather) -> Iterator[list[int]]:
     with their process groups after the block, whatever ends it. Raise RuntimeError if one does not
     run or ended before the block did."""
     flags = [weather.kind, "--nice", str(weather.nice), "--parent", str(os.getpid())]
+    flags += ["--session"] if weather.session else []
     command = [sys.executable, "-IS", str(NEIGHBOUR), *flags]
     programs: list[subprocess.Popen[bytes]] = []
     try:
@@ -105,6 +122,7 @@ def neighbours(weather: Weather) -> Iterator[list[int]]:
                 )
         for program in programs:
             _wait_until_it_runs(program)
+        time.sleep(SETTLE_SECONDS)
         yield [program.pid for program in programs]
         if any(program.poll() is not None for program in programs):
             raise RuntimeError(f"a program of the weather {weather.name} ended too early")
@@ -372,7 +390,12 @@ def machine() -> dict[str, object]:
     """Return what a report says about the machine."""
     lines = (Root().read("proc/cpuinfo") or "").splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {"cpus": usable_cpus(), "processor": next(iter(names), None), "busy": other_cpus()}
+    return {
+        "cpus": usable_cpus(),
+        "processor": next(iter(names), None),
+        "autogroups": has_autogroups(),
+        "busy": other_cpus(),
+    }
 
 
 def warn_if_busy(facts: Mapping[str, object]) -> None:

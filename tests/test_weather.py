@@ -64,13 +64,14 @@ def test_names_of_weathers() -> None:
     assert parse_weather("idle") == Weather("idle")
     assert parse_weather("spin-2") == Weather("spin-2", "spin", 2)
     assert parse_weather("nice-4") == Weather("nice-4", "spin", 4, 19)
+    assert parse_weather("session-1") == Weather("session-1", "spin", 1, 19, session=True)
     assert parse_weather("blink") == Weather("blink", "blink", 1)
     for wrong in ("rain-2", "spin-0", "spin-x", ""):
         with pytest.raises(ValueError):
             parse_weather(wrong)
 
 
-@pytest.mark.parametrize("name", ["spin-2", "nice-1", "burst-1", "memory-1", "blink"])
+@pytest.mark.parametrize("name", ["spin-2", "nice-1", "session-1", "burst-1", "memory-1", "blink"])
 def test_neighbours_run_in_the_block_only(name: str) -> None:
     weather = parse_weather(name)
     with neighbours(weather) as started:
@@ -78,6 +79,14 @@ def test_neighbours_run_in_the_block_only(name: str) -> None:
         assert all(map(alive, started))
         assert all(os.getpriority(os.PRIO_PROCESS, each) >= weather.nice for each in started)
     assert not any(map(alive, started))
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="no autogroups")
+@pytest.mark.parametrize(("name", "nice"), [("spin-1", 0), ("nice-1", 19), ("session-1", 0)])
+def test_niceness_of_a_session(name: str, nice: int) -> None:
+    with neighbours(parse_weather(name)) as started:
+        text = Path(f"/proc/{started[0]}/autogroup").read_text()
+    assert text.split()[-1] == str(nice)
 
 
 def test_programs_of_a_chain_end_with_it() -> None:
@@ -156,6 +165,16 @@ def test_luck_does_not_count_against_the_best_of_the_other_rounds() -> None:
     assert row.aim == 0.99
 
 
+def test_a_default_that_always_fails_misses_the_goal(capsys: pytest.CaptureFixture[str]) -> None:
+    failed = Sample("spin-2", 1, DEFAULT, None, 1.0, problem="it hung")
+    runs = [failed, *samples("spin-2", x=[1]), *samples("idle", default=[1], x=[1])]
+    facts = {"name": "fake", "openmp": "none", "model": "m.gguf"}
+    benchmark.show({**facts, "samples": [each._asdict() for each in runs]})
+    out = capsys.readouterr().out
+    assert "failed 1 times: spin-2, default: it hung" in out
+    assert out.rstrip().endswith("below it: spin-2")
+
+
 def test_without_a_default_or_another_setting_there_is_no_row() -> None:
     assert judge("idle", samples("idle", default=[1])) is None
     assert judge("idle", samples("idle", x=[1])) is None
@@ -182,6 +201,8 @@ def test_counts_and_weathers_of_larger_machines() -> None:
     assert sensible_counts(8) == (1, 2, 4, 7, 8)
     assert benchmark.usual_weathers(2)[:4] == ("idle", "spin-1", "spin-2", "spin-4")
     assert benchmark.usual_weathers(8)[1:5] == ("spin-1", "spin-4", "spin-8", "spin-16")
+    assert "session-1" not in benchmark.usual_weathers(2)
+    assert "session-1" in benchmark.usual_weathers(2, autogroups=True)
 
 
 def test_thread_counts_in_words() -> None:
