@@ -8,7 +8,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
 
 from bitnet_tuning.bench import begin, statistics
 from bitnet_tuning.bench.begin import BUDGETS, Subject, make_subject, now, progress_of
@@ -35,9 +34,11 @@ from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.errors import MissingError, UnsupportedError
 from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.machine.detect import read_host
+from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.facts import Facts
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
 from bitnet_tuning.prepare import find_builds
+from bitnet_tuning.store.codec import to_json
 from bitnet_tuning.store.state import State, default_folder
 
 
@@ -45,7 +46,8 @@ class Build(NamedTuple):
     """One build and its result in the comparison."""
 
     name: str
-    engine: Engine
+    path: str
+    isa: tuple[str, ...]
     speeds: dict[str, Estimate]
     """Medians in tokens/s by phase, of the runs that did not fail."""
     ratio: Estimate | None
@@ -84,11 +86,12 @@ def compare_builds(options: argparse.Namespace) -> int:
             say("interrupted: nothing was saved")
             return 128 + end.number
     if not options.no_remember:
-        _remember(every[0], state, compared, options.objective)
+        _remember(every, state, compared, options.objective)
     measured = load_fastest(state, host, engines, choice.model)
     chosen = choose_build(engines, host, choice.model, measured)
     if options.json:
-        print(json.dumps(_as_json(compared, chosen, options.objective), indent=2))
+        facts = {**to_json(compared), "chosen": chosen.path, "reason": chosen.location.source}
+        print(json.dumps({"objective": options.objective, **facts}, indent=2))
     else:
         print("\n".join(_lines(compared)))
         print(f"run_inference.py uses {chosen.path}: {chosen.location.source}")
@@ -132,9 +135,16 @@ def judge(rounds: Rounds, engines: Mapping[str, Engine], out: tuple[Engine, ...]
             ratio, verdict = None, OPEN
         if problem is not None:
             verdict = f"{OUT}: {problem}"
-        builds.append(Build(name, engine, speeds, ratio, verdict))
-    wrong = (Build(build_name(each.path), each, {}, None, f"{OUT}: wrong words") for each in out)
-    return Compared((*builds, *wrong), rounds.floor(len(rounds)), len(rounds))
+        builds.append(_build(engine, speeds, ratio, verdict))
+    builds += [_build(engine, {}, None, f"{OUT}: wrong words") for engine in out]
+    return Compared(tuple(builds), rounds.floor(len(rounds)), len(rounds))
+
+
+def _build(
+    engine: Engine, speeds: dict[str, Estimate], ratio: Estimate | None, verdict: str
+) -> Build:
+    isa = tuple(sorted(engine.isa))
+    return Build(build_name(engine.path), engine.path, isa, speeds, ratio, verdict)
 
 
 def _measurable(
@@ -184,21 +194,17 @@ def _subjects(
     return {build_name(each.facts.engine.path): each for each in subjects}
 
 
-def _remember(facts: Facts, state: State, compared: Compared, objective: str) -> None:
+def _remember(every: list[Facts], state: State, compared: Compared, objective: str) -> None:
     if compared.rounds < VERDICT_ROUNDS:
         say("not saved: too few rounds for a verdict; allow more time with --budget")
         return
-    builds = compared.builds
-    found = ComparedBuilds(
-        created=stamp(now()),
-        objective=objective,
-        reference=builds[0].engine.path,
-        builds={
-            each.engine.path: BuildResult(each.verdict, each.ratio and each.ratio[:3])
-            for each in builds
-        },
-    )
-    store_fastest(state, facts.host, [each.engine for each in builds], facts.model, found)
+    builds = {
+        each.path: BuildResult(each.verdict, each.ratio and each.ratio[:3])
+        for each in compared.builds
+    }
+    found = ComparedBuilds(stamp(now()), objective, compared.builds[0].path, builds)
+    engines = [each.engine for each in every]
+    store_fastest(state, every[0].host, engines, every[0].model, found)
 
 
 def _lines(compared: Compared) -> list[str]:
@@ -212,24 +218,3 @@ def _row(each: Build) -> tuple[str, str, str, str, str]:
     verdict = verdict_words(each.verdict) if judged else "-"
     pp, tg = (speed(each.speeds[phase]) if phase in each.speeds else "-" for phase in (PP, TG))
     return each.name, pp, tg, times(*each.ratio) if each.ratio else "-", verdict
-
-
-def _as_json(compared: Compared, chosen: Engine, objective: str) -> dict[str, Any]:
-    return {
-        "objective": objective,
-        "rounds": compared.rounds,
-        "floor": compared.floor,
-        "chosen": chosen.path,
-        "reason": chosen.location.source,
-        "builds": [
-            {
-                "name": build.name,
-                "path": build.engine.path,
-                "isa": sorted(build.engine.isa),
-                "speeds": {phase: each._asdict() for phase, each in build.speeds.items()},
-                "ratio": build.ratio and build.ratio._asdict(),
-                "verdict": build.verdict,
-            }
-            for build in compared.builds
-        ],
-    }
