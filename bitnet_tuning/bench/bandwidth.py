@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from statistics import median
 
@@ -39,9 +39,6 @@ PASS_SECONDS = 0.1
 _STEP = 4 << 20
 """Bytes that a thread reads between two looks at the clock: a millisecond at most, so that the
 threads of a pass end together."""
-
-Places = tuple[frozenset[int], ...]
-"""The CPUs of each thread."""
 
 Read = Callable[[int, int], None]
 """Takes an address and a number of bytes, and reads them."""
@@ -84,7 +81,7 @@ def measure_bandwidth(
     1 byte at a time; ``reader_limits`` tells.
     """
     usable = (host.allowed if cpus is None else cpus & host.allowed) or host.allowed
-    team = places(host, usable, min(threads, len(usable)))
+    team = spread(host, usable)[:threads]
     size = buffer_size(len(team), host, usable, root or Root())
     if size is None:
         raise AbsentError(
@@ -107,14 +104,6 @@ def buffer_size(threads: int, host: Host, cpus: frozenset[int], root: Root) -> i
     free = host.memory.available
     size = wanted if free is None else min(wanted, free // MEMORY_SHARE)
     return size if size >= least else None
-
-
-def places(host: Host, cpus: frozenset[int], threads: int) -> Places:
-    """Return the CPUs of each thread: one each, or all of them if there are too few."""
-    order = spread(host, cpus)
-    if len(order) < threads:
-        return (cpus,) * threads
-    return tuple(frozenset((cpu,)) for cpu in order[:threads])
 
 
 def spread(host: Host, cpus: frozenset[int]) -> tuple[int, ...]:
@@ -158,18 +147,18 @@ def cached_rate(read: Read) -> float:
     return size / max(min(times), 1e-9)
 
 
-def read_together(places: Places, each: int, read: Read) -> list[float]:
-    """Return the bytes/s of each pass, in which one thread per place reads ``each`` bytes of its
+def read_together(cpus: Sequence[int], each: int, read: Read) -> list[float]:
+    """Return the bytes/s of each pass, in which a thread on each CPU reads ``each`` bytes of its
     own again and again. Raise AbsentError if a thread fails."""
-    rates: list[list[float]] = [[] for _ in places]
+    rates: list[list[float]] = [[] for _ in cpus]
     problems: list[str] = []
-    barrier = threading.Barrier(len(places))
+    barrier = threading.Barrier(len(cpus))
 
     def work(number: int) -> None:
         try:
             # The thread writes its own memory first, so that Linux allocates it on the thread's
             # NUMA node.
-            _bind(places[number])
+            _bind(cpus[number])
             memory = (ctypes.c_char * each).from_buffer(mmap.mmap(-1, each))
             ctypes.memset(memory, FILL, each)
             for _ in range(PASSES):
@@ -181,7 +170,7 @@ def read_together(places: Places, each: int, read: Read) -> list[float]:
             problems.append(str(error) or type(error).__name__)
             barrier.abort()
 
-    team = [threading.Thread(target=work, args=(at,), daemon=True) for at in range(len(places))]
+    team = [threading.Thread(target=work, args=(at,), daemon=True) for at in range(len(cpus))]
     try:
         for thread in team:
             thread.start()
@@ -209,8 +198,8 @@ def _pass(address: int, each: int, read: Read) -> float:
     return done / max(taken, 1e-9)
 
 
-def _bind(cpus: frozenset[int]) -> None:
-    """Bind the calling thread, or leave it where it is if the CPUs are not available."""
+def _bind(cpu: int) -> None:
+    """Bind the calling thread, or leave it where it is if the CPU is not available."""
     if hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError):
-            os.sched_setaffinity(0, cpus)
+            os.sched_setaffinity(0, {cpu})

@@ -13,6 +13,7 @@ from bitnet_tuning.console import aligned, times
 from bitnet_tuning.engine.builds import verdict_words
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
+from bitnet_tuning.store.state import FileIdentity
 
 
 class Difference(NamedTuple):
@@ -101,17 +102,13 @@ def _differences(a: Results, b: Results) -> tuple[Difference, ...]:
 
 def _changed_files(a: EngineFacts, b: EngineFacts) -> tuple[str, str]:
     """Return in words the engine's files that differ; equal texts if all are the same."""
-    one, two = ({file.path: file for file in engine.files} for engine in (a, b))
-    changed = sorted(path for path in one.keys() | two if one.get(path) != two.get(path))
-    texts = [
-        ", ".join(
-            f"{path}: {files[path].size} bytes, modified {_when(files[path].modified)}"
-            for path in changed
-            if path in files
-        )
-        for files in (one, two)
-    ]
-    return texts[0] or "none", texts[1] or "none"
+    one, two = set(a.files), set(b.files)
+    return _in_words(one - two), _in_words(two - one)
+
+
+def _in_words(files: set[FileIdentity]) -> str:
+    found = (f"{file.path}: {file.size} bytes, {_when(file.modified)}" for file in sorted(files))
+    return ", ".join(found) or "none"
 
 
 def _when(nanoseconds: int) -> str:

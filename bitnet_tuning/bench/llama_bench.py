@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 from bitnet_tuning.bench.comparison import Sizes
@@ -213,15 +214,8 @@ TOKENS_PER_WORD = 8
 
 
 def words(count: int) -> str:
-    """Return a text of ``count`` pseudo-random words, always the same; a word has one token or
-    more."""
-    known_words = _WORDS.split()
-    state, text = 1, []
-    for _ in range(count):
-        # The example of rand() in the C standard (ISO/IEC 9899, 7.22.2.2).
-        state = (state * 1103515245 + 12345) % 2**31
-        text.append(known_words[(state >> 16) % len(known_words)])
-    return " ".join(text)
+    """Return a text of ``count`` words, always the same; a word has one token or more."""
+    return " ".join(islice(cycle(_WORDS.split()), count))
 
 
 def cli_request(
