@@ -50,23 +50,8 @@ FEW_CORES = 4
 Seconds = Annotated[float, {"minimum": 0}]
 
 
-class BenchFlag(NamedTuple):
-    """A flag of llama-bench that sets a field of a setting."""
-
-    field: str
-    words: str
-    """The knob's name for users."""
-    flag: str
-    row: str
-    """The field's name in llama-bench's output; empty if the output does not have it."""
-
-
-FLAGS = (
-    BenchFlag("flash", "flash attention", "-fa", "flash_attn"),
-    BenchFlag("ubatch", "the micro-batch", "-ub", "n_ubatch"),
-    BenchFlag("poll", "polling", "--poll", "poll"),
-    BenchFlag("numa", "NUMA", "--numa", ""),
-)
+FLAGS = {"flash": "-fa", "ubatch": "-ub", "poll": "--poll", "numa": "--numa"}
+"""Flags of llama-bench that set a field of a setting, by field."""
 
 COMPUTING = ("flash", "ubatch")
 """Fields that change how a prompt is computed, so that only a long prompt shows a mistake."""
@@ -145,7 +130,7 @@ class Choices(NamedTuple):
 
     def obeys_flag(self, field: str) -> bool:
         """Return the same as ``obeys`` for a field that is in ``FLAGS``."""
-        return self.obeys(field, *(each.flag for each in FLAGS if each.field == field))
+        return self.obeys(field, FLAGS[field])
 
 
 Maker = Callable[[Choices, Setting], Iterator[Change]]

@@ -39,6 +39,10 @@ _MODES = {
 """Values of -lm (--load-mode), which mainline's llama-bench has since 2026, by mmap and mlock."""
 
 
+_ROWS = {"flash": "flash_attn", "ubatch": "n_ubatch", "poll": "poll", "numa": ""}
+"""Names of a setting's fields in llama-bench's output; empty if the output lacks the field."""
+
+
 class Bench(NamedTuple):
     """A llama-bench program."""
 
@@ -48,23 +52,16 @@ class Bench(NamedTuple):
     """The flags that its help lists."""
 
 
-class BenchRow(NamedTuple):
-    """A result that llama-bench must print."""
-
-    phase: str
-    sizes: tuple[int, int]
-    """Numbers of prompt tokens and of generated tokens."""
-    samples: int
-    """Number of samples that the row must have."""
-    fields: tuple[tuple[str, object], ...]
-    """Values that the row must have if it has the field; ``n_threads`` is mandatory."""
-
-
 class BenchCommand(NamedTuple):
-    """The command line of one llama-bench process and the rows that it must print."""
+    """The command line of one llama-bench process and what it must print."""
 
     argv: tuple[str, ...]
-    rows: tuple[BenchRow, ...]
+    tokens: dict[str, int]
+    """Number of tokens that each row is about, by phase."""
+    samples: int
+    """Number of samples that each row must have."""
+    fields: Mapping[str, object]
+    """Values that the rows must have if they have the field; ``n_threads`` is mandatory."""
 
 
 Samples = dict[str, tuple[float, ...]]
@@ -92,20 +89,18 @@ def bench_commands(
         *(("-ngl", "0") if "-ngl" in bench.flags else ()),
         *(word for flag, value, _ in knobs for word in (flag, str(value))),
     )
-    said = tuple((row, value) for _, value, row in knobs if row)
-    parts = [(setting.threads, phases)]
-    if setting.threads != setting.threads_batch:
-        parts = [(setting.threads_batch, (PP,)), (setting.threads, (TG,))]
+    said = {row: value for _, value, row in knobs if row}
+    every = {PP: sizes.n_prompt, TG: sizes.n_gen}
+    is_one = setting.threads == setting.threads_batch
     found = []
-    for threads, measured in parts:
-        wanted = [phase for phase in (PP, TG) if phase in measured and phase in phases]
-        n_prompt = sizes.n_prompt if PP in wanted else 0
-        n_gen = sizes.n_gen if TG in wanted else 0
-        argv = ("-t", str(threads), "-p", str(n_prompt), "-n", str(n_gen))
-        fields = (("n_threads", threads), *said)
-        tokens = {PP: (n_prompt, 0), TG: (0, n_gen)}
-        rows = (BenchRow(phase, tokens[phase], sizes.repetitions, fields) for phase in wanted)
-        found += [BenchCommand((*shared, *argv), tuple(rows))] if wanted else []
+    for part in ((PP, TG),) if is_one else ((PP,), (TG,)):
+        tokens = {phase: every[phase] for phase in part if phase in phases}
+        threads = setting.threads_batch if PP in part else setting.threads
+        n_prompt, n_gen = (str(tokens.get(phase, 0)) for phase in (PP, TG))
+        argv = (*shared, "-t", str(threads), "-p", n_prompt, "-n", n_gen)
+        if tokens:
+            fields = {"n_threads": threads, **said}
+            found.append(BenchCommand(argv, tokens, sizes.repetitions, fields))
     return tuple(found)
 
 
@@ -113,36 +108,36 @@ def _knobs(setting: Setting, flags: frozenset[str]) -> Iterator[tuple[str, int |
     """Yield llama-bench's flag for each knob, its value and its field in the output."""
     mode = _MODES.get((setting.mmap, setting.mlock))
     if mode is not None and (setting.mlock or "-mmp" not in flags):
-        what = "locking the model" if setting.mlock else "mmap"
-        yield known(what, ("-lm",), flags), mode, "load_mode"
+        yield known(("-lm",), flags), mode, "load_mode"
     elif mode is not None:
         yield "-mmp", int(setting.mmap is True), "use_mmap"
-    for each in FLAGS:
-        value = getattr(setting, each.field)
+    for field, flag in FLAGS.items():
+        value = getattr(setting, field)
         if value is not None:
-            flag = known(each.words, (each.flag,), flags)
             # All llama-benches accept 0 and 1 for -fa.
-            yield flag, int(value) if isinstance(value, bool) else value, each.row
+            number = int(value) if isinstance(value, bool) else value
+            yield known((flag,), flags), number, _ROWS[field]
 
 
-def known(what: str, names: tuple[str, ...], flags: frozenset[str]) -> str:
+def known(names: tuple[str, ...], flags: frozenset[str]) -> str:
     """Return the first of the flags ``names`` that is among ``flags``. Raise UnsupportedError if
-    there is none; ``what`` names the knob for users."""
+    there is none."""
     for name in names:
         if name in flags:
             return name
     raise UnsupportedError(
-        f"the program has no flag for {what} ({', '.join(names)})",
+        f"the program has no flag {' or '.join(names)}",
         "measure without it, or with another engine",
     )
 
 
-def parse_bench(stdout: str, rows: tuple[BenchRow, ...]) -> Samples:
-    """Return the samples if llama-bench printed exactly these rows, else raise FailedRunError."""
-    found = _array(stdout)
-    if len(found) != len(rows):
-        raise FailedRunError(f"llama-bench printed {len(found)} rows instead of {len(rows)}")
-    return {row.phase: _samples(row, found) for row in rows}
+def parse_bench(stdout: str, command: BenchCommand) -> Samples:
+    """Return the samples if llama-bench printed what the command must print, else raise
+    FailedRunError."""
+    found, wanted = _array(stdout), command.tokens
+    if len(found) != len(wanted):
+        raise FailedRunError(f"llama-bench printed {len(found)} rows instead of {len(wanted)}")
+    return {phase: _samples(phase, command, found) for phase in wanted}
 
 
 def _array(stdout: str) -> list[dict[str, Any]]:
@@ -159,20 +154,21 @@ def _array(stdout: str) -> list[dict[str, Any]]:
     raise FailedRunError(f"llama-bench printed {'broken' if starts else 'no'} JSON")
 
 
-def _samples(row: BenchRow, found: list[dict[str, Any]]) -> tuple[float, ...]:
-    name = f"{row.phase}{sum(row.sizes)}"
-    same = [one for one in found if (one.get("n_prompt"), one.get("n_gen")) == row.sizes]
+def _samples(phase: str, command: BenchCommand, found: list[dict[str, Any]]) -> tuple[float, ...]:
+    tokens = command.tokens[phase]
+    name, row = f"{phase}{tokens}", (tokens, 0) if phase == PP else (0, tokens)
+    same = [one for one in found if (one.get("n_prompt"), one.get("n_gen")) == row]
     if not same:
         raise FailedRunError(f"llama-bench printed no row for {name}")
-    for field, wanted in row.fields:
+    for field, wanted in command.fields.items():
         missing = None if field == "n_threads" else wanted
         if same[0].get(field, missing) != wanted:
             said = _shown(same[0][field]) if field in same[0] else "unknown"
             raise FailedRunError(f"{name} ran with {field} = {said}, not {wanted}")
     samples = same[0].get("samples_ts")
-    if not isinstance(samples, list) or len(samples) != row.samples:
+    if not isinstance(samples, list) or len(samples) != command.samples:
         count = len(samples) if isinstance(samples, list) else "none"
-        raise FailedRunError(f"{name} has {count} of {row.samples} samples")
+        raise FailedRunError(f"{name} has {count} of {command.samples} samples")
     return tuple(checked(sample, name) for sample in samples)
 
 
@@ -264,12 +260,9 @@ def _rate(phase: str, least: float, seen: Speed | None) -> float:
 
 def check_cli(setting: Setting, flags: frozenset[str]) -> None:
     """Raise UnsupportedError if the setting needs a flag that is not in the cli's ``flags``."""
-    wanted = {each.field: each.words for each in FLAGS if getattr(setting, each.field) is not None}
-    if setting.mmap is False:
-        wanted["mmap"] = "no mmap"
-    if setting.mlock:
-        wanted["mlock"] = "locking the model"
-    if setting.threads_batch != setting.threads:
-        wanted["threads_batch"] = "the threads for prompts"
-    for field, words in wanted.items():
-        known(words, KNOB_FLAGS[field], flags)
+    needs = {field: getattr(setting, field) is not None for field in FLAGS}
+    needs |= {"mmap": setting.mmap is False, "mlock": setting.mlock}
+    needs["threads_batch"] = setting.threads_batch != setting.threads
+    for field, needed in needs.items():
+        if needed:
+            known(KNOB_FLAGS[field], flags)

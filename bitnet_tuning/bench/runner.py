@@ -82,7 +82,7 @@ class Runner:
         samples: Samples = {}
         for command in commands:
             done = run_setting(setting, command.argv, seconds)
-            samples |= llama_bench.parse_bench(done.stdout, command.rows)
+            samples |= llama_bench.parse_bench(done.stdout, command)
         return samples
 
     def _by_cli(self, setting: Setting, phases: tuple[str, ...], seconds: float) -> Samples:
