@@ -109,15 +109,15 @@ def crowded_host(
 
 
 def _trial(host: Host, engine: Engine) -> Trial:
-    from bitnet_tuning.engine.crowded import BATCH, PROMPT  # noqa: PLC0415 (once on a host)
-    from bitnet_tuning.launch.background import capture  # noqa: PLC0415
+    from bitnet_tuning.launch.background import capture  # noqa: PLC0415 (once on a host)
 
     model = read_model(demo.TQ2_0 if engine.i2_s is False else demo.I2_S)
     facts = Facts(host, engine, model, "the demo model", os.environ)
-    request = Request(PROMPT, n_predict=1, ctx_size=512, batch=BATCH, ubatch=BATCH)
+    request = Request(n_predict=1, ctx_size=512, batch=32)
 
-    def run(threads: int, seconds: float) -> Captured:
-        plan = make_plan(request._replace(threads=threads), facts)
+    def run(threads: int, batch: int, seconds: float) -> Captured:
+        prompt = "threads " * max(16, 7 * batch)
+        plan = make_plan(request._replace(prompt=prompt, threads=threads, ubatch=batch), facts)
         return capture(plan.command, plan.setting.variables, seconds, cpus=plan.setting.cpus)
 
     return choose_threads(Request(), host, {}).setting.threads, run

@@ -25,7 +25,7 @@ from tests.machines import Machine, x86_entries
 
 FOUND = Crowding("2026-01-31T12:00:00Z", 8, 2, 40.0)
 
-Run = Callable[[int, float], Captured]
+Run = Callable[[int, int, float], Captured]
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def timed(rate: float | None) -> Captured:
 def running(rates: Mapping[int, float | None], seen: list[int] | None = None) -> Run:
     """An engine that is as fast as ``rates`` says for each number of threads."""
 
-    def run(threads: int, seconds: float) -> Captured:
+    def run(threads: int, batch: int, seconds: float) -> Captured:
         if seen is not None:
             seen.append(threads)
         return timed(rates[threads])
@@ -66,12 +66,14 @@ CROWDED_RATES: Mapping[int, float | None] = {8: 100, 4: 900, 2: 3900, 1: 4000}
 @pytest.mark.parametrize(
     ("rates", "threads", "tried"),
     [
-        pytest.param({8: 20000, 1: 4000}, 8, [1, 8], id="ordinary"),
-        pytest.param({8: 1500, 1: 4000}, 8, [1, 8], id="busy at most"),
-        pytest.param(CROWDED_RATES, 2, [1, 8, 8, 1, 1, 8, 4, 4, 2], id="two real CPUs"),
-        pytest.param({**CROWDED_RATES, 2: 1000}, 1, [1, 8, 8, 1, 1, 8, 4, 4, 2, 2], id="one"),
-        pytest.param({8: None, 4: 3900, 1: 4000}, 4, [1, 8, 8, 1, 1, 8, 4], id="too slow to end"),
-        pytest.param({8: 100, 1: None}, None, [1, 8], id="even one thread"),
+        pytest.param({8: 20000, 1: 4000}, 8, [1, 1, 8], id="ordinary"),
+        pytest.param({8: 1500, 1: 4000}, 8, [1, 1, 8], id="busy at most"),
+        pytest.param(CROWDED_RATES, 2, [1, 1, 8, 8, 1, 1, 8, 4, 4, 2], id="two real CPUs"),
+        pytest.param({**CROWDED_RATES, 2: 1000}, 1, [1, 1, 8, 8, 1, 1, 8, 4, 4, 2, 2], id="one"),
+        pytest.param(
+            {8: None, 4: 3900, 1: 4000}, 4, [1, 1, 8, 8, 1, 1, 8, 4], id="too slow to end"
+        ),
+        pytest.param({8: 100, 1: None}, None, [1], id="even one thread"),
     ],
 )
 def test_the_most_threads_that_are_not_slower_are_found_by_halving(
@@ -88,10 +90,23 @@ def test_one_good_run_of_the_planned_threads_clears_the_host(good: int) -> None:
     """A disturbance slows some runs down; a crowded host slows down all of them."""
     runs = iter(range(1, 4))
 
-    def run(threads: int, seconds: float) -> Captured:
+    def run(threads: int, batch: int, seconds: float) -> Captured:
         return timed(100 if threads == 8 and next(runs) != good else 4000)
 
     assert find_limit(8, run).threads == 8
+
+
+@pytest.mark.parametrize(("rate", "batch"), [(20000, 32), (1000, 10), (24, 1)])
+def test_a_slow_cpu_computes_fewer_tokens_at_a_time(rate: float, batch: int) -> None:
+    """Threads wait for each other after each batch: about as often as with a real model."""
+    seen: list[int] = []
+
+    def run(threads: int, batch: int, seconds: float) -> Captured:
+        seen.append(batch)
+        return timed(rate * threads)
+
+    find_limit(8, run)
+    assert seen == [32, batch, batch]
 
 
 def test_a_trial_beside_other_programs_finds_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +143,7 @@ def test_a_host_that_is_not_crowded_is_tried_once(host: Host, tmp_path: Path) ->
     good: Mapping[int, float | None] = {8: 9000, 1: 4000}
     for _ in range(2):
         assert know_crowding(host, state, lambda: trial(good, seen)) == host
-    assert seen == [1, 8]
+    assert seen == [1, 1, 8]
     # Only the doctor asks again.
     crowd = lambda: trial(CROWDED_RATES, seen)  # noqa: E731
     assert know_crowding(host, state, crowd, again=True).usable_cores == 2
@@ -151,7 +166,7 @@ def test_limits_and_worthless_trials_are_repeated_some_time(
     stored: dict[str, Any] = json.loads(record.read_text())
     record.write_text(json.dumps({**stored, "threads": threads, "tried": moment(age)}))
     result = know_crowding(host, state, lambda: trial({8: 9000, 1: 4000}, seen))
-    assert seen == ([1, 8] if is_tried else [])
+    assert seen == ([1, 1, 8] if is_tried else [])
     assert result.usable_cores == (8 if is_tried or threads is None else threads)
 
 
@@ -205,7 +220,7 @@ def test_the_engine_runs_the_demo_model(host: Host, tmp_path: Path) -> None:
     limited = crowded_host(host, engine, state)
     runs = [run for run in fake.runs() if "-ub" in run["argv"]]
     threads = [int(run["argv"][run["argv"].index("-t") + 1]) for run in runs]
-    assert threads == [1, 8, 8, 1, 1, 8, 4, 4, 2]
+    assert threads == [1, 1, 8, 8, 1, 1, 8, 4, 4, 2]
     assert limited.usable_cores == 2
     started = len(fake.runs())
     assert crowded_host(host, engine, state) == limited

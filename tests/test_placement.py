@@ -47,8 +47,10 @@ class Bench:
         environ: dict[str, str] | None = None,
         numactl: bool = True,
         cached: dict[int, int] | None = None,
+        size: int = GIBIBYTE,
     ) -> Plan:
-        facts = Facts(self.machine.host(), engine, SMALL, "named with -m", environ or {})
+        model = SMALL._replace(size=size)
+        facts = Facts(self.machine.host(), engine, model, "named with -m", environ or {})
         return make_plan(request, facts._replace(numactl=numactl, cached=cached))
 
 
@@ -123,6 +125,24 @@ def test_too_many_threads_for_a_node_are_spread(machine: Machine, numactl: bool)
     assert plan.setting.numa == "distribute"
     assert plan.command[0] == ENGINE.path
     assert "12 threads and 1.2 GiB do not fit on any of 2 NUMA nodes" in plan.reasons["numa"]
+
+
+def test_a_small_model_stays_on_one_node(machine: Machine) -> None:
+    """The memory of one node is fast enough for it, whatever the number of cores."""
+    bench = Bench(machine)
+    assert (bench.plan().setting.threads, bench.plan().setting.numa) == (12, "distribute")
+    tiny = bench.plan(size=10_000_000)
+    setting = tiny.setting
+    assert (setting.threads, setting.threads_batch, setting.node, setting.numa) == (8, 8, 0, None)
+    assert setting.cpus == frozenset(range(8))
+    assert "for a model of 9.5 MiB the memory of one node is fast enough" in tiny.reasons["threads"]
+    assert "-t 8 " in " ".join(tiny.command)
+    asked = bench.plan(HELLO._replace(threads=12), size=10_000_000)
+    assert (asked.setting.threads, asked.setting.numa) == (12, "distribute")
+
+
+def test_a_small_model_that_fits_no_node_is_spread(machine: Machine) -> None:
+    assert Bench(machine, free=0.01).plan(size=10_000_000).setting.numa == "distribute"
 
 
 def test_too_large_a_model_for_a_node_is_spread(machine: Machine) -> None:

@@ -13,10 +13,10 @@ from bitnet_tuning.machine.load import growth, own_cpu_seconds, read_cpu_times
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.store.state import moment
 
-PROMPT, BATCH = "threads " * 200, 32
-"""A prompt for the trial, and how many of its tokens are computed at a time. With single tokens of
-so small a model, threads would mostly wait for each other: in batches of 32 they compute about 0.1
-ms between two waits, as in generating with a model of 2B parameters."""
+BATCH, BATCH_S = 32, 0.01
+"""Most tokens of the prompt that are computed at a time, and seconds that they should take. With
+single tokens of so small a model, a fast CPU would mostly wait for threads. In 10 ms it computes
+about 0.2 ms between two waits, as in generating with a model of 2B parameters."""
 
 SLOWER = 3.0
 """Factor by which the planned threads must be slower than one in all three rounds of a trial. With
@@ -29,22 +29,22 @@ BUSY = 0.25
 """CPUs that other programs may use on average during a trial that counts. Stolen time counts, too.
 A program that shares a CPU with the engine uses about half of it."""
 
-_FIRST_S, _SHORTEST_S = 60.0, 1.0
+_FIRST_S, _SHORTEST_S = 30.0, 1.0
 """Time limits in seconds: of the first run, with one thread, and the shortest of later ones. These
 may take ``SLOWER`` times as long as the first one took, with loading."""
 
 
-def find_limit(planned: int, run: Callable[[int, float], Captured]) -> Crowding:
+def find_limit(planned: int, run: Callable[[int, int, float], Captured]) -> Crowding:
     """Compare the planned threads with one thread, in up to three rounds. If they are much slower
     in all of them, find how many are not by halving."""
     started, before = time.monotonic(), _others()
-    limit, tokens, ratios, most = _FIRST_S, 0, list[float](), 0.0
+    limit, tokens, batch, ratios, most = _FIRST_S, 0, BATCH, list[float](), 0.0
 
     def rate(threads: int) -> float:
         """Return tokens/s, of a run that took too long the most that they can be; 0 if unknown."""
         nonlocal limit, tokens
         begun = time.monotonic()
-        done = run(threads, limit)
+        done = run(threads, batch, limit)
         prompt = parse_timings(done.stderr + done.stdout).prompt
         if not tokens and prompt:
             tokens, limit = prompt.tokens, max(_SHORTEST_S, SLOWER * (time.monotonic() - begun))
@@ -55,9 +55,11 @@ def find_limit(planned: int, run: Callable[[int, float], Captured]) -> Crowding:
         is_known = others <= BUSY or slowdown <= 1
         return Crowding(moment(), planned, threads if is_known else None, slowdown)
 
+    batch = max(1, min(BATCH, int(rate(1) * BATCH_S)))
+    is_timed, tokens, limit = tokens > 0, 0, _FIRST_S
     for order in ((1, planned), (planned, 1), (1, planned)):
-        speeds = {threads: rate(threads) for threads in order}
-        if not all(speeds.values()):
+        speeds = {threads: rate(threads) for threads in order if is_timed}
+        if not speeds or not all(speeds.values()):
             return Crowding(moment(), planned, None)
         ratio = speeds[1] / speeds[planned]
         result = outcome(planned, ratio)

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from bitnet_tuning.machine.host import Host
     from bitnet_tuning.model.types import ModelFile
 
-    Trial = tuple[int, Callable[[int, float], Captured]]
-    """The planned threads, and a function that runs the demo model with some for some seconds."""
+    Trial = tuple[int, Callable[[int, int, float], Captured]]
+    """The planned threads, and a function that runs the demo model with a number of threads and
+    of tokens at a time for at most some seconds."""
 
 VERSION = 5
 """Version of the questions that a probe asks; records of another version are not used."""
