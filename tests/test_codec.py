@@ -18,10 +18,10 @@ from bitnet_tuning.store.codec import (
     DamagedError,
     Literal,
     Moment,
+    Record,
     Some,
     Text,
     Via,
-    Written,
     from_json,
     schema_of,
     to_json,
@@ -35,7 +35,9 @@ class Point(NamedTuple):
     count: float  # type: ignore[assignment]  # hides a method that records do not need
 
 
-Named = Annotated[Point, Written(names={"count": "y"}, texts={"words": lambda p: f"at {p.x}"})]
+Named = Annotated[
+    Point, Record(Point, names={"count": "y"}, texts={"words": lambda p: f"at {p.x}"})
+]
 Small = Annotated[int, {"minimum": 1, "maximum": 9}]
 Pairs = Annotated[
     tuple[tuple[str, int], ...],

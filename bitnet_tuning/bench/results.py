@@ -30,7 +30,7 @@ from bitnet_tuning.store.codec import (
     DamagedError,
     Literal,
     Moment,
-    Written,
+    Record,
     from_json,
     schema_of,
     to_json,
@@ -44,7 +44,7 @@ INTERRUPTED: Literal["interrupted"] = "interrupted"
 FINISHED: Literal["finished"] = "finished"
 
 Commit = Annotated[str, {"pattern": "^([0-9a-f]{40}|[0-9a-f]{64})$"}]
-Worded = Annotated[Setting, Written(texts={"words": describe})]
+Worded = Annotated[Setting, Record(Setting, texts={"words": describe})]
 
 
 class Program(NamedTuple):

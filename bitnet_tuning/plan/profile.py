@@ -16,8 +16,8 @@ from bitnet_tuning.store.codec import (
     DamagedError,
     Moment,
     Positive,
+    Record,
     Text,
-    Written,
 )
 from bitnet_tuning.store.state import State, digest, identity
 
@@ -60,7 +60,7 @@ class Estimate(NamedTuple):
     """Number of values or rounds that were measured."""
 
 
-OverDefault = Annotated[Estimate, Written(names={"count": "rounds"})]
+OverDefault = Annotated[Estimate, Record(Estimate, names={"count": "rounds"})]
 
 
 class Evidence(NamedTuple):

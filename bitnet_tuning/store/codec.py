@@ -9,7 +9,7 @@ A record is a ``NamedTuple`` of this package. The annotation of a field is one o
     tuple[X, Y]                      a list of exactly two values
     dict[K, X], Mapping[K, X]        an object; K is a kind of string
     a record                         an object with exactly the record's fields
-    Annotated[X, note]               X as the note says: limits, Via, Written, LATER or a Form
+    Annotated[X, note]               X as the note says: limits, LATER, or a Form such as Via
 
 Type checkers see ``Literal`` and ``Annotated`` of ``typing``. At run time they are small copies,
 because every run reads its cache with this module, and importing ``typing`` slows its start.
@@ -57,28 +57,6 @@ else:
 
 LATER = "later"
 """Note: older files may lack the field, which has its default then."""
-
-
-class Via:
-    """Note: JSON has a value of ``kind``, from which ``read`` makes the value of the
-    field, or raises ValueError."""
-
-    def __init__(
-        self, kind: object, read: Callable[[Any], Any], write: Callable[[Any], Any]
-    ) -> None:
-        self.kind, self.read, self.write = kind, read, write
-
-
-class Written:
-    """Note: a record has other ``names`` of fields in JSON, or additional ``texts``, which are made
-    by functions when it is written and ignored when it is read."""
-
-    def __init__(
-        self,
-        names: Mapping[str, str] | None = None,
-        texts: Mapping[str, Callable[[Any], str]] | None = None,
-    ) -> None:
-        self.names, self.texts = names or {}, texts or {}
 
 
 class DamagedError(ValueError):
@@ -159,10 +137,6 @@ def _special(kind: Any, *parts: Any) -> Form:
     base, note = parts
     if isinstance(note, Form):
         return note
-    if isinstance(note, Via):
-        return _Converted(note)
-    if isinstance(note, Written):
-        return Record(base, note)
     return form_of(base) if note is LATER else _Limited(form_of(base), note)
 
 
@@ -272,20 +246,25 @@ class _Limited(Form):
         return {**self.form.schema(known), **self.limits}
 
 
-class _Converted(Form):
-    def __init__(self, via: Via) -> None:
-        self.via, self.form = via, form_of(via.kind)
+class Via(Form):
+    """A value that is in JSON a value of ``kind``. ``made`` makes the one from the other, or raises
+    ValueError; ``stored`` is its inverse."""
+
+    def __init__(
+        self, kind: object, made: Callable[[Any], Any], stored: Callable[[Any], Any]
+    ) -> None:
+        self.form, self.made, self.stored = form_of(kind), made, stored
 
     def read(self, value: Any) -> Any:
         try:
-            return self.via.read(self.form.read(value))
+            return self.made(self.form.read(value))
         except DamagedError:
             raise
         except ValueError as error:
             raise DamagedError(str(error)) from error
 
     def write(self, value: Any) -> Any:
-        return self.form.write(self.via.write(value))
+        return self.form.write(self.stored(value))
 
     def schema(self, known: dict[str, Any]) -> dict[str, Any]:
         return self.form.schema(known)
@@ -358,12 +337,17 @@ def _need_object(value: Any) -> None:
 
 
 class Record(Form):
-    """A record as an object with its fields. If the record has a method ``validate``, it raises
-    DamagedError if the fields contradict each other."""
+    """A record as an object with its fields, of which ``names`` are the names in JSON that differ.
+    ``texts`` are made by functions when it is written, and ignored when it is read. If the record
+    has a method ``validate``, it raises DamagedError if the fields contradict each other."""
 
-    def __init__(self, kind: Any, written: Written | None = None) -> None:
-        written = written or Written()
-        self.kind, self.names, self.texts = kind, written.names, written.texts
+    def __init__(
+        self,
+        kind: Any,
+        names: Mapping[str, str] | None = None,
+        texts: Mapping[str, Callable[[Any], str]] | None = None,
+    ) -> None:
+        self.kind, self.names, self.texts = kind, names or {}, texts or {}
         scope = vars(sys.modules[kind.__module__])
         # Evaluating one expression for all annotations takes half as long as one for each.
         every = eval(f"({', '.join(kind.__annotations__.values())},)", scope)
