@@ -7,6 +7,7 @@ import re
 from bitnet_tuning.console import counted
 from bitnet_tuning.doctor.case import BENCHMARK, Case, Check, Finding, bad, good, unknown, warn
 from bitnet_tuning.engine.find import GOMP, LLVM, NONE
+from bitnet_tuning.machine.root import parse_list
 from bitnet_tuning.plan.openmp import BINDING_BY_USER, user_set
 
 _PREFIXES = ("OMP_", "GOMP_", "KMP_")
@@ -79,10 +80,10 @@ def _binding(case: Case) -> Finding:
             "unset OMP_PROC_BIND",
         )
     listed, threads = _value(case, "GOMP_CPU_AFFINITY"), case.wanted_threads
-    places = _places(listed)
-    if places is not None and places < threads:
+    cpus = _cpus(listed)
+    if cpus and len(cpus) < threads:
         return bad(
-            f"GOMP_CPU_AFFINITY={listed} names {counted(places, 'CPU')} for {threads} threads",
+            f"GOMP_CPU_AFFINITY={listed} names {counted(len(cpus), 'CPU')} for {threads} threads",
             "unset GOMP_CPU_AFFINITY",
         )
     yours = [name for name in BINDING_BY_USER if user_set(case.environ, name)]
@@ -91,17 +92,12 @@ def _binding(case: Case) -> Finding:
     return good("you set no variable that binds threads")
 
 
-def _places(text: str) -> int | None:
-    """Return the number of CPUs in a list such as ``0 3 4-7`` or ``0-6:2``; None if it is not
-    such a list."""
-    cpus: set[int] = set()
-    for part in re.split(r"[\s,]+", text):
-        found = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4})(?::([1-9][0-9]{0,3}))?)?", part)
-        if found is None:
-            return None
-        first = int(found[1])
-        cpus.update(range(first, int(found[2] or first) + 1, int(found[3] or 1)))
-    return len(cpus)
+def _cpus(listed: str) -> frozenset[int]:
+    """Return the CPUs in a list such as ``0 3 4-7``; empty if it is not such a list."""
+    try:
+        return parse_list(listed.replace(" ", ","))
+    except ValueError:
+        return frozenset()
 
 
 def _ignored(case: Case) -> Finding | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections import Counter
 from typing import Any
 
 from bitnet_tuning.errors import MissingError, UnsupportedError
@@ -182,14 +181,11 @@ def _engine_differences(theirs: EngineKey, ours: EngineKey) -> list[str]:
     found = []
     if theirs.version != ours.version:
         found.append(f"engine version {theirs.version or '-'}, here {ours.version or '-'}")
-    then, now = _sizes(theirs), _sizes(ours)
-    found += [f"{name} with {size} bytes is missing here" for name, size in sorted(then - now)]
-    found += [f"{name} with {size} bytes exists only here" for name, size in sorted(now - then)]
-    return found
+    changed = {name for name, _ in _sizes(theirs) ^ _sizes(ours)}
+    return found + [f"{name} is not the same here" for name in sorted(changed)]
 
 
-def _sizes(engine: EngineKey) -> Counter[tuple[str, int]]:
-    """Return the engine's files by name and size, with how many there are of each."""
+def _sizes(engine: EngineKey) -> set[tuple[str, int]]:
+    """Return the name and the size in bytes of each of the engine's files."""
     # The paths may come from another system, with other separators.
-    names = (os.path.basename(path.replace("\\", "/")) for path, _, _ in engine.files)
-    return Counter(zip(names, (size for _, size, _ in engine.files), strict=True))
+    return {(path.replace("\\", "/").rpartition("/")[2], size) for path, size, _ in engine.files}
