@@ -55,7 +55,7 @@ def seen(*masks: set[int] | None, log: str = LOG, **variables: str) -> Watched:
         for number, mask in enumerate(masks)
     )
     process = Process(77, {**ENV, **variables}, workers)
-    return Watched(log, process=process, workers=workers, others=(Thread(99, 0.01, 0, None),))
+    return Watched(log, process=process, workers=workers)
 
 
 UNSEEN = Watched(LOG, TOO_SOON)
@@ -128,8 +128,7 @@ def test_what_was_not_observed_is_skipped_with_the_reason(watched: Watched, host
 
 def test_as_many_working_threads_as_planned_pass() -> None:
     line = checks.working(PLAN, seen({0}, {1}))
-    assert (line.state, line.reason) == (PASS, "2 threads working, 1 idle")
-    assert line.facts == {"working": 2, "planned": 2, "shares": [1.0, 1.0, 0.01]}
+    assert (line.state, line.reason) == (PASS, "2 threads working")
 
 
 @pytest.mark.parametrize(
@@ -144,7 +143,7 @@ def test_as_many_working_threads_as_planned_pass() -> None:
 def test_fewer_threads_fail_with_the_cause(variables: dict[str, str], why: str) -> None:
     line = checks.working(PLAN, seen({0}, **variables))
     assert line.state == FAIL
-    assert line.reason.startswith(f"1 of 2 threads working, 1 idle: {why}")
+    assert line.reason.startswith(f"1 of 2 threads working: {why}")
 
 
 def test_more_threads_fail() -> None:
@@ -158,7 +157,7 @@ def test_a_thread_beyond_the_plan_that_mostly_waits_is_no_failure(host: Host) ->
     waits = Thread(5, 0.1, 0.7, frozenset({0, 2}))
     watched = watched._replace(workers=(*watched.workers, waits))
     line = checks.working(PLAN, watched)
-    assert (line.state, line.reason) == (PASS, "2 threads working, 1 idle")
+    assert (line.state, line.reason) == (PASS, "2 threads working")
     assert checks.places(PLAN, watched, host, "libgomp").state == PASS
 
 
@@ -175,7 +174,6 @@ def test_a_failed_run_fails_the_line_of_working_threads() -> None:
 def test_threads_with_a_core_each_pass(host: Host) -> None:
     line = checks.places(PLAN, seen({1, 3}, {0, 2}), host, "libgomp")
     assert (line.state, line.reason) == (PASS, "each thread has its own: CPUs 0,2 | 1,3")
-    assert line.facts == {"cpus": ["1,3", "0,2"]}
 
 
 def test_threads_that_are_not_bound_pass_without_a_binding(host: Host) -> None:
@@ -454,7 +452,6 @@ def test_the_second_half_of_a_run_shows_which_threads_compute() -> None:
     assert work.process is not None
     assert (work.process.id, work.process.variables) == (9, {"A": "1"})
     assert seconds(work.workers) == [(0.2, 0), (0.18, 0)]
-    assert seconds(work.others) == [(0.02, 0)]
     assert work.workers[0].cpus == ALL
 
 
@@ -475,7 +472,6 @@ def test_which_shares_of_time_make_a_thread_compute(ran: float, waited: float, w
     work = summed_up(looks([*before, (5 + ran, 1 + waited)], busiest))
     assert work.process is not None
     assert len(work.workers) == (2 if works else 1)
-    assert len(work.others) == (0 if works else 1)
 
 
 def test_the_process_that_computes_counts_not_the_script_before_it() -> None:

@@ -119,22 +119,14 @@ def working(plan: Plan, watched: Watched) -> Line:
         return _unseen(name, watched)
     planned, count, most = plan.setting.threads, len(workers), max(worker.ran for worker in workers)
     surely = sum(worker.ran >= SURE_SHARE * most for worker in workers)
-    others = f", {len(watched.others)} idle" if watched.others else ""
-    facts = {"working": count, "planned": planned, "shares": _shares(watched)}
     if surely > planned:
         seen = counted(surely, "thread")
         reason = f"{seen} working, but {planned} planned: the engine starts more than -t says"
-        return Line(name, FAIL, reason, facts)
+        return Line(name, FAIL, reason)
     if count < planned:
-        reason = f"{count} of {planned} threads working{others}: {_why_fewer(watched)}"
-        return Line(name, FAIL, reason, facts)
-    return Line(name, PASS, f"{counted(planned, 'thread')} working{others}", facts)
-
-
-def _shares(watched: Watched) -> list[float]:
-    """Return, for each thread, the time it ran or waited for a CPU as a share of the longest."""
-    threads = (*watched.workers, *watched.others)
-    return [round(thread.wanted / threads[0].wanted, 3) for thread in threads]
+        reason = f"{count} of {planned} threads working: {_why_fewer(watched)}"
+        return Line(name, FAIL, reason)
+    return Line(name, PASS, f"{counted(planned, 'thread')} working")
 
 
 def _why_fewer(watched: Watched) -> str:
@@ -157,14 +149,13 @@ def places(plan: Plan, watched: Watched, host: Host, runtime: str | None) -> Lin
     masks = [worker.cpus for worker in workers if worker.cpus is not None]
     if len(masks) < len(workers):
         return Line(name, SKIP, "the kernel does not show which CPUs a thread may use")
-    facts = {"cpus": [format_list(mask) for mask in masks]}
     wrong = _misplaced(plan, watched, masks, host, runtime)
     if wrong:
-        return Line(name, FAIL, wrong, facts)
+        return Line(name, FAIL, wrong)
     different = sorted(set(masks), key=sorted)
     shown = " | ".join(map(format_list, different))
     own = "each thread has its own: " if len(different) == len(masks) > 1 else ""
-    return Line(name, PASS, f"{own}{'CPU' if shown.isdecimal() else 'CPUs'} {shown}", facts)
+    return Line(name, PASS, f"{own}{'CPU' if shown.isdecimal() else 'CPUs'} {shown}")
 
 
 def _misplaced(

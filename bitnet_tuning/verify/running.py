@@ -73,8 +73,6 @@ class Watched(NamedTuple):
     """The process that computed, with the most memory that it had; None if it was not observed."""
     workers: tuple[Thread, ...] = ()
     """Threads that computed, the busiest first."""
-    others: tuple[Thread, ...] = ()
-    """All other threads of the process, the busiest first."""
     steady: bool = False
     """Whether its memory did not grow any more, because the model was loaded."""
 
@@ -159,7 +157,6 @@ def summed_up(looks: Sequence[tuple[Process, ...]]) -> Watched:
         "",
         process=_at_most(later[0], computes),  # a process that exits has no environment any more
         workers=workers,
-        others=tuple(thread for thread in threads if thread not in workers),
         steady=_is_steady(later),
     )
 
