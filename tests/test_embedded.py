@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from bitnet_tuning import demo
-from bitnet_tuning.embedded import bench, chat, cli, engine, flags, options, server
+from bitnet_tuning.embedded import bench, chat, cli, engine, options, server
 from bitnet_tuning.embedded.__main__ import main
 from bitnet_tuning.embedded.engine import PhaseTimes
 from bitnet_tuning.errors import TuningError
@@ -82,10 +82,8 @@ def test_a_usage_error_names_the_flag_and_the_value(argv: list[str], message: st
         cli.PROGRAM.parse(argv)
 
 
-def test_escapes_are_processed_unless_told_otherwise(tmp_path: Path) -> None:
-    assert flags.unescape(rb"a\n\t\\n\x41\q\x4") == b"a\n\t\\nA\\q\\x4"
-    assert cli.PROGRAM.parse(["-p", r"a\nb"]).prompt == b"a\nb"
-    assert cli.PROGRAM.parse(["--no-escape", "-p", r"a\nb"]).prompt == rb"a\nb"
+def test_a_prompt_is_taken_as_it_is(tmp_path: Path) -> None:
+    assert cli.PROGRAM.parse(["-p", r"a\nb"]).prompt == rb"a\nb"
     file = tmp_path / "prompt"
     file.write_bytes(b"one\n\n")
     assert cli.PROGRAM.parse(["-f", str(file)]).prompt == b"one\n"
@@ -374,7 +372,7 @@ needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/
 
 @needs_full
 @pytest.mark.parametrize("streams", [">/dev/full", ">/dev/full 2>&1"])
-@pytest.mark.parametrize("flags", [["-p", "x"], ["-p", "x", "--no-display-prompt"], ["-cnv"]])
+@pytest.mark.parametrize("flags", [["-p", "x"], ["-p", ""], ["-cnv"]])
 def test_a_full_disk_ends_the_program(
     endless: Callable[..., subprocess.Popen[bytes]],
     tmp_path: Path,
@@ -467,11 +465,12 @@ def test_threads_and_timings_are_on_standard_error(
 
 
 @real
-def test_greedy_text_is_the_same_without_prompt_and_timings(
+def test_greedy_text_is_the_same_without_timings(
     completed: subprocess.CompletedProcess[bytes],
 ) -> None:
-    again = run(*COMPLETE, "--no-display-prompt", "--no-perf")
-    assert completed.stdout == COMPLETE[-1].encode() + again.stdout
+    again = run(*COMPLETE, "--no-perf")
+    assert completed.stdout == again.stdout
+    assert again.stdout.startswith(COMPLETE[-1].encode())
     assert b"llama_perf" not in again.stderr
 
 
@@ -503,7 +502,7 @@ def test_a_damaged_model_is_one_error_with_the_reason(tmp_path: Path) -> None:
 
 @real
 def test_a_chat_ends_with_its_input() -> None:
-    result = run(*TALK, "-p", "Be brief.", stdin=b"hello\n\nand\\\nbye\n")
+    result = run(*TALK, "-p", "Be brief.", stdin=b"hello\n\nand bye\n")
     assert result.returncode == 0
     assert result.stdout.startswith(b"\n> ")
     assert result.stdout.count(b"\n> ") == 4

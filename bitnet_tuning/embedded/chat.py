@@ -9,7 +9,6 @@ from typing import Any
 
 from bitnet_tuning.console import tell
 from bitnet_tuning.embedded.engine import ContextFullError, EmbeddedEngine, PhaseTimes, TextPiece
-from bitnet_tuning.embedded.flags import unescape
 from bitnet_tuning.embedded.options import LoadOptions
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.model.gguf import read_model
@@ -46,16 +45,8 @@ class CliOptions(LoadOptions):
     seed: int | None = None
     ignore_eos: bool = False
     chat: bool = False
-    escape: bool = True
-    display_prompt: bool = True
     perf: bool = True
     quiet: bool = False
-
-    def __post_init__(self) -> None:
-        """Process escape sequences in the prompt, unless ``escape`` is False."""
-        super().__post_init__()
-        if self.escape:
-            self.prompt = unescape(self.prompt)
 
 
 def write(content: bytes | str) -> None:
@@ -92,8 +83,7 @@ def _answer(
 
 def complete(options: CliOptions, engine: EmbeddedEngine, rows: list[PhaseTimes]) -> None:
     """Print the prompt and its continuation; append the times to ``rows``."""
-    if options.display_prompt:
-        write(options.prompt)
+    write(options.prompt)
     request = {"prompt": as_text(options.prompt), "cache_prompt": False}
     for piece in _answer(options, engine, request, rows):
         # The server generates at least one token; with -n 0 it is not shown.
@@ -137,7 +127,7 @@ def talk(options: CliOptions, engine: EmbeddedEngine, rows: list[PhaseTimes]) ->
                 del turns[:2]
 
     try:
-        for content in _messages(options):
+        for content in _messages():
             turns.append({"role": "user", "content": as_text(content)})
             said: list[str] = []
             try:
@@ -151,20 +141,11 @@ def talk(options: CliOptions, engine: EmbeddedEngine, rows: list[PhaseTimes]) ->
         write(b"\n")
 
 
-def _messages(options: CliOptions) -> Iterator[bytes]:
-    while (line := _read()) is not None:
-        content = unescape(line) if options.escape else line
+def _messages() -> Iterator[bytes]:
+    """Yield the lines of standard input that are not blank, after a marker for each line."""
+    write(MARKER)
+    for line in sys.stdin.buffer:
+        content = line.rstrip(b"\r\n")
         if content:
             yield content
-
-
-def _read() -> bytes | None:
-    """Return one message, None at the end of input; a backslash at a line's end continues it."""
-    write(MARKER)
-    content = b""
-    while line := sys.stdin.buffer.readline():
-        part = line.rstrip(b"\r\n")
-        if not part.endswith(b"\\"):
-            return content + part
-        content += part[:-1] + b"\n"
-    return content or None
+        write(MARKER)

@@ -44,10 +44,6 @@ PROGRAM = LookAlike(
         CliFlag("--ignore-eos", "ignore_eos", "continue past the end of the text"),
         CliFlag("-cnv, --conversation", "chat", "chat: read messages from standard input"),
         CliFlag("-no-cnv, --no-conversation", "chat", "complete the prompt (default)"),
-        CliFlag(
-            "-e, --escape, --no-escape", "escape", r"process \n and the like (default), or not"
-        ),
-        CliFlag("--no-display-prompt", "display_prompt", "do not print the prompt first"),
         CliFlag("--simple-io", "", "accepted; input and output are always simple"),
         CliFlag("--no-perf, -no-perf", "perf", "do not print timings at the end"),
         CliFlag("--log-disable", "quiet", "print only errors on standard error"),

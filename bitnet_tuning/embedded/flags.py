@@ -6,15 +6,11 @@ has flags of several letters after one dash (``-ngl``) and exits with 1 after a 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bitnet_tuning.errors import TuningError
-
-_ESCAPE = re.compile(rb"\\(x[0-9A-Fa-f]{2}|.)", re.DOTALL)
-_MEANING = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\": b"\\"}
 
 
 class CliFlag(NamedTuple):
@@ -118,16 +114,6 @@ def from_file(path: str) -> bytes:
         return Path(path).read_bytes().removesuffix(b"\n")
     except OSError as error:
         raise TuningError(f"failed to open file '{path}': {error.strerror}") from None
-
-
-def unescape(raw: bytes) -> bytes:
-    r"""Replace ``\n \r \t \' \" \\`` and ``\x41``; leave other backslashes as they are."""
-
-    def meaning(match: re.Match[bytes]) -> bytes:
-        letter = match[1]
-        return bytes([int(letter[1:], 16)]) if len(letter) == 3 else _MEANING.get(letter, match[0])
-
-    return _ESCAPE.sub(meaning, raw)
 
 
 def render(title: str, table: Sequence[CliFlag]) -> str:

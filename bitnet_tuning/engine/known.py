@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     """The planned threads, and a function that runs the demo model with a number of threads and
     of tokens at a time for at most some seconds."""
 
-VERSION = 5
+VERSION = 6
 """Version of the questions that a probe asks; records of another version are not used."""
 
 
