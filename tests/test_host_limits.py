@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
+from bitnet_tuning.machine.cgroups import read_task_limits
 from bitnet_tuning.machine.detect import Privileges, read_privileges
 from bitnet_tuning.machine.root import Root
 from tests.machines import CGROUP, Machine
@@ -370,3 +371,52 @@ def test_other_file_systems_with_the_option_cpu_are_ignored(machine: Machine) ->
     line = "40 25 0:40 / /tmp/x rw - tmpfs none rw,cpu"
     machine.append("proc/self/mountinfo", line).write("tmp/x/cpu.cfs_quota_us", 100000)
     assert machine.host().quota is None
+
+
+# Limits on processes and threads
+
+
+def tasks(machine: Machine, uid: int, *threads: int) -> Machine:
+    """Processes of a user; the first one is this process, and one of somebody else's runs too."""
+    for number, count in enumerate(threads):
+        for folder in {f"proc/{100 + number}", *(("proc/self",) if number == 0 else ())}:
+            text = f"Name:\tx\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\nThreads:\t{count}"
+            machine.write(f"{folder}/status", text)
+    return machine.write("proc/99/status", "Name:\ty\nUid:\t7\t7\t7\t7\nThreads:\t50")
+
+
+def limited(machine: Machine, most: str) -> Machine:
+    head = "Limit                     Soft Limit           Hard Limit           Units"
+    row = f"Max processes             {most:20} {most:20} processes"
+    return machine.write("proc/self/limits", f"{head}\n{row}")
+
+
+def test_the_users_limit_counts_the_threads_of_all_of_its_processes(machine: Machine) -> None:
+    limited(tasks(machine, 1000, 1, 12), "40")
+    assert read_task_limits(Root(str(machine.path))) == [("the user's limit (ulimit -u)", 40, 13)]
+    assert read_task_limits(Root(str(limited(machine, "unlimited").path))) == []
+
+
+def test_root_has_no_limit_but_the_root_of_a_user_namespace_does(machine: Machine) -> None:
+    limited(tasks(machine, 0, 3), "40")
+    assert read_task_limits(Root(str(machine.path))) == []
+    machine.write("proc/self/uid_map", "         0          0 4294967295")
+    assert read_task_limits(Root(str(machine.path))) == []
+    machine.write("proc/self/uid_map", "         0       1000          1")
+    assert [limit[1:] for limit in read_task_limits(Root(str(machine.path)))] == [(40, 3)]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_every_level_of_control_groups_may_limit_tasks(machine: Machine, version: int) -> None:
+    if version == 2:
+        machine.cgroup2("/a/b")
+        base = CGROUP
+    else:
+        machine.cgroup1("pids", "/a/b")
+        base = f"{CGROUP}/pids"
+    for level, most, used in (("a/b", "max", 3), ("a", "20", 15)):
+        machine.write(f"{base}/{level}/pids.max", most)
+        machine.write(f"{base}/{level}/pids.current", str(used))
+    assert read_task_limits(Root(str(machine.path))) == [
+        (f"pids.max of the control group /{base}/a", 20, 15)
+    ]

@@ -7,6 +7,10 @@ import re
 from bitnet_tuning.machine.root import Root, as_integer
 from bitnet_tuning.namedtuple import NamedTuple
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _NO_LIMIT = 1 << 60
 """Bytes from which a memory limit means "no limit". Version 1 shows the largest page counter,
 2**63 rounded down to a page (PAGE_COUNTER_MAX in the kernel)."""
@@ -58,15 +62,17 @@ class MemoryLimit(NamedTuple):
 
 def read_cgroups(root: Root) -> Cgroups:
     """Return the control groups that limit the CPUs and memory of this process."""
+    return Cgroups(*_all_levels(root, _UNIFIED, "cpu", "memory"))
+
+
+def _all_levels(root: Root, *controllers: str) -> Iterator[tuple[str, ...]]:
+    """Yield, for each controller, the folders of this process's group and its parents."""
     mounts = [each for each in read_mounts(root, "cgroup") if each.kind in ("cgroup", "cgroup2")]
     mounts = mounts or _usual_mounts(root)
     paths = _paths(root)
-
-    def levels(controller: str) -> tuple[str, ...]:
+    for controller in controllers:
         showing = [mount for mount in mounts if controller in _controllers(mount)]
-        return _levels(root, showing, paths.get(controller, "/"))
-
-    return Cgroups(levels(_UNIFIED), levels("cpu"), levels("memory"))
+        yield _levels(root, showing, paths.get(controller, "/"))
 
 
 def _controllers(mount: Mount) -> list[str]:
@@ -199,6 +205,29 @@ def read_throttling(root: Root, groups: Cgroups) -> tuple[Throttling, ...]:
             lost = stated.get("throttled_usec", 0) / 1e6 + stated.get("throttled_time", 0) / 1e9
             found.append(Throttling(level, stated["nr_periods"], stated["nr_throttled"], lost))
     return tuple(found)
+
+
+def read_task_limits(root: Root) -> list[tuple[str, int, int]]:
+    """Return the limits on processes and threads together that apply to this process, each with its
+    name, the number that it allows, and the number that run."""
+    found = []
+    for level in (level for levels in _all_levels(root, _UNIFIED, "pids") for level in levels):
+        limit, used = (root.integer(f"{level}/pids.{name}") for name in ("max", "current"))
+        if limit is not None and used is not None:
+            found.append((f"pids.max of the control group /{level}", limit, used))
+    # getrlimit(2): RLIMIT_NPROC counts the threads of a user, and root is exempt, but not the root
+    # of a user namespace.
+    owner = root.fields("proc/self/status").get("Uid", "").split()[:1]
+    stated = re.search(r"Max processes +(\d+)", root.read("proc/self/limits") or "")
+    exempt = owner == ["0"] and (root.read("proc/self/uid_map") or "0 0").split()[1] == "0"
+    if stated and owner and not exempt:
+        tasks = [
+            root.fields(f"proc/{name}/status") for name in root.names("proc") if name.isdigit()
+        ]
+        own = [each for each in tasks if each.get("Uid", "").split()[:1] == owner]
+        used = sum(as_integer(each.get("Threads")) or 0 for each in own)
+        found.append(("the user's limit (ulimit -u)", int(stated[1]), used))
+    return found
 
 
 _TABLE_BYTES = 1 << 20
