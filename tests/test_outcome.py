@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from bitnet_tuning.engine.probe import Speed, Timings, parse_timings
-from bitnet_tuning.launch.failure import explain
+from bitnet_tuning.launch.background import Captured
+from bitnet_tuning.launch.failure import (
+    NO_THREADS,
+    explain,
+    failure,
+    loader_error,
+    thread_shortage,
+)
 
 GIBIBYTE = 1 << 30
 
@@ -97,7 +104,7 @@ def test_sigkill_is_explained_with_the_size_of_model_and_memory() -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        *(0, 1, 2, 3, 127),  # no signal
+        *(0, 1, 2, 3, 126),  # no signal
         *(128 + signal for signal in (1, 2, 3, 13, 15)),  # signals that end a run on purpose
         *(128, 128 + 64, 255, 300),
         0xC000013A,  # Ctrl-C on Windows
@@ -123,3 +130,78 @@ def test_windows_codes_are_explained_signed_or_not(code: int, words: tuple[str, 
     line = explain(code, None, None)
     assert line is not None and "\n" not in line
     assert [word for word in words if word not in line] == []
+
+
+LD_SO = "/b/llama-cli: error while loading shared libraries: libllama.so: cannot open shared object"
+GLIBC = "/b/llama-cli: /lib/libc.so.6: version `GLIBC_2.99' not found (required by /b/llama-cli)"
+MUSL = "Error loading shared library libllama.so: No such file or directory (needed by /b/x)"
+DYLD = "dyld[71]: Library not loaded: @rpath/libllama.dylib"
+
+
+@pytest.mark.parametrize(
+    ("code", "log", "said"),
+    [
+        (127, LD_SO, LD_SO),
+        (1, GLIBC, GLIBC),
+        (127, f"{MUSL}\nError relocating /b/x: llama_free: symbol not found", MUSL),
+        (134, f"\n{DYLD}\n  Referenced from: /b/x\n  Reason: tried: …", DYLD),
+        (
+            127,
+            "cannot start /b/x: Exec format error\n  build it",
+            "cannot start /b/x: Exec format error",
+        ),
+        (126, "/b/x: 2: exec: /b/y: Permission denied", "/b/x: 2: exec: /b/y: Permission denied"),
+        (1, "error: unknown argument: --help", None),
+        (0, LD_SO, None),
+        (None, "", None),
+        (134, "GGML_ASSERT(x) failed", None),
+        (127, "", None),
+    ],
+)
+def test_a_program_that_its_loader_did_not_start_is_told_from_one_that_failed(
+    code: int | None, log: str, said: str | None
+) -> None:
+    assert loader_error(Captured(code, "", log)) == said
+
+
+@pytest.mark.parametrize("code", [0xC0000135, 0xC0000135 - (1 << 32), 0xC000007B, 0xC0000139])
+def test_a_missing_dll_is_the_loaders_error(code: int) -> None:
+    assert "DLL" in (loader_error(Captured(code, "", "")) or "")
+
+
+def test_an_engine_that_was_not_loaded_is_explained_with_the_remedy() -> None:
+    assert "LD_LIBRARY_PATH" in (explain(127, None, None) or "")
+
+
+@pytest.mark.parametrize(
+    ("code", "log"),
+    [
+        (
+            134,
+            "OMP: Error #34: System unable\nOMP: System error #11: Resource temporarily "
+            "unavailable\nOMP: Hint Try decreasing the value of OMP_NUM_THREADS.",
+        ),
+        (1, "libgomp: Thread creation failed: Resource temporarily unavailable"),
+        (134, "/src/ggml.c:20845: GGML_ASSERT(rc == 0) failed"),
+        (
+            134,
+            "terminate called after throwing an instance of 'std::system_error'\n"
+            "  what():  Resource temporarily unavailable",
+        ),
+    ],
+    ids=["libomp", "libgomp", "no OpenMP", "C++"],
+)
+def test_every_runtime_without_threads_is_told_from_broken_kernels(code: int, log: str) -> None:
+    reason = failure(Captured(code, "", log), 30)
+    assert reason is not None and reason.startswith(NO_THREADS)
+    assert "ulimit -u" in reason and "pids.max" in reason
+
+
+def test_the_tightest_limit_is_named_with_the_threads_that_fit() -> None:
+    limits = [("pids.max of /a", 100, 10), ("ulimit -u", 12, 5)]
+    assert thread_shortage(limits, 5) is None
+    text = thread_shortage(limits, 6) or ""
+    for part in ("6 threads", "ulimit -u", "12", "of which 5 run", "-t 5", "raise"):
+        assert part in text
+    assert "-t" not in (thread_shortage([("ulimit -u", 7, 5)], 1) or "")
+    assert thread_shortage([], 1000) is None

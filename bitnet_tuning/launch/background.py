@@ -86,9 +86,10 @@ def capture(
 ) -> Captured:
     """Run a program without input for at most ``seconds`` and return its output.
 
-    A program that cannot be started has the exit code 127. ``watch`` is called repeatedly while
-    the program runs, with its process id, which on POSIX systems is also its group's. The program
-    and its group are killed when the call ends, even by an exception, and when this process dies.
+    A program that cannot be started has the exit code 127 and the error as its stderr. ``watch`` is
+    called repeatedly while the program runs, with its process id, which on POSIX systems is also
+    its group's. The program and its group are killed when the call ends, even by an exception, and
+    when this process dies.
     """
     from subprocess import PIPE, TimeoutExpired  # noqa: PLC0415 (2 ms)
 
@@ -107,7 +108,7 @@ def capture(
                 output, log = late.stdout or b"", late.stderr or b""
             return Captured(None, _text(output), _text(log))
     except UnsupportedError as error:
-        return Captured(127, "", error.cause)
+        return Captured(127, "", str(error))
 
 
 def _printed(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import signal
 
-from bitnet_tuning.console import size_text
-from bitnet_tuning.launch.program import CONTROL_C
+from bitnet_tuning.console import counted, size_text
+from bitnet_tuning.launch.program import CONTROL_C, TASK_LIMITS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from bitnet_tuning.launch.background import Captured
 
 
@@ -49,17 +52,48 @@ _WINDOWS_CODES = {
 """NTSTATUS values that Windows uses as exit codes (MS-ERREF 2.3), with name and remedy."""
 
 
+_LOADER = re.compile(
+    # of glibc, musl and macOS
+    "error while loading shared libraries|symbol lookup error|version `.*' not found|"
+    "Error loading shared library|Error relocating|Library not loaded|Symbol not found"
+)
+BUILD_HERE = "build it again on this machine, where it is now"
+_NOT_LOADED = (
+    f"the engine or one of its libraries was not found: {BUILD_HERE}, or put the folder of its "
+    "libraries into LD_LIBRARY_PATH"
+)
+
+NO_THREAD = re.compile(r"Resource temporarily unavailable|GGML_ASSERT\(rc == 0\) failed")
+"""What OpenMP's runtimes and C++ print, and ggml without OpenMP, if a thread cannot be started."""
+_OTHER_TASKS = 2
+"""Tasks of a run besides the engine's threads: one writes its log, one leads its group."""
+
+
+def loader_error(done: Captured) -> str | None:
+    """Return why the system did not start a program, in the words of its loader or of ``capture``;
+    None if the program itself ran."""
+    if (done.code or 0) & 0xFFFFFFFF in (0xC000007B, 0xC0000135, 0xC0000139):  # a DLL
+        return explain(done.code or 0, None, None)
+    lines = [line.strip() for line in done.stderr.splitlines() if done.code and line.strip()]
+    named = [line for line in lines if _LOADER.search(line)]
+    # Shells and ``capture`` end with 127 or 126 if they cannot start a command.
+    return next(iter(named or (lines if done.code in (126, 127) else [])), None)
+
+
 def explain(
     code: int,
     model_bytes: int | None,
     available_bytes: int | None,
     has_kernels: bool = False,
 ) -> str | None:
-    """Return one line that explains why an engine was killed, or None for any other exit code.
+    """Return one line that explains why an engine was killed or not started, or None for any other
+    exit code.
 
     ``model_bytes`` is the size of the model, ``available_bytes`` the memory that was available
     before the start. ``has_kernels`` says that the engine is built for AVX2 or NEON.
     """
+    if code == 127:
+        return _NOT_LOADED
     if code & 0xC0000000 == 0xC0000000:
         if code & 0xFFFFFFFF == CONTROL_C:
             return None
@@ -80,11 +114,28 @@ def explain(
     return f"the engine was killed by {name}: {remedy}"
 
 
+def thread_shortage(limits: Iterable[tuple[str, int, int]], threads: int) -> str | None:
+    """Return the limit that has no room for an engine with these threads, with a remedy; None if
+    all have. A limit is its name, the tasks that it allows, and those that run."""
+    name, limit, used = min(limits, key=lambda each: each[1] - each[2], default=("", 0, 0))
+    room = limit - used - _OTHER_TASKS
+    if not name or room >= threads:
+        return None
+    fewer = f"use fewer (-t {room}), or " if room > 0 else "end other programs, or "
+    return (
+        f"the engine could not start {counted(threads, 'thread')}: {name} allows {limit} processes "
+        f"and threads, of which {used} run; {fewer}raise that limit"
+    )
+
+
 LONGEST = 160
 """Largest number of characters in a reason, which is shown in tables."""
 
 NO_END = "did not finish within"
 """Beginning of the reason for a run that hung."""
+
+NO_THREADS = "the limit on processes and threads is reached"
+"""Beginning of the reason for a run that could not start its threads."""
 
 _SIGNS = ("error", "assert", "failed", "cannot", "invalid")
 
@@ -98,6 +149,8 @@ def failure(done: Captured, seconds: float) -> str | None:
         return f"{NO_END} {seconds:.3g} seconds"
     if done.code == 0:
         return None
+    if NO_THREAD.search(done.stderr):
+        return f"{NO_THREADS} ({TASK_LIMITS})"
     death = explain(done.code, None, None)
     cause = death or f"the engine ended with exit code {done.code}"
     # Leave out the remedy and the unknown sizes.
