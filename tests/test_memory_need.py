@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bitnet_tuning.console import MEBIBYTE
-from bitnet_tuning.plan.memory import fits, need_of, sum_text
+from bitnet_tuning.plan.memory import fits, least_tokens, need_of, sum_text
 from tests.profile_samples import MODEL
 
 BITNET_2B = MODEL._replace(size=1125 * MEBIBYTE, heads=20, kv_width=2 * 640)
@@ -53,3 +53,22 @@ def test_a_share_of_the_memory_must_hold_the_sum() -> None:
     assert fits(need, need.total * 2, 0.5)
     assert not fits(need, need.total * 2 - 2, 0.5)
     assert not fits(need, None, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "vocabulary", "least"),
+    [
+        (b"one two\nthree", ("a", "\u0120two", "\u010a"), 3),
+        (b"a b c d e f", ("\u2581word", "w" * 9), 6),
+        (b"a b c d e f", ("w" * 9, "of\u2581the"), 1),
+        (b"a b c d e f", ("w" * 9, "end.\u010a\u0109next"), 1),
+        (b"x" * 100, ("w" * 9,), 12),
+        (b" " * 100, ("w" * 9,), 0),
+        (b"one two", (), 0),
+        (b"\xff " * 7, ("w" * 9,), 7),
+    ],
+)
+def test_a_prompt_has_at_least_a_token_for_each_word_unless_a_token_holds_several(
+    prompt: bytes, vocabulary: tuple[str, ...], least: int
+) -> None:
+    assert least_tokens(prompt, vocabulary) == least

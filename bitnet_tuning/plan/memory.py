@@ -7,13 +7,14 @@ for 2048 tokens, 255.5 MiB of buffers for a micro-batch of 512 tokens and 31.9 M
 from __future__ import annotations
 
 from bitnet_tuning.console import counted, size_text
+from bitnet_tuning.errors import UsageError
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.command import obeys
 from bitnet_tuning.plan.openmp import user_set
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from bitnet_tuning.machine.detect import Privileges
     from bitnet_tuning.machine.host import Host
@@ -53,6 +54,10 @@ estimates that are shown. Decisions assume that every byte may be a token."""
 
 _SPECIAL = 8
 """Largest number of tokens that the engine adds to a prompt, such as a beginning-of-text token."""
+
+_SPACES = dict.fromkeys((*range(9, 14), 32, *range(0x109, 0x10E), 0x120, 0x2581), " ")
+"""White space as vocabularies write it: as it is, in byte-level BPE as U+0100 and the byte
+(bytes_to_unicode of GPT-2), in SentencePiece as U+2581."""
 
 _BATCH_SHARE = 0.9
 """Share of the available memory that cache and buffers should not exceed."""
@@ -103,6 +108,50 @@ def _buffer_bytes(model: ModelFile, context: int, ubatch: int | None) -> int:
     """Return the bytes of the widest result of a step: logits, or attention over the context."""
     widest = max(model.vocabulary or 0, (model.heads or 0) * context)
     return _F32 * (ubatch or DEFAULT_UBATCH) * (widest + (model.embedding_length or 0))
+
+
+def least_tokens(prompt: bytes, vocabulary: Iterable[str]) -> int:
+    """Return the fewest tokens that a prompt can have with this vocabulary; 0 without one."""
+    tokens, words = tuple(vocabulary), prompt.split()
+    longest = max((len(each.encode()) for each in tokens), default=0)
+    if not longest:
+        return 0
+    # If no token holds two words, each word takes at least one. White space may take none.
+    joins = any(len(each.translate(_SPACES).split()) > 1 for each in tokens)
+    return max(0 if joins else len(words), -(-sum(map(len, words)) // longest))
+
+
+def check_context(request: Request, facts: Facts) -> Iterator[str]:
+    """Yield warnings about the context's size. Raise UsageError if the prompt is surely longer."""
+    context, trained = context_of(request.ctx_size, facts.model), facts.model.context_length
+    if {"-c", "--ctx-size"} & set(request.extra):
+        return
+    # llama-completion aborts already if the prompt has more tokens than -c (common_batch_add).
+    room = context if facts.engine.completion else _padded(context)
+    size = request.prompt_bytes(facts.prompt_file_bytes) or 0
+    enough = _padded(size + _SPECIAL + max(request.n_predict, 0))
+    remedy = f"shorten it, or add -c {enough}, which holds it in any case"
+    if trained and enough > trained:
+        remedy += f" (the model was trained on {trained} tokens)"
+    if facts.least_tokens > room:
+        has = f"the prompt has at least {facts.least_tokens} tokens"
+        raise UsageError(f"{has}, and the context {context}", remedy)
+    if size / BYTES_PER_TOKEN > room:
+        about = round(size / BYTES_PER_TOKEN)
+        yield f"the prompt has about {about} tokens, and the context {context}: {remedy}"
+    if request.n_predict > room:
+        yield (
+            f"-n {request.n_predict} is more than the context of {context} tokens (-c): when it is "
+            "full, the engine stops or forgets the beginning"
+        )
+    if trained and context > trained:
+        yield f"-c {context} is more than the {trained} tokens that the model was trained on"
+
+
+def _padded(tokens: int) -> int:
+    # llama.cpp enlarges a context to a multiple of 256, and bitnet.cpp of 2024 without flash
+    # attention to one of 32 (llama_kv_cache_get_padding).
+    return -(-tokens // 256) * 256
 
 
 def sum_text(need: Need, available: int | None) -> str:
