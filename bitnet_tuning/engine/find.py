@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.namedtuple import NamedTuple
+from bitnet_tuning.store.codec import LATER, Annotated
 
 GOMP, LLVM, MSVC, NONE = "libgomp", "libomp", "vcomp", "none"
 """OpenMP runtimes: GNU's, LLVM's (also Intel's, the same code), Microsoft's, and none at all."""
@@ -75,6 +76,8 @@ class Engine(NamedTuple):
     """Flags of the CPU on which the engine was probed, as the kernel writes them."""
     ran: bool | None = None
     """Whether the demo model ran on that CPU; False after SIGILL, None after other failures."""
+    fault: Annotated[tuple[str, str] | None, LATER] = None
+    """Why the system cannot start it and what to do; such an engine is never stored."""
 
     @property
     def bench(self) -> str | None:

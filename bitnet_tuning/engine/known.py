@@ -144,8 +144,17 @@ def check_pair(engine: Engine, model: ModelFile) -> None:
         )
 
 
+def check_start(engine: Engine) -> Engine:
+    """Return the engine. Raise UnsupportedError if the system cannot start it."""
+    if engine.fault:
+        raise UnsupportedError(*engine.fault)
+    return engine
+
+
 def check_isa(engine: Engine, host: Host) -> None:
-    """Raise UnsupportedError if the build would die of an illegal instruction on this CPU."""
+    """Raise UnsupportedError if the system cannot start the build, or if it would die of an illegal
+    instruction on this CPU."""
+    check_start(engine)
     refused = refusal(engine, host.isa)
     if refused is None:
         return

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import sys
+from shlex import quote
 
 from bitnet_tuning import demo
 from bitnet_tuning.engine import binary
 from bitnet_tuning.engine.find import ARCHITECTURES, Engine, Location, beside, embedded_library
 from bitnet_tuning.launch.background import Captured, capture
+from bitnet_tuning.launch.failure import BUILD_HERE, NO_THREAD, loader_error
 from bitnet_tuning.machine.detect import read_flags
 from bitnet_tuning.namedtuple import NamedTuple
 
@@ -21,6 +23,9 @@ _SYSTEM_INFO = "system_info:"
 _FEATURE = r"\b([A-Z][A-Z0-9_]*) = (\d+)"
 _VERSION = r"(?m)^version: .*$"
 
+_PACKAGES = {"libgomp": "libgomp1", "libomp": "libomp5"}
+"""Debian's packages of the libraries that an engine needs and no build brings."""
+
 _FLAG = r"--?[A-Za-z]"
 _PLACEHOLDER = r"[A-Z<{\[(.]"
 _DESCRIPTION_COLUMN = 20
@@ -30,15 +35,17 @@ _DESCRIPTION_COLUMN = 20
 def probe(location: Location) -> tuple[Engine, bool]:
     """Return what is known of the engine after it was asked for its help, its version and one
     token, and whether that is complete enough to be remembered. Raise nothing for an engine that
-    fails: what it did not tell is empty or None."""
+    fails: what it did not tell is empty or None, and an engine that cannot start has a fault."""
     completion = None if location.embedded else beside(location.cli, "llama-completion")
     chat = (sys.executable, location.cli) if location.embedded else (location.cli,)
     once = (completion,) if completion else chat
     help_text = capture((*once, "--help"))
     chat_help = help_text if once == chat else capture((*chat, "--help"))
+    fault = _fault(once[-1], help_text)
     version = capture((*chat, "--version"))
     files = _files(location)
-    i2_s = binary.knows_name(files, "i2_s")
+    # Its own libraries, which tell, may be those that are missing.
+    i2_s = None if fault else binary.knows_name(files, "i2_s")
     tried = _generate_token(once, i2_s)
     if _has_run(tried) and _SYSTEM_INFO not in _log(tried):
         # llama-completion of late 2026 now and then exits before its log is written
@@ -54,15 +61,37 @@ def probe(location: Location) -> tuple[Engine, bool]:
         blas=tuple(binary.blas_libraries(files)),
         isa=frozenset(parse_system_info(_log(tried))),
         i2_s=i2_s,
-        architectures=_architectures(files),
+        architectures={} if fault else _architectures(files),
         files=files,
         completion=completion,
         cpu=frozenset(read_flags()),
         ran=_has_run(tried),
+        fault=fault,
     )
     # An engine that dies of an illegal instruction has no answers, but it will die again.
     answered = help_text.code is not None and (bool(engine.flags) or engine.ran is False)
-    return engine, answered
+    complete = answered and not fault and not NO_THREAD.search(_log(tried))
+    return engine, complete
+
+
+def _fault(program: str, done: Captured) -> tuple[str, str] | None:
+    """Return why the system does not start a program and what to do about it; None if it does."""
+    said, start = loader_error(done), f"cannot start {program}: "
+    if said is None:
+        return None
+    if said.startswith(start):
+        return said, done.stderr.partition("\n")[2].strip()
+    cause = start + said.removeprefix(f"{program}: ")
+    missing = re.findall(r"(\S+) => not found", trace_libraries(program))
+    for name in missing:
+        if package := _PACKAGES.get(name.partition(".so")[0]):
+            return cause, f"install it; on Debian and Ubuntu: apt-get install {package}"
+    folders = binary.folders_with(missing, os.path.dirname(os.path.dirname(program)))
+    if folders:
+        return cause, f"{BUILD_HERE}, or: export LD_LIBRARY_PATH={quote(':'.join(folders))}"
+    if missing:
+        return cause, f"{BUILD_HERE}, or put the folder of {missing[0]} into LD_LIBRARY_PATH"
+    return cause, BUILD_HERE
 
 
 def _log(tried: Captured | None) -> str:
