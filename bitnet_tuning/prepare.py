@@ -9,19 +9,20 @@ from bitnet_tuning import demo
 from bitnet_tuning.console import say
 from bitnet_tuning.engine.find import EMBEDDED, Engine, locate_all, on_path
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA
-from bitnet_tuning.engine.known import know, know_crowding, with_architecture
+from bitnet_tuning.engine.known import check_start, know, know_crowding, with_architecture
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
 from bitnet_tuning.launch.program import FEED, INHERIT, INTERRUPT_GRACE, NO_INPUT, Launch, Outcome
 from bitnet_tuning.launch.run import run
+from bitnet_tuning.machine.cgroups import read_task_limits
 from bitnet_tuning.machine.detect import read_host, read_privileges
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.neighbours import count_running, watch
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.machine.wsl import with_windows_cores
 from bitnet_tuning.model.find import Choice, choose_model
-from bitnet_tuning.model.gguf import read_model
+from bitnet_tuning.model.gguf import read_model, read_tokens
 from bitnet_tuning.plan.facts import Facts, Plan, Request
-from bitnet_tuning.plan.memory import HUGE, LOCKED
+from bitnet_tuning.plan.memory import HUGE, LOCKED, context_of, least_tokens
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.threads import asked_threads, choose_threads
 from bitnet_tuning.store.state import State, default_folder
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from bitnet_tuning.model.types import ModelFile
 
 
-_LONGEST_ECHO = 1 << 20
-"""Largest prompt file, in bytes, whose text is recognised in the engine's output."""
+_LONGEST_PROMPT = 1 << 24
+"""Largest prompt file, in bytes, that is read."""
 
 
 def prepare(request: Request, root: str = "/") -> tuple[Facts, Plan]:
@@ -89,6 +90,8 @@ def read_facts(request: Request, state: State, root: str = "/") -> Facts:
         privileges=read_privileges() if needs_privileges or (setting and setting.mlock) else None,
         profile=profile,
         prompt_file_bytes=_file_size(request.prompt_file),
+        least_tokens=_least_tokens(request, choice.model),
+        force=request.force,
     )
     if root == "/":
         may_try = not (setting or asked_threads(request.threads, os.environ))
@@ -159,12 +162,20 @@ def _file_size(path: str | None) -> int | None:
     return os.path.getsize(path) if path is not None and os.path.isfile(path) else None
 
 
+def _least_tokens(request: Request, model: ModelFile) -> int:
+    """Return ``Facts.least_tokens``."""
+    size = request.prompt_bytes(_file_size(request.prompt_file))
+    if size is None or size <= context_of(request.ctx_size, model):  # a byte is a token at most
+        return 0
+    return least_tokens(_prompt(request) or b"", read_tokens(model.path))
+
+
 def find_engine(named: str | None, state: State, model_named: str | None = None) -> Engine:
     """Return the engine to use; of several builds, the best one for the model of the run. Raise
-    MissingError if there is no engine, UnsupportedError if none of several can be used."""
+    MissingError if there is no engine, UnsupportedError if none can be used."""
     located = locate_all(named, os.environ, engine_folders())
     if len(located) == 1:
-        return know(located[0], state)
+        return check_start(know(located[0], state))
     try:
         return find_pair(named, model_named, state)[0]
     except MissingError:  # there is no model
@@ -175,10 +186,11 @@ def find_pair(
     engine_named: str | None, model_named: str | None, state: State, host: Host | None = None
 ) -> tuple[Engine, Choice]:
     """Return the engine and the model to use. Raise MissingError if one of them is missing,
-    UnsupportedError if none of several builds can be used."""
+    UnsupportedError if no build can be used."""
     engines, choice = find_builds(engine_named, model_named, state)
-    engine = engines[0] if len(engines) == 1 else _choose(engines, choice.model, state, host)
-    return engine, choice
+    if len(engines) > 1:
+        return _choose(engines, choice.model, state, host), choice
+    return check_start(engines[0]), choice
 
 
 def find_builds(
@@ -219,7 +231,7 @@ def execute(
             stdin=facts.stdin,
             keep_log=keep_log or quiet,
             show_log=not quiet,
-            echo=_echo(request) if keep_log else None,
+            echo=_prompt(request) if keep_log else None,
             interactive=request.chat,
             nice=plan.setting.nice,
         )
@@ -229,15 +241,20 @@ def execute(
         sys.stderr.buffer.write(outcome.log)
     if outcome.gave_up:
         say(f"the engine did not exit within {INTERRUPT_GRACE} s after Ctrl-C and was killed")
-    elif outcome.code > 128 or outcome.code < 0:
-        say_all(explain_death(outcome.code, facts))
+    elif outcome.code not in (0, 130):
+        say_all(explain_death(outcome.code, facts, plan))
     return outcome
 
 
-def explain_death(code: int, facts: Facts) -> str | None:
+def explain_death(code: int, facts: Facts, plan: Plan) -> str | None:
     """Return what probably ended an engine with this exit code; None if that is unknown."""
-    from bitnet_tuning.launch.failure import explain  # noqa: PLC0415 (engines seldom die)
+    from bitnet_tuning.launch.failure import explain, thread_shortage  # noqa: PLC0415 (seldom)
 
+    # libgomp exits with 1 if it cannot start a thread; all others abort.
+    if code in (1, 134):
+        threads = max(plan.setting.threads, plan.setting.threads_batch)
+        if found := thread_shortage(read_task_limits(Root()), threads):
+            return found
     has_kernels = bool(facts.engine.isa & KERNEL_ISA)
     return explain(code, facts.model.size, facts.host.memory.available, has_kernels)
 
@@ -249,14 +266,14 @@ def say_all(*lines: str | None) -> None:
             say(line)
 
 
-def _echo(request: Request) -> bytes | None:
+def _prompt(request: Request) -> bytes | None:
     """Return the prompt, with which the engine's output begins; None if it is unknown."""
     path = request.prompt_file
     if request.chat:
         return None
     if path is None:
         return os.fsencode(request.prompt or "")
-    if not os.path.isfile(path) or os.path.getsize(path) > _LONGEST_ECHO:
+    if not os.path.isfile(path) or os.path.getsize(path) > _LONGEST_PROMPT:
         return None
     with open(path, "rb") as file:
         return file.read()

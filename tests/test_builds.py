@@ -195,6 +195,13 @@ def test_a_build_that_cannot_run_the_model_is_not_chosen(avx512: Host) -> None:
         assert "build-wide" in why
 
 
+def test_a_build_that_cannot_start_is_not_chosen(avx512: Host) -> None:
+    broken = WIDE._replace(fault=("cannot start it: no library", "build it"), i2_s=None)
+    name, why = chosen(avx512, broken, FIRST)
+    assert name == "build"
+    assert "cannot start it: no library" in why
+
+
 def test_without_a_usable_build_the_error_has_a_reason_for_each(avx2: Host) -> None:
     with pytest.raises(UnsupportedError) as caught:
         chosen(avx2, WIDE, FIRST._replace(i2_s=False))

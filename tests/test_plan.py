@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -286,7 +287,7 @@ def test_priority_is_raised_only_with_the_privilege(lowest: int, nice: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("isa", "quantization", "warned"),
+    ("isa", "quantization", "weak"),
     [
         ({"SSSE3"}, "i2_s", True),
         ({"SSSE3", "AVX2"}, "i2_s", False),
@@ -295,12 +296,73 @@ def test_priority_is_raised_only_with_the_privilege(lowest: int, nice: int) -> N
         ({"SSSE3"}, "tq2_0", False),
     ],
 )
-def test_a_build_without_the_kernels_of_i2_s_is_warned_about(
-    isa: set[str], quantization: str, warned: bool
+def test_a_build_without_the_kernels_of_i2_s_is_refused_unless_it_is_forced(
+    isa: set[str], quantization: str, weak: bool
 ) -> None:
-    engine = ENGINE._replace(isa=frozenset(isa), ran=True, cpu=frozenset(a_host(4).isa))
-    made = plan(engine=engine, model=MODEL._replace(quantization=quantization))
-    assert any("is built without AVX2 and NEON" in each for each in made.warnings) == warned
+    host = a_host(4)
+    engine = ENGINE._replace(isa=frozenset(isa), ran=True, cpu=frozenset(host.isa))
+    model = MODEL._replace(quantization=quantization)
+    facts = Facts(host, engine, model, "named with -m", {})
+    forced = make_plan(HELLO, facts._replace(force=True))
+    assert any("is built without AVX2 and NEON" in each for each in forced.warnings) == weak
+    if not weak:
+        assert make_plan(HELLO, facts) == forced
+        return
+    with pytest.raises(UnsupportedError) as caught:
+        make_plan(HELLO, facts)
+    assert "is built without AVX2 and NEON" in caught.value.cause
+    assert "-DGGML_NATIVE=ON" in caught.value.remedy and "--force" in caught.value.remedy
+    old = facts._replace(
+        host=host._replace(isa=("ssse3",)), engine=engine._replace(cpu=frozenset())
+    )
+    with pytest.raises(UnsupportedError) as caught:
+        make_plan(HELLO, old)
+    assert "TQ2_0" in caught.value.remedy and "GGML_NATIVE" not in caught.value.remedy
+
+
+def context_facts(least: int = 0, engine: Engine = ENGINE) -> Facts:
+    return Facts(a_host(4), engine, MODEL, "named with -m", {}, least_tokens=least)
+
+
+@pytest.mark.parametrize(
+    ("engine", "room"),
+    [(ENGINE, 512), (EMBEDDED, 512), (MAINLINE._replace(i2_s=True), 300)],
+    ids=["bitnet", "embedded", "llama-completion"],
+)
+def test_a_prompt_that_is_surely_longer_than_the_context_is_refused(
+    engine: Engine, room: int
+) -> None:
+    """Engines enlarge the context to a multiple of 256 tokens; llama-completion aborts before."""
+    model = MODEL._replace(quantization="tq2_0") if engine is EMBEDDED else MODEL
+    request = Request(prompt="word " * 500, ctx_size=300, n_predict=4)
+    make_plan(request, context_facts(room, engine)._replace(model=model))
+    with pytest.raises(UsageError) as caught:
+        make_plan(request, context_facts(room + 1, engine)._replace(model=model))
+    assert f"at least {room + 1} tokens" in caught.value.cause and "300" in caught.value.cause
+    assert "-c 2560" in caught.value.remedy
+    make_plan(
+        request._replace(extra=("-c", "9000")), context_facts(9000, engine)._replace(model=model)
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prompt": "x" * 9000}, ("about 2250 tokens", "2048", "-c 9216", "trained on 4096")),
+        ({"prompt": "x" * 8000}, ()),
+        ({"n_predict": 2048}, ()),
+        ({"n_predict": 2049}, ("-n 2049", "2048")),
+        ({"n_predict": -1}, ()),
+        ({"ctx_size": 4097}, ("-c 4097", "4096")),
+        ({"ctx_size": 0}, ()),
+    ],
+)
+def test_a_context_that_may_not_fit_is_a_warning(
+    changes: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    text = "\n".join(make_plan(HELLO._replace(**changes), context_facts()).warnings)
+    assert [word for word in words if word not in text] == []
+    assert bool(text) == bool(words)
 
 
 def test_a_build_that_this_cpu_cannot_run_is_refused() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bitnet_tuning import __main__, demo
+from bitnet_tuning import __main__, demo, prepare
 from bitnet_tuning.cli import run, run_optimized
 from tests.engines import FakeEngine
 from tests.machines import Machine
@@ -109,13 +110,14 @@ PROMPTS: list[bytes] = [
     b"not UTF-8: \xff\xfe\x80",
     b" ",
     b"=",
-    b"long " * 20_000,
+    b"long " * 2_000,
+    b"x" * 100_000,
 ]
 
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=lambda prompt: repr(prompt[:12]))
 def test_a_prompt_of_any_bytes_reaches_the_engine_unchanged(bench: Bench, prompt: bytes) -> None:
-    done = bench.start(PLAIN, "-p", prompt, FAKE_OUTPUT=" ü\t… \x1b[0m ")
+    done = bench.start(PLAIN, "-p", prompt, "-c", "100000", FAKE_OUTPUT=" ü\t… \x1b[0m ")
     assert done.code == 0
     assert bench.got("-p") == prompt
     assert done.out == prompt + " ü\t… \x1b[0m \n".encode()
@@ -147,7 +149,7 @@ def test_the_engine_reads_the_prompt_file_itself(bench: Bench, tmp_path: Path) -
     file = tmp_path / "two words.txt"
     for content in (b"x" * 100_000, b"\n\nafter two lines", b"\xff"):
         file.write_bytes(content)
-        assert bench.start(OPTIMIZED, "-f", str(file)).code == 0
+        assert bench.start(OPTIMIZED, "-f", str(file), "-c", "100000").code == 0
         assert bench.got("-f") == os.fsencode(file)
     assert "-p" not in bench.last()["argv"]
 
@@ -559,6 +561,140 @@ def test_an_engine_that_cannot_be_started_is_an_error(bench: Bench, tmp_path: Pa
     done = bench.start(PLAIN, "-p", "a", "--engine", str(plain))
     assert done.code == 4
     assert "chmod +x" in done.err
+
+
+LD_SO = "error while loading shared libraries: libq.so.6: cannot open shared object file"
+
+
+def no_library(path: Path) -> None:
+    """Write a program that needs a library which does not exist."""
+    program = Path("/bin/true").resolve().read_bytes()
+    if b"libc.so.6\0" not in program:
+        pytest.skip("/bin/true does not link glibc")
+    path.write_bytes(program.replace(b"libc.so.6\0", b"libq.so.6\0"))
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def unloadable(tmp_path: Path) -> Path:
+    """A llama-cli that the dynamic loader does not start, in a build that has the library."""
+    cli, library = tmp_path / "moved/build/bin/llama-cli", tmp_path / "moved/build/src/libq.so.6"
+    for path in (cli, library):
+        path.parent.mkdir(parents=True)
+    library.touch()
+    no_library(cli)
+    return cli
+
+
+def test_an_engine_that_is_not_loaded_is_not_judged(unloadable: Path, bench: Bench) -> None:
+    flags = ["--engine", str(unloadable)]
+    package = ("-m", "bitnet_tuning")
+    environment = bench.environment()
+    for command in (
+        (PLAIN, *flags, "-m", demo.I2_S, "-p", "a"),
+        (OPTIMIZED, *flags, "-m", demo.TQ2_0, "-p", "a", "--dry-run"),
+        (*package, "plan", *flags, "-m", demo.I2_S),
+        (*package, "selftest", *flags),
+        (str(REPO / "benchmark_optimized.py"), *flags, "-m", demo.I2_S, "--quick"),
+    ):
+        done = start(*command, env=environment)
+        assert (done.code, done.out) == (4, b""), command
+        assert f"cannot start {unloadable}: {LD_SO}" in done.err
+        assert f"LD_LIBRARY_PATH={unloadable.parents[1] / 'src'}" in done.err
+        assert "mainline" not in done.err and "kernels" not in done.err
+    found = start(*package, "doctor", "--json", *flags, "-m", demo.I2_S, env=environment)
+    findings = json.loads(found.out)["findings"]
+    (engine,) = (each for each in findings if each["name"] == "engine")
+    assert engine["state"] == "bad" and LD_SO in engine["text"]
+    assert not [each for each in findings if each["name"] in ("self-test", "build for i2_s")]
+    assert "mainline" not in found.out.decode()
+
+
+def other_architecture(path: Path) -> None:
+    program = bytearray(Path("/bin/true").resolve().read_bytes())
+    program[18:20] = b"\xff\xff"  # e_machine of elf(5): no such architecture
+    path.write_bytes(program)
+
+
+def no_interpreter(path: Path) -> None:
+    path.write_text("#!/nowhere/python\n")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the files are ELF")
+@pytest.mark.parametrize(
+    ("damaged", "words"),
+    [
+        (other_architecture, ("Exec format error", "for this system")),
+        (no_interpreter, ("the interpreter", "missing")),
+        (no_library, ("libq.so.6: cannot open shared object file", "LD_LIBRARY_PATH")),
+    ],
+)
+def test_what_the_system_says_about_a_program_it_cannot_start_is_printed(
+    bench: Bench, tmp_path: Path, damaged: Callable[[Path], None], words: tuple[str, ...]
+) -> None:
+    cli = tmp_path / "llama-cli"
+    damaged(cli)
+    cli.chmod(0o755)
+    done = bench.start(PLAIN, "-p", "a", "--engine", str(cli))
+    assert (done.code, done.out) == (4, b"")
+    assert done.err.startswith(f"bitnet-tuning: error: cannot start {cli}: ")
+    assert [word for word in words if word not in done.err] == []
+
+
+def test_a_library_that_vanished_after_the_probe_is_explained(bench: Bench) -> None:
+    done = bench.start(PLAIN, "-p", "a", FAKE_EXIT="127")
+    assert done.code == 127
+    assert "LD_LIBRARY_PATH" in done.ours[-1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX has the limit")
+def test_a_limit_on_threads_is_named_when_the_engine_dies(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(prepare, "read_task_limits", lambda root: [("pids.max of /a", 9, 4)])
+    for name, code in (("FAKE_EXIT", "1"), ("FAKE_KILL", str(int(signal.SIGABRT)))):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, code)
+            run.main(bench.named("-p", "a", "-t", "4"))
+        said = capsys.readouterr().err
+        assert "could not start 4 threads: pids.max of /a allows 9" in said
+        assert "-t 3" in said and "kernels" not in said
+
+
+@pytest.mark.parametrize("flags", [["--dry-run"], []])
+def test_a_prompt_longer_than_the_context_never_starts_the_engine(
+    bench: Bench, tmp_path: Path, flags: list[str]
+) -> None:
+    before = len(bench.fake.prompts())
+    file = tmp_path / "long.txt"
+    file.write_text("word " * 3000)
+    for script, given in ((PLAIN, ["-p", "word " * 3000]), (OPTIMIZED, ["-f", str(file)])):
+        done = bench.start(script, *given, *flags)
+        assert (done.code, done.out) == (2, b"")
+        assert "at least 3000 tokens" in done.err and "-c 15360" in done.err
+    assert len(bench.fake.prompts()) == before
+    assert bench.start(PLAIN, "-p", "word " * 3000, "-c", "15360").code == 0
+
+
+def test_a_senselessly_small_context_is_refused(bench: Bench) -> None:
+    done = bench.start(PLAIN, "-p", "a", "-c", "1")
+    assert done.code == 2
+    assert "-c" in done.err and "32" in done.err
+    assert bench.start(PLAIN, "-p", "a", "-c", "32").code == 0
+
+
+def test_a_build_without_kernels_runs_only_with_force(tmp_path: Path) -> None:
+    weak = Bench(tmp_path, "bitnet")
+    weak.fake.isa("SSSE3")
+    for script in (PLAIN, OPTIMIZED):
+        for flags in ([], ["--dry-run"]):
+            done = weak.start(script, "-p", "a", *flags)
+            assert (done.code, done.out) == (4, b"")
+            assert "AVX2" in done.err and "--force" in done.err
+    assert weak.fake.prompts() == []
+    done = weak.start(PLAIN, "-p", "a", "--force")
+    assert (done.code, done.out) == (0, b"a and more text\n")
+    assert "warning" in done.ours[0] and "garbage" in done.ours[0]
 
 
 class DropIn(NamedTuple):

@@ -13,6 +13,7 @@ from bitnet_tuning import demo
 from bitnet_tuning.__main__ import main
 from bitnet_tuning.engine.find import EMBEDDED, locate_all
 from bitnet_tuning.engine.known import know
+from bitnet_tuning.launch.background import Captured
 from bitnet_tuning.launch.failure import NO_END
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.model.gguf import read_model, read_tensors
@@ -143,6 +144,31 @@ def test_an_engine_that_hangs_ends_the_selftest(
     first, one_thread = report.results
     assert (report.passed, one_thread.variant.threads) == (None, 1)
     assert str(first.problem).startswith(NO_END)
+
+
+def test_a_build_without_kernels_is_tested_all_the_same(tmp_path: Path, run: Run) -> None:
+    engine = FakeEngine(tmp_path / "checkout").isa("SSSE3")
+    code, out, _ = run("--engine", str(engine.cli))
+    assert code == 1 and engine.prompts() != []
+    assert "FAIL" in out
+
+
+def test_a_limit_on_threads_is_the_cause_and_not_the_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = know(
+        locate_all(str(FakeEngine(tmp_path / "checkout").cli), {}, ())[0],
+        State(str(tmp_path / "state")),
+    )
+    log = "libgomp: Thread creation failed: Resource temporarily unavailable"
+    monkeypatch.setattr(selftest, "capture", lambda *_: Captured(1, "", log))
+    monkeypatch.setattr(selftest, "read_task_limits", lambda root: [("ulimit -u", 5, 2)])
+    report = selftest.run_selftest(engine, Machine(tmp_path / "host").host(), demo.TQ2_0)
+    assert not report.passed
+    assert "ulimit -u allows 5" in str(report.diagnosis) and "-t 1" in str(report.diagnosis)
+    monkeypatch.setattr(selftest, "read_task_limits", lambda root: [])
+    report = selftest.run_selftest(engine, Machine(tmp_path / "host").host(), demo.TQ2_0)
+    assert "the limit on processes and threads" in str(report.diagnosis)
 
 
 def test_a_missing_engine_is_3(tmp_path: Path, run: Run) -> None:

@@ -68,7 +68,7 @@ def find_subject(options: argparse.Namespace, earlier: Results | None, state: St
         embedded = earlier.engine.generation == "embedded"
         engine_named = engine_named or (EMBEDDED if embedded else earlier.engine.path)
         model_named = model_named or earlier.model.path
-    request = Request(engine=engine_named, model=model_named, profile=False)
+    request = Request(engine=engine_named, model=model_named, profile=False, force=True)
     facts = with_all_means(read_facts(request, state))
     say_all(facts.note, state.warning)
     return make_subject(facts, find_bench(facts.engine))

@@ -78,7 +78,7 @@ def compare_builds(options: argparse.Namespace) -> int:
             "checkout that has several with --engine",
         )
     host = read_host()
-    every = [Facts(host, each, choice.model, choice.reason, os.environ) for each in engines]
+    every = [Facts(host, each, *choice[:2], os.environ, force=True) for each in engines]
     with alone_in(state):
         try:
             compared = _compare(every, options, lambda: time.monotonic() - started)

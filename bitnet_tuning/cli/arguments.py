@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 LARGEST_CONTEXT = 1 << 24
 """Largest context size accepted, in tokens. Published models have at most 10 million."""
 
+LEAST_CONTEXT = 32
+"""Smallest context size accepted; llama-completion aborts if a prompt has more tokens."""
+
 MOST_SLOTS = 256
 """Largest number of server slots accepted: LLAMA_MAX_SEQ of llama.cpp (once it was 64)."""
 
@@ -144,6 +147,8 @@ def add_run(parser: Parser, prompt_required: bool) -> None:
     """
     add_model(parser.group(_MODEL))
     add_engine(parser.group(_MODEL))
+    what = "run a build without AVX2 and NEON, which writes garbage with i2_s models"
+    parser.group(_MODEL).add_argument("--force", action="store_true", help=what)
     add = parser.group(_PROMPT).add_argument
     what = "text to continue; with -cnv the system prompt"
     add("-p", "--prompt", type=prompt, required=prompt_required, metavar="TEXT", help=what)
@@ -245,5 +250,7 @@ def read_request(parser: Parser, arguments: list[str]) -> tuple[Request, argpars
     options = parser.parse_args(ours)
     if options.json and not options.dry_run:
         raise UsageError("--json prints a plan and needs --dry-run", "add --dry-run")
+    if 0 < options.ctx_size < LEAST_CONTEXT:
+        raise UsageError(f"argument -c/--ctx-size: must be 0 or at least {LEAST_CONTEXT}")
     fields = {name: value for name, value in vars(options).items() if name in Request._fields}
     return Request(**fields, extra=extra), options

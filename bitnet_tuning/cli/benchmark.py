@@ -95,7 +95,8 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     add("--objective", choices=OBJECTIVES, default="tg", help=goals)
     add("--n-prompt", type=integer(1, 1 << 20), metavar="N", help="number of tokens in a prompt")
     add("--n-gen", type=integer(1, 1 << 20), metavar="N", help="number of tokens in an answer")
-    add("--no-selftest", action="store_true", help="also measure an engine that writes wrong words")
+    what = "also measure an engine that writes wrong words"
+    add("--no-selftest", "--force", action="store_true", help=what)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:

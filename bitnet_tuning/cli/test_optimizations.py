@@ -114,6 +114,7 @@ def _find(options: argparse.Namespace, state: State) -> tuple[Plan, Subject]:
         model=options.model,
         performance=options.performance_mode,
         profile=options.profile,
+        force=True,
     )
     facts = read_facts(request, state)
     plan = make_plan(request, facts)

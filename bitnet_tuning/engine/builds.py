@@ -6,7 +6,7 @@ import json
 
 from bitnet_tuning.console import times
 from bitnet_tuning.engine.find import checkout_of
-from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, matching
+from bitnet_tuning.engine.instruction_sets import lacks_kernels, matching
 from bitnet_tuning.engine.known import check_isa, check_pair
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.machine.host import fingerprint
@@ -97,11 +97,10 @@ def _with_kernels(
     engines: tuple[Engine, ...], model: ModelFile | None
 ) -> tuple[tuple[Engine, ...], Refused]:
     """Leave out builds without kernels for i2_s, unless there are no others."""
-    if model is not None and model.quantization != I2_S:
-        return engines, ()
-    weak = [each for each in engines if each.isa and not each.isa & KERNEL_ISA]
+    quantization = model.quantization if model else I2_S
+    weak = [each for each in engines if lacks_kernels(each, quantization)]
     able = tuple(each for each in engines if each not in weak)
-    if not any(each.isa for each in able):
+    if not weak or not any(each.isa for each in able):
         return engines, ()
     reason = "is built without AVX2 and NEON, which i2_s needs"
     return able, tuple((each.path, reason) for each in weak)

@@ -6,7 +6,7 @@ llama.cpp names them in its ``system_info`` line (AVX512), the kernel in a CPU's
 
 from __future__ import annotations
 
-from bitnet_tuning.model.types import TERNARY
+from bitnet_tuning.model.types import I2_S, TERNARY
 from bitnet_tuning.namedtuple import NamedTuple
 
 TYPE_CHECKING = False
@@ -131,6 +131,13 @@ def refusal(engine: Engine, flags: Iterable[str]) -> str | None:
     if tried_here:
         return "crashed here with SIGILL: it uses instructions that this CPU lacks"
     return None
+
+
+def lacks_kernels(engine: Engine, quantization: str) -> bool:
+    """Return whether the build is known to have no kernels for the model: it would compute garbage,
+    and report no error."""
+    # The wide sets imply AVX2, which CMake's options need not name.
+    return quantization == I2_S and bool(engine.isa) and not engine.isa & (KERNEL_ISA | WIDE)
 
 
 def reason(engine: Engine, flags: Iterable[str], quantization: str) -> str:

@@ -48,6 +48,8 @@ class Request(NamedTuple):
     """How the model is loaded: one of ``plan.memory.WAYS``."""
     profile: bool = True
     """Whether a measured profile may be used."""
+    force: bool = False
+    """Whether a build that is known to compute garbage may run."""
     extra: tuple[str, ...] = ()
     """Arguments appended to the engine's command line unchanged."""
 
@@ -80,6 +82,8 @@ class Facts(NamedTuple):
     """The saved tuning for this host, engine and model."""
     prompt_file_bytes: int | None = None
     """Length of the request's prompt file; None without one, or if it is a pipe."""
+    least_tokens: int = 0
+    """The fewest tokens that the prompt can have; 0 if it fits the context, or is not known."""
     numactl: bool = False
     """Whether numactl is installed and works; looked for only on machines with several nodes."""
     cached: dict[int, int] | None = None
@@ -87,6 +91,8 @@ class Facts(NamedTuple):
     unknown or the machine has one node."""
     neighbours: Neighbours | None = None
     """What other programs take of the CPUs; None if that is next to nothing, or not to matter."""
+    force: bool = False
+    """As in the request."""
     huge: HugePages | None = None
     """What the system offers; None if the run does not ask for huge pages."""
 

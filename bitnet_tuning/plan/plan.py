@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from bitnet_tuning.console import size_text
 from bitnet_tuning.engine import instruction_sets
-from bitnet_tuning.engine.instruction_sets import KERNEL_ISA
+from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, lacks_kernels
 from bitnet_tuning.engine.known import check_isa, check_pair
-from bitnet_tuning.model.types import I2_S
+from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.plan.command import build_command
-from bitnet_tuning.plan.memory import choose_batch, choose_loading, need_of, with_setting
+from bitnet_tuning.plan.memory import (
+    check_context,
+    choose_batch,
+    choose_loading,
+    need_of,
+    with_setting,
+)
 from bitnet_tuning.plan.openmp import choose_variables, count_warnings, unbindable
 from bitnet_tuning.plan.threads import choose_threads, make_way
 
@@ -21,14 +27,18 @@ if TYPE_CHECKING:
     from bitnet_tuning.plan.setting import Setting
 
 
+_WEAK = "is built without AVX2 and NEON, one of which i2_s models need: it writes garbage"
+
+
 def make_plan(request: Request, facts: Facts, setting: Setting | None = None) -> Plan:
     """Return the plan for a request, with its command. A ``setting`` replaces the computed one.
 
     Raise UnsupportedError if engine, model and host cannot work together, and UsageError if
-    BITNET_THREADS is not a valid number.
+    BITNET_THREADS is not a valid number or the prompt is too long.
     """
     check_pair(facts.engine, facts.model)
     check_isa(facts.engine, facts.host)
+    _check_kernels(facts)
     plan = _computed(request, facts)
     if setting is not None:
         plan = with_setting(plan, setting, request)
@@ -72,8 +82,9 @@ def _computed(request: Request, facts: Facts) -> Plan:
     }
     warnings = (
         *count_warnings(engine.openmp, facts.environ),
-        *_kernel_warnings(engine, model),
+        *((f"{engine.path} {_WEAK}",) if lacks_kernels(engine, model.quantization) else ()),
         *_memory_warnings(host, model),
+        *check_context(request, facts),
     )
     return plan.updated(plan.setting, reasons, warnings)
 
@@ -107,15 +118,15 @@ def _command_reason(engine: Engine, request: Request) -> str:
     return "llama-cli, which completes a prompt and exits"
 
 
-def _kernel_warnings(engine: Engine, model: ModelFile) -> tuple[str, ...]:
-    # Such a build computes garbage and reports no error.
-    has_kernel = engine.isa & KERNEL_ISA
-    if model.quantization != I2_S or not engine.isa or has_kernel:
-        return ()
-    return (
-        f"{engine.path} is built without AVX2 and NEON, one of which i2_s models need: its text "
-        "is probably garbage; check with `python3 -m bitnet_tuning selftest`",
-    )
+def _check_kernels(facts: Facts) -> None:
+    """Raise UnsupportedError if the build is known to have no kernels for the model."""
+    engine, cpu = facts.engine, instruction_sets.has(facts.host.isa)
+    if facts.force or not lacks_kernels(engine, facts.model.quantization):
+        return
+    remedy = "build it again for this CPU: cmake -B build -DGGML_NATIVE=ON && cmake --build build"
+    if cpu and not cpu & KERNEL_ISA:
+        remedy = "this CPU has neither: use a TQ2_0 file of the model with mainline llama.cpp"
+    raise UnsupportedError(f"{engine.path} {_WEAK}", f"{remedy} (--force runs it nevertheless)")
 
 
 def _memory_warnings(host: Host, model: ModelFile) -> tuple[str, ...]:

@@ -12,7 +12,9 @@ from bitnet_tuning.console import counted
 from bitnet_tuning.engine.instruction_sets import X86, has
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.launch.background import capture
-from bitnet_tuning.launch.failure import NO_END, failure
+from bitnet_tuning.launch.failure import NO_END, NO_THREADS, failure, thread_shortage
+from bitnet_tuning.machine.cgroups import read_task_limits
+from bitnet_tuning.machine.root import Root
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.namedtuple import NamedTuple
@@ -159,6 +161,11 @@ def run_selftest(engine: Engine, host: Host, model_path: str | None = None) -> R
     if report.passed is None:
         idle = "try it when the machine is idle, and see `python3 -m bitnet_tuning doctor`"
         return report._replace(cause="too slow to tell", remedy=idle)
+    if NO_THREADS in " ".join(result.problem or "" for result in results):
+        threads = max(result.variant.threads for result in results)
+        return report._replace(
+            cause=thread_shortage(read_task_limits(Root()), threads) or NO_THREADS
+        )
     cause, remedy = next(causes(report, engine, host, _control(report, engine, host)))
     return report._replace(cause=cause, remedy=remedy)
 
@@ -168,7 +175,8 @@ def run_case(
 ) -> Result:
     """Run a case, and run it again if its text is right but ends early (see BEYOND)."""
     request = case_request(case)._replace(**variant._asdict())
-    plan = make_plan(request, Facts(host, engine, model, "the demo model", os.environ))
+    facts = Facts(host, engine, model, "the demo model", os.environ, force=True)
+    plan = make_plan(request, facts)
     for is_first in (True, False):
         done = capture(plan.command, plan.setting.variables, RUN_SECONDS)
         problem = failure(done, RUN_SECONDS)
