@@ -30,11 +30,13 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.weather import (
+    ANY_LOAD,
     BOUND,
     IDLE,
     KINDS,
@@ -236,20 +238,34 @@ def show(engine: Mapping[str, Any]) -> None:
     print(f"goal: {AIM} in every weather, {IDLE_AIM} idle; below it: {', '.join(missed) or 'none'}")
 
 
+class Started(NamedTuple):
+    """One start of the launcher, as far as its plan."""
+
+    weather: str
+    threads: int
+    milliseconds: float
+    """Time of the whole dry run."""
+    reason: str
+    """The beginning of the reason for the threads, without the names of programs."""
+
+
 def starts(
     argv: Sequence[str], variables: Mapping[str, str], weathers: Sequence[Weather], count: int
-) -> Iterator[tuple[str, int, str]]:
-    """Yield weather, planned threads and their reason of ``count`` starts in each weather."""
+) -> Iterator[Started]:
+    """Yield ``count`` starts in each weather."""
     for weather in weathers:
         with neighbours(weather):
             for _ in range(count):
                 # The end of the start before is no neighbour, and blinks come at any time.
                 time.sleep(random.uniform(0.05, 0.25))
+                began = time.monotonic()
                 done = started(argv, variables)
+                took = 1000 * (time.monotonic() - began)
                 if done.code:
                     raise SystemExit(done.stderr.strip())
                 plan = json.loads(done.stdout)
-                yield weather.name, plan["threads"], plan["reasons"]["threads"]
+                reason = plan["reasons"]["threads"].partition(" (")[0].partition(";")[0]
+                yield Started(weather.name, plan["threads"], took, reason)
 
 
 def lost_share(threads: Sequence[int], full: int) -> float:
@@ -257,38 +273,32 @@ def lost_share(threads: Sequence[int], full: int) -> float:
     return sum(each < full for each in threads) / len(threads)
 
 
-IDLE_STARTS = 5
-"""Starts on the idle machine whose largest plan is the full one."""
-
-
 def count_starts(options: argparse.Namespace, state: str) -> dict[str, Any]:
     """Return what the launcher planned in each weather, as a report's part, and print it."""
     folder = (options.engine or [stand_in(Path(state))])[0]
-    model = options.model or demo.I2_S
-    argv = (*launcher(folder, model), "-p", PROMPT, "--dry-run", "--json")
+    argv = (*launcher(folder, options.model or demo.I2_S), "-p", PROMPT, "--dry-run", "--json")
     variables = {"BITNET_TUNING_HOME": state}
-    full = max(threads for _, threads, _ in starts(argv, variables, [IDLE], IDLE_STARTS))
-    planned: dict[str, list[int]] = {}
-    reasons: dict[str, Counter[str]] = {}
+    full = next(starts(argv, {**variables, **ANY_LOAD}, [IDLE], 1)).threads
     weathers = [parse_weather(name) for name in options.weathers or STARTS]
-    print(f"{options.starts} starts in each weather; on an idle machine: {full} threads\n")
-    for weather, threads, reason in starts(argv, variables, weathers, options.starts):
-        planned.setdefault(weather, []).append(threads)
-        reasons.setdefault(weather, Counter())[reason] += 1
-    show_starts(planned, full)
-    for weather, counted in reasons.items():
-        for reason, often in counted.most_common(3):
-            print(f"{weather}: {often} times: {reason}")
-    return {"full": full, "planned": planned, "reasons": reasons}
+    print(f"{options.starts} starts in each weather; with every CPU free: {full} threads\n")
+    found = list(starts(argv, variables, weathers, options.starts))
+    show_starts(found, full)
+    return {"full": full, "starts": [each._asdict() for each in found]}
 
 
-def show_starts(planned: Mapping[str, Sequence[int]], full: int) -> None:
-    rows = []
-    for weather, threads in planned.items():
+def show_starts(found: Sequence[Started], full: int) -> None:
+    rows, reasons = [], []
+    for weather in dict.fromkeys(each.weather for each in found):
+        here = [each for each in found if each.weather == weather]
+        threads = [each.threads for each in here]
         counts = ", ".join(f"{n}: {often}" for n, often in sorted(Counter(threads).items()))
-        rows.append((weather, counts, f"{lost_share(threads, full):.1%}"))
-    print(markdown(("weather", "threads: starts", "fewer than idle"), rows))
+        middle = median(each.milliseconds for each in here)
+        rows.append((weather, counts, f"{lost_share(threads, full):.1%}", f"{middle:.0f}"))
+        usual = Counter(each.reason for each in here).most_common(3)
+        reasons += [f"{weather}: {often} times: {reason}" for reason, often in usual]
+    print(markdown(("weather", "threads: starts", f"fewer than {full}", "ms to the plan"), rows))
     print(f"goal: at most {LOST_AIM:.0%} of the starts on an idle machine\n")
+    print("\n".join(reasons))
 
 
 def stand_in(folder: Path) -> str:

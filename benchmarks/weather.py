@@ -53,6 +53,9 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SETTINGS = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "GGML_", "LLAMA_", "BITNET_")
 """Beginnings of the names of variables that no run inherits."""
 
+ANY_LOAD = {"BITNET_IGNORE_LOAD": "1"}
+"""Variables with which the launcher plans for a machine that is all its own."""
+
 UNBOUND: Mapping[str, str] = {}
 BOUND = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
 PASSIVE = {LLVM: {"KMP_BLOCKTIME": "0"}, GOMP: {"OMP_WAIT_POLICY": "passive"}}
@@ -224,7 +227,8 @@ def prepare(folder: str, model: str | None, tokens: int, state: str) -> Subject:
     start = (*launcher(folder, model), "-p", PROMPT, "-n", str(tokens), "-temp", "0")
     engine = find_engine(folder, State(state))
     more = ("--", "--ignore-eos") if "--ignore-eos" in engine.flags else ()
-    done = started((*start, "--dry-run", "--json", *more), {"BITNET_TUNING_HOME": state})
+    variables = {"BITNET_TUNING_HOME": state, **ANY_LOAD}
+    done = started((*start, "--dry-run", "--json", *more), variables)
     if done.code:
         raise SystemExit(done.stderr.strip())
     planned = tuple(json.loads(done.stdout)["command"])

@@ -266,9 +266,14 @@ def test_neighbours_counts_starts() -> None:
     assert "| idle    |" in done.stdout
 
 
-def test_share_of_starts_that_lost_a_thread() -> None:
+def test_share_of_starts_that_lost_a_thread(capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark.lost_share([2, 2, 1, 2], 2) == 0.25
     assert benchmark.lost_share([2, 2], 2) == 0
+    runs = [benchmark.Started("blink", n, 10 * n, f"{n} why") for n in (2, 2, 1, 2)]
+    benchmark.show_starts(runs, 2)
+    out = capsys.readouterr().out
+    assert "| blink   | 1: 1, 2: 3      | 25.0%        | 20             |" in out
+    assert "blink: 3 times: 2 why" in out
 
 
 def test_ctrl_c_keeps_what_was_measured_and_ends_neighbours(tmp_path: Path) -> None:
