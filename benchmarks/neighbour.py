@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Compute like a busy program beside a measurement, until the program that started this one ends.
+"""Compute like a busy program beside a measurement, until stdin ends.
 
-    python3 -IS benchmarks/neighbour.py KIND --parent PID [--nice N [--session]]
+    python3 -IS benchmarks/neighbour.py KIND [--nice N [--session]]
 
-It prints "runs" as soon as it really runs. It uses nothing but the standard library, so that it
-starts at once. benchmarks/weather.py starts and ends it.
+It leaves the process that started it: whoever looks at its parents, to tell a build from a blink,
+must not find the benchmark, whose children compute all the time. It keeps the process group, and
+prints its process id as soon as it really runs. It uses nothing but the standard library, so that
+it starts at once. benchmarks/weather.py starts and ends it.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import select
 import subprocess
 import sys
 import time
@@ -19,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 SLICE = 0.05
-"""Seconds of computing, or of a pause, between two looks for the parent."""
+"""Seconds of computing, or of a pause, between two looks at stdin."""
 
 BLOCK = 256 << 20
 """Bytes that the memory-bound program reads again and again, more than caches hold: the largest
@@ -93,11 +96,16 @@ def lower_session(nice: int) -> None:
         pass
 
 
+def is_wanted() -> bool:
+    """Return whether the program that started this one still holds the other end of stdin."""
+    return not select.select([sys.stdin], [], [], 0)[0]
+
+
 def runs() -> None:
     # After a slice of CPU time, the program is among those that the kernel gives turns.
     while time.process_time() < SLICE:
         pass
-    print("runs", flush=True)
+    print(os.getpid(), flush=True)
 
 
 KINDS = {"spin": spin, "burst": burst, "memory": memory, "blink": blink, "compile": compile_}
@@ -109,7 +117,6 @@ def main() -> int:
     parser.add_argument("--nice", type=int, default=0, help="niceness to add")
     session = "let the niceness count within this program's session only"
     parser.add_argument("--session", action="store_true", help=session)
-    parser.add_argument("--parent", type=int, default=0, help="end with this process")
     parser.add_argument("--for", type=float, default=BLINK, dest="seconds", help="seconds of once")
     options = parser.parse_args()
     if options.nice:
@@ -119,7 +126,9 @@ def main() -> int:
     if options.kind == "once":
         compute(options.seconds)
     else:
-        KINDS[options.kind](lambda: os.getppid() == options.parent)
+        if os.fork():
+            os._exit(0)
+        KINDS[options.kind](is_wanted)
     return 0
 
 

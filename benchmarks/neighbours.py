@@ -42,6 +42,7 @@ from benchmarks.weather import (
     KINDS,
     PASSIVE,
     PROMPT,
+    SETTLE_SECONDS,
     UNBOUND,
     Report,
     Sample,
@@ -79,6 +80,9 @@ LOST_AIM = 0.01
 
 QUICK = ("idle", "spin-1", "spin-2")
 STARTS = ("idle", "blink", "compile", "spin-1")
+PAUSE = (0.3, 0.8)
+"""Seconds between two starts, so that blinks come at any time, and so that the starts themselves
+make no load average that looks like a busy machine."""
 ALL_COUNTS = 4
 """Most CPUs for which every thread count is tried."""
 
@@ -121,13 +125,17 @@ def settings(
 
 
 def measure(
-    subject: Subject, weathers: Sequence[Weather], counts: Sequence[int], rounds: int
+    subject: Subject,
+    weathers: Sequence[Weather],
+    counts: Sequence[int],
+    rounds: int,
+    settle: float,
 ) -> Iterator[list[Sample]]:
     """Yield the samples of one weather in one round after another."""
     tried = settings(subject.engine.openmp, counts)
     for number in range(1, rounds + 1):
         for weather in random.sample(weathers, len(weathers)):
-            with neighbours(weather):
+            with neighbours(weather, settle):
                 found = []
                 for name in random.sample([DEFAULT, *tried], len(tried) + 1):
                     argv, variables = subject.ours, subject.variables()
@@ -256,8 +264,7 @@ def starts(
     for weather in weathers:
         with neighbours(weather):
             for _ in range(count):
-                # The end of the start before is no neighbour, and blinks come at any time.
-                time.sleep(random.uniform(0.05, 0.25))
+                time.sleep(random.uniform(*PAUSE))
                 began = time.monotonic()
                 done = started(argv, variables)
                 took = 1000 * (time.monotonic() - began)
@@ -322,6 +329,8 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--weathers", type=_names, metavar="NAMES", help=listed)
     counts = "thread counts to try, with commas (default: all up to 4 CPUs, else a choice)"
     parser.add_argument("--threads", type=_counts, metavar="COUNTS", help=counts)
+    settle = "seconds for which programs run before a round (default: %(default)s)"
+    parser.add_argument("--settle", type=float, default=SETTLE_SECONDS, help=settle)
     parser.add_argument("--quick", action="store_true", help=f"weathers {', '.join(QUICK)} only")
     parser.add_argument("--starts", type=int, metavar="N", help="count the plans of N starts")
     parser.add_argument("--json", metavar="FILE", help="write every sample to this file")
@@ -374,8 +383,9 @@ def run_all(options: argparse.Namespace, facts: dict[str, object], state: str) -
         keep = report.add(subject)
         began = time.monotonic()
         total = rounds * len(weathers)
+        runs = measure(subject, weathers, counts, rounds, options.settle)
         try:
-            for done, found in enumerate(measure(subject, weathers, counts, rounds), 1):
+            for done, found in enumerate(runs, 1):
                 keep(found)
                 left = (time.monotonic() - began) / done * (total - done)
                 what = f"round {found[0].round} of {rounds}, {found[0].weather}"

@@ -41,8 +41,9 @@ NEIGHBOUR = Path(__file__).resolve().with_name("neighbour.py")
 PROMPT = "How many threads"
 SECONDS = 180.0
 """Seconds after which a run counts as hung."""
-SETTLE_SECONDS = 0.5
-"""Seconds for which a weather lasts before the first run in it."""
+SETTLE_SECONDS = 2.5
+"""Seconds for which a weather lasts before the first run in it, so that also one of four programs
+on two CPUs has computed for a second, as programs that go on have (machine/neighbours.py)."""
 READY_SECONDS = 30.0
 """Seconds within which a neighbour must run."""
 QUIET = 0.1
@@ -104,11 +105,11 @@ def has_autogroups() -> bool:
 
 
 @contextmanager
-def neighbours(weather: Weather) -> Iterator[list[int]]:
-    """Start the weather's programs, wait until they run, and yield their process ids; kill them
-    with their process groups after the block, whatever ends it. Raise RuntimeError if one does not
-    run or ended before the block did."""
-    flags = [weather.kind, "--nice", str(weather.nice), "--parent", str(os.getpid())]
+def neighbours(weather: Weather, settle: float = SETTLE_SECONDS) -> Iterator[list[int]]:
+    """Start the weather's programs, wait until they have run for ``settle`` seconds, and yield
+    their process ids; kill them with their process groups after the block, whatever ends it. Raise
+    RuntimeError if one does not run or ended before the block did."""
+    flags = [weather.kind, "--nice", str(weather.nice)]
     flags += ["--session"] if weather.session else []
     command = [sys.executable, "-IS", str(NEIGHBOUR), *flags]
     programs: list[subprocess.Popen[bytes]] = []
@@ -118,21 +119,30 @@ def neighbours(weather: Weather) -> Iterator[list[int]]:
                 programs.append(
                     subprocess.Popen(
                         command,
-                        stdin=subprocess.DEVNULL,
+                        stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE,
                         start_new_session=True,
                     )
                 )
-        for program in programs:
-            _wait_until_it_runs(program)
-        time.sleep(SETTLE_SECONDS)
-        yield [program.pid for program in programs]
-        if any(program.poll() is not None for program in programs):
+        started = [int(_printed(program, READY_SECONDS) or 0) for program in programs]
+        if not all(started):
+            raise RuntimeError(f"a program of the weather {weather.name} does not run")
+        if programs:
+            time.sleep(settle)
+        yield started
+        if any(_printed(program, 0) is not None for program in programs):
             raise RuntimeError(f"a program of the weather {weather.name} ended too early")
     finally:
         with _uninterrupted():
             for program in programs:
                 _kill(program)
+
+
+def _printed(program: subprocess.Popen[bytes], seconds: float) -> bytes | None:
+    """Return what the program prints within the time; empty at its end, None if it only runs."""
+    assert program.stdout is not None
+    ready, _, _ = select.select([program.stdout], [], [], seconds)
+    return os.read(program.stdout.fileno(), 100) if ready else None
 
 
 @contextmanager
@@ -148,16 +158,13 @@ def _uninterrupted() -> Iterator[None]:
 def _kill(program: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(program.pid, signal.SIGKILL)
+    # The first process only left its child behind. The pipe ends with the last of the group.
+    while _printed(program, READY_SECONDS):
+        pass
     program.wait()
-    assert program.stdout is not None
-    program.stdout.close()
-
-
-def _wait_until_it_runs(program: subprocess.Popen[bytes]) -> None:
-    assert program.stdout is not None
-    ready, _, _ = select.select([program.stdout], [], [], READY_SECONDS)
-    if not ready or not os.read(program.stdout.fileno(), 100):
-        raise RuntimeError(f"a neighbour does not run: {program.args!r}")
+    for stream in (program.stdin, program.stdout):
+        assert stream is not None
+        stream.close()
 
 
 def other_cpus(seconds: float = 1.0) -> float | None:

@@ -74,24 +74,24 @@ def test_names_of_weathers() -> None:
 @pytest.mark.parametrize("name", ["spin-2", "nice-1", "session-1", "burst-1", "memory-1", "blink"])
 def test_neighbours_run_in_the_block_only(name: str) -> None:
     weather = parse_weather(name)
-    with neighbours(weather) as started:
+    with neighbours(weather, 0) as started:
         assert len(started) == weather.programs
         assert all(map(alive, started))
         assert all(os.getpriority(os.PRIO_PROCESS, each) >= weather.nice for each in started)
-    assert not any(map(alive, started))
+    until(lambda: not any(map(alive, started)))
 
 
 @pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="no autogroups")
 @pytest.mark.parametrize(("name", "nice"), [("spin-1", 0), ("nice-1", 19), ("session-1", 0)])
 def test_niceness_of_a_session(name: str, nice: int) -> None:
-    with neighbours(parse_weather(name)) as started:
+    with neighbours(parse_weather(name), 0) as started:
         text = Path(f"/proc/{started[0]}/autogroup").read_text()
     assert text.split()[-1] == str(nice)
 
 
 def test_programs_of_a_chain_end_with_it() -> None:
-    with pytest.raises(KeyboardInterrupt), neighbours(parse_weather("compile")) as started:
-        group = started[0]
+    with pytest.raises(KeyboardInterrupt), neighbours(parse_weather("compile"), 0) as started:
+        group = os.getpgid(started[0])
         until(lambda: len(members(group)) == 2)  # the chain, and the program that it started
         raise KeyboardInterrupt
     until(lambda: not members(group))
@@ -106,16 +106,21 @@ def test_a_neighbour_that_ends_is_an_error() -> None:
         until(lambda: not alive(started[0]))
 
 
-def test_a_neighbour_ends_with_the_program_that_started_it(tmp_path: Path) -> None:
-    neighbour = SCRIPTS / "neighbour.py"
-    parent = (
-        "import os, subprocess, sys\n"
-        "command = [*sys.argv[1:], '--parent', str(os.getpid())]\n"
-        "print(subprocess.Popen(command, stdout=subprocess.DEVNULL).pid)"
-    )
-    command = [sys.executable, "-c", parent, sys.executable, "-IS", str(neighbour), "spin"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=SECONDS, check=True)
-    until(lambda: not alive(int(done.stdout.split()[0])))
+def test_a_neighbour_ends_with_the_program_that_started_it() -> None:
+    command = [sys.executable, "-IS", str(SCRIPTS / "neighbour.py"), "spin"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdin is not None
+        assert first.stdout is not None
+        started = int(first.stdout.readline())
+        assert alive(started)
+        first.stdin.close()
+        until(lambda: not alive(started))
+
+
+def test_a_neighbour_is_no_child_of_the_benchmark() -> None:
+    with neighbours(parse_weather("spin-1"), 0) as started:
+        parent = int(Path(f"/proc/{started[0]}/stat").read_text().rpartition(")")[2].split()[1])
+        assert parent != os.getpid()
 
 
 def test_a_sample_is_read_from_the_log() -> None:
@@ -238,7 +243,7 @@ def measured(
     engine = FakeEngine(tmp_path / "checkout").curve(threads={"1": 20, "2": 10})
     file = tmp_path / "out.json"
     named = ("--engine", str(engine.checkout), "-m", demo.I2_S, "--json", str(file))
-    done = run("neighbours.py", *named, "--threads", "1,2", *flags)
+    done = run("neighbours.py", *named, "--threads", "1,2", "--settle", "0", *flags)
     return done, json.loads(file.read_text())
 
 
@@ -281,7 +286,7 @@ def test_ctrl_c_keeps_what_was_measured_and_ends_neighbours(tmp_path: Path) -> N
     file = tmp_path / "out.json"
     named = ("--engine", str(engine.checkout), "-m", demo.I2_S, "--json", str(file))
     command = [sys.executable, str(SCRIPTS / "neighbours.py"), *named]
-    more = ("--rounds", "1000", "--weathers", "spin-2", "--threads", "1")
+    more = ("--rounds", "1000", "--weathers", "spin-2", "--threads", "1", "--settle", "0")
     with subprocess.Popen(
         [*command, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
