@@ -125,6 +125,12 @@ def test_short_programs_of_a_long_build_are_neighbours(town: Town) -> None:
     assert seen.cpus == pytest.approx(1, abs=0.3)
 
 
+def test_what_init_has_waited_for_says_nothing(town: Town) -> None:
+    """Orphans end as its children, and so does the work of every service that was stopped."""
+    town.machine.program(1, "init", 2, family=round(town.now * TICKS), parent=0)
+    assert town.spins(7, "prompt", town.now - 0.2, 0).watched() is None
+
+
 def test_a_load_that_nobody_can_see_counts_if_it_lasts(town: Town) -> None:
     """In a container the other programs of the host are not listed."""
     town.busy[0] = town.busy[1] = lambda now: now

@@ -111,9 +111,9 @@ def _rates(before: _Look, after: _Look) -> tuple[float, float, float]:
 
 
 def _lasts(pid: int, processes: Mapping[int, ProcessTime]) -> bool:
-    """Return whether a process, or one that started it, has computed for long. A build starts
-    one short program after another."""
-    while process := processes.get(pid):
+    """Return whether a process, or one that started it, has computed for long. A build starts one
+    short program after another; process 1 waits for all orphans, whatever they were."""
+    while pid != 1 and (process := processes.get(pid)):
         if process.family >= max(_LASTING_SECONDS, _LASTING_SHARE * process.age):
             return True
         pid = process.parent
