@@ -133,18 +133,18 @@ def as_text(comparison: Comparison, names: tuple[str, str] = ("A", "B")) -> str:
         lines += [f"Not the same in both: {each.what}", f"  A  {each.a}", f"  B  {each.b}"]
         lines += [f"  ({_ADVICE[each.what]})"] if each.what in _ADVICE else []
     lines.append(f"Speed of B ({b}) over A ({a}):")
-    rows = [(f"  {_label(pair)}", pair.phase, *_shown(pair)) for pair in comparison.settings]
+    rows = [
+        (
+            f"  {each.name}{' = ' + each.other if each.other != each.name else ''}",
+            each.phase,
+            times(*each.ratio),
+            verdict_words(each.verdict),
+        )
+        for each in comparison.settings
+    ]
     lines.append(aligned(rows) if rows else "  none: no setting was measured in both")
     phases = dict.fromkeys(pair.phase for pair in comparison.settings)
     lines += [f"  {phase} {noise(comparison.floors[phase])}" for phase in phases]
     for name, only in ((a, comparison.only_a), (b, comparison.only_b)):
         lines += [f"Only in {name}: {', '.join(only)}"] if only else []
     return "\n".join(lines)
-
-
-def _shown(pair: Pair) -> tuple[str, str]:
-    return times(*pair.ratio), verdict_words(pair.verdict)
-
-
-def _label(pair: Pair) -> str:
-    return pair.name if pair.name == pair.other else f"{pair.name} = {pair.other}"

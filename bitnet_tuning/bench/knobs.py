@@ -50,8 +50,15 @@ FEW_CORES = 4
 Seconds = Annotated[float, {"minimum": 0}]
 
 
-FLAGS = {"flash": "-fa", "ubatch": "-ub", "poll": "--poll", "numa": "--numa"}
-"""Flags of llama-bench that set a field of a setting, by field."""
+FLAGS = {
+    "mmap": ("-mmp", "-lm"),
+    "mlock": ("-lm",),
+    "flash": ("-fa",),
+    "ubatch": ("-ub",),
+    "poll": ("--poll",),
+    "numa": ("--numa",),
+}
+"""Flags of llama-bench for each field of a setting: it obeys the field if it has one of them."""
 
 COMPUTING = ("flash", "ubatch")
 """Fields that change how a prompt is computed, so that only a long prompt shows a mistake."""
@@ -122,15 +129,11 @@ class Choices(NamedTuple):
         assert self.options.sizes is not None
         return self.options.sizes.n_prompt
 
-    def obeys(self, field: str, *bench: str) -> bool:
+    def obeys(self, field: str) -> bool:
         """Return whether both the engine and the program that measures have a flag for a field
-        of a setting. llama-bench's flag is any of ``bench``."""
-        measured = self.bench_flags is None or bool(self.bench_flags.intersection(bench))
+        of a setting."""
+        measured = self.bench_flags is None or not self.bench_flags.isdisjoint(FLAGS[field])
         return measured and obeys(field, self.facts.engine.flags)
-
-    def obeys_flag(self, field: str) -> bool:
-        """Return the same as ``obeys`` for a field that is in ``FLAGS``."""
-        return self.obeys(field, FLAGS[field])
 
 
 Maker = Callable[[Choices, Setting], Iterator[Change]]
@@ -238,7 +241,7 @@ def knobs(choices: Choices, default: Setting) -> tuple[Knob, ...]:
 
 def _memory(choices: Choices, default: Setting) -> Iterator[Change]:
     """Yield the ways to load the model that memory and limits allow."""
-    can_copy = has_room(choices.host, choices.facts.model) and choices.obeys("mmap", "-mmp", "-lm")
+    can_copy = has_room(choices.host, choices.facts.model) and choices.obeys("mmap")
     if can_copy and default.mmap is None:
         yield Change("no mmap", (("mmap", False),))
         if no_huge(choices.facts.huge, choices.facts.environ) is None:
@@ -249,7 +252,7 @@ def _memory(choices: Choices, default: Setting) -> Iterator[Change]:
 
 def _may_lock(choices: Choices) -> bool:
     """Return whether engine and llama-bench may lock the model; older llama-benches cannot."""
-    if choices.bench_flags is not None and "-lm" not in choices.bench_flags:
+    if not choices.obeys("mlock"):
         return False
     need = need_of(choices.facts.model, choices.n_prompt, None)
     available = choices.host.memory.available
@@ -292,7 +295,7 @@ def _waiting(choices: Choices, default: Setting) -> Iterator[Change]:
         yield Change("OMP_WAIT_POLICY=active", set_env=(("OMP_WAIT_POLICY", "active"),))
         if full or choices.host.quota_binds:
             yield Change("OMP_WAIT_POLICY=passive", set_env=(("OMP_WAIT_POLICY", "passive"),))
-    elif runtime == NONE and choices.obeys_flag("poll"):
+    elif runtime == NONE and choices.obeys("poll"):
         yield Change("poll 100", (("poll", 100),))
         yield Change("poll 0", (("poll", 0),))
 
@@ -300,7 +303,7 @@ def _waiting(choices: Choices, default: Setting) -> Iterator[Change]:
 def _flash_attention(choices: Choices, default: Setting) -> Iterator[Change]:
     """Yield the other value of flash attention, if the default leaves it to the engine."""
     # bitnet.cpp has it off and its -fa takes no value; newer engines choose themselves ("auto").
-    if not choices.obeys_flag("flash") or default.flash is not None:
+    if not choices.obeys("flash") or default.flash is not None:
         return
     if flash_takes_value(choices.facts.engine):
         yield Change("no flash attention", (("flash", False),))
@@ -310,7 +313,7 @@ def _flash_attention(choices: Choices, default: Setting) -> Iterator[Change]:
 
 def _micro_batch(choices: Choices, default: Setting) -> Iterator[Change]:
     """Yield micro-batches that split the measured prompt differently than the default does."""
-    if not choices.obeys_flag("ubatch") or PP not in choices.options.objective.phases:
+    if not choices.obeys("ubatch") or PP not in choices.options.objective.phases:
         return
     sizes = (64, 128, 256, 1024, 2048) if choices.is_full else (128, 256, 1024)
     for size in sizes:
@@ -326,7 +329,7 @@ def _numa(choices: Choices, default: Setting) -> Iterator[Change]:
         return
     plain: dict[str, object] = {"numa": None, "node": None, "interleave": None, "cpus": None}
     ways = [("no NUMA policy", plain)]
-    if choices.obeys_flag("numa") and all_usable(host, nodes):
+    if choices.obeys("numa") and all_usable(host, nodes):
         ways.append(("numa distribute", {**plain, "numa": DISTRIBUTE}))
         if choices.is_full:
             ways.append(("numa isolate", {**plain, "numa": ISOLATE}))

@@ -68,8 +68,8 @@ Samples = dict[str, tuple[float, ...]]
 """Every sample in tokens/s, by phase."""
 
 
-class FailedRunError(Exception):
-    """A run failed or printed nonsense; the text says why."""
+class FailedRunError(UnsupportedError):
+    """A run failed or printed nonsense."""
 
 
 def bench_commands(
@@ -108,15 +108,15 @@ def _knobs(setting: Setting, flags: frozenset[str]) -> Iterator[tuple[str, int |
     """Yield llama-bench's flag for each knob, its value and its field in the output."""
     mode = _MODES.get((setting.mmap, setting.mlock))
     if mode is not None and (setting.mlock or "-mmp" not in flags):
-        yield known(("-lm",), flags), mode, "load_mode"
+        yield known(FLAGS["mlock"], flags), mode, "load_mode"
     elif mode is not None:
         yield "-mmp", int(setting.mmap is True), "use_mmap"
-    for field, flag in FLAGS.items():
+    for field, row in _ROWS.items():
         value = getattr(setting, field)
         if value is not None:
             # All llama-benches accept 0 and 1 for -fa.
             number = int(value) if isinstance(value, bool) else value
-            yield known((flag,), flags), number, _ROWS[field]
+            yield known(FLAGS[field], flags), number, row
 
 
 def known(names: tuple[str, ...], flags: frozenset[str]) -> str:
@@ -125,10 +125,7 @@ def known(names: tuple[str, ...], flags: frozenset[str]) -> str:
     for name in names:
         if name in flags:
             return name
-    raise UnsupportedError(
-        f"the program has no flag {' or '.join(names)}",
-        "measure without it, or with another engine",
-    )
+    raise UnsupportedError(f"the program has no flag {' or '.join(names)}")
 
 
 def parse_bench(stdout: str, command: BenchCommand) -> Samples:
@@ -260,7 +257,7 @@ def _rate(phase: str, least: float, seen: Speed | None) -> float:
 
 def check_cli(setting: Setting, flags: frozenset[str]) -> None:
     """Raise UnsupportedError if the setting needs a flag that is not in the cli's ``flags``."""
-    needs = {field: getattr(setting, field) is not None for field in FLAGS}
+    needs = {field: getattr(setting, field) is not None for field in _ROWS}
     needs |= {"mmap": setting.mmap is False, "mlock": setting.mlock}
     needs["threads_batch"] = setting.threads_batch != setting.threads
     for field, needed in needs.items():

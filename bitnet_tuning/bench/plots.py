@@ -96,9 +96,12 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
             weight="bold" if count == curve.default else "normal",
         )
     top = max(speed.high for speed in found)
-    if curve.limit is not None:
-        _draw_limit(axes, curve.limit, top)
-        top = max(top, curve.limit if curve.limit <= 2 * top else top)
+    # A limit far above all speeds is only told in the caption.
+    if curve.limit is not None and curve.limit <= 2 * top:
+        top = max(top, curve.limit)
+        axes.axhline(curve.limit, color=ROOF, linestyle="--", linewidth=1.2)
+        text, place = f"memory allows {digits(curve.limit)}", axes.get_yaxis_transform()
+        axes.text(0.01, curve.limit, text, transform=place, va="bottom", color=ROOF)
     axes.set_ylim(0, top * 1.2)
     axes.set_xticks(counts)
     axes.margins(x=0.08)
@@ -112,19 +115,6 @@ def _arms(found: Sequence[Estimate]) -> list[list[float]]:
         [each.median - each.low for each in found],
         [each.high - each.median for each in found],
     ]
-
-
-def _draw_limit(axes: Axes, limit: float, top: float) -> None:
-    """Draw the speed that memory allows, or only write it if it lies far above all points."""
-    text = f"memory allows {digits(limit)}"
-    if limit > 2 * top:
-        axes.annotate(
-            f"{text}, beyond this plot", (0, 1), xycoords="axes fraction", va="top", color=ROOF
-        )
-        return
-    axes.axhline(limit, color=ROOF, linestyle="--", linewidth=1.2)
-    place = axes.get_yaxis_transform()
-    axes.text(0.01, limit, text, transform=place, va="bottom", color=ROOF)
 
 
 def ratios_svg(rows: Sequence[Row], floor: float | None, label: str) -> str:
@@ -170,7 +160,6 @@ def _draw_bar(axes: Axes, place: int, row: Row, ratio: Estimate) -> None:
 
 
 def _svg(name: str, label: str, height: float, draw: Callable[[Figure], None]) -> str:
-    available()
     import matplotlib  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 

@@ -67,12 +67,10 @@ def not_remembered(why: str) -> Kept:
 
 def _objection(results: Results, environ: Mapping[str, str]) -> str | None:
     """Return why the decision must not be saved; None if nothing speaks against it."""
-    if results.decision is None:
-        return "there is no decision yet"
     theirs = _users_variables(environ)
     if theirs:
         return f"your {theirs} affected it; unset that and tune again"
-    if results.decision.winner != DEFAULT:
+    if results.decision is None or results.decision.winner != DEFAULT:
         return None
     if results.measured.count(DEFAULT) < VERDICT_ROUNDS:
         return "there were too few rounds; allow more time with --budget"

@@ -44,24 +44,18 @@ def page(results: Results) -> str:
     place = os.path.join(os.path.dirname(os.path.abspath(__file__)), "report.html")
     with open(place, encoding="utf-8") as file:
         template = Template(file.read())
+    text = f"This benchmark is {results.state}: more rounds may change its results."
     return template.substitute(
         model=escape(model.name or model.path),
         heading=escape(f"{name} ({model.quantization}) on {machine}"),
         answer=escape(summary.answer),
-        unfinished=_unfinished(results),
+        unfinished="" if results.state == FINISHED else paragraph(text, "unfinished"),
         certainty=escape(f"{summary.over_upstream} {_noise(summary)}"),
         warnings=section("What may skew the results", listing(results.warnings, "warnings")),
         plots=_curves(summary) + _ratios(summary),
         main="\n".join(filter(None, _sections(summary))),
         footer=escape(f"Benchmark started at {results.created}."),
     )
-
-
-def _unfinished(results: Results) -> str:
-    if results.state == FINISHED:
-        return ""
-    text = f"This benchmark is {results.state}: more rounds may change its results."
-    return paragraph(text, "unfinished")
 
 
 def _sections(summary: Summary) -> Iterator[str]:

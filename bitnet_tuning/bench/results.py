@@ -188,35 +188,18 @@ def new_path(folder: str, now: datetime) -> str:
     for number in count(1):
         path = f"{base}.json" if number == 1 else f"{base}-{number}.json"
         try:
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+            with open(path, "xb"):
+                return path
         except FileExistsError:
             continue
         except OSError:
-            pass  # ``save`` will fail as well and say why
-        return path
+            return path  # ``save`` will fail as well and say why
     raise AssertionError
 
 
 def to_text(results: Results) -> str:
-    """Return the file's content, with one line for each part and each round."""
-    # json.dumps(indent=...) uses the encoder written in Python, which takes ten times as long, and
-    # results are saved after every round.
-    lines = []
-    for name, part in to_document(results).items():
-        text = _lines(part) if name in ("rounds", "settings") else _dump(part)
-        lines.append(f"{_dump(name)}: {text}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def _lines(parts: Any) -> str:
-    if isinstance(parts, Mapping):
-        lines = [f" {_dump(name)}: {_dump(part)}" for name, part in parts.items()]
-        return "{\n" + ",\n".join(lines) + "\n}"
-    return "[\n" + ",\n".join(f" {_dump(part)}" for part in parts) + "\n]"
-
-
-def _dump(part: object) -> str:
-    return json.dumps(part, allow_nan=False)
+    """Return the file's content. Raise ValueError for a number that JSON does not have."""
+    return json.dumps(to_document(results), indent=1, allow_nan=False) + "\n"
 
 
 def save(path: str, results: Results) -> None:

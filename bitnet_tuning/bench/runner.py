@@ -55,9 +55,8 @@ class Runner:
         started = time.monotonic()
         try:
             samples = self._samples(setting, phases, self.seconds(phases))
-        except (FailedRunError, UnsupportedError) as error:
-            problem = error.cause if isinstance(error, UnsupportedError) else str(error)
-            return Run(name, {}, time.monotonic() - started, problem)
+        except UnsupportedError as error:
+            return Run(name, {}, time.monotonic() - started, error.cause)
         taken = time.monotonic() - started
         if name == DEFAULT:
             kind = (self.sizes, phases)

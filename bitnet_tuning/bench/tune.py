@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import shlex
 import sys
@@ -35,7 +34,7 @@ from bitnet_tuning.bench.results import (
     new_path,
     save,
     stamp,
-    to_document,
+    to_text,
     write,
 )
 from bitnet_tuning.bench.search import Check, Decision, Search
@@ -291,7 +290,7 @@ def _write(results: Results, options: argparse.Namespace, path: str) -> None:
 
         write_report(results, options.report)
     if options.json:
-        print(json.dumps(to_document(results), indent=2))
+        print(to_text(results), end="")
     else:
         show(results)
         print(f"Results: {path}")

@@ -17,11 +17,6 @@ from bitnet_tuning.plan.memory import DEFAULT_UBATCH
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.verify import selftest
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from bitnet_tuning.launch.background import Captured
-
-
 QUESTION = "Question: Why does the moon look larger near the horizon?\nAnswer:"
 TOKENS = 24
 """Number of tokens generated when two settings' texts are compared."""
@@ -92,8 +87,6 @@ class Checker:
             prompts = dict.fromkeys((QUESTION, self._prompt(setting)))
             found = (self._compared(setting, prompt) for prompt in prompts)
             return next(filter(None, found), None)
-        except FailedRunError as failed:
-            return str(failed)
         except _ReferenceError as why:
             self._notes["words"] = f"texts were not compared, since the default setting {why}"
             return None
@@ -132,24 +125,14 @@ class Checker:
         return theirs
 
     def _write_default(self, prompt: str) -> str:
-        started = time.monotonic()
         try:
-            done = self._run(self._default, prompt)
+            return self._write(self._default, prompt)
         except FailedRunError as failed:
             self._unusable[prompt] = f"failed: {failed}"
             raise _ReferenceError(self._unusable[prompt]) from failed
-        self._took[prompt] = max(time.monotonic() - started, self._took.get(prompt, 0.0))
-        timing = parse_timings(done.stderr).prompt
-        self._tokens[prompt] = timing.tokens if timing else self._tokens.get(prompt, 0)
-        return selftest.continuation(done.stdout, prompt).strip()
 
     def _write(self, setting: Setting, prompt: str) -> str:
         """Return the text that the engine adds to the prompt. Raise FailedRunError."""
-        done = self._run(setting, prompt)
-        return selftest.continuation(done.stdout, prompt).strip()
-
-    def _run(self, setting: Setting, prompt: str) -> Captured:
-        seconds = self._patience.after(self._took.get(prompt))
         request = Request(
             prompt=prompt,
             n_predict=TOKENS,
@@ -157,7 +140,14 @@ class Checker:
             temperature=0.0,
             seed=1,
         )
-        return run_cli(self._facts, setting, request, seconds)
+        started = time.monotonic()
+        seconds = self._patience.after(self._took.get(prompt))
+        done = run_cli(self._facts, setting, request, seconds)
+        if setting == self._default:
+            self._took[prompt] = max(time.monotonic() - started, self._took.get(prompt, 0.0))
+            timing = parse_timings(done.stderr).prompt
+            self._tokens[prompt] = timing.tokens if timing else self._tokens.get(prompt, 0)
+        return selftest.continuation(done.stdout, prompt).strip()
 
     def _context(self, prompt: str) -> int:
         wanted = TOKENS_PER_WORD * len(prompt.split()) + 2 * TOKENS
