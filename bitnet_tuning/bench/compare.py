@@ -107,7 +107,9 @@ def _changed_files(a: EngineFacts, b: EngineFacts) -> tuple[str, str]:
 
 
 def _in_words(files: set[FileIdentity]) -> str:
-    found = (f"{file.path}: {file.size} bytes, {_when(file.modified)}" for file in sorted(files))
+    found = (
+        f"{file.path}: {file.size} bytes, modified {_when(file.modified)}" for file in sorted(files)
+    )
     return ", ".join(found) or "none"
 
 
