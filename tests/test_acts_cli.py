@@ -17,7 +17,7 @@ from bitnet_tuning import demo
 from bitnet_tuning.bench.knobs import UNLOCKED
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
 from bitnet_tuning.cli import test_optimizations
-from bitnet_tuning.engine.find import has_embedded, locate_all
+from bitnet_tuning.engine.find import embedded_library, locate_all
 from bitnet_tuning.engine.known import know
 from bitnet_tuning.launch.background import capture
 from bitnet_tuning.machine.detect import read_host, read_privileges
@@ -337,7 +337,7 @@ def test_nothing_is_left_of_a_program_whose_watcher_fails() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not has_embedded(), reason="xllamacpp is not installed")
+@pytest.mark.skipif(not embedded_library(), reason="xllamacpp is not installed")
 def test_the_threads_of_the_embedded_engine_are_observed(run: Run) -> None:
     done = run("embedded", "--no-speed", "--json", model=demo.TQ2_0)
     assert done.code == 0, done.out

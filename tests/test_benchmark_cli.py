@@ -21,7 +21,7 @@ from bitnet_tuning import demo
 from bitnet_tuning.bench.results import save
 from bitnet_tuning.cli import run
 from bitnet_tuning.cli.benchmark import main
-from bitnet_tuning.engine.find import has_embedded
+from bitnet_tuning.engine.find import embedded_library
 from tests.bench_samples import sample_results
 from tests.conftest import REPOSITORY
 from tests.engines import FakeEngine
@@ -144,7 +144,7 @@ def test_a_tuning_that_is_killed_and_interrupted_goes_on_where_it_stopped(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not has_embedded(), reason="the embedded engine is not installed")
+@pytest.mark.skipif(not embedded_library(), reason="the embedded engine is not installed")
 def test_a_whole_tuning_of_the_embedded_engine(tmp_path: Path, start: Start) -> None:
     output = tmp_path / "results.json"
     tuning = start("--engine", "embedded", "--budget", 40, "--output", output)

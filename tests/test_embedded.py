@@ -183,10 +183,6 @@ def test_help_needs_no_xllamacpp(argv: list[str], program: Program) -> None:
     assert (flags <= set(out.split())) == (argv[0] == "server")
 
 
-def test_the_version_needs_no_xllamacpp(program: Program) -> None:
-    assert program("--version") == (0, "version: embedded (xllamacpp is not installed)\n", "")
-
-
 def test_a_missing_xllamacpp_is_one_error_with_its_remedy(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:

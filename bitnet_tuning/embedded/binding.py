@@ -8,9 +8,8 @@ from typing import Any
 from bitnet_tuning.embedded.options import LoadOptions
 from bitnet_tuning.errors import MissingError
 
-VERBOSITY_ERRORS = 1
-VERBOSITY_ALL = 10
-"""llama.cpp's levels for the log: errors only, and everything."""
+ERRORS_ONLY = 1
+"""llama.cpp's level of the log at which it prints errors only."""
 
 
 def load_binding() -> Any:
@@ -26,11 +25,9 @@ def load_binding() -> Any:
 
 
 def version_line() -> str:
-    """Return the line ``version: embedded (…)`` with all versions; xllamacpp may be missing."""
-    try:
-        binding = load_binding()
-    except MissingError:
-        return "version: embedded (xllamacpp is not installed)"
+    """Return the line ``version: embedded (…)`` with all versions; raise MissingError without
+    xllamacpp."""
+    binding = load_binding()
     build = build_info(binding)
     return (
         f"version: embedded (xllamacpp {binding.__version__}, "
@@ -76,7 +73,7 @@ def fill(binding: Any, options: LoadOptions) -> Any:
     params.warmup = options.warmup
     if options.chat_template:
         params.chat_template = options.chat_template
-    params.verbosity = VERBOSITY_ALL if options.verbose else VERBOSITY_ERRORS
+    params.verbosity = ERRORS_ONLY
     if options.numa:
         strategies = binding.ggml_numa_strategy
         params.numa = getattr(strategies, f"GGML_NUMA_STRATEGY_{options.numa.upper()}")

@@ -16,7 +16,6 @@ class LoadOptions:
 
     help: bool = False
     version: bool = False
-    verbose: bool = False
     model: str = ""
     context: int = 4096
     threads: int = 0
@@ -67,7 +66,6 @@ _NUMA = {kind: kind for kind in ("distribute", "isolate", "numactl")}
 LOAD_FLAGS = (
     CliFlag("-h, --help", "help", "print this text and exit"),
     CliFlag("--version", "version", "print the versions and exit"),
-    CliFlag("-v, --verbose", "verbose", "show llama.cpp's log"),
     CliFlag("-m, --model FNAME", "model", "model file (GGUF)"),
     CliFlag(
         "-c, --ctx-size N", "context", "context in tokens (default: 4096; 0: the model's)", whole

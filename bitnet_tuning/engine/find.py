@@ -130,7 +130,7 @@ def locate_all(
     found = on_path(environ.get("PATH", ""))
     if found:
         return (Location(found, "found on PATH"),)
-    if has_embedded():
+    if embedded_library():
         return (_embedded(NONE_COMPILED),)
     raise MissingError(
         "found no engine: there is no build/bin/llama-cli in "
@@ -142,7 +142,7 @@ def locate_all(
 
 def _named(name: str, source: str) -> tuple[Location, ...]:
     if name == EMBEDDED:
-        if not has_embedded():
+        if not embedded_library():
             raise MissingError(
                 f"{source} selects the embedded engine, which is not installed",
                 "install it: pip install xllamacpp",
@@ -200,11 +200,6 @@ def on_path(path: str, name: str = _CLI) -> str | None:
         if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
             return os.path.abspath(candidate)
     return None
-
-
-def has_embedded() -> bool:
-    """Return whether the embedded engine's library is installed for this Python."""
-    return embedded_library() is not None
 
 
 def embedded_library() -> str | None:

@@ -125,7 +125,9 @@ def take(
     sleep(seconds)
     second = _sample(root)
     now, elapsed = time.time(), second.at - first.at
-    spin(_SPIN_SECONDS)
+    busy_until = time.perf_counter() + _SPIN_SECONDS
+    while time.perf_counter() < busy_until:
+        pass
     groups = read_cgroups(root)
     if _foreign(root):
         clock, memory, swap, on_battery = read_foreign_state()
@@ -165,13 +167,6 @@ def _sample(root: Root) -> _Sample:
 
 def _foreign(root: Root) -> bool:
     return root.live and not sys.platform.startswith("linux")
-
-
-def spin(seconds: float) -> None:
-    """Keep one CPU busy for ``seconds``."""
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        pass
 
 
 def between(before: Conditions, after: Conditions) -> Meanwhile:
