@@ -141,25 +141,19 @@ def read_profile(path: str) -> Profile:
         what = error.strerror if isinstance(error, OSError) else error
         raise MissingError(f"cannot read {path}: {what}", "name an exported profile") from error
     try:
-        return _parse(content)
-    except DamagedError as error:
+        found: Any = json.loads(content)
+        if not isinstance(found, dict):
+            raise DamagedError("it is not a JSON object")
+        for name, supported in (("schema", SCHEMA), ("version", VERSION)):
+            if found.pop(name, None) != supported:
+                raise DamagedError(f"must be {supported}", name)
+        return from_json(Profile, found)
+    except (ValueError, RecursionError) as error:
+        what = error if isinstance(error, DamagedError) else "it is not JSON"
         raise UnsupportedError(
-            f"{path} is not a valid profile: {error}",
+            f"{path} is not a valid profile: {what}",
             "export it again: python3 -m bitnet_tuning profile export ID > FILE",
         ) from error
-
-
-def _parse(content: bytes) -> Profile:
-    try:
-        record: Any = json.loads(content)
-    except (ValueError, RecursionError):
-        raise DamagedError("it is not JSON") from None
-    if not isinstance(record, dict):
-        raise DamagedError("it is not a JSON object")
-    for name, supported in (("schema", SCHEMA), ("version", VERSION)):
-        if record.pop(name, None) != supported:
-            raise DamagedError(f"must be {supported}", name)
-    return from_json(Profile, record)
 
 
 def bound_to(profile: Profile, host: Host, engine: EngineKey) -> Profile:

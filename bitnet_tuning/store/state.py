@@ -62,17 +62,14 @@ class State:
 
     def load_all(self, kind: str, record: type[T], version: int = 1) -> dict[str, T]:
         """Return all records of a kind by the digests of their keys, as ``load`` reads them."""
-        try:
-            names = sorted(os.listdir(self.folder))
-        except OSError:
-            return {}
+        from glob import escape, glob  # noqa: PLC0415 (only few commands list records)
+
         found = {}
-        for name in names:
-            if name.startswith(f"{kind}-") and name.endswith(".json"):
-                mark = name[len(kind) + 1 : -5]
-                key, read = self._read(self.path(kind, mark), record, version)
-                if read is not None and digest(key) == mark:
-                    found[mark] = read
+        for path in sorted(glob(os.path.join(escape(self.folder), f"{kind}-*.json"))):
+            mark = os.path.basename(path)[len(kind) + 1 : -5]
+            key, read = self._read(path, record, version)
+            if read is not None and digest(key) == mark:
+                found[mark] = read
         return found
 
     def _read(self, path: str, record: type[T], version: int) -> tuple[str, T | None]:
