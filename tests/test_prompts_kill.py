@@ -342,7 +342,7 @@ def children(parent: int) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("victim", ["launcher", "server"])
 def test_kill_9_in_the_middle_loses_and_doubles_nothing(embedded: Prompts, victim: str) -> None:
     embedded.write([{"prompt": prompt, "id": n} for n, prompt in enumerate(QUESTIONS)])
-    flags = ("-temp", "0", "-n", "400", "--slots", "2", "--", "--no-warmup")
+    flags = ("-temp", "0", "-n", "400", "--slots", "2", "--", "-ngl", "0")
     whole = embedded.to_file(*flags).out.splitlines()
     embedded.out.unlink()
     process = embedded.begin("-o", str(embedded.out), *flags, out=subprocess.DEVNULL)

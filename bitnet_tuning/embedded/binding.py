@@ -70,7 +70,6 @@ def fill(binding: Any, options: LoadOptions) -> Any:
     params.n_ctx = options.context
     params.n_batch = options.batch
     params.n_ubatch = options.ubatch
-    params.warmup = options.warmup
     if options.chat_template:
         params.chat_template = options.chat_template
     params.verbosity = ERRORS_ONLY

@@ -45,7 +45,6 @@ class CliOptions(LoadOptions):
     seed: int | None = None
     ignore_eos: bool = False
     chat: bool = False
-    perf: bool = True
     quiet: bool = False
 
 

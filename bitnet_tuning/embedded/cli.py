@@ -23,7 +23,7 @@ def run(options: CliOptions) -> None:
         (talk if options.chat else complete)(options, engine, rows)
     finally:
         # Also after Ctrl-C, with the times until then.
-        if options.perf and not options.quiet:
+        if not options.quiet:
             tell(engine.perf(rows))
 
 
@@ -34,7 +34,6 @@ PROGRAM = LookAlike(
         CliFlag("-p, --prompt TEXT", "prompt", "prompt; in a chat the system prompt", os.fsencode),
         CliFlag("-f, --file FNAME", "prompt", "file that holds the prompt", from_file),
         CliFlag("-n, --predict, --n-predict N", "n_predict", "tokens to generate", whole),
-        CliFlag("--keep N", "", "accepted; the context never shifts: a full one ends the text"),
         CliFlag("-s, --seed SEED", "seed", "sampling seed (default: -1, random)", whole),
         CliFlag("--temp, --temperature N", "temperature", "temperature; 0 is greedy", real),
         CliFlag("--top-k N", "top_k", "top-k sampling; 0 is off", whole),
@@ -44,8 +43,6 @@ PROGRAM = LookAlike(
         CliFlag("--ignore-eos", "ignore_eos", "continue past the end of the text"),
         CliFlag("-cnv, --conversation", "chat", "chat: read messages from standard input"),
         CliFlag("-no-cnv, --no-conversation", "chat", "complete the prompt (default)"),
-        CliFlag("--simple-io", "", "accepted; input and output are always simple"),
-        CliFlag("--no-perf, -no-perf", "perf", "do not print timings at the end"),
         CliFlag("--log-disable", "quiet", "print only errors on standard error"),
     ),
     CliOptions,

@@ -16,9 +16,9 @@ from bitnet_tuning.errors import TuningError
 class CliFlag(NamedTuple):
     """A flag and the option that it sets.
 
-    ``spec`` lists its names and, for a flag with a value, a placeholder, in brackets if the value
-    is optional. ``field`` is "" for a flag that is accepted and ignored. A flag without a value
-    sets False if its name begins with ``-no-`` or ``--no-``, else True.
+    ``spec`` lists its names and, for a flag with a value, a placeholder. ``field`` is "" for a flag
+    that is accepted and ignored. A flag without a value sets False if its name begins with ``-no-``
+    or ``--no-``, else True.
     """
 
     spec: str
@@ -61,8 +61,6 @@ def parse(argv: Sequence[str], table: Sequence[CliFlag]) -> dict[str, Any]:
 def _value(flag: CliFlag, name: str, rest: list[str]) -> Any:
     if not flag.metavar:
         return not name.startswith(("-no-", "--no-"))
-    if flag.metavar.startswith("[") and (not rest or rest[-1].startswith("-")):
-        return True
     if not rest:
         raise ValueError("expected value for argument")
     return flag.convert(rest.pop())

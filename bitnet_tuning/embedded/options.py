@@ -26,7 +26,6 @@ class LoadOptions:
     mlock: bool = False
     flash: bool | None = None
     numa: str = ""
-    warmup: bool = True
     chat_template: str = ""
 
     def __post_init__(self) -> None:
@@ -76,13 +75,7 @@ LOAD_FLAGS = (
     CliFlag("-ub, --ubatch-size N", "ubatch", "physical batch size (default: 512)", whole),
     CliFlag("--mmap, --no-mmap", "mmap", "map the model file into memory, or copy it"),
     CliFlag("--mlock", "mlock", "keep the model in RAM"),
-    CliFlag(
-        "-fa, --flash-attn [on|off|auto]",
-        "flash",
-        "flash attention (default: auto)",
-        one_of(_FLASH),
-    ),
+    CliFlag("-fa, --flash-attn MODE", "flash", "on, off or auto (default)", one_of(_FLASH)),
     CliFlag("--numa TYPE", "numa", "distribute, isolate or numactl", one_of(_NUMA)),
-    CliFlag("--warmup, --no-warmup", "warmup", "warm up with an empty run (default), or do not"),
     CliFlag("-ngl, --gpu-layers, --n-gpu-layers N", "", "accepted; everything runs on the CPU"),
 )

@@ -54,8 +54,6 @@ PROGRAM = LookAlike(
     (
         *LOAD_FLAGS,
         CliFlag("-np, --parallel N", "slots", "prompts at a time (default: 1)", at_least(1)),
-        CliFlag("-cb, --cont-batching", "", "accepted; continuous batching is always on"),
-        CliFlag("--no-context-shift", "", "accepted; a full context ends the text"),
         CliFlag("--host HOST", "host", "address to listen on (default: 127.0.0.1)"),
         CliFlag("--port PORT", "port", "port to listen on (default: 8080)", whole),
         CliFlag("--api-key KEY", "api_key", f"key that requests must have (env: {KEY_VARIABLE})"),
