@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from bitnet_tuning.model.types import ModelFile
 
 
+_LONG_TOKEN = 16
+"""Bytes of a token that is long, but not the longest of a vocabulary."""
 _LONGEST_PROMPT = 1 << 24
 """Largest prompt file, in bytes, that is read."""
 
@@ -164,10 +166,15 @@ def _file_size(path: str | None) -> int | None:
 
 def _least_tokens(request: Request, model: ModelFile) -> int:
     """Return ``Facts.least_tokens``."""
+    context = context_of(request.ctx_size, model)
     size = request.prompt_bytes(_file_size(request.prompt_file))
-    if size is None or size <= context_of(request.ctx_size, model):  # a byte is a token at most
+    if size is None or size <= context:  # a byte is a token at most
         return 0
-    return least_tokens(_prompt(request) or b"", read_tokens(model.path))
+    text = _prompt(request) or b""
+    # Reading a vocabulary takes a third of a second: only for a prompt that is likely too long.
+    if len(text.split()) <= context and size <= _LONG_TOKEN * context:
+        return 0
+    return least_tokens(text, read_tokens(model.path))
 
 
 def find_engine(named: str | None, state: State, model_named: str | None = None) -> Engine:
