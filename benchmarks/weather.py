@@ -389,7 +389,7 @@ class Report:
 
 def load_samples(engine: Mapping[str, Any]) -> list[Sample]:
     """Return the samples of one engine of a report's file."""
-    return [Sample(**{**each, "parts": tuple(each["parts"])}) for each in engine["samples"]]
+    return [Sample(**{**each, "parts": tuple(each.get("parts", ()))}) for each in engine["samples"]]
 
 
 def usable_cpus() -> int:
