@@ -72,7 +72,7 @@ def find_limit(planned: int, run: Callable[[int, int, float], Captured]) -> Crow
     count = planned // 2
     while count > 1 and not any(rate(count) >= NOT_SLOWER * most for _ in range(2)):
         count //= 2
-    return outcome(count, sorted(ratios)[1])
+    return outcome(count, min(ratios))
 
 
 def _others() -> float | None:

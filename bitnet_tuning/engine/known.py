@@ -33,9 +33,9 @@ VERSION = 6
 CROWDED, FREE = "crowded", "uncrowded"
 """Kinds of stored trials: those that must be repeated some time, and those that found no limit."""
 
-VALID_S, RETRY_S = 24 * 3600, 3600
-"""Seconds after which a trial is repeated: one that found a limit, since a load that cannot be seen
-from inside the virtual machine may end, and one that other load made worthless."""
+RETRY_S, CONFIRMED_S = 3600, 24 * 3600
+"""Seconds after which a trial is repeated that found a limit, since a load that cannot be seen from
+inside the virtual machine may end, or that other load made worthless; and a confirmed limit."""
 
 
 class Probed(NamedTuple):
@@ -76,7 +76,7 @@ def know_crowding(
     if not again and os.path.exists(free):
         return host
     found = state.load(CROWDED, key, Crowding)
-    is_old = found is None or found.tried < moment(RETRY_S if found.threads is None else VALID_S)
+    is_old = found is None or found.tried < moment(CONFIRMED_S if found.confirmed else RETRY_S)
     # If nothing can be stored, every start would make a trial.
     if begin and (again or is_old) and not state.warning:
         from bitnet_tuning.engine.crowded import find_limit  # noqa: PLC0415 (once on a host)
@@ -85,7 +85,7 @@ def know_crowding(
         if tried.limits and os.path.exists(free):
             os.unlink(free)
         if tried.threads or is_old:
-            found = tried
+            found = tried._replace(confirmed=tried.limits and bool(found and found.limits))
             state.store(FREE if found.threads == found.planned else CROWDED, key, found)
     return host._replace(crowded=found) if found and found.limits else host
 

@@ -19,7 +19,9 @@ class Crowding(NamedTuple):
     threads: Count | None
     """Most threads that are not slower than one; None if other load made the trial worthless."""
     slowdown: Positive = 1.0
-    """Factor by which the planned threads were slower than one."""
+    """Factor by which the planned threads were slower than one, at least."""
+    confirmed: bool = False
+    """True if an earlier trial found a limit, too."""
 
     @property
     def limits(self) -> bool:

@@ -234,10 +234,9 @@ def _threads_reason(host: Host, count: int, most: int) -> str:
 
 def crowding_reason(found: Crowding) -> str:
     """Return what the trial of a crowded virtual machine showed, and when."""
-    return (
-        f"{counted(found.planned, 'thread')} ran the demo model {found.slowdown:.3g} times slower "
-        f"than one on {found.tried[:10]}, so the hypervisor does not run all CPUs at once"
-    )
+    ran = f"{counted(found.planned, 'thread')} ran the demo model at least {found.slowdown:.3g}"
+    why = "so the hypervisor does not run all CPUs at once"
+    return f"{ran} times slower than one on {found.tried[:10]}, {why}"
 
 
 def _hybrid_reason(host: Host, count: int) -> str:
