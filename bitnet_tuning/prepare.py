@@ -96,7 +96,8 @@ def read_facts(request: Request, state: State, root: str = "/") -> Facts:
         force=request.force,
     )
     if root == "/":
-        may_try = not (setting or asked_threads(request.threads, os.environ))
+        given = setting or asked_threads(request.threads, os.environ)
+        may_try = not (given or os.environ.get("BITNET_IGNORE_LOAD"))
         facts = facts._replace(host=crowded_host(host, engine, state, may_try))
     return _with_nodes(_with_huge(facts, root) if request.memory == HUGE else facts, root)
 

@@ -25,7 +25,9 @@ def laptop(folder: Path) -> Machine:
 
 def case_of(machine: Machine, environ: Mapping[str, str] | None = None, **fields: Any) -> Case:
     """Return the machine with a good engine and model, except for the given fields."""
-    with mock.patch.object(conditions, "spin"):  # the clock of a fake root does not rise
+    with mock.patch.object(
+        conditions, "_SPIN_SECONDS", 0
+    ):  # the clock of a fake root does not rise
         case = gather(str(machine.path), selftest=False)
     known = {
         "environ": environ or {},

@@ -334,7 +334,6 @@ def test_damaged_records_are_one_warning_and_made_anew(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     home = tmp_path / "home"
-    monkeypatch.setenv("BITNET_THREADS", "1")  # so that no virtual machine is tried for crowding
     assert warnings_of_a_run(fake, home, monkeypatch, capsys) == []
     records = {record: record.read_bytes() for record in home.iterdir()}
     assert len(records) == 2  # the engine's and the model's
