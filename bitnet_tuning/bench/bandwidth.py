@@ -156,9 +156,11 @@ def read_together(cpus: Sequence[int], each: int, read: Read) -> list[float]:
 
     def work(number: int) -> None:
         try:
+            if hasattr(os, "sched_setaffinity"):
+                with contextlib.suppress(OSError):  # the CPU may not be available
+                    os.sched_setaffinity(0, {cpus[number]})
             # The thread writes its own memory first, so that Linux allocates it on the thread's
             # NUMA node.
-            _bind(cpus[number])
             memory = (ctypes.c_char * each).from_buffer(mmap.mmap(-1, each))
             ctypes.memset(memory, FILL, each)
             for _ in range(PASSES):
@@ -196,10 +198,3 @@ def _pass(address: int, each: int, read: Read) -> float:
         if taken >= PASS_SECONDS:
             break
     return done / max(taken, 1e-9)
-
-
-def _bind(cpu: int) -> None:
-    """Bind the calling thread, or leave it where it is if the CPU is not available."""
-    if hasattr(os, "sched_setaffinity"):
-        with contextlib.suppress(OSError):
-            os.sched_setaffinity(0, {cpu})
