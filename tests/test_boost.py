@@ -60,6 +60,24 @@ def test_threads_spin_in_the_way_of_their_openmp_runtime(
     assert usual.setting.poll is None
 
 
+@pytest.mark.parametrize(
+    ("runtime", "variables"),
+    [(LLVM, {"KMP_BLOCKTIME": "200"}), (GOMP, {"GOMP_SPINCOUNT": "10000000"})],
+)
+def test_in_a_chat_threads_do_not_spin_while_the_user_types(
+    runtime: str, variables: dict[str, str]
+) -> None:
+    made = plan(runtime=runtime, request=Request(prompt="hello", chat=True, performance=True))
+    names = (*WAITING, "GOMP_SPINCOUNT")
+    assert {name: text for name, text in made.setting.env if name in names} == variables
+    assert "but not while you type" in made.reasons["performance"]
+    own = {"OMP_WAIT_POLICY": "active"}
+    chat = Request(prompt="hello", chat=True, performance=True)
+    assert variables.items().isdisjoint(
+        plan(runtime=runtime, request=chat, environ=own).setting.env
+    )
+
+
 @pytest.mark.parametrize("runtime", [LLVM, GOMP, NONE])
 def test_threads_do_not_spin_under_a_quota(runtime: str) -> None:
     made = plan(a_host(4, quota=2), runtime=runtime)

@@ -255,6 +255,6 @@ def test_every_field_of_a_request_has_a_flag() -> None:
     add_run(parser, prompt_required=False)
     add_optimized(parser)
     request, options = read_request(parser, ["-f", "a", "-cnv", "-ub", "9", "--no-profile"])
-    assert set(Request._fields) - {"extra"} <= vars(options).keys()
+    assert set(Request._fields) - {"extra", "named"} <= vars(options).keys()
     changed = {"prompt_file": "a", "chat": True, "ubatch": 9, "profile": False, "threads": 0}
     assert request == Request()._replace(**changed)  # type: ignore[arg-type]

@@ -68,6 +68,15 @@ def test_the_variable_counts_next(checkout: Path, state: State) -> None:
     assert (choice.model.path, choice.reason) == (other, "named with BITNET_MODEL")
 
 
+def test_llama_cpps_own_variable_counts_after_it(checkout: Path, state: State) -> None:
+    add(checkout, DEFAULT)
+    mine, other = add(checkout, "mine.gguf"), add(checkout, "other.gguf")
+    variables = {"BITNET_MODEL": "", "LLAMA_ARG_MODEL": other}
+    choice = choose(state, checkout, environ=variables)
+    assert (choice.model.path, choice.reason) == (other, "named with LLAMA_ARG_MODEL")
+    assert choose(state, checkout, environ={**variables, "BITNET_MODEL": mine}).model.path == mine
+
+
 def test_the_default_path_counts_before_other_i2_s_files(checkout: Path, state: State) -> None:
     default = add(checkout, DEFAULT)
     add(checkout, "models/other/model.gguf")

@@ -243,6 +243,11 @@ def test_variables_of_bitnet_env_do_not_prevent_binding(machine: Machine) -> Non
         (None, {"OMP_NUM_THREADS": "3,2"}, 3, "your OMP_NUM_THREADS"),
         (None, {"BITNET_THREADS": " 2 "}, 2, "BITNET_THREADS"),
         (None, {**EXPORTED, "BITNET_THREADS": "2"}, 2, "BITNET_THREADS"),
+        (5, {"LLAMA_ARG_THREADS": "4"}, 5, "-t"),
+        (None, {"LLAMA_ARG_THREADS": "4", "BITNET_THREADS": "3"}, 3, "BITNET_THREADS"),
+        (None, {"LLAMA_ARG_THREADS": "4", "BITNET_THREADS": "0"}, 4, "LLAMA_ARG_THREADS"),
+        (None, {"LLAMA_ARG_THREADS": "4", "OMP_NUM_THREADS": "3"}, 4, "LLAMA_ARG_THREADS"),
+        (None, {"LLAMA_ARG_THREADS": "-1", "OMP_NUM_THREADS": "3"}, 3, "your OMP_NUM_THREADS"),
         (1, EXPORTED, 1, "-t"),
     ],
 )

@@ -122,6 +122,31 @@ def test_every_knob_of_a_profile_reaches_the_command(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "flag"),
+    [
+        ("LLAMA_ARG_FLASH_ATTN", "-fa"),
+        ("LLAMA_ARG_NO_MMAP", "--no-mmap"),
+        ("LLAMA_ARG_NUMA", "--numa"),
+    ],
+)
+def test_a_profile_leaves_to_the_engine_what_its_own_variables_set(
+    bench: Bench, name: str, flag: str
+) -> None:
+    knobs = Setting(threads=2, threads_batch=2, mmap=False, flash=True, numa="distribute")
+    assert flag in bench.plan(setting=knobs).command
+    made = bench.plan(environ={name: "1"}, setting=knobs)
+    assert flag not in made.command
+    assert made.setting.threads == 2
+
+
+def test_in_a_chat_a_profiles_threads_do_not_spin_while_the_user_types(bench: Bench) -> None:
+    knobs = Setting(threads=2, threads_batch=2, env=(("KMP_BLOCKTIME", "infinite"),))
+    assert bench.plan(setting=knobs).setting.variables["KMP_BLOCKTIME"] == "infinite"
+    made = bench.plan(HELLO._replace(chat=True), setting=knobs)
+    assert made.setting.variables["KMP_BLOCKTIME"] == "200"
+
+
+@pytest.mark.parametrize(
     ("change", "environ", "threads", "said"),
     [
         ({"threads": 2}, {}, 2, "-t"),
@@ -131,6 +156,8 @@ def test_every_knob_of_a_profile_reaches_the_command(bench: Bench) -> None:
         ({}, {"OMP_NUM_THREADS": "2"}, 2, "your OMP_NUM_THREADS"),
         ({"threads": 1}, {"BITNET_THREADS": "2", "OMP_NUM_THREADS": "3"}, 1, "-t"),
         ({"max_threads": 2}, {}, 2, "--max-threads"),
+        ({}, {"LLAMA_ARG_THREADS": "2"}, 2, "LLAMA_ARG_THREADS"),
+        ({}, {"OMP_THREAD_LIMIT": "2"}, 2, "OMP_THREAD_LIMIT"),
     ],
 )
 def test_a_profile_is_not_used_if_the_user_sets_the_threads(

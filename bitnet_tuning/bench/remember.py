@@ -15,6 +15,7 @@ from bitnet_tuning.plan.profile import PP, TG, EngineKey, Evidence, Profile, cla
 from bitnet_tuning.plan.profile import load as load_profile
 from bitnet_tuning.plan.profiles import new_profile, store
 from bitnet_tuning.plan.setting import Setting
+from bitnet_tuning.plan.threads import ENGINE_THREADS
 from bitnet_tuning.store.state import State
 
 
@@ -83,7 +84,8 @@ def _objection(results: Results, environ: Mapping[str, str]) -> str | None:
 def _users_variables(environ: Mapping[str, str]) -> str:
     """Return the names of the user's variables that affect an engine. Without them the result may
     not hold, and with them no profile is used."""
-    found = [name for name in sorted({*TUNABLE, *BINDING_BY_USER}) if user_set(environ, name)]
+    names = sorted({*TUNABLE, *BINDING_BY_USER, ENGINE_THREADS})
+    found = [name for name in names if user_set(environ, name)]
     if environ.get("BITNET_THREADS", "").strip("0 "):
         found.append("BITNET_THREADS")
     return ", ".join(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from bitnet_tuning.console import columns
 from bitnet_tuning.errors import MissingError, UsageError
@@ -244,13 +244,41 @@ def add_optimized(parser: Parser) -> None:
     add("--slots", type=integer(1, MOST_SLOTS), metavar="N", help=what)
 
 
+_ENGINE_VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
+    "n_predict": ("LLAMA_ARG_N_PREDICT", integer(-2)),
+    "ctx_size": ("LLAMA_ARG_CTX_SIZE", integer(0, LARGEST_CONTEXT)),
+    "temperature": ("LLAMA_ARG_TEMPERATURE", number(0)),
+    "batch": ("LLAMA_ARG_BATCH", integer(1)),
+    "ubatch": ("LLAMA_ARG_UBATCH", integer(1)),
+}
+"""llama.cpp's own variables (set_env in its common/arg.cpp) for fields of a request. Its programs
+let flags decide over them, and a plan passes these flags."""
+
+
+def engine_settings(environ: Mapping[str, str]) -> dict[str, tuple[str, object]]:
+    """Return fields of a request that llama.cpp's own variables set: the variable and the value.
+    Raise UsageError for an invalid one."""
+    found: dict[str, tuple[str, object]] = {}
+    for field, (variable, kind) in _ENGINE_VARIABLES.items():
+        if text := environ.get(variable, "").strip():
+            try:
+                found[field] = variable, kind(text)
+            except argparse.ArgumentTypeError as error:
+                remedy = f"set it to such a number, or `unset {variable}`"
+                raise UsageError(f"{variable}: {error}", remedy) from error
+    return found
+
+
 def read_request(parser: Parser, arguments: list[str]) -> tuple[Request, argparse.Namespace]:
     """Parse the command line of a run. Raise UsageError."""
     ours, extra = split_extra(arguments)
+    found = engine_settings(os.environ)
+    parser.set_defaults(**{field: value for field, (_, value) in found.items()})
     options = parser.parse_args(ours)
     if options.json and not options.dry_run:
         raise UsageError("--json prints a plan and needs --dry-run", "add --dry-run")
     if 0 < options.ctx_size < LEAST_CONTEXT:
         raise UsageError(f"argument -c/--ctx-size: must be 0 or at least {LEAST_CONTEXT}")
     fields = {name: value for name, value in vars(options).items() if name in Request._fields}
-    return Request(**fields, extra=extra), options
+    named = {field: name for field, (name, value) in found.items() if fields[field] == value}
+    return Request(**fields, named=tuple(named.items()), extra=extra), options

@@ -35,11 +35,12 @@ def choose_model(
     embedded: bool,
     state: State,
 ) -> Choice:
-    """Return the first of these models: ``named`` (the flag -m), BITNET_MODEL, the default path
-    below one of ``folders``, the only i2_s file below their ``models``, and with the embedded
-    engine the demo model. Raise MissingError if there is none, if several i2_s files are left to
-    choose from, or if the file cannot be used."""
-    for path, source in ((named, "-m"), (environ.get("BITNET_MODEL"), "BITNET_MODEL")):
+    """Return the first of these models: ``named`` (the flag -m), BITNET_MODEL, LLAMA_ARG_MODEL, the
+    default path below one of ``folders``, the only i2_s file below their ``models``, and with the
+    embedded engine the demo model. Raise MissingError if there is none, if several i2_s files are
+    left to choose from, or if the file cannot be used."""
+    variables = ("BITNET_MODEL", "LLAMA_ARG_MODEL")
+    for path, source in ((named, "-m"), *((environ.get(name), name) for name in variables)):
         if path:
             # A shell leaves the tilde in --model=~/FILE to the program.
             return Choice(know(os.path.expanduser(path), state), f"named with {source}")

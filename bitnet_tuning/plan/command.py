@@ -7,6 +7,8 @@ from bitnet_tuning.machine.root import format_list
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from bitnet_tuning.engine.find import Engine
     from bitnet_tuning.plan.facts import Facts, Plan, Request
     from bitnet_tuning.plan.setting import Setting
@@ -21,6 +23,22 @@ KNOB_FLAGS = {
     "threads_batch": ("-tb",),
 }
 """Flags for each field of a setting: a program obeys the field if its help lists one of them."""
+
+
+_READ_BY_ENGINE = {
+    "LLAMA_ARG_FLASH_ATTN": "flash",
+    "LLAMA_ARG_LOAD_MODE": "mmap",
+    "LLAMA_ARG_MLOCK": "mlock",
+    "LLAMA_ARG_NO_MMAP": "mmap",
+    "LLAMA_ARG_NUMA": "numa",
+}
+"""llama.cpp's own variables (set_env in its common/arg.cpp) for fields that only a profile, a flag
+or several NUMA nodes set. Its programs let flags decide over them."""
+
+
+def read_by_engine(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the fields of a setting that variables of llama.cpp set, with their names."""
+    return {field: name for name, field in _READ_BY_ENGINE.items() if environ.get(name)}
 
 
 def obeys(field: str, flags: frozenset[str]) -> bool:

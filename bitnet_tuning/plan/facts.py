@@ -50,6 +50,8 @@ class Request(NamedTuple):
     """Whether a measured profile may be used."""
     force: bool = False
     """Whether a build that is known to compute garbage may run."""
+    named: tuple[tuple[str, str], ...] = ()
+    """Fields that variables of llama.cpp set, with their names."""
     extra: tuple[str, ...] = ()
     """Arguments appended to the engine's command line unchanged."""
 

@@ -36,6 +36,13 @@ ACTIVE = {LLVM: ("KMP_BLOCKTIME", "infinite"), GOMP: ("OMP_WAIT_POLICY", "active
 """Variable and value with which each runtime's waiting threads spin and never sleep. LLVM's also
 reads OMP_WAIT_POLICY=active, but KMP_BLOCKTIME takes precedence over it."""
 
+_IN_CHATS = {
+    ACTIVE[LLVM]: ("KMP_BLOCKTIME", BLOCKTIME_MS),
+    ACTIVE[GOMP]: ("GOMP_SPINCOUNT", "10000000"),
+}
+"""What chats have instead: threads spin through an answer, and sleep while the user types. Ten
+million rounds take 0.1 to 0.5 s, by the length of the CPU's pause instruction."""
+
 TUNABLE = frozenset(
     (*THREAD_COUNTS, *BINDING, *WAITING_BY_USER, "GOMP_SPINCOUNT", "GLIBC_TUNABLES")
 )
@@ -101,6 +108,11 @@ def _waiting(quota_binds: bool, environ: Mapping[str, str]) -> tuple[dict[str, s
         return {}, "KMP_BLOCKTIME is not set: spinning threads would use up the CPU quota"
     reason = "KMP_BLOCKTIME is how many ms waiting threads spin before they sleep"
     return {"KMP_BLOCKTIME": BLOCKTIME_MS}, reason
+
+
+def in_chats(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of a plan with threads that do not spin for ever."""
+    return dict(_IN_CHATS.get(pair, pair) for pair in variables.items())
 
 
 def _set(environ: Mapping[str, str], names: tuple[str, ...]) -> str:
@@ -207,6 +219,11 @@ def invalid_count(environ: Mapping[str, str]) -> str | None:
     """Return OMP_NUM_THREADS if it is set, but neither a count nor a list of counts."""
     text = environ.get("OMP_NUM_THREADS", "")
     return text if text and not all(map(_count, text.split(","))) else None
+
+
+def thread_limit(runtime: str | None, environ: Mapping[str, str]) -> int | None:
+    """Return the number in OMP_THREAD_LIMIT; None without one, or if the engine ignores it."""
+    return None if runtime == NONE else _count(environ.get("OMP_THREAD_LIMIT", ""))
 
 
 def count_warnings(runtime: str | None, environ: Mapping[str, str]) -> tuple[str, ...]:

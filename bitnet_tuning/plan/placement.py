@@ -11,9 +11,9 @@ from __future__ import annotations
 from bitnet_tuning.console import counted, size_text
 from bitnet_tuning.engine.find import NONE
 from bitnet_tuning.machine.root import format_list
-from bitnet_tuning.plan.command import obeys
+from bitnet_tuning.plan.command import obeys, read_by_engine
 from bitnet_tuning.plan.memory import Need
-from bitnet_tuning.plan.openmp import ACTIVE, user_binding, user_waiting
+from bitnet_tuning.plan.openmp import ACTIVE, in_chats, user_binding, user_waiting
 from bitnet_tuning.plan.threads import NO_AFFINITY, NOT_BOUND, asked_threads
 
 TYPE_CHECKING = False
@@ -46,6 +46,8 @@ def choose_placement(plan: Plan, request: Request, facts: Facts, need: Need) -> 
         (only,) = nodes or host.nodes[:1]
         reason = f"nothing to choose: this process may use only NUMA node {only.id}"
         return _not_placed(plan, reason, _misplaced(facts, frozenset((only.id,))))
+    if "numa" in read_by_engine(facts.environ):
+        return _not_placed(plan, "no node is chosen")
     if binding := user_binding(facts.environ):
         return _not_placed(plan, f"no node is chosen: you bind the threads yourself with {binding}")
     if setting.cpus is not None:
@@ -212,7 +214,7 @@ EAGER_POLL = 100
 """Level of the engine's --poll at which waiting threads never sleep."""
 
 
-def choose_boost(plan: Plan, facts: Facts, flags: frozenset[str]) -> Plan:
+def choose_boost(plan: Plan, request: Request, facts: Facts) -> Plan:
     """Return the plan with what performance mode adds: priority, spinning threads, fixed CPUs."""
     lowest = facts.privileges.lowest_nice if facts.privileges else 0
     nice, priority, warnings = 0, "normal priority", []
@@ -221,7 +223,7 @@ def choose_boost(plan: Plan, facts: Facts, flags: frozenset[str]) -> Plan:
     else:
         warnings.append("priority is not raised: that needs root or a nice limit (ulimit -e)")
     threads = max(plan.setting.threads, plan.setting.threads_batch)
-    waiting, poll, why = _waiting(facts, threads, flags)
+    waiting, poll, why = _waiting(facts, threads, request.chat)
     reasons = {"performance": f"{priority}; {why}"}
     setting = plan.setting._replace(nice=nice, poll=poll).with_env(waiting)
     if setting.cpus is None and setting.numa is None:
@@ -230,9 +232,7 @@ def choose_boost(plan: Plan, facts: Facts, flags: frozenset[str]) -> Plan:
     return plan.updated(setting, reasons, warnings)
 
 
-def _waiting(
-    facts: Facts, threads: int, flags: frozenset[str]
-) -> tuple[dict[str, str], int | None, str]:
+def _waiting(facts: Facts, threads: int, chat: bool) -> tuple[dict[str, str], int | None, str]:
     """Return the variables and the level of --poll that make waiting threads spin, and why. Threads
     that spin use up a CPU quota, and take CPUs from threads that have work to do."""
     host, runtime = facts.host, facts.engine.openmp
@@ -243,9 +243,12 @@ def _waiting(
     if threads > len(host.allowed):
         return {}, None, "threads may sleep while they wait: there are more threads than CPUs"
     if runtime in ACTIVE:
-        name, value = ACTIVE[runtime]
-        return {name: value}, None, f"{name}={value} lets threads spin while they wait"
-    if runtime == NONE and obeys("poll", flags):
+        variables = dict([ACTIVE[runtime]])
+        variables = in_chats(variables) if chat else variables
+        ((name, value),) = variables.items()
+        until = ", but not while you type" if chat else ""
+        return variables, None, f"{name}={value} lets threads spin while they wait{until}"
+    if runtime == NONE and obeys("poll", facts.engine.flags_for(chat)):
         return {}, EAGER_POLL, f"--poll {EAGER_POLL} lets threads spin while they wait"
     return (
         {},

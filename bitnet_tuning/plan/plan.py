@@ -7,7 +7,7 @@ from bitnet_tuning.engine import instruction_sets
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, lacks_kernels
 from bitnet_tuning.engine.known import check_isa, check_pair
 from bitnet_tuning.errors import UnsupportedError
-from bitnet_tuning.plan.command import build_command
+from bitnet_tuning.plan.command import build_command, read_by_engine
 from bitnet_tuning.plan.memory import (
     check_context,
     choose_batch,
@@ -15,7 +15,7 @@ from bitnet_tuning.plan.memory import (
     need_of,
     with_setting,
 )
-from bitnet_tuning.plan.openmp import choose_variables, count_warnings, unbindable
+from bitnet_tuning.plan.openmp import choose_variables, count_warnings, thread_limit, unbindable
 from bitnet_tuning.plan.threads import choose_threads, make_way
 
 TYPE_CHECKING = False
@@ -48,13 +48,19 @@ def make_plan(request: Request, facts: Facts, setting: Setting | None = None) ->
         plan = with_profile(plan, facts.profile, request, facts)
     if facts.neighbours is not None and setting is None:
         plan = make_way(plan, request, facts.host, facts.neighbours, facts.environ)
+    named = {field: f"{getattr(request, field)}: set by {name}" for field, name in request.named}
+    for field, name in read_by_engine(facts.environ).items():
+        if not getattr(plan.setting, field):  # else a flag decides
+            named[field] = f"left to the engine, which obeys your {name}={facts.environ[name]}"
+    plan = plan.updated(plan.setting, named)
     return plan._replace(command=build_command(plan, request, facts))
 
 
 def _computed(request: Request, facts: Facts) -> Plan:
     """Return the plan without a measured profile: each subject adds its part to the ones before."""
     host, engine, model = facts.host, facts.engine, facts.model
-    plan = choose_threads(request, host, facts.environ)
+    limit = thread_limit(engine.openmp, facts.environ)
+    plan = choose_threads(request, host, facts.environ, limit)
     plan = choose_batch(plan, request, facts)
     need = need_of(model, request.ctx_size, plan.setting.ubatch)
     if len(host.nodes) < 2:
@@ -72,7 +78,7 @@ def _computed(request: Request, facts: Facts) -> Plan:
     if request.performance:
         from bitnet_tuning.plan.placement import choose_boost  # noqa: PLC0415 (few runs need it)
 
-        plan = choose_boost(plan, facts, engine.flags_for(request.chat))
+        plan = choose_boost(plan, request, facts)
     plan = choose_loading(plan, request, facts, need)
     reasons = {
         "command": _command_reason(engine, request),

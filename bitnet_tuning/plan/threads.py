@@ -36,19 +36,32 @@ NOT_BOUND = "not bound to particular CPUs"
 NO_AFFINITY = "programs are started on chosen CPUs on Linux only"
 
 
+COSTLY = 2
+"""Factor by which a limit or a variable of OpenMP must lower the number of threads for a run to
+warn. bitnet.cpp made 21 tokens/s with 1 thread and 34 with 2, i2_s in the 2B shape on 2 CPUs."""
+
+_OMP = "your OMP_NUM_THREADS"
+
+ENGINE_THREADS = "LLAMA_ARG_THREADS"
+"""llama.cpp's own variable for -t. Engines let it decide over OMP_NUM_THREADS, and so do plans."""
+
+
 class Asked(NamedTuple):
     """A thread count that the user set, and with which flag or variable."""
 
     number: int
     by: str
-    """``-t``, ``BITNET_THREADS`` or ``your OMP_NUM_THREADS``."""
+    """``-t``, ``BITNET_THREADS``, ``LLAMA_ARG_THREADS`` or ``your OMP_NUM_THREADS``."""
 
 
-def choose_threads(request: Request, host: Host, environ: Mapping[str, str]) -> Plan:
+def choose_threads(
+    request: Request, host: Host, environ: Mapping[str, str], limit: int | None = None
+) -> Plan:
     """Return a plan in which only the threads and their CPUs are decided.
 
-    Precedence: flag, BITNET_THREADS, the user's OMP_NUM_THREADS, computed. Raise UsageError if
-    BITNET_THREADS is not a number from 0 to ``MOST_THREADS_ENGINE``.
+    Precedence: flag, BITNET_THREADS, LLAMA_ARG_THREADS, the user's OMP_NUM_THREADS, computed.
+    ``limit`` is OMP_THREAD_LIMIT. Raise UsageError if a variable that decides is not a number from
+    0 to ``MOST_THREADS_ENGINE``.
     """
     asked, batch = asked_threads(request.threads, environ), request.threads_batch
     if asked:
@@ -60,7 +73,11 @@ def choose_threads(request: Request, host: Host, environ: Mapping[str, str]) -> 
         }
         plan = Plan(Setting(count, count), reasons, _oversubscribed(count, host, asked.by))
     else:
-        plan = _computed(host, environ, request.max_threads or MOST_THREADS)
+        most = request.max_threads or MOST_THREADS
+        most = min(most, limit or most)
+        plan = _computed(host, environ, most, limit)
+    if limit or (asked and asked.by == _OMP):
+        plan = plan.updated(plan.setting, {}, _costly(asked, host, limit))
     if not batch:
         return plan
     setting = plan.setting._replace(threads_batch=batch)
@@ -69,6 +86,22 @@ def choose_threads(request: Request, host: Host, environ: Mapping[str, str]) -> 
         setting = setting._replace(cpus=None)
         reasons["cpus"] = f"{NOT_BOUND}: --threads-batch asks for more threads than fast cores"
     return plan.updated(setting, reasons, _oversubscribed(batch, host, "--threads-batch"))
+
+
+def _costly(asked: Asked | None, host: Host, limit: int | None) -> tuple[str, ...]:
+    """Warn if OMP_THREAD_LIMIT, or an OMP_NUM_THREADS such as frameworks set, costs much speed."""
+    wanted = _computed(host, {}, MOST_THREADS).setting.threads
+    name, number = "OMP_THREAD_LIMIT", limit
+    if asked and asked.by != _OMP:
+        wanted = asked.number
+    elif asked and (limit is None or asked.number <= limit):
+        name, number = THREAD_COUNTS[0], asked.number
+    if number is None or COSTLY * number > wanted:
+        return ()
+    return (
+        f"{name}={number} allows {counted(number, 'thread')} where {wanted} would run: generation "
+        f"may take up to {wanted / number:.3g} times as long; `unset {name}` lifts that",
+    )
 
 
 def free_cores(host: Host, neighbours: Neighbours) -> int:
@@ -117,21 +150,22 @@ def make_way(
 
 def asked_threads(threads: int | None, environ: Mapping[str, str]) -> Asked | None:
     """Return the thread count that the user set, with a flag of value ``threads`` or a variable.
-    Return None if it is to be computed; raise UsageError if BITNET_THREADS decides but is invalid.
+    Return None if it is to be computed; raise UsageError if an invalid variable would decide.
     """
     if threads:
         return Asked(threads, "-t")
-    text = environ.get("BITNET_THREADS", "").strip()
-    if text.strip("0"):
+    for name in ("BITNET_THREADS", ENGINE_THREADS):
+        text = environ.get(name, "").strip()
+        if not text.strip("0") or (name, text) == (ENGINE_THREADS, "-1"):  # llama.cpp's default
+            continue
         if not text.isdecimal() or len(text) > 9 or int(text) > MOST_THREADS_ENGINE:
             raise UsageError(
-                f"BITNET_THREADS is {text!r}: it must be a whole number from 0 to "
-                f"{MOST_THREADS_ENGINE}",
-                "set it to such a number (0 chooses automatically), or `unset BITNET_THREADS`",
+                f"{name} is {text!r}: it must be a whole number from 0 to {MOST_THREADS_ENGINE}",
+                f"set it to such a number (0 chooses automatically), or `unset {name}`",
             )
-        return Asked(int(text), "BITNET_THREADS")
+        return Asked(int(text), name)
     users = user_threads(environ)
-    return Asked(min(users, MOST_THREADS_ENGINE), "your OMP_NUM_THREADS") if users else None
+    return Asked(min(users, MOST_THREADS_ENGINE), _OMP) if users else None
 
 
 def _oversubscribed(count: int, host: Host, by: str) -> tuple[str, ...]:
@@ -153,15 +187,17 @@ def _oversubscribed(count: int, host: Host, by: str) -> tuple[str, ...]:
     )
 
 
-def _computed(host: Host, environ: Mapping[str, str], most: int) -> Plan:
-    usable = host.usable_cores
+def _computed(host: Host, environ: Mapping[str, str], most: int, limit: int | None = None) -> Plan:
+    usable = min(host.usable_cores, limit or host.usable_cores)
     speeds = sorted((core.speed for core in host.allowed_cores), reverse=True)
     speeds = [1.0] * len(host.allowed) if host.cores_hidden else speeds
     count = _best_count(speeds, min(usable, most))
     which = "all usable cores, since arithmetic limits prompts, not memory bandwidth"
+    which = which if usable > 1 else "the only usable core"
+    which = which if usable == host.usable_cores else "as many as your OMP_THREAD_LIMIT allows"
     reasons = {
-        "threads": _threads_reason(host, count, most),
-        "threads_batch": f"{usable}: {which if usable > 1 else 'the only usable core'}",
+        "threads": _threads_reason(host, count, most, limit),
+        "threads_batch": f"{usable}: {which}",
         "cpus": f"{NOT_BOUND}: all usable cores are of one kind",
     }
     plan = Plan(Setting(count, usable), reasons)
@@ -203,7 +239,7 @@ def _best_count(speeds: list[float], most: int) -> int:
     return best
 
 
-def _threads_reason(host: Host, count: int, most: int) -> str:
+def _threads_reason(host: Host, count: int, most: int, limit: int | None) -> str:
     cores = len(host.allowed_cores)
     parts = [f"this process may use {cores} of {counted(len(host.cores), 'physical core')}"]
     if not host.topology_known:
@@ -224,7 +260,8 @@ def _threads_reason(host: Host, count: int, most: int) -> str:
     if host.quota is not None and host.quota_binds:
         parts.append(f"the CPU quota allows {counted(host.quota, 'CPU')}")
     if count == most < host.usable_cores:
-        parts.append(f"limited to {most} (--max-threads changes the limit)")
+        by = "your OMP_THREAD_LIMIT" if most == limit else "--max-threads changes the limit"
+        parts.append(f"limited to {most} ({by})")
     if host.crowded and count == host.crowded.threads:
         parts.append(crowding_reason(host.crowded))
     if host.hybrid is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bitnet_tuning.plan.command import KNOB_FLAGS, obeys
+from bitnet_tuning.plan.command import KNOB_FLAGS, obeys, read_by_engine
 from bitnet_tuning.plan.memory import (
     AUTO,
     TUNABLES,
@@ -18,6 +18,8 @@ from bitnet_tuning.plan.openmp import (
     THREAD_COUNTS,
     WAITING_BY_USER,
     exported,
+    in_chats,
+    thread_limit,
     user_binding,
     user_set,
 )
@@ -48,8 +50,10 @@ def with_profile(plan: Plan, profile: Profile, request: Request, facts: Facts) -
     not_used = f"the measured profile ({describe(setting)}) is not used"
     if theirs:
         return _noted(plan, f"{not_used}: you chose the number of threads")
-    if request.max_threads and setting.threads > request.max_threads:
-        return _noted(plan, f"{not_used}: it has more threads than --max-threads allows")
+    limits = (request.max_threads, thread_limit(facts.engine.openmp, facts.environ))
+    if any(limit and setting.threads > limit for limit in limits):
+        what = "--max-threads or OMP_THREAD_LIMIT allows"
+        return _noted(plan, f"{not_used}: it has more threads than {what}")
     return _tuned(plan, setting, claim(profile), request, facts)
 
 
@@ -117,7 +121,8 @@ def _obeyed(found: Setting, request: Request, facts: Facts) -> Setting:
     # A chat may use another program of the engine than the one that was measured.
     flags = facts.engine.flags_for(request.chat)
     missing = {field for field in KNOB_FLAGS if not obeys(field, flags)} - {"threads_batch"}
-    if not facts.numactl:
+    missing |= read_by_engine(facts.environ).keys()
+    if "numa" in missing or not facts.numactl:
         missing |= {"node", "interleave"}
     return found._replace(**{field: Setting._field_defaults[field] for field in missing})
 
@@ -166,7 +171,7 @@ def _environment(
         kept[TUNABLES] = planned[TUNABLES]
     if request.performance:
         kept |= {name: planned[name] for name in WAITING_BY_USER if name in planned}
-    return tuple(sorted(kept.items()))
+    return tuple(sorted((in_chats(kept) if request.chat else kept).items()))
 
 
 def _reasons(
