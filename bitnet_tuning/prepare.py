@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from bitnet_tuning.model.types import ModelFile
 
 
-_LONG_TOKEN = 16
-"""Bytes of a token that is long, but not the longest of a vocabulary."""
 _LONGEST_PROMPT = 1 << 24
 """Largest prompt file, in bytes, that is read."""
 
@@ -173,7 +171,7 @@ def _least_tokens(request: Request, model: ModelFile) -> int:
         return 0
     text = _prompt(request) or b""
     # Reading a vocabulary takes a third of a second: only for a prompt that is likely too long.
-    if len(text.split()) <= context and size <= _LONG_TOKEN * context:
+    if len(text.split()) <= context and size <= 16 * context:
         return 0
     return least_tokens(text, read_tokens(model.path))
 

@@ -60,13 +60,6 @@ def _linked(program: str, trace: Trace) -> list[str]:
     return re.findall(r"(?:^\s*|=> )(/\S.*?) \(0x", trace(program), re.MULTILINE)
 
 
-def folders_with(names: Iterable[str], base: str) -> tuple[str, ...]:
-    """Return the folders below ``base`` that hold a file with one of these names."""
-    wanted = set(names)
-    found = [folder for folder, _, files in os.walk(base) if wanted.intersection(files)]
-    return tuple(found)
-
-
 def _names(folder: str) -> list[str]:
     try:
         return sorted(os.listdir(folder))

@@ -86,7 +86,8 @@ def _fault(program: str, done: Captured) -> tuple[str, str] | None:
     for name in missing:
         if package := _PACKAGES.get(name.partition(".so")[0]):
             return cause, f"install it; on Debian and Ubuntu: apt-get install {package}"
-    folders = binary.folders_with(missing, os.path.dirname(os.path.dirname(program)))
+    build = os.path.dirname(os.path.dirname(program))
+    folders = [each for each, _, files in os.walk(build) if not set(files).isdisjoint(missing)]
     if folders:
         return cause, f"{BUILD_HERE}, or: export LD_LIBRARY_PATH={quote(':'.join(folders))}"
     if missing:

@@ -58,11 +58,6 @@ _LOADER = re.compile(
     "Error loading shared library|Error relocating|Library not loaded|Symbol not found"
 )
 BUILD_HERE = "build it again on this machine, where it is now"
-_NOT_LOADED = (
-    f"the engine or one of its libraries was not found: {BUILD_HERE}, or put the folder of its "
-    "libraries into LD_LIBRARY_PATH"
-)
-
 NO_THREAD = re.compile(r"Resource temporarily unavailable|GGML_ASSERT\(rc == 0\) failed")
 """What OpenMP's runtimes and C++ print, and ggml without OpenMP, if a thread cannot be started."""
 _OTHER_TASKS = 2
@@ -93,7 +88,8 @@ def explain(
     before the start. ``has_kernels`` says that the engine is built for AVX2 or NEON.
     """
     if code == 127:
-        return _NOT_LOADED
+        remedy = "put the folder of its libraries into LD_LIBRARY_PATH"
+        return f"the engine or one of its libraries was not found: {BUILD_HERE}, or {remedy}"
     if code & 0xC0000000 == 0xC0000000:
         if code & 0xFFFFFFFF == CONTROL_C:
             return None

@@ -221,9 +221,8 @@ def read_task_limits(root: Root) -> list[tuple[str, int, int]]:
     stated = re.search(r"Max processes +(\d+)", root.read("proc/self/limits") or "")
     exempt = owner == ["0"] and (root.read("proc/self/uid_map") or "0 0").split()[1] == "0"
     if stated and owner and not exempt:
-        tasks = [
-            root.fields(f"proc/{name}/status") for name in root.names("proc") if name.isdigit()
-        ]
+        names = (name for name in root.names("proc") if name.isdigit())
+        tasks = [root.fields(f"proc/{name}/status") for name in names]
         own = [each for each in tasks if each.get("Uid", "").split()[:1] == owner]
         used = sum(as_integer(each.get("Threads")) or 0 for each in own)
         found.append(("the user's limit (ulimit -u)", int(stated[1]), used))

@@ -140,10 +140,8 @@ def check_context(request: Request, facts: Facts) -> Iterator[str]:
         about = round(size / BYTES_PER_TOKEN)
         yield f"the prompt has about {about} tokens, and the context {context}: {remedy}"
     if request.n_predict > room:
-        yield (
-            f"-n {request.n_predict} is more than the context of {context} tokens (-c): when it is "
-            "full, the engine stops or forgets the beginning"
-        )
+        end = "when it is full, the engine stops or forgets the beginning"
+        yield f"-n {request.n_predict} is more than the context of {context} tokens (-c): {end}"
     if trained and context > trained:
         yield f"-c {context} is more than the {trained} tokens that the model was trained on"
 

@@ -163,9 +163,8 @@ def run_selftest(engine: Engine, host: Host, model_path: str | None = None) -> R
         return report._replace(cause="too slow to tell", remedy=idle)
     if NO_THREADS in " ".join(result.problem or "" for result in results):
         threads = max(result.variant.threads for result in results)
-        return report._replace(
-            cause=thread_shortage(read_task_limits(Root()), threads) or NO_THREADS
-        )
+        named = thread_shortage(read_task_limits(Root()), threads)
+        return report._replace(cause=named or NO_THREADS)
     cause, remedy = next(causes(report, engine, host, _control(report, engine, host)))
     return report._replace(cause=cause, remedy=remedy)
 
