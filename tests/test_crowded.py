@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from bitnet_tuning.engine import crowded, known
-from bitnet_tuning.engine.crowded import find_limit
+from bitnet_tuning.engine import known, probe
 from bitnet_tuning.engine.find import Location
 from bitnet_tuning.engine.known import know, know_crowding
+from bitnet_tuning.engine.probe import find_limit
 from bitnet_tuning.launch.background import Captured
 from bitnet_tuning.machine.host import Crowding, Host
 from bitnet_tuning.plan.facts import Request
@@ -31,7 +31,7 @@ Run = Callable[[int, int, float], Captured]
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the load of the machine that runs the tests."""
-    monkeypatch.setattr(crowded, "BUSY", float("inf"))
+    monkeypatch.setattr(probe, "BUSY", float("inf"))
 
 
 def virtual(folder: Path, cores: int = 8, flags: str = "avx avx2 fma hypervisor") -> Machine:
@@ -111,8 +111,8 @@ def test_a_slow_cpu_computes_fewer_tokens_at_a_time(rate: float, batch: int) -> 
 
 def test_a_trial_beside_other_programs_finds_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     times: Iterator[float] = iter(range(100))
-    monkeypatch.setattr(crowded, "BUSY", 0.25)
-    monkeypatch.setattr(crowded, "_others", lambda: 1000 * next(times))
+    monkeypatch.setattr(probe, "BUSY", 0.25)
+    monkeypatch.setattr(probe, "_others", lambda: 1000 * next(times))
     assert find_limit(8, running(CROWDED_RATES)).threads is None
     assert find_limit(8, running({8: 2000, 1: 4000})).threads is None
     assert find_limit(8, running({8: 8000, 1: 4000})).threads == 8  # no load made it faster

@@ -79,7 +79,7 @@ def know_crowding(
     is_old = found is None or found.tried < moment(CONFIRMED_S if found.confirmed else RETRY_S)
     # If nothing can be stored, every start would make a trial.
     if begin and (again or is_old) and not state.warning:
-        from bitnet_tuning.engine.crowded import find_limit  # noqa: PLC0415 (once on a host)
+        from bitnet_tuning.engine.probe import find_limit  # noqa: PLC0415 (once on a host)
 
         tried = find_limit(*begin())
         if tried.limits and os.path.exists(free):
