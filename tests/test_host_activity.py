@@ -107,8 +107,8 @@ def test_this_process_and_its_descendants_are_not_listed(machine: Machine) -> No
 
 
 def listed(monkeypatch: pytest.MonkeyPatch, psutil: ModuleType | None) -> Any:
-    """The processes of a system without proc, with their CPU times."""
-    monkeypatch.setattr(Root, "names", lambda *_: [])
+    """The processes of a system other than Linux, with their CPU times."""
+    monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setitem(sys.modules, "psutil", psutil)
     seen = read_processes(Root())
     return {pid: (process.name, process.seconds) for pid, process in seen.items()}
@@ -119,11 +119,13 @@ def test_other_systems_are_asked_through_psutil(monkeypatch: pytest.MonkeyPatch)
     assert listed(monkeypatch, fake) == {5: ("b", 1.5)}
     assert listed(monkeypatch, None) == {}
 
-    def missing(_: list[str]) -> Any:
-        raise FileNotFoundError("/proc")
 
-    monkeypatch.setattr(fake, "process_iter", missing)
-    assert listed(monkeypatch, fake) == {}
+def test_without_proc_no_program_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """psutil is not asked: it would raise errors of many kinds."""
+    monkeypatch.setattr(Root, "names", lambda *_: [])
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setitem(sys.modules, "psutil", FakePsutil({5: ("b", 1.0, 0.5)}))
+    assert read_processes(Root()) == {}
 
 
 @pytest.mark.parametrize(

@@ -258,14 +258,13 @@ let flags decide over them, and a plan passes these flags."""
 def engine_settings(environ: Mapping[str, str]) -> dict[str, tuple[str, object]]:
     """Return fields of a request that llama.cpp's own variables set: the variable and the value.
     Raise UsageError for an invalid one."""
-    found: dict[str, tuple[str, object]] = {}
-    for field, (variable, kind) in _ENGINE_VARIABLES.items():
-        if text := environ.get(variable, "").strip():
-            try:
-                found[field] = variable, kind(text)
-            except argparse.ArgumentTypeError as error:
-                remedy = f"set it to such a number, or `unset {variable}`"
-                raise UsageError(f"{variable}: {error}", remedy) from error
+    found = {}
+    for field, (name, kind) in _ENGINE_VARIABLES.items():
+        try:
+            if text := environ.get(name, "").strip():
+                found[field] = name, kind(text)
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"{name}: {error}", f"correct it, or `unset {name}`") from error
     return found
 
 

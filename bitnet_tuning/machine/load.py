@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from bitnet_tuning.machine.root import Root, as_integer
 from bitnet_tuning.namedtuple import NamedTuple
@@ -86,7 +87,9 @@ def own_cpu_seconds() -> float:
 def read_processes(root: Root) -> dict[int, ProcessTime]:
     """Return the other processes by process id, without the descendants of this one. A container
     shows its own processes only; systems other than Linux are asked through psutil."""
-    found = _read_proc(root) or (_ask_psutil() if root.live else {})
+    # On Linux, psutil raises errors of many kinds where there is no /proc, as in some chroots.
+    other = root.live and not sys.platform.startswith("linux")
+    found = _ask_psutil() if other else _read_proc(root)
     ours = {os.getpid()}
     # A child usually has a higher id than its parent; ids that start again need more passes.
     while more := {pid for pid, each in found.items() if each.parent in ours} - ours:
@@ -115,12 +118,8 @@ def _ask_psutil() -> dict[int, ProcessTime]:
         import psutil  # noqa: PLC0415
     except ImportError:
         return {}
-    found: dict[int, ProcessTime] = {}
-    try:
-        processes = list(psutil.process_iter(["name", "cpu_times", "ppid"]))
-    except OSError:  # there is no /proc, as in some chroots
-        return found
-    for process in processes:
+    found = {}
+    for process in psutil.process_iter(["name", "cpu_times", "ppid"]):
         times, name = process.info["cpu_times"], process.info["name"] or ""
         if times is not None:
             used = times.user + times.system
