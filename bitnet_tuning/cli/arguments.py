@@ -251,8 +251,7 @@ _ENGINE_VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "batch": ("LLAMA_ARG_BATCH", integer(1)),
     "ubatch": ("LLAMA_ARG_UBATCH", integer(1)),
 }
-"""llama.cpp's own variables (set_env in its common/arg.cpp) for fields of a request. Its programs
-let flags decide over them, and a plan passes these flags."""
+"""llama.cpp's own variables (set_env in its common/arg.cpp), over which the plan's flags decide."""
 
 
 def engine_settings(environ: Mapping[str, str]) -> dict[str, tuple[str, object]]:

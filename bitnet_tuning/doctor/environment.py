@@ -8,7 +8,7 @@ from bitnet_tuning.console import counted
 from bitnet_tuning.doctor.case import BENCHMARK, Case, Check, Finding, bad, good, unknown, warn
 from bitnet_tuning.engine.find import GOMP, LLVM, NONE
 from bitnet_tuning.machine.root import parse_list
-from bitnet_tuning.plan.openmp import BINDING_BY_USER, user_set
+from bitnet_tuning.plan.openmp import BINDING_BY_USER, thread_limit, user_set
 
 _PREFIXES = ("OMP_", "GOMP_", "KMP_")
 _NOT_READ = {GOMP: ("KMP_",), LLVM: ("GOMP_SPINCOUNT",), NONE: _PREFIXES}
@@ -49,17 +49,15 @@ def _is_zero(case: Case, name: str) -> bool:
 
 
 def _limit(case: Case) -> Finding:
-    text = _value(case, "OMP_THREAD_LIMIT")
+    text, limit = _value(case, "OMP_THREAD_LIMIT"), thread_limit(None, case.environ)
     wanted = max(case.wanted_threads, case.computed.setting.threads_batch)
     if not text:
         return good("OMP_THREAD_LIMIT is not set")
-    if not text.isdecimal() or len(text) > 9:
+    if limit is None:
         return unknown(f"OMP_THREAD_LIMIT={text} is not a number", "unset OMP_THREAD_LIMIT")
-    if int(text) < wanted:
-        return bad(
-            f"OMP_THREAD_LIMIT={text} silently overrides -t; {wanted} threads suit this machine",
-            "unset OMP_THREAD_LIMIT",
-        )
+    if limit < wanted:
+        text = f"OMP_THREAD_LIMIT={text} overrides even -t; {wanted} threads suit this machine"
+        return bad(text, "unset OMP_THREAD_LIMIT")
     return good(f"OMP_THREAD_LIMIT={text} allows the {wanted} threads that suit this machine")
 
 

@@ -32,8 +32,7 @@ _READ_BY_ENGINE = {
     "LLAMA_ARG_NO_MMAP": "mmap",
     "LLAMA_ARG_NUMA": "numa",
 }
-"""llama.cpp's own variables (set_env in its common/arg.cpp) for fields that only a profile, a flag
-or several NUMA nodes set. Its programs let flags decide over them."""
+"""llama.cpp's own variables (set_env in its common/arg.cpp) for flags that a plan seldom passes."""
 
 
 def read_by_engine(environ: Mapping[str, str]) -> dict[str, str]:
