@@ -170,6 +170,13 @@ def test_memory_only_nodes_never_get_threads(machine: Machine) -> None:
     assert bare.reasons["numa"].endswith("not installed or not permitted, so nothing is placed")
 
 
+def test_only_the_memory_of_allowed_nodes_is_available(machine: Machine) -> None:
+    bench = Bench(machine, free=4)
+    assert machine.host().memory.available == 60 * GIBIBYTE
+    bench.memory_nodes("1", "8-15")
+    assert machine.host().memory.available == 4 * GIBIBYTE
+
+
 def test_nodes_outside_the_cpuset_are_not_used(machine: Machine) -> None:
     bench = Bench(machine, nodes=3).memory_nodes("0-1", "0-15")
     plan = bench.plan()

@@ -70,6 +70,12 @@ def _read_linux(root: Root) -> Host:
     groups = read_cgroups(root)
     allowed = mask & topology.online or topology.online
     wsl = read_wsl(root)
+    memory = read_memory(root, groups)
+    mems = read_allowed_nodes(root) if len(topology.nodes) > 1 else None
+    # The kernel's MemAvailable is that of all nodes, whatever the cpuset allows.
+    free = [node.free for node in topology.nodes if mems is None or node.id in mems]
+    if len(free) < len(topology.nodes) and memory.available is not None and None not in free:
+        memory = memory._replace(available=min(memory.available, sum(each or 0 for each in free)))
     return Host(
         online=topology.online,
         allowed=allowed,
@@ -79,12 +85,12 @@ def _read_linux(root: Root) -> Host:
         quota=read_quota(root, groups),
         governor=read_governor(root, allowed),
         wsl=wsl,
-        memory=read_memory(root, groups),
+        memory=memory,
         vendor=processor.vendor,
         isa=processor.flags,
         topology_known=topology.complete,
         brand=processor.brand,
-        mems=read_allowed_nodes(root) if len(topology.nodes) > 1 else None,
+        mems=mems,
         cores_hidden=bool(
             hybrid is None
             and processor.vendor == "GenuineIntel"
