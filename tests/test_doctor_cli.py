@@ -64,9 +64,8 @@ Doctor = Callable[..., Answer]
 
 
 @pytest.fixture
-def doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Doctor:
+def doctor(capsys: pytest.CaptureFixture[str]) -> Doctor:
     """The command, for a root folder and with other flags."""
-    monkeypatch.setattr(conditions, "spin", lambda seconds: None)
 
     def call(root: Path | str, *flags: str) -> Answer:
         code = main(["doctor", "--root", str(root), "--json", *flags])
