@@ -20,9 +20,9 @@ from bitnet_tuning.machine.neighbours import count_running, watch
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.machine.wsl import with_windows_cores
 from bitnet_tuning.model.find import Choice, choose_model
-from bitnet_tuning.model.gguf import read_model, read_tokens
+from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.plan.facts import Facts, Plan, Request
-from bitnet_tuning.plan.memory import HUGE, LOCKED, context_of, least_tokens
+from bitnet_tuning.plan.memory import HUGE, LOCKED, least_tokens
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.threads import asked_threads, choose_threads
 from bitnet_tuning.store.state import State, default_folder
@@ -90,7 +90,7 @@ def read_facts(request: Request, state: State, root: str = "/") -> Facts:
         privileges=read_privileges() if needs_privileges or (setting and setting.mlock) else None,
         profile=profile,
         prompt_file_bytes=_file_size(request.prompt_file),
-        least_tokens=_least_tokens(request, choice.model),
+        least_tokens=least_tokens(_prompt(request) or b""),
         force=request.force,
     )
     if root == "/":
@@ -161,19 +161,6 @@ def _numactl_acts(facts: Facts) -> bool:
 
 def _file_size(path: str | None) -> int | None:
     return os.path.getsize(path) if path is not None and os.path.isfile(path) else None
-
-
-def _least_tokens(request: Request, model: ModelFile) -> int:
-    """Return ``Facts.least_tokens``."""
-    context = context_of(request.ctx_size, model)
-    size = request.prompt_bytes(_file_size(request.prompt_file))
-    if size is None or size <= context:  # a byte is a token at most
-        return 0
-    text = _prompt(request) or b""
-    # Reading a vocabulary takes a third of a second: only for a prompt that is likely too long.
-    if len(text.split()) <= context and size <= 16 * context:
-        return 0
-    return least_tokens(text, read_tokens(model.path))
 
 
 def find_engine(named: str | None, state: State, model_named: str | None = None) -> Engine:

@@ -16,7 +16,7 @@ import pytest
 from bitnet_tuning import demo
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.model import types
-from bitnet_tuning.model.gguf import read_model, read_tensors, read_tokens
+from bitnet_tuning.model.gguf import read_model, read_tensors
 from bitnet_tuning.model.types import ModelFile, TypeShare
 from tests.gguf_files import (
     ARRAY,
@@ -177,17 +177,6 @@ def test_the_vocabulary_is_counted_if_its_size_is_not_stated(path: Path) -> None
     write_gguf(path, {"tokenizer.ggml.tokens": ["a", "b", "c"], "tokenizer.chat_template": "x"})
     model = read_model(str(path))
     assert (model.vocabulary, model.chat_template) == (3, True)
-
-
-def test_the_tokens_are_read(path: Path) -> None:
-    write_bitnet(path)
-    assert read_tokens(str(path)) == ()
-    tokens = ["<s>", "\u0120w\u00f6rd", "x" * 300]
-    write_bitnet(path, tokenizer__ggml__tokens=tokens, tokenizer__ggml__scores=[0.5, 1.5])
-    assert read_tokens(str(path)) == tuple(tokens)
-    assert len(read_tokens(demo.I2_S)) == read_model(demo.I2_S).vocabulary
-    with pytest.raises(MissingError):
-        read_tokens(str(path.with_name("missing")))
 
 
 def test_numbers_that_are_not_stated_are_none(path: Path) -> None:

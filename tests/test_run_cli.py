@@ -18,7 +18,6 @@ import pytest
 
 from bitnet_tuning import __main__, demo, prepare
 from bitnet_tuning.cli import run, run_optimized
-from bitnet_tuning.plan.facts import Request
 from tests.engines import FakeEngine
 from tests.machines import Machine
 
@@ -675,22 +674,6 @@ def test_a_prompt_longer_than_the_context_never_starts_the_engine(
         assert "at least 3000 tokens" in done.err and "-c 15360" in done.err
     assert len(bench.fake.prompts()) == before
     assert bench.start(PLAIN, "-p", "word " * 3000, "-c", "15360").code == 0
-
-
-def test_the_vocabulary_is_read_only_for_a_prompt_that_is_likely_too_long(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On the way to a run it would cost a third of a second."""
-
-    def read(path: str) -> tuple[str, ...]:
-        raise AssertionError(path)
-
-    monkeypatch.setattr(prepare, "read_tokens", read)
-    monkeypatch.setenv("BITNET_TUNING_HOME", str(bench.home))
-    for prompt in ("word " * 2048, "x" * 16 * 2048):
-        assert run.main(bench.named("-p", prompt, "--dry-run")) == 0
-    with pytest.raises(AssertionError):
-        prepare.prepare(Request(prompt="word " * 2049, model=demo.I2_S, engine=str(bench.fake.cli)))
 
 
 def test_a_senselessly_small_context_is_refused(bench: Bench) -> None:

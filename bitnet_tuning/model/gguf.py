@@ -17,10 +17,8 @@ from bitnet_tuning.namedtuple import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from typing import TypeVar
+    from collections.abc import Sequence
 
-    Parsed = TypeVar("Parsed")
     Metadata = dict[str, "Value | None"]
 
 
@@ -74,25 +72,19 @@ class TensorInfo(NamedTuple):
 def read_model(path: str) -> ModelFile:
     """Return the facts in a file's header. Raise MissingError if the file does not exist, cannot
     be read, is not a GGUF file, is damaged, or is shorter than its header says."""
-    size, metadata, tensors = _read(path, lambda data: (len(data), *_parse(data)))
-    return _model_facts(path, size, metadata, tensors)
+    return _model_facts(path, *_read(path))
 
 
 def read_tensors(path: str) -> tuple[TensorInfo, ...]:
     """Return the tensors of a file in its order; raise MissingError as ``read_model`` does."""
-    return _read(path, _parse)[1]
+    return _read(path)[2]
 
 
-def read_tokens(path: str) -> tuple[str, ...]:
-    """Return a file's tokens in its tokenizer's spelling; raise MissingError as ``read_model``."""
-    return _read(path, _tokens)
-
-
-def _read(path: str, parse: Callable[[mmap.mmap], Parsed]) -> Parsed:
+def _read(path: str) -> tuple[int, Metadata, tuple[TensorInfo, ...]]:
     try:
         _checked_size(path)
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return parse(data)
+            return len(data), *_parse(data)
     except OSError as error:
         raise MissingError(
             f"cannot read the model {path}: {error.strerror or error}",
@@ -244,17 +236,6 @@ def _skip_strings(reader: _Reader, count: int) -> None:
             raise _CorruptError(_CUT_HEADER)
         at += 8 + unpack(data, at)[0]
     reader.skip(at - reader.at)
-
-
-def _tokens(data: mmap.mmap) -> tuple[str, ...]:
-    reader = _Reader(data)
-    reader.skip(len(MAGIC) + 4 + 8)  # version and number of tensors
-    for _ in range(reader.number("Q")):
-        key, kind = reader.name("key"), reader.number("I")
-        if (key, kind) == ("tokenizer.ggml.tokens", _ARRAY) and reader.number("I") == _STRING:
-            return tuple(reader.text() for _ in range(reader.number("Q")))
-        _value(reader, kind, 0)
-    return ()
 
 
 def _tensor(reader: _Reader) -> TensorInfo:

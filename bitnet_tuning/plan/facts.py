@@ -85,7 +85,7 @@ class Facts(NamedTuple):
     prompt_file_bytes: int | None = None
     """Length of the request's prompt file; None without one, or if it is a pipe."""
     least_tokens: int = 0
-    """The fewest tokens that the prompt can have; 0 if it fits the context, or is not known."""
+    """The fewest tokens that the prompt can have; 0 if it is not known before the start."""
     numactl: bool = False
     """Whether numactl is installed and works; looked for only on machines with several nodes."""
     cached: dict[int, int] | None = None

@@ -14,7 +14,7 @@ from bitnet_tuning.plan.openmp import user_set
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from bitnet_tuning.machine.detect import Privileges
     from bitnet_tuning.machine.host import Host
@@ -55,9 +55,8 @@ estimates that are shown. Decisions assume that every byte may be a token."""
 _SPECIAL = 8
 """Largest number of tokens that the engine adds to a prompt, such as a beginning-of-text token."""
 
-_SPACES = dict.fromkeys((*range(9, 14), 32, *range(0x109, 0x10E), 0x120, 0x2581), " ")
-"""White space as vocabularies write it: as it is, in byte-level BPE as U+0100 and the byte
-(bytes_to_unicode of GPT-2), in SentencePiece as U+2581."""
+_LONGEST_TOKEN = 128
+"""Bytes of the longest token in published vocabularies, such as Llama 3's."""
 
 _BATCH_SHARE = 0.9
 """Share of the available memory that cache and buffers should not exceed."""
@@ -110,15 +109,12 @@ def _buffer_bytes(model: ModelFile, context: int, ubatch: int | None) -> int:
     return _F32 * (ubatch or DEFAULT_UBATCH) * (widest + (model.embedding_length or 0))
 
 
-def least_tokens(prompt: bytes, vocabulary: Iterable[str]) -> int:
-    """Return the fewest tokens that a prompt can have with this vocabulary; 0 without one."""
-    tokens, words = tuple(vocabulary), prompt.split()
-    longest = max((len(each.encode()) for each in tokens), default=0)
-    if not longest:
-        return 0
-    # If no token holds two words, each word takes at least one. White space may take none.
-    joins = any(len(each.translate(_SPACES).split()) > 1 for each in tokens)
-    return max(0 if joins else len(words), -(-sum(map(len, words)) // longest))
+def least_tokens(prompt: bytes) -> int:
+    """Return the fewest tokens that a prompt can have."""
+    # No token holds parts of two words: tokenizers split a text at white space first (the regular
+    # expressions in llama.cpp's llama-vocab.cpp; split_by_whitespace of SentencePiece).
+    words = prompt.split()
+    return max(len(words), sum(map(len, words)) // _LONGEST_TOKEN)
 
 
 def check_context(request: Request, facts: Facts) -> Iterator[str]:
