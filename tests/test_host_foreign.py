@@ -57,32 +57,16 @@ def threads(host: Host, most: int | None = None) -> Setting:
 
 
 class FakePsutil(ModuleType):
-    """A psutil with these counts; ``affinity`` is None on a system that does not show it."""
+    """A psutil that knows the memory."""
 
     class Error(Exception):
         pass
 
-    def __init__(self, physical: int | None, affinity: list[int] | Exception | None) -> None:
+    def __init__(self) -> None:
         super().__init__("psutil")
-        self.physical = physical
-        self.affinity = affinity
-
-    def cpu_count(self, logical: bool = True) -> int | None:
-        assert not logical
-        return self.physical
 
     def virtual_memory(self) -> Any:
         return SimpleNamespace(total=8 * GIBIBYTE, available=3 * GIBIBYTE)
-
-    def Process(self) -> Any:  # noqa: N802
-        if self.affinity is None:  # as on macOS and some BSDs
-            return SimpleNamespace()
-        return SimpleNamespace(cpu_affinity=self._cpu_affinity)
-
-    def _cpu_affinity(self) -> list[int]:
-        if isinstance(self.affinity, Exception):
-            raise self.affinity
-        return self.affinity or []
 
 
 # macOS
@@ -102,7 +86,7 @@ def mac(
 
 def test_an_apple_processor_is_a_hybrid(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {**M1_PRO, "machdep.cpu.brand_string": "Apple M1 Pro"}
-    host = mac(monkeypatch, values, FakePsutil(None, None))
+    host = mac(monkeypatch, values, FakePsutil())
     assert host.brand == "Apple M1 Pro"
     assert host.hybrid is not None
     assert (host.hybrid.performance_cores, host.hybrid.efficiency_cores) == (8, 2)
@@ -330,7 +314,7 @@ def test_a_buffer_that_wine_filled_is_read() -> None:
     assert [(rank, sorted(each.cpus)) for rank, each in found] == [(0, [0]), (0, [1])]
 
 
-def test_a_windows_that_tells_no_cores_is_read_with_psutil(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_windows_that_tells_no_cores_each_cpu_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     host = windows(monkeypatch, Kernel32(cores(4), fails=True))
     assert (len(host.cores), host.topology_known) == (5, False)
 
@@ -347,50 +331,11 @@ def host_of(
     return read_host()
 
 
-@pytest.mark.parametrize(
-    ("physical", "logical", "widths"),
-    [
-        (4, 4, [1, 1, 1, 1]),
-        (4, 8, [2, 2, 2, 2]),
-        # Windows numbers a hybrid's performance cores, with two threads each, first.
-        (4, 6, [2, 2, 1, 1]),
-        (16, 24, [2] * 8 + [1] * 8),
-        # More cores than CPUs.
-        (4, 3, [1, 1, 1]),
-        (1, 1, [1]),
-    ],
-)
-def test_cores_get_the_cpus_in_order_if_only_their_numbers_are_known(
-    monkeypatch: pytest.MonkeyPatch, physical: int, logical: int, widths: list[int]
-) -> None:
-    cores = host_of(monkeypatch, logical, FakePsutil(physical, None)).cores
-    assert [len(core.cpus) for core in cores] == widths
-    assert sorted(cpu for core in cores for cpu in core.cpus) == list(range(logical))
-
-
-def test_psutil_gives_cores_affinity_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = host_of(monkeypatch, 8, FakePsutil(4, [0, 1, 2, 3]))
-    assert (len(host.cores), len(host.online), host.threads_per_core) == (4, 8, 2)
-    assert host.allowed == {0, 1, 2, 3}
-    assert host.usable_cores == 2
+def test_psutil_gives_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = host_of(monkeypatch, 8, FakePsutil())
     assert host.memory == Memory(8 * GIBIBYTE, 3 * GIBIBYTE)
-    assert host.topology_known
-
-
-@pytest.mark.parametrize("affinity", [None, FakePsutil.Error("denied"), [], [99]])
-def test_without_an_affinity_all_cpus_are_allowed(
-    monkeypatch: pytest.MonkeyPatch, affinity: list[int] | Exception | None
-) -> None:
-    host = host_of(monkeypatch, 4, FakePsutil(4, affinity))
-    assert host.allowed == host.online == {0, 1, 2, 3}
-
-
-def test_each_cpu_is_a_core_if_psutil_does_not_know_the_cores(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    host = host_of(monkeypatch, 6, FakePsutil(None, None))
-    assert len(host.cores) == 6
-    assert not host.topology_known
+    assert (len(host.cores), host.topology_known) == (8, False)
+    assert host.allowed == host.online == set(range(8))
 
 
 @pytest.mark.parametrize("logical", [None, 5])

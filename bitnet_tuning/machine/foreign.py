@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import struct
 import sys
-from itertools import pairwise
 
 from bitnet_tuning.launch.background import capture
 from bitnet_tuning.machine.clock import Clock
@@ -72,7 +71,8 @@ class ForeignState(NamedTuple):
 
 
 def read_foreign_host() -> Host:
-    """Read the running machine: with sysctl on macOS, kernel32.dll on Windows, else with psutil."""
+    """Read the running machine: with sysctl on macOS, kernel32.dll on Windows. Elsewhere each CPU
+    counts as a core. Only psutil tells the available memory."""
     if sys.platform == "darwin":
         values = _sysctl()
         host, brand, vendor = macos_host(values, _memory()), values.get(_BRAND), None
@@ -80,8 +80,12 @@ def read_foreign_host() -> Host:
         # Such as "Intel64 Family 6 Model 183 Stepping 1, GenuineIntel".
         brand = os.environ.get("PROCESSOR_IDENTIFIER")
         vendor = brand and brand.rpartition(", ")[2]
-        cores, affinity = _ask_windows()
-        host = windows_host(cores, affinity, vendor, _memory()) if cores else _psutil_host()
+        found, affinity = _ask_windows()
+        if found:
+            host = windows_host(found, affinity, vendor, _memory())
+        else:
+            cores = numbered_cores(os.cpu_count() or 1)
+            host = _host(cores, memory=_memory(), topology_known=False)
     return host._replace(brand=brand, vendor=vendor, system=sys.platform)
 
 
@@ -90,7 +94,7 @@ def macos_host(values: dict[str, str], memory: Memory) -> Host:
     numbers = {key: int(value) for key, value in values.items() if value.isdecimal()}
     # macOS gives CPUs no ids, so they are numbered here, performance cores first.
     physical = max(1, numbers.get("hw.physicalcpu", 0) or os.cpu_count() or 1)
-    logical = max(physical, numbers.get("hw.logicalcpu", physical))
+    width = max(1, numbers.get("hw.logicalcpu", 0) // physical)
     # M5 Pro and Max have "Super" cores to 4.61 GHz and "Performance" cores to 4.31 GHz, so both
     # count as fast (https://github.com/kennss/SiliconScope/pull/58); M5 has "Super" and
     # "Efficiency" cores. Before there were names, all levels but the first were slow.
@@ -100,7 +104,7 @@ def macos_host(values: dict[str, str], memory: Memory) -> Host:
         if values.get(f"{level}.name", level) in ("Efficiency", *_LEVELS[1:])
     )
     fast = sum(numbers.get(f"{level}.physicalcpu", 0) for level in _LEVELS) - slow
-    hybrid, cores = None, numbered_cores(physical, logical)
+    hybrid, cores = None, numbered_cores(physical, width)
     if 0 < fast < physical and slow > 0:
         speeds = [1.0 if index < fast else APPLE_EFFICIENCY_SPEED for index in range(physical)]
         hybrid, cores = split_kinds(cores, speeds, cpus_of(cores[fast:]))
@@ -165,14 +169,10 @@ def windows_host(buffer: bytes, affinity: bytes, vendor: str | None, memory: Mem
     return host._replace(allowed=_cpus_in(affinity) & host.online or host.online)
 
 
-def numbered_cores(physical: int, logical: int) -> tuple[Core, ...]:
-    """Return ``physical`` cores that share ``logical`` CPUs, which are numbered from 0."""
-    # Windows numbers the performance cores of a hybrid first, and only these have two CPUs. So
-    # the first cores get one CPU more if the CPUs do not divide evenly.
-    count = min(physical, logical)
-    each, wider = divmod(logical, count)
-    firsts = [index * each + min(index, wider) for index in range(count + 1)]
-    return tuple(Core(frozenset(range(low, high)), 0) for low, high in pairwise(firsts))
+def numbered_cores(count: int, width: int = 1) -> tuple[Core, ...]:
+    """Return ``count`` cores of ``width`` CPUs each, which are numbered from 0."""
+    starts = range(0, count * width, width)
+    return tuple(Core(frozenset(range(start, start + width)), 0) for start in starts)
 
 
 def _host(cores: tuple[Core, ...], **known: Any) -> Host:
@@ -184,16 +184,6 @@ def _sysctl() -> dict[str, str]:
     done = capture(("/usr/sbin/sysctl", *_SYSCTL), seconds=5)
     pairs = (line.partition(":") for line in done.stdout.splitlines())
     return {key: value.strip() for key, _, value in pairs if value.strip()}
-
-
-def _psutil_host() -> Host:
-    # Without psutil every logical CPU counts as a core.
-    logical = os.cpu_count() or 1
-    physical = _ask(lambda psutil: psutil.cpu_count(logical=False))
-    cores = numbered_cores(physical or logical, logical)
-    host = _host(cores, memory=_memory(), topology_known=bool(physical))
-    allowed = _ask(lambda psutil: psutil.Process().cpu_affinity()) or ()
-    return host._replace(allowed=frozenset(allowed) & host.online or host.online)
 
 
 def cpuinfo_flags() -> tuple[str, ...]:
