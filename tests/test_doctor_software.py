@@ -102,15 +102,6 @@ def test_the_build_for_i2_s(machine: Machine, isa: set[str], quantization: str, 
     assert states(machine, "build for i2_s", engine=engine, model=model) == state
 
 
-def test_wide_vectors_are_no_gain_for_i2_s(machine: Machine) -> None:
-    assert states(machine, "wide vectors") == "-"
-    machine.cpuinfo(x86_entries(8, "avx2 avx512f avx512_vnni"))
-    found = found_in(case_of(machine))["wide vectors"]
-    assert (found.state, "the i2_s kernels use AVX2 only" in found.text) == ("good", True)
-    machine.cpuinfo(x86_entries(8, "avx2 avx_vnni"))
-    assert "VNNI" in found_in(case_of(machine))["wide vectors"].text
-
-
 @pytest.mark.parametrize(
     ("runtime", "state"), [("libomp", "good"), ("none", "good"), (None, "unknown")]
 )

@@ -7,7 +7,7 @@ from shlex import quote
 from bitnet_tuning.console import counted
 from bitnet_tuning.doctor.case import BENCHMARK, Case, Check, Finding, bad, good, unknown, warn
 from bitnet_tuning.engine.find import NONE, NONE_COMPILED, Engine
-from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, WIDE, has, refusal
+from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, has, refusal
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.model.types import I2_S
 from bitnet_tuning.plan.profile import claim
@@ -104,14 +104,6 @@ def _build_kernels(case: Case) -> Finding | None:
     )
 
 
-def _wide_vectors(case: Case) -> Finding | None:
-    wide = has(case.host.isa) & WIDE
-    if not wide:
-        return None
-    names = "AVX-512" if "AVX512" in wide else "VNNI"
-    return good(f"the CPU has {names}, but the i2_s kernels use AVX2 only")
-
-
 def _openmp(case: Case) -> Finding | None:
     engine = case.known_engine
     if engine is None:
@@ -176,7 +168,6 @@ CHECKS: tuple[Check, ...] = (
     ("engine age", _age, "modification times of the engine's files"),
     ("CPU for i2_s", _cpu_kernels, _KERNEL_SOURCE),
     ("build for i2_s", _build_kernels, f"the engine's system_info; {_KERNEL_SOURCE}"),
-    ("wide vectors", _wide_vectors, _KERNEL_SOURCE),
     ("OpenMP runtime", _openmp, "the libraries that the engine is linked to; llama.cpp: ggml-cpu"),
     ("libraries", _libraries, "ld.so(8): LD_LIBRARY_PATH goes before a program's RUNPATH"),
     ("self-test", _selftest, "the demo model: every correct kernel generates the same text"),

@@ -135,8 +135,8 @@ Check = tuple[str, Callable[[Case], Finding | None], str]
 where the check does not apply, and may raise TuningError, which becomes a bad finding."""
 
 
-def good(text: str, advice: str | None = None) -> Finding:
-    return Finding("", GOOD, text, advice, "")
+def good(text: str) -> Finding:
+    return Finding("", GOOD, text, None, "")
 
 
 def warn(text: str, advice: str) -> Finding:
