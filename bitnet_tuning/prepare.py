@@ -31,6 +31,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.engine.known import Trial
     from bitnet_tuning.launch.background import Captured
+    from bitnet_tuning.machine.memory import HugePages
     from bitnet_tuning.model.types import ModelFile
 
 
@@ -92,12 +93,13 @@ def read_facts(request: Request, state: State, root: str = "/") -> Facts:
         prompt_file_bytes=_file_size(request.prompt_file),
         least_tokens=least_tokens(_prompt(request) or b""),
         force=request.force,
+        huge=_huge_pages(root) if request.memory == HUGE else None,
     )
     if root == "/":
         given = setting or asked_threads(request.threads, os.environ)
         may_try = not (given or os.environ.get("BITNET_IGNORE_LOAD"))
         facts = facts._replace(host=crowded_host(host, engine, state, may_try))
-    return _with_nodes(_with_huge(facts, root) if request.memory == HUGE else facts, root)
+    return _with_nodes(facts, root)
 
 
 def crowded_host(
@@ -129,13 +131,13 @@ def _trial(host: Host, engine: Engine) -> Trial:
 
 def with_all_means(facts: Facts) -> Facts:
     """Return the facts that a tuning needs, which may try any knob."""
-    return _with_nodes(_with_huge(facts._replace(privileges=read_privileges()), "/"), "/")
+    return facts._replace(privileges=read_privileges(), huge=_huge_pages("/"))
 
 
-def _with_huge(facts: Facts, root: str) -> Facts:
-    from bitnet_tuning.machine.memory import read_huge_pages  # noqa: PLC0415
+def _huge_pages(root: str) -> HugePages:
+    from bitnet_tuning.machine.memory import read_huge_pages  # noqa: PLC0415 (few runs need it)
 
-    return facts._replace(huge=read_huge_pages(Root(root)))
+    return read_huge_pages(Root(root))
 
 
 def _with_nodes(facts: Facts, root: str) -> Facts:

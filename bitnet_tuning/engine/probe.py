@@ -205,15 +205,12 @@ class Timings(NamedTuple):
 
 
 _LINE = r"{} time\s*=\s*([\d.]+) ms\s*/\s*(\d+) (?:tokens|runs)"
-
-_PROMPT = re.compile(_LINE.format(r"prompt eval"))
-
-_GENERATION = re.compile(_LINE.format(r"(?<!prompt )eval"))
+_PHASES = (_LINE.format(r"prompt eval"), _LINE.format(r"(?<!prompt )eval"))
 
 
 def parse_timings(log: str) -> Timings:
     """Return the figures of llama.cpp's timing lines, in the spelling of any generation."""
-    return Timings(*(_speed(pattern.search(log)) for pattern in (_PROMPT, _GENERATION)))
+    return Timings(*(_speed(re.search(pattern, log)) for pattern in _PHASES))
 
 
 def _speed(found: re.Match[str] | None) -> Speed | None:

@@ -126,11 +126,6 @@ def _thread_counts(runtime: str | None, blas: tuple[str, ...], threads: int) -> 
     return {name: str(threads) for name in THREAD_COUNTS if name in names}
 
 
-def _binding(environ: Mapping[str, str]) -> dict[str, str]:
-    # Both or neither: one of ours beside one of the user's would be a third kind of binding.
-    return {} if user_binding(environ) else dict(BINDING)
-
-
 def user_binding(environ: Mapping[str, str]) -> str:
     """Return the variables with which the user binds threads to CPUs, or an empty text."""
     return _set(environ, BINDING_BY_USER)
@@ -177,7 +172,9 @@ def shell_exports(environ: Mapping[str, str], threads: int, quota_binds: bool) -
     equal = any(own.get(name) == str(threads) for name in THREAD_COUNTS)
     if "OMP_NUM_THREADS" in own or len(counts) < 2 or equal:
         counts = {}
-    binding = _binding(own) if own.get("BITNET_ENV_BIND") == "1" else {}
+    # Both or neither: one of ours beside one of the user's would be a third kind of binding.
+    is_bound = own.get("BITNET_ENV_BIND") == "1" and not user_binding(own)
+    binding = BINDING if is_bound else {}
     waiting, _ = _waiting(quota_binds, own)
     mark = {MARK: str(threads)} if counts and not (binding or waiting) else {}
     groups = [group for group in (counts, binding, waiting, mark) if group]

@@ -90,17 +90,15 @@ def choose_threads(
 
 def _costly(asked: Asked | None, host: Host, limit: int | None) -> tuple[str, ...]:
     """Warn if OMP_THREAD_LIMIT, or an OMP_NUM_THREADS such as frameworks set, costs much speed."""
-    wanted = _computed(host, {}, MOST_THREADS).setting.threads
-    name, number = "OMP_THREAD_LIMIT", limit
-    if asked and asked.by != _OMP:
-        wanted = asked.number
-    elif asked and (limit is None or asked.number <= limit):
-        name, number = THREAD_COUNTS[0], asked.number
-    if number is None or COSTLY * number > wanted:
-        return ()
-    return (
+    named = {"OMP_THREAD_LIMIT": limit}
+    if asked and asked.by == _OMP:
+        named[THREAD_COUNTS[0]], asked = asked.number, None
+    wanted = asked.number if asked else _computed(host, {}, MOST_THREADS).setting.threads
+    return tuple(
         f"{name}={number} allows {counted(number, 'thread')} where {wanted} would run: generation "
-        f"may take up to {wanted / number:.3g} times as long; `unset {name}` lifts that",
+        f"may take up to {wanted / number:.3g} times as long; `unset {name}` lifts that"
+        for name, number in named.items()
+        if number and COSTLY * number <= wanted
     )
 
 
