@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -82,8 +83,9 @@ def know_crowding(
         from bitnet_tuning.engine.probe import find_limit  # noqa: PLC0415 (once on a host)
 
         tried = find_limit(*begin())
-        if tried.limits and os.path.exists(free):
-            os.unlink(free)
+        if tried.limits:
+            with contextlib.suppress(OSError):
+                os.unlink(free)
         if tried.threads or is_old:
             found = tried._replace(confirmed=tried.limits and bool(found and found.limits))
             state.store(FREE if found.threads == found.planned else CROWDED, key, found)
