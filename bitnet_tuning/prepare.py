@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from bitnet_tuning.machine.memory import HugePages
     from bitnet_tuning.model.types import ModelFile
 
-
 _LONGEST_PROMPT = 1 << 24
 """Largest prompt file, in bytes, that is read."""
 

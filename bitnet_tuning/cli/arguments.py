@@ -16,7 +16,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-
 LARGEST_CONTEXT = 1 << 24
 """Largest context size accepted, in tokens. Published models have at most 10 million."""
 
@@ -34,7 +33,6 @@ _MARK = "\0"
 _MODEL, _PROMPT, _OUTPUT, _MANY = "model and engine", "prompt", "output", "many prompts"
 _SAMPLING = "sampling (the engine's defaults, except for the temperature)"
 _SPEED = "threads, batches and memory (chosen automatically by default)"
-
 
 # argparse looks up translations of its headings, which Python does not ship. The lookup imports
 # locale and delays the start by a millisecond.

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from bitnet_tuning.serve.server import Running
     from bitnet_tuning.serve.session import Totals
 
-
 SHOWN_PORT = 8080
 """Port in a plan that is only printed: the default of llama-server."""
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from bitnet_tuning.plan.profiles import Stale
     from bitnet_tuning.verify.selftest import Report
 
-
 BENCHMARK = "python3 benchmark_optimized.py"
 """The command that measures the settings, for remedies."""
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 VERSION = 6
 """Version of the questions that a probe asks; records of another version are not used."""
 
-
 CROWDED, FREE = "crowded", "uncrowded"
 """Kinds of stored trials: those that must be repeated some time, and those that found no limit."""
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from subprocess import Popen
     from typing import IO
 
-
 LOG_KEPT = 1 << 16
 """Bytes at the end of a server's log that are kept."""
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from bitnet_tuning.launch.background import Captured
 
-
 _OTHER_CPU = (
     "it is built for instructions that this CPU lacks; build it on this machine, "
     "or without GGML_NATIVE"
@@ -51,13 +50,13 @@ _WINDOWS_CODES = {
 }
 """NTSTATUS values that Windows uses as exit codes (MS-ERREF 2.3), with name and remedy."""
 
-
 _LOADER = re.compile(
     # of glibc, musl and macOS
     "error while loading shared libraries|symbol lookup error|version `.*' not found|"
     "Error loading shared library|Error relocating|Library not loaded|Symbol not found"
 )
 BUILD_HERE = "build it again on this machine, where it is now"
+SHOW_LIBRARIES = "put the folder of its libraries into LD_LIBRARY_PATH"
 NO_THREAD = re.compile(r"Resource temporarily unavailable|GGML_ASSERT\(rc == 0\) failed")
 """What OpenMP's runtimes and C++ print, and ggml without OpenMP, if a thread cannot be started."""
 _OTHER_TASKS = 2
@@ -68,7 +67,7 @@ def loader_error(done: Captured) -> str | None:
     """Return why the system did not start a program, in the words of its loader or of ``capture``;
     None if the program itself ran."""
     if (done.code or 0) & 0xFFFFFFFF in (0xC000007B, 0xC0000135, 0xC0000139):  # a DLL
-        return explain(done.code or 0, None, None)
+        return explain(done.code or 0)
     lines = [line.strip() for line in done.stderr.splitlines() if done.code and line.strip()]
     named = [line for line in lines if _LOADER.search(line)]
     # Shells and ``capture`` end with 127 or 126 if they cannot start a command.
@@ -77,8 +76,8 @@ def loader_error(done: Captured) -> str | None:
 
 def explain(
     code: int,
-    model_bytes: int | None,
-    available_bytes: int | None,
+    model_bytes: int | None = None,
+    available_bytes: int | None = None,
     has_kernels: bool = False,
 ) -> str | None:
     """Return one line that explains why an engine was killed or not started, or None for any other
@@ -88,8 +87,8 @@ def explain(
     before the start. ``has_kernels`` says that the engine is built for AVX2 or NEON.
     """
     if code == 127:
-        remedy = "put the folder of its libraries into LD_LIBRARY_PATH"
-        return f"the engine or one of its libraries was not found: {BUILD_HERE}, or {remedy}"
+        missing = "the engine or one of its libraries was not found"
+        return f"{missing}: {BUILD_HERE}, or {SHOW_LIBRARIES}"
     if code & 0xC0000000 == 0xC0000000:
         if code & 0xFFFFFFFF == CONTROL_C:
             return None
@@ -147,7 +146,7 @@ def failure(done: Captured, seconds: float) -> str | None:
         return None
     if NO_THREAD.search(done.stderr):
         return f"{NO_THREADS} ({TASK_LIMITS})"
-    death = explain(done.code, None, None)
+    death = explain(done.code)
     cause = death or f"the engine ended with exit code {done.code}"
     # Leave out the remedy and the unknown sizes.
     cause = cause.partition(";")[0].partition(" (")[0]

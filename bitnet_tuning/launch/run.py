@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from bitnet_tuning.launch.signals import Handler
 
-
 _FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 """Signals that are passed on to an engine."""
 

@@ -10,7 +10,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-
 _ENVIRONMENT = 1 << 22
 """Bytes to read of an environment. Linux limits it, with the arguments, to a quarter of the
 stack limit (execve(2)), which is usually 2 MiB."""

@@ -191,7 +191,6 @@ INTEL_EFFICIENCY_SPEED = 0.4
 """Speed of an Intel efficiency core relative to a performance core where the kernel shows no
 frequencies: ``INTEL_EFFICIENCY_SHARE`` times a typical clock ratio of 0.8."""
 
-
 ARM_EFFICIENCY_SPEED = 0.25
 """Speed of an ARM efficiency core relative to a performance core where the kernel shows no
 capacities: on an RK3588, 4 Cortex-A76 generate twice as fast as all 8 cores."""

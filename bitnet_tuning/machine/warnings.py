@@ -12,7 +12,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.machine.host import Host
 
-
 BUSY_SHARE, BUSY_LEAST, BUSY_MOST = 0.05, 0.1, 0.5
 """Load of other programs that is reported: 5 % of all CPUs, as much as a good setting gains, but
 at least 0.1 CPU, as an idle desktop uses, and at most 0.5, because threads wait for the slowest."""

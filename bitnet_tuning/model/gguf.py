@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     Metadata = dict[str, "Value | None"]
 
-
 MAGIC = b"GGUF"
 """First bytes of every GGUF file."""
 
@@ -82,7 +81,7 @@ def read_tensors(path: str) -> tuple[TensorInfo, ...]:
 
 def _read(path: str) -> tuple[int, Metadata, tuple[TensorInfo, ...]]:
     try:
-        _checked_size(path)
+        _check_file(path)
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return len(data), *_parse(data)
     except OSError as error:
@@ -96,17 +95,13 @@ def _read(path: str) -> tuple[int, Metadata, tuple[TensorInfo, ...]]:
         ) from error
 
 
-def _checked_size(path: str) -> None:
-    if not os.path.exists(path):
-        raise MissingError(
-            f"no such model file: {path}", "name a GGUF file with -m or in BITNET_MODEL"
-        )
-    if os.path.isdir(path):
-        raise MissingError(
-            f"the model {path} is a folder", "name a GGUF file in it with -m or in BITNET_MODEL"
-        )
+def _check_file(path: str) -> None:
     if not os.path.isfile(path):
-        raise MissingError(f"the model {path} is not a regular file", "name a GGUF file with -m")
+        kind = "a folder" if os.path.isdir(path) else "not a regular file"
+        named = os.path.exists(path) and f"the model {path} is {kind}"
+        raise MissingError(
+            named or f"no such model file: {path}", "name a GGUF file with -m or in BITNET_MODEL"
+        )
     if os.path.getsize(path) == 0:
         raise _CorruptError("is empty")
 

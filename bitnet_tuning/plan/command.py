@@ -24,7 +24,6 @@ KNOB_FLAGS = {
 }
 """Flags for each field of a setting: a program obeys the field if its help lists one of them."""
 
-
 _READ_BY_ENGINE = {
     "LLAMA_ARG_FLASH_ATTN": "flash",
     "LLAMA_ARG_LOAD_MODE": "mmap",

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from bitnet_tuning.plan.facts import Facts, Plan, Request
     from bitnet_tuning.plan.setting import Setting
 
-
 AUTO, MAPPED, LOCKED, COPIED, HUGE = WAYS = ("auto", "mmap", "locked", "copy", "huge")
 """Values of --memory: how the model is loaded."""
 
@@ -119,7 +118,7 @@ def least_tokens(prompt: bytes) -> int:
 
 def check_context(request: Request, facts: Facts) -> Iterator[str]:
     """Yield warnings about the context's size. Raise UsageError if the prompt is surely longer."""
-    context, trained = context_of(request.ctx_size, facts.model), facts.model.context_length
+    context = context_of(request.ctx_size, facts.model)
     if {"-c", "--ctx-size"} & set(request.extra):
         return
     # llama-completion aborts already if the prompt has more tokens than -c (common_batch_add).
@@ -127,19 +126,14 @@ def check_context(request: Request, facts: Facts) -> Iterator[str]:
     size = request.prompt_bytes(facts.prompt_file_bytes) or 0
     enough = _padded(size + _SPECIAL + max(request.n_predict, 0))
     remedy = f"shorten it, or add -c {enough}, which holds it in any case"
-    if trained and enough > trained:
-        remedy += f" (the model was trained on {trained} tokens)"
     if facts.least_tokens > room:
         has = f"the prompt has at least {facts.least_tokens} tokens"
         raise UsageError(f"{has}, and the context {context}", remedy)
-    if size / BYTES_PER_TOKEN > room:
-        about = round(size / BYTES_PER_TOKEN)
-        yield f"the prompt has about {about} tokens, and the context {context}: {remedy}"
+    if estimate(size) > room:
+        yield f"the prompt has about {estimate(size)} tokens, and the context {context}: {remedy}"
     if request.n_predict > room:
         end = "when it is full, the engine stops or forgets the beginning"
         yield f"-n {request.n_predict} is more than the context of {context} tokens (-c): {end}"
-    if trained and context > trained:
-        yield f"-c {context} is more than the {trained} tokens that the model was trained on"
 
 
 def _padded(tokens: int) -> int:

@@ -14,14 +14,13 @@ from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.plan.command import obeys, read_by_engine
 from bitnet_tuning.plan.memory import Need
 from bitnet_tuning.plan.openmp import ACTIVE, in_chats, user_binding, user_waiting
-from bitnet_tuning.plan.threads import NO_AFFINITY, NOT_BOUND, asked_threads
+from bitnet_tuning.plan.threads import NOT_BOUND, asked_threads, unplaceable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.machine.host import Host
     from bitnet_tuning.machine.topology import Core, Node
     from bitnet_tuning.plan.facts import Facts, Plan, Request
-
 
 DISTRIBUTE, ISOLATE, NUMACTL = "distribute", "isolate", "numactl"
 
@@ -259,10 +258,8 @@ def _waiting(facts: Facts, threads: int, chat: bool) -> tuple[dict[str, str], in
 
 def _affinity(facts: Facts, threads: int) -> tuple[frozenset[int] | None, str]:
     host = facts.host
-    if binding := user_binding(facts.environ):
-        return None, f"{NOT_BOUND}: you bind the threads yourself with {binding}"
-    if host.system != "linux":
-        return None, f"{NOT_BOUND}: {NO_AFFINITY}"
+    if reason := unplaceable(host, facts.environ):
+        return None, reason
     if host.quota_binds:
         return None, f"{NOT_BOUND}: other containers with a quota might be bound to the same CPUs"
     count = min(threads, len(host.allowed_cores))

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from bitnet_tuning.plan.facts import Facts, Plan, Request
     from bitnet_tuning.plan.setting import Setting
 
-
 _WEAK = "is built without AVX2 and NEON, one of which i2_s models need: it writes garbage"
 
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from bitnet_tuning.machine.host import Host
     from bitnet_tuning.model.types import ModelFile
 
-
 PP, TG = "pp", "tg"
 """Phases of a run, prompt processing and token generation, as samples and speeds name them."""
 Phase = Annotated[str, {"enum": [PP, TG]}]

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from bitnet_tuning.machine.neighbours import Neighbours
     from bitnet_tuning.plan.facts import Request
 
-
 MOST_THREADS = 12
 """Default limit on threads for token generation. Each token reads all weights from memory, so the
 memory's bandwidth limits the speed long before the cores of a large machine do."""
@@ -32,9 +31,6 @@ that has the core alone: two threads get 1.2 to 1.3 times the work of one done (
 
 NOT_BOUND = "not bound to particular CPUs"
 """Beginning of the reason if the plan chooses no CPUs."""
-
-NO_AFFINITY = "programs are started on chosen CPUs on Linux only"
-
 
 COSTLY = 2
 """Factor by which a limit or a variable of OpenMP must lower the number of threads for a run to
@@ -207,19 +203,23 @@ def _computed(host: Host, environ: Mapping[str, str], most: int, limit: int | No
     chosen = [core for core in host.allowed_cores if core.speed >= speeds[count - 1]]
     prompt = min(usable, len(chosen))
     setting = plan.setting._replace(threads_batch=prompt)
-    binding = user_binding(environ)
+    cpus_reason = unplaceable(host, environ)
     if len(chosen) == len(host.allowed_cores):
         cpus_reason = f"{NOT_BOUND}: all usable cores are used"
-    elif host.system != "linux":
-        cpus_reason = f"{NOT_BOUND}: {NO_AFFINITY}"
-    elif binding:
-        cpus_reason = f"{NOT_BOUND}: you bind the threads yourself with {binding}"
-    else:
+    elif cpus_reason is None:
         cpus_reason = f"bound to the {len(chosen)} fastest cores: slower ones would hold them up"
         cpus = frozenset(cpu for core in chosen for cpu in core.cpus) & host.allowed
         setting = setting._replace(cpus=cpus)
     batch_reason = f"{prompt}: all usable cores of the kinds that generate"
     return plan.updated(setting, {"threads_batch": batch_reason, "cpus": cpus_reason})
+
+
+def unplaceable(host: Host, environ: Mapping[str, str]) -> str | None:
+    """Return why a plan cannot choose the CPUs of the threads; None if it can."""
+    if binding := user_binding(environ):
+        return f"{NOT_BOUND}: you bind the threads yourself with {binding}"
+    is_linux = host.system == "linux"
+    return None if is_linux else f"{NOT_BOUND}: programs are started on chosen CPUs on Linux only"
 
 
 def _best_count(speeds: list[float], most: int) -> int:

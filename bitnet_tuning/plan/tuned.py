@@ -17,11 +17,11 @@ from bitnet_tuning.plan.openmp import (
     BINDING,
     THREAD_COUNTS,
     WAITING_BY_USER,
-    exported,
     in_chats,
     thread_limit,
     user_binding,
     user_set,
+    without_binding,
 )
 from bitnet_tuning.plan.profile import Profile, claim
 from bitnet_tuning.plan.setting import Setting, describe, shown
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from bitnet_tuning.plan.facts import Facts, Plan, Request
-
 
 COPY_RATE = 0.5e9
 """Bytes of a model for which loading takes 1 s longer if it is copied instead of mapped: 1.18e9
@@ -164,9 +163,8 @@ def _environment(
     if not copied or request.memory != AUTO:
         theirs.add(TUNABLES)
     kept = {name: text for name, text in found.env if name not in theirs}
-    if "OMP_PROC_BIND" in exported(environ) and "OMP_PROC_BIND" not in kept:
-        # Otherwise the value that bitnet-env.sh exported would reach the engine.
-        kept["OMP_PROC_BIND"] = "false"
+    if "OMP_PROC_BIND" not in kept:
+        kept = without_binding(kept, environ)
     if TUNABLES in planned:
         kept[TUNABLES] = planned[TUNABLES]
     if request.performance:

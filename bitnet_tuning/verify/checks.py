@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from bitnet_tuning.verify.running import Watched
     from bitnet_tuning.verify.selftest import Report
 
-
 PASS, FAIL, SKIP = "PASS", "FAIL", "SKIP"
 
 OUTPUT = "correct output"

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from bitnet_tuning.model.types import ModelFile
     from bitnet_tuning.plan.facts import Plan
 
-
 PROMPT = "How many threads"
 
 WATCHED_SECONDS = 1.5

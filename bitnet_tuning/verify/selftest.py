@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from bitnet_tuning.engine.find import Engine
     from bitnet_tuning.machine.host import Host
 
-
 RUN_SECONDS = 30.0
 """Seconds after which a run is too slow to tell; most take a fraction of a second."""
 
