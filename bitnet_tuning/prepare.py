@@ -29,8 +29,8 @@ from bitnet_tuning.store.state import State, default_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bitnet_tuning.engine.known import Trial
     from bitnet_tuning.launch.background import Captured
+    from bitnet_tuning.machine.host import Crowding
     from bitnet_tuning.machine.memory import HugePages
     from bitnet_tuning.model.types import ModelFile
 
@@ -106,15 +106,16 @@ def crowded_host(
 ) -> Host:
     """Return the host with what a trial of the engine found out about a hypervisor that does not
     run all CPUs at once. Make a trial if ``may_try`` and there is none, or with ``again``."""
-    begin = None if engine.ran is False or not may_try else lambda: _trial(host, engine)
+    attempt = None if engine.ran is False or not may_try else lambda: _try_threads(host, engine)
     try:
-        return know_crowding(host, state, begin, again)
+        return know_crowding(host, state, attempt, again)
     except TuningError:  # the engine cannot run the demo model, or it is not installed
         return host
 
 
-def _trial(host: Host, engine: Engine) -> Trial:
-    from bitnet_tuning.launch.background import capture  # noqa: PLC0415 (once on a host)
+def _try_threads(host: Host, engine: Engine) -> Crowding:
+    from bitnet_tuning.engine.probe import find_limit  # noqa: PLC0415 (once on a host)
+    from bitnet_tuning.launch.background import capture  # noqa: PLC0415
 
     model = read_model(demo.TQ2_0 if engine.i2_s is False else demo.I2_S)
     facts = Facts(host, engine, model, "the demo model", os.environ)
@@ -125,7 +126,7 @@ def _trial(host: Host, engine: Engine) -> Trial:
         plan = make_plan(request._replace(prompt=prompt, threads=threads, ubatch=batch), facts)
         return capture(plan.command, plan.setting.variables, seconds, cpus=plan.setting.cpus)
 
-    return choose_threads(Request(), host, {}).setting.threads, run
+    return find_limit(choose_threads(Request(), host, {}).setting.threads, run)
 
 
 def with_all_means(facts: Facts) -> Facts:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bitnet_tuning.engine import known, probe
+from bitnet_tuning.engine import probe
 from bitnet_tuning.engine.find import Location
 from bitnet_tuning.engine.known import know, know_crowding
 from bitnet_tuning.engine.probe import find_limit
@@ -121,8 +121,8 @@ def test_a_trial_beside_other_programs_finds_no_limit(monkeypatch: pytest.Monkey
 # What is remembered
 
 
-def trial(rates: Mapping[int, float | None], seen: list[int]) -> known.Trial:
-    return 8, running(rates, seen)
+def trial(rates: Mapping[int, float | None], seen: list[int]) -> Crowding:
+    return find_limit(8, running(rates, seen))
 
 
 def test_a_limit_is_remembered_for_this_host_only(host: Host, tmp_path: Path) -> None:

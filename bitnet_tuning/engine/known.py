@@ -19,13 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bitnet_tuning.launch.background import Captured
     from bitnet_tuning.machine.host import Host
     from bitnet_tuning.model.types import ModelFile
-
-    Trial = tuple[int, Callable[[int, int, float], Captured]]
-    """The planned threads, and a function that runs the demo model with a number of threads and
-    of tokens at a time for at most some seconds."""
 
 VERSION = 6
 """Version of the questions that a probe asks; records of another version are not used."""
@@ -62,10 +57,10 @@ def know(location: Location, state: State) -> Engine:
 
 
 def know_crowding(
-    host: Host, state: State, begin: Callable[[], Trial] | None, again: bool = False
+    host: Host, state: State, attempt: Callable[[], Crowding] | None, again: bool = False
 ) -> Host:
     """Return the host with the limit that a stored trial found, if any. Without one that is still
-    valid, or with ``again``, make a trial and store it; without ``begin``, make none."""
+    valid, or with ``again``, make a trial with ``attempt``, if that is given, and store it."""
     # There is nothing to find on bare metal, but only x86 tells that there is a hypervisor.
     bare = host.vendor in ("GenuineIntel", "AuthenticAMD") and "hypervisor" not in host.isa
     if host.usable_cores < 2 or bare or not sys.platform.startswith("linux"):
@@ -78,10 +73,8 @@ def know_crowding(
     found = state.load(CROWDED, key, Crowding)
     is_old = found is None or found.tried < moment(CONFIRMED_S if found.confirmed else RETRY_S)
     # If nothing can be stored, every start would make a trial.
-    if begin and (again or is_old) and not state.warning:
-        from bitnet_tuning.engine.probe import find_limit  # noqa: PLC0415 (once on a host)
-
-        tried = find_limit(*begin())
+    if attempt and (again or is_old) and not state.warning:
+        tried = attempt()
         if tried.limits:
             with contextlib.suppress(OSError):
                 os.unlink(free)

@@ -238,7 +238,10 @@ may take ``SLOWER`` times as long as the first one took, with loading."""
 
 def find_limit(planned: int, run: Callable[[int, int, float], Captured]) -> Crowding:
     """Compare the planned threads with one thread, in up to three rounds. If they are much slower
-    in all of them, find how many are not by halving."""
+    in all of them, find how many are not by halving.
+
+    ``run`` runs the demo model with numbers of threads and of tokens at a time, for some seconds.
+    """
     started, before = time.monotonic(), _others()
     limit, tokens, batch, ratios, most = _FIRST_S, 0, BATCH, list[float](), 0.0
 
@@ -257,11 +260,11 @@ def find_limit(planned: int, run: Callable[[int, int, float], Captured]) -> Crow
         is_known = others <= BUSY or slowdown <= 1
         return Crowding(moment(), planned, threads if is_known else None, slowdown)
 
-    batch = max(1, min(BATCH, int(rate(1) * BATCH_S)))
-    is_timed, tokens, limit = tokens > 0, 0, _FIRST_S
+    first = rate(1)
+    batch, tokens, limit = max(1, min(BATCH, int(first * BATCH_S))), 0, _FIRST_S
     for order in ((1, planned), (planned, 1), (1, planned)):
-        speeds = {threads: rate(threads) for threads in order if is_timed}
-        if not speeds or not all(speeds.values()):
+        speeds = {threads: first and rate(threads) for threads in order}
+        if not all(speeds.values()):
             return Crowding(moment(), planned, None)
         ratio = speeds[1] / speeds[planned]
         result = outcome(planned, ratio)
