@@ -117,7 +117,7 @@ def _try_threads(host: Host, engine: Engine) -> Crowding:
     from bitnet_tuning.engine.probe import find_limit  # noqa: PLC0415 (once on a host)
     from bitnet_tuning.launch.background import capture  # noqa: PLC0415
 
-    model = read_model(demo.TQ2_0 if engine.i2_s is False else demo.I2_S)
+    model = read_model(demo.right_model(engine.i2_s))
     facts = Facts(host, engine, model, "the demo model", os.environ)
     request = Request(n_predict=1, ctx_size=512, batch=32)
 

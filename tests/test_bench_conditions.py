@@ -188,7 +188,7 @@ def test_json_has_all_changes() -> None:
 
 
 def test_a_snapshot_of_a_fake_machine(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "_hertz", lambda: 100)
+    monkeypatch.setattr(load, "hertz", lambda: 100)
     machine.meminfo(16 * GIBIBYTE, 8 * GIBIBYTE).cpu_times(100, 0, 100, 900, 0, 0, 0, 50)
     machine.governors(dict.fromkeys(range(8), "schedutil"))
     machine.per_cpu("cpufreq/scaling_driver", {0: "acpi-cpufreq"})

@@ -8,6 +8,7 @@ from functools import cached_property
 from bitnet_tuning.bench.knobs import COMPUTING
 from bitnet_tuning.bench.llama_bench import TOKENS_PER_WORD, FailedRunError, words
 from bitnet_tuning.bench.runner import TRIES, Patience, run_cli
+from bitnet_tuning.demo import right_model
 from bitnet_tuning.engine.probe import parse_timings
 from bitnet_tuning.errors import TuningError, UnsupportedError
 from bitnet_tuning.launch.failure import shorten
@@ -67,7 +68,7 @@ class Checker:
     def _demo(self) -> Facts | None:
         """The facts with the demo model; None if the default fails the self-test."""
         try:
-            demo = self._facts._replace(model=read_model(selftest.right_model(self._facts.engine)))
+            demo = self._facts._replace(model=read_model(right_model(self._facts.engine.i2_s)))
             wrong = _demo_problem(demo, self._default)
         except TuningError as error:
             wrong = error.cause

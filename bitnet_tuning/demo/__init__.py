@@ -14,3 +14,8 @@ I2_S = os.path.join(_FOLDER, "demo-i2_s.gguf")
 
 EXPECTED = os.path.join(_FOLDER, "expected.json")
 """Prompts, and the exact text with which greedy decoding must continue each."""
+
+
+def right_model(i2_s: bool | None) -> str:
+    """Return the path of the demo model for an engine with this ``Engine.i2_s``."""
+    return TQ2_0 if i2_s is False else I2_S

@@ -65,12 +65,12 @@ def read_cpu_times(root: Root, cpus: frozenset[int] | None = None) -> CpuTimes |
     # The first line is the sum, which is rounded only once.
     chosen = [row for row in rows if row[0] in names] if len(names) < len(rows) - 1 else []
     ticks = [[as_integer(word) or 0 for word in row[1:]] for row in chosen or rows[:1]]
-    hertz = _hertz()
+    rate = hertz()
     busy = sum(row[column] for row in ticks for column in _BUSY if column < len(row))
-    return CpuTimes(busy / hertz, sum(row[_STEAL] for row in ticks if len(row) > _STEAL) / hertz)
+    return CpuTimes(busy / rate, sum(row[_STEAL] for row in ticks if len(row) > _STEAL) / rate)
 
 
-def _hertz() -> int:
+def hertz() -> int:
     """Return the number of ticks per second in which the kernel counts CPU time."""
     try:
         return os.sysconf("SC_CLK_TCK")
@@ -98,19 +98,24 @@ def read_processes(root: Root) -> dict[int, ProcessTime]:
 
 
 def _read_proc(root: Root) -> dict[int, ProcessTime]:
-    hertz = _hertz()
+    rate = hertz()
     now = as_integer((root.read("proc/uptime") or "").partition(".")[0]) or 0
     found = {}
     for pid in filter(str.isdecimal, root.names("proc")):
-        # proc_pid_stat(5): PID (NAME) STATE PARENT …; a name may contain anything.
-        left, _, right = (root.read(f"proc/{pid}/stat") or "").rpartition(")")
-        numbers = [as_integer(word) or 0 for word in right.split()]
+        name, words = read_stat(root, f"proc/{pid}")
+        numbers = [as_integer(word) or 0 for word in words]
         if len(numbers) > 19:
-            name = _printable(left.partition("(")[2])
-            used, family = sum(numbers[11:13]) / hertz, sum(numbers[11:15]) / hertz
-            age = max(0.0, now - numbers[19] / hertz)
-            found[int(pid)] = ProcessTime(name, used, numbers[1], family, age)
+            used, family = sum(numbers[11:13]) / rate, sum(numbers[11:15]) / rate
+            age = max(0.0, now - numbers[19] / rate)
+            found[int(pid)] = ProcessTime(_printable(name), used, numbers[1], family, age)
     return found
+
+
+def read_stat(root: Root, folder: str) -> tuple[str, list[str]]:
+    """Return a program's name and the words after it: state, parent id, group id, …"""
+    # proc_pid_stat(5): PID (NAME) STATE …; a name may contain anything.
+    left, _, right = (root.read(f"{folder}/stat") or "").rpartition(")")
+    return left.partition("(")[2], right.split()
 
 
 def _ask_psutil() -> dict[int, ProcessTime]:

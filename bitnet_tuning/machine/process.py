@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bitnet_tuning.machine.load import hertz, read_stat
 from bitnet_tuning.machine.memory import read_numa_maps
 from bitnet_tuning.machine.root import Root, as_integer, parse_list, parse_or_none
 from bitnet_tuning.namedtuple import NamedTuple
@@ -13,9 +14,6 @@ if TYPE_CHECKING:
 _ENVIRONMENT = 1 << 22
 """Bytes to read of an environment. Linux limits it, with the arguments, to a quarter of the
 stack limit (execve(2)), which is usually 2 MiB."""
-
-_TICKS = 100
-"""Ticks per second of CPU time in ``stat``, on all but a few old machines."""
 
 _GROUP, _USER_TICKS, _NICENESS = 2, 11, 16
 """Positions among the words of ``stat`` after the program's name (proc_pid_stat(5))."""
@@ -91,7 +89,7 @@ class Family:
         self._others &= listed
 
     def _is_member(self, process: int) -> bool:
-        words = _stat(self._root, f"proc/{process}")
+        words = read_stat(self._root, f"proc/{process}")[1]
         if len(words) <= _GROUP:
             return False
         return int(words[1]) in self._members or int(words[_GROUP]) == self._leader
@@ -100,7 +98,7 @@ class Family:
 def _read(root: Root, process: int, huge: bool, nodes: bool) -> Process | None:
     folder = f"proc/{process}"
     # Z is a zombie, which has ended and was not waited for; X is dead (proc_pid_stat(5)).
-    if _stat(root, folder)[:1] in ([], ["Z"], ["X"]):
+    if read_stat(root, folder)[1][:1] in ([], ["Z"], ["X"]):
         return None
     names = sorted(int(name) for name in root.names(f"{folder}/task") if name.isdecimal())
     threads = (_thread(root, f"{folder}/task/{name}", name) for name in names)
@@ -116,12 +114,6 @@ def _read(root: Root, process: int, huge: bool, nodes: bool) -> Process | None:
     )
 
 
-def _stat(root: Root, folder: str) -> list[str]:
-    """Return the words of ``stat`` after the program's name: state, parent id, group id, …"""
-    # The name is in brackets and may itself contain spaces and brackets.
-    return (root.read(f"{folder}/stat") or "").rpartition(")")[2].split()
-
-
 def _variables(root: Root, folder: str) -> dict[str, str] | None:
     text = root.read(f"{folder}/environ", _ENVIRONMENT)
     if text is None:
@@ -131,7 +123,7 @@ def _variables(root: Root, folder: str) -> dict[str, str] | None:
 
 
 def _thread(root: Root, folder: str, name: int) -> Thread | None:
-    words = _stat(root, folder)
+    _, words = read_stat(root, folder)
     times = _times(root, folder, words)
     if times is None:
         return None
@@ -151,7 +143,7 @@ def _times(root: Root, folder: str, words: list[str]) -> tuple[float, float] | N
     if len(words) < _USER_TICKS + 2:
         return None
     system_too = words[_USER_TICKS : _USER_TICKS + 2]
-    return sum(as_integer(word) or 0 for word in system_too) / _TICKS, 0.0
+    return sum(as_integer(word) or 0 for word in system_too) / hertz(), 0.0
 
 
 def _huge(root: Root, folder: str, status: Mapping[str, int]) -> int | None:

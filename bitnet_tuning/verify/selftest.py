@@ -115,11 +115,6 @@ def load_cases() -> tuple[KnownText, ...]:
     return tuple(KnownText(case["prompt"], case["text"], case["tokens"]) for case in cases)
 
 
-def right_model(engine: Engine) -> str:
-    """Return the path of the demo model for this engine: i2_s unless it has no kernels for that."""
-    return demo.TQ2_0 if engine.i2_s is False else demo.I2_S
-
-
 def variants(cases: Sequence[KnownText], usable: int) -> Iterator[tuple[KnownText, Variant]]:
     """Yield each prompt with one way to run it on ``usable`` cores.
 
@@ -144,7 +139,7 @@ def run_selftest(engine: Engine, host: Host, model_path: str | None = None) -> R
     """Run every case; after one that does not end in time, with one thread, until one of these does
     not end either. ``model_path`` names another file of the demo model. Raise MissingError if the
     file does not exist, UnsupportedError if the engine cannot load it."""
-    model = read_model(model_path or right_model(engine))
+    model = read_model(model_path or demo.right_model(engine.i2_s))
     results: list[Result] = []
     is_slow = False
     for case, variant in variants(load_cases(), host.usable_cores):
