@@ -15,7 +15,7 @@ from bitnet_tuning.console import say
 from bitnet_tuning.engine import binary
 from bitnet_tuning.engine.find import ARCHITECTURES, Engine, Location, beside, embedded_library
 from bitnet_tuning.launch.background import Captured, capture
-from bitnet_tuning.launch.failure import BUILD_HERE, NO_THREAD, SHOW_LIBRARIES, loader_error
+from bitnet_tuning.launch.failure import ADD_LIBRARIES, BUILD_HERE, NO_THREAD, loader_error
 from bitnet_tuning.machine.detect import read_flags
 from bitnet_tuning.machine.host import Crowding
 from bitnet_tuning.machine.load import growth, own_cpu_seconds, read_cpu_times
@@ -98,7 +98,7 @@ def _fault(program: str, done: Captured) -> tuple[str, str] | None:
     folders = [each for each, _, files in os.walk(build) if not set(files).isdisjoint(missing)]
     if folders:
         return cause, f"{BUILD_HERE}, or: export LD_LIBRARY_PATH={quote(':'.join(folders))}"
-    return cause, f"{BUILD_HERE}, or {SHOW_LIBRARIES}" if missing else BUILD_HERE
+    return cause, f"{BUILD_HERE}, or {ADD_LIBRARIES}" if missing else BUILD_HERE
 
 
 def _log(tried: Captured | None) -> str:

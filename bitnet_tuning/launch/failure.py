@@ -56,7 +56,7 @@ _LOADER = re.compile(
     "Error loading shared library|Error relocating|Library not loaded|Symbol not found"
 )
 BUILD_HERE = "build it again on this machine, where it is now"
-SHOW_LIBRARIES = "put the folder of its libraries into LD_LIBRARY_PATH"
+ADD_LIBRARIES = "put the folder of its libraries into LD_LIBRARY_PATH"
 NO_THREAD = re.compile(r"Resource temporarily unavailable|GGML_ASSERT\(rc == 0\) failed")
 """What OpenMP's runtimes and C++ print, and ggml without OpenMP, if a thread cannot be started."""
 _OTHER_TASKS = 2
@@ -88,7 +88,7 @@ def explain(
     """
     if code == 127:
         missing = "the engine or one of its libraries was not found"
-        return f"{missing}: {BUILD_HERE}, or {SHOW_LIBRARIES}"
+        return f"{missing}: {BUILD_HERE}, or {ADD_LIBRARIES}"
     if code & 0xC0000000 == 0xC0000000:
         if code & 0xFFFFFFFF == CONTROL_C:
             return None

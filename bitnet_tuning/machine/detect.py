@@ -226,8 +226,5 @@ def read_lock_limit(root: Root) -> float | None:
     if root.live:
         lockable = read_privileges(root).lockable
         return None if os.name == "nt" else float("inf") if lockable is None else lockable
-    for line in (root.read("proc/self/limits") or "").splitlines():
-        if line.startswith("Max locked memory"):
-            soft = line.split()[3:4]
-            return float("inf") if soft == ["unlimited"] else as_integer("".join(soft))
-    return None
+    soft = re.search(r"Max locked memory +(\w+)", root.read("proc/self/limits") or "")
+    return float("inf") if soft and soft[1] == "unlimited" else as_integer(soft and soft[1])

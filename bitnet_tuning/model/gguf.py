@@ -96,12 +96,12 @@ def _read(path: str) -> tuple[int, Metadata, tuple[TensorInfo, ...]]:
 
 
 def _check_file(path: str) -> None:
+    remedy = "name a GGUF file with -m or in BITNET_MODEL"
+    if not os.path.exists(path):
+        raise MissingError(f"no such model file: {path}", remedy)
     if not os.path.isfile(path):
         kind = "a folder" if os.path.isdir(path) else "not a regular file"
-        named = os.path.exists(path) and f"the model {path} is {kind}"
-        raise MissingError(
-            named or f"no such model file: {path}", "name a GGUF file with -m or in BITNET_MODEL"
-        )
+        raise MissingError(f"the model {path} is {kind}", remedy)
     if os.path.getsize(path) == 0:
         raise _CorruptError("is empty")
 

@@ -176,16 +176,15 @@ def run_case(
         # Before the end of the prompt's echo there is no text.
         begun = done.code is not None or case.prompt in done.stdout
         got = continuation(done.stdout, case.prompt) if begun else ""
-        passed = problem is None and matches(got, case.text)
-        cut_short = not passed and matches(case.text, got)
         complete = matches(got, case.text)
+        cut_short = not complete and matches(case.text, got)
         if done.code is None and (cut_short or complete):
             size, whole = len(got.strip()), len(case.text.strip())
             seen = f"{problem}; nothing is wrong in the first {min(size, whole)} of {whole} letters"
             return Result(case, variant, complete or None, got, seen)
         if not (is_first and cut_short and problem is None):
             break
-    return Result(case, variant, passed, got, problem)
+    return Result(case, variant, complete and problem is None, got, problem)
 
 
 def case_request(case: KnownText) -> Request:
