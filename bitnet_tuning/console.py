@@ -34,7 +34,13 @@ Body = Callable[[list[str]], int]
 
 def say(text: str) -> None:
     """Print a message to stderr, since stdout belongs to the engine."""
-    tell(f"{NAME}: {text}")
+    tell(f"{NAME}: {printable(text)}")
+
+
+def printable(text: str) -> str:
+    """Return a text without control characters: names of files and programs may hold some, which
+    would act on the terminal. Ends of lines stay."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
 
 
 def tell(text: str) -> None:

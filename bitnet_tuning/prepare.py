@@ -50,7 +50,7 @@ def prepare(request: Request, root: str = "/") -> tuple[Facts, Plan]:
     plan = make_plan(request, facts)
     if looks:
         running = max(running, count_running(system))
-        facts = _with_neighbours(facts, plan, running, system)
+        facts = _with_neighbours(request, facts, plan, running, system)
         plan = make_plan(request, facts) if facts.neighbours else plan
     if facts.engine.embedded and EMBEDDED not in (request.engine, os.environ.get("BITNET_ENGINE")):
         say("no compiled engine found: using the embedded one")
@@ -59,11 +59,14 @@ def prepare(request: Request, root: str = "/") -> tuple[Facts, Plan]:
     return facts, plan
 
 
-def _with_neighbours(facts: Facts, plan: Plan, running: int, root: Root) -> Facts:
+def _with_neighbours(
+    request: Request, facts: Facts, plan: Plan, running: int, root: Root
+) -> Facts:
     """Return the facts with what other programs take, if the plan's threads and ``running`` other
     tasks are too many for all cores."""
     cores = facts.host.cores_in(None)
-    if plan.setting.threads + running <= cores or cores == 1:
+    few = cores == 1 or plan.setting.threads + running <= cores
+    if few or asked_threads(request.threads, facts.environ):
         return facts
     return facts._replace(neighbours=watch(facts.host, root))
 

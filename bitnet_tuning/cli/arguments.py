@@ -274,7 +274,9 @@ def read_request(parser: Parser, arguments: list[str]) -> tuple[Request, argpars
     if options.json and not options.dry_run:
         raise UsageError("--json prints a plan and needs --dry-run", "add --dry-run")
     if 0 < options.ctx_size < LEAST_CONTEXT:
-        raise UsageError(f"argument -c/--ctx-size: must be 0 or at least {LEAST_CONTEXT}")
+        name, value = found.get("ctx_size", ("", None))
+        by = name if value == options.ctx_size else "argument -c/--ctx-size"
+        raise UsageError(f"{by}: must be 0 or at least {LEAST_CONTEXT}")
     fields = {name: value for name, value in vars(options).items() if name in Request._fields}
     named = {field: name for field, (name, value) in found.items() if fields[field] == value}
     return Request(**fields, named=tuple(named.items()), extra=extra), options

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bitnet_tuning.console import printable
 from bitnet_tuning.doctor import build, clock, cpus, environment, model, wsl
 from bitnet_tuning.doctor.case import WORST_FIRST, Case, Check, Finding, bad, unknown
 from bitnet_tuning.errors import TuningError
@@ -48,9 +49,4 @@ def _judge(check: Check, case: Case) -> Finding | None:
 def _labelled(finding: Finding, check: Check) -> Finding:
     name, _, source = check
     _, state, text, advice, _ = finding
-    return Finding(name, state, _printable(text), advice and _printable(advice), source)
-
-
-def _printable(text: str) -> str:
-    # Paths and variables may hold control characters, which would act on the terminal.
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return Finding(name, state, printable(text), advice and printable(advice), source)

@@ -72,8 +72,9 @@ def know_crowding(
         return host
     found = state.load(CROWDED, key, Crowding)
     is_old = found is None or found.tried < moment(CONFIRMED_S if found.confirmed else RETRY_S)
-    # If nothing can be stored, every start would make a trial.
-    if attempt and (again or is_old) and not state.warning:
+    # If nothing could be stored, every start would make a trial.
+    unknown = Crowding(moment(), host.usable_cores, None)
+    if attempt and (again or (is_old and state.store(CROWDED, key, found or unknown))):
         tried = attempt()
         if tried.limits:
             with contextlib.suppress(OSError):

@@ -26,7 +26,7 @@ class Crowding(NamedTuple):
     @property
     def limits(self) -> bool:
         """True if fewer threads than planned should run."""
-        return self.threads is not None and self.threads < self.planned
+        return self.threads is not None and 0 < self.threads < self.planned
 
 
 class Host(NamedTuple):

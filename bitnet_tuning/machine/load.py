@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from bitnet_tuning.console import printable
 from bitnet_tuning.machine.root import Root, as_integer
 from bitnet_tuning.namedtuple import NamedTuple
 
@@ -133,10 +134,9 @@ def _ask_psutil() -> dict[int, ProcessTime]:
 
 
 def _printable(name: str) -> str:
-    # A process chooses its own name, which must not send control characters to the terminal.
     # Kernel workers have names that change with their work, such as kworker/0:1-events.
     name = "kworker" if name.startswith("kworker/") else name[:40]
-    return "".join(letter if letter.isprintable() else "?" for letter in name) or "?"
+    return printable(name.replace("\n", "?")) or "?"
 
 
 def growth(before: Number | None, after: Number | None) -> Number | None:

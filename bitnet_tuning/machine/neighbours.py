@@ -34,6 +34,10 @@ go on. Of the processes that have run for a second, half run for at least as lon
 do."""
 
 
+_GENERATIONS = 16
+"""Most ancestors of a program that are looked at."""
+
+
 class Neighbours(NamedTuple):
     """What other programs that are likely to go on took of the CPUs of this process."""
 
@@ -80,17 +84,24 @@ def watch(host: Host, root: Root, sleep: Callable[[float], None] = time.sleep) -
     cpus, group, stolen = _rates(first, last)
     seconds = last.at - second.at
     names = tuple(program.name for program in busiest(before, after, seconds))
-    average = float((root.read("proc/loadavg") or "0").split()[0])
-    if average < cpus / 2:
+    if _load_average(root) < cpus / 2:
         # The machine was quiet in the last minute. What is busy now may be over in a moment.
-        lasting = sum(
-            process.seconds - (before[pid].seconds if pid in before else 0.0)
+        used = {pid: each.seconds for pid, each in before.items()}
+        grown = [
+            growth(used.get(pid, 0.0), process.seconds) or 0.0
             for pid, process in after.items()
             if _lasts(pid, after)
-        )
-        lasting /= seconds
+        ]
+        lasting = sum(grown) / seconds
         cpus, group = min(cpus, lasting + stolen), min(group, lasting)
     return Neighbours(cpus, group, names) if max(cpus, group) >= QUIET else None
+
+
+def _load_average(root: Root) -> float:
+    try:
+        return float((root.read("proc/loadavg") or "0").split()[0])
+    except ValueError:
+        return 0.0
 
 
 def _look(host: Host, root: Root, groups: Cgroups | None) -> _Look | None:
@@ -113,7 +124,10 @@ def _rates(before: _Look, after: _Look) -> tuple[float, float, float]:
 def _lasts(pid: int, processes: Mapping[int, ProcessTime]) -> bool:
     """Return whether a process, or one that started it, has computed for long. A build starts one
     short program after another; process 1 waits for all orphans, whatever they were."""
-    while pid != 1 and (process := processes.get(pid)):
+    for _ in range(_GENERATIONS):
+        process = processes.get(pid) if pid != 1 else None
+        if process is None:
+            break
         if process.family >= max(_LASTING_SECONDS, _LASTING_SHARE * process.age):
             return True
         pid = process.parent

@@ -119,7 +119,7 @@ def least_tokens(prompt: bytes) -> int:
 def check_context(request: Request, facts: Facts) -> Iterator[str]:
     """Yield warnings about the context's size. Raise UsageError if the prompt is surely longer."""
     context = context_of(request.ctx_size, facts.model)
-    if {"-c", "--ctx-size"} & set(request.extra):
+    if {"-c", "--ctx-size", "-p", "--prompt", "-f", "--file", "-bf"} & set(request.extra):
         return
     # llama-completion aborts already if the prompt has more tokens than -c (common_batch_add).
     room = context if facts.engine.completion else _padded(context)

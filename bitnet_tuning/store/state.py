@@ -142,7 +142,8 @@ def _read_json(text: str) -> Any:
     text = text.strip()
     try:
         value, end = make_scanner(_Scanner)(text, 0)  # type: ignore[arg-type]
-    except StopIteration as error:
+    except (StopIteration, SystemError) as error:
+        # Before Python 3.12, the scanner fails with SystemError unless ``json`` is imported.
         raise ValueError("not JSON") from error
     if end != len(text):
         raise ValueError("something follows the JSON text")
