@@ -59,9 +59,7 @@ def prepare(request: Request, root: str = "/") -> tuple[Facts, Plan]:
     return facts, plan
 
 
-def _with_neighbours(
-    request: Request, facts: Facts, plan: Plan, running: int, root: Root
-) -> Facts:
+def _with_neighbours(request: Request, facts: Facts, plan: Plan, running: int, root: Root) -> Facts:
     """Return the facts with what other programs take, if the plan's threads and ``running`` other
     tasks are too many for all cores."""
     cores = facts.host.cores_in(None)

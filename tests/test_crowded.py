@@ -276,3 +276,21 @@ def test_the_doctor_names_a_crowded_host(tmp_path: Path) -> None:
     ]
     assert finding.state == "warn"
     assert "40 times slower" in finding.text and "2 threads at most" in finding.text
+
+
+def test_a_state_folder_that_cannot_be_written_means_no_trial(host: Host, tmp_path: Path) -> None:
+    """Otherwise every start would make one."""
+    folder = tmp_path / "state"
+    folder.write_text("in the way")
+    tried: list[int] = []
+
+    def attempt() -> Crowding:
+        tried.append(1)
+        return FOUND
+
+    know_crowding(host, State(str(folder)), attempt)
+    assert tried == []
+
+
+def test_a_record_of_no_threads_limits_nothing(host: Host) -> None:
+    assert not FOUND._replace(threads=0).limits

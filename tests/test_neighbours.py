@@ -194,6 +194,23 @@ def test_unreadable_counters_say_nothing(town: Town) -> None:
     assert town.running == 0
 
 
+@pytest.mark.parametrize("content", ["abc x x 5/3 1", "0,50 0,4 0,3 5/100 1", ""])
+def test_a_strange_load_average_counts_as_none(town: Town, content: str) -> None:
+    plain = town.sleep
+
+    def sleep(seconds: float) -> None:
+        plain(seconds)
+        town.machine.write("proc/loadavg", content)
+
+    town.sleep = sleep  # type: ignore[method-assign]
+    assert town.spins(7, "miner", town.now - 9, 0).watched() is not None
+
+
+def test_processes_that_are_each_other_s_parents_end_the_search(town: Town) -> None:
+    town.spins(7, "x", town.now - 0.2, 0, parent=8).spins(8, "y", town.now - 0.2, 1, parent=7)
+    assert town.watched() is None
+
+
 # The plan
 
 
@@ -277,6 +294,13 @@ def test_a_thread_count_of_the_user_is_obeyed(
 ) -> None:
     machine.cores([[0], [1]])
     assert planned(machine, Neighbours(2.0), request_, environ).setting.threads == 2
+
+
+@pytest.mark.parametrize("letters", ["\x1b[2J", "a)b"])
+def test_names_cannot_act_on_the_terminal(town: Town, letters: str) -> None:
+    seen = town.spins(7, letters, town.now - 9, 0).watched()
+    assert seen is not None
+    assert seen.programs == (letters.replace("\x1b", "?"),)
 
 
 def test_prompt_threads_of_the_user_are_obeyed(machine: Machine) -> None:

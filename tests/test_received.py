@@ -123,7 +123,7 @@ def test_a_numactl_that_a_container_forbids_is_not_used(bench: Bench) -> None:
 
 @two_cpus
 def test_an_engine_over_all_nodes(bench: Bench) -> None:
-    run = bench.run()
+    run = bench.run("-t", str(len(os.sched_getaffinity(0))))
     assert run["cpus"] == sorted(os.sched_getaffinity(0))
     assert value(run, "--numa") == "distribute"
 
@@ -132,7 +132,7 @@ def test_an_engine_over_all_nodes(bench: Bench) -> None:
 def test_an_engine_beside_a_node_without_cpus(bench: Bench) -> None:
     bench.machine.node(2)
     bench.with_numactl()
-    run = bench.run()
+    run = bench.run("-t", str(len(os.sched_getaffinity(0))))
     assert bench.numactl().startswith("--interleave=0-1 -- ")
     assert value(run, "--numa") == "numactl"
     assert run["cpus"] == sorted(os.sched_getaffinity(0))

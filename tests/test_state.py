@@ -366,3 +366,22 @@ def test_the_users_cache_is_below_the_home_folder_by_default(
     monkeypatch.setenv("HOME", "/home/x")
     environ = {} if cache is None else {"XDG_CACHE_HOME": cache, "BITNET_TUNING_HOME": ""}
     assert default_folder(environ) == "/home/x/.cache/bitnet-tuning"
+
+
+def test_a_cut_file_is_set_aside_by_a_program_without_json(tmp_path: Path) -> None:
+    """CPython's scanner fails in another way before ``json`` is imported."""
+    state = State(str(tmp_path))
+    state.store("model", "key", Kept(1))
+    path = Path(state.path("model", digest("key")))
+    path.write_bytes(path.read_bytes()[:20])
+    code = (
+        "import sys; from bitnet_tuning.store.state import State; "
+        "from bitnet_tuning.machine.host import Crowding; "
+        f"state = State({str(tmp_path)!r}); print(state.load('model', 'key', Crowding)); "
+        "print('json' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    run = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["None", "False"]
+    assert [each.name for each in tmp_path.iterdir()] == [f"{path.name}.broken"]

@@ -95,8 +95,8 @@ def _fault(program: str, done: Captured) -> tuple[str, str] | None:
         if package := _PACKAGES.get(name.partition(".so")[0]):
             return cause, f"install it; on Debian and Ubuntu: apt-get install {package}"
     build = os.path.dirname(os.path.dirname(program))
-    # Only a build folder is searched: elsewhere this could be the whole file system.
-    is_build = os.path.exists(os.path.join(build, "CMakeCache.txt"))
+    # Only a build folder is searched: anything else could be the whole file system.
+    is_build = os.path.basename(build).startswith("build")
     walk = os.walk(build) if missing and is_build else ()
     folders = [each for each, _, files in walk if not set(files).isdisjoint(missing)]
     if folders and not any(":" in each for each in folders):
