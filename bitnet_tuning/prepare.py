@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-from bitnet_tuning import demo
 from bitnet_tuning.console import say
 from bitnet_tuning.engine.find import EMBEDDED, Engine, locate_all, on_path
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA
@@ -14,13 +13,10 @@ from bitnet_tuning.errors import MissingError, TuningError, UsageError
 from bitnet_tuning.launch.program import FEED, INHERIT, INTERRUPT_GRACE, NO_INPUT, Launch, Outcome
 from bitnet_tuning.launch.run import run
 from bitnet_tuning.machine.cgroups import read_task_limits
-from bitnet_tuning.machine.detect import read_host, read_privileges
+from bitnet_tuning.machine.detect import count_running, read_host, read_privileges
 from bitnet_tuning.machine.host import Host
-from bitnet_tuning.machine.neighbours import count_running, watch
 from bitnet_tuning.machine.root import Root
-from bitnet_tuning.machine.wsl import with_windows_cores
 from bitnet_tuning.model.find import Choice, choose_model
-from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.memory import HUGE, LOCKED, least_tokens
 from bitnet_tuning.plan.plan import make_plan
@@ -44,13 +40,10 @@ def prepare(request: Request, root: str = "/") -> tuple[Facts, Plan]:
     if request.prompt_file is not None:
         _check_prompt_file(request.prompt_file, request.chat)
     state, system = State(default_folder(os.environ)), Root(root)
-    looks = system.live and not os.environ.get("BITNET_IGNORE_LOAD")
-    running = count_running(system) if looks else 0
     facts = read_facts(request, state, root)
     plan = make_plan(request, facts)
-    if looks:
-        running = max(running, count_running(system))
-        facts = _with_neighbours(request, facts, plan, running, system)
+    if system.live and not os.environ.get("BITNET_IGNORE_LOAD"):
+        facts = _with_neighbours(request, facts, plan, system)
         plan = make_plan(request, facts) if facts.neighbours else plan
     if facts.engine.embedded and EMBEDDED not in (request.engine, os.environ.get("BITNET_ENGINE")):
         say("no compiled engine found: using the embedded one")
@@ -59,19 +52,26 @@ def prepare(request: Request, root: str = "/") -> tuple[Facts, Plan]:
     return facts, plan
 
 
-def _with_neighbours(request: Request, facts: Facts, plan: Plan, running: int, root: Root) -> Facts:
-    """Return the facts with what other programs take, if the plan's threads and ``running`` other
-    tasks are too many for all cores."""
+def _with_neighbours(request: Request, facts: Facts, plan: Plan, root: Root) -> Facts:
+    """Return the facts with what other programs take, if the plan's threads and the tasks that run
+    beside them are too many for all cores."""
     cores = facts.host.cores_in(None)
-    few = cores == 1 or plan.setting.threads + running <= cores
-    if few or asked_threads(request.threads, facts.environ):
+    if cores == 1 or asked_threads(request.threads, facts.environ):
         return facts
+    if plan.setting.threads + count_running(root) <= cores:
+        return facts
+    from bitnet_tuning.machine.neighbours import watch  # noqa: PLC0415 (on a busy machine)
+
     return facts._replace(neighbours=watch(facts.host, root))
 
 
 def read_facts(request: Request, state: State, root: str = "/") -> Facts:
     """Return the facts that a plan for the request needs. Raise TuningError if any is missing."""
-    host = with_windows_cores(read_host(root), root, ask=True)
+    host = read_host(root)
+    if host.cores_hidden:
+        from bitnet_tuning.machine.wsl import with_windows_cores  # noqa: PLC0415
+
+        host = with_windows_cores(host, root, ask=True)
     engine, choice = find_pair(request.engine, request.model, state, host)
     profile = None
     if request.profile and state.holds("profile"):
@@ -115,8 +115,10 @@ def crowded_host(
 
 
 def _try_threads(host: Host, engine: Engine) -> Crowding:
+    from bitnet_tuning import demo  # noqa: PLC0415 (once on a host)
     from bitnet_tuning.engine.probe import find_limit  # noqa: PLC0415 (once on a host)
     from bitnet_tuning.launch.background import capture  # noqa: PLC0415
+    from bitnet_tuning.model.gguf import read_model  # noqa: PLC0415
 
     model = read_model(demo.right_model(engine.i2_s))
     facts = Facts(host, engine, model, "the demo model", os.environ)

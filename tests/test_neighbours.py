@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from bitnet_tuning.machine import neighbours
-from bitnet_tuning.machine.neighbours import Neighbours, count_running, watch
+from bitnet_tuning.machine.detect import count_running
+from bitnet_tuning.machine.neighbours import Neighbours, watch
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.plan import make_plan

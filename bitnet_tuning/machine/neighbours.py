@@ -6,7 +6,7 @@ import time
 
 from bitnet_tuning.machine.cgroups import read_cgroups, read_used_seconds
 from bitnet_tuning.machine.load import busiest, growth, read_cpu_times, read_processes
-from bitnet_tuning.machine.root import Root, as_integer
+from bitnet_tuning.machine.root import Root
 from bitnet_tuning.namedtuple import NamedTuple
 
 TYPE_CHECKING = False
@@ -23,9 +23,6 @@ which any other is. /proc/stat counts in steps of 0.01 s."""
 
 QUIET = 0.25
 """CPUs that other programs may use on a quiet machine."""
-
-_USUAL_STEAL = 0.05
-"""Share of the CPU time since the start of the system from which a hypervisor's theft is usual."""
 
 _LASTING_SECONDS, _LASTING_SHARE = 1.0, 0.3
 """CPU time that a program must have used, in seconds and as a share of its age, to be expected to
@@ -55,16 +52,6 @@ class _Look(NamedTuple):
     used: float
     stolen: float
     group: float | None
-
-
-def count_running(root: Root) -> int:
-    """Return how many tasks other than this one run or wait for a CPU now; at least 1 if a
-    hypervisor often takes CPU time. It costs some 0.1 ms."""
-    # proc_loadavg(5): the fourth field counts the tasks of the whole machine, this one included.
-    running = as_integer(((root.read("proc/loadavg") or "").split() + [""] * 4)[3].split("/")[0])
-    times = read_cpu_times(root)
-    robbed = times and times.steal > _USUAL_STEAL * (times.busy + times.steal)
-    return max((running or 1) - 1, 1 if robbed else 0)
 
 
 def watch(host: Host, root: Root, sleep: Callable[[float], None] = time.sleep) -> Neighbours | None:
