@@ -234,14 +234,14 @@ class Machine:
         pid: int,
         name: str,
         ticks: int = 0,
-        *,
         family: int = 0,
         start: int = 0,
         parent: int = 1,
+        nice: int = 0,
     ) -> Machine:
         """A process that used ``ticks`` of CPU time, and its ended children ``family`` ticks."""
         before, middle = f"{pid} ({name}) S {parent} " + "0 " * 9, f"{ticks} 0 {family} 0 "
-        return self.write(f"proc/{pid}/stat", f"{before}{middle}20 0 1 0 {start} 0 0")
+        return self.write(f"proc/{pid}/stat", f"{before}{middle}20 {nice} 1 0 {start} 0 0")
 
     def cache(self, cpus: Iterable[int], level: int, size: str, kind: str = "Unified") -> Machine:
         """Add a cache that these CPUs share; its index is its level."""

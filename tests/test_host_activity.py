@@ -95,7 +95,7 @@ class FakePsutil(ModuleType):
 def test_processes_are_listed_with_their_times_and_ages(machine: Machine) -> None:
     machine.write("proc/uptime", "100.00 150.00").program(7, "a) R (b", 150, family=50, start=9000)
     (pid, process), *others = read_processes(Root(str(machine.path))).items()
-    assert (pid, *process) == (7, "a) R (b", 1.5, 1, 2.0, 10.0)
+    assert (pid, *process) == (7, "a) R (b", 1.5, 1, 2.0, 10.0, 0)
     assert not others
 
 

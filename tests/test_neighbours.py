@@ -51,6 +51,7 @@ class Town:
         """Share of each CPU that the hypervisor takes."""
         self.processes: dict[int, tuple[str, float, float, int]] = {}
         """Name, share of a CPU, start, parent."""
+        self.nice: dict[int, int] = {}
         self.average = 0.0
         self.cpus = cpus
         clock = SimpleNamespace(monotonic=lambda: self.now, process_time=lambda: 0.0)
@@ -76,7 +77,8 @@ class Town:
         self.machine.write("proc/loadavg", f"{self.average:.2f} 0.00 0.00 {len(self.busy) + 1}/9 9")
         for pid, (name, share, since, parent) in self.processes.items():
             used = max(0, round(share * (self.now - since) * TICKS))
-            self.machine.program(pid, name, used, start=round(since * TICKS), parent=parent)
+            start, nice = round(since * TICKS), self.nice.get(pid, 0)
+            self.machine.program(pid, name, used, start=start, parent=parent, nice=nice)
 
     def watched(self) -> Neighbours | None:
         return watch(self.machine.host(), Root(str(self.machine.path)), self.sleep)
@@ -149,6 +151,29 @@ def test_cpus_that_this_process_may_not_use_do_not_count(town: Town) -> None:
     assert town.watched() is None
     town.machine.affinity("2-3")
     assert town.watched() is not None
+
+
+@pytest.mark.parametrize(
+    ("enabled", "group", "yields"),
+    [
+        ("0", "/autogroup-1 nice 0", True),
+        ("1", "/autogroup-1 nice 0", True),
+        ("1", "/autogroup-2 nice 0", False),
+        ("1", "/autogroup-2 nice 19", True),
+        ("1", "x", False),
+        ("1", "", True),
+    ],
+)
+def test_a_program_that_yields_is_no_neighbour(
+    town: Town, enabled: str, group: str, yields: bool
+) -> None:
+    """Niceness counts within a session, and between sessions if the group has it."""
+    town.nice[7] = 19
+    town.spins(7, "miner", town.now - 9, 0)
+    town.machine.write("proc/sys/kernel/sched_autogroup_enabled", enabled)
+    town.machine.write("proc/self/autogroup", "/autogroup-1 nice 0")
+    town.machine.write("proc/7/autogroup", group)
+    assert (town.watched() is None) is yields
 
 
 def test_stolen_time_counts_as_busy(town: Town) -> None:
@@ -232,11 +257,13 @@ def planned(
     ("cores", "seen", "threads"),
     [
         (2, 0.4, 2),
-        (2, 0.7, 1),
+        (2, 0.7, 2),
+        (2, 0.8, 1),
         (2, 1.0, 1),
         (2, 2.0, 1),
         (4, 1.1, 3),
         (8, 2.9, 5),
+        (8, 1.3, 7),
         (64, 10.0, 12),
         (64, 60.0, 4),
         (4, 9.0, 1),

@@ -45,6 +45,7 @@ class ProcessTime(NamedTuple):
     """CPU time of the process and of its children that have ended, in seconds."""
     age: float = 0.0
     """Seconds since the process started."""
+    nice: int = 0
 
 
 class Busy(NamedTuple):
@@ -108,7 +109,9 @@ def _read_proc(root: Root) -> dict[int, ProcessTime]:
         if len(numbers) > 19:
             used, family = sum(numbers[11:13]) / rate, sum(numbers[11:15]) / rate
             age = max(0.0, now - numbers[19] / rate)
-            found[int(pid)] = ProcessTime(_printable(name), used, numbers[1], family, age)
+            found[int(pid)] = ProcessTime(
+                _printable(name), used, numbers[1], family, age, nice=numbers[16]
+            )
     return found
 
 

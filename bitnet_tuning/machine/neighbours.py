@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from bitnet_tuning.machine.cgroups import read_cgroups, read_used_seconds
-from bitnet_tuning.machine.load import busiest, growth, read_cpu_times, read_processes
-from bitnet_tuning.machine.root import Root
+from bitnet_tuning.machine.load import growth, read_cpu_times, read_processes
+from bitnet_tuning.machine.root import Root, as_integer
 from bitnet_tuning.namedtuple import NamedTuple
 
 TYPE_CHECKING = False
@@ -33,6 +33,15 @@ do."""
 
 _GENERATIONS = 16
 """Most ancestors of a program that are looked at."""
+
+
+_LEAST_SHARE, _MOST_NAMED = 0.1, 3
+"""Share of a CPU from which a program is looked at, and most programs that are named."""
+
+_YIELDING_NICE = 15
+"""Niceness from which a program gets at most 4 % of a CPU that another program wants (36 to 1024,
+sched_prio_to_weight in the kernel). Beside two spinning programs of niceness 19 in groups of the
+same niceness, two threads made 13.5 tokens/s, as on an idle machine, and one 8.0."""
 
 
 class Neighbours(NamedTuple):
@@ -69,19 +78,35 @@ def watch(host: Host, root: Root, sleep: Callable[[float], None] = time.sleep) -
     if last is None:
         return None
     cpus, group, stolen = _rates(first, last)
-    seconds = last.at - second.at
-    names = tuple(program.name for program in busiest(before, after, seconds))
+    seconds, earlier = last.at - second.at, {pid: each.seconds for pid, each in before.items()}
+    shares = {
+        pid: (growth(earlier.get(pid, 0.0), each.seconds) or 0.0) / seconds
+        for pid, each in after.items()
+    }
+    shares = {pid: share for pid, share in shares.items() if share >= _LEAST_SHARE}
+    yielding = {pid: share for pid, share in shares.items() if _yields(root, pid, after[pid].nice)}
+    counted = {pid: share for pid, share in shares.items() if pid not in yielding}
+    cpus, group = (max(0.0, used - sum(yielding.values())) for used in (cpus, group))
     if _load_average(root) < cpus / 2:
         # The machine was quiet in the last minute. What is busy now may be over in a moment.
-        used = {pid: each.seconds for pid, each in before.items()}
-        grown = [
-            growth(used.get(pid, 0.0), process.seconds) or 0.0
-            for pid, process in after.items()
-            if _lasts(pid, after)
-        ]
-        lasting = sum(grown) / seconds
-        cpus, group = min(cpus, lasting + stolen), min(group, lasting)
-    return Neighbours(cpus, group, names) if max(cpus, group) >= QUIET else None
+        counted = {pid: share for pid, share in counted.items() if _lasts(pid, after)}
+        cpus = min(cpus, sum(counted.values()) + stolen)
+        group = min(group, sum(counted.values()))
+    names = [after[pid].name for pid in sorted(counted, key=lambda pid: -counted[pid])]
+    few = tuple(dict.fromkeys(names))[:_MOST_NAMED]
+    return Neighbours(cpus, group, few) if max(cpus, group) >= QUIET else None
+
+
+def _yields(root: Root, pid: int, nice: int) -> bool:
+    """Return whether a program leaves the CPU to any other one that wants it."""
+    # sched(7), "The autogroup feature": niceness counts within a session only; between sessions
+    # it is that of their groups, "/autogroup-25 nice 0".
+    theirs, mine = (root.read(f"proc/{each}/autogroup") or "" for each in (pid, "self"))
+    if root.read("proc/sys/kernel/sched_autogroup_enabled") == "1" and theirs:
+        name, _, of_the_group = theirs.partition(" nice ")
+        if name != mine.partition(" ")[0]:
+            nice = as_integer(of_the_group) or 0
+    return nice >= _YIELDING_NICE
 
 
 def _load_average(root: Root) -> float:
