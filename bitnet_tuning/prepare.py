@@ -42,8 +42,8 @@ def prepare(request: Request, root: str = "/") -> tuple[Facts, Plan]:
     state, system = State(default_folder(os.environ)), Root(root)
     facts = read_facts(request, state, root)
     plan = make_plan(request, facts)
-    if system.live and not os.environ.get("BITNET_IGNORE_LOAD"):
-        facts = _with_neighbours(request, facts, plan, system)
+    if system.live and not _ignores_load():
+        facts = _with_neighbours(facts, plan, system)
         plan = make_plan(request, facts) if facts.neighbours else plan
     if facts.engine.embedded and EMBEDDED not in (request.engine, os.environ.get("BITNET_ENGINE")):
         say("no compiled engine found: using the embedded one")
@@ -52,13 +52,15 @@ def prepare(request: Request, root: str = "/") -> tuple[Facts, Plan]:
     return facts, plan
 
 
-def _with_neighbours(request: Request, facts: Facts, plan: Plan, root: Root) -> Facts:
+def _ignores_load() -> bool:
+    return os.environ.get("BITNET_IGNORE_LOAD", "0") not in ("", "0")
+
+
+def _with_neighbours(facts: Facts, plan: Plan, root: Root) -> Facts:
     """Return the facts with what other programs take, if the plan's threads and the tasks that run
     beside them are too many for all cores."""
     cores = facts.host.cores_in(None)
-    if cores == 1 or asked_threads(request.threads, facts.environ):
-        return facts
-    if plan.setting.threads + count_running(root) <= cores:
+    if cores == 1 or plan.setting.threads + count_running(root) <= cores:
         return facts
     from bitnet_tuning.machine.neighbours import watch  # noqa: PLC0415 (on a busy machine)
 
@@ -97,7 +99,7 @@ def read_facts(request: Request, state: State, root: str = "/") -> Facts:
     )
     if root == "/":
         given = setting or asked_threads(request.threads, os.environ)
-        may_try = not (given or os.environ.get("BITNET_IGNORE_LOAD"))
+        may_try = not (given or _ignores_load())
         facts = facts._replace(host=crowded_host(host, engine, state, may_try))
     return _with_nodes(facts, root)
 

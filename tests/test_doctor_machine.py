@@ -213,6 +213,7 @@ def test_other_programs_are_named(machine: Machine, load: float | None, state: s
     assert states(machine, "other programs", conditions=seen) == state
     text = found_in(case_of(machine, conditions=seen))["other programs"].text
     assert ("compiler 1.2" in text) is (state == "warn")
+    assert ("a run would now use" in text) is (state == "warn")
 
 
 # Memory

@@ -84,6 +84,21 @@ def test_a_named_engine_is_a_program_its_folder_or_a_checkout(
         assert location == Location(str(cli), f"named with {source}")
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("llama-server", "is llama-server, no engine"),
+        ("llama-bench", "is llama-bench, no engine"),
+        ("m.gguf", "is a model, no engine"),
+    ],
+)
+def test_another_program_or_a_model_is_no_engine(tmp_path: Path, name: str, words: str) -> None:
+    with pytest.raises(MissingError, match=words):
+        locate_all(str(program(tmp_path / name)), {}, ())
+    wrapper = program(tmp_path / "llama-cli-mine")
+    assert locate_all(str(wrapper), {}, ())[0].cli == str(wrapper)
+
+
 def test_a_named_engine_may_be_relative_or_in_the_home_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

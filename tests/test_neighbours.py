@@ -161,7 +161,6 @@ def test_cpus_that_this_process_may_not_use_do_not_count(town: Town) -> None:
         ("1", "/autogroup-2 nice 0", False),
         ("1", "/autogroup-2 nice 19", True),
         ("1", "x", False),
-        ("1", "", True),
     ],
 )
 def test_a_program_that_yields_is_no_neighbour(
@@ -169,11 +168,18 @@ def test_a_program_that_yields_is_no_neighbour(
 ) -> None:
     """Niceness counts within a session, and between sessions if the group has it."""
     town.nice[7] = 19
+    town.machine.program(os.getpid(), "me").write("proc/self/stat", "1 (me) R 1" + " 0" * 20)
     town.spins(7, "miner", town.now - 9, 0)
     town.machine.write("proc/sys/kernel/sched_autogroup_enabled", enabled)
     town.machine.write("proc/self/autogroup", "/autogroup-1 nice 0")
     town.machine.write("proc/7/autogroup", group)
     assert (town.watched() is None) is yields
+
+
+def test_a_program_that_is_as_nice_as_this_one_does_not_yield(town: Town) -> None:
+    town.nice[7] = 19
+    town.machine.write("proc/self/stat", "1 (me) R 1" + " 0" * 14 + " 19" + " 0" * 5)
+    assert town.spins(7, "miner", town.now - 9, 0).watched() is not None
 
 
 def test_stolen_time_counts_as_busy(town: Town) -> None:
@@ -297,10 +303,11 @@ def test_the_plan_says_who_is_busy_and_what_that_costs(machine: Machine) -> None
     plan = planned(machine, Neighbours(1.0, programs=("cc1plus", "make")))
     assert idle.setting.variables["OMP_PROC_BIND"] == "true"
     assert plan.reasons["threads"].startswith(
-        "1: 1 of 2 CPUs is busy with other programs (cc1plus, make); without them 2: "
+        "1: 1 of 2 CPUs is busy with other programs (cc1plus, make); else 2: "
     )
     assert plan.warnings[-1] == (
-        "1 of 2 CPUs is busy with other programs (cc1plus, make): using 1 thread instead of 2"
+        "1 of 2 CPUs is busy with other programs (cc1plus, make): using 1 thread instead of 2 "
+        "(-t 2 insists)"
     )
     assert (plan.setting.threads, plan.setting.threads_batch) == (1, 1)
     assert plan.setting.variables["OMP_NUM_THREADS"] == "1"
@@ -321,7 +328,10 @@ def test_a_thread_count_of_the_user_is_obeyed(
     machine: Machine, request_: Request, environ: dict[str, str]
 ) -> None:
     machine.cores([[0], [1]])
-    assert planned(machine, Neighbours(2.0), request_, environ).setting.threads == 2
+    plan = planned(machine, Neighbours(2.0), request_, environ)
+    assert (plan.setting.threads, plan.setting.threads_batch) == (2, 2)
+    assert "OMP_PROC_BIND" not in plan.setting.variables
+    assert plan.warnings[-1].endswith("some of the 2 threads that you set hold up the others")
 
 
 @pytest.mark.parametrize("letters", ["\x1b[2J", "a)b"])
@@ -335,6 +345,14 @@ def test_prompt_threads_of_the_user_are_obeyed(machine: Machine) -> None:
     machine.cores([[0], [1]])
     setting = planned(machine, Neighbours(1.0), Request(prompt="x", threads_batch=2)).setting
     assert (setting.threads, setting.threads_batch) == (1, 2)
+
+
+def test_nothing_is_said_where_no_thread_is_lost(machine: Machine) -> None:
+    machine.cores([[0], [1]])
+    idle = planned(machine, None, Request(prompt="hello", max_threads=1))
+    plan = planned(machine, Neighbours(1.0), Request(prompt="hello", max_threads=1))
+    assert (plan.setting.threads, plan.setting.threads_batch) == (1, 1)
+    assert (plan.warnings, plan.reasons["threads"]) == (idle.warnings, idle.reasons["threads"])
 
 
 def test_a_profile_s_count_is_an_upper_bound(machine: Machine) -> None:

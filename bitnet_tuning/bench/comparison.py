@@ -36,7 +36,6 @@ is tuned, so that the other one gets an interval at little cost."""
 MOST_ROUNDS = 30
 """Most rounds of a comparison without a search: more would hardly narrow its intervals."""
 
-
 PhaseSpeeds = Annotated[tuple[Positive, ...], {"minItems": 1}]
 
 

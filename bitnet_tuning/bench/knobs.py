@@ -46,9 +46,7 @@ UNLOCKED = "performance mode is measured without a locked model: this llama-benc
 FEW_CORES = 4
 """Number of usable cores up to which every thread count is tried."""
 
-
 Seconds = Annotated[float, {"minimum": 0}]
-
 
 FLAGS = {
     "mmap": ("-mmp", "-lm"),

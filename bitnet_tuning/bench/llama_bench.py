@@ -38,7 +38,6 @@ _MODES = {
 }
 """Values of -lm (--load-mode), which mainline's llama-bench has since 2026, by mmap and mlock."""
 
-
 _ROWS = {"flash": "flash_attn", "ubatch": "n_ubatch", "poll": "poll", "numa": ""}
 """Names of a setting's fields in llama-bench's output; empty if the output lacks the field."""
 

@@ -267,7 +267,6 @@ def _damaged(source: str, what: str) -> UsageError:
 
 _REMEDY = "name a file that benchmark_optimized.py saved"
 
-
 NAME = "bitnet-tuning"
 
 

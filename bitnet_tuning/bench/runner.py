@@ -145,7 +145,6 @@ LEAST_GENERATED, MOST_GENERATED = 8, 128
 MOST_REPETITIONS = 5
 """Limits of the sizes that ``choose_sizes`` chooses: tokens, and samples of each phase."""
 
-
 FIRST = Sizes(16, 4, 1)
 """Sizes of the first run, which reads the model from disk."""
 

@@ -58,7 +58,6 @@ WORTH = log(1.02)
 """Logarithm of the smallest gain that is worth a second race: to show a smaller one takes too
 many rounds."""
 
-
 Factor = Annotated[float, {"minimum": 1}]
 
 

@@ -223,7 +223,6 @@ def _bisect(at_most: Callable[[float], float], share: float, low: float, high: f
 _HALVINGS = 40
 """Steps of the bisection: 40 give 12 digits of any ratio up to 10."""
 
-
 Key = TypeVar("Key", int, str)
 
 LEAST_SPREAD = 0.003

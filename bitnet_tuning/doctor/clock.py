@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from bitnet_tuning.console import counted
 from bitnet_tuning.doctor.case import Case, Check, Finding, bad, good, unknown, warn, warned
 from bitnet_tuning.machine import warnings
+from bitnet_tuning.machine.neighbours import Neighbours
+from bitnet_tuning.plan.threads import free_cores
 
 BASE_BAD, BASE_WARN = 0.5, 0.9
 """Shares of the base clock below which the clock under load is bad, or worth a warning. A healthy
@@ -104,7 +107,14 @@ def _others(case: Case) -> Finding:
     used, cpus = case.conditions.other_load_cpus, case.conditions.online_cpus
     if used is None:
         return unknown("the load of other processes is not known")
-    return warned(case, warnings.LOAD) or good(f"other processes use {used:.1f} of {cpus} CPUs")
+    found = warned(case, warnings.LOAD)
+    if found is None:
+        return good(f"other processes use {used:.1f} of {cpus} CPUs")
+    free, wanted = free_cores(case.host, Neighbours(used)), case.wanted_threads
+    if free >= wanted:
+        return found
+    now = f"a run would now use {counted(free, 'thread')} instead of {wanted}"
+    return found._replace(text=f"{found.text}; {now}")
 
 
 CHECKS: tuple[Check, ...] = (

@@ -165,22 +165,28 @@ def steal_share(busy: float | None, stolen: float | None) -> float | None:
     return stolen / (busy + stolen)
 
 
-def busiest(
+def shares(
     before: Mapping[int, ProcessTime], after: Mapping[int, ProcessTime], seconds: float
-) -> tuple[Busy, ...]:
-    """Return the three programs that used the most CPU time between two listings of processes.
+) -> dict[int, float]:
+    """Return how many CPUs each process used on average between two listings of processes.
 
     A process that started in between counts from its start; one that ended does not count.
     """
-    used: dict[str, float] = {}
+    used = {}
     for pid, process in after.items():
         earlier = before.get(pid)
         # Less CPU time than before: the process ended, and a new one got its id.
         known = earlier is not None and earlier.seconds <= process.seconds
-        start = earlier.seconds if earlier and known else 0.0
-        used[process.name] = used.get(process.name, 0.0) + process.seconds - start
-    if seconds <= 0:
-        return ()
-    rates = [Busy(name, spent / seconds) for name, spent in used.items()]
-    rates.sort(key=lambda program: (-program.cpus, program.name))
-    return tuple(program for program in rates[:_MOST_NAMED] if program.cpus >= _LEAST_NAMED)
+        used[pid] = process.seconds - (earlier.seconds if earlier and known else 0.0)
+    return {pid: spent / seconds for pid, spent in used.items()} if seconds > 0 else {}
+
+
+def busiest(
+    before: Mapping[int, ProcessTime], after: Mapping[int, ProcessTime], seconds: float
+) -> tuple[Busy, ...]:
+    """Return the three programs that used the most CPU time between two listings of processes."""
+    rates: dict[str, float] = {}
+    for pid, cpus in shares(before, after, seconds).items():
+        rates[after[pid].name] = rates.get(after[pid].name, 0.0) + cpus
+    named = [Busy(name, cpus) for name, cpus in rates.items() if cpus >= _LEAST_NAMED]
+    return tuple(sorted(named, key=lambda program: (-program.cpus, program.name))[:_MOST_NAMED])

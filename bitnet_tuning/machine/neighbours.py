@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from bitnet_tuning.machine.cgroups import read_cgroups, read_used_seconds
-from bitnet_tuning.machine.load import growth, read_cpu_times, read_processes
+from bitnet_tuning.machine.load import growth, read_cpu_times, read_processes, read_stat, shares
 from bitnet_tuning.machine.root import Root, as_integer
 from bitnet_tuning.namedtuple import NamedTuple
 
@@ -30,18 +30,16 @@ go on. Of the processes that have run for a second, half run for at least as lon
 (Harchol-Balter and Downey 1997, "Exploiting process lifetime distributions"); younger ones seldom
 do."""
 
-
 _GENERATIONS = 16
 """Most ancestors of a program that are looked at."""
-
 
 _LEAST_SHARE, _MOST_NAMED = 0.1, 3
 """Share of a CPU from which a program is looked at, and most programs that are named."""
 
-_YIELDING_NICE = 15
-"""Niceness from which a program gets at most 4 % of a CPU that another program wants (36 to 1024,
-sched_prio_to_weight in the kernel). Beside two spinning programs of niceness 19 in groups of the
-same niceness, two threads made 13.5 tokens/s, as on an idle machine, and one 8.0."""
+_YIELDING = 15
+"""Difference in niceness from which a program gets at most 4 % of a CPU that another one wants (36
+to 1024, sched_prio_to_weight in the kernel). Beside two spinning programs of niceness 19 in groups
+of the same niceness, two threads made 13.5 tokens/s, as on an idle machine, and one 8.0."""
 
 
 class Neighbours(NamedTuple):
@@ -78,15 +76,11 @@ def watch(host: Host, root: Root, sleep: Callable[[float], None] = time.sleep) -
     if last is None:
         return None
     cpus, group, stolen = _rates(first, last)
-    seconds, earlier = last.at - second.at, {pid: each.seconds for pid, each in before.items()}
-    shares = {
-        pid: (growth(earlier.get(pid, 0.0), each.seconds) or 0.0) / seconds
-        for pid, each in after.items()
-    }
-    shares = {pid: share for pid, share in shares.items() if share >= _LEAST_SHARE}
-    yielding = {pid: share for pid, share in shares.items() if _yields(root, pid, after[pid].nice)}
-    counted = {pid: share for pid, share in shares.items() if pid not in yielding}
-    cpus, group = (max(0.0, used - sum(yielding.values())) for used in (cpus, group))
+    used = shares(before, after, last.at - second.at)
+    used = {pid: cpus for pid, cpus in used.items() if cpus >= _LEAST_SHARE}
+    yielding = {pid: cpus for pid, cpus in used.items() if _yields(root, pid, after[pid].nice)}
+    counted = {pid: cpus for pid, cpus in used.items() if pid not in yielding}
+    cpus, group = (max(0.0, each - sum(yielding.values())) for each in (cpus, group))
     if _load_average(root) < cpus / 2:
         # The machine was quiet in the last minute. What is busy now may be over in a moment.
         counted = {pid: share for pid, share in counted.items() if _lasts(pid, after)}
@@ -98,15 +92,16 @@ def watch(host: Host, root: Root, sleep: Callable[[float], None] = time.sleep) -
 
 
 def _yields(root: Root, pid: int, nice: int) -> bool:
-    """Return whether a program leaves the CPU to any other one that wants it."""
+    """Return whether a program leaves the CPU to this one, if both want it."""
+    own = as_integer((read_stat(root, "proc/self")[1] + [""] * 17)[16]) or 0
     # sched(7), "The autogroup feature": niceness counts within a session only; between sessions
     # it is that of their groups, "/autogroup-25 nice 0".
-    theirs, mine = (root.read(f"proc/{each}/autogroup") or "" for each in (pid, "self"))
-    if root.read("proc/sys/kernel/sched_autogroup_enabled") == "1" and theirs:
-        name, _, of_the_group = theirs.partition(" nice ")
-        if name != mine.partition(" ")[0]:
-            nice = as_integer(of_the_group) or 0
-    return nice >= _YIELDING_NICE
+    theirs, mine = (
+        (root.read(f"proc/{each}/autogroup") or "").partition(" nice ") for each in (pid, "self")
+    )
+    if root.read("proc/sys/kernel/sched_autogroup_enabled") == "1" and theirs[0] != mine[0]:
+        nice, own = as_integer(theirs[2]) or 0, as_integer(mine[2]) or 0
+    return nice - own >= _YIELDING
 
 
 def _load_average(root: Root) -> float:

@@ -122,29 +122,42 @@ def make_way(
     to cores, one of which they may be using. Thread counts that the user set stay as they are."""
     # A thread that waits for a CPU holds up all others at every step: 2 threads on 2 CPUs made 15
     # tokens/s beside one busy program, 1 thread 21.
-    if asked_threads(request.threads, environ):
-        return plan
     setting, free = plan.setting, free_cores(host, neighbours)
-    threads, prompt = min(setting.threads, free), min(setting.threads_batch, free)
-    prompt = request.threads_batch or prompt
-    changed = setting._replace(threads=threads, threads_batch=prompt)
-    if changed == setting:
+    if max(setting.threads, setting.threads_batch) <= free:
         return plan
+    asked = asked_threads(request.threads, environ)
+    threads = setting.threads if asked else min(setting.threads, free)
+    batch = min(setting.threads_batch, free)
+    if asked or request.threads_batch:
+        batch = setting.threads_batch
     variables = without_binding(setting.variables, environ)
     variables |= dict.fromkeys(variables.keys() & set(THREAD_COUNTS), str(threads))
-    changed = changed._replace(env=tuple(sorted(variables.items())))
-    by = f" ({', '.join(neighbours.programs)})" if neighbours.programs else ""
-    number = max(1, round(max(neighbours.cpus, neighbours.group)))
-    busy = f"{number} of {counted(len(host.allowed), 'CPU')} {'is' if number == 1 else 'are'} busy"
-    busy += f" with other programs{by}"
-    reasons = {
-        "threads": f"{threads}: {busy}; without them {plan.reasons['threads']}",
-        "threads_batch": f"{prompt}: other programs leave no more CPUs free",
-    }
+    changed = setting._replace(
+        threads=threads, threads_batch=batch, env=tuple(sorted(variables.items()))
+    )
+    busy, reasons = _busy(host, neighbours), {}
+    if threads < setting.threads:
+        reasons["threads"] = f"{threads}: {busy}; else {plan.reasons['threads']}"
+    if batch < setting.threads_batch:
+        reasons["threads_batch"] = f"{batch}: other programs leave no more CPUs free"
     if variables.keys() != setting.variables.keys():
         reasons["env"] = f"{plan.reasons['env']}; threads are not bound: a core may be busy"
-    warning = f"{busy}: using {counted(threads, 'thread')} instead of {setting.threads}"
-    return plan.updated(changed, reasons, (warning,))
+    warnings = []
+    if threads > free:
+        warnings.append(f"{busy}: some of the {threads} threads that you set hold up the others")
+    elif threads < setting.threads:
+        used = f"using {counted(threads, 'thread')} instead of {setting.threads}"
+        warnings.append(f"{busy}: {used} (-t {setting.threads} insists)")
+    return plan.updated(changed, reasons, warnings)
+
+
+def _busy(host: Host, neighbours: Neighbours) -> str:
+    """Return how many CPUs are busy, and with what."""
+    number = max(1, round(max(neighbours.cpus, neighbours.group)))
+    programs = ", ".join(neighbours.programs)
+    are = "is" if number == 1 else "are"
+    busy = f"{number} of {counted(len(host.allowed), 'CPU')} {are} busy with other programs"
+    return f"{busy} ({programs})" if programs else busy
 
 
 def asked_threads(threads: int | None, environ: Mapping[str, str]) -> Asked | None:
