@@ -32,9 +32,10 @@ Body = Callable[[list[str]], int]
 """A program: takes its arguments and returns the exit code."""
 
 
-def say(text: str) -> None:
-    """Print a message to stderr, since stdout belongs to the engine."""
-    tell(f"{NAME}: {printable(text)}")
+def say(*messages: str | None) -> None:
+    """Print messages to stderr, since stdout belongs to the engine; leave out empty ones."""
+    for message in filter(None, messages):
+        tell(f"{NAME}: {printable(message)}")
 
 
 def printable(text: str) -> str:

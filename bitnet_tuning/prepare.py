@@ -48,7 +48,7 @@ def prepare(request: Request, root: str = "/") -> tuple[Facts, Plan]:
     if facts.engine.embedded and EMBEDDED not in (request.engine, os.environ.get("BITNET_ENGINE")):
         say("no compiled engine found: using the embedded one")
     warnings = (*plan.warnings, state.warning)
-    say_all(facts.note, *(f"warning: {each}" for each in warnings if each))
+    say(facts.note, *(f"warning: {each}" for each in warnings if each))
     return facts, plan
 
 
@@ -242,7 +242,7 @@ def execute(
     if outcome.gave_up:
         say(f"the engine did not exit within {INTERRUPT_GRACE} s after Ctrl-C and was killed")
     elif outcome.code not in (0, 130):
-        say_all(explain_death(outcome.code, facts, plan))
+        say(explain_death(outcome.code, facts, plan))
     return outcome
 
 
@@ -257,13 +257,6 @@ def explain_death(code: int, facts: Facts, plan: Plan) -> str | None:
             return found
     has_kernels = bool(facts.engine.isa & KERNEL_ISA)
     return explain(code, facts.model.size, facts.host.memory.available, has_kernels)
-
-
-def say_all(*lines: str | None) -> None:
-    """Print each line to stderr, except those that are empty or None."""
-    for line in lines:
-        if line:
-            say(line)
 
 
 def _prompt(request: Request) -> bytes | None:

@@ -12,7 +12,7 @@ import pytest
 
 from bitnet_tuning.machine.cgroups import Throttling
 from bitnet_tuning.machine.clock import Clock
-from bitnet_tuning.machine.foreign import ForeignState, read_foreign_busy, read_foreign_state
+from bitnet_tuning.machine.foreign import read_foreign_busy, read_foreign_state
 from bitnet_tuning.machine.memory import Memory, Swap
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.machine.sensors import Temperature
@@ -194,7 +194,7 @@ class FakePsutil(ModuleType):
 WINDOWS_TIMES = {"user": 50.0, "system": 20.0, "idle": 900.0, "interrupt": 3.0, "dpc": 2.0}
 
 
-def foreign(monkeypatch: pytest.MonkeyPatch, psutil: ModuleType | None) -> ForeignState:
+def foreign(monkeypatch: pytest.MonkeyPatch, psutil: ModuleType | None) -> tuple[object, ...]:
     monkeypatch.setitem(sys.modules, "psutil", psutil)
     return read_foreign_state()
 
@@ -206,11 +206,11 @@ def test_psutil_gives_clock_memory_swap_and_battery(monkeypatch: pytest.MonkeyPa
         swap_memory=SimpleNamespace(used=5, sin=0),
         sensors_battery=SimpleNamespace(power_plugged=False),
     )
-    assert foreign(monkeypatch, psutil) == ForeignState(
-        clock=Clock(2100, 2100, 2100, None, 3400),
-        memory=Memory(8 * GIBIBYTE, 3 * GIBIBYTE),
-        swap=Swap(5, None),
-        on_battery=True,
+    assert foreign(monkeypatch, psutil) == (
+        Clock(2100, 2100, 2100, None, 3400),
+        Memory(8 * GIBIBYTE, 3 * GIBIBYTE),
+        Swap(5, None),
+        True,
     )
     assert read_foreign_busy() == 70.0
 
@@ -228,17 +228,20 @@ def test_a_failure_of_psutil_is_an_unknown_value(
         swap_memory=answer or OSError("no swap"),
     )
     memory = Memory(8 * GIBIBYTE, 3 * GIBIBYTE)
-    assert foreign(monkeypatch, psutil) == ForeignState(memory=memory)
+    assert foreign(monkeypatch, psutil) == (None, memory, None, None)
     assert read_foreign_busy() == 6.0
 
 
 def test_a_function_that_psutil_lacks_is_an_unknown_value(monkeypatch: pytest.MonkeyPatch) -> None:
     psutil = FakePsutil(times={}, swap_memory=SimpleNamespace(used=0, sin=7))
-    assert foreign(monkeypatch, psutil) == ForeignState(
-        None, Memory(8 * GIBIBYTE, 3 * GIBIBYTE), Swap(0, 7), None
+    assert foreign(monkeypatch, psutil) == (
+        None,
+        Memory(8 * GIBIBYTE, 3 * GIBIBYTE),
+        Swap(0, 7),
+        None,
     )
 
 
 def test_without_psutil_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert foreign(monkeypatch, None) == ForeignState()
+    assert foreign(monkeypatch, None) == (None, Memory(None, None), None, None)
     assert read_foreign_busy() is None

@@ -6,13 +6,25 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from bitnet_tuning.bench.results import document_schema  # noqa: E402
+from bitnet_tuning.bench.results import SCHEMA, Results  # noqa: E402
+from bitnet_tuning.store.codec import schema_of  # noqa: E402
 
 WIDTH = 100
+
+
+def document_schema() -> dict[str, Any]:
+    """Return the JSON schema of a results file."""
+    schema = schema_of(Results)
+    return {
+        **schema,
+        "properties": {"schema": {"const": SCHEMA}, **schema["properties"]},
+        "required": ["schema", *schema["required"]],
+    }
 
 
 def pretty(value: object, indent: str = "") -> str:

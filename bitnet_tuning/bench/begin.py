@@ -34,7 +34,7 @@ from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import PP, TG, Objective
 from bitnet_tuning.plan.setting import Setting, describe
-from bitnet_tuning.prepare import read_facts, say_all, with_all_means
+from bitnet_tuning.prepare import read_facts, with_all_means
 from bitnet_tuning.store.state import State
 from bitnet_tuning.verify import selftest
 
@@ -70,7 +70,7 @@ def find_subject(options: argparse.Namespace, earlier: Results | None, state: St
         model_named = model_named or earlier.model.path
     request = Request(engine=engine_named, model=model_named, profile=False, force=True)
     facts = with_all_means(read_facts(request, state))
-    say_all(facts.note, state.warning)
+    say(facts.note, state.warning)
     return make_subject(facts, find_bench(facts.engine))
 
 

@@ -32,7 +32,6 @@ from bitnet_tuning.store.codec import (
     Moment,
     Record,
     from_json,
-    schema_of,
     to_json,
 )
 from bitnet_tuning.store.state import FileIdentity, identity, write_atomically
@@ -158,16 +157,6 @@ class Results(NamedTuple):
 def to_document(results: Results) -> dict[str, Any]:
     """Return the results as JSON data, in which every setting has a description in words."""
     return {"schema": SCHEMA, **to_json(results)}
-
-
-def document_schema() -> dict[str, Any]:
-    """Return the JSON schema of the data that ``to_document`` returns."""
-    schema = schema_of(Results)
-    return {
-        **schema,
-        "properties": {"schema": {"const": SCHEMA}, **schema["properties"]},
-        "required": ["schema", *schema["required"]],
-    }
 
 
 LARGEST = 1 << 28

@@ -35,7 +35,7 @@ from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import TG, Objective
 from bitnet_tuning.plan.setting import UPSTREAM as UPSTREAM_SETTING
-from bitnet_tuning.prepare import read_facts, say_all
+from bitnet_tuning.prepare import read_facts
 from bitnet_tuning.store.codec import to_json
 from bitnet_tuning.store.state import State, default_folder
 from bitnet_tuning.verify import checks
@@ -118,7 +118,7 @@ def _find(options: argparse.Namespace, state: State) -> tuple[Plan, Subject]:
     )
     facts = read_facts(request, state)
     plan = make_plan(request, facts)
-    say_all(facts.note, *(f"warning: {each}" for each in plan.warnings))
+    say(facts.note, *(f"warning: {each}" for each in plan.warnings))
     bench = find_bench(facts.engine)
     setting = measurable(plan.setting, bench.flags if bench else None)
     return plan, Subject(facts, setting, Runner(facts, bench, FIRST))

@@ -18,7 +18,6 @@ from bitnet_tuning.machine.topology import (
     cpus_of,
     split_kinds,
 )
-from bitnet_tuning.namedtuple import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,15 +60,6 @@ _SYSCTL = (
 )
 
 
-class ForeignState(NamedTuple):
-    """The present state of a macOS or Windows machine; all None without psutil."""
-
-    clock: Clock | None = None
-    memory: Memory = Memory(None, None)
-    swap: Swap | None = None
-    on_battery: bool | None = None
-
-
 def read_foreign_host() -> Host:
     """Read the running machine: with sysctl on macOS, kernel32.dll on Windows. Elsewhere each CPU
     counts as a core. Only psutil tells the available memory."""
@@ -95,9 +85,9 @@ def macos_host(values: dict[str, str], memory: Memory) -> Host:
     # macOS gives CPUs no ids, so they are numbered here, performance cores first.
     physical = max(1, numbers.get("hw.physicalcpu", 0) or os.cpu_count() or 1)
     width = max(1, numbers.get("hw.logicalcpu", 0) // physical)
-    # M5 Pro and Max have "Super" cores to 4.61 GHz and "Performance" cores to 4.31 GHz, so both
-    # count as fast (https://github.com/kennss/SiliconScope/pull/58); M5 has "Super" and
-    # "Efficiency" cores. Before there were names, all levels but the first were slow.
+    # M5 Pro and Max have "Super" and "Performance" cores, which both count as fast
+    # (https://github.com/pytorch/cpuinfo/issues/424); M5 has "Super" and "Efficiency" cores.
+    # Before there were names, all levels but the first were slow.
     slow = sum(
         numbers.get(f"{level}.physicalcpu", 0)
         for level in _LEVELS
@@ -196,18 +186,18 @@ def cpuinfo_flags() -> tuple[str, ...]:
     return tuple(sorted(cpuinfo.get_cpu_info().get("flags", ())))
 
 
-def read_foreign_state() -> ForeignState:
-    """Read the present state with psutil."""
+def read_foreign_state() -> tuple[Clock | None, Memory, Swap | None, bool | None]:
+    """Return clock, memory, swap, and whether the machine runs on battery, as psutil tells."""
     # Windows shows the nominal clock and does not count what is read back from swap.
     clock = _ask(lambda psutil: psutil.cpu_freq())
     swap = _ask(lambda psutil: psutil.swap_memory())
     plugged = _ask(lambda psutil: psutil.sensors_battery().power_plugged)
     now = float(clock.current) if clock else 0.0
-    return ForeignState(
-        clock=Clock(now, now, now, None, float(clock.max) or None) if now else None,
-        memory=_memory(),
-        swap=Swap(int(swap.used), int(swap.sin) or None) if swap else None,
-        on_battery=None if plugged is None else not plugged,
+    return (
+        Clock(now, now, now, None, float(clock.max) or None) if now else None,
+        _memory(),
+        Swap(int(swap.used), int(swap.sin) or None) if swap else None,
+        None if plugged is None else not plugged,
     )
 
 

@@ -30,9 +30,6 @@ go on. Of the processes that have run for a second, half run for at least as lon
 (Harchol-Balter and Downey 1997, "Exploiting process lifetime distributions"); younger ones seldom
 do."""
 
-_GENERATIONS = 16
-"""Most ancestors of a program that are looked at."""
-
 _LEAST_SHARE, _MOST_NAMED = 0.1, 3
 """Share of a CPU from which a program is looked at, and most programs that are named."""
 
@@ -131,7 +128,7 @@ def _rates(before: _Look, after: _Look) -> tuple[float, float, float]:
 def _lasts(pid: int, processes: Mapping[int, ProcessTime]) -> bool:
     """Return whether a process, or one that started it, has computed for long. A build starts one
     short program after another; process 1 waits for all orphans, whatever they were."""
-    for _ in range(_GENERATIONS):
+    for _ in range(16):  # ids that are used again could make a circle
         process = processes.get(pid) if pid != 1 else None
         if process is None:
             break
