@@ -67,13 +67,14 @@ def watch(host: Host, root: Root, sleep: Callable[[float], None] = time.sleep) -
     second = _look(host, root, groups)
     if first is None or second is None or max(_rates(first, second)[:2]) < QUIET:
         return None
-    before = read_processes(root)
+    started, before = time.monotonic(), read_processes(root)
     sleep(_WATCH - _GLANCE)
+    seconds = time.monotonic() - started
     after, last = read_processes(root), _look(host, root, groups)
     if last is None:
         return None
     cpus, group, stolen = _rates(first, last)
-    used = shares(before, after, last.at - second.at)
+    used = shares(before, after, seconds)
     used = {pid: cpus for pid, cpus in used.items() if cpus >= _LEAST_SHARE}
     yielding = {pid: cpus for pid, cpus in used.items() if _yields(root, pid, after[pid].nice)}
     counted = {pid: cpus for pid, cpus in used.items() if pid not in yielding}
