@@ -125,10 +125,9 @@ def check_context(request: Request, facts: Facts) -> Iterator[str]:
     room = context if facts.engine.completion else _padded(context)
     size = request.prompt_bytes(facts.prompt_file_bytes) or 0
     enough = _padded(size + _SPECIAL + max(request.n_predict, 0))
-    remedy = f"shorten it, or add -c {enough}, which holds it in any case"
     trained = facts.model.context_length
-    if trained and facts.least_tokens > trained:
-        remedy = f"shorten it: the model was trained on at most {trained} tokens"
+    limit = f" (the model was trained on {trained} tokens)" if trained and size > trained else ""
+    remedy = f"shorten it{limit}, or add -c {enough}, which holds it in any case"
     if facts.least_tokens > room:
         has = f"the prompt has at least {facts.least_tokens} tokens"
         raise UsageError(f"{has}, and the context {context}", remedy)
