@@ -235,10 +235,10 @@ def test_a_default_that_crashes_is_told(make: Make) -> None:
 
 
 @pytest.mark.slow
-def test_the_embedded_engine_is_right_with_every_knob(tmp_path: Path) -> None:
+def test_the_embedded_engine_is_right_with_every_knob_that_it_has(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
     checker = Checker(facts_of(EMBEDDED, tmp_path), DEFAULT)
-    every = Setting(2, 1, mmap=False, flash=True, ubatch=8, poll=0, numa="distribute")
+    every = Setting(2, 1, mmap=False, flash=True, ubatch=8, numa="distribute")
     assert checker.problem(every) is None
     assert checker.notes == ()
 
