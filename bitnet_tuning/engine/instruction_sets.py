@@ -136,7 +136,7 @@ def refusal(engine: Engine, flags: Iterable[str]) -> str | None:
 def lacks_kernels(engine: Engine, quantization: str) -> bool:
     """Return whether the build is known to have no kernels for the model: it would compute garbage,
     and report no error."""
-    # The wide sets imply AVX2, which CMake's options need not name.
+    # The wide sets imply AVX2.
     return quantization == I2_S and bool(engine.isa) and not engine.isa & (KERNEL_ISA | WIDE)
 
 

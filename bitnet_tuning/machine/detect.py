@@ -166,7 +166,8 @@ def count_running(root: Root) -> int:
     # proc_loadavg(5): the fourth field counts the tasks of the whole machine, this one included.
     averages = (root.read("proc/loadavg") or "").split()
     running = as_integer(averages[3].split("/")[0]) if len(averages) > 3 else None
-    # proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal.
+    # proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal. Importing load.py, which
+    # reads them all, would take three times as long as this, at every start.
     first = (root.read("proc/stat") or "").partition("\n")[0]
     ticks = [as_integer(word) or 0 for word in first.split()[1:9]]
     is_robbed = len(ticks) == 8 and ticks[7] > _USUAL_STEAL * (sum(ticks) - ticks[3] - ticks[4])

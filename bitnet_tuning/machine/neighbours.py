@@ -75,9 +75,9 @@ def watch(host: Host, root: Root, sleep: Callable[[float], None] = time.sleep) -
         return None
     cpus, group, stolen = _rates(first, last)
     used = shares(before, after, seconds)
-    used = {pid: cpus for pid, cpus in used.items() if cpus >= _LEAST_SHARE}
-    yielding = {pid: cpus for pid, cpus in used.items() if _yields(root, pid, after[pid].nice)}
-    counted = {pid: cpus for pid, cpus in used.items() if pid not in yielding}
+    used = {pid: share for pid, share in used.items() if share >= _LEAST_SHARE}
+    yielding = {pid: share for pid, share in used.items() if _yields(root, pid, after[pid].nice)}
+    counted = {pid: share for pid, share in used.items() if pid not in yielding}
     cpus, group = (max(0.0, each - sum(yielding.values())) for each in (cpus, group))
     if _load_average(root) < cpus / 2:
         # The machine was quiet in the last minute. What is busy now may be over in a moment.
@@ -85,8 +85,8 @@ def watch(host: Host, root: Root, sleep: Callable[[float], None] = time.sleep) -
         cpus = min(cpus, sum(counted.values()) + stolen)
         group = min(group, sum(counted.values()))
     names = [after[pid].name for pid in sorted(counted, key=lambda pid: -counted[pid])]
-    few = tuple(dict.fromkeys(names))[:_MOST_NAMED]
-    return Neighbours(cpus, group, few) if max(cpus, group) >= QUIET else None
+    busiest = tuple(dict.fromkeys(names))[:_MOST_NAMED]
+    return Neighbours(cpus, group, busiest) if max(cpus, group) >= QUIET else None
 
 
 def _yields(root: Root, pid: int, nice: int) -> bool:

@@ -131,8 +131,8 @@ def make_way(
         # with libgomp; with LLVM's OpenMP it made no difference.
         text = f"{busy}: some of the {setting.threads} threads that you set hold up the others"
         return plan.updated(setting, {}, (text,) if setting.threads > free else ())
-    threads, batch = min(setting.threads, free), min(setting.threads_batch, free)
-    batch = request.threads_batch or batch
+    threads = min(setting.threads, free)
+    batch = request.threads_batch or min(setting.threads_batch, free)
     variables = without_binding(setting.variables, environ)
     variables |= dict.fromkeys(variables.keys() & set(THREAD_COUNTS), str(threads))
     changed = setting._replace(threads=threads, threads_batch=batch)
