@@ -15,6 +15,7 @@ COMMANDS = {
     "doctor": "find what slows this machine down, and what to do about it",
     "selftest": "check that an engine generates the right text",
     "env": "print what bitnet-env.sh exports to a shell, and why",
+    "model": "show what a model file costs per token, and improve it",
     "profile": "list, show, remove, export or import saved tunings",
 }
 

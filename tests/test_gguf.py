@@ -17,7 +17,7 @@ from bitnet_tuning import demo
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.model import types
 from bitnet_tuning.model.gguf import read_model, read_tensors
-from bitnet_tuning.model.types import ModelFile, TypeShare
+from bitnet_tuning.model.types import ModelFile, Part, TypeShare
 from tests.gguf_files import (
     ARRAY,
     F64,
@@ -89,6 +89,11 @@ def test_the_facts_of_a_bitnet_model_are_read(path: Path) -> None:
         chat_template=False,
         heads=None,
         kv_width=None,
+        parts=(
+            Part("ternary", "i2_s", 2 * 256 * 1024, 2 * (65536 + 32), 2 * (65536 + 32)),
+            Part("embedding", "f16", 256 * 32000, 512 * 32000, 512 * 32000),
+            Part("other", "f32", 512, 2048, 2048),
+        ),
     )
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import NamedTuple
 
-from bitnet_tuning.bench import limits
 from bitnet_tuning.bench.comparison import DEFAULT, Run
 from bitnet_tuning.bench.knobs import Assignment, Choices, Space, make_space
 from bitnet_tuning.bench.results import (
@@ -29,7 +28,7 @@ from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.conditions import Conditions
 from bitnet_tuning.machine.host import HostFacts, host_facts
 from bitnet_tuning.machine.warnings import warnings_before
-from bitnet_tuning.model.gguf import read_tensors
+from bitnet_tuning.model.parts import bytes_per_token
 from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import PP, TG, Objective
@@ -201,7 +200,7 @@ def _document(subject: Subject, asked: Assignment, space: Space) -> Results:
         options=asked,
         host=host_facts(facts.host),
         engine=engine_facts(facts.engine, bench.program if bench else None),
-        model=model_facts(facts.model, limits.bytes_per_token(read_tensors(facts.model.path))),
+        model=model_facts(facts.model, bytes_per_token(facts.model.parts)),
         space=space,
         settings={DEFAULT: space.default, **dict(space.fixed)},
     )

@@ -9,38 +9,9 @@ from bitnet_tuning.bench.bandwidth import AbsentError, Bandwidth
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.machine.sensors import Domain, counter_file, read_counter, read_domains
-from bitnet_tuning.model.types import tensor_bytes
 from bitnet_tuning.namedtuple import NamedTuple
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from bitnet_tuning.model.gguf import TensorInfo
-
-
 GB = 10**9
-
-_TOKENS = "token_embd.weight"
-_OUTPUT = "output.weight"
-_LOOKED_UP = (_TOKENS, "position_embd.weight", "token_types.weight", "per_layer_token_embd.weight")
-"""Tensors of which a token reads a single row; names from llama.cpp's src/llama-arch.cpp."""
-_EXPERTS = ("_exps.weight", "_exps.bias")
-
-
-def bytes_per_token(tensors: Sequence[TensorInfo]) -> int | None:
-    """Return the bytes of weights read for one generated token, without the KV cache, which
-    grows with the text. All tensors are read whole, but of lookup tables only one row. Return
-    None for tensors of unknown size, and with experts, of which a token reads only some."""
-    # Without an output.weight the embeddings are tied: the token table is also the output
-    # matrix and is read whole.
-    tied = all(info.name != _OUTPUT for info in tensors)
-    sizes = [tensor_bytes(info.kind, _weights_read(info, tied)) for info in tensors]
-    experts = any(info.name.endswith(_EXPERTS) for info in tensors)
-    return None if experts or not all(sizes) else sum(sizes) or None
-
-
-def _weights_read(info: TensorInfo, tied: bool) -> int:
-    one_row = info.name in _LOOKED_UP and not (tied and info.name == _TOKENS)
-    return info.shape[0] if one_row and info.shape else info.weights
 
 
 class Roof(NamedTuple):

@@ -14,7 +14,7 @@ DEFAULT = os.path.join("models", "BitNet-b1.58-2B-4T", "ggml-model-i2_s.gguf")
 """Path of the model below a folder, as upstream's setup_env.py leaves it."""
 _DEPTH = 3
 """Levels of folders below ``models`` that are searched."""
-KIND, VERSION = "header", 2
+KIND, VERSION = "header", 3
 """Kind and version of the state records here."""
 
 

@@ -12,8 +12,8 @@ import struct
 from math import prod
 
 from bitnet_tuning.errors import MissingError
-from bitnet_tuning.model.types import ModelFile, TypeShare, tensor_bytes, type_name
-from bitnet_tuning.namedtuple import NamedTuple
+from bitnet_tuning.model.parts import make_parts
+from bitnet_tuning.model.types import ModelFile, TensorInfo, TypeShare, tensor_bytes, type_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,22 +50,6 @@ Value = int | float | str | bool
 
 class _CorruptError(Exception):
     """The file is not a whole GGUF model; the text says why, as the rest of a sentence."""
-
-
-class TensorInfo(NamedTuple):
-    """The place and the form of a tensor in a model file."""
-
-    name: str
-    kind: int
-    """ggml's number of the tensor's type."""
-    shape: tuple[int, ...]
-    """Sizes of the dimensions, the contiguous one first, as in the file."""
-    offset: int
-    """Bytes from the start of the file to the tensor."""
-
-    @property
-    def weights(self) -> int:
-        return prod(self.shape)
 
 
 def read_model(path: str) -> ModelFile:
@@ -284,6 +268,7 @@ def _model_facts(
         chat_template="tokenizer.chat_template" in metadata,
         heads=stated["attention.head_count"],
         kv_width=_kv_width(stated),
+        parts=make_parts(infos, file_type),
     )
 
 

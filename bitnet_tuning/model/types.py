@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from bitnet_tuning.namedtuple import NamedTuple
 
 I2_S = "i2_s"
@@ -37,6 +39,40 @@ _I2_S_TRAILER = 32
 """Bytes after the weights of an i2_s tensor: its scale and padding (bitnet.cpp's ggml_nbytes)."""
 
 
+EMBEDDING, OUTPUT = "embedding", "output"
+"""Names of the parts of a model that ``model slim`` makes smaller."""
+
+
+class TensorInfo(NamedTuple):
+    """The place and the form of a tensor in a model file."""
+
+    name: str
+    kind: int
+    """ggml's number of the tensor's type."""
+    shape: tuple[int, ...]
+    """Sizes of the dimensions, the contiguous one first, as in the file."""
+    offset: int
+    """Bytes from the start of the file to the tensor."""
+
+    @property
+    def weights(self) -> int:
+        return prod(self.shape)
+
+
+class Part(NamedTuple):
+    """Tensors of a model that belong together."""
+
+    name: str
+    """``ternary``, ``embedding``, ``output`` or ``other``."""
+    type: str
+    """Name of the tensors' type; several are separated by slashes."""
+    weights: int
+    size: int
+    """Bytes in the file."""
+    read: int | None
+    """Bytes read for one generated token; None if that is not known."""
+
+
 class TypeShare(NamedTuple):
     """The number of tensors of one type in a model, and of the weights in them."""
 
@@ -69,12 +105,19 @@ class ModelFile(NamedTuple):
     """Number of attention heads."""
     kv_width: int | None = None
     """Values in the KV cache for one token in one layer, keys and values of all heads."""
+    parts: tuple[Part, ...] = ()
+    """What the tensors take in the file and in each token; see ``model/parts.py``."""
 
 
 def tensor_bytes(kind: int, weights: int) -> int:
     """Return the size of a tensor in bytes; 0 for a type whose size is not known here."""
     name, block, size = _TYPES.get(kind, ("", 1, 0))
     return weights // block * size + (_I2_S_TRAILER if name == I2_S else 0)
+
+
+def type_number(name: str) -> int:
+    """Return ggml's number of the type with that name. Raise KeyError if it is not known here."""
+    return {known[0]: number for number, known in _TYPES.items()}[name]
 
 
 def type_name(kind: int, file_type: int | None) -> str:

@@ -5,9 +5,8 @@ import os
 import numpy as np
 import numpy.typing as npt
 
-from bitnet_tuning.model.gguf import TensorInfo
 from bitnet_tuning.model.gguf import read_tensors as tensor_infos
-from bitnet_tuning.model.types import tensor_bytes
+from bitnet_tuning.model.types import TensorInfo, tensor_bytes
 from tools import ternary
 
 _F32, _F16, _I2_S = 0, 1, 36

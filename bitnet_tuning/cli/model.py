@@ -1,0 +1,94 @@
+"""``python3 -m bitnet_tuning model``: show what a model file costs per token, and improve it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from shlex import quote
+from typing import Any
+
+from bitnet_tuning.cli.arguments import Parser, expanded
+from bitnet_tuning.console import aligned, say, size_text
+from bitnet_tuning.model.find import choose_model
+from bitnet_tuning.model.parts import SLIM, bytes_per_token, is_wide, possible_gain
+from bitnet_tuning.model.types import ModelFile, Part
+from bitnet_tuning.prepare import engine_folders
+from bitnet_tuning.store.codec import to_json
+from bitnet_tuning.store.state import State, default_folder
+
+_FILE = "GGUF model file (default: the one that a run would use)"
+
+
+def run(arguments: list[str]) -> int:
+    """Run one of the subcommands."""
+    options = _parser().parse_args(arguments or ["show"])
+    state = State(default_folder(os.environ))
+    try:
+        code: int = options.action(options, state)
+    finally:
+        if state.warning:
+            say(f"warning: {state.warning}")
+    return code
+
+
+def _parser() -> Parser:
+    about = "Show what a model file costs per token, and improve it."
+    parser = Parser(prog="python3 -m bitnet_tuning model", description=about)
+    commands = parser.add_subparsers(
+        metavar="COMMAND", required=True, help="what to do (default: show)"
+    )
+
+    def command(name: str, action: Any, what: str) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what)
+        added.set_defaults(action=action)
+        return added
+
+    showing = command("show", _show, "Print what each token reads of a model, part by part.")
+    showing.add_argument("file", metavar="FILE", nargs="?", type=expanded, help=_FILE)
+    showing.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _show(options: argparse.Namespace, state: State) -> int:
+    choice = choose_model(options.file, os.environ, engine_folders(), True, state)
+    say(choice.note)
+    model = choice.model
+    print(json.dumps(_facts(model), indent=2) if options.json else "\n".join(_lines(model)))
+    return 0
+
+
+def _facts(model: ModelFile) -> dict[str, Any]:
+    """Return a model's facts as ``--json`` prints them."""
+    more = {"bytes_per_token": bytes_per_token(model.parts), "possible_gain": possible_gain(model)}
+    return {**to_json(model), **more}
+
+
+def _lines(model: ModelFile) -> list[str]:
+    total = bytes_per_token(model.parts)
+    context = f"context of {model.context_length} tokens" if model.context_length else None
+    facts = (model.name, model.architecture, model.quantization, context, size_text(model.size))
+    lines = [model.path, ", ".join(filter(None, facts)), "", aligned(_rows(model.parts, total))]
+    gain = possible_gain(model)
+    if total and gain and is_wide(model):
+        lines += [
+            "",
+            f"With the embedding in {SLIM}, a token would read "
+            f"{size_text(total / gain)} instead of {size_text(total)}: up to ×{gain:.2f} as fast. "
+            "To make such a copy:",
+            f"python3 -m bitnet_tuning model slim {quote(model.path)}",
+        ]
+    return lines
+
+
+def _rows(parts: Sequence[Part], total: int | None) -> list[tuple[str, ...]]:
+    """Return a table of the parts: their sizes, and what a token reads of them."""
+    rows = [("part", "type", "weights", "in the file", "read per token")]
+    for part in parts:
+        read = "not known" if part.read is None else size_text(part.read)
+        share = f" ({100 * part.read / total:.0f} %)" if total and part.read is not None else ""
+        rows.append((part.name, part.type, f"{part.weights:,}", size_text(part.size), read + share))
+    weights, size = (sum(getattr(part, field) for part in parts) for field in ("weights", "size"))
+    read = "not known" if total is None else size_text(total)
+    return [*rows, ("all", "", f"{weights:,}", size_text(size), read)]

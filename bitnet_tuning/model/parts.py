@@ -1,0 +1,104 @@
+"""Sum up what a model's tensors take in the file, and what each generated token reads of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from bitnet_tuning.model.types import (
+    EMBEDDING,
+    OUTPUT,
+    TERNARY,
+    ModelFile,
+    Part,
+    TensorInfo,
+    tensor_bytes,
+    type_name,
+    type_number,
+)
+
+SLIM = "q6_k"
+"""Type to which an embedding is made smaller if the user names none."""
+
+WIDE = ("f32", "f16", "bf16")
+"""Types of an embedding that is worth making smaller."""
+
+_TOKENS = "token_embd.weight"
+_MATRIX = "output.weight"
+_LOOKED_UP = (_TOKENS, "position_embd.weight", "token_types.weight", "per_layer_token_embd.weight")
+"""Tensors of which a token reads a single row; names from llama.cpp's src/llama-arch.cpp."""
+_EXPERTS = ("_exps.weight", "_exps.bias")
+
+
+def make_parts(tensors: Sequence[TensorInfo], file_type: int | None) -> tuple[Part, ...]:
+    """Return the parts of a model: its ternary weights, the token embedding, the output matrix if
+    it has one of its own, and all other tensors. Parts without tensors are left out."""
+    # Without an output.weight the embeddings are tied: the token table is also the output matrix
+    # and is read whole.
+    tied = all(info.name != _MATRIX for info in tensors)
+    groups: dict[str, list[TensorInfo]] = {"ternary": [], EMBEDDING: [], OUTPUT: [], "other": []}
+    for info in tensors:
+        named = {_TOKENS: EMBEDDING, _MATRIX: OUTPUT}.get(info.name)
+        ternary = type_name(info.kind, file_type) in TERNARY
+        groups[named or ("ternary" if ternary else "other")].append(info)
+    return tuple(_part(name, group, tied, file_type) for name, group in groups.items() if group)
+
+
+def _part(name: str, group: Sequence[TensorInfo], tied: bool, file_type: int | None) -> Part:
+    sizes = [tensor_bytes(info.kind, info.weights) for info in group]
+    reads = [tensor_bytes(info.kind, _weights_read(info, tied)) for info in group]
+    # Of experts, a token reads only some.
+    known = all(reads) and not any(info.name.endswith(_EXPERTS) for info in group)
+    kinds = dict.fromkeys(type_name(info.kind, file_type) for info in group)
+    weights = sum(info.weights for info in group)
+    return Part(name, "/".join(kinds), weights, sum(sizes), sum(reads) if known else None)
+
+
+def _weights_read(info: TensorInfo, tied: bool) -> int:
+    one_row = info.name in _LOOKED_UP and not (tied and info.name == _TOKENS)
+    return info.shape[0] if one_row and info.shape else info.weights
+
+
+def bytes_per_token(parts: Iterable[Part]) -> int | None:
+    """Return the bytes of weights read for one generated token, without the KV cache, which grows
+    with the text. Return None if a type's size is unknown, and with experts, of which a token
+    reads only some."""
+    reads = [part.read for part in parts]
+    return None if None in reads else sum(filter(None, reads)) or None
+
+
+def output_matrix(parts: Iterable[Part]) -> Part | None:
+    """Return the matrix that turns a state into logits and is read whole for every token: the
+    output matrix, or the token embedding that serves as one. None if the model has neither."""
+    named = {part.name: part for part in parts}
+    return named.get(OUTPUT) or named.get(EMBEDDING)
+
+
+def slimmed(parts: Iterable[Part], kind: str) -> tuple[Part, ...]:
+    """Return the parts with embedding and output matrix in the type named ``kind``, whose size
+    must be known; one that would not become smaller stays."""
+    return tuple(_slim(part, kind) for part in parts)
+
+
+def _slim(part: Part, kind: str) -> Part:
+    if part.name not in (EMBEDDING, OUTPUT):
+        return part
+    size = tensor_bytes(type_number(kind), part.weights)
+    if size >= part.size:
+        return part
+    return part._replace(
+        type=kind, size=size, read=None if part.read is None else part.read * size // part.size
+    )
+
+
+def possible_gain(model: ModelFile, kind: str = SLIM) -> float | None:
+    """Return the upper bound, from the bytes read per token, of the speed of token generation with
+    the embedding in ``kind`` over that of the model as it is. None if it is not known."""
+    now = bytes_per_token(model.parts)
+    then = bytes_per_token(slimmed(model.parts, kind))
+    return now / then if now and then else None
+
+
+def is_wide(model: ModelFile) -> bool:
+    """Return whether every generated token reads an unquantized embedding or output matrix."""
+    matrix = output_matrix(model.parts)
+    return matrix is not None and matrix.type in WIDE
