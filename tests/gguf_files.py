@@ -69,8 +69,15 @@ def write_gguf(
     return Path(path)
 
 
-def write_bitnet(path: Path | str, kind: str = "i2_s", **metadata: object) -> Path:
-    """Write a small BitNet model: ternary layers, and an embedding that outweighs them."""
+def write_bitnet(
+    path: Path | str,
+    kind: str = "i2_s",
+    embedding: str = "f16",
+    output: str | None = None,
+    **metadata: object,
+) -> Path:
+    """Write a small BitNet model: ternary layers, and an embedding that outweighs them. With
+    ``output``, it has an output matrix of that type."""
     file_types = {"i2_s": 40, "tq1_0": 36, "tq2_0": 37, "tl1": 38, "tl2": 39}
     facts = {
         "general.name": "small",
@@ -83,7 +90,10 @@ def write_bitnet(path: Path | str, kind: str = "i2_s", **metadata: object) -> Pa
     }
     layers = [(f"blk.{layer}.ffn_up.weight", (256, 1024), kind) for layer in range(2)]
     norms = [(f"blk.{layer}.attn_norm.weight", (256,), "f32") for layer in range(2)]
-    return write_gguf(path, facts, [("token_embd.weight", (256, 32000), "f16"), *layers, *norms])
+    tables = [("token_embd.weight", (256, 32000), embedding)]
+    if output is not None:
+        tables.append(("output.weight", (256, 32000), output))
+    return write_gguf(path, facts, [*tables, *layers, *norms])
 
 
 def gguf_header(

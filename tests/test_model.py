@@ -11,7 +11,15 @@ import pytest
 from bitnet_tuning import demo
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.model import gguf
-from bitnet_tuning.model.find import DEFAULT, Choice, choose_model, know
+from bitnet_tuning.model.find import (
+    DEFAULT,
+    Choice,
+    choose_model,
+    know,
+    original_of,
+    slim_copies,
+    slim_path,
+)
 from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.store.state import State
 from tests.gguf_files import write_bitnet
@@ -202,6 +210,71 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(gguf, "read_model", noted)
     return paths
+
+
+# Copies with a smaller embedding
+
+
+def slim(path: str, kind: str = "q6_k", **metadata: object) -> str:
+    return str(write_bitnet(slim_path(path, kind), embedding=kind, **metadata))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [DEFAULT, "models/mine.gguf"])
+def test_a_slim_copy_is_used_in_place_of_a_model_that_nobody_named(
+    checkout: Path, state: State, name: str
+) -> None:
+    path = add(checkout, name)
+    assert choose(state, checkout).note is None
+    copy = slim(path)
+    choice = choose(state, checkout)
+    assert choice.model.path == copy
+    assert copy in str(choice.note)
+    assert "slim copy" in choice.reason
+    assert choose(state, checkout, named=path).model.path == path
+    assert choose(state, checkout, environ={"BITNET_MODEL": path}).model.path == path
+
+
+def test_of_several_slim_copies_the_smallest_is_used(checkout: Path, state: State) -> None:
+    path = add(checkout, DEFAULT)
+    copies = [slim(path), slim(path, "q8_0")]
+    assert [copy.path for copy in slim_copies(know(path, state), state)] == copies
+    assert choose(state, checkout).model.path == copies[0]
+
+
+def test_a_slim_copy_of_another_model_is_not_used(checkout: Path, state: State) -> None:
+    path = add(checkout, DEFAULT)
+    slim(path, general__name="another")
+    Path(slim_path(path, "q8_0")).write_bytes(b"GGUF")
+    write_bitnet(slim_path(path, "f32"), embedding="f32")
+    assert choose(state, checkout).model.path == path
+
+
+def test_a_model_without_a_name_may_have_a_slim_copy(checkout: Path, state: State) -> None:
+    path = str(write_bitnet(checkout / "m.gguf", general__name=""))
+    assert slim_copies(know(path, state), state) == ()
+    copy = slim(path, general__name="")
+    assert [each.path for each in slim_copies(know(path, state), state)] == [copy]
+
+
+def test_the_original_of_a_slim_copy_is_found(tmp_path: Path, state: State) -> None:
+    path = str(write_bitnet(tmp_path / "m.gguf"))
+    copy = know(slim(path), state)
+    found = original_of(copy, state)
+    assert found is not None and found.path == path
+    assert original_of(found, state) is None
+    write_bitnet(path, general__name="another")
+    assert original_of(copy, state) is None
+    Path(path).unlink()
+    assert original_of(copy, state) is None
+
+
+def test_a_slim_copy_whose_original_is_gone_is_the_only_i2_s_file(
+    checkout: Path, state: State
+) -> None:
+    path = add(checkout, "models/m.gguf")
+    copy = slim(path)
+    Path(path).unlink()
+    assert choose(state, checkout).model.path == copy
 
 
 def test_a_header_is_read_once(tmp_path: Path, state: State, reads: list[str]) -> None:

@@ -6,12 +6,15 @@ import os
 from collections.abc import Iterator, Mapping
 
 from bitnet_tuning.errors import MissingError, TuningError
+from bitnet_tuning.model.parts import is_copy
 from bitnet_tuning.model.types import I2_S, ModelFile
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.store.state import State, identity
 
 DEFAULT = os.path.join("models", "BitNet-b1.58-2B-4T", "ggml-model-i2_s.gguf")
 """Path of the model below a folder, as upstream's setup_env.py leaves it."""
+MARK = "-embd-"
+"""What stands between a model's name and the type of the embedding in the name of a slim copy."""
 _DEPTH = 3
 """Levels of folders below ``models`` that are searched."""
 KIND, VERSION = "header", 3
@@ -47,10 +50,11 @@ def choose_model(
     for folder in folders:
         path = os.path.join(folder, DEFAULT)
         if os.path.isfile(path):
-            return Choice(know(path, state), "the default path")
-    found = _i2_s_files(folders, state)
+            return _slim_choice(know(path, state), "the default path", state)
+    every = _i2_s_files(folders, state)
+    found = [each for each in every if not any(is_copy(each, other) for other in every)]
     if len(found) == 1:
-        return Choice(found[0], "the only i2_s file under models/")
+        return _slim_choice(found[0], "the only i2_s file under models/", state)
     if found:
         names = ", ".join(model.path for model in found)
         raise MissingError(f"found several i2_s models: {names}", "name one of them with -m")
@@ -66,6 +70,55 @@ def choose_model(
         "name one with -m or BITNET_MODEL, or download one: "
         "hf download microsoft/BitNet-b1.58-2B-4T-gguf --local-dir models/BitNet-b1.58-2B-4T",
     )
+
+
+def _slim_choice(model: ModelFile, reason: str, state: State) -> Choice:
+    """Return a model, or its slim copy if the user made one."""
+    copies = slim_copies(model, state)
+    if not copies:
+        return Choice(model, reason)
+    note = f"using {copies[0].path}, the copy of the model with a smaller embedding"
+    return Choice(copies[0], f"the slim copy of {reason}", note)
+
+
+def slim_path(path: str, kind: str) -> str:
+    """Return the path of a model's copy whose embedding has the type named ``kind``."""
+    stem, end = os.path.splitext(path)
+    return f"{stem}{MARK}{kind}{end}"
+
+
+def slim_copies(model: ModelFile, state: State) -> tuple[ModelFile, ...]:
+    """Return a model's copies with a smaller embedding that lie beside it, the smallest first."""
+    folder, name = os.path.split(model.path)
+    stem, end = os.path.splitext(name)
+    try:
+        names = sorted(os.listdir(folder or "."))
+    except OSError:
+        return ()
+    copies = []
+    for each in names:
+        if each.startswith(stem + MARK) and each.endswith(end):
+            try:
+                copies.append(know(os.path.join(folder, each), state))
+            except TuningError:
+                continue
+    return tuple(
+        sorted((copy for copy in copies if is_copy(copy, model)), key=lambda copy: copy.size)
+    )
+
+
+def original_of(model: ModelFile, state: State) -> ModelFile | None:
+    """Return the file beside a slim copy from which it was made; None if there is none, or if the
+    model is no slim copy."""
+    stem, end = os.path.splitext(model.path)
+    before = stem.rpartition(MARK)[0] + end
+    if MARK not in os.path.basename(stem) or not os.path.isfile(before):
+        return None
+    try:
+        original = know(before, state)
+    except TuningError:
+        return None
+    return original if is_copy(model, original) else None
 
 
 def know(path: str, state: State) -> ModelFile:

@@ -98,6 +98,27 @@ def possible_gain(model: ModelFile, kind: str = SLIM) -> float | None:
     return now / then if now and then else None
 
 
+def is_copy(copy: ModelFile, model: ModelFile) -> bool:
+    """Return whether a file is, by its header, the same model with a smaller embedding or output
+    matrix."""
+
+    def rest(each: ModelFile) -> list[object]:
+        return [
+            part if part.name not in (EMBEDDING, OUTPUT) else (part.name, part.weights)
+            for part in each.parts
+        ]
+
+    # A file that does not state its model's name has that of the file.
+    same = copy.name == model.name or copy.path.endswith(copy.name)
+    for fact in ("architecture", "layers", "vocabulary"):
+        same = same and getattr(copy, fact) == getattr(model, fact)
+    return same and rest(copy) == rest(model) and _size(copy) < _size(model)
+
+
+def _size(model: ModelFile) -> int:
+    return sum(part.size for part in model.parts)
+
+
 def is_wide(model: ModelFile) -> bool:
     """Return whether every generated token reads an unquantized embedding or output matrix."""
     matrix = output_matrix(model.parts)
