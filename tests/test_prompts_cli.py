@@ -249,7 +249,7 @@ def test_a_bad_line_is_reported_before_anything_is_started(prompts: FakePrompts)
     prompts.file.write_text('"good"\n{"prompt": 3}\n')
     done = prompts.run()
     assert done.code == 2
-    assert "line 2: its prompt is not a string" in done.err
+    assert "line 2: prompt: 3 is not a string" in done.err
     assert prompts.fake.runs() == []
 
 

@@ -106,7 +106,7 @@ def _answer_rest(
     stop: Stop,
 ) -> None:
     """Start the server and ask it the prompts without an answer. Raise TuningError."""
-    todo = [prompt for prompt in prompts if prompt.place not in answers.answered]
+    todo = [prompt for prompt in prompts if prompt.id not in answers.answered]
     if not todo:
         return
     count, before = len(prompts), len(answers.answered)
@@ -145,7 +145,7 @@ def _answers(
         return AnswerFile(options.output, prompts, setting)
     if sys.stdout is None:
         raise UsageError("standard output is closed", "name a file for the answers with -o")
-    return nullcontext(AnswerStream(stop.interruptible))
+    return nullcontext(AnswerStream(prompts, stop.interruptible))
 
 
 def _resume(answers: AnswerFile, options: argparse.Namespace, count: int) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -25,8 +26,6 @@ _HEAD = b'{"id": '
 class Answer(NamedTuple):
     """The answer to one prompt."""
 
-    place: int
-    """Position of the prompt in its file, from 0."""
     facts: dict[str, Any]
     """The line that is written: ``id`` and ``prompt``, and either ``error`` or ``text``,
     ``tokens``, ``prompt_tokens`` and ``stop`` (``end``, ``length`` or ``word``)."""
@@ -48,7 +47,7 @@ def from_reply(prompt: Prompt, reply: Mapping[str, Any]) -> Answer:
             "prompt_tokens": int(reply["tokens_evaluated"]),
             "stop": _stop(reply),
         }
-        return Answer(prompt.place, facts, reply.get("timings"))
+        return Answer(facts, reply.get("timings"))
     except (KeyError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise ValueError(f"the server's reply is not a completion ({what})") from None
@@ -56,7 +55,7 @@ def from_reply(prompt: Prompt, reply: Mapping[str, Any]) -> Answer:
 
 def from_refusal(prompt: Prompt, reason: str) -> Answer:
     """Return the answer to a prompt that the engine refused."""
-    return Answer(prompt.place, {"id": prompt.id, "prompt": prompt.text, "error": reason})
+    return Answer({"id": prompt.id, "prompt": prompt.text, "error": reason})
 
 
 def _stop(reply: Mapping[str, Any]) -> str:
@@ -70,23 +69,26 @@ def _stop(reply: Mapping[str, Any]) -> str:
 class AnswerStream:
     """Standard output. Answers are written in the order of the prompts."""
 
-    def __init__(self, interruptible: Callable[[], AbstractContextManager[object]]) -> None:
-        self.answered: set[int] = set()
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        interruptible: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        self.answered: set[object] = set()
         self.refused = 0
-        self._next = 0
-        self._held_back: dict[int, Answer] = {}
+        self._order = deque(prompt.id for prompt in prompts)
+        self._held_back: dict[object, Answer] = {}
         self._interruptible = interruptible
 
     def add(self, answer: Answer) -> None:
         """Write the answers whose turn it is. Raise BrokenPipeError if the reader is gone."""
         self.refused += "error" in answer.facts
-        self._held_back[answer.place] = answer
-        while self._next in self._held_back:
-            ready = self._held_back.pop(self._next)
-            self._next += 1
+        self._held_back[answer.facts["id"]] = answer
+        while self._order and self._order[0] in self._held_back:
+            ready = self._held_back.pop(self._order.popleft())
             with self._interruptible():  # the write blocks while the reader does not read
                 _write(_STDOUT, _line(ready.facts))
-            self.answered.add(ready.place)
+            self.answered.add(ready.facts["id"])
 
 
 def _is_json(line: bytes) -> bool:
@@ -111,9 +113,9 @@ class AnswerFile:
         ``setting`` is a JSON value of what the answers depend on besides the prompts.
         """
         self.path = path
-        self.answered: set[int] = set()
+        self.answered: set[object] = set()
         self.refused = 0
-        self._requests = [digest(json.dumps([*prompt[1:], setting])) for prompt in prompts]
+        self._requests = {each.id: digest(json.dumps([*each, setting])) for each in prompts}
         self._prompts = {prompt.id: prompt for prompt in prompts}
         try:
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
@@ -174,13 +176,13 @@ class AnswerFile:
             prompt = self._prompts[facts["id"]]
             is_theirs = (
                 facts["prompt"] == prompt.text
-                and facts["request"] == self._requests[prompt.place]
+                and facts["request"] == self._requests[prompt.id]
                 and isinstance(facts.get("text", facts.get("error")), str)
             )
         except (ValueError, RecursionError, KeyError, TypeError):
             return False
-        if is_theirs and prompt.place not in self.answered:
-            self.answered.add(prompt.place)
+        if is_theirs and prompt.id not in self.answered:
+            self.answered.add(prompt.id)
             self.refused += "error" in facts
         return is_theirs
 
@@ -193,13 +195,13 @@ class AnswerFile:
 
     def add(self, answer: Answer) -> None:
         """Append an answer and flush it to disk. Raise TuningError if that fails."""
-        line = _line({**answer.facts, "request": self._requests[answer.place]})
+        line = _line({**answer.facts, "request": self._requests[answer.facts["id"]]})
         try:
             _write(self._handle, line)
             os.fsync(self._handle)
         except OSError as error:
             raise TuningError(f"cannot write to {self.path}: {error.strerror}") from error
-        self.answered.add(answer.place)
+        self.answered.add(answer.facts["id"])
         self.refused += "error" in answer.facts
 
 
