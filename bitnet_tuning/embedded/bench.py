@@ -11,10 +11,15 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from bitnet_tuning.embedded.binding import build_info
 from bitnet_tuning.embedded.engine import EmbeddedEngine, PhaseTimes
-from bitnet_tuning.embedded.flags import CliFlag, at_least, one_of
-from bitnet_tuning.embedded.options import LOAD_FLAGS, LoadOptions, LookAlike
+from bitnet_tuning.embedded.flags import (
+    LOAD_FLAGS,
+    CliFlag,
+    LoadOptions,
+    LookAlike,
+    at_least,
+    one_of,
+)
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.model.gguf import read_model
 
@@ -65,7 +70,13 @@ def run(options: BenchOptions) -> None:
             )
     context = max((test.context for test in tests), default=1)
     engine = EmbeddedEngine(replace(options, context=context))
-    shared, vocabulary = _facts(engine)
+    file = read_model(options.model)
+    shared = {
+        "engine": f"embedded (xllamacpp {engine.binding.__version__})",
+        "model_filename": file.path,
+        "model_type": f"{file.architecture} {file.quantization.upper()}",
+    }
+    vocabulary = file.vocabulary or 256  # no model has fewer
     rows = []
     for test in tests:
         started = time.time()
@@ -73,28 +84,6 @@ def run(options: BenchOptions) -> None:
         durations = [_run(engine, test, vocabulary) for _ in range(options.repetitions)]
         rows.append(shared | record(options, test, started, durations))
     print(json.dumps(rows, indent=2), flush=True)
-
-
-def _facts(engine: EmbeddedEngine) -> tuple[dict[str, Any], int]:
-    """Return the fields that all rows share, and the size of the vocabulary in tokens."""
-    file = read_model(engine.options.model)
-    build = build_info(engine.binding)
-    devices = engine.binding.get_device_info()
-    cpus = [each["description"] for each in devices if each["type"].name.endswith("_CPU")]
-    shared = {
-        "build_commit": build["commit"],
-        "build_number": build["build_number"],
-        "cpu_info": ", ".join(cpus),
-        "gpu_info": "",
-        "backends": "CPU",
-        "engine": f"embedded (xllamacpp {engine.binding.__version__})",
-        "model_filename": file.path,
-        "model_type": f"{file.architecture} {file.quantization.upper()}",
-        # The size of the file with its header; llama-bench adds up the tensors.
-        "model_size": file.size,
-        "model_n_params": sum(share.weights for share in file.types),
-    }
-    return shared, file.vocabulary or 256  # No model has fewer.
 
 
 def record(
@@ -107,14 +96,10 @@ def record(
         "n_batch": options.batch,
         "n_ubatch": options.ubatch,
         "n_threads": options.threads,
-        "type_k": "f16",
-        "type_v": "f16",
-        "n_gpu_layers": 0,
         "use_mmap": options.mmap,
         "flash_attn": FLASH[options.flash],
         "n_prompt": test.n_prompt,
         "n_gen": test.n_gen,
-        "n_depth": 0,
         "test_time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "avg_ns": int(statistics.fmean(durations)),
         "stddev_ns": int(_spread(durations)),

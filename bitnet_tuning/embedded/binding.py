@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from bitnet_tuning.embedded.options import LoadOptions
+from bitnet_tuning.embedded.flags import LoadOptions
 from bitnet_tuning.errors import MissingError
 
 ERRORS_ONLY = 1
@@ -28,24 +28,16 @@ def version_line() -> str:
     """Return the line ``version: embedded (…)`` with all versions; raise MissingError without
     xllamacpp."""
     binding = load_binding()
-    build = build_info(binding)
-    return (
-        f"version: embedded (xllamacpp {binding.__version__}, "
-        f"llama.cpp b{build['build_number']} ({build['commit']}), "
-        f"{build['compiler']} for {build['build_target']})"
-    )
-
-
-def build_info(binding: Any) -> dict[str, Any]:
-    """Return ``build_number``, ``commit``, ``compiler`` and ``build_target`` of its llama.cpp."""
     build = {"build_number": 0, "commit": "unknown", "compiler": "?", "build_target": "?"}
     build.update(getattr(binding, "BUILD_INFO", {}))
     # Wheels are built outside llama.cpp's repository, which makes its number 0. The third part of
     # xllamacpp's version is the llama.cpp release in it: 2026.10.11549.
-    parts = str(binding.__version__).split(".")
-    if not build["build_number"] and len(parts) > 2 and parts[2].isdigit():
-        build["build_number"] = int(parts[2])
-    return build
+    number = build["build_number"] or "".join(str(binding.__version__).split(".")[2:3])
+    return (
+        f"version: embedded (xllamacpp {binding.__version__}, "
+        f"llama.cpp b{number} ({build['commit']}), "
+        f"{build['compiler']} for {build['build_target']})"
+    )
 
 
 # llama.cpp's server reduced to one sequence for this process. fit_params would measure the

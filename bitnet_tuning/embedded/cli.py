@@ -1,14 +1,162 @@
-"""The embedded llama-cli: its flags, and a run from loading to the timings."""
+"""The embedded llama-cli: complete one prompt, or chat over standard input and output."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from bitnet_tuning.console import tell
-from bitnet_tuning.embedded.chat import CliOptions, complete, talk, template_for
-from bitnet_tuning.embedded.engine import EmbeddedEngine, PhaseTimes
-from bitnet_tuning.embedded.flags import CliFlag, from_file, real, whole
-from bitnet_tuning.embedded.options import LOAD_FLAGS, LookAlike
+from bitnet_tuning.embedded.engine import ContextFullError, EmbeddedEngine, PhaseTimes, TextPiece
+from bitnet_tuning.embedded.flags import (
+    LOAD_FLAGS,
+    CliFlag,
+    LoadOptions,
+    LookAlike,
+    from_file,
+    real,
+    whole,
+)
+from bitnet_tuning.errors import TuningError
+from bitnet_tuning.model.gguf import read_model
+
+MARKER = b"\n> "
+"""What a chat prints before it reads a message."""
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+    "{% elif message['role'] == 'user' %}{{ 'User: ' + message['content'] + '\n' }}"
+    "{% else %}{{ 'Assistant: ' + message['content'] + '\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+"""Chat template for models that have none, in the Jinja syntax of llama.cpp."""
+PLAIN_STOP = "\nUser:"
+"""Text at which an answer under PLAIN_TEMPLATE ends."""
+
+# Options that have the same name in a request to llama.cpp's server.
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
+
+
+@dataclass
+class CliOptions(LoadOptions):
+    """The options of llama-cli; None leaves a value to llama.cpp. ``n_predict`` is in tokens; below
+    0, the text ends when the model ends it or the context is full."""
+
+    prompt: bytes = b""
+    n_predict: int = -1
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    seed: int | None = None
+    ignore_eos: bool = False
+    chat: bool = False
+    quiet: bool = False
+
+
+def write(content: bytes | str) -> None:
+    """Write to standard output and flush it, so that each token appears at once."""
+    raw = content.encode("utf-8", "replace") if isinstance(content, str) else content
+    if sys.stdout is not None:  # it was closed at the start
+        sys.stdout.buffer.write(raw)
+        sys.stdout.buffer.flush()
+
+
+def as_text(raw: bytes) -> str:
+    """Return the prompt as text for a JSON request; bytes that are not UTF-8 become U+FFFD."""
+    return raw.decode("utf-8", "replace")
+
+
+def _answer(
+    options: CliOptions, engine: EmbeddedEngine, request: dict[str, Any], rows: list[PhaseTimes]
+) -> Iterator[TextPiece]:
+    """Yield the pieces of an answer. Its times are the last of ``rows``, current at each piece."""
+    for name in _SAMPLING:
+        if getattr(options, name) is not None:
+            request[name] = getattr(options, name)
+    # The server does not know llama-cli's -2, "until the context is full": -1 includes it.
+    request["n_predict"] = max(options.n_predict, -1)
+    if options.seed is not None:
+        request["seed"] = options.seed & 0xFFFFFFFF
+    if options.ignore_eos:
+        request["ignore_eos"] = True
+    rows.append(PhaseTimes())
+    for piece in engine.complete(request):
+        rows[-1] = piece.times or rows[-1]
+        yield piece
+
+
+def complete(options: CliOptions, engine: EmbeddedEngine, rows: list[PhaseTimes]) -> None:
+    """Print the prompt and its continuation; append the times to ``rows``."""
+    write(options.prompt)
+    request = {"prompt": as_text(options.prompt), "cache_prompt": False}
+    for piece in _answer(options, engine, request, rows):
+        # The server generates at least one token; with -n 0 it is not shown.
+        if options.n_predict:
+            write(piece.text)
+        if piece.finish == "stop":
+            write(b" [end of text]")
+    write(b"\n")
+
+
+def template_for(model: str) -> str:
+    """Return the template for a chat with the model at this path; "" if it has its own."""
+    try:
+        own = read_model(model).chat_template
+    except TuningError:
+        return ""  # Loading the model reports the error.
+    return "" if own else PLAIN_TEMPLATE
+
+
+def talk(options: CliOptions, engine: EmbeddedEngine, rows: list[PhaseTimes]) -> None:
+    """Answer messages until standard input ends; append the times of each answer to ``rows``."""
+    # -p is the system prompt, as in bitnet.cpp's llama-cli.
+    system = as_text(options.prompt)
+    before = [{"role": "system", "content": system}] if system else []
+    turns: list[dict[str, str]] = []
+
+    def reply() -> Iterator[TextPiece]:
+        """Yield the answer to the last turn; drop the oldest ones while the context is full."""
+        while True:
+            # With the prompt cache, only the new message is processed, not the whole chat again.
+            request: dict[str, Any] = {"messages": [*before, *turns], "cache_prompt": True}
+            if options.chat_template:
+                request["stop"] = [PLAIN_STOP]
+            try:
+                yield from _answer(options, engine, request, rows)
+                return
+            except ContextFullError:
+                if len(turns) < 3:
+                    raise
+                tell("context full: dropping the oldest exchange")
+                del turns[:2]
+
+    try:
+        for content in _messages():
+            turns.append({"role": "user", "content": as_text(content)})
+            said: list[str] = []
+            try:
+                for piece in reply():
+                    said.append(piece.text)
+                    write(piece.text)
+            except KeyboardInterrupt:  # It ends the answer, not the chat.
+                write(b"\n")
+            turns.append({"role": "assistant", "content": "".join(said)})
+    finally:
+        write(b"\n")
+
+
+def _messages() -> Iterator[bytes]:
+    """Yield the lines of standard input that are not blank, after a marker for each line."""
+    write(MARKER)
+    for line in sys.stdin.buffer:
+        content = line.rstrip(b"\r\n")
+        if content:
+            yield content
+        write(MARKER)
 
 
 def run(options: CliOptions) -> None:

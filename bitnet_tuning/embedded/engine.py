@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from bitnet_tuning.embedded.binding import fill, load_binding, set_host
-from bitnet_tuning.embedded.options import LoadOptions
+from bitnet_tuning.embedded.flags import LoadOptions
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.model.gguf import read_model
 

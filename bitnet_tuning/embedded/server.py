@@ -10,8 +10,14 @@ from typing import Any
 from bitnet_tuning.console import tell
 from bitnet_tuning.embedded.binding import set_host, set_known
 from bitnet_tuning.embedded.engine import EmbeddedEngine
-from bitnet_tuning.embedded.flags import CliFlag, at_least, whole
-from bitnet_tuning.embedded.options import LOAD_FLAGS, LoadOptions, LookAlike
+from bitnet_tuning.embedded.flags import (
+    LOAD_FLAGS,
+    CliFlag,
+    LoadOptions,
+    LookAlike,
+    at_least,
+    whole,
+)
 
 KEY_VARIABLE = "LLAMA_API_KEY"
 """Environment variable from which llama-server takes the key without --api-key."""
