@@ -160,6 +160,7 @@ def test_a_folder_may_have_the_name_of_a_model_file(checkout: Path, state: State
 def test_deep_folders_are_not_searched(checkout: Path, state: State) -> None:
     add(checkout, "models/1/2/3/4/model.gguf")
     assert "found no model" in refusal(state, checkout).cause
+    assert refusal(state, checkout).remedy.endswith("one: python3 -m bitnet_tuning model get")
 
 
 def test_without_any_model_the_error_names_the_folders_and_the_remedies(

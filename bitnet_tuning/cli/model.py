@@ -11,7 +11,7 @@ from typing import Any
 
 from bitnet_tuning.cli.arguments import Parser, expanded
 from bitnet_tuning.console import aligned, say, size_text
-from bitnet_tuning.model.find import choose_model
+from bitnet_tuning.model.find import DEFAULT, REPOSITORY, choose_model, know
 from bitnet_tuning.model.parts import SLIM, bytes_per_token, is_wide, possible_gain
 from bitnet_tuning.model.types import ModelFile, Part
 from bitnet_tuning.prepare import engine_folders
@@ -48,7 +48,22 @@ def _parser() -> Parser:
     showing = command("show", _show, "Print what each token reads of a model, part by part.")
     showing.add_argument("file", metavar="FILE", nargs="?", type=expanded, help=_FILE)
     showing.add_argument("--json", action="store_true", help="print JSON")
+    getting = command("get", _get, "Download a published model, or continue a download.")
+    repo = f"repo on the Hugging Face Hub (default: {REPOSITORY})"
+    getting.add_argument("repo", metavar="REPO", nargs="?", default=REPOSITORY, help=repo)
+    name = "file in REPO (default: its only .gguf file, or its only i2_s file)"
+    getting.add_argument("file", metavar="FILE", nargs="?", help=name)
     return parser
+
+
+def _get(options: argparse.Namespace, state: State) -> int:
+    from bitnet_tuning.model.download import get_model  # noqa: PLC0415 (few commands download)
+
+    model = know(get_model(options.repo, options.file, engine_folders()), state)
+    flag = "" if model.path.endswith(DEFAULT) else f" -m {quote(model.path)}"
+    lines = [*_lines(model), "", "To run it:"]
+    print("\n".join([*lines, f'python3 run_inference.py{flag} -p "Your prompt here"']))
+    return 0
 
 
 def _show(options: argparse.Namespace, state: State) -> int:

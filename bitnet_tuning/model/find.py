@@ -13,6 +13,8 @@ from bitnet_tuning.store.state import State, identity
 
 DEFAULT = os.path.join("models", "BitNet-b1.58-2B-4T", "ggml-model-i2_s.gguf")
 """Path of the model below a folder, as upstream's setup_env.py leaves it."""
+REPOSITORY = "microsoft/BitNet-b1.58-2B-4T-gguf"
+"""Repo of that model on the Hugging Face Hub."""
 MARK = "-embd-"
 """What stands between a model's name and the type of the embedding in the name of a slim copy."""
 _DEPTH = 3
@@ -67,8 +69,7 @@ def choose_model(
     raise MissingError(
         f"found no model: there is no {DEFAULT} and no other i2_s file under models/ "
         f"in {', '.join(folders)}",
-        "name one with -m or BITNET_MODEL, or download one: "
-        "hf download microsoft/BitNet-b1.58-2B-4T-gguf --local-dir models/BitNet-b1.58-2B-4T",
+        "name one with -m or BITNET_MODEL, or download one: python3 -m bitnet_tuning model get",
     )
 
 
