@@ -37,7 +37,6 @@ ENGINE = Engine(
     flags=frozenset({"-tb", "-ub", "--mlock", "--no-mmap", "-fa", "--poll", "--numa"}),
     chat_flags=frozenset({"-tb", "-ub", "--mlock", "--no-mmap", "-cnv"}),
     openmp="libomp",
-    blas=(),
     isa=frozenset({"AVX2"}),
     i2_s=True,
     architectures={"bitnet-b1.58": True},

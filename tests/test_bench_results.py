@@ -355,7 +355,6 @@ def test_engine_and_model_follow_the_schema(
         flags=frozenset(),
         chat_flags=frozenset(),
         openmp=None,
-        blas=(),
         isa=frozenset(("NEON", "AVX2")),
         i2_s=None,
         architectures={},

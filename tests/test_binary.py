@@ -101,21 +101,6 @@ def test_iq2_s_is_not_mistaken_for_i2_s(tmp_path: Path) -> None:
     assert binary.knows_name([mainline], "i2_s") is False
 
 
-@pytest.mark.parametrize(
-    ("strings", "found"),
-    [
-        ([b"libopenblas.so.0"], ("openblas",)),
-        ([b"libmkl_intel_lp64.so.2"], ("mkl",)),
-        ([b"libopenblas.so.0", b"libmkl_core.so.2"], ("openblas", "mkl")),
-        ([b"libm.so.6"], ()),
-    ],
-)
-def test_blas_libraries_are_recognised(
-    tmp_path: Path, strings: list[bytes], found: tuple[str, ...]
-) -> None:
-    assert binary.blas_libraries([image(tmp_path / "llama-cli", *strings)]) == found
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the dynamic loader's listing")
 def test_an_engines_files_are_the_libraries_it_links_and_those_beside_it(tmp_path: Path) -> None:
     program = tmp_path / "bin" / "llama-cli"

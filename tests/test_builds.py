@@ -127,7 +127,6 @@ def an_engine(name: str, *isa: str, **changes: Any) -> Engine:
         flags=frozenset({"-tb"}),
         chat_flags=frozenset(),
         openmp=None,
-        blas=(),
         isa=frozenset(isa),
         i2_s=True,
         architectures={},

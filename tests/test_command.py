@@ -28,7 +28,6 @@ FIRST = Engine(
     flags=FIRST_FLAGS,
     chat_flags=FIRST_FLAGS,
     openmp="libomp",
-    blas=(),
     isa=frozenset(),
     i2_s=True,
     architectures={},

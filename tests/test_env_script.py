@@ -701,7 +701,7 @@ def test_what_it_adds_is_recognised_and_removed(
         assert {name: value for name, value in off.items() if value} == real, own
         assert added == shell_exports({**real, **bind}, threads, host.quota_binds), own
         added.pop(MARK, None)
-        wanted = choose_variables(LLVM, (), threads, host.quota_binds, real)[0]
+        wanted = choose_variables(LLVM, threads, host.quota_binds, real)[0]
         assert added.items() <= wanted.items()
 
 
@@ -712,7 +712,7 @@ def test_launchers_replace_what_was_exported(shell: Shell, known: Machine) -> No
     assert decided.setting.threads == 2
     assert "2 of 6 physical cores" in decided.reasons["threads"]
     wanted = everything(2, bound=True)
-    assert choose_variables(LLVM, (), 2, False, environ)[0] == wanted
+    assert choose_variables(LLVM, 2, False, environ)[0] == wanted
 
 
 def test_a_shell_with_other_limits_replaces_what_was_exported(

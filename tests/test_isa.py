@@ -28,7 +28,6 @@ ENGINE = Engine(
     flags=frozenset({"-tb"}),
     chat_flags=frozenset(),
     openmp=None,
-    blas=(),
     isa=AVX512,
     i2_s=True,
     architectures={},

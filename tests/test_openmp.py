@@ -29,9 +29,8 @@ def choose(
     environ: dict[str, str] | None = None,
     *,
     quota_binds: bool = False,
-    blas: tuple[str, ...] = (),
 ) -> tuple[dict[str, str], str]:
-    return choose_variables(runtime, blas, 4, quota_binds, environ or {})
+    return choose_variables(runtime, 4, quota_binds, environ or {})
 
 
 @pytest.mark.parametrize(
@@ -64,7 +63,7 @@ def test_a_runtime_binds_threads_on_some_systems_only(
     assert {system for system in every if unbindable(runtime, system) is None} == systems
     if runtime != NONE:
         unbound = unbindable(runtime, "darwin")
-        variables, reason = choose_variables(runtime, (), 4, False, {}, unbound=unbound)
+        variables, reason = choose_variables(runtime, 4, False, {}, unbound=unbound)
         assert not BINDING.keys() & variables.keys()
         assert "threads are not bound: " in reason
         assert "on this system" in reason
@@ -85,22 +84,8 @@ def test_the_reason_says_why_few_variables_are_set(runtime: str | None, words: s
     assert words in choose(runtime)[1]
 
 
-@pytest.mark.parametrize(
-    ("blas", "names"),
-    [
-        ((), set()),
-        (("mkl",), {"MKL_NUM_THREADS"}),
-        (("openblas",), {"OPENBLAS_NUM_THREADS"}),
-        (("mkl", "openblas"), {"MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"}),
-        (("blis",), set()),
-    ],
-)
-def test_without_openmp_only_blas_libraries_get_a_count(
-    blas: tuple[str, ...], names: set[str]
-) -> None:
-    chosen = choose(NONE, blas=blas)[0]
-    assert chosen == dict.fromkeys(names, "4")
-    assert not any(name.startswith(("OMP_", "KMP_", "GOMP_")) for name in chosen)
+def test_without_openmp_no_variables_are_set() -> None:
+    assert choose(NONE)[0] == {}
 
 
 @pytest.mark.parametrize("runtime", [GOMP, LLVM, MSVC, NONE, None])
@@ -116,10 +101,10 @@ def test_without_openmp_only_blas_libraries_get_a_count(
     ],
 )
 def test_what_the_user_set_is_never_overwritten(runtime: str | None, name: str) -> None:
-    chosen, reason = choose(runtime, {name: "7"}, blas=("mkl", "openblas"))
+    chosen, reason = choose(runtime, {name: "7"})
     assert name not in chosen
-    if name in choose(runtime, blas=("mkl", "openblas"))[0]:
-        others = set(choose(runtime, blas=("mkl", "openblas"))[0]) - {name}
+    if name in choose(runtime)[0]:
+        others = set(choose(runtime)[0]) - {name}
         if name not in BINDING:
             assert set(chosen) == others
             assert name in reason

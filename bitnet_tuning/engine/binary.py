@@ -26,7 +26,6 @@ _RUNTIMES = (
     (MSVC, (b"vcomp140",)),
     (LLVM, (b"libomp.so", b"libiomp5", b"libomp140", b"libomp.dylib", b"KMP_BLOCKTIME")),
 )
-_BLAS = (("openblas", b"libopenblas"), ("mkl", b"libmkl_"))
 
 Trace = Callable[[str], str]
 """Function that returns the libraries of a program as ``ldd`` prints them."""
@@ -81,12 +80,6 @@ def _ggml_images(files: Iterable[str]) -> list[str]:
     may be a script or a program that starts another one."""
     images = [path for path in files if is_executable_image(path)]
     return images if any(contains(path, (b"ggml_",)) for path in images) else []
-
-
-def blas_libraries(files: Iterable[str]) -> tuple[str, ...]:
-    """Return which of the libraries ``openblas`` and ``mkl`` the files link."""
-    paths = list(files)
-    return tuple(name for name, mark in _BLAS if any(contains(path, (mark,)) for path in paths))
 
 
 def knows_name(files: Iterable[str], name: str) -> bool | None:

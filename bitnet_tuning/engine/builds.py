@@ -13,7 +13,7 @@ from bitnet_tuning.machine.host import fingerprint
 from bitnet_tuning.model.types import I2_S
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.store.codec import Moment, Positive, Text
-from bitnet_tuning.store.state import identity
+from bitnet_tuning.store.state import change_of, identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def store_fastest(
 ) -> bool:
     """Store the results for these builds as they are now. Return whether that worked."""
     builds = {
-        engine.path: found.builds[engine.path]._replace(files=_files(engine))
+        engine.path: found.builds[engine.path]._replace(files=tuple(map(identity, engine.files)))
         for engine in engines
         if engine.path in found.builds
     }
@@ -192,16 +192,10 @@ def _key(host: Host, engine: Engine, model: ModelFile) -> str:
     return json.dumps([*parts, fingerprint(host)._asdict()], sort_keys=True)
 
 
-def _files(engine: Engine) -> tuple[tuple[str, int, int], ...]:
-    return tuple(identity(path) for path in engine.files)
-
-
 def _is_same(found: ComparedBuilds, engine: Engine) -> bool:
-    measured = found.builds.get(engine.path)
-    try:
-        return measured is not None and measured.files == _files(engine)
-    except OSError:
-        return False
+    files = found.builds[engine.path].files if engine.path in found.builds else ()
+    is_same = [path for path, *_ in files] == list(engine.files)
+    return bool(files) and is_same and not any(change_of(*file) for file in files)
 
 
 def _ranked(found: ComparedBuilds, path: str) -> Ranked:

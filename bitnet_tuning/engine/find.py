@@ -62,7 +62,6 @@ class Engine(NamedTuple):
     """Flags that llama-cli lists in its help."""
     openmp: str | None
     """GOMP, LLVM, MSVC or NONE."""
-    blas: tuple[str, ...]
     isa: frozenset[str]
     """Instruction sets that it uses, by llama.cpp's names, such as AVX2 and NEON."""
     i2_s: bool | None

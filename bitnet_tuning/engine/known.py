@@ -13,7 +13,7 @@ from bitnet_tuning.machine.detect import read_flags
 from bitnet_tuning.machine.host import Crowding, fingerprint
 from bitnet_tuning.model.types import I2_S
 from bitnet_tuning.namedtuple import NamedTuple
-from bitnet_tuning.store.state import State, digest, identity, moment
+from bitnet_tuning.store.state import State, change_of, digest, identity, moment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bitnet_tuning.machine.host import Host
     from bitnet_tuning.model.types import ModelFile
 
-VERSION = 6
+VERSION = 7
 """Version of the questions that a probe asks; records of another version are not used."""
 
 CROWDED, FREE = "crowded", "uncrowded"
@@ -51,7 +51,7 @@ def know(location: Location, state: State) -> Engine:
 
     engine, complete = probe(location)
     if complete:
-        probed = Probed(engine, tuple(identity(path) for path in engine.files))
+        probed = Probed(engine, tuple(map(identity, engine.files)))
         state.store("engine", location.cli, probed, VERSION)
     return engine
 
@@ -99,14 +99,11 @@ def with_architecture(engine: Engine, name: str) -> Engine:
 def _is_current(found: Probed, location: Location) -> bool:
     program = location.cli if location.embedded else os.path.realpath(location.cli)
     completion = None if location.embedded else beside(location.cli, "llama-completion")
-    try:
-        return (
-            found.engine.files[:1] == (program,)
-            and found.engine.completion == completion
-            and all(identity(path) == (path, *rest) for path, *rest in found.files)
-        )
-    except (OSError, ValueError):
-        return False
+    return (
+        found.engine.files[:1] == (program,)
+        and found.engine.completion == completion
+        and not any(change_of(*file) for file in found.files)
+    )
 
 
 def _holds_here(engine: Engine) -> bool:

@@ -66,7 +66,6 @@ def probe(location: Location) -> tuple[Engine, bool]:
         flags=frozenset(parse_flags(help_text.stdout + help_text.stderr)),
         chat_flags=frozenset(parse_flags(chat_help.stdout + chat_help.stderr)),
         openmp=binary.openmp_runtime(files),
-        blas=tuple(binary.blas_libraries(files)),
         isa=frozenset(parse_system_info(_log(tried))),
         i2_s=i2_s,
         architectures={} if fault else _architectures(files),

@@ -196,22 +196,14 @@ class HostFacts(NamedTuple):
 
 def host_facts(host: Host) -> HostFacts:
     """Return the facts about ``host`` that other programs may rely on."""
+    same = {name: getattr(host, name) for name in HostFacts._fields if hasattr(host, name)}
     return HostFacts(
         logical_cpus=host.online,
         allowed_cpus=host.allowed,
         physical_cores=len(host.cores),
-        packages=host.packages,
         numa_nodes=tuple(NodeCpus(node.id, node.cpus) for node in host.nodes),
-        hybrid=host.hybrid,
-        threads_per_core=host.threads_per_core,
         cpu_quota=host.quota,
-        usable_cores=host.usable_cores,
-        governor=host.governor,
-        wsl=host.wsl,
         memory_total=host.memory.total,
         memory_available=host.memory.available,
-        isa=host.isa,
-        vendor=host.vendor,
-        brand=host.brand,
-        topology_known=host.topology_known,
+        **same,
     )

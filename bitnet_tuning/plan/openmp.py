@@ -1,7 +1,8 @@
 """Choose the environment variables of an engine, and tell the user's own from exported ones.
 
-ggml passes its thread count to OpenMP itself, so OMP_NUM_THREADS affects only other code in the
-process, such as a BLAS library. How threads are bound and how they wait is up to the variables.
+ggml passes its thread count to OpenMP itself, and to BLAS libraries (ggml-blas.cpp), so
+OMP_NUM_THREADS affects only other code in the process. How threads are bound and how they wait is
+up to the variables.
 """
 
 from __future__ import annotations
@@ -51,7 +52,6 @@ TUNABLE = frozenset(
 
 def choose_variables(
     runtime: str | None,
-    blas: tuple[str, ...],
     threads: int,
     quota_binds: bool,
     environ: Mapping[str, str],
@@ -60,11 +60,11 @@ def choose_variables(
 ) -> tuple[dict[str, str], str]:
     """Return the variables to set for an engine, and the reason for them.
 
-    ``runtime`` is its OpenMP runtime (None: unknown), ``blas`` names the BLAS libraries that it
-    loads. ``unbound`` says why the threads are not to be bound to cores; None binds them. Variables
-    that the user set, or that the engine ignores, are left out.
+    ``runtime`` is its OpenMP runtime (None: unknown). ``unbound`` says why the threads are not to
+    be bound to cores; None binds them. Variables that the user set, or that the engine ignores, are
+    left out.
     """
-    wanted = _thread_counts(runtime, blas, threads)
+    wanted = {} if runtime == NONE else dict.fromkeys(THREAD_COUNTS, str(threads))
     known = {
         None: "the engine's OpenMP runtime is unknown, so only portable variables are set",
         NONE: "the engine is built without OpenMP and would ignore OMP_* variables",
@@ -117,13 +117,6 @@ def in_chats(variables: Mapping[str, str]) -> dict[str, str]:
 
 def _set(environ: Mapping[str, str], names: tuple[str, ...]) -> str:
     return ", ".join(name for name in names if user_set(environ, name))
-
-
-def _thread_counts(runtime: str | None, blas: tuple[str, ...], threads: int) -> dict[str, str]:
-    names = set(THREAD_COUNTS) if runtime != NONE else set()
-    names |= {"MKL_NUM_THREADS"} if "mkl" in blas else set()
-    names |= {"OPENBLAS_NUM_THREADS"} if "openblas" in blas else set()
-    return {name: str(threads) for name in THREAD_COUNTS if name in names}
 
 
 def user_binding(environ: Mapping[str, str]) -> str:

@@ -70,7 +70,7 @@ def _computed(request: Request, facts: Facts) -> Plan:
         plan = choose_placement(plan, request, facts, need)
     threads = plan.setting.threads
     variables, reason = choose_variables(
-        *(engine.openmp, engine.blas, threads, host.quota_stops(threads), facts.environ),
+        *(engine.openmp, threads, host.quota_stops(threads), facts.environ),
         unbound=unbindable(engine.openmp, host.system) or _unbound_reason(plan.setting, host),
     )
     plan = plan.updated(plan.setting.with_env(variables), {"env": reason})

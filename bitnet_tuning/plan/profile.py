@@ -19,7 +19,7 @@ from bitnet_tuning.store.codec import (
     Record,
     Text,
 )
-from bitnet_tuning.store.state import State, digest, identity
+from bitnet_tuning.store.state import State, change_of, digest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def load(state: State, host: Host, engine: Engine, model: ModelFile) -> Profile 
 def engine_changes(profile: Profile, engine: Engine | None = None) -> list[str]:
     """Return how the profile's engine changed since the tuning: a text for each change. Without
     ``engine``, which describes its present state, only the files are compared."""
-    changes = [found for file in profile.engine.files if (found := _file_change(*file))]
+    changes = [found for file in profile.engine.files if (found := change_of(*file))]
     if engine is None:
         return changes
     if profile.engine.version != engine.version:
@@ -182,10 +182,3 @@ def engine_changes(profile: Profile, engine: Engine | None = None) -> list[str]:
         )
     others = set(engine.files) ^ {path for path, _, _ in profile.engine.files}
     return changes + [f"{path} was added or is no longer used" for path in sorted(others)]
-
-
-def _file_change(path: str, size: int, changed: int) -> str | None:
-    try:
-        return None if identity(path) == (path, size, changed) else f"{path} was replaced"
-    except (OSError, ValueError):
-        return f"{path} no longer exists"

@@ -39,7 +39,7 @@ class Stale(NamedTuple):
 
 def engine_key(engine: Engine) -> EngineKey:
     """Return the key of the engine's present build. Raise OSError if a file of it is missing."""
-    return EngineKey(engine.path, engine.version, tuple(identity(name) for name in engine.files))
+    return EngineKey(engine.path, engine.version, tuple(map(identity, engine.files)))
 
 
 def new_profile(

@@ -238,3 +238,11 @@ def identity(path: str) -> FileIdentity:
     """Return the present identity of a file. Raise OSError if it cannot be read."""
     seen = os.stat(path)
     return FileIdentity(path, seen.st_size, seen.st_mtime_ns)
+
+
+def change_of(path: str, size: int, modified: int) -> str | None:
+    """Return how a file changed since it had this identity, None if it did not."""
+    try:
+        return None if identity(path) == (path, size, modified) else f"{path} was replaced"
+    except (OSError, ValueError):
+        return f"{path} no longer exists"
