@@ -150,7 +150,9 @@ def failure(done: Captured, seconds: float) -> str | None:
     cause = death or f"the engine ended with exit code {done.code}"
     # Leave out the remedy and the unknown sizes.
     cause = cause.partition(";")[0].partition(" (")[0]
-    error = _last_error(done.stderr, any_line=death is None)
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if any(sign in line.lower() for sign in _SIGNS)]
+    error = (errors or (lines if death is None else []) or [""])[-1]
     return shorten(f"{cause}{error and f': {error}'}")
 
 
@@ -158,10 +160,3 @@ def shorten(text: str, most: int = LONGEST) -> str:
     """Return ``text`` on one line of at most ``most`` characters, cut with an ellipsis."""
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
-
-
-def _last_error(log: str, any_line: bool) -> str:
-    """Return the last line of ``log`` with an error; without one, the last line if ``any_line``."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [line for line in lines if any(sign in line.lower() for sign in _SIGNS)]
-    return (errors or lines * any_line or [""])[-1]

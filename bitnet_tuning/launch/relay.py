@@ -141,7 +141,8 @@ class Feeder:
         if readable:
             self._read()
         if self.asked_to_end:
-            self._kill_if_late()
+            if time.monotonic() > self.deadline:
+                send(self.target, signal.SIGKILL)
         elif not self._unread():
             self._hand_over()
 
@@ -176,7 +177,3 @@ class Feeder:
             return os.write(self.near, data)
         except (BlockingIOError, BrokenPipeError):
             return 0
-
-    def _kill_if_late(self) -> None:
-        if time.monotonic() > self.deadline:
-            send(self.target, signal.SIGKILL)

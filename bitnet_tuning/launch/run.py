@@ -77,14 +77,14 @@ def _start(
     with pipes.handed_over(), handling({signal.SIGTTOU: signal.SIG_IGN} if own_group else {}):
         if group is not None:
             child = spawn(launch, pipes.streams, group, mask)
-            return child, -group, lambda: shell_code(_wait(child))
+            return (
+                child,
+                -group,
+                lambda: shell_code(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])),
+            )
         started = popen(launch, pipes.streams, lifeline, os.setpgrp if own_group else None, mask)
         target = -started.pid if own_group else started.pid
         return started.pid, target, lambda: shell_code(started.wait())
-
-
-def _wait(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 class _Forwarder:
@@ -136,11 +136,8 @@ def _run_windows(launch: Launch) -> Outcome:
         log = engine.communicate()[1] or b""
     if log and launch.show_log:
         sys.stderr.buffer.write(log)
-    return Outcome(_windows_code(engine.returncode), log)
-
-
-def _windows_code(status: int) -> int:
+    status = engine.returncode
     if status & 0xFFFFFFFF == CONTROL_C:
-        return 130
+        return Outcome(130, log)
     # sys.exit takes 32-bit exit codes as signed numbers.
-    return status - (1 << 32) if status >= 1 << 31 else status
+    return Outcome(status - (1 << 32) if status >= 1 << 31 else status, log)

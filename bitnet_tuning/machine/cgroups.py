@@ -48,14 +48,6 @@ class Throttling(NamedTuple):
     """Seconds for which the group was throttled, summed over CPUs."""
 
 
-class MemoryLimit(NamedTuple):
-    """The memory limit of one control group, in bytes."""
-
-    limit: int
-    used: int
-    """Memory in use, without the inactive page cache that the kernel can reclaim."""
-
-
 def read_cgroups(root: Root) -> Cgroups:
     """Return the control groups that limit the CPUs and memory of this process."""
     return Cgroups(*_all_levels(root, _UNIFIED, "cpu", "memory"))
@@ -67,12 +59,12 @@ def _all_levels(root: Root, *controllers: str) -> Iterator[tuple[str, ...]]:
     mounts = mounts or _usual_mounts(root)
     paths = _paths(root)
     for controller in controllers:
-        showing = [mount for mount in mounts if controller in _controllers(mount)]
+        showing = [
+            mount
+            for mount in mounts
+            if controller in ([_UNIFIED] if mount.kind == "cgroup2" else mount.options.split(","))
+        ]
         yield _levels(root, showing, paths.get(controller, "/"))
-
-
-def _controllers(mount: Mount) -> list[str]:
-    return [_UNIFIED] if mount.kind == "cgroup2" else mount.options.split(",")
 
 
 def _usual_mounts(root: Root) -> list[Mount]:
@@ -168,8 +160,9 @@ def _quotas(root: Root, groups: Cgroups) -> list[tuple[float, str]]:
     return [(quota / period, level) for quota, period, level in numbers if min(quota, period) > 0]
 
 
-def read_memory_limits(root: Root, groups: Cgroups) -> list[MemoryLimit]:
-    """Return the memory limit and use of each control group that has a limit."""
+def read_memory_limits(root: Root, groups: Cgroups) -> list[tuple[int, int]]:
+    """Return the memory limit of each control group that has one, and the memory in use, in bytes,
+    without the inactive page cache that the kernel can reclaim."""
     found = []
     for version, levels in ((2, groups.unified), (1, groups.memory)):
         for level in levels:
@@ -186,7 +179,7 @@ def read_memory_limits(root: Root, groups: Cgroups) -> list[MemoryLimit]:
             limits = [limit for limit in stated if limit is not None and 0 <= limit < _NO_LIMIT]
             if limits:
                 used = root.integer(f"{level}/{usage}") or 0
-                found.append(MemoryLimit(min(limits), max(0, used - dropped)))
+                found.append((min(limits), max(0, used - dropped)))
     return found
 
 

@@ -43,11 +43,14 @@ governor has raised it (schedutil decides every few milliseconds, ondemand every
 two snapshots can be compared."""
 
 
-def _utc(moment: float) -> str:
-    return datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="seconds")
-
-
-Seconds = Annotated[float, Via(str, lambda text: datetime.fromisoformat(text).timestamp(), _utc)]
+Seconds = Annotated[
+    float,
+    Via(
+        str,
+        lambda text: datetime.fromisoformat(text).timestamp(),
+        lambda moment: datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="seconds"),
+    ),
+]
 """Seconds since 1970; in JSON an ISO 8601 time in UTC."""
 
 

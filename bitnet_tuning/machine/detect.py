@@ -37,14 +37,6 @@ _USUAL_STEAL = 0.05
 """Share of the CPU time since the start of the system from which a hypervisor's theft is usual."""
 
 
-class Processor(NamedTuple):
-    """The first processor in /proc/cpuinfo: its vendor, instruction sets and name."""
-
-    vendor: str | None
-    flags: tuple[str, ...]
-    brand: str | None
-
-
 def read_host(root: str = "/") -> Host:
     """Read the Linux machine below the folder ``root``.
 
@@ -61,20 +53,23 @@ def read_host(root: str = "/") -> Host:
 def read_flags() -> tuple[str, ...]:
     """Return the instruction sets of this machine's CPU, in the form of ``Host.isa``."""
     if sys.platform.startswith("linux"):
-        return _read_processor(Root()).flags
+        return _read_processor(Root())[1]
     return read_host().isa
 
 
 def _read_linux(root: Root) -> Host:
     mask = read_mask(root)
     topology = read_topology(root, mask)
-    processor = _read_processor(root)
-    hybrid, cores = read_kinds(root, topology.cores, processor.vendor)
+    vendor, flags, brand = _read_processor(root)
+    hybrid, cores = read_kinds(root, topology.cores, vendor)
     groups = read_cgroups(root)
     allowed = mask & topology.online or topology.online
     wsl = read_wsl(root)
     memory = read_memory(root, groups)
-    mems = read_allowed_nodes(root) if len(topology.nodes) > 1 else None
+    mems = None
+    if len(topology.nodes) > 1:  # the nodes whose memory this process may use (cpuset(7))
+        listed = root.fields(_STATUS).get("Mems_allowed_list")
+        mems = parse_or_none(parse_list, listed) or None
     # The kernel's MemAvailable is that of all nodes, whatever the cpuset allows.
     free = [node.free for node in topology.nodes if mems is None or node.id in mems]
     if len(free) < len(topology.nodes) and memory.available is not None and None not in free:
@@ -89,16 +84,16 @@ def _read_linux(root: Root) -> Host:
         governor=read_governor(root, allowed),
         wsl=wsl,
         memory=memory,
-        vendor=processor.vendor,
-        isa=processor.flags,
+        vendor=vendor,
+        isa=flags,
         topology_known=topology.complete,
-        brand=processor.brand,
+        brand=brand,
         mems=mems,
         cores_hidden=bool(
             hybrid is None
-            and processor.vendor == "GenuineIntel"
-            and (wsl or "hypervisor" in processor.flags)
-            and _is_intel_hybrid(processor.brand or "")
+            and vendor == "GenuineIntel"
+            and (wsl or "hypervisor" in flags)
+            and _is_intel_hybrid(brand or "")
         ),
     )
 
@@ -107,7 +102,8 @@ def _is_intel_hybrid(brand: str) -> bool:
     return bool(re.search(_HYBRID_BRANDS, brand)) and not re.search(_NOT_HYBRID, brand)
 
 
-def _read_processor(root: Root) -> Processor:
+def _read_processor(root: Root) -> tuple[str | None, tuple[str, ...], str | None]:
+    """Return vendor, instruction sets and name of the first processor in /proc/cpuinfo."""
     stated: dict[str, str] = {}
     for key, value in root.pairs("proc/cpuinfo", limit=_FIRST_PROCESSORS):
         if value and not (value.isdecimal() and key.startswith("processor")):
@@ -115,7 +111,7 @@ def _read_processor(root: Root) -> Processor:
     line = next((key for key in _FLAG_KEYS if key in stated), "")
     flags = stated.get(line, "")
     flags = flags.replace("_", " ") if line == "isa" else flags
-    return Processor(stated.get("vendor_id"), tuple(sorted(set(flags.split()))), _brand(stated))
+    return stated.get("vendor_id"), tuple(sorted(set(flags.split()))), _brand(stated)
 
 
 def _brand(stated: dict[str, str]) -> str | None:
@@ -131,19 +127,15 @@ def read_wsl(root: Root) -> int | None:
     # WSL 1 has releases such as 4.4.0-19041-Microsoft, WSL 2 such as
     # 5.15.90.1-microsoft-standard-WSL2. A kernel that the user built may have any name, but
     # WSL 2 always has /run/WSL or the handler that starts Windows programs.
-    release = root.read("proc/sys/kernel/osrelease") or _release_in_version(root)
+    # "Linux version RELEASE (BUILDER) …": the builder of an ordinary kernel may be at Microsoft.
+    words = (root.read("proc/version") or "").split()
+    release = root.read("proc/sys/kernel/osrelease") or "".join(words[2:3])
     if "microsoft" in release.lower():
         is_first = release.endswith("-Microsoft") and release.startswith(("3.", "4.4."))
         return 1 if is_first else 2
     if "wsl2" in release.lower() or root.exists("run/WSL"):
         return 2
     return 2 if root.exists("proc/sys/fs/binfmt_misc/WSLInterop") else None
-
-
-def _release_in_version(root: Root) -> str:
-    # "Linux version RELEASE (BUILDER) …": the builder of an ordinary kernel may be at Microsoft.
-    words = (root.read("proc/version") or "").split()
-    return words[2] if len(words) > 2 else ""
 
 
 def read_governor(root: Root, cpus: frozenset[int]) -> str | None:
@@ -230,11 +222,6 @@ def read_mask(root: Root) -> frozenset[int]:
     if listed is None:
         listed = parse_or_none(parse_mask, stated.get("Cpus_allowed"))
     return listed or frozenset()
-
-
-def read_allowed_nodes(root: Root) -> frozenset[int] | None:
-    """Return the NUMA nodes whose memory this process may use (cpuset(7)); None if unknown."""
-    return parse_or_none(parse_list, root.fields(_STATUS).get("Mems_allowed_list")) or None
 
 
 def read_lock_limit(root: Root) -> float | None:

@@ -161,12 +161,10 @@ def _nodes(root: Root, online: frozenset[int]) -> tuple[Node, ...]:
         else:
             # Nodes with the same CPUs are parts of one that the kernel option numa=fake split, as
             # Raspberry Pi OS does.
-            nodes[twin] = nodes[twin]._replace(free=_sum(nodes[twin].free, free))
+            other = nodes[twin].free
+            both = None if free is None or other is None else free + other
+            nodes[twin] = nodes[twin]._replace(free=both)
     return tuple(nodes) if any(node.cpus for node in nodes) else (Node(0, online),)
-
-
-def _sum(one: int | None, other: int | None) -> int | None:
-    return None if one is None or other is None else one + other
 
 
 def _node_free(root: Root, node: int) -> int | None:

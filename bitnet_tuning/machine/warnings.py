@@ -64,35 +64,78 @@ class MachineWarning(NamedTuple):
 
 def warnings_before(
     conditions: Conditions, host: Host, model_size: int | None = None
-) -> tuple[MachineWarning, ...]:
-    """Return warnings about what would skew a measurement that starts now.
+) -> Iterator[MachineWarning]:
+    """Yield warnings about what would skew a measurement that starts now.
 
     ``model_size`` is the size of the model file in bytes; None leaves out memory.
     """
-    return (
-        *_load(conditions.other_load_cpus, conditions, "use"),
-        *_governor(conditions),
-        *_clock_limit(conditions),
-        *_heat(conditions),
-        *_memory(conditions.memory_available, model_size),
-        *_battery(conditions),
-        *_quota(host),
-    )
+    yield from _load(conditions.other_load_cpus, conditions, "use")
+    yield from _governor(conditions)
+    clock = conditions.clock
+    if clock and clock.limit_mhz is not None and clock.highest_mhz is not None:
+        limit, highest = clock.limit_mhz, clock.highest_mhz
+        if limit < CLOCK_LIMIT * highest:
+            cause = f"cpufreq limits the clock to {limit:.0f} of {highest:.0f} MHz"
+            remedy = f"sudo cpupower frequency-set -u {highest:.0f}MHz"
+            yield MachineWarning(CLOCK, cause, remedy)
+    yield from _heat(conditions)
+    available, needed = conditions.memory_available, MEMORY_FACTOR * (model_size or 0)
+    if available is not None and available < needed:
+        yield MachineWarning(
+            MEMORY,
+            f"only {size_text(available)} of memory is available, but the model needs about "
+            f"{size_text(needed)}",
+            "it may be read from disk again and again; close programs or use a smaller model",
+        )
+    if conditions.on_battery:
+        cause = "the machine runs on battery, which lowers the clock"
+        yield MachineWarning(BATTERY, cause, "plug it in")
+    if host.quota_binds:
+        yield MachineWarning(
+            QUOTA,
+            f"a CPU quota allows {host.quota:g} of {len(host.allowed)} CPUs, and the kernel pauses "
+            "an engine that uses more",
+            "raise the quota (docker run --cpus) to use all CPUs",
+        )
 
 
-def warnings_after(before: Conditions, after: Conditions) -> tuple[MachineWarning, ...]:
-    """Return warnings about what skewed a measurement between two snapshots."""
+def warnings_after(before: Conditions, after: Conditions) -> Iterator[MachineWarning]:
+    """Yield warnings about what skewed a measurement between two snapshots."""
     seen = between(before, after)
-    return (
-        *_load(seen.other_load_cpus, after._replace(busiest=()), "used on average"),
-        *_steal(seen.steal_share),
-        *_throttled(seen.quota_throttled_periods, seen.quota_periods, seen.quota_throttled_seconds),
-        *_clock_fall(before, after),
-        *_throttle_events(seen.throttle_events),
-        *_heat(after),
-        *_swapped(seen.swapped_in),
-        *_changes(before, after),
-    )
+    yield from _load(seen.other_load_cpus, after._replace(busiest=()), "used on average")
+    if seen.steal_share is not None and seen.steal_share > STEAL_SHARE:
+        stolen = f"{100 * seen.steal_share:.0f} % of the CPU time"
+        cause = f"the hypervisor gave {stolen} to other machines (steal)"
+        yield MachineWarning(STEAL, cause, "measure again at a quieter time")
+    if seen.quota_throttled_periods > THROTTLED_SHARE * seen.quota_periods:
+        yield MachineWarning(
+            QUOTA,
+            f"the CPU quota paused the engine in {seen.quota_throttled_periods} of "
+            f"{seen.quota_periods} periods, for {seen.quota_throttled_seconds:.1f} s in all",
+            "settings with more threads than the quota allows suffer most; raise the quota to "
+            "compare them fairly",
+        )
+    if before.clock is not None and after.clock is not None:
+        # The fastest CPU was busy in both snapshots; the others may be idle.
+        first, last = before.clock.max_mhz, after.clock.max_mhz
+        if last < CLOCK_FALL * first:
+            cause = f"the clock fell from {first:.0f} to {last:.0f} MHz"
+            yield MachineWarning(CLOCK, cause, "let the machine cool and measure again")
+    if seen.throttle_events:
+        cause = "the processor lowered its clock because of heat"
+        remedy = "the later speeds are too low; let it cool and measure again"
+        yield MachineWarning(HEAT, cause, remedy)
+    yield from _heat(after)
+    if seen.swapped_in is not None and seen.swapped_in >= SWAPPED:
+        cause = f"the system read {size_text(seen.swapped_in)} back from swap"
+        yield MachineWarning(MEMORY, cause, "close programs that use a lot of memory")
+    if after.on_battery and not before.on_battery:
+        cause = "the machine switched to battery"
+        yield MachineWarning(BATTERY, cause, "plug it in and measure again")
+    if before.governor != after.governor:
+        old, new = before.governor or "none", after.governor or "none"
+        cause = f"the governor changed from {old} to {new}"
+        yield MachineWarning(GOVERNOR, cause, "measure again")
 
 
 def _load(others: float | None, conditions: Conditions, verb: str) -> Iterator[MachineWarning]:
@@ -123,95 +166,8 @@ def _governor(conditions: Conditions) -> Iterator[MachineWarning]:
     yield MachineWarning(kind, cause, _GOVERNOR_REMEDY)
 
 
-def _clock_limit(conditions: Conditions) -> Iterator[MachineWarning]:
-    clock = conditions.clock
-    if clock is None or clock.limit_mhz is None or clock.highest_mhz is None:
-        return
-    if clock.limit_mhz < CLOCK_LIMIT * clock.highest_mhz:
-        cause = f"cpufreq limits the clock to {clock.limit_mhz:.0f} of {clock.highest_mhz:.0f} MHz"
-        remedy = f"sudo cpupower frequency-set -u {clock.highest_mhz:.0f}MHz"
-        yield MachineWarning(CLOCK, cause, remedy)
-
-
-def _clock_fall(before: Conditions, after: Conditions) -> Iterator[MachineWarning]:
-    if before.clock is None or after.clock is None:
-        return
-    # The fastest CPU was busy in both snapshots; the others may be idle.
-    first, last = before.clock.max_mhz, after.clock.max_mhz
-    if last < CLOCK_FALL * first:
-        cause = f"the clock fell from {first:.0f} to {last:.0f} MHz"
-        yield MachineWarning(CLOCK, cause, "let the machine cool and measure again")
-
-
 def _heat(conditions: Conditions) -> Iterator[MachineWarning]:
     seen = conditions.temperature
     if seen and seen.celsius >= (HOT if seen.critical is None else seen.critical - HOT_MARGIN):
         cause = f"the processor is hot ({seen.celsius:.0f} °C, sensor {seen.sensor})"
         yield MachineWarning(HEAT, cause, "let it cool and check its fans and air vents")
-
-
-def _throttle_events(events: int | None) -> Iterator[MachineWarning]:
-    if events:
-        cause = "the processor lowered its clock because of heat"
-        remedy = "the later speeds are too low; let it cool and measure again"
-        yield MachineWarning(HEAT, cause, remedy)
-
-
-def _memory(available: int | None, model_size: int | None) -> Iterator[MachineWarning]:
-    if available is None or model_size is None or available >= MEMORY_FACTOR * model_size:
-        return
-    yield MachineWarning(
-        MEMORY,
-        f"only {size_text(available)} of memory is available, but the model needs about "
-        f"{size_text(MEMORY_FACTOR * model_size)}",
-        "it may be read from disk again and again; close programs or use a smaller model",
-    )
-
-
-def _swapped(size: int | None) -> Iterator[MachineWarning]:
-    if size is not None and size >= SWAPPED:
-        cause = f"the system read {size_text(size)} back from swap"
-        yield MachineWarning(MEMORY, cause, "close programs that use a lot of memory")
-
-
-def _battery(conditions: Conditions) -> Iterator[MachineWarning]:
-    if conditions.on_battery:
-        cause = "the machine runs on battery, which lowers the clock"
-        yield MachineWarning(BATTERY, cause, "plug it in")
-
-
-def _quota(host: Host) -> Iterator[MachineWarning]:
-    if host.quota is not None and host.quota_binds:
-        yield MachineWarning(
-            QUOTA,
-            f"a CPU quota allows {host.quota:g} of {len(host.allowed)} CPUs, and the kernel pauses "
-            "an engine that uses more",
-            "raise the quota (docker run --cpus) to use all CPUs",
-        )
-
-
-def _throttled(throttled: int, periods: int, seconds: float) -> Iterator[MachineWarning]:
-    if periods and throttled > THROTTLED_SHARE * periods:
-        yield MachineWarning(
-            QUOTA,
-            f"the CPU quota paused the engine in {throttled} of {periods} periods, for "
-            f"{seconds:.1f} s in all",
-            "settings with more threads than the quota allows suffer most; raise the quota to "
-            "compare them fairly",
-        )
-
-
-def _steal(share: float | None) -> Iterator[MachineWarning]:
-    if share is not None and share > STEAL_SHARE:
-        cause = f"the hypervisor gave {100 * share:.0f} % of the CPU time to other machines (steal)"
-        yield MachineWarning(STEAL, cause, "measure again at a quieter time")
-
-
-def _changes(before: Conditions, after: Conditions) -> Iterator[MachineWarning]:
-    if after.on_battery and not before.on_battery:
-        cause = "the machine switched to battery"
-        yield MachineWarning(BATTERY, cause, "plug it in and measure again")
-    if before.governor != after.governor:
-        old, new = before.governor or "none", after.governor or "none"
-        cause = f"the governor changed from {old} to {new}"
-        yield MachineWarning(GOVERNOR, cause, "measure again")

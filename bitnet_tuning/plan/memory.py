@@ -63,7 +63,7 @@ _BATCH_SHARE = 0.9
 _USUAL_CONTEXT = 2048
 """Tokens of context that run_inference.py uses by default."""
 
-_F32 = 4
+_F16, _F32 = 2, 4
 _UNSTATED_CONTEXT = 4096
 """Tokens of context if neither the request nor the model states a length."""
 
@@ -90,22 +90,13 @@ def context_of(ctx_size: int, model: ModelFile) -> int:
 def need_of(model: ModelFile, ctx_size: int, ubatch: int | None) -> Need:
     """Return the memory of a run with ``ctx_size`` tokens of context (0: the model's own length). A
     ``ubatch`` of None means the engine's default."""
-    context = context_of(ctx_size, model)
-    return Need(model.size, _cache_bytes(model, context), _buffer_bytes(model, context, ubatch))
-
-
-def _cache_bytes(model: ModelFile, tokens: int) -> int:
-    """Return the bytes of the keys and values of ``tokens`` tokens in F16."""
+    context, embedding = context_of(ctx_size, model), model.embedding_length or 0
     # A model that does not describe its attention heads counts as one that shares none, which
-    # takes the most memory.
-    width = model.kv_width or 2 * (model.embedding_length or 0)
-    return tokens * (model.layers or 0) * width * 2
-
-
-def _buffer_bytes(model: ModelFile, context: int, ubatch: int | None) -> int:
-    """Return the bytes of the widest result of a step: logits, or attention over the context."""
+    # takes the most memory. Keys and values are in F16.
+    cache = context * (model.layers or 0) * (model.kv_width or 2 * embedding) * _F16
+    # The widest result of a step are the logits, or the attention over the context.
     widest = max(model.vocabulary or 0, (model.heads or 0) * context)
-    return _F32 * (ubatch or DEFAULT_UBATCH) * (widest + (model.embedding_length or 0))
+    return Need(model.size, cache, _F32 * (ubatch or DEFAULT_UBATCH) * (widest + embedding))
 
 
 def least_tokens(prompt: bytes) -> int:

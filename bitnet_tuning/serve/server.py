@@ -163,22 +163,17 @@ def server_command(
 
 def server_of(engine: Engine) -> Server:
     """Return the server beside the engine. Raise MissingError if there is none."""
-    program = _program(engine)
+    program: tuple[str, ...] = (sys.executable, engine.path, "server")
+    if not engine.embedded:
+        if engine.server is None:
+            raise MissingError(
+                f"--prompts needs llama-server in the folder of {engine.path}",
+                "build it: cmake --build build --target llama-server",
+            )
+        program = (engine.server,)
     said = capture((*program, "--help"))
     flags = frozenset(parse_flags(said.stdout + said.stderr))
     return Server(program, flags, flash_takes_value(engine))
-
-
-def _program(engine: Engine) -> tuple[str, ...]:
-    """Return the arguments that start the server."""
-    if engine.embedded:
-        return sys.executable, engine.path, "server"
-    if engine.server is None:
-        raise MissingError(
-            f"--prompts needs llama-server in the folder of {engine.path}",
-            "build it: cmake --build build --target llama-server",
-        )
-    return (engine.server,)
 
 
 @contextmanager

@@ -89,13 +89,8 @@ def environment(plan: Plan, watched: Watched) -> Line:
 
 
 def _unseen(name: str, watched: Watched) -> Line:
-    return Line(
-        name,
-        SKIP,
-        NO_RUN
-        if watched.failed
-        else watched.problem or "the engine ended before it could be observed",
-    )
+    why = watched.problem or "the engine ended before it could be observed"
+    return Line(name, SKIP, NO_RUN if watched.failed else why)
 
 
 def _differences(wanted: Mapping[str, str], seen: Mapping[str, str]) -> str:
@@ -174,7 +169,8 @@ def _misplaced(
             f"{format_list(every)}, though {format_list(permitted)} may be used: look for "
             "taskset, numactl or GOMP_CPU_AFFINITY in what starts the engine"
         )
-    if _should_bind(plan, watched, host, runtime) and any(_spans(mask, host) for mask in masks):
+    moves = any(host.cores_in(mask) > 1 for mask in masks)
+    if moves and _should_bind(plan, watched, host, runtime):
         return "OMP_PROC_BIND=true has no effect: a thread may still move from core to core"
     return None
 
@@ -187,11 +183,6 @@ def _should_bind(plan: Plan, watched: Watched, host: Host, runtime: str | None) 
         and len(watched.workers) > 1
         and host.topology_known
     )
-
-
-def _spans(mask: frozenset[int], host: Host) -> bool:
-    """Return whether the mask includes CPUs of several physical cores."""
-    return sum(1 for core in host.cores if core.cpus & mask) > 1
 
 
 def asks_huge(plan: Plan) -> bool:
@@ -214,7 +205,8 @@ def kernel(
     ``model_size`` is in bytes, ``niceness`` is the launcher's own, and ``lockable`` is the number
     of bytes that it may lock in memory: None for no limit, or an unknown one.
     """
-    process, loaded = watched.process, _is_loaded(watched, model_size)
+    process = watched.process
+    loaded = watched.steady and process is not None and (process.resident or -1) >= model_size
     nodes = wanted_nodes(plan)
     asked: list[tuple[str, Callable[[Process], tuple[str, str]]]] = []
     if plan.setting.nice:
@@ -287,12 +279,6 @@ def _memory_nodes(process: Process, wanted: frozenset[int]) -> tuple[str, str]:
         f"{shown}; the plan asks for node {format_list(wanted)}: it is full, or the page cache "
         "holds the model on another node"
     )
-
-
-def _is_loaded(watched: Watched, model_size: int) -> bool:
-    """Return whether the engine surely had the model in memory."""
-    resident = watched.process and watched.process.resident
-    return watched.steady and resident is not None and resident >= model_size
 
 
 def own_count(plan: Plan, watched: Watched) -> Line:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from bitnet_tuning.launch.background import capture
 from bitnet_tuning.launch.failure import failure
@@ -18,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.model.types import ModelFile
     from bitnet_tuning.plan.facts import Plan
+
+Seen = TypeVar("Seen", Process, Thread)
 
 PROMPT = "How many threads"
 
@@ -162,19 +164,21 @@ def summed_up(looks: Sequence[tuple[Process, ...]]) -> Watched:
 
 def _busiest(seen: Iterable[Process]) -> Sequence[Process]:
     """Return all looks at the process that ran most: a script that starts the engine only waits."""
-    looks: dict[int, list[Process]] = defaultdict(list)
-    for process in seen:
-        looks[process.id].append(process)
-    return max(looks.values(), default=[], key=lambda one: sum(each.ran for each in _threads(one)))
+    looks = _by_id(seen)
+    return max(looks, default=[], key=lambda one: sum(each.ran for each in _threads(one)))
 
 
 def _threads(looks: Sequence[Process]) -> list[Thread]:
     """Return each thread with the time that it ran and waited between its first and last look."""
-    states: dict[int, list[Thread]] = defaultdict(list)
-    for process in looks:
-        for thread in process.threads:
-            states[thread.id].append(thread)
-    return [_difference(each) for each in states.values()]
+    states = _by_id(thread for process in looks for thread in process.threads)
+    return [_difference(each) for each in states]
+
+
+def _by_id(seen: Iterable[Seen]) -> list[list[Seen]]:
+    found: dict[int, list[Seen]] = defaultdict(list)
+    for each in seen:
+        found[each.id].append(each)
+    return list(found.values())
 
 
 def _difference(states: Sequence[Thread]) -> Thread:
