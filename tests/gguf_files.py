@@ -96,6 +96,28 @@ def write_bitnet(
     return write_gguf(path, facts, [*tables, *layers, *norms])
 
 
+def write_split(stem: Path | str, counts: Sequence[int], **stated: object) -> list[Path]:
+    """Write a BitNet model of four tensors in parts with that many tensors each, as
+    llama-gguf-split does. ``stated`` are facts of the first part that differ; return the paths."""
+    layers = [(f"blk.{layer}.ffn_up.weight", (256, 1024), "i2_s") for layer in range(3)]
+    tensors = [("token_embd.weight", (256, 32000), "f16"), *layers]
+    paths = []
+    for number, count in enumerate(counts):
+        facts: dict[str, object] = {
+            "general.architecture": "bitnet-b1.58",
+            "general.file_type": 40,
+            "split.no": Typed(U16, number),
+            "split.count": Typed(U16, len(counts)),
+            "split.tensors.count": Typed(I32, len(tensors)),
+        }
+        if number == 0:
+            facts |= {key.replace("__", "."): value for key, value in stated.items()}
+        path = Path(f"{stem}-{number + 1:05d}-of-{len(counts):05d}.gguf")
+        at = sum(counts[:number])
+        paths.append(write_gguf(path, facts, tensors[at : at + count]))
+    return paths
+
+
 def gguf_header(
     metadata: Iterable[tuple[str | bytes, object]] = (),
     tensors: Sequence[Tensor] = (),

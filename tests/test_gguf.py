@@ -22,9 +22,7 @@ from tests.gguf_files import (
     ARRAY,
     F64,
     FORMS,
-    I32,
     STRING,
-    U8,
     U32,
     Tensor,
     Typed,
@@ -173,7 +171,7 @@ def test_the_demo_model_is_read(file: str, kind: str) -> None:
 def test_metadata_may_have_every_type_of_value(path: Path) -> None:
     values: dict[str, object] = {f"x.{kind}": Typed(kind, 1) for kind in FORMS}
     values |= {"x.text": "\u00e4" * 100, "x.empty": "", "x.list": [1, 2], "x.names": ["a", "", "b"]}
-    values |= {"x.deep": [[1, 2], [], [3]], "x.none": [], "x.flags": [True, False]}
+    values |= {"x.none": [], "x.flags": [True, False]}
     values["bitnet-b1.58.context_length"] = 77
     assert read_model(str(write_gguf(path, values))).context_length == 77
 
@@ -196,7 +194,6 @@ def test_numbers_of_a_wrong_type_are_none(path: Path) -> None:
         {
             "bitnet-b1.58.context_length": "many",
             "bitnet-b1.58.block_count": 2.5,
-            "general.alignment": "wide",
             "general.file_type": Typed(F64, float("nan")),
         },
     )
@@ -204,11 +201,11 @@ def test_numbers_of_a_wrong_type_are_none(path: Path) -> None:
     assert (model.context_length, model.layers) == (None, None)
 
 
-@pytest.mark.parametrize("alignment", [0, Typed(I32, -32), Typed(U8, 8), 64])
-def test_any_alignment_is_accepted(path: Path, alignment: object) -> None:
+@pytest.mark.parametrize("alignment", [1, 8, 32, 64, 4096])
+def test_an_alignment_may_be_any_power_of_two(path: Path, alignment: int) -> None:
     items = [("general.architecture", "x"), ("general.alignment", alignment)]
-    path.write_bytes(gguf_header(items, [ONE]) + bytes(2048))
-    assert read_model(str(path)).quantization == "f32"
+    path.write_bytes(gguf_header(items, [ONE]) + bytes(8192))
+    assert read_tensors(str(path))[0].offset % alignment == 0
 
 
 def test_keys_and_names_need_not_be_utf_8(path: Path) -> None:
@@ -218,10 +215,9 @@ def test_keys_and_names_need_not_be_utf_8(path: Path) -> None:
     assert read_model(str(path)).name == "\ufffd("
 
 
-def test_repeated_keys_are_no_error(path: Path) -> None:
-    items = [("general.architecture", "x"), ("x.block_count", 1), ("x.block_count", 2)]
-    path.write_bytes(gguf_header(items, [ONE]) + bytes(2048))
-    assert read_model(str(path)).layers in (1, 2)
+def test_names_do_not_carry_commands_to_the_terminal(path: Path) -> None:
+    name = read_model(str(write_gguf(path, {"general.name": "a\x1b[2Jb\nc"}))).name
+    assert name == "a\ufffd[2Jb\ufffdc"
 
 
 def test_version_2_is_read(path: Path) -> None:
@@ -275,9 +271,9 @@ FAR = gguf_header([("general.architecture", "x")], [ONE])[:-8] + struct.pack("<Q
         (lambda path: path.touch(), "is empty"),
         (lambda path: path.mkdir(), "is a folder"),
         (os.mkfifo, "is not a regular file"),
-        (holding(b"hello"), "is not a GGUF file: it begins with 'hell'"),
+        (holding(b"Entry not found\n"), "is not a GGUF file: it begins with 'Entry not found'"),
         (holding(b"GGML" + bytes(100)), "is not a GGUF file: it begins with 'GGML'"),
-        (holding(b"PK\3\4"), "is not a GGUF file: it begins with the bytes 50 4b 03 04"),
+        (holding(b"\x7fELF"), "is not a GGUF file: it begins with the bytes 7f 45 4c 46"),
         (holding(b"\0"), "is not a GGUF file: it begins with the bytes 00"),
         (with_header(order=">"), "is a big-endian GGUF file"),
         (with_header(version=1), "has version 1 of the GGUF format"),
@@ -308,8 +304,8 @@ def test_a_file_without_read_permission_is_refused(path: Path) -> None:
 
 
 def test_a_file_that_ends_anywhere_in_its_header_is_truncated(path: Path) -> None:
-    items = [("general.architecture", "x"), ("a", [1, 2]), ("b", ["x", "y"]), ("c", [[1.5]])]
-    data = gguf_header(items, [ONE, ONE])
+    items = [("general.architecture", "x"), ("a", [1, 2]), ("b", ["x", "y"]), ("c", 1.5)]
+    data = gguf_header(items, [ONE, Tensor("blk.1.w", (256,), "f32")])
     for length in range(1, len(data)):
         cause = refusal_of(path, data[:length])
         assert "truncated" in cause or "more than the file can hold" in cause, length
@@ -352,7 +348,6 @@ def a_pair(kind: int, content: bytes) -> bytes:
         pytest.param(lambda n: a_pair(STRING, struct.pack("<Q", n)), id="string"),
         pytest.param(lambda n: a_pair(ARRAY, struct.pack("<IQ", U32, n)), id="numbers"),
         pytest.param(lambda n: a_pair(ARRAY, struct.pack("<IQ", STRING, n)), id="strings"),
-        pytest.param(lambda n: a_pair(ARRAY, struct.pack("<IQ", ARRAY, n)), id="arrays"),
         pytest.param(
             lambda n: a_pair(ARRAY, struct.pack("<IQQ", STRING, 1, n)), id="string in an array"
         ),
@@ -369,17 +364,22 @@ def test_a_count_that_exceeds_the_file_is_refused_in_little_memory(
     assert "more than the file can hold" in cause or "truncated" in cause
 
 
-def test_a_long_string_is_skipped_without_reading_it(path: Path) -> None:
+def test_a_header_that_no_model_has_is_refused_in_little_memory(path: Path) -> None:
     items = [("general.architecture", "x"), ("long", "")]
     header = gguf_header(items, [Tensor("s", (), "f32")])
     at = header.index(b"long") + len(b"long") + 4
-    with path.open("wb") as file:
-        file.write(header[:at] + struct.pack("<Q", 250 << 20))
-        file.seek(250 << 20, os.SEEK_CUR)
-        file.write(header[at + 8 :])
-        file.truncate(300 << 20)
+
+    def write(length: int) -> Path:
+        with path.open("wb") as file:
+            file.write(header[:at] + struct.pack("<Q", length))
+            file.seek(length, os.SEEK_CUR)
+            file.write(header[at + 8 :])
+            file.truncate(300 << 20)
+        return path
+
     with little_memory():
-        assert read_model(str(path)).types == (TypeShare("f32", 1, 1),)
+        assert read_model(str(write(30 << 20))).types == (TypeShare("f32", 1, 1),)
+        assert "its header would take more than 40 MiB" in refusal(write(250 << 20))
 
 
 def test_a_key_of_more_than_65535_bytes_is_refused(path: Path) -> None:
@@ -394,7 +394,9 @@ def test_a_key_of_more_than_65535_bytes_is_refused(path: Path) -> None:
         counts(1 << 22, 0),
         counts(1, 1 << 22),
         a_pair(ARRAY, struct.pack("<IQ", STRING, 1 << 26)),
-        a_pair(ARRAY, struct.pack("<IQ", ARRAY, 1 << 26)),
+        a_pair(ARRAY, struct.pack("<IQ", STRING, 1 << 20)),
+        counts(1 << 14, 0),
+        counts(1, 1 << 12),
     ],
 )
 def test_a_large_count_in_a_large_file_of_zeros_is_refused(path: Path, data: bytes) -> None:
@@ -411,20 +413,14 @@ def test_dimensions_that_overflow_are_refused(
     path: Path, shape: tuple[int, ...], kind: str | int
 ) -> None:
     header = gguf_header([("general.architecture", "x")], [Tensor("blk.0.w", shape, kind)])
-    assert "a tensor claims" in refusal_of(path, header + bytes(4096))
+    assert "tensor 'blk.0.w' claims" in refusal_of(path, header + bytes(4096))
 
 
-@pytest.mark.parametrize("dimensions", [9, 1000, 0xFFFFFFFF])
+@pytest.mark.parametrize("dimensions", [5, 1000, 0xFFFFFFFF])
 def test_too_many_dimensions_are_refused(path: Path, dimensions: int) -> None:
     data = counts(1, 0) + struct.pack("<Q1sI", 1, b"t", dimensions) + bytes(4096)
     with little_memory():
         assert f"{dimensions} dimensions" in refusal_of(path, data)
-
-
-@pytest.mark.parametrize("depth", [10, 5000])
-def test_deeply_nested_arrays_are_refused(path: Path, depth: int) -> None:
-    nested = struct.pack("<IQ", ARRAY, 1) * depth + struct.pack("<IQ", U32, 0)
-    assert "array" in refusal_of(path, a_pair(ARRAY, nested) + bytes(4096))
 
 
 @pytest.mark.parametrize("kind", [13, 99, 0xFFFFFFFF])
@@ -440,7 +436,7 @@ def test_changed_bytes_are_read_or_refused_but_never_crash_the_reader(path: Path
         ("x.block_count", 3),
         ("general.file_type", 40),
         ("tokenizer.ggml.tokens", ["a", "b"]),
-        ("x.deep", [[1, 2], [3]]),
+        ("x.list", [1, 2, 3]),
     ]
     data = gguf_header(items, [ONE, Tensor("blk.1.w", (256, 2), "i2_s")])
     chance = random.Random(3)

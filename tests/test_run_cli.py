@@ -515,7 +515,7 @@ def written(content: bytes) -> Callable[[Path], object]:
         (lambda path: None, "no such model file"),
         (lambda path: path.mkdir(), "folder"),
         (written(b""), "empty"),
-        (written(b"PK\3\4" + bytes(100)), "is not a GGUF file"),
+        (written(b"PK\3\4" + bytes(100)), "is not a model but a PyTorch checkpoint"),
         (shortened, "truncated"),
         (written(header(1 << 60, 1, bytes(100))), str(1 << 60)),
         (written(header(1, 1 << 60, bytes(100))), str(1 << 60)),

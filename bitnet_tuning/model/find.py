@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from bitnet_tuning.errors import MissingError, TuningError
 from bitnet_tuning.model.parts import is_copy
-from bitnet_tuning.model.types import I2_S, ModelFile
+from bitnet_tuning.model.types import I2_S, ModelFile, part_paths
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.store.state import State, identity
 
@@ -126,7 +126,9 @@ def know(path: str, state: State) -> ModelFile:
     """Return the facts in a file's header, stored until it changes: a large vocabulary takes 0.1 s
     to read. Raise MissingError as ``gguf.read_model`` does."""
     try:
-        key = ":".join(str(part) for part in identity(os.path.abspath(path)))
+        whole = os.path.abspath(path)
+        parts = [identity(each) for each in dict.fromkeys((whole, *part_paths(whole)))]
+        key = ":".join(str(fact) for part in parts for fact in part)
     except (OSError, ValueError):
         return _header(path)
     model = state.load(KIND, key, ModelFile, VERSION)

@@ -9,11 +9,20 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from math import prod
+from collections import Counter
+from itertools import pairwise, takewhile
 
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.model.parts import make_parts
-from bitnet_tuning.model.types import ModelFile, TensorInfo, TypeShare, tensor_bytes, type_name
+from bitnet_tuning.model.types import (
+    ModelFile,
+    TensorInfo,
+    TypeShare,
+    block_weights,
+    part_paths,
+    tensor_bytes,
+    type_name,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,35 +35,64 @@ MAGIC = b"GGUF"
 
 _SCALARS = dict(zip((*range(8), 10, 11, 12), "BbHhIif?Qqd", strict=True))
 """The ``struct`` module's letter for each scalar type of metadata values."""
-_STRING, _ARRAY = 8, 9
+_U32, _STRING, _ARRAY = 4, 8, 9
 _MIN_PAIR = 8 + 4 + 1
 _MIN_TENSOR = 8 + 4 + 4 + 8
 """Bytes that an entry of metadata and a tensor's description take at least."""
-_MAX_NESTING = 4
+_MOST_DIMENSIONS = 4
+_LONGEST_TENSOR_NAME = 63
+"""Limits of ggml (GGML_MAX_DIMS, GGML_MAX_NAME): its loader refuses a file that exceeds them."""
 
 # Limits for counts that are wrong but would fit into a large file: following them would take
 # minutes. Real models have some thousand tensors and half a million merges of tokens.
-_MOST_TENSORS = _MOST_PAIRS = 1 << 16
-_MOST_STRINGS = _MOST_ARRAYS = 1 << 22
+_MOST_TENSORS = 1 << 14
+_MOST_PAIRS = 1 << 12
+_MOST_STRINGS = 1 << 20
+_MOST_TYPES = 1 << 16
 _LONGEST_NAME = (1 << 16) - 1
 """Longest key in bytes, as the format defines it."""
+_LONGEST_HEADER = 40 << 20
+"""Bytes that are mapped; the longest headers, with 260,000 tokens and their merges, take 16 MB."""
 _KEPT = 1 << 10
 """Bytes of a string that are kept; every string that is used is shorter."""
 _MOST_WEIGHTS = (1 << 63) - 1
 """Most weights of a tensor: ggml counts them in a signed 64-bit number."""
 
 _CUT_HEADER = "is truncated: it ends in the middle of its header"
+_LONG_HEADER = f"is damaged: its header would take more than {_LONGEST_HEADER >> 20} MiB"
 
 Value = int | float | str | bool
+
+_AGAIN = "name another file with -m, or download or convert this one again"
+_FILE_ITSELF = "download the file itself; on Hugging Face, from /resolve/ instead of /blob/"
+_CONVERT = "name a GGUF file, or convert this model with setup_env.py of bitnet.cpp"
+_STAND_INS = (
+    (8, b'{"', "a safetensors file", _CONVERT),
+    (0, b"version https://git-lfs", "a Git LFS pointer", "run in its folder: git lfs pull"),
+    (0, b"<", "a web page, such as a login or an error page", _FILE_ITSELF),
+    (0, b"{", "JSON text, such as a server's error message", _FILE_ITSELF),
+    (0, (b"PK\3\4", b"\x80\2"), "a PyTorch checkpoint or a zip archive", _CONVERT),
+    (0, (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"), "an archive", "unpack it first"),
+    (0, bytes(4), "zeros, as an interrupted download leaves them", _AGAIN),
+)
+"""What people have in place of a model: bytes at an offset, what they show, and the remedy."""
+_UNFINISHED = (".aria2", ".part", ".partial", ".crdownload", ".download", ".incomplete")
+"""What programs append to a file's name while they download it (aria2: to that of its log, beside
+a file that may have its full length already)."""
 
 
 class _CorruptError(Exception):
     """The file is not a whole GGUF model; the text says why, as the rest of a sentence."""
 
+    def __init__(self, cause: str, remedy: str = _AGAIN) -> None:
+        super().__init__(cause)
+        self.remedy = remedy
+
 
 def read_model(path: str) -> ModelFile:
-    """Return the facts in a file's header. Raise MissingError if the file does not exist, cannot
-    be read, is not a GGUF file, is damaged, or is shorter than its header says."""
+    """Return the facts in a file's header; of a split model, those of all its parts. Raise
+    MissingError if the file does not exist, cannot be read, is not a GGUF file, is damaged, is
+    shorter than its header says, or is not the first part of a split model that is complete."""
     return _model_facts(path, *_read(path))
 
 
@@ -64,45 +102,90 @@ def read_tensors(path: str) -> tuple[TensorInfo, ...]:
 
 
 def _read(path: str) -> tuple[int, Metadata, tuple[TensorInfo, ...]]:
+    at = path
     try:
-        _check_file(path)
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return len(data), *_parse(data)
+        size, metadata, infos = _read_file(path)
+        for at in _further_parts(path, metadata):
+            more, _, others = _read_file(at)
+            infos += tuple(info._replace(offset=size + info.offset) for info in others)
+            size += more
+        at = path
+        _check_whole(metadata, infos)
+        return size, metadata, infos
     except OSError as error:
         raise MissingError(
-            f"cannot read the model {path}: {error.strerror or error}",
+            f"cannot read the model {at}: {error.strerror or error}",
             "check its permissions, or name another file with -m",
         ) from error
     except _CorruptError as error:
-        raise MissingError(
-            f"{path} {error}", "name another file with -m, or download or convert this one again"
-        ) from error
+        marks = [mark for mark in _UNFINISHED if at.endswith(mark) or os.path.exists(at + mark)]
+        note = f"; its download is not finished ({marks[0]})" if marks else ""
+        raise MissingError(f"{at} {error}{note}", error.remedy) from error
 
 
-def _check_file(path: str) -> None:
+def _read_file(path: str) -> tuple[int, Metadata, tuple[TensorInfo, ...]]:
     remedy = "name a GGUF file with -m or in BITNET_MODEL"
     if not os.path.exists(path):
         raise MissingError(f"no such model file: {path}", remedy)
     if not os.path.isfile(path):
         kind = "a folder" if os.path.isdir(path) else "not a regular file"
         raise MissingError(f"the model {path} is {kind}", remedy)
-    if os.path.getsize(path) == 0:
+    size = os.path.getsize(path)
+    if size == 0:
         raise _CorruptError("is empty")
+    if os.path.exists(path + _UNFINISHED[0]):
+        raise _CorruptError("is not complete")
+    end = min(size, _LONGEST_HEADER)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ) as data:
+        return size, *_parse(_Reader(data, size))
+
+
+def _further_parts(path: str, metadata: Metadata) -> list[str]:
+    """Return the paths of the other parts of a split model, which llama.cpp finds by their names;
+    raise _CorruptError if ``path`` is not the first, or if one is missing."""
+    number, count = (_integer(metadata.get(f"split.{key}")) or 0 for key in ("no", "count"))
+    if count < 2:
+        return []
+    paths, this = part_paths(path), f"is part {number + 1} of {count} of a model"
+    if number or len(paths) != count or paths[0] != path:
+        first = paths[0] if len(paths) == count else f"the file …-00001-of-{count:05d}.gguf"
+        raise _CorruptError(f"{this}; an engine starts from the first", f"name with -m {first}")
+    if missing := next((part for part in paths if not os.path.exists(part)), None):
+        raise _CorruptError(f"{this}, but {missing} is missing", "download all into one folder")
+    return paths[1:]
+
+
+def _check_whole(metadata: Metadata, infos: tuple[TensorInfo, ...]) -> None:
+    if not infos:
+        raise _CorruptError("is not a model: it has no tensors")
+    if not metadata.get("general.architecture"):
+        raise _CorruptError("is damaged: its header does not name an architecture")
+    stated = _integer(metadata.get("split.tensors.count"))
+    if metadata.get("split.count") and stated not in (None, len(infos)):
+        raise _CorruptError(f"is damaged: its parts have {len(infos)} of {stated} tensors")
+    _check_unique("tensors", [info.name for info in infos])
+
+
+def _check_unique(what: str, names: list[str]) -> None:
+    if len(set(names)) < len(names):
+        name = Counter(names).most_common(1)[0][0]
+        raise _CorruptError(f"is damaged: it has several {what} named {name!r}")
 
 
 class _Reader:
-    """A position in the mapped file that never moves past its end."""
+    """A position in the beginning of a file that never moves past what is mapped of it."""
 
-    def __init__(self, data: mmap.mmap) -> None:
+    def __init__(self, data: mmap.mmap, size: int) -> None:
         self.data = data
         self.at = 0
         self.end = len(data)
+        self.size = size
 
     def skip(self, count: int) -> int:
         """Move on by ``count`` bytes and return the position before."""
         start = self.at
         if count > self.end - start:
-            raise _CorruptError(_CUT_HEADER)
+            raise _CorruptError(_CUT_HEADER if self.end == self.size else _LONG_HEADER)
         self.at = start + count
         return start
 
@@ -113,7 +196,7 @@ class _Reader:
     def count(self, what: str, smallest: int, most: int | None = None) -> int:
         """Read a 64-bit count of things that take at least ``smallest`` bytes each."""
         count = self.number("Q")
-        if count * smallest > self.end - self.at:
+        if count * smallest > self.size - self.at:
             raise _CorruptError(
                 f"is truncated or damaged: its header claims {count} {what}, "
                 "more than the file can hold"
@@ -122,43 +205,46 @@ class _Reader:
             raise _CorruptError(f"is damaged: it claims {count} {what}; the limit is {most}")
         return count
 
-    def name(self, what: str) -> str:
-        start = self.skip(self.count(f"bytes in a {what}", 1, _LONGEST_NAME))
-        return self.data[start : self.at].decode("utf-8", "replace")
+    def text(self, what: str = "string", most: int | None = None) -> str:
+        """Read a string and return its beginning, without what a terminal would obey."""
+        start = self.skip(self.count(f"bytes in a {what}", 1, most))
+        if most and start == self.at:
+            raise _CorruptError(f"is damaged: it has an empty {what}")
+        text = self.data[start : min(self.at, start + _KEPT)].decode("utf-8", "replace")
+        if text.isprintable():
+            return text
+        return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
-    def text(self) -> str:
-        """Read a string and return its beginning."""
-        start = self.skip(self.count("bytes in a string", 1))
-        return self.data[start : min(self.at, start + _KEPT)].decode("utf-8", "replace")
 
-
-def _parse(data: mmap.mmap) -> tuple[Metadata, tuple[TensorInfo, ...]]:
-    reader = _Reader(data)
-    if data[: len(MAGIC)] != MAGIC[: len(data)]:
-        raise _CorruptError(
-            f"is not a GGUF file: it begins with {_shown(data[: len(MAGIC)])}, not 'GGUF'"
-        )
+def _parse(reader: _Reader) -> tuple[Metadata, tuple[TensorInfo, ...]]:
+    if reader.data[: len(MAGIC)] != MAGIC[: reader.size]:
+        raise _stand_in(reader.data[:512])
     reader.skip(len(MAGIC))
     _check_version(reader.number("I"))
     tensors = reader.count("tensors", _MIN_TENSOR, _MOST_TENSORS)
     pairs = reader.count("metadata entries", _MIN_PAIR, _MOST_PAIRS)
-    metadata = dict(_pair(reader) for _ in range(pairs))
-    relative = [_tensor(reader) for _ in range(tensors)]
-    if not relative:
-        raise _CorruptError("is not a model: it has no tensors")
-    if not metadata.get("general.architecture"):
-        raise _CorruptError("is damaged: its header does not name an architecture")
-    alignment = _integer(metadata.get("general.alignment")) or 32
+    entries = [_pair(reader) for _ in range(pairs)]
+    _check_unique("metadata entries", [key for key, _ in entries])
+    metadata = dict(entries)
+    alignment = _integer(metadata.get("general.alignment", 32)) or 0
+    if not 0 < alignment <= reader.size or alignment & (alignment - 1):
+        raise _CorruptError(f"is damaged: it cannot have an alignment of {alignment} bytes")
+    relative = [_tensor(reader, alignment) for _ in range(tensors)]
     start = -(-reader.at // alignment) * alignment
     infos = tuple(info._replace(offset=start + info.offset) for info in relative)
-    _check_length(infos, reader.end)
+    _check_places(infos, reader.size)
     return metadata, infos
 
 
-def _shown(data: bytes) -> str:
-    """Return bytes as text if they are printable ASCII, else in hexadecimal."""
-    text = data.decode("ascii", "replace")
-    return f"'{text}'" if text.isascii() and text.isprintable() else f"the bytes {data.hex(' ')}"
+def _stand_in(data: bytes) -> _CorruptError:
+    """Return the error for a file that begins with ``data`` and is no GGUF file."""
+    text = data.lstrip(b"\xef\xbb\xbf \t\r\n")
+    line = "".join(takewhile(str.isprintable, text[:60].decode("ascii", "surrogateescape")))
+    shown = f"'{line}'" if line else f"the bytes {data[:4].hex(' ')}"
+    for at, mark, what, remedy in _STAND_INS:
+        if (data if at else text).startswith(mark, at):
+            return _CorruptError(f"is not a model but {what}: it begins with {shown}", remedy)
+    return _CorruptError(f"is not a GGUF file: it begins with {shown}, not 'GGUF'")
 
 
 def _check_version(version: int) -> None:
@@ -171,16 +257,19 @@ def _check_version(version: int) -> None:
 
 
 def _pair(reader: _Reader) -> tuple[str, Value | None]:
-    key = reader.name("key")
-    return key, _value(reader, reader.number("I"), 0)
+    key = reader.text("key", _LONGEST_NAME)
+    kind = reader.number("I")
+    if key == "general.alignment" and kind != _U32:
+        raise _CorruptError(f"is damaged: its alignment has the type {kind}, not {_U32} (u32)")
+    return key, _value(reader, kind)
 
 
-def _value(reader: _Reader, kind: int, depth: int) -> Value | None:
+def _value(reader: _Reader, kind: int) -> Value | None:
     """Read a scalar or a string; of an array, return the length."""
     if kind == _STRING:
         return reader.text()
     if kind == _ARRAY:
-        return _array_length(reader, depth)
+        return _array_length(reader)
     if kind not in _SCALARS:
         raise _CorruptError(f"is damaged: its metadata has a value of unknown type {kind}")
     form = "<" + _SCALARS[kind]
@@ -188,7 +277,7 @@ def _value(reader: _Reader, kind: int, depth: int) -> Value | None:
     return value if isinstance(value, int | float) else None
 
 
-def _array_length(reader: _Reader, depth: int) -> int:
+def _array_length(reader: _Reader) -> int:
     kind = reader.number("I")
     if kind in _SCALARS:
         width = struct.calcsize(_SCALARS[kind])
@@ -197,12 +286,9 @@ def _array_length(reader: _Reader, depth: int) -> int:
     elif kind == _STRING:
         length = reader.count("strings", 8, _MOST_STRINGS)
         _skip_strings(reader, length)
-    elif kind == _ARRAY and depth < _MAX_NESTING:
-        length = reader.count("arrays", 12, _MOST_ARRAYS)
-        for _ in range(length):
-            _array_length(reader, depth + 1)
     else:
-        raise _CorruptError(f"is damaged: its metadata has an array of unknown type {kind}")
+        of = "arrays" if kind == _ARRAY else f"unknown type {kind}"
+        raise _CorruptError(f"is damaged: its metadata has an array of {of}")
     return length
 
 
@@ -212,27 +298,43 @@ def _skip_strings(reader: _Reader, count: int) -> None:
     unpack, data, at, end = struct.Struct("<Q").unpack_from, reader.data, reader.at, reader.end
     for _ in range(count):
         if at + 8 > end:
-            raise _CorruptError(_CUT_HEADER)
+            at += 8
+            break
         at += 8 + unpack(data, at)[0]
     reader.skip(at - reader.at)
 
 
-def _tensor(reader: _Reader) -> TensorInfo:
-    name = reader.name("tensor's name")
+def _tensor(reader: _Reader, alignment: int) -> TensorInfo:
+    name = reader.text("tensor's name", _LONGEST_TENSOR_NAME)
     dimensions = reader.number("I")
-    if dimensions > 8:
-        raise _CorruptError(f"is damaged: a tensor has {dimensions} dimensions")
+    if dimensions > _MOST_DIMENSIONS:
+        raise _CorruptError(f"is damaged: tensor {name!r} has {dimensions} dimensions")
     shape = tuple(reader.number("Q") for _ in range(dimensions))
-    if prod(shape) > _MOST_WEIGHTS:
-        raise _CorruptError(f"is damaged: a tensor claims {prod(shape)} weights")
-    return TensorInfo(name, reader.number("I"), shape, reader.number("Q"))
+    info = TensorInfo(name, reader.number("I"), shape, reader.number("Q"))
+    if 0 in shape:
+        wrong = "has a dimension of 0"
+    elif info.weights > _MOST_WEIGHTS:
+        wrong = f"claims {info.weights} weights"
+    elif info.kind >= _MOST_TYPES:
+        wrong = f"is of unknown type {info.kind}"
+    elif shape and shape[0] % block_weights(info.kind):
+        wrong = f"has rows of {shape[0]} weights, no multiple of {block_weights(info.kind)}"
+    elif info.offset % alignment:
+        wrong = f"begins at byte {info.offset}, no multiple of the alignment {alignment}"
+    else:
+        return info
+    raise _CorruptError(f"is damaged: tensor {name!r} {wrong}")
 
 
-def _check_length(infos: tuple[TensorInfo, ...], size: int) -> None:
-    needed = max(info.offset + tensor_bytes(info.kind, info.weights) for info in infos)
-    if needed > size:
+def _check_places(infos: tuple[TensorInfo, ...], size: int) -> None:
+    ends = [info.offset + tensor_bytes(info.kind, info.weights) for info in infos]
+    if max(ends, default=0) > size:
         # Not in MiB: sometimes a few bytes lack.
-        raise _CorruptError(f"is truncated: it has {size} of {needed} bytes")
+        raise _CorruptError(f"is truncated: it has {size} of {max(ends)} bytes")
+    places = sorted(zip((info.offset for info in infos), ends, infos, strict=True))
+    for (_, end, _), (start, _, info) in pairwise(places):
+        if end > start:
+            raise _CorruptError(f"is damaged: tensor {info.name!r} begins in another one")
 
 
 _STATED = (

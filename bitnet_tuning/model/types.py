@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import prod
 
 from bitnet_tuning.namedtuple import NamedTuple
@@ -52,7 +53,7 @@ class TensorInfo(NamedTuple):
     shape: tuple[int, ...]
     """Sizes of the dimensions, the contiguous one first, as in the file."""
     offset: int
-    """Bytes from the start of the file to the tensor."""
+    """Bytes from the start of the file to the tensor; of a split model, of its parts end to end."""
 
     @property
     def weights(self) -> int:
@@ -86,7 +87,7 @@ class ModelFile(NamedTuple):
 
     path: str
     size: int
-    """Size of the file in bytes."""
+    """Size in bytes of the file, or of all parts of a split model."""
     architecture: str
     name: str
     quantization: str
@@ -113,6 +114,21 @@ def tensor_bytes(kind: int, weights: int) -> int:
     """Return the size of a tensor in bytes; 0 for a type whose size is not known here."""
     name, block, size = _TYPES.get(kind, ("", 1, 0))
     return weights // block * size + (_I2_S_TRAILER if name == I2_S else 0)
+
+
+def block_weights(kind: int) -> int:
+    """Return the number of weights of which a row must be a multiple; 1 if it is not known here."""
+    return _TYPES.get(kind, ("", 1, 0))[1]
+
+
+def part_paths(path: str) -> list[str]:
+    """Return the paths of all parts of a split model, of which ``path`` is one by its name, as
+    llama_split_path of llama.cpp forms them; for any other path, that alone."""
+    parts = re.fullmatch(r"(?s)(.*-)\d{5}(-of-)(\d{5})(\.gguf)", path) if "-of-" in path else None
+    if not parts:
+        return [path]
+    stem, of, count, end = parts.groups()
+    return [f"{stem}{each:05d}{of}{count}{end}" for each in range(1, int(count) + 1)]
 
 
 def type_number(name: str) -> int:
