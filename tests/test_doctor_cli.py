@@ -110,12 +110,13 @@ def test_sizes_are_in_gibibytes(machine: Machine, doctor: Doctor) -> None:
 
 
 def test_counts_and_summary() -> None:
-    assert case.counts(EVERY) == {"bad": 1, "warn": 1, "unknown": 1, "good": 1}
-    assert case.summary(EVERY) == ("4 checks: 1 bad, 1 warning, 1 unknown, 1 good. Begin with: c.")
-    assert case.summary([]).startswith("0 checks")
+    text = "4 checks: 1 bad, 1 warning, 1 unknown, 1 good. Begin with: c."
+    counts = {"bad": 1, "warn": 1, "unknown": 1, "good": 1}
+    assert case.summary(EVERY) == {**counts, "exit_code": 1, "text": text}
+    assert case.summary([])["text"].startswith("0 checks")
     for found, lax, strict in ((EVERY, 1, 1), (EVERY[1:], 0, 2), (EVERY[2:], 0, 0)):
-        assert case.exit_code(found, strict=False) == lax
-        assert case.exit_code(found, strict=True) == strict
+        assert case.summary(found, strict=False)["exit_code"] == lax
+        assert case.summary(found, strict=True)["exit_code"] == strict
 
 
 # Text
@@ -133,7 +134,7 @@ def test_without_a_terminal_findings_are_plain_lines(
         "         (source: a manual)",
     ]
     assert "somewhere" not in text  # a good finding does not show its source
-    assert text.splitlines()[-1] == case.summary(EVERY)
+    assert text.splitlines()[-1] == case.summary(EVERY)["text"]
 
 
 class Terminal(io.StringIO):

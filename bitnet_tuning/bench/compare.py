@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 
 from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.comparison import Rounds
-from bitnet_tuning.bench.results import EngineFacts, Results, stamp
+from bitnet_tuning.bench.results import Results, stamp
 from bitnet_tuning.bench.summary import Summary, facts, noise
 from bitnet_tuning.console import aligned, times
 from bitnet_tuning.engine.builds import verdict_words
@@ -94,16 +94,14 @@ def _pairs(
 
 def _differences(a: Results, b: Results) -> tuple[Difference, ...]:
     one, two = (
-        {**facts(each), "engine's files": files, "warnings": "; ".join(each.warnings) or "none"}
-        for each, files in zip((a, b), _changed_files(a.engine, b.engine), strict=True)
+        {
+            **facts(each),
+            "engine's files": _in_words(set(each.engine.files) - set(other.engine.files)),
+            "warnings": "; ".join(each.warnings) or "none",
+        }
+        for each, other in ((a, b), (b, a))
     )
     return tuple(Difference(what, one[what], two[what]) for what in one if one[what] != two[what])
-
-
-def _changed_files(a: EngineFacts, b: EngineFacts) -> tuple[str, str]:
-    """Return in words the engine's files that differ; equal texts if all are the same."""
-    one, two = set(a.files), set(b.files)
-    return _in_words(one - two), _in_words(two - one)
 
 
 def _in_words(files: set[FileIdentity]) -> str:
@@ -127,7 +125,7 @@ _ADVICE = {
 """What to do about a difference that distorts the comparison, by ``Difference.what``."""
 
 
-def as_text(comparison: Comparison, names: tuple[str, str] = ("A", "B")) -> str:
+def as_text(comparison: Comparison, names: Sequence[str] = ("A", "B")) -> str:
     """Return the comparison as text for users. ``names`` are the files of A and B."""
     a, b = names
     lines: list[str] = []

@@ -26,8 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     options = read_options(arguments)
     if options.compare:
-        first, second = options.compare
-        return _compare(first, second, options.json)
+        from bitnet_tuning.bench import compare  # noqa: PLC0415
+        from bitnet_tuning.bench.results import load  # noqa: PLC0415
+
+        found = compare.compare(*map(load, options.compare))
+        facts = to_json(found)
+        print(
+            json.dumps(facts, indent=2) if options.json else compare.as_text(found, options.compare)
+        )
+        return 0
     if options.builds:
         from bitnet_tuning.bench.builds import compare_builds  # noqa: PLC0415
 
@@ -43,17 +50,21 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
         description="Find the fastest settings for this engine and this model on this machine, "
         "and save them for run_inference.py.",
     )
-    _add_subject(parser)
+    add_model(parser)
+    add_engine(parser)
     _add_search(parser)
     _add_output(parser)
     options = parser.parse_args(arguments)
-    if options.quick and options.full:
-        raise UsageError("argument --full: not allowed with --quick", "use one of the two")
-    options.effort = "quick" if options.quick else "full" if options.full else "normal"
     if options.builds:
-        _check_builds(options)
+        # Each build is measured with its default setting.
+        names = "threads modes output csv report resume compare"
+        _exclude(options, names, "--builds", "leave it out")
     if options.resume:
-        _check_resume(options)
+        remedy = "leave it out: a benchmark is resumed with its own options"
+        names = "budget quick full threads modes n_prompt n_gen objective"
+        _exclude(options, names, "--resume", remedy)
+    options.effort = "quick" if options.quick else "full" if options.full else "normal"
+    options.objective = options.objective or "tg"
     for path in (options.output, options.csv, options.report):
         _check_place(path)
     _check_apart(options)
@@ -62,11 +73,6 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
 
         available()
     return options
-
-
-def _add_subject(parser: argparse.ArgumentParser) -> None:
-    add_model(parser)
-    add_engine(parser)
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
@@ -78,8 +84,9 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="time to spend (default: 300; --quick: 60; --full: 1200)",
     )
-    add("--quick", action="store_true", help="try threads and mmap only, in a minute")
-    add("--full", action="store_true", help="try every knob and value, in 20 minutes")
+    effort = parser.add_mutually_exclusive_group().add_argument
+    effort("--quick", action="store_true", help="try threads and mmap only, in a minute")
+    effort("--full", action="store_true", help="try every knob and value, in 20 minutes")
     counts = several(integer(1, MOST_THREADS_ENGINE))
     add("--builds", action="store_true", help="compare the builds of a checkout, not settings")
     add("--threads", type=counts, default=(), metavar="N,N", help="try only these thread counts")
@@ -92,7 +99,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         "search from there) and performance (performance mode)",
     )
     goals = "tune token generation (tg, default), prompt processing (pp) or both (request)"
-    add("--objective", choices=OBJECTIVES, default="tg", help=goals)
+    add("--objective", choices=OBJECTIVES, help=goals)
     add("--n-prompt", type=integer(1, 1 << 20), metavar="N", help="number of tokens in a prompt")
     add("--n-gen", type=integer(1, 1 << 20), metavar="N", help="number of tokens in an answer")
     what = "also measure an engine that writes wrong words"
@@ -125,32 +132,12 @@ def _mode(text: str) -> str:
     return text
 
 
-def _check_resume(options: argparse.Namespace) -> None:
-    """Raise UsageError for options that the saved benchmark already has."""
-    asked = {
-        "--budget": options.budget,
-        "--quick": options.quick,
-        "--full": options.full,
-        "--threads": options.threads,
-        "--modes": options.modes,
-        "--n-prompt": options.n_prompt,
-        "--n-gen": options.n_gen,
-        "--objective": options.objective != "tg",
-    }
-    for flag, given in asked.items():
-        if given:
-            raise UsageError(
-                f"argument {flag}: not allowed with --resume",
-                "leave it out: a benchmark is resumed with its own options",
-            )
-
-
-def _check_builds(options: argparse.Namespace) -> None:
-    """Raise UsageError for options of a search: each build is measured with its default setting."""
-    given = vars(options)
-    for name in ("threads", "modes", "output", "csv", "report", "resume", "compare"):
-        if given[name]:
-            raise UsageError(f"argument --{name}: not allowed with --builds", "leave it out")
+def _exclude(options: argparse.Namespace, names: str, by: str, remedy: str) -> None:
+    """Raise UsageError for the first of the options that was given."""
+    for name in names.split():
+        if getattr(options, name):
+            flag = name.replace("_", "-")
+            raise UsageError(f"argument --{flag}: not allowed with {by}", remedy)
 
 
 def _check_place(path: str | None) -> None:
@@ -172,22 +159,6 @@ def _check_apart(options: argparse.Namespace) -> None:
     named = {"-m": options.model, "--output": output, "--csv": options.csv}
     places: dict[str, str] = {}
     for flag, path in {**named, "--report": options.report}.items():
-        place = os.path.realpath(path) if path else None
-        if place in places:
-            raise UsageError(
-                f"argument {flag}: the same file as {places[place]}", "name another file"
-            )
-        if place:
-            places[place] = flag
-
-
-def _compare(a: str, b: str, as_json: bool) -> int:
-    from bitnet_tuning.bench import compare  # noqa: PLC0415
-    from bitnet_tuning.bench.results import load  # noqa: PLC0415
-
-    found = compare.compare(load(a), load(b))
-    if as_json:
-        print(json.dumps(to_json(found), indent=2))
-    else:
-        print(compare.as_text(found, (a, b)))
-    return 0
+        other = places.setdefault(os.path.realpath(path), flag) if path else flag
+        if other != flag:
+            raise UsageError(f"argument {flag}: the same file as {other}", "name another file")

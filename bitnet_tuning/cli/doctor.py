@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_root
 from bitnet_tuning.console import print_table
 from bitnet_tuning.doctor import examine
-from bitnet_tuning.doctor.case import BAD, GOOD, UNKNOWN, WARN, Finding, as_json, exit_code, summary
+from bitnet_tuning.doctor.case import BAD, GOOD, UNKNOWN, WARN, Finding, summary
 from bitnet_tuning.doctor.gather import gather
 
 _ABOUT = (
@@ -25,11 +24,14 @@ def run(arguments: list[str]) -> int:
     # The self-test would run on this machine, which says nothing about a recorded one.
     selftest = options.root == "/" if options.selftest is None else options.selftest
     findings = examine(gather(options.root, options.engine, options.model, selftest))
+    found = summary(findings, options.strict)
     if options.json:
-        print(json.dumps(as_json(findings, options.strict), indent=2))
+        every = [finding._asdict() for finding in findings]
+        print(json.dumps({"findings": every, "summary": found}, indent=2))
     else:
         show(findings)
-    return exit_code(findings, options.strict)
+    code: int = found["exit_code"]
+    return code
 
 
 def _parser() -> Parser:
@@ -62,19 +64,10 @@ _STYLES = {BAD: "bold red", WARN: "yellow", UNKNOWN: "cyan", GOOD: "green"}
 
 def show(findings: Sequence[Finding]) -> None:
     """Print a paragraph for each finding to stdout, and the summary."""
-    if sys.stdout is None:  # it is closed
-        return
-    rows = [(_WORDS[each.state], each.name, "\n".join(details(each))) for each in findings]
+    rows = []
+    for each in findings:
+        advice = f"\n-> {each.advice}" if each.advice else ""
+        source = "" if each.state == GOOD else f"\n(source: {each.source})"
+        rows.append((_WORDS[each.state], each.name, f"{each.text}{advice}{source}"))
     print_table(rows, styles=[_STYLES[each.state] for each in findings])
-    print(f"\n{summary(findings)}")
-
-
-def details(finding: Finding) -> list[str]:
-    """Return the lines for one finding: what was found, what to do, and unless it is good, the
-    source."""
-    lines = [finding.text]
-    if finding.advice:
-        lines.append(f"-> {finding.advice}")
-    if finding.state != GOOD:
-        lines.append(f"(source: {finding.source})")
-    return lines
+    print(f"\n{summary(findings)['text']}")

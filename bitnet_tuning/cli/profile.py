@@ -78,17 +78,16 @@ def _list(options: argparse.Namespace, state: State) -> int:
     host = read_host(options.root)
     found = [(profile, what_changed(profile, host)) for profile in stored_profiles(state)]
     if options.json:
-        print(json.dumps([_facts(*each) for each in found], indent=2))
+        facts = [
+            {"id": each.id, "valid": not changes, "changed": changes, **to_document(each)}
+            for each, changes in found
+        ]
+        print(json.dumps(facts, indent=2))
     elif found:
         print("\n\n".join(_overview(*each) for each in found))
     else:
         say(f"there is no profile in {state.folder}; {_TUNE}")
     return 0
-
-
-def _facts(profile: Profile, changes: list[str]) -> dict[str, Any]:
-    state = {"id": profile.id, "valid": not changes, "changed": changes}
-    return {**state, **to_document(profile)}
 
 
 def _show(options: argparse.Namespace, state: State) -> int:

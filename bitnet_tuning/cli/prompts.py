@@ -7,8 +7,10 @@ import sys
 from contextlib import nullcontext
 from functools import partial
 
+from bitnet_tuning.cli.run_optimized import rate_text
 from bitnet_tuning.cli.show import show_plan
 from bitnet_tuning.console import Progress, clock, counted, say
+from bitnet_tuning.engine.probe import Speed
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
 from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.plan.memory import context_of
@@ -175,27 +177,17 @@ def _explain(gone: GoneError, facts: Facts, plan: Plan) -> None:
 def _report(totals: Totals, slots: int, load_seconds: float, options: argparse.Namespace) -> None:
     if not options.quiet:
         done = f"{counted(totals.prompts, 'prompt')}, {counted(totals.tokens, 'token')} generated"
-        say(
-            f"{done}, {_speed(totals)}, "
-            f"{totals.seconds:.1f} s, {counted(slots, 'slot')}; "
-            f"the model was loaded in {load_seconds:.1f} s"
-        )
+        how = f"{_speed(totals)}, {totals.seconds:.1f} s, {counted(slots, 'slot')}"
+        say(f"{done}, {how}; the model was loaded in {load_seconds:.1f} s")
     if options.stats and any(totals.timings.values()):
         # The server measures each slot on its own, while the slots run at the same time.
         found = totals.timings
-        say(
-            f"within one slot: prompt {_rate(found['prompt_n'], found['prompt_ms'])}, "
-            f"generation {_rate(found['predicted_n'], found['predicted_ms'])}"
-        )
+        prompt = rate_text(Speed(found["prompt_n"], found["prompt_ms"]))
+        generation = rate_text(Speed(found["predicted_n"], found["predicted_ms"]))
+        say(f"within one slot: prompt {prompt}, generation {generation}")
     elif options.stats:
         say("the server reported no timings")
 
 
 def _speed(totals: Totals) -> str:
     return f"{totals.tokens / totals.seconds if totals.seconds else 0.0:.1f} tokens/s"
-
-
-def _rate(tokens: int, milliseconds: float) -> str:
-    if not milliseconds:
-        return "not measured"
-    return f"{tokens / milliseconds * 1000:.1f} tokens/s ({tokens} tokens)"

@@ -54,25 +54,18 @@ def optimized_request(
 def _check_prompts(options: argparse.Namespace) -> None:
     """Raise UsageError for flags that ``--prompts`` excludes, or that need it."""
     many = options.prompts is not None
-    excluded = {
-        "-p/--prompt": options.prompt is not None,
-        "-f/--file": options.prompt_file is not None,
-        "-cnv/--conversation": options.chat,
-    }
-    dependent = {
-        "-o/--output": options.output is not None,
-        "--resume": options.resume,
-        "--slots": options.slots is not None,
-    }
-    for flag, is_given in (excluded if many else dependent).items():
-        if is_given:
-            what = "not allowed with --prompts" if many else "needs --prompts FILE"
+    flags = {"-o/--output": options.output, "--resume": options.resume, "--slots": options.slots}
+    what = "needs --prompts FILE"
+    if many:
+        flags = {"-p/--prompt": options.prompt, "-f/--file": options.prompt_file}
+        flags["-cnv/--conversation"] = options.chat
+        what = "not allowed with --prompts"
+    for flag, given in flags.items():
+        if given not in (None, False):
             raise UsageError(f"argument {flag}: {what}")
-    if not many:
-        return
-    if not options.prompts:
+    if many and not options.prompts:
         raise UsageError("argument --prompts: the file name is empty")
-    if options.resume and not options.output:
+    if many and options.resume and not options.output:
         raise UsageError(
             "argument --resume: needs -o FILE with the answers of the earlier run",
             "a run that printed its answers to standard output cannot be resumed",
@@ -111,26 +104,20 @@ def governor_line(host: Host) -> str:
 
 def stats_line(outcome: Outcome, request: Request) -> str:
     """Return the speeds that the engine printed, and the time to the first token."""
-    timings = parse_timings(outcome.log.decode("utf-8", "replace"))
-    if timings.prompt is None and timings.generation is None:
-        return f"the engine printed no timings; {_first_token(outcome.first_token, request)}"
-    parts = [
-        _speed("prompt", timings.prompt),
-        _speed("generation", timings.generation),
-        _first_token(outcome.first_token, request),
-    ]
-    return "; ".join(parts)
+    prompt, generation = parse_timings(outcome.log.decode("utf-8", "replace"))
+    figures = f"prompt {rate_text(prompt)}; generation {rate_text(generation)}"
+    if prompt is None and generation is None:
+        figures = "the engine printed no timings"
+    first = "not seen"
+    if outcome.first_token is not None:
+        first = f"after {outcome.first_token:.2f} s"
+    elif request.chat or request.prompt_file is not None:
+        first = "not measured"
+    return f"{figures}; first token {first}"
 
 
-def _speed(phase: str, speed: Speed | None) -> str:
+def rate_text(speed: Speed | None) -> str:
+    """Return a speed as ``21.3 tokens/s (128 tokens)``."""
     if speed is None or speed.rate is None:
-        return f"{phase} not measured"
-    return f"{phase} {speed.rate:.1f} tokens/s ({speed.tokens} tokens)"
-
-
-def _first_token(seconds: float | None, request: Request) -> str:
-    if seconds is not None:
-        return f"first token after {seconds:.2f} s"
-    if request.chat:
-        return "first token not measured in a chat"
-    return "first token not seen" if request.prompt_file is None else "first token not measured"
+        return "not measured"
+    return f"{speed.rate:.1f} tokens/s ({speed.tokens} tokens)"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from bitnet_tuning.console import printable
 from bitnet_tuning.doctor import build, clock, cpus, environment, model, wsl
 from bitnet_tuning.doctor.case import WORST_FIRST, Case, Check, Finding, bad, unknown
-from bitnet_tuning.errors import TuningError
+from bitnet_tuning.errors import TuningError, cause_of
 
 CHECKS: tuple[Check, ...] = (
     *build.CHECKS,
@@ -27,8 +27,12 @@ user should start with the first."""
 
 def examine(case: Case, checks: Sequence[Check] = CHECKS) -> list[Finding]:
     """Return the finding of every check that applies to the case, the worst first."""
-    judged = ((_judge(check, case), check) for check in checks)
-    found = [_labelled(finding, check) for finding, check in judged if finding]
+    found = []
+    for check in checks:
+        if finding := _judge(check, case):
+            _, state, text, advice, _ = finding
+            advice = advice and printable(advice)
+            found.append(Finding(check[0], state, printable(text), advice, check[2]))
     return sorted(found, key=lambda finding: WORST_FIRST.index(finding.state))
 
 
@@ -40,13 +44,7 @@ def _judge(check: Check, case: Case) -> Finding | None:
         return bad(error.cause, error.remedy)
     except Exception as error:
         return unknown(
-            f"this check failed: {type(error).__name__}: {error}",
+            f"this check failed: {cause_of(error)}",
             "this is a bug in bitnet-tuning; report it with the output of: "
             "python3 -m bitnet_tuning host --json",
         )
-
-
-def _labelled(finding: Finding, check: Check) -> Finding:
-    name, _, source = check
-    _, state, text, advice, _ = finding
-    return Finding(name, state, printable(text), advice and printable(advice), source)

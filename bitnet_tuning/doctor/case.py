@@ -156,33 +156,16 @@ def warned(case: Case, kind: str) -> Finding | None:
     return warning and warn(warning.cause, warning.remedy)
 
 
-def counts(findings: Sequence[Finding]) -> dict[str, int]:
+def summary(findings: Sequence[Finding], strict: bool = False) -> dict[str, Any]:
+    """Return the number of findings in each state; ``exit_code``: 1 if anything is bad, 2 if
+    ``strict`` and there are warnings, else 0; and ``text``, a line that also names the check to
+    begin with: the first one, since the worst finding comes first."""
     states = [finding.state for finding in findings]
-    return {state: states.count(state) for state in WORST_FIRST}
-
-
-def exit_code(findings: Sequence[Finding], strict: bool) -> int:
-    """Return 1 if anything is bad, 2 if ``strict`` and there are warnings, else 0."""
-    found = counts(findings)
-    return 1 if found[BAD] else 2 if strict and found[WARN] else 0
-
-
-def summary(findings: Sequence[Finding]) -> str:
-    """Return one line with the counts and the check to start with. The worst finding is first."""
-    found = counts(findings)
+    found = {state: states.count(state) for state in WORST_FIRST}
     total = f"{found[BAD]} bad, {counted(found[WARN], 'warning')}, {found[UNKNOWN]} unknown"
     begin = f" Begin with: {findings[0].name}." if found[BAD] or found[WARN] else ""
-    return f"{len(findings)} checks: {total}, {found[GOOD]} good.{begin}"
-
-
-def as_json(findings: Sequence[Finding], strict: bool) -> dict[str, Any]:
-    """Return what ``doctor --json`` prints: the findings, and a summary with the number of
-    findings in each state, the exit code and the summary line."""
     return {
-        "findings": [finding._asdict() for finding in findings],
-        "summary": {
-            **counts(findings),
-            "exit_code": exit_code(findings, strict),
-            "text": summary(findings),
-        },
+        **found,
+        "exit_code": 1 if found[BAD] else 2 if strict and found[WARN] else 0,
+        "text": f"{len(findings)} checks: {total}, {found[GOOD]} good.{begin}",
     }

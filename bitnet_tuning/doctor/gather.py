@@ -12,7 +12,7 @@ from bitnet_tuning.doctor.case import BuildFiles, Case
 from bitnet_tuning.engine.builds import build_name
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.engine.known import with_architecture
-from bitnet_tuning.errors import TuningError
+from bitnet_tuning.errors import TuningError, cause_of
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.cgroups import Cgroups, read_mounts
 from bitnet_tuning.machine.clock import read_base_clock
@@ -68,13 +68,10 @@ def attempt(read: Callable[[], Read]) -> Read | TuningError:
     except TuningError as error:
         return error
     except OSError as error:
-        cause = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
-        return TuningError(cause, "check that the file exists and can be read")
+        return TuningError(cause_of(error), "check that the file exists and can be read")
     except Exception as error:
-        return TuningError(
-            f"{type(error).__name__}: {error}",
-            "this is a bug in bitnet-tuning; report it with this message",
-        )
+        remedy = "this is a bug in bitnet-tuning; report it with this message"
+        return TuningError(cause_of(error), remedy)
 
 
 def _machine(root: Root, host: Host) -> Case:
@@ -139,30 +136,22 @@ def _with_profile(case: Case, state: State) -> Case:
 
 
 def read_build(engine: Engine, environ: Mapping[str, str]) -> BuildFiles:
-    """Return the age of the engine's files and the libraries that LD_LIBRARY_PATH replaces.
-    Raise OSError if a file is gone."""
+    """Return the age of the engine's files and the libraries that LD_LIBRARY_PATH replaces: those
+    that have the name of one the engine needs, but do not belong to its build. Raise OSError if a
+    file is gone."""
     if engine.embedded:
         return BuildFiles(None, ())
     built = max(os.stat(file).st_mtime for file in engine.files)
-    return BuildFiles(built, _swapped(engine, environ))
-
-
-def _swapped(engine: Engine, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the libraries on LD_LIBRARY_PATH that have the name of one the engine needs, but
-    do not belong to its build."""
-    checkout = engine.checkout
-    folder = os.path.dirname(engine.path)
-    own = os.path.realpath(os.path.join(checkout, build_name(engine.path)) if checkout else folder)
-    needed = {_stem(file) for file in engine.files if ".so" in os.path.basename(file)}
-    folders = [folder for folder in environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
-    paths = sorted(path for folder in folders for path in glob(f"{escape(folder)}/*.so*"))
-    return tuple(
-        path
-        for path in paths
-        if _stem(path) in needed and not os.path.realpath(path).startswith(f"{own}{os.sep}")
-    )
-
-
-def _stem(path: str) -> str:
-    """Return ``libggml`` for ``libggml.so.0.9``."""
-    return os.path.basename(path).partition(".so")[0]
+    own = os.path.dirname(engine.path)
+    if engine.checkout:
+        own = os.path.join(engine.checkout, build_name(engine.path))
+    own = os.path.join(os.path.realpath(own), "")
+    names = map(os.path.basename, engine.files)
+    needed = {name.partition(".so")[0] for name in names if ".so" in name}  # libggml of .so.0.9
+    swapped = []
+    for folder in filter(None, environ.get("LD_LIBRARY_PATH", "").split(":")):
+        for path in sorted(glob(f"{escape(folder)}/*.so*")):
+            stem = os.path.basename(path).partition(".so")[0]
+            if stem in needed and not os.path.realpath(path).startswith(own):
+                swapped.append(path)
+    return BuildFiles(built, tuple(swapped))
