@@ -177,7 +177,7 @@ def test_two_results_are_compared(tmp_path: Path, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("flags", "code", "said"),
     [
-        (["--quick", "--full"], 2, "not allowed with --quick"),
+        (["--quick", "--full"], 2, "not allowed with argument --quick"),
         (["--budget", "1"], 2, "--budget"),
         (["--threads", "1,x"], 2, "--threads"),
         (["--threads", "0"], 2, "--threads"),

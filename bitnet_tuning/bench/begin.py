@@ -11,7 +11,6 @@ from typing import NamedTuple
 from bitnet_tuning.bench.comparison import DEFAULT, Run
 from bitnet_tuning.bench.knobs import Assignment, Choices, Space, make_space
 from bitnet_tuning.bench.results import (
-    RUNNING,
     Results,
     Surroundings,
     engine_facts,
@@ -195,7 +194,7 @@ def _document(subject: Subject, asked: Assignment, space: Space) -> Results:
     return Results(
         created=created,
         updated=created,
-        state=RUNNING,
+        state="running",
         program=program(),
         options=asked,
         host=host_facts(facts.host),
@@ -219,7 +218,7 @@ def resume(subject: Subject, earlier: Results, stop: Stop, shown: Progress) -> R
         shown.running("preparing: loading the model", 0)
         _checked(subject, warm(subject))
     warnings = tuple(dict.fromkeys((*earlier.warnings, *warnings)))
-    return earlier._replace(state=RUNNING, warnings=warnings, conditions=Surroundings(before))
+    return earlier._replace(state="running", warnings=warnings, conditions=Surroundings(before))
 
 
 def _check_same(subject: Subject, earlier: Results) -> None:

@@ -93,7 +93,7 @@ def compare_builds(options: argparse.Namespace) -> int:
         facts = {**to_json(compared), "chosen": chosen.path, "reason": chosen.location.source}
         print(json.dumps({"objective": options.objective, **facts}, indent=2))
     else:
-        print("\n".join(_lines(compared)))
+        print(_as_text(compared))
         print(f"run_inference.py uses {chosen.path}: {chosen.location.source}")
     if state.warning:
         say(f"warning: {state.warning}")
@@ -126,25 +126,17 @@ def judge(rounds: Rounds, engines: Mapping[str, Engine], out: tuple[Engine, ...]
     """Judge every measured build against the first. Those in ``out`` write wrong words and were
     not measured."""
     builds = []
-    for name, engine in engines.items():
-        found = rounds.speeds(name)
-        speeds = {phase: statistics.estimate(each) for phase, each in found.items() if each}
-        judged, problem = rounds.judge(name), rounds.problem(name)
-        ratio, verdict = judged.ratio, judged.verdict
-        if name == rounds.reference:
-            ratio, verdict = None, OPEN
-        if problem is not None:
-            verdict = f"{OUT}: {problem}"
-        builds.append(_build(engine, speeds, ratio, verdict))
-    builds += [_build(engine, {}, None, f"{OUT}: wrong words") for engine in out]
+    for name, engine in (*engines.items(), *((None, each) for each in out)):
+        speeds, ratio, verdict = {}, None, f"{OUT}: wrong words"
+        if name is not None:
+            found, judged, problem = rounds.speeds(name), rounds.judge(name), rounds.problem(name)
+            speeds = {phase: statistics.estimate(each) for phase, each in found.items() if each}
+            is_first = name == rounds.reference
+            ratio = None if is_first else judged.ratio
+            verdict = f"{OUT}: {problem}" if problem else OPEN if is_first else judged.verdict
+        isa = tuple(sorted(engine.isa))
+        builds.append(Build(build_name(engine.path), engine.path, isa, speeds, ratio, verdict))
     return Compared(tuple(builds), rounds.floor(len(rounds)), len(rounds))
-
-
-def _build(
-    engine: Engine, speeds: dict[str, Estimate], ratio: Estimate | None, verdict: str
-) -> Build:
-    isa = tuple(sorted(engine.isa))
-    return Build(build_name(engine.path), engine.path, isa, speeds, ratio, verdict)
 
 
 def _measurable(
@@ -207,14 +199,11 @@ def _remember(every: list[Facts], state: State, compared: Compared, objective: s
     store_fastest(state, every[0].host, engines, every[0].model, found)
 
 
-def _lines(compared: Compared) -> list[str]:
+def _as_text(compared: Compared) -> str:
     rows = [("build", "pp tokens/s", "tg tokens/s", f"over {compared.builds[0].name}", "verdict")]
-    rows += [_row(each) for each in compared.builds]
-    return [aligned(rows), f"{compared.rounds} rounds; {noise(compared.floor)}"]
-
-
-def _row(each: Build) -> tuple[str, str, str, str, str]:
-    judged = each.ratio or each.verdict.startswith(OUT)
-    verdict = verdict_words(each.verdict) if judged else "-"
-    pp, tg = (speed(each.speeds[phase]) if phase in each.speeds else "-" for phase in (PP, TG))
-    return each.name, pp, tg, times(*each.ratio) if each.ratio else "-", verdict
+    for each in compared.builds:
+        pp, tg = (speed(each.speeds[phase]) if phase in each.speeds else "-" for phase in (PP, TG))
+        judged = each.ratio or each.verdict.startswith(OUT)
+        verdict = verdict_words(each.verdict) if judged else "-"
+        rows.append((each.name, pp, tg, times(*each.ratio) if each.ratio else "-", verdict))
+    return f"{aligned(rows)}\n{compared.rounds} rounds; {noise(compared.floor)}"

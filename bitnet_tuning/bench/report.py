@@ -11,17 +11,8 @@ from string import Template
 
 from bitnet_tuning.bench import plots
 from bitnet_tuning.bench.plots import escape
-from bitnet_tuning.bench.results import FINISHED, Results, write
-from bitnet_tuning.bench.summary import (
-    Curve,
-    Row,
-    Summary,
-    digits,
-    facts,
-    noise,
-    speed,
-    stacked,
-)
+from bitnet_tuning.bench.results import Results, write
+from bitnet_tuning.bench.summary import Curve, Row, Summary, digits, facts, noise, speed, stacked
 from bitnet_tuning.console import times
 from bitnet_tuning.engine.builds import FASTER, SLOWER
 from bitnet_tuning.plan.profile import PP, TG
@@ -49,20 +40,16 @@ def page(results: Results) -> str:
         model=escape(model.name or model.path),
         heading=escape(f"{name} ({model.quantization}) on {machine}"),
         answer=escape(summary.answer),
-        unfinished="" if results.state == FINISHED else paragraph(text, "unfinished"),
+        unfinished="" if results.state == "finished" else paragraph(text, "unfinished"),
         certainty=escape(f"{summary.over_upstream} {_noise(summary)}"),
         warnings=section("What may skew the results", listing(results.warnings, "warnings")),
         plots=_curves(summary) + _ratios(summary),
-        main="\n".join(filter(None, _sections(summary))),
-        footer=escape(f"Benchmark started at {results.created}."),
+        table=section("All settings", _table(summary.rows)),
+        remarks=section("Remarks", listing(summary.remarks())),
+        method=section("How it was measured", *_method(summary)),
+        facts=section("Machine, engine and model", definitions(facts(results))),
+        created=escape(results.created),
     )
-
-
-def _sections(summary: Summary) -> Iterator[str]:
-    yield section("All settings", _table(summary.rows))
-    yield section("Remarks", listing(summary.remarks()))
-    yield section("How it was measured", *_method(summary))
-    yield section("Machine, engine and model", definitions(facts(summary.results)))
 
 
 def _noise(summary: Summary) -> str:
@@ -154,13 +141,12 @@ def _method(summary: Summary) -> Iterator[str]:
     )
     requests = f"requests of {wanted.n_prompt} tokens with answers of {wanted.n_gen}"
     goals = {TG: "token generation", PP: "prompt processing"}
-    yield definitions(
-        {
-            "optimized for": goals.get(wanted.name, requests),
-            "rounds": f"{len(measured)} with {measured.runs} runs",
-            "time spent": f"{measured.spent:.0f} s of {options.budget:g} s",
-        }
-    )
+    scope = {
+        "optimized for": goals.get(wanted.name, requests),
+        "rounds": f"{len(measured)} with {measured.runs} runs",
+        "time spent": f"{measured.spent:.0f} s of {options.budget:g} s",
+    }
+    yield definitions(scope)
 
 
 def section(title: str, *parts: str) -> str:
@@ -182,8 +168,5 @@ def listing(texts: Iterable[str], style: str = "") -> str:
 
 def definitions(facts: Mapping[str, str]) -> str:
     """Return a list of names with their values."""
-    found = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
-        for name, value in facts.items()
-    )
-    return f"<dl>{found}</dl>"
+    rows = (f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+    return f"<dl>{''.join(f'<div>{row}</div>' for row in rows)}</dl>"

@@ -38,11 +38,8 @@ from bitnet_tuning.store.state import FileIdentity, identity, write_atomically
 
 SCHEMA = 1
 
-RUNNING: Literal["running"] = "running"
-INTERRUPTED: Literal["interrupted"] = "interrupted"
-FINISHED: Literal["finished"] = "finished"
-
 Commit = Annotated[str, {"pattern": "^([0-9a-f]{40}|[0-9a-f]{64})$"}]
+Generation = Literal["classic", "completion", "embedded"]
 Worded = Annotated[Setting, Record(Setting, texts={"words": describe})]
 
 
@@ -60,7 +57,7 @@ class EngineFacts(NamedTuple):
 
     path: str
     version: str
-    generation: Literal["classic", "completion", "embedded"]
+    generation: Generation
     """``completion`` means that a llama-completion stands beside llama-cli."""
     openmp: str | None
     isa: tuple[str, ...]
@@ -215,12 +212,9 @@ def load(path: str) -> Results:
     """Return saved results. Raise UsageError if the file cannot be read or is damaged."""
     try:
         with open(path, "rb") as file:
-            data = file.read(LARGEST)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"cannot read results from {path}: {reason}", _REMEDY) from error
-    try:
-        facts = json.loads(data, parse_constant=_refuse)
+            facts = json.loads(file.read(LARGEST), parse_constant=_refuse)
+    except OSError as error:
+        raise UsageError(f"cannot read results from {path}: {error.strerror}", _REMEDY) from error
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"not valid JSON ({error})") from error
     return from_document(facts, path)
@@ -234,7 +228,7 @@ def from_document(facts: object, source: str) -> Results:
     """Return results from JSON data. Raise UsageError if they are damaged or too new; ``source``
     names the file in the message."""
     schema = facts.get("schema") if isinstance(facts, dict) else None
-    if type(schema) is not int or not isinstance(facts, dict):
+    if not isinstance(facts, dict) or type(schema) is not int or schema < SCHEMA:
         raise _damaged(source, "it has no results of a benchmark")
     if schema > SCHEMA:
         raise UsageError(
@@ -242,8 +236,6 @@ def from_document(facts: object, source: str) -> Results:
             f"this version reads schema {SCHEMA}",
             "update bitnet-tuning, or measure again",
         )
-    if schema < SCHEMA:
-        raise _damaged(source, f"there is no schema {schema}")
     try:
         return from_json(Results, {name: facts[name] for name in facts if name != "schema"})
     except DamagedError as error:
@@ -272,31 +264,17 @@ def program() -> Program:
 def engine_facts(engine: Engine, bench: tuple[str, ...] | None) -> EngineFacts:
     """Return what results keep of an engine. ``bench`` begins the command line of llama-bench,
     if that measures."""
-    checkout = engine.checkout
+    generation: Generation = "completion" if engine.completion else "classic"
     return EngineFacts(
         path=engine.path,
         version=engine.version,
-        generation=_generation(engine),
+        generation="embedded" if engine.embedded else generation,
         openmp=engine.openmp,
         isa=tuple(sorted(engine.isa)),
-        files=tuple(_files(engine.files)),
+        files=tuple(map(identity, engine.files)),
         bench=bench,
-        git_commit=None if checkout is None else git_commit(checkout),
+        git_commit=git_commit(engine.checkout) if engine.checkout else None,
     )
-
-
-def _generation(engine: Engine) -> Literal["classic", "completion", "embedded"]:
-    if engine.embedded:
-        return "embedded"
-    return "completion" if engine.completion else "classic"
-
-
-def _files(paths: tuple[str, ...]) -> list[FileIdentity]:
-    found = []
-    for path in paths:
-        with contextlib.suppress(OSError):
-            found.append(identity(path))
-    return found
 
 
 def model_facts(model: ModelFile, bytes_per_token: int | None) -> ModelFacts:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from bitnet_tuning.bench import statistics
-from bitnet_tuning.bench.comparison import DEFAULT, FIXED, UPSTREAM, Round, Sizes
+from bitnet_tuning.bench.comparison import DEFAULT, FIXED, UPSTREAM
 from bitnet_tuning.bench.results import Results
 from bitnet_tuning.console import counted, times
 from bitnet_tuning.engine.builds import FASTER, verdict_words
@@ -145,21 +145,23 @@ class Summary:
         """Curves of generation and prompt processing, if they have two points or more."""
         if DEFAULT not in self.results.settings:
             return ()
-        limit = (self.results.roof.facts or {}).get("limit_tokens_per_second")
-        known = isinstance(limit, (int, float)) and not isinstance(limit, bool) and limit > 0
-        found = (self._curve(TG, limit if known else None), self._curve(PP, None))
+        found = map(self._curve, (TG, PP))
         return tuple(each for each in found if len(each.speeds) > 1)
 
-    def _curve(self, phase: str, limit: float | None) -> Curve:
+    def _curve(self, phase: str) -> Curve:
         """Return the curve of a phase. Settings with equal threads in this phase are one point."""
         default = self.results.settings[DEFAULT]
+        limit = (self.results.roof.facts or {}).get("limit_tokens_per_second")
+        known = isinstance(limit, (int, float)) and not isinstance(limit, bool) and limit > 0
         found: dict[int, list[float]] = {}
         for name, setting in self.results.settings.items():
             if _but_threads(setting) == _but_threads(default) and self.problem(name) is None:
                 speeds = self.measured.speeds(name)[phase]
                 found.setdefault(_threads(setting, phase), []).extend(speeds)
         points = {count: statistics.estimate(each) for count, each in sorted(found.items()) if each}
-        return Curve(phase, points, _threads(default, phase), limit)
+        return Curve(
+            phase, points, _threads(default, phase), limit if known and phase == TG else None
+        )
 
     @property
     def answer(self) -> str:
@@ -211,7 +213,10 @@ def facts(results: Results) -> dict[str, str]:
     """Return in words what was measured, where and by which program."""
     host, engine, model, program = results.host, results.engine, results.model, results.program
     quota = "" if host.cpu_quota is None else f", {host.cpu_quota:g} by quota"
-    sizes = results.options.sizes
+    sizes, lengths = results.options.sizes, "none"
+    if sizes is not None:
+        samples = counted(sizes.repetitions, "sample")
+        lengths = f"a prompt of {sizes.n_prompt} tokens, {sizes.n_gen} tokens generated, {samples}"
     return {
         "machine": f"{host.brand or host.vendor or 'unknown'}, {host.physical_cores} cores",
         "usable CPUs": f"{len(host.allowed_cpus)} of {len(host.logical_cpus)}{quota}",
@@ -221,13 +226,8 @@ def facts(results: Results) -> dict[str, str]:
         "engine's commit": str(engine.git_commit),
         "model": f"{model.path}, {model.quantization}, {model.size} bytes",
         "program": f"{program.name} {program.version}, commit {program.git_commit or 'unknown'}",
-        "tokens measured": "none" if sizes is None else _lengths(sizes),
+        "tokens measured": lengths,
     }
-
-
-def _lengths(sizes: Sizes) -> str:
-    samples = counted(sizes.repetitions, "sample")
-    return f"a prompt of {sizes.n_prompt} tokens, {sizes.n_gen} tokens generated, {samples}"
 
 
 def _rank(row: Row) -> tuple[int, float]:
@@ -299,16 +299,12 @@ def to_csv(results: Results) -> str:
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(COLUMNS)
     for each in results.rounds:
-        writer.writerows(_lines(each, results))
+        for position, run in enumerate(each.runs, 1):
+            words = describe(results.settings[run.setting])
+            start = (each.number, each.stage, position, run.setting, words)
+            if run.problem is not None:
+                writer.writerow((*start, None, None, None, run.seconds, run.problem))
+            for phase, speeds in run.samples.items():
+                for number, found in enumerate(speeds, 1):
+                    writer.writerow((*start, phase, number, found, run.seconds, None))
     return content.getvalue()
-
-
-def _lines(each: Round, results: Results) -> Iterator[tuple[object, ...]]:
-    for position, run in enumerate(each.runs, 1):
-        words = describe(results.settings[run.setting])
-        start = (each.number, each.stage, position, run.setting, words)
-        if run.problem is not None:
-            yield (*start, None, None, None, run.seconds, run.problem)
-        for phase, speeds in run.samples.items():
-            for number, each_speed in enumerate(speeds, 1):
-                yield (*start, phase, number, each_speed, run.seconds, None)

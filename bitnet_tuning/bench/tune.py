@@ -25,8 +25,6 @@ from bitnet_tuning.bench.begin import (
 from bitnet_tuning.bench.comparison import DEFAULT, Round, Rounds, Run, phases_of
 from bitnet_tuning.bench.remember import not_remembered, remembered
 from bitnet_tuning.bench.results import (
-    FINISHED,
-    INTERRUPTED,
     Part,
     Results,
     Surroundings,
@@ -168,7 +166,7 @@ class Tuning:
                 self._finish()
         except Stopped as end:
             if self.results.decision is None:
-                self.keep(state=INTERRUPTED)
+                self.keep(state="interrupted")
                 rounds = counted(len(self.results.rounds), "round")
                 how = f"python3 benchmark_optimized.py --resume {shlex.quote(self.path)}"
                 found = f"interrupted after {rounds}; to go on: {how}"
@@ -186,13 +184,13 @@ class Tuning:
                 self._measure(step, stop)
         problem = self.search.rounds.problem(DEFAULT)
         if problem is not None:
-            self.keep(state=INTERRUPTED)
+            self.keep(state="interrupted")
             raise UnsupportedError(
                 f"the default setting cannot be measured: {problem}",
                 "run the engine with run_inference.py to see its whole log; the rounds so far are "
                 f"in {self.path}",
             )
-        self.keep(state=FINISHED, decision=step)
+        self.keep(state="finished", decision=step)
 
     def _measure(self, step: Measure, stop: Stop) -> None:
         number = len(self.search.rounds) + 1

@@ -74,9 +74,8 @@ class Checker:
             wrong = error.cause
         if not wrong:
             return demo
-        self._notes["demo"] = (
-            f"no setting is self-tested, since the default setting fails the self-test: {wrong}"
-        )
+        why = "no setting is self-tested, since the default setting fails the self-test"
+        self._notes["demo"] = f"{why}: {wrong}"
         return None
 
     def _other_words(self, setting: Setting) -> str | None:
@@ -118,28 +117,25 @@ class Checker:
 
     def _reference(self, prompt: str) -> list[str]:
         """Return the texts of the default, at least one. Raise _ReferenceError if it cannot."""
-        if prompt in self._unusable:
-            raise _ReferenceError(self._unusable[prompt])
         theirs = self._texts.setdefault(prompt, [])
-        if not theirs:
+        if not theirs or prompt in self._unusable:
             theirs.append(self._write_default(prompt))
         return theirs
 
     def _write_default(self, prompt: str) -> str:
-        try:
-            return self._write(self._default, prompt)
-        except FailedRunError as failed:
-            self._unusable[prompt] = f"failed: {failed}"
-            raise _ReferenceError(self._unusable[prompt]) from failed
+        if prompt not in self._unusable:
+            try:
+                return self._write(self._default, prompt)
+            except FailedRunError as failed:
+                self._unusable[prompt] = f"failed: {failed}"
+        raise _ReferenceError(self._unusable[prompt])
 
     def _write(self, setting: Setting, prompt: str) -> str:
         """Return the text that the engine adds to the prompt. Raise FailedRunError."""
+        context = TOKENS_PER_WORD * len(prompt.split()) + 2 * TOKENS
+        context = min(context, self._facts.model.context_length or context)
         request = Request(
-            prompt=prompt,
-            n_predict=TOKENS,
-            ctx_size=self._context(prompt),
-            temperature=0.0,
-            seed=1,
+            prompt=prompt, n_predict=TOKENS, ctx_size=context, temperature=0.0, seed=1
         )
         started = time.monotonic()
         seconds = self._patience.after(self._took.get(prompt))
@@ -149,10 +145,6 @@ class Checker:
             timing = parse_timings(done.stderr).prompt
             self._tokens[prompt] = timing.tokens if timing else self._tokens.get(prompt, 0)
         return selftest.continuation(done.stdout, prompt).strip()
-
-    def _context(self, prompt: str) -> int:
-        wanted = TOKENS_PER_WORD * len(prompt.split()) + 2 * TOKENS
-        return min(wanted, self._facts.model.context_length or wanted)
 
     def _prompt(self, setting: Setting) -> str:
         """Return the prompt to compare: the question, and before it more words than a micro-batch
