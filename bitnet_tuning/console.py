@@ -71,18 +71,17 @@ def guarded(body: Body, arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 141
-    except TuningError as error:
-        _show_trace()
-        say(f"error: {error}")
-        return error.exit_code
-    except OSError as error:
-        _show_trace()
-        say(f"error: {cause_of(error)}")
-        return 1
     except Exception as error:
-        _show_trace()
+        if os.environ.get("BITNET_TUNING_DEBUG"):
+            import traceback  # noqa: PLC0415
+
+            traceback.print_exc()
+        if isinstance(error, TuningError):
+            say(f"error: {error}")
+            return error.exit_code
         say(f"error: {cause_of(error)}")
-        say("this is a bug in bitnet-tuning; to see where, run it with BITNET_TUNING_DEBUG=1")
+        if not isinstance(error, OSError):
+            say("this is a bug in bitnet-tuning; to see where, run it with BITNET_TUNING_DEBUG=1")
         return 1
     finally:
         _flush()
@@ -99,13 +98,6 @@ def _flush() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), handle)
 
 
-def _show_trace() -> None:
-    if os.environ.get("BITNET_TUNING_DEBUG"):
-        import traceback  # noqa: PLC0415
-
-        traceback.print_exc()
-
-
 def counted(number: float, noun: str) -> str:
     """Return a number with its noun, such as ``1 thread`` or ``1.5 CPUs``."""
     return f"{number:g} {noun}{'' if number == 1 else 's'}"
@@ -113,9 +105,8 @@ def counted(number: float, noun: str) -> str:
 
 def size_text(size: float) -> str:
     """Return a number of bytes as people read it: ``1.2 GiB``, ``794 MiB``, ``12.0 KiB``."""
-    unit, name = next(
-        (each for each in ((GIBIBYTE, "GiB"), (MEBIBYTE, "MiB")) if size >= each[0]), (1024, "KiB")
-    )
+    units = ((GIBIBYTE, "GiB"), (MEBIBYTE, "MiB"), (1024, "KiB"))
+    unit, name = next((each for each in units if size >= each[0]), units[-1])
     number = size / unit
     return f"{number:.{1 if 0 < number < 100 else 0}f} {name}"
 

@@ -23,8 +23,7 @@ from bitnet_tuning.bench.results import Part, Results, Surroundings
 from bitnet_tuning.bench.summary import Summary
 from bitnet_tuning.console import times
 from bitnet_tuning.errors import MissingError, UsageError
-from bitnet_tuning.plan.profile import TG
-from tests.bench_samples import SETTINGS, SNAPSHOT, SPEEDS, Simulator, sample_results
+from tests.bench_samples import SNAPSHOT, SPEEDS, Simulator, sample_results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -206,23 +205,6 @@ def test_results_without_or_with_one_round_make_a_page(results: Results) -> None
     made.add("threads", ["default", "4 threads"], SPEEDS)
     one = Page(page(begun._replace(rounds=tuple(made.rounds))))
     assert len(one.named("svg")) == 2 and "one run" in one.text
-
-
-def test_of_very_many_settings_the_slowest_are_only_in_the_table(results: Results) -> None:
-    count = plots.MOST_BARS + 16
-    names = [f"setting {number}" for number in range(count)]
-    runs = (
-        Run("default", {TG: (20.0,)}, 1.0),
-        *(Run(name, {TG: (10.0 + number,)}, 1.0) for number, name in enumerate(names)),
-    )
-    settings = {**SETTINGS, **dict.fromkeys(names, SETTINGS["4 threads"])}
-    many = results._replace(
-        settings=settings, rounds=(Round(1, "threads", runs, 1.0),), decision=None, checks=()
-    )
-    read = Page(page(many))
-    assert "The table below has 16 slower settings more" in read.text
-    label = read.named("svg")[-1]["aria-label"] or ""
-    assert f"setting {count - 1} " in label and "setting 0 " not in label
 
 
 def test_a_limit_far_above_all_speeds_is_only_written(results: Results) -> None:

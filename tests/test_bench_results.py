@@ -358,7 +358,7 @@ def test_engine_and_model_follow_the_schema(
         isa=frozenset(("NEON", "AVX2")),
         i2_s=None,
         architectures={},
-        files=(cli, "gone"),
+        files=(cli,),
         completion=None,
     )
     model = ModelFile("m.gguf", 5, "bitnet", "m", "i2_s", (), None, None, None, None, False)

@@ -228,15 +228,6 @@ def test_on_a_recorded_machine_only_a_named_engine_is_checked(
     assert found["profile"]["state"] == "unknown"
 
 
-def test_the_selftest_of_a_recorded_machine_runs_when_asked_for(
-    machine: Machine, fake: FakeEngine, doctor: Doctor
-) -> None:
-    answer = doctor(machine.path, "--engine", str(fake.cli), "--selftest")
-    assert answer.code == 1
-    assert answer.found["self-test"]["state"] == "bad"
-    assert "0 of 8 runs" in answer.found["self-test"]["text"]
-
-
 def test_a_named_engine_or_model_that_does_not_exist_is_bad(
     machine: Machine, doctor: Doctor
 ) -> None:

@@ -38,8 +38,8 @@ def machine(tmp_path: Path) -> Machine:
     ("engine", "state", "text"),
     [
         (ENGINE, "good", "whose llama-cli completes"),
-        (ENGINE._replace(completion="/c", i2_s=True), "good", "bitnet.cpp of July 2026"),
-        (ENGINE._replace(completion="/c", i2_s=False), "good", "mainline llama.cpp of"),
+        (ENGINE._replace(completion="/c", i2_s=True), "good", "bitnet.cpp whose llama-completion"),
+        (ENGINE._replace(completion="/c", i2_s=False), "good", "mainline llama.cpp whose"),
         (EMBEDDED, "good", "the embedded engine"),
         (
             EMBEDDED._replace(location=Location("/e.py", "no compiled engine was found", True)),

@@ -168,8 +168,7 @@ def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Prog
     choices = Choices(subject.facts, asked, bench.flags if bench else None)
     space, left_out = make_space(choices, subject.default)
     notes = (*((note,) if note else ()), *left_out)
-    for text in notes:
-        say(text)
+    say(*notes)
     return _document(subject, asked, space)._replace(
         notes=notes, warnings=warnings, conditions=Surroundings(before)
     )
@@ -182,8 +181,7 @@ def _snapshot(subject: Subject, shown: Progress) -> tuple[Conditions, tuple[str,
     before = conditions.take(host)
     found = warnings_before(before, host, subject.facts.model.size)
     warnings = tuple(warning.text for warning in found)
-    for warning in warnings:
-        say(f"warning: {warning}")
+    say(*(f"warning: {warning}" for warning in warnings))
     return before, warnings
 
 

@@ -4,15 +4,15 @@ parse the speeds that they print."""
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 from bitnet_tuning.bench.comparison import Sizes
 from bitnet_tuning.bench.knobs import FLAGS
-from bitnet_tuning.engine.probe import Speed, parse_timings
+from bitnet_tuning.engine.probe import parse_timings
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.failure import shorten
 from bitnet_tuning.plan.command import KNOB_FLAGS, memory_policy
@@ -28,15 +28,6 @@ if TYPE_CHECKING:
 
 NEEDED = frozenset(("-m", "-p", "-n", "-t", "-r", "-o"))
 """Flags that every llama-bench has."""
-
-_MODES = {
-    (True, False): "mmap",
-    (False, False): "none",
-    (None, True): "mmap+mlock",
-    (True, True): "mmap+mlock",
-    (False, True): "mlock",
-}
-"""Values of -lm (--load-mode), which mainline's llama-bench has since 2026, by mmap and mlock."""
 
 _ROWS = {"flash": "flash_attn", "ubatch": "n_ubatch", "poll": "poll", "numa": ""}
 """Names of a setting's fields in llama-bench's output; empty if the output lacks the field."""
@@ -105,11 +96,12 @@ def bench_commands(
 
 def _knobs(setting: Setting, flags: frozenset[str]) -> Iterator[tuple[str, int | str, str]]:
     """Yield llama-bench's flag for each knob, its value and its field in the output."""
-    mode = _MODES.get((setting.mmap, setting.mlock))
-    if mode is not None and (setting.mlock or "-mmp" not in flags):
-        yield known(FLAGS["mlock"], flags), mode, "load_mode"
-    elif mode is not None:
-        yield "-mmp", int(setting.mmap is True), "use_mmap"
+    if setting.mlock or (setting.mmap is not None and "-mmp" not in flags):
+        # Mainline's llama-bench has -lm (--load-mode) since 2026.
+        ways = ("mmap" if setting.mmap is not False else "", "mlock" if setting.mlock else "")
+        yield known(FLAGS["mlock"], flags), "+".join(filter(None, ways)) or "none", "load_mode"
+    elif setting.mmap is not None:
+        yield "-mmp", int(setting.mmap), "use_mmap"
     for field, row in _ROWS.items():
         value = getattr(setting, field)
         if value is not None:
@@ -171,12 +163,8 @@ def _samples(phase: str, command: BenchCommand, found: list[dict[str, Any]]) -> 
 def checked(sample: object, name: str) -> float:
     """Return a sample as a speed in tokens/s. Raise FailedRunError if it is not positive."""
     if isinstance(sample, (int, float)) and not isinstance(sample, bool):
-        try:
-            speed = float(sample)
-        except OverflowError:
-            speed = math.inf
-        if math.isfinite(speed) and speed > 0:
-            return speed
+        if 0 < sample <= sys.float_info.max:
+            return float(sample)
     raise FailedRunError(f"{name} has an impossible speed: {_shown(sample)}")
 
 
@@ -228,30 +216,21 @@ def cli_request(
     )
 
 
-def is_cut_short(log: str) -> bool:
-    """Return whether timings are missing from the cli's log."""
-    timings = parse_timings(log)
-    return timings.prompt is None or timings.generation is None
-
-
 def parse_cli(log: str, sizes: Sizes, phases: tuple[str, ...]) -> Samples:
     """Return one sample per phase from the timings in the cli's log. Raise FailedRunError if they
     are missing or impossible."""
-    timings = parse_timings(log)
-    wanted = {
-        PP: (sizes.n_prompt, timings.prompt),
-        TG: (LEAST_SHARE * sizes.n_gen, timings.generation),
-    }
-    return {phase: (_rate(phase, *wanted[phase]),) for phase in wanted if phase in phases}
-
-
-def _rate(phase: str, least: float, seen: Speed | None) -> float:
-    """Return the tokens/s of a phase. Raise FailedRunError for fewer than ``least`` tokens."""
-    if seen is None:
-        raise FailedRunError(f"the engine printed no timing for {phase}")
-    if seen.tokens < least:
-        raise FailedRunError(f"{phase} had {seen.tokens} tokens instead of at least {least:.0f}")
-    return checked(seen.rate, f"{phase}{seen.tokens}")
+    samples: Samples = {}
+    least = {PP: sizes.n_prompt, TG: LEAST_SHARE * sizes.n_gen}
+    for phase, seen in zip((PP, TG), parse_timings(log), strict=True):
+        if phase not in phases:
+            continue
+        if seen is None:
+            raise FailedRunError(f"the engine printed no timing for {phase}")
+        if seen.tokens < least[phase]:
+            wanted = f"at least {least[phase]:.0f}"
+            raise FailedRunError(f"{phase} had {seen.tokens} tokens instead of {wanted}")
+        samples[phase] = (checked(seen.rate, f"{phase}{seen.tokens}"),)
+    return samples
 
 
 def check_cli(setting: Setting, flags: frozenset[str]) -> None:

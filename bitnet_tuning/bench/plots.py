@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bitnet_tuning.bench.summary import Curve, Row, digits
-from bitnet_tuning.console import times
+from bitnet_tuning.console import printable, times
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.plan.profile import PP, TG, Estimate
 
@@ -20,13 +20,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-_VARIABLES = ("text", "muted", "line", "accent", "band", "roof", "page")
-"""Names of the page's CSS variables for colours, which depend on the theme (light or dark)."""
-
-TEXT, MUTED, LINE, ACCENT, BAND, ROOF, PAGE = _PLACEHOLDERS = tuple(
-    f"#01020{number}" for number in range(3, 10)
-)
-"""Unusual colours to draw with, which ``_inline`` replaces by the CSS variables."""
+_NAMES = ("text", "muted", "line", "accent", "band", "roof", "page")
+_VARIABLES = {f"#01020{number}": name for number, name in enumerate(_NAMES, 3)}
+"""Unusual colours to draw with, and the page's CSS variables that replace them, whose colours
+depend on the theme (light or dark)."""
+TEXT, MUTED, LINE, ACCENT, BAND, ROOF, PAGE = _VARIABLES
 
 WIDTH = 4.7
 """Width in inches of 72 SVG units. A phone's page is about that many pixels wide, so text keeps
@@ -54,9 +52,6 @@ _POINT: dict[str, Any] = {"marker": "o", "markersize": 4.5, "capsize": 3}
 _TITLES = {TG: "generation, tokens/s", PP: "prompt processing, tokens/s"}
 
 _TICKS = (0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1, 1.2, 1.5, 2, 3, 5, 10)
-
-MOST_BARS = 24
-"""Most settings in the plot of ratios: more would be no overview."""
 
 
 def available() -> None:
@@ -179,14 +174,14 @@ def _inline(svg: str, name: str, label: str) -> str:
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r'\s(?:width|height)="[\d.]+pt"', "", svg, count=2)
     svg = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", svg)
-    for placeholder, variable in zip(_PLACEHOLDERS, _VARIABLES, strict=True):
+    for placeholder, variable in _VARIABLES.items():
         svg = svg.replace(placeholder, f"var(--{variable})")
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
 
 
 def clean(text: str) -> str:
     """Return the text on one line, with ? for characters that cannot be printed."""
-    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+    return printable(" ".join(text.split()))
 
 
 def escape(text: object) -> str:

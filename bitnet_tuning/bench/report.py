@@ -80,14 +80,11 @@ def _curve_in_words(curve: Curve) -> str:
 
 
 def _ratios(summary: Summary) -> str:
-    every = [row for row in summary.rows if row.to_default is not None and not row.is_out]
-    shown = every[: plots.MOST_BARS]
+    shown = [row for row in summary.rows if row.to_default is not None and not row.is_out]
     if not shown:
         return ""
     bars = ", ".join(f"{row.name} {times(*row.to_default)}" for row in shown if row.to_default)
     caption = f"Ratios to the default, paired by round, with 95 % intervals. {_noise(summary)}"
-    if len(every) > len(shown):
-        caption += f" The table below has {len(every) - len(shown)} slower settings more."
     drawing = plots.ratios_svg(shown, summary.floor, f"Speed divided by the default's: {bars}.")
     return section("Speed compared with the default", _figure(drawing, caption))
 

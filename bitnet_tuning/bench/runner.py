@@ -9,7 +9,7 @@ from typing import NamedTuple
 from bitnet_tuning.bench import llama_bench
 from bitnet_tuning.bench.comparison import DEFAULT, Run, Sizes
 from bitnet_tuning.bench.llama_bench import NEEDED, Bench, FailedRunError, Samples, check_cli, stale
-from bitnet_tuning.engine.probe import parse_flags
+from bitnet_tuning.engine.probe import parse_flags, parse_timings
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.background import Captured, capture
 from bitnet_tuning.launch.failure import failure
@@ -89,7 +89,7 @@ class Runner:
         request = llama_bench.cli_request(self.sizes, phases, facts.model, facts.engine.flags)
         for _ in range(TRIES):
             done = run_cli(facts, setting, request, seconds)
-            if not llama_bench.is_cut_short(done.stderr):
+            if None not in parse_timings(done.stderr):
                 break
         return llama_bench.parse_cli(done.stderr, self.sizes, phases)
 

@@ -242,17 +242,13 @@ class Tuning:
             )
         name = self.results.decision.winner if self.results.decision else DEFAULT
         setting = self.results.settings[name]
-        bandwidth, roof = self._memory(name, setting)
-        self.keep(bandwidth=bandwidth, roof=roof, energy=self._energy(name, setting))
-
-    def _memory(self, name: str, setting: Setting) -> tuple[Part, Part]:
-        """Return the bandwidth that the setting's threads get, and the limit that it sets."""
         read, speeds = self.results.model.bytes_per_token, self.results.measured.speeds(name)[TG]
         try:
             found = measure_bandwidth(setting.threads, self.subject.facts.host, setting.cpus)
+            bandwidth, roof = Part(to_json(found)), _part(lambda: limits.roof(found, read, speeds))
         except AbsentError as why:
-            return Part(None, str(why)), Part(None, str(why))
-        return Part(to_json(found)), _part(lambda: limits.roof(found, read, speeds))
+            bandwidth = roof = Part(None, str(why))
+        self.keep(bandwidth=bandwidth, roof=roof, energy=self._energy(name, setting))
 
     def _energy(self, name: str, setting: Setting) -> Part:
         """Return the tokens per joule of the setting, if the machine has energy counters."""

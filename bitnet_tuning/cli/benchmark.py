@@ -77,27 +77,19 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    budget = number(LEAST_BUDGET, _LONGEST)
-    add(
-        "--budget",
-        type=budget,
-        metavar="SECONDS",
-        help="time to spend (default: 300; --quick: 60; --full: 1200)",
-    )
+    what = "time to spend (default: 300; --quick: 60; --full: 1200)"
+    add("--budget", type=number(LEAST_BUDGET, _LONGEST), metavar="SECONDS", help=what)
     effort = parser.add_mutually_exclusive_group().add_argument
     effort("--quick", action="store_true", help="try threads and mmap only, in a minute")
     effort("--full", action="store_true", help="try every knob and value, in 20 minutes")
     counts = several(integer(1, MOST_THREADS_ENGINE))
     add("--builds", action="store_true", help="compare the builds of a checkout, not settings")
     add("--threads", type=counts, default=(), metavar="N,N", help="try only these thread counts")
-    add(
-        "--modes",
-        type=several(_mode),
-        default=(),
-        metavar="MODE,MODE",
-        help="measure only these: default (bitnet.cpp's own 2 threads), optimized (the plan, and a "
-        "search from there) and performance (performance mode)",
+    what = (
+        "measure only these: default (bitnet.cpp's own 2 threads), optimized (the plan, and a "
+        "search from there) and performance (performance mode)"
     )
+    add("--modes", type=several(_mode), default=(), metavar="MODE,MODE", help=what)
     goals = "tune token generation (tg, default), prompt processing (pp) or both (request)"
     add("--objective", choices=OBJECTIVES, help=goals)
     add("--n-prompt", type=integer(1, 1 << 20), metavar="N", help="number of tokens in a prompt")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 
@@ -21,9 +20,7 @@ _ABOUT = (
 
 def run(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
-    # The self-test would run on this machine, which says nothing about a recorded one.
-    selftest = options.root == "/" if options.selftest is None else options.selftest
-    findings = examine(gather(options.root, options.engine, options.model, selftest))
+    findings = examine(gather(options.root, options.engine, options.model, options.selftest))
     found = summary(findings, options.strict)
     if options.json:
         every = [finding._asdict() for finding in findings]
@@ -37,22 +34,16 @@ def run(arguments: list[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(prog="python3 -m bitnet_tuning doctor", description=_ABOUT)
     add = parser.add_argument
-    add(
-        "--json",
-        action="store_true",
-        help="print JSON: `findings`, each with name, state (good, warn, bad, unknown), text, "
-        "advice and source; and `summary` with the number of findings in each state, exit_code "
-        "and text",
+    what = (
+        "print JSON: `findings`, each with name, state (good, warn, bad, unknown), text, advice and "
+        "source; and `summary` with the number of findings in each state, exit_code and text"
     )
-    add_root(
-        parser, "check a machine recorded in this folder, and only the engine and model you name"
-    )
+    add("--json", action="store_true", help=what)
+    what = "check a machine recorded in this folder, and only the engine and model you name"
+    add_root(parser, what)
     add("--strict", action="store_true", help="exit with 2 if there are warnings")
-    add(
-        "--selftest",
-        action=argparse.BooleanOptionalAction,
-        help="run the self-test, which takes some seconds (default: yes, with --root no)",
-    )
+    what = "leave out the self-test, which takes some seconds, as --root does"
+    add("--no-selftest", dest="selftest", action="store_false", help=what)
     add_engine(parser)
     add_model(parser)
     return parser

@@ -47,12 +47,9 @@ def _engine(case: Case) -> Finding | None:
 def _kind(engine: Engine) -> str:
     if engine.embedded:
         return "the embedded engine"
-    is_mainline = engine.i2_s is False
-    kind = "mainline llama.cpp" if is_mainline else "bitnet.cpp"
-    if engine.completion is None:
-        return f"{kind} whose llama-cli completes prompts"
-    since = "December 2025" if is_mainline else "July 2026"
-    return f"{kind} of {since} or later, whose llama-completion completes prompts"
+    kind = "mainline llama.cpp" if engine.i2_s is False else "bitnet.cpp"
+    program = "llama-cli" if engine.completion is None else "llama-completion"
+    return f"{kind} whose {program} completes prompts"
 
 
 def _age(case: Case) -> Finding | None:

@@ -50,15 +50,12 @@ def gather(
         case = _with_recorded_model(case, root, model, state)
     case = _with_profile(case, state)
     found = case.known_engine
-    if found is None:
+    # This machine would run the trial and the self-test, which say nothing about a recorded one.
+    if found is None or not place.live:
         return case
-    if place.live:
-        case = case._replace(host=crowded_host(case.host, found, state, again=True))
-    if not selftest:
-        return case
-    # A recorded machine says nothing about this one, which runs the self-test.
-    host = case.host if place.live else read_host()
-    return case._replace(selftest=attempt(lambda: run_selftest(found, host)))
+    host = crowded_host(case.host, found, state, again=True)
+    report = attempt(lambda: run_selftest(found, host)) if selftest else None
+    return case._replace(host=host, selftest=report)
 
 
 def attempt(read: Callable[[], Read]) -> Read | TuningError:
