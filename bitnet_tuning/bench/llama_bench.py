@@ -160,11 +160,11 @@ def _samples(phase: str, command: BenchCommand, found: list[dict[str, Any]]) -> 
     return tuple(checked(sample, name) for sample in samples)
 
 
-def checked(sample: object, name: str) -> float:
+def checked(sample: Any, name: str) -> float:
     """Return a sample as a speed in tokens/s. Raise FailedRunError if it is not positive."""
-    if isinstance(sample, (int, float)) and not isinstance(sample, bool):
-        if 0 < sample <= sys.float_info.max:
-            return float(sample)
+    is_number = isinstance(sample, (int, float)) and not isinstance(sample, bool)
+    if is_number and 0 < sample <= sys.float_info.max:
+        return float(sample)
     raise FailedRunError(f"{name} has an impossible speed: {_shown(sample)}")
 
 

@@ -16,6 +16,7 @@ import bitnet_tuning
 from bitnet_tuning.bench.comparison import CheckFacts, Round, Rounds
 from bitnet_tuning.bench.knobs import Assignment, Space
 from bitnet_tuning.bench.search import Decision
+from bitnet_tuning.console import NAME
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.launch.background import capture
@@ -247,8 +248,6 @@ def _damaged(source: str, what: str) -> UsageError:
 
 
 _REMEDY = "name a file that benchmark_optimized.py saved"
-
-NAME = "bitnet-tuning"
 
 
 def program() -> Program:

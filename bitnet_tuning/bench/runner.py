@@ -47,30 +47,26 @@ class Runner:
         self.bench = bench
         self.sizes = sizes
         self.patience = patience or Patience()
-        self._longest: dict[tuple[Sizes, tuple[str, ...]], float] = {}
+        self._longest: dict[Sizes, float] = {}
+        """Seconds of the default's longest run, by its sizes."""
 
     def measure(self, name: str, setting: Setting, phases: tuple[str, ...] = (PP, TG)) -> Run:
         """Measure the phases once. A run that fails is returned with its ``problem``; nothing
         but an interrupt is raised."""
         started = time.monotonic()
         try:
-            samples = self._samples(setting, phases, self.seconds(phases))
+            samples = self._samples(setting, phases, self.seconds)
         except UnsupportedError as error:
             return Run(name, {}, time.monotonic() - started, error.cause)
         taken = time.monotonic() - started
         if name == DEFAULT:
-            kind = (self.sizes, phases)
-            self._longest[kind] = max(taken, self._longest.get(kind, 0.0))
+            self._longest[self.sizes] = max(taken, self._longest.get(self.sizes, 0.0))
         return Run(name, samples, taken)
 
-    def seconds(self, phases: tuple[str, ...] = (PP, TG)) -> float:
-        """Return the time limit, in seconds, for a process that measures these phases."""
-        seen = [
-            taken
-            for (sizes, measured), taken in self._longest.items()
-            if sizes == self.sizes and set(measured) >= set(phases)
-        ]
-        return self.patience.after(max(seen, default=None))
+    @property
+    def seconds(self) -> float:
+        """The time limit, in seconds, for a process."""
+        return self.patience.after(self._longest.get(self.sizes))
 
     def _samples(self, setting: Setting, phases: tuple[str, ...], seconds: float) -> Samples:
         if self.bench is None:

@@ -150,21 +150,14 @@ def add_run(parser: Parser, prompt_required: bool) -> None:
     add = parser.group(_PROMPT).add_argument
     what = "text to continue; with -cnv the system prompt"
     add("-p", "--prompt", type=prompt, required=prompt_required, metavar="TEXT", help=what)
-    add(
-        *("-n", "--n-predict"),
-        type=integer(-2),
-        default=128,
-        metavar="N",
-        help="number of tokens to generate; -1: until the model ends, -2: until the context is "
-        "full (default: %(default)s)",
+    what = (
+        "number of tokens to generate; -1: until the model ends, -2: until the context is full "
+        "(default: %(default)s)"
     )
-    add(
-        *("-c", "--ctx-size"),
-        type=integer(0, LARGEST_CONTEXT),
-        default=2048,
-        metavar="N",
-        help="context size in tokens; 0: the model's own (default: %(default)s)",
-    )
+    add("-n", "--n-predict", type=integer(-2), default=128, metavar="N", help=what)
+    what = "context size in tokens; 0: the model's own (default: %(default)s)"
+    context = integer(0, LARGEST_CONTEXT)
+    add("-c", "--ctx-size", type=context, default=2048, metavar="N", help=what)
     add("-cnv", "--conversation", dest="chat", action="store_true", help="chat on the terminal")
     what = "temperature; 0: always the most likely token (default: %(default)s)"
     add = parser.group(_SAMPLING).add_argument

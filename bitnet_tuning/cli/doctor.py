@@ -35,8 +35,8 @@ def _parser() -> Parser:
     parser = Parser(prog="python3 -m bitnet_tuning doctor", description=_ABOUT)
     add = parser.add_argument
     what = (
-        "print JSON: `findings`, each with name, state (good, warn, bad, unknown), text, advice and "
-        "source; and `summary` with the number of findings in each state, exit_code and text"
+        "print JSON: `findings`, each with name, state (good, warn, bad, unknown), text, advice "
+        "and source; and `summary` with the number of findings in each state, exit_code and text"
     )
     add("--json", action="store_true", help=what)
     what = "check a machine recorded in this folder, and only the engine and model you name"

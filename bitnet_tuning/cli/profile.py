@@ -46,9 +46,8 @@ def run(arguments: list[str]) -> int:
 def _parser() -> Parser:
     about = "Manage profiles: settings measured to be fastest, which runs use automatically."
     parser = Parser(prog="python3 -m bitnet_tuning profile", description=about)
-    commands = parser.add_subparsers(
-        metavar="COMMAND", required=True, help="what to do (default: list)"
-    )
+    what = "what to do (default: list)"
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, help=what)
 
     def command(name: str, action: Any, what: str) -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what)

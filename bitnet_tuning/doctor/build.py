@@ -6,7 +6,7 @@ from shlex import quote
 
 from bitnet_tuning.console import counted
 from bitnet_tuning.doctor.case import BENCHMARK, Case, Check, Finding, bad, good, unknown, warn
-from bitnet_tuning.engine.find import NONE, NONE_COMPILED, Engine
+from bitnet_tuning.engine.find import NONE_COMPILED, Engine
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, has, refusal
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.model.types import I2_S
@@ -41,7 +41,8 @@ def _engine(case: Case) -> Finding | None:
             f"look at what it prints: {quote(engine.path)} --help",
         )
     version = f", version {engine.version}" if engine.version else ""
-    return good(f"{_kind(engine)}: {engine.path}{version}")
+    openmp = f"OpenMP runtime: {engine.openmp or 'unknown'}"
+    return good(f"{_kind(engine)}: {engine.path}{version}, {openmp}")
 
 
 def _kind(engine: Engine) -> str:
@@ -101,17 +102,6 @@ def _build_kernels(case: Case) -> Finding | None:
     )
 
 
-def _openmp(case: Case) -> Finding | None:
-    engine = case.known_engine
-    if engine is None:
-        return None
-    if engine.openmp is None:
-        return unknown("the engine's OpenMP runtime is not known: only portable variables are set")
-    if engine.openmp == NONE:
-        return good("built without OpenMP: --poll, --prio and --cpu-mask act on ggml's own threads")
-    return good(f"{engine.openmp}; with it --poll, --prio and --cpu-mask have no effect")
-
-
 def _libraries(case: Case) -> Finding | None:
     build = case.build
     if build is None:
@@ -165,7 +155,6 @@ CHECKS: tuple[Check, ...] = (
     ("engine age", _age, "modification times of the engine's files"),
     ("CPU for i2_s", _cpu_kernels, _KERNEL_SOURCE),
     ("build for i2_s", _build_kernels, f"the engine's system_info; {_KERNEL_SOURCE}"),
-    ("OpenMP runtime", _openmp, "the libraries that the engine is linked to; llama.cpp: ggml-cpu"),
     ("libraries", _libraries, "ld.so(8): LD_LIBRARY_PATH goes before a program's RUNPATH"),
     ("self-test", _selftest, "the demo model: every correct kernel generates the same text"),
     ("profile", _profile, "tunings that benchmark_optimized.py saved on this machine"),

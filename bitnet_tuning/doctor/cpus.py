@@ -139,11 +139,10 @@ def _numa(case: Case) -> Finding:
     nodes = [node for node in case.host.nodes if node.cpus & case.host.allowed]
     if len(nodes) < 2:
         return good("one NUMA node has all CPUs that may be used")
-    profile = case.known_profile
-    if profile and profile.setting and profile.setting.numa:
-        return good(f"{len(nodes)} NUMA nodes; --numa {profile.setting.numa} was measured as best")
-    if profile:
-        return good(f"{len(nodes)} NUMA nodes; no --numa setting was measured as faster")
+    if profile := case.known_profile:
+        numa = profile.setting and profile.setting.numa
+        found = f"--numa {numa} was measured as best" if numa else "no --numa setting was faster"
+        return good(f"{len(nodes)} NUMA nodes; {found}")
     return warn(
         f"the CPUs belong to {len(nodes)} NUMA nodes: a run stays on one node if it fits there, "
         "but whether that is fastest here was not measured",
