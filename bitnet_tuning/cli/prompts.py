@@ -7,7 +7,7 @@ import sys
 from contextlib import nullcontext
 from functools import partial
 
-from bitnet_tuning.cli.run_optimized import rate_text
+from bitnet_tuning.cli.run import rate_text
 from bitnet_tuning.cli.show import show_plan
 from bitnet_tuning.console import Progress, clock, counted, say
 from bitnet_tuning.engine.probe import Speed

@@ -11,6 +11,10 @@ from bitnet_tuning.errors import UsageError
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.prepare import execute, prepare
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bitnet_tuning.engine.probe import Speed
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     return guarded(_run, arguments)
@@ -54,3 +58,10 @@ def planned(
 
     show_plan(facts, plan, options.json)
     return None
+
+
+def rate_text(speed: Speed | None) -> str:
+    """Return a speed as ``21.3 tokens/s (128 tokens)``."""
+    if speed is None or speed.rate is None:
+        return "not measured"
+    return f"{speed.rate:.1f} tokens/s ({speed.tokens} tokens)"

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 
 from bitnet_tuning.cli.arguments import Parser, add_optimized, add_run, read_request
-from bitnet_tuning.cli.run import planned
+from bitnet_tuning.cli.run import planned, rate_text
 from bitnet_tuning.console import guarded, say
-from bitnet_tuning.engine.probe import Speed, parse_timings
+from bitnet_tuning.engine.probe import parse_timings
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.launch.program import Outcome
 from bitnet_tuning.machine.clock import SET_PERFORMANCE
@@ -114,10 +114,3 @@ def stats_line(outcome: Outcome, request: Request) -> str:
     elif request.chat or request.prompt_file is not None:
         first = "not measured"
     return f"{figures}; first token {first}"
-
-
-def rate_text(speed: Speed | None) -> str:
-    """Return a speed as ``21.3 tokens/s (128 tokens)``."""
-    if speed is None or speed.rate is None:
-        return "not measured"
-    return f"{speed.rate:.1f} tokens/s ({speed.tokens} tokens)"
