@@ -94,6 +94,10 @@ MALFORMED = {
         "metadata entries, more than the file can hold",
     ),
     "no tensors": (gguf_header([NAMED]), "has no tensors"),
+    "an architecture that is a number": (
+        gguf_header([("general.architecture", 5)], [ONE]) + bytes(2048),
+        "does not name an architecture",
+    ),
     "version 0": (b"GGUF" + struct.pack("<IQQ", 0, 1, 0), "has version 0"),
     "version 4": (b"GGUF" + struct.pack("<IQQ", 4, 1, 0), "has version 4"),
     "a key of 2^64 - 1 bytes": (
@@ -358,6 +362,15 @@ def test_what_is_known_of_a_model_in_parts_ends_when_a_part_changes(tmp_path: Pa
     second.unlink()
     with pytest.raises(MissingError, match="is missing"):
         know(str(first), state)
+
+
+def test_a_wrong_file_is_named_where_no_model_is_found(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    pointer = tmp_path / "models" / "ggml-model-i2_s.gguf"
+    pointer.write_bytes(POINTER)
+    with pytest.raises(MissingError, match="found no model") as caught:
+        choose_model(None, {}, (str(tmp_path),), False, State(str(tmp_path / "state")))
+    assert f"; {pointer} is not a model but a Git LFS pointer" in caught.value.cause
 
 
 def test_of_a_model_in_parts_only_the_first_is_found(tmp_path: Path) -> None:

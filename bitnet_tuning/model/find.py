@@ -53,7 +53,8 @@ def choose_model(
         path = os.path.join(folder, DEFAULT)
         if os.path.isfile(path):
             return _slim_choice(know(path, state), "the default path", state)
-    every = _i2_s_files(folders, state)
+    wrong: list[str] = []
+    every = _i2_s_files(folders, state, wrong)
     found = [each for each in every if not any(is_copy(each, other) for other in every)]
     if len(found) == 1:
         return _slim_choice(found[0], "the only i2_s file under models/", state)
@@ -68,7 +69,7 @@ def choose_model(
             return Choice(know(demo.TQ2_0, state), "the built-in demo model", note)
     raise MissingError(
         f"found no model: there is no {DEFAULT} and no other i2_s file under models/ "
-        f"in {', '.join(folders)}",
+        f"in {', '.join(folders)}{f'; {wrong[0]}' if wrong else ''}",
         "name one with -m or BITNET_MODEL, or download one: python3 -m bitnet_tuning model get",
     )
 
@@ -144,13 +145,15 @@ def _header(path: str) -> ModelFile:
     return read_model(path)
 
 
-def _i2_s_files(folders: tuple[str, ...], state: State) -> list[ModelFile]:
+def _i2_s_files(folders: tuple[str, ...], state: State, wrong: list[str]) -> list[ModelFile]:
+    """Return the i2_s files below the folders; append to ``wrong`` why others cannot be used."""
     models: dict[str, ModelFile] = {}
     for folder in folders:
         for path in _gguf_files(os.path.join(folder, "models"), _DEPTH):
             try:
                 model = know(path, state)
-            except TuningError:
+            except TuningError as error:
+                wrong.append(error.cause)
                 continue
             if model.quantization == I2_S:
                 models.setdefault(os.path.realpath(path), model)

@@ -148,17 +148,18 @@ def _further_parts(path: str, metadata: Metadata) -> list[str]:
         return []
     paths, this = part_paths(path), f"is part {number + 1} of {count} of a model"
     if number or len(paths) != count or paths[0] != path:
-        first = paths[0] if len(paths) == count else f"the file …-00001-of-{count:05d}.gguf"
+        first = paths[0] if len(paths) == count else f"the file named *-00001-of-{count:05d}.gguf"
         raise _CorruptError(f"{this}; an engine starts from the first", f"name with -m {first}")
     if missing := next((part for part in paths if not os.path.exists(part)), None):
-        raise _CorruptError(f"{this}, but {missing} is missing", "download all into one folder")
+        raise _CorruptError(f"{this}, but {missing} is missing", "download all parts")
     return paths[1:]
 
 
 def _check_whole(metadata: Metadata, infos: tuple[TensorInfo, ...]) -> None:
     if not infos:
         raise _CorruptError("is not a model: it has no tensors")
-    if not metadata.get("general.architecture"):
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str) or not architecture:
         raise _CorruptError("is damaged: its header does not name an architecture")
     stated = _integer(metadata.get("split.tensors.count"))
     if metadata.get("split.count") and stated not in (None, len(infos)):
