@@ -6,13 +6,13 @@ import os
 import sys
 
 from bitnet_tuning.console import say
-from bitnet_tuning.engine.find import EMBEDDED, Engine, locate_all, on_path
+from bitnet_tuning.engine.find import EMBEDDED, Engine, Location, checkout_of, locate_all, on_path
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA
 from bitnet_tuning.engine.known import check_start, know, know_crowding, with_architecture
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
 from bitnet_tuning.launch.program import FEED, INHERIT, INTERRUPT_GRACE, NO_INPUT, Launch, Outcome
 from bitnet_tuning.launch.run import run
-from bitnet_tuning.machine.cgroups import read_task_limits
+from bitnet_tuning.machine.cgroups import mount_holding, read_mounts, read_task_limits
 from bitnet_tuning.machine.detect import count_running, read_host, read_privileges
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.root import Root
@@ -47,9 +47,22 @@ def prepare(request: Request, root: str = "/") -> tuple[Facts, Plan]:
         plan = make_plan(request, facts) if facts.neighbours else plan
     if facts.engine.embedded and EMBEDDED not in (request.engine, os.environ.get("BITNET_ENGINE")):
         say("no compiled engine found: using the embedded one")
-    warnings = (*plan.warnings, state.warning)
+    slow = slow_drive(facts.model.path, system, bool(facts.host.wsl))
+    warnings = (*plan.warnings, slow, state.warning)
     say(facts.note, *(f"warning: {each}" for each in warnings if each))
     return facts, plan
+
+
+def slow_drive(path: str, root: Root, wsl: bool = False) -> str | None:
+    """Return a warning if a model lies on a Windows drive or on another machine's file system."""
+    path = os.path.realpath(path)
+    # Outside WSL, these have no device and the major number 0 (Linux: admin-guide/devices.txt), so
+    # most runs need not read the table of mounts.
+    if root.live and not wsl and (os.name == "nt" or os.major(os.stat(path).st_dev)):
+        return None
+    mount = mount_holding(path, read_mounts(root))
+    slow = mount and mount.slow
+    return f"the model lies on {slow}: copy it to a local disk" if slow else None
 
 
 def _ignores_load() -> bool:
@@ -197,15 +210,21 @@ def find_builds(
     engine_named: str | None, model_named: str | None, state: State
 ) -> tuple[tuple[Engine, ...], Choice]:
     """Return all builds that can be found, usually one, and the model. Raise MissingError."""
-    folders = engine_folders()
-    located = locate_all(engine_named, os.environ, folders)
+    located = locate_all(engine_named, os.environ, engine_folders())
     engines = tuple(know(each, state) for each in located)
-    checkout = engines[0].checkout
-    if checkout and checkout not in folders:
-        folders = (*folders, checkout)
-    choice = choose_model(model_named, os.environ, folders, located[0].embedded, state)
+    choice = find_model(model_named, located[0], state)
     architecture = choice.model.architecture
     return tuple(with_architecture(each, architecture) for each in engines), choice
+
+
+def find_model(named: str | None, engine: Location | None, state: State) -> Choice:
+    """Return the model of a run with an engine, also in its checkout. Raise MissingError."""
+    folders = engine_folders()
+    checkout = checkout_of(engine.cli) if engine else None
+    if checkout and checkout not in folders:
+        folders = (*folders, checkout)
+    embedded = engine is not None and engine.embedded
+    return choose_model(named, os.environ, folders, embedded, state)
 
 
 def _choose(

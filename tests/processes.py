@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +38,27 @@ def state(process: int) -> str:
 def alive(process: int) -> bool:
     """Return whether a process runs. A zombie has ended, but its parent has not waited for it."""
     return state(process) not in ("", "Z")
+
+
+def run_at_terminal(*command: str, **variables: str) -> tuple[int, bytes, str]:
+    """Run a program whose stderr is a terminal; return its exit code, its stdout and what it wrote
+    to the terminal."""
+    near, far = os.openpty()
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=far,
+        env={**os.environ, **variables},
+    )
+    os.close(far)
+    seen = b""
+    with suppress(OSError):  # so Linux tells that nobody writes any more
+        while data := os.read(near, 1 << 16):
+            seen += data
+    os.close(near)
+    out = process.communicate(timeout=SECONDS)[0]
+    return process.returncode, out, seen.decode("utf-8", "replace").replace("\r\n", "\n")
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from bitnet_tuning.machine import conditions
 from tests.conftest import REPOSITORY
 from tests.doctor_cases import case_of, laptop
 from tests.engines import FakeEngine
+from tests.gguf_files import write_bitnet
 from tests.machines import GIBIBYTE, Machine
 
 DUMPS = sorted((REPOSITORY.parent / "shared" / "hosts").glob("*.tar.gz"))
@@ -244,6 +245,18 @@ def test_a_named_model_may_lie_below_the_root(machine: Machine, doctor: Doctor) 
         assert found["model"]["state"] == "good"
         assert found["model's drive"]["state"] == "warn"
         assert found["model's drive"]["text"].startswith("/mnt/c/m.gguf lies on a Windows drive")
+
+
+def test_the_doctor_finds_the_copy_beside_the_model(
+    fake: FakeEngine, doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conditions, "LOAD_SECONDS", 0.05)
+    model = write_bitnet(tmp_path / "m.gguf")
+    copy = write_bitnet(tmp_path / "m-embd-q6_k.gguf", embedding="q6_k")
+    flags = ("--no-selftest", "--engine", str(fake.cli))
+    found = doctor("/", *flags, "-m", str(model)).found["embedding"]
+    assert (found["state"], found["advice"].endswith(f"-m {copy}")) == ("warn", True)
+    assert doctor("/", *flags, "-m", str(copy)).found["embedding"]["state"] == "good"
 
 
 def test_no_check_fails_on_this_machine(

@@ -8,14 +8,18 @@ from typing import Any
 
 import pytest
 
+from bitnet_tuning import demo
 from bitnet_tuning.doctor.case import BuildFiles
 from bitnet_tuning.doctor.gather import read_build
 from bitnet_tuning.engine.find import Engine, Location
 from bitnet_tuning.errors import TuningError
+from bitnet_tuning.model.gguf import read_model
+from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.plan.profiles import Stale
 from bitnet_tuning.verify.selftest import KnownText, Report, Result, Variant
 from tests import profile_samples as samples
 from tests.doctor_cases import NOW, case_of, found_in, laptop, states
+from tests.gguf_files import write_bitnet
 from tests.machines import Machine, x86_entries
 
 DAY = 86400.0
@@ -192,6 +196,42 @@ def test_model(machine: Machine, engine: Engine | None, quantization: str, state
 def test_no_model(machine: Machine) -> None:
     assert states(machine, "model", model=PROBLEM) == "bad"
     assert states(machine, "model", model=None) == "-"
+
+
+def written(folder: Path, name: str = "m.gguf", **parts: str) -> ModelFile:
+    return read_model(str(write_bitnet(folder / name, **parts)))
+
+
+@pytest.mark.parametrize(
+    ("parts", "state", "text"),
+    [
+        ({"embedding": "f16"}, "warn", "up to ×2.41 as fast); measured elsewhere: ×1.3–1.5"),
+        ({"embedding": "f32"}, "warn", "up to ×4.80 as fast); upstream's setup_env.py writes f32"),
+        ({"embedding": "q6_k"}, "good", "q6_k embedding, 6.5 MiB read per token"),
+        ({"embedding": "f16", "output": "f16"}, "warn", "f16 output matrix, 15.8 MiB read"),
+        ({"embedding": "f16", "output": "q6_k"}, "good", "q6_k output matrix, 6.5 MiB read"),
+    ],
+)
+def test_an_embedding_that_costs_time_is_a_warning(
+    machine: Machine, tmp_path: Path, parts: dict[str, str], state: str, text: str
+) -> None:
+    model = written(tmp_path, "a model.gguf", **parts)
+    found = found_in(case_of(machine, model=model))["embedding"]
+    assert (found.state, text in found.text) == (state, True)
+    command = f"make a smaller copy: python3 -m bitnet_tuning model slim '{model.path}'"
+    assert found.advice == (command if state == "warn" else None)
+
+
+def test_a_slim_copy_is_what_to_run(machine: Machine, tmp_path: Path) -> None:
+    copy = written(tmp_path, "m-embd-q6_k.gguf", embedding="q6_k")
+    found = found_in(case_of(machine, model=written(tmp_path), slim_copies=(copy,)))["embedding"]
+    assert found.advice == f"run the copy with a smaller embedding: -m {copy.path}"
+
+
+def test_the_demo_models_embedding_is_not_judged(machine: Machine) -> None:
+    model = read_model(demo.I2_S)
+    assert states(machine, "embedding", model=model, model_path=demo.I2_S) == "-"
+    assert states(machine, "embedding", model=PROBLEM) == "-"
 
 
 def test_the_models_drive(machine: Machine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +15,13 @@ from bitnet_tuning.machine.detect import Privileges
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.memory import Memory
 from bitnet_tuning.machine.topology import Core, Hybrid, Node
+from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.openmp import BINDING, THREAD_COUNTS
 from bitnet_tuning.plan.plan import make_plan
 from tests import profile_samples
+from tests.gguf_files import write_bitnet
 from tests.profile_samples import GIBIBYTE, MODEL
 
 CONTRACT = "command env cpus threads threads_batch batch ubatch engine model reasons"
@@ -127,6 +130,21 @@ def test_reasons_name_the_flags_that_decided() -> None:
         "engine": "found in /build/bin",
         "model": "named with -m: bitnet-b1.58, i2_s",
     }
+
+
+@pytest.mark.parametrize(
+    ("embedding", "words"),
+    [
+        ("f16", "f16 embedding, 15.8 MiB read per token (in q6_k up to ×2.41 as fast)"),
+        ("q6_k", "q6_k embedding, 6.5 MiB read per token"),
+    ],
+)
+def test_the_reason_for_the_model_names_what_a_token_reads(
+    embedding: str, words: str, tmp_path: Path
+) -> None:
+    model = read_model(str(write_bitnet(tmp_path / "m.gguf", embedding=embedding)))
+    reason = plan(HELLO, model=model).reasons["model"]
+    assert reason == f"named with -m: bitnet-b1.58, i2_s; {words}"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -18,7 +17,7 @@ import pytest
 from bitnet_tuning import demo
 from bitnet_tuning.__main__ import main
 from tests.engines import FakeEngine
-from tests.processes import alive, until
+from tests.processes import alive, run_at_terminal, until
 from tests.prompt_runs import SECONDS, FakePrompts, checked
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="fake engines are scripts: POSIX")
@@ -307,25 +306,11 @@ def test_a_closed_standard_output_is_an_error(prompts: FakePrompts) -> None:
 
 def test_on_a_terminal_a_bar_shows_the_progress(prompts: FakePrompts) -> None:
     pytest.importorskip("rich")
-    pty = pytest.importorskip("pty")
     prompts.write([f"p{number}" for number in range(6)])
-    near, far = pty.openpty()
-    process = subprocess.Popen(
-        prompts.command("--slots", "1"),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=far,
-        env={**os.environ, **prompts.variables(seconds=0.1), "TERM": "xterm"},
-    )
-    os.close(far)
-    seen = b""
-    with contextlib.suppress(OSError):  # so Linux tells that nobody writes any more
-        while data := os.read(near, 1 << 16):
-            seen += data
-    os.close(near)
-    out = process.communicate(timeout=SECONDS)[0]
-    assert (process.returncode, out.count(b"\n")) == (0, 6)
-    assert re.search(rb"[1-6]/6", seen) and b"tokens/s" in seen
+    variables = {**prompts.variables(seconds=0.1), "TERM": "xterm"}
+    code, out, seen = run_at_terminal(*prompts.command("--slots", "1"), **variables)
+    assert (code, out.count(b"\n")) == (0, 6)
+    assert re.search(r"[1-6]/6", seen) and "tokens/s" in seen
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="affinity")

@@ -18,8 +18,12 @@ import pytest
 
 from bitnet_tuning import __main__, demo, prepare
 from bitnet_tuning.cli import run, run_optimized
+from bitnet_tuning.model.find import Reminder
+from bitnet_tuning.store.state import State, moment
 from tests.engines import FakeEngine
-from tests.machines import Machine
+from tests.gguf_files import write_bitnet
+from tests.machines import Machine, x86_entries
+from tests.processes import run_at_terminal
 
 REPO = Path(__file__).resolve().parents[1]
 PLAIN = str(REPO / "run_inference.py")
@@ -828,3 +832,94 @@ def test_more_threads_than_cpus_are_a_warning_of_one_line(bench: Bench) -> None:
     (warning,) = done.ours
     assert "512 threads" in warning
     assert bench.got("-t") == b"512"
+
+
+# What a smaller embedding would gain
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    """A model with an F16 embedding."""
+    return write_bitnet(tmp_path / "m.gguf")
+
+
+def hints(bench: Bench, home: Path, model: Path | str, *flags: str, **variables: str) -> list[str]:
+    """Run at a terminal, with a state folder, and return the lines about smaller embeddings."""
+    command = (sys.executable, flags[0], *bench.named("-m", str(model)), "-p", "x", "-t", "1")
+    variables["BITNET_TUNING_HOME"] = str(home)
+    code, _, seen = run_at_terminal(*command, *flags[1:], **variables)
+    assert code == int(variables.get("FAKE_EXIT", "0")), seen
+    lines = [line.removeprefix("bitnet-tuning: ") for line in seen.splitlines()]
+    found = [line for line in lines if "embedding" in line]
+    assert not found or found == lines[-1:], "the hint is the last line"
+    return found
+
+
+@pytest.mark.parametrize("script", [PLAIN, OPTIMIZED])
+def test_on_a_terminal_a_run_says_once_a_day_what_a_smaller_embedding_gains(
+    bench: Bench, wide: Path, tmp_path: Path, script: str
+) -> None:
+    home = tmp_path / "home"
+    (hint,) = hints(bench, home, wide, script)
+    assert hint == (
+        "f16 embedding, 15.8 MiB read per token (in q6_k up to ×2.41 as fast); "
+        f"make a smaller copy: python3 -m bitnet_tuning model slim {wide}"
+    )
+    assert hints(bench, home, wide, script) == []
+    other = write_bitnet(tmp_path / "another one.gguf", embedding="f32")
+    (hint,) = hints(bench, home, other, script)
+    assert hint.endswith(
+        f"(in q6_k up to ×4.80 as fast); make a smaller copy: python3 -m "
+        f"bitnet_tuning model slim '{other}'"
+    )
+    State(str(home)).store("reminder", str(wide.resolve()), Reminder(moment(25 * 3600)))
+    assert len(hints(bench, home, wide, script)) == 1
+
+
+def test_the_hint_names_the_slim_copy_beside_the_model(
+    bench: Bench, wide: Path, tmp_path: Path
+) -> None:
+    copy = write_bitnet(tmp_path / "m-embd-q6_k.gguf", embedding="q6_k")
+    (hint,) = hints(bench, tmp_path / "home", wide, PLAIN)
+    assert hint.endswith(f"as fast); run the copy with a smaller embedding: -m {copy}")
+    assert hints(bench, tmp_path / "home", copy, PLAIN) == []
+
+
+def test_no_hint_where_it_would_disturb(bench: Bench, wide: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    assert hints(bench, home, wide, OPTIMIZED, "--quiet") == []
+    assert hints(bench, home, wide, PLAIN, FAKE_EXIT="7") == []
+    assert hints(bench, home, demo.I2_S, PLAIN) == []
+    command = [*bench.named("-m", str(wide)), "-p", "x", "-t", "1"]
+    piped = start(PLAIN, *command, env={**os.environ, "BITNET_TUNING_HOME": str(home)})
+    assert (piped.code, piped.ours) == (0, [])
+    assert len(hints(bench, home, wide, PLAIN)) == 1  # none of these runs counts as one
+
+
+def test_no_hint_that_would_come_at_every_run(bench: Bench, wide: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()  # in place of the state folder, which nobody can write then
+    command = (PLAIN, *bench.named("-m", str(wide)), "-p", "x", "-t", "1")
+    _, _, seen = run_at_terminal(
+        sys.executable, *command, BITNET_TUNING_HOME=str(tmp_path / "file")
+    )
+    assert "embedding" not in seen
+
+
+def test_a_model_on_a_slow_drive_is_a_warning_before_the_start(
+    bench: Bench, wide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = Machine(tmp_path / "root").regular(2, 1).cpuinfo(x86_entries(2))
+    flags = [*bench.named("-m", str(wide)), "-p", "x", "--dry-run"]
+    point = os.path.realpath(tmp_path)
+    for kind, source, options, words in (
+        ("ext4", "/dev/sda1", "rw", None),
+        ("9p", "C:\\", "rw,aname=drvfs;path=C:\\", "a Windows drive"),
+        ("cifs", "//server/models", "rw", "a shared file system"),
+    ):
+        machine.mount(point, kind, source, options)
+        assert run_optimized.main(flags, str(machine.path)) == 0
+        said = capsys.readouterr().err
+        if words is None:
+            assert "lies on" not in said
+        else:
+            assert f"warning: the model lies on {words} ({kind} on {point})" in said

@@ -9,12 +9,25 @@ from collections.abc import Sequence
 from shlex import quote
 from typing import Any
 
-from bitnet_tuning.cli.arguments import Parser, expanded
+from bitnet_tuning.cli.arguments import Parser, add_engine, expanded
 from bitnet_tuning.console import aligned, say, size_text
-from bitnet_tuning.model.find import DEFAULT, REPOSITORY, choose_model, know
-from bitnet_tuning.model.parts import SLIM, bytes_per_token, is_wide, possible_gain
-from bitnet_tuning.model.types import ModelFile, Part
-from bitnet_tuning.prepare import engine_folders
+from bitnet_tuning.engine.find import locate_all
+from bitnet_tuning.errors import MissingError
+from bitnet_tuning.machine.root import Root
+from bitnet_tuning.model.find import DEFAULT, REPOSITORY, know, original_of, slim_copies
+from bitnet_tuning.model.parts import (
+    SLIM,
+    WIDE,
+    bytes_per_token,
+    cost_text,
+    is_wide,
+    possible_gain,
+    slim_advice,
+    slimmed,
+    wide_text,
+)
+from bitnet_tuning.model.types import ModelFile, Part, part_paths
+from bitnet_tuning.prepare import engine_folders, find_model, slow_drive
 from bitnet_tuning.store.codec import to_json
 from bitnet_tuning.store.state import State, default_folder
 
@@ -47,6 +60,7 @@ def _parser() -> Parser:
 
     showing = command("show", _show, "Print what each token reads of a model, part by part.")
     showing.add_argument("file", metavar="FILE", nargs="?", type=expanded, help=_FILE)
+    add_engine(showing)
     showing.add_argument("--json", action="store_true", help="print JSON")
     getting = command("get", _get, "Download a published model, or continue a download.")
     repo = f"repo on the Hugging Face Hub (default: {REPOSITORY})"
@@ -61,16 +75,22 @@ def _get(options: argparse.Namespace, state: State) -> int:
 
     model = know(get_model(options.repo, options.file, engine_folders()), state)
     flag = "" if model.path.endswith(DEFAULT) else f" -m {quote(model.path)}"
-    lines = [*_lines(model), "", "To run it:"]
+    lines = [*_lines(model, state), "", "To run it:"]
     print("\n".join([*lines, f'python3 run_inference.py{flag} -p "Your prompt here"']))
     return 0
 
 
 def _show(options: argparse.Namespace, state: State) -> int:
-    choice = choose_model(options.file, os.environ, engine_folders(), True, state)
+    try:
+        engine = locate_all(options.engine, os.environ, engine_folders())[0]
+    except MissingError:
+        if options.engine:
+            raise
+        engine = None
+    choice = find_model(options.file, engine, state)
     say(choice.note)
     model = choice.model
-    print(json.dumps(_facts(model), indent=2) if options.json else "\n".join(_lines(model)))
+    print(json.dumps(_facts(model), indent=2) if options.json else "\n".join(_lines(model, state)))
     return 0
 
 
@@ -80,21 +100,32 @@ def _facts(model: ModelFile) -> dict[str, Any]:
     return {**to_json(model), **more}
 
 
-def _lines(model: ModelFile) -> list[str]:
+def _lines(model: ModelFile, state: State) -> list[str]:
     total = bytes_per_token(model.parts)
     context = f"context of {model.context_length} tokens" if model.context_length else None
-    facts = (model.name, model.architecture, model.quantization, context, size_text(model.size))
+    size, count = size_text(model.size), len(part_paths(model.path))
+    size = f"{size} in {count} files" if count > 1 else size
+    facts = (model.name, model.architecture, model.quantization, context, size)
     lines = [model.path, ", ".join(filter(None, facts)), "", aligned(_rows(model.parts, total))]
-    gain = possible_gain(model)
-    if total and gain and is_wide(model):
-        lines += [
-            "",
-            f"With the embedding in {SLIM}, a token would read "
-            f"{size_text(total / gain)} instead of {size_text(total)}: up to ×{gain:.2f} as fast. "
-            "To make such a copy:",
-            f"python3 -m bitnet_tuning model slim {quote(model.path)}",
-        ]
-    return lines
+    notes = _notes(model, state)
+    return [*lines, "", *notes] if notes else lines
+
+
+def _notes(model: ModelFile, state: State) -> list[str]:
+    """Return sentences about what wastes bytes or time, and about copies; the advice is last."""
+    notes = [slow_drive(model.path, Root(), wsl=True)]
+    if original := original_of(model, state):
+        notes.append(f"made from {original.path}: {cost_text(original)}")
+    notes.append(wide_text(model))
+    # A token reads all of the output matrix, but of a token embedding beside it a single row.
+    parts = [part for part in model.parts if part.type in WIDE and part.read != part.size]
+    saved = sum(part.size for part in parts) - sum(part.size for part in slimmed(parts, SLIM))
+    if saved:
+        less = f"{size_text(saved)} less memory"
+        notes.append(f"token embedding, one row read per token (in {SLIM} {less}, not faster)")
+    if saved or is_wide(model):
+        notes.append(slim_advice(model, slim_copies(model, state)))
+    return [note for note in notes if note]
 
 
 def _rows(parts: Sequence[Part], total: int | None) -> list[tuple[str, ...]]:

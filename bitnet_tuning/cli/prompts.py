@@ -7,7 +7,7 @@ import sys
 from contextlib import nullcontext
 from functools import partial
 
-from bitnet_tuning.cli.run import rate_text
+from bitnet_tuning.cli.run import finish, rate_text
 from bitnet_tuning.cli.show import show_plan
 from bitnet_tuning.console import Progress, clock, counted, say
 from bitnet_tuning.engine.probe import Speed
@@ -95,7 +95,7 @@ def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") 
     if answers.refused:
         refused = f"{answers.refused} of {len(prompts)} prompts"
         say(f"the engine refused {refused}: see the field `error` of their answers")
-    return 1 if answers.refused else 0
+    return finish(facts, 1 if answers.refused else 0, options.quiet)
 
 
 def _answer_rest(

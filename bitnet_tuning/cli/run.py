@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 
 from bitnet_tuning.cli.arguments import Parser, add_optimized, add_run, read_request, split_extra
-from bitnet_tuning.console import guarded
+from bitnet_tuning.console import guarded, say
 from bitnet_tuning.errors import UsageError
+from bitnet_tuning.model.find import slim_hint
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.prepare import execute, prepare
+from bitnet_tuning.store.state import State, default_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +35,7 @@ def _run(arguments: list[str]) -> int:
     except UsageError as error:
         raise _better(error, parser, arguments) from error
     prepared = planned(request, options)
-    return 0 if prepared is None else execute(request, *prepared).code
+    return 0 if prepared is None else finish(prepared[0], execute(request, *prepared).code)
 
 
 def _better(error: UsageError, parser: Parser, arguments: list[str]) -> UsageError:
@@ -58,6 +62,14 @@ def planned(
 
     show_plan(facts, plan, options.json)
     return None
+
+
+def finish(facts: Facts, code: int, quiet: bool = False) -> int:
+    """Return the exit code. After a good run, print on a terminal what a smaller embedding would
+    gain, unless the user knows."""
+    if not (code or quiet or sys.stderr is None) and sys.stderr.isatty():
+        say(slim_hint(facts.model, State(default_folder(os.environ))))
+    return code
 
 
 def rate_text(speed: Speed | None) -> str:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from bitnet_tuning.cli.arguments import Parser, add_optimized, add_run, read_request
-from bitnet_tuning.cli.run import planned, rate_text
+from bitnet_tuning.cli.run import finish, planned, rate_text
 from bitnet_tuning.console import guarded, say
 from bitnet_tuning.engine.probe import parse_timings
 from bitnet_tuning.errors import UsageError
@@ -88,7 +88,7 @@ def run_request(request: Request, options: argparse.Namespace, root: str) -> int
     outcome = execute(request, facts, plan, quiet=options.quiet, keep_log=options.stats)
     if options.stats:
         say(stats_line(outcome, request))
-    return outcome.code
+    return finish(facts, outcome.code, options.quiet)
 
 
 def governor_line(host: Host) -> str:

@@ -72,6 +72,8 @@ class Case(NamedTuple):
     model: ModelFile | TuningError | None = None
     model_path: str | None = None
     """Absolute path of the model on that machine, symbolic links resolved."""
+    slim_copies: tuple[ModelFile, ...] = ()
+    """Copies beside the model that have a smaller embedding."""
     profile: Profile | TuningError | None = None
     stale: tuple[Stale, ...] = ()
     """Profiles of this engine and model that do not apply any more."""

@@ -21,10 +21,10 @@ from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.memory import read_huge_pages, read_memory, read_numa_balancing
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.machine.wsl import read_wsl_configs, with_windows_cores
-from bitnet_tuning.model.find import choose_model, know
+from bitnet_tuning.model.find import know, slim_copies
 from bitnet_tuning.plan.profile import load as load_profile
 from bitnet_tuning.plan.profiles import find_stale
-from bitnet_tuning.prepare import crowded_host, engine_folders, find_engine
+from bitnet_tuning.prepare import crowded_host, find_engine, find_model
 from bitnet_tuning.store.state import State, default_folder
 from bitnet_tuning.verify.selftest import run_selftest
 
@@ -101,15 +101,13 @@ def _with_engine(case: Case, named: str | None, model: str | None, state: State)
 
 def _with_model(case: Case, named: str | None, state: State) -> Case:
     """Add the model that a run with this engine would choose."""
-    engine, folders = case.known_engine, engine_folders()
-    if engine and engine.checkout and engine.checkout not in folders:
-        folders = (*folders, engine.checkout)
-    embedded = engine is not None and engine.embedded
-    chosen = attempt(lambda: choose_model(named, os.environ, folders, embedded, state))
+    engine = case.known_engine
+    chosen = attempt(lambda: find_model(named, engine and engine.location, state))
     if isinstance(chosen, TuningError):
         return case._replace(model=chosen)
     model = chosen.model
-    case = case._replace(model=model, model_path=os.path.realpath(model.path))
+    path, copies = os.path.realpath(model.path), slim_copies(model, state)
+    case = case._replace(model=model, model_path=path, slim_copies=copies)
     return case._replace(engine=with_architecture(engine, model.architecture)) if engine else case
 
 

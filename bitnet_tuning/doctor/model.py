@@ -1,19 +1,18 @@
-"""Checks of the model's format, of the drive it lies on, and of the memory that it needs."""
+"""Checks of the model's format and embedding, of its drive, and of the memory that it needs."""
 
 from __future__ import annotations
 
 from shlex import quote
 
+from bitnet_tuning import demo
 from bitnet_tuning.console import size_text
 from bitnet_tuning.doctor.case import BENCHMARK, Case, Check, Finding, bad, good, unknown, warn
 from bitnet_tuning.engine.known import check_pair
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.cgroups import mount_holding
 from bitnet_tuning.machine.warnings import MEMORY, MEMORY_FACTOR, SWAPPED
+from bitnet_tuning.model.parts import cost_text, slim_advice, wide_text
 from bitnet_tuning.model.types import I2_S, TERNARY
-
-_SHARED = ("9p", "virtiofs", "nfs", "nfs4", "cifs", "smb3", "smbfs", "vboxsf", "fuse.sshfs")
-"""File systems that another machine, or the host of a virtual machine, serves."""
 
 _TO_I2_S = "convert the model: python3 setup_env.py -md MODEL_FOLDER -q i2_s"
 
@@ -36,6 +35,15 @@ def _model(case: Case) -> Finding | None:
     return good(f"{text}, the right format for an engine without i2_s kernels")
 
 
+def _embedding(case: Case) -> Finding | None:
+    model = case.known_model
+    text = model and cost_text(model)
+    if not model or not text or case.model_path in (demo.I2_S, demo.TQ2_0):
+        return None
+    wide = wide_text(model)
+    return warn(wide, slim_advice(model, case.slim_copies)) if wide else good(text)
+
+
 def _drive(case: Case) -> Finding | None:
     path = case.model_path
     if path is None:
@@ -43,18 +51,9 @@ def _drive(case: Case) -> Finding | None:
     mount = mount_holding(path, case.mounts)
     if mount is None:
         return unknown(f"the file system that holds {path} is not known")
-    if mount.windows:
-        return warn(
-            f"{path} lies on a Windows drive ({mount.kind} on {mount.point}), which is many times "
-            "slower to read than Linux's own file system",
-            f"copy it, then name the copy with -m: cp {quote(path)} ~/",
-        )
-    if mount.kind in _SHARED:
-        return warn(
-            f"{path} lies on a shared file system ({mount.kind} on {mount.point}), which is read "
-            "over a network or from the virtual machine's host",
-            f"copy it to a local disk, then name the copy with -m: cp {quote(path)} ~/",
-        )
+    if mount.slow:
+        remedy = f"copy it to a local disk, then name the copy with -m: cp {quote(path)} ~/"
+        return warn(f"{path} lies on {mount.slow}", remedy)
     return good(f"the model lies on a local file system ({mount.kind} on {mount.point})")
 
 
@@ -155,6 +154,7 @@ def _huge_pages(case: Case) -> Finding:
 
 CHECKS: tuple[Check, ...] = (
     ("model", _model, "the file's header, compared with what the engine can run"),
+    ("embedding", _embedding, "the bytes in the header; microsoft/BitNet: src/README.md"),
     ("model's drive", _drive, "Microsoft: Working across Windows and Linux file systems"),
     ("memory", _memory, "kernel: MemAvailable; the model's size plus 15 % for its cache"),
     ("memory limit", _memory_limit, "kernel: admin-guide/cgroup-v2, memory.max and memory.high"),

@@ -220,6 +220,9 @@ def read_task_limits(root: Root) -> list[tuple[str, int, int]]:
 _TABLE_BYTES = 1 << 20
 """Bytes to read of a mount table, enough for thousands of mounts."""
 
+_SHARED = ("9p", "virtiofs", "nfs", "nfs4", "cifs", "smb3", "smbfs", "vboxsf", "fuse.sshfs")
+"""File systems that another machine, or the host of a virtual machine, serves."""
+
 
 class Mount(NamedTuple):
     """One mounted file system."""
@@ -242,6 +245,17 @@ class Mount(NamedTuple):
         drive = self.source[1:2] == ":" and self.source[:1].isalpha()
         named = drive or "drvfs" in f"{self.source} {self.options}"
         return self.kind == "drvfs" or (self.kind in ("9p", "virtiofs") and named)
+
+    @property
+    def slow(self) -> str | None:
+        """What makes the file system slow to read, as the rest of a sentence; None for others."""
+        if self.windows:
+            kind, why = "Windows drive", "many times slower to read than Linux's own file system"
+        elif self.kind in _SHARED:
+            kind, why = "shared file system", "read over a network or from a virtual machine's host"
+        else:
+            return None
+        return f"a {kind} ({self.kind} on {self.point}), {why}"
 
 
 def read_mounts(root: Root, word: str = "") -> tuple[Mount, ...]:

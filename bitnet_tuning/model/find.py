@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterator, Mapping
 
 from bitnet_tuning.errors import MissingError, TuningError
-from bitnet_tuning.model.parts import is_copy
+from bitnet_tuning.model.parts import cost_text, is_copy, is_wide, slim_advice
 from bitnet_tuning.model.types import I2_S, ModelFile, part_paths
 from bitnet_tuning.namedtuple import NamedTuple
-from bitnet_tuning.store.state import State, identity
+from bitnet_tuning.store.codec import Moment
+from bitnet_tuning.store.state import State, identity, moment
 
 DEFAULT = os.path.join("models", "BitNet-b1.58-2B-4T", "ggml-model-i2_s.gguf")
 """Path of the model below a folder, as upstream's setup_env.py leaves it."""
@@ -21,6 +22,16 @@ _DEPTH = 3
 """Levels of folders below ``models`` that are searched."""
 KIND, VERSION = "header", 3
 """Kind and version of the state records here."""
+
+
+_REMIND_S = 24 * 3600
+"""Seconds between two hints about the same model."""
+
+
+class Reminder(NamedTuple):
+    """The record of a hint."""
+
+    given: Moment
 
 
 class Choice(NamedTuple):
@@ -121,6 +132,23 @@ def original_of(model: ModelFile, state: State) -> ModelFile | None:
     except TuningError:
         return None
     return original if is_copy(model, original) else None
+
+
+def slim_hint(model: ModelFile, state: State) -> str | None:
+    """Return a line about what a smaller embedding would gain, and store that it was given. None if
+    the embedding is small, for the demo model, and within a day of the last hint."""
+    from bitnet_tuning import demo  # noqa: PLC0415 (most runs give no hint)
+
+    path = os.path.realpath(model.path)
+    if not is_wide(model) or path in (demo.I2_S, demo.TQ2_0):
+        return None
+    last = state.load("reminder", path, Reminder)
+    if last and moment(_REMIND_S) < last.given <= moment():
+        return None
+    # If it cannot be stored, every run would give it.
+    if not state.store("reminder", path, Reminder(moment())):
+        return None
+    return f"{cost_text(model)}; {slim_advice(model, slim_copies(model, state))}"
 
 
 def know(path: str, state: State) -> ModelFile:

@@ -7,6 +7,7 @@ from bitnet_tuning.engine import instruction_sets
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, lacks_kernels
 from bitnet_tuning.engine.known import check_isa, check_pair
 from bitnet_tuning.errors import UnsupportedError
+from bitnet_tuning.model.parts import cost_text
 from bitnet_tuning.plan.command import build_command, read_by_engine
 from bitnet_tuning.plan.memory import (
     check_context,
@@ -79,11 +80,13 @@ def _computed(request: Request, facts: Facts) -> Plan:
 
         plan = choose_boost(plan, request, facts)
     plan = choose_loading(plan, request, facts, need)
+    cost = cost_text(model)
     reasons = {
         "command": _command_reason(engine, request),
         "engine": f"{'the embedded engine: ' if engine.embedded else ''}{engine.location.source}",
         "isa": instruction_sets.reason(engine, host.isa, model.quantization),
-        "model": f"{facts.model_reason}: {model.architecture}, {model.quantization}",
+        "model": f"{facts.model_reason}: {model.architecture}, {model.quantization}"
+        f"{f'; {cost}' if cost else ''}",
     }
     warnings = (
         *count_warnings(engine.openmp, facts.environ),
