@@ -202,8 +202,8 @@ def test_each_generation_has_its_program_for_chats_and_for_prompts(
     assert engine.program(chat=False) == (str(once),)
     assert engine.program(chat=True) == (str(fake.cli),)
     assert engine.completion == (None if generation == "bitnet" else str(fake.completion))
-    assert engine.bench == str(fake.bin / "llama-bench")
-    assert engine.server is None
+    assert engine.other("bench") == (str(fake.bin / "llama-bench"),)
+    assert engine.other("server") == ()
     assert engine.checkout == str(fake.checkout)
     assert engine.version == "3957 (5eb47b72)"
     assert {"-tb", "--threads-batch", "--mlock"} <= engine.flags

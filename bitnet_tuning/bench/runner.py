@@ -9,7 +9,7 @@ from typing import NamedTuple
 from bitnet_tuning.bench import llama_bench
 from bitnet_tuning.bench.comparison import DEFAULT, Run, Sizes
 from bitnet_tuning.bench.llama_bench import NEEDED, Bench, FailedRunError, Samples, check_cli, stale
-from bitnet_tuning.engine.probe import parse_flags, parse_timings
+from bitnet_tuning.engine.probe import flags_of, parse_timings
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.background import Captured, capture
 from bitnet_tuning.launch.failure import failure
@@ -25,14 +25,8 @@ if TYPE_CHECKING:
 
 def find_bench(engine: Engine) -> Bench | None:
     """Return the engine's llama-bench with its flags; None if there is none that works."""
-    if engine.embedded:
-        program = (*engine.program(False), "bench")
-    elif engine.bench is not None:
-        program = (engine.bench,)
-    else:
-        return None
-    said = capture((*program, "--help"))
-    flags = frozenset(parse_flags(said.stdout + said.stderr))
+    program = engine.other("bench")
+    flags = flags_of(program) if program else frozenset()
     return Bench(program, flags) if flags >= NEEDED else None
 
 

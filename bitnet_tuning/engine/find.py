@@ -81,16 +81,6 @@ class Engine(NamedTuple):
     """Why the system cannot start it and what to do; such an engine is never stored."""
 
     @property
-    def bench(self) -> str | None:
-        """Path of llama-bench beside llama-cli; None without one."""
-        return None if self.embedded else beside(self.path, "llama-bench")
-
-    @property
-    def server(self) -> str | None:
-        """Path of llama-server beside llama-cli; None without one."""
-        return None if self.embedded else beside(self.path, "llama-server")
-
-    @property
     def embedded(self) -> bool:
         return self.location.embedded
 
@@ -112,6 +102,13 @@ class Engine(NamedTuple):
         if self.embedded:
             return (sys.executable, self.path)
         return (self.path if chat or self.completion is None else self.completion,)
+
+    def other(self, name: str) -> tuple[str, ...]:
+        """Return the argv, without flags, of the build's llama-``name``; empty without one."""
+        if self.embedded:
+            return (sys.executable, self.path, name)
+        found = beside(self.path, f"llama-{name}")
+        return (found,) if found else ()
 
 
 def locate_all(

@@ -54,6 +54,7 @@ def probe(location: Location) -> tuple[Engine, bool]:
     files = _files(location)
     # Its own libraries, which tell, may be those that are missing.
     i2_s = None if fault else binary.knows_name(files, "i2_s")
+    names = ((name, binary.knows_name(files, name)) for name in ARCHITECTURES)
     tried = _generate_token(once, i2_s)
     if _has_run(tried) and _SYSTEM_INFO not in _log(tried):
         # llama-completion of late 2026 now and then exits before its log is written
@@ -68,7 +69,7 @@ def probe(location: Location) -> tuple[Engine, bool]:
         openmp=binary.openmp_runtime(files),
         isa=frozenset(parse_system_info(_log(tried))),
         i2_s=i2_s,
-        architectures={} if fault else _architectures(files),
+        architectures={} if fault else {name: known for name, known in names if known is not None},
         files=files,
         completion=completion,
         cpu=frozenset(read_flags()),
@@ -130,11 +131,6 @@ def trace_libraries(program: str) -> str:
     return capture((program, "--version"), {"LD_TRACE_LOADED_OBJECTS": "1"}).stdout
 
 
-def _architectures(files: tuple[str, ...]) -> dict[str, bool]:
-    known = {name: binary.knows_name(files, name) for name in ARCHITECTURES}
-    return {name: found for name, found in known.items() if found is not None}
-
-
 def _generate_token(program: tuple[str, ...], i2_s: bool | None) -> Captured | None:
     """Generate one token with the demo model; return None if its file is not installed."""
     # Only a run prints the ``system_info`` line and shows whether the CPU has every instruction.
@@ -144,6 +140,12 @@ def _generate_token(program: tuple[str, ...], i2_s: bool | None) -> Captured | N
     return capture(
         (*program, "-m", model, "-p", "a", "-n", "1", "-t", "1", "-c", "64", "-ngl", "0")
     )
+
+
+def flags_of(program: tuple[str, ...]) -> frozenset[str]:
+    """Return the flags that a program lists in its help."""
+    said = capture((*program, "--help"))
+    return frozenset(parse_flags(said.stdout + said.stderr))
 
 
 def parse_flags(help_text: str) -> set[str]:

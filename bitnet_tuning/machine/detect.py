@@ -128,8 +128,8 @@ def read_wsl(root: Root) -> int | None:
     # 5.15.90.1-microsoft-standard-WSL2. A kernel that the user built may have any name, but
     # WSL 2 always has /run/WSL or the handler that starts Windows programs.
     # "Linux version RELEASE (BUILDER) …": the builder of an ordinary kernel may be at Microsoft.
-    words = (root.read("proc/version") or "").split()
-    release = root.read("proc/sys/kernel/osrelease") or "".join(words[2:3])
+    release = root.read("proc/sys/kernel/osrelease")
+    release = release or "".join((root.read("proc/version") or "").split()[2:3])
     if "microsoft" in release.lower():
         is_first = release.endswith("-Microsoft") and release.startswith(("3.", "4.4."))
         return 1 if is_first else 2

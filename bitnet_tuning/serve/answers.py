@@ -121,21 +121,21 @@ class AnswerFile:
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         except OSError as error:
             raise UsageError(f"argument -o/--output: {path}: {error.strerror}") from error
-        if not stat.S_ISREG(os.fstat(self._handle).st_mode):
-            self._fail(UsageError(f"argument -o/--output: {path} is not a regular file"))
-        if not hold(self._handle):
-            remedy = "wait until it ends, or name another file with -o"
-            self._fail(TuningError(f"another run is writing answers to {path}", remedy))
+        try:
+            if not stat.S_ISREG(os.fstat(self._handle).st_mode):
+                raise UsageError(f"argument -o/--output: {path} is not a regular file")
+            if not hold(self._handle):
+                remedy = "wait until it ends, or name another file with -o"
+                raise TuningError(f"another run is writing answers to {path}", remedy)
+        except TuningError:
+            os.close(self._handle)
+            raise
 
     def __enter__(self) -> AnswerFile:
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._handle)
-
-    def _fail(self, error: TuningError) -> None:
-        os.close(self._handle)
-        raise error
 
     def require_empty(self) -> None:
         """Raise UsageError if the file is not empty."""

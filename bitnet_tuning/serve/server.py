@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 import secrets
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from bitnet_tuning.console import counted
-from bitnet_tuning.engine.probe import parse_flags
+from bitnet_tuning.engine.probe import flags_of
 from bitnet_tuning.errors import MissingError, TuningError
-from bitnet_tuning.launch.background import capture, serve
+from bitnet_tuning.launch.background import serve
 from bitnet_tuning.launch.program import Launch
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.command import batch_flags, flash_takes_value, memory_policy, tuned_flags
@@ -163,17 +162,13 @@ def server_command(
 
 def server_of(engine: Engine) -> Server:
     """Return the server beside the engine. Raise MissingError if there is none."""
-    program: tuple[str, ...] = (sys.executable, engine.path, "server")
-    if not engine.embedded:
-        if engine.server is None:
-            raise MissingError(
-                f"--prompts needs llama-server in the folder of {engine.path}",
-                "build it: cmake --build build --target llama-server",
-            )
-        program = (engine.server,)
-    said = capture((*program, "--help"))
-    flags = frozenset(parse_flags(said.stdout + said.stderr))
-    return Server(program, flags, flash_takes_value(engine))
+    program = engine.other("server")
+    if not program:
+        raise MissingError(
+            f"--prompts needs llama-server in the folder of {engine.path}",
+            "build it: cmake --build build --target llama-server",
+        )
+    return Server(program, flags_of(program), flash_takes_value(engine))
 
 
 @contextmanager
@@ -190,7 +185,9 @@ def running(
     key = secrets.token_urlsafe(32) if has_key else None
     variables = {**plan.setting.variables, **({KEY_VARIABLE: key} if key else {})}
     for attempt in range(_TRIES):
-        port = _free_port()
+        with socket.socket() as free:  # a port that is free, at least for a moment
+            free.bind((LOOPBACK, 0))
+            port = int(free.getsockname()[1])
         start = Launch(
             argv=command(port),
             variables=variables,
@@ -207,13 +204,6 @@ def running(
                 raise
             yield ready
             return
-
-
-def _free_port() -> int:
-    """Return a port of the loopback device that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
 
 
 def _until_ready(service: Service, client: Client, waiting: Waiting) -> Running:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TypeVar
 
 from bitnet_tuning.serve.answers import Answer, from_refusal, from_reply
@@ -123,18 +123,12 @@ def in_flight(
         threading.Thread(target=process_jobs, daemon=True).start()
     try:
         for _ in todo:
-            with waiting():
-                found = _next(done)
+            found = None
+            while found is None:
+                with waiting(), suppress(queue.Empty):
+                    found = done.get(timeout=_POLL_SECONDS)
             if isinstance(found, BaseException):
                 raise found
             yield found[0]
     finally:
         halt.set()
-
-
-def _next(done: queue.SimpleQueue[Result]) -> Result:
-    while True:
-        try:
-            return done.get(timeout=_POLL_SECONDS)
-        except queue.Empty:
-            continue

@@ -208,20 +208,19 @@ def kernel(
     process = watched.process
     loaded = watched.steady and process is not None and (process.resident or -1) >= model_size
     nodes = wanted_nodes(plan)
-    asked: list[tuple[str, Callable[[Process], tuple[str, str]]]] = []
+
+    def judged(name: str, judge: Callable[..., tuple[str, str]], *values: object) -> Line:
+        return _unseen(name, watched) if process is None else Line(name, *judge(process, *values))
+
     if plan.setting.nice:
         wanted = max(LOWEST_NICE, niceness + plan.setting.nice)
-        asked.append(("priority", lambda process: _priority(process, wanted)))
+        yield judged("priority", _priority, wanted)
     if plan.setting.mlock:
-        asked.append(
-            ("locked memory", lambda process: _locked(process, model_size, loaded, lockable))
-        )
+        yield judged("locked memory", _locked, model_size, loaded, lockable)
     if asks_huge(plan):
-        asked.append(("huge pages", lambda process: _huge(process, loaded)))
+        yield judged("huge pages", _huge, loaded)
     if nodes is not None:
-        asked.append(("memory nodes", lambda process: _memory_nodes(process, nodes)))
-    for name, judge in asked:
-        yield _unseen(name, watched) if process is None else Line(name, *judge(process))
+        yield judged("memory nodes", _memory_nodes, nodes)
 
 
 def _priority(process: Process, wanted: int) -> tuple[str, str]:
