@@ -44,19 +44,13 @@ def own_files(program: str, trace: Trace) -> tuple[str, ...]:
     """Return the real paths of the program and of the libraries that were built with it: those
     that it links, and those beside it, since ggml's backends are loaded at run time."""
     beside = os.path.dirname(os.path.realpath(program))
-    found = [os.path.realpath(program)]
-    found += [
-        path for path in _linked(program, trace) if re.search(_OWN_LIBRARY, os.path.basename(path))
-    ]
+    found, linked = [os.path.realpath(program)], list[str]()
+    if sys.platform.startswith("linux") and is_executable_image(program):
+        # Lines are ``name => /path (0x…)`` or ``/path (0x…)``.
+        linked = re.findall(r"(?:^\s*|=> )(/\S.*?) \(0x", trace(program), re.MULTILINE)
+    found += [path for path in linked if re.search(_OWN_LIBRARY, os.path.basename(path))]
     found += [os.path.join(beside, name) for name in _names(beside) if re.match(_OWN_LIBRARY, name)]
     return tuple(dict.fromkeys(os.path.realpath(path) for path in found))
-
-
-def _linked(program: str, trace: Trace) -> list[str]:
-    if not sys.platform.startswith("linux") or not is_executable_image(program):
-        return []
-    # Lines are ``name => /path (0x…)`` or ``/path (0x…)``.
-    return re.findall(r"(?:^\s*|=> )(/\S.*?) \(0x", trace(program), re.MULTILINE)
 
 
 def _names(folder: str) -> list[str]:

@@ -110,36 +110,31 @@ def _watch(far: int, target: int) -> None:
         os._exit(0)
 
 
-class Inherited:
-    """A block in which this thread has an affinity and a niceness for programs to inherit.
-
-    What the system forbids is left as it is.
-    """
-
-    def __init__(self, cpus: frozenset[int] | None, nice: int) -> None:
-        self.cpus = cpus
-        self.nice = nice
-
-    def __enter__(self) -> None:
-        self.before: set[int] | None = None
-        self.raised: int | None = None
-        try:
-            if self.cpus:
-                self.before = os.sched_getaffinity(0)
-                os.sched_setaffinity(0, self.cpus)
-        except (AttributeError, OSError):
-            self.before = None
-        try:
-            if self.nice:
-                self.raised = os.nice(self.nice)
-        except (AttributeError, OSError):
-            pass
-
-    def __exit__(self, *_: object) -> None:
-        if self.before:
-            os.sched_setaffinity(0, self.before)
-        if self.raised is not None:
-            os.nice(-self.nice)
+@contextmanager
+def inherited(cpus: frozenset[int] | None, nice: int) -> Iterator[None]:
+    """Give this thread an affinity and a niceness for programs that start in the block. What the
+    system forbids is left as it is."""
+    before: set[int] | None = None
+    is_nice = False
+    try:
+        if cpus:
+            before = os.sched_getaffinity(0)
+            os.sched_setaffinity(0, cpus)
+    except (AttributeError, OSError):
+        before = None
+    try:
+        if nice:
+            os.nice(nice)
+            is_nice = True
+    except (AttributeError, OSError):
+        pass
+    try:
+        yield
+    finally:
+        if before:
+            os.sched_setaffinity(0, before)
+        if is_nice:
+            os.nice(-nice)
 
 
 def fill_standard_handles() -> None:
@@ -199,7 +194,7 @@ def spawn(launch: Launch, streams: Streams, group: int, mask: Collection[int]) -
     imports ``subprocess`` and forks. Raise UnsupportedError if the program cannot be started.
     """
     try:
-        with Inherited(launch.cpus, launch.nice):
+        with inherited(launch.cpus, launch.nice):
             return os.posix_spawnp(
                 launch.argv[0],
                 launch.argv,
@@ -243,7 +238,7 @@ def popen(
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     try:
-        with Inherited(launch.cpus, launch.nice):
+        with inherited(launch.cpus, launch.nice):
             return Popen(
                 launch.argv,
                 env=launch.environment(),

@@ -219,23 +219,19 @@ def read_kinds(
     (scheduler/sched-capacity.rst), else their part numbers, else maximum frequencies.
     """
     frequencies = _per_core(root, cores, "cpufreq/cpuinfo_max_freq")
-    listed = _intel_efficiency_cpus(root, cores)
-    if listed:
-        return split_kinds(cores, _intel_speeds(cores, listed, frequencies), listed)
     capacities = _per_core(root, cores, "cpu_capacity")
-    slow = _slower_kind(cores, capacities)
-    if capacities and slow:
+    if slow := _intel_efficiency_cpus(root, cores):
+        return split_kinds(cores, _intel_speeds(cores, slow, frequencies), slow)
+    if slow := _slower_kind(cores, capacities):
         return split_kinds(cores, capacities, slow)
-    slow = frozenset() if vendor else _arm_efficiency_cpus(root, cores)
-    if slow:
+    if not vendor and (slow := _arm_efficiency_cpus(root, cores)):
         speeds = [ARM_EFFICIENCY_SPEED if core.cpus & slow else 1.0 for core in cores]
         return split_kinds(cores, speeds, slow)
-    slow = _slower_kind(cores, frequencies)
-    if not frequencies or not slow:
-        return None, cores
-    if vendor == "GenuineIntel":
-        frequencies = _intel_speeds(cores, slow, frequencies)
-    return split_kinds(cores, frequencies, slow)
+    if slow := _slower_kind(cores, frequencies):
+        if vendor == "GenuineIntel":
+            frequencies = _intel_speeds(cores, slow, frequencies)
+        return split_kinds(cores, frequencies, slow)
+    return None, cores
 
 
 def _intel_efficiency_cpus(root: Root, cores: tuple[Core, ...]) -> frozenset[int]:

@@ -103,15 +103,10 @@ def tuned_flags(setting: Setting, flags: frozenset[str], takes_value: bool) -> t
 def _prompt(request: Request, flags: frozenset[str]) -> tuple[str, ...]:
     # In a chat the prompt is the system prompt. Engines with a flag -sys for that take -p as the
     # user's first message.
+    flag, system, text = "-p", "-sys", request.prompt
     if request.prompt_file is not None:
-        flag, system = "-f", "-sysf"
-        text = request.prompt_file
-    elif request.prompt is not None:
-        flag, system = "-p", "-sys"
-        text = request.prompt
-    else:
-        return ()
-    return (system if request.chat and system in flags else flag, text)
+        flag, system, text = "-f", "-sysf", request.prompt_file
+    return _pair(system if request.chat and system in flags else flag, text)
 
 
 def _loading(setting: Setting, flags: frozenset[str]) -> tuple[str, ...]:

@@ -124,7 +124,7 @@ def form_of(kind: Any) -> Form:
         return _special(kind, *kind.parts)
     if hasattr(kind, "__args__"):
         return _container(kind.__origin__, kind.__args__)
-    if kind is object or str(kind) == "typing.Any":
+    if kind is object:
         return Form()
     raise TypeError(f"no form in JSON for {kind!r}")
 
@@ -353,7 +353,11 @@ class Record(Form):
         every = eval(f"({', '.join(kind.__annotations__.values())},)", scope)
         kinds = dict(zip(kind.__annotations__, every, strict=True))
         self.forms = {field: form_of(each) for field, each in kinds.items()}
-        self.later = {field for field, each in kinds.items() if LATER in _notes(each)}
+        self.later = {
+            field
+            for field, each in kinds.items()
+            if isinstance(each, Annotated) and LATER in each.parts  # type: ignore[arg-type]
+        }
 
     def read(self, value: Any) -> Any:
         made = self.kind(**self.read_fields(value, self.forms.keys() - self.later))
@@ -413,10 +417,6 @@ class Record(Form):
             **{name: form.schema(known) for name, form in fields.items()},
             **{name: {"type": "string"} for name in self.texts},
         }
-
-
-def _notes(kind: Any) -> tuple[Any, ...]:
-    return kind.parts[1:] if isinstance(kind, Annotated) else ()  # type: ignore[arg-type]
 
 
 class Some(Record):
