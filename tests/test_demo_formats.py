@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from bitnet_tuning import demo
 
 np = pytest.importorskip("numpy")
+gguf = pytest.importorskip("gguf")
 
 from tools import ternary  # noqa: E402
 from tools.demo_model import stored  # noqa: E402
@@ -67,7 +69,6 @@ def test_a_tq2_0_block_has_its_known_bytes() -> None:
 
 
 def test_tq2_0_agrees_with_the_gguf_package() -> None:
-    gguf = pytest.importorskip("gguf")
     weights = random_weights((4, 512))
     floats = weights.astype(np.float32) * np.float32(0.25)
     packed = ternary.pack_tq2_0(weights, 0.25)
@@ -97,13 +98,62 @@ def test_tq2_0_refuses_to_unpack_blocks_of_different_scales() -> None:
 
 
 def test_both_files_hold_the_same_tensors() -> None:
-    gguf = pytest.importorskip("gguf")
     i2_s = stored.read_tensors(demo.I2_S)
     tensors = gguf.GGUFReader(demo.TQ2_0).tensors
     assert [tensor.name for tensor in tensors] == list(i2_s)
     for tensor in tensors:
         floats = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         assert np.array_equal(np.asarray(floats, np.float32), i2_s[tensor.name]), tensor.name
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q5_0", "Q4_0"])
+def test_a_smaller_embedding_is_read_as_floats(name: str, tmp_path: Path) -> None:
+    kind = gguf.GGMLQuantizationType[name]
+    floats = np.random.default_rng(1).normal(size=(6, 256)).astype(np.float32)
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_tensor("token_embd.weight", gguf.quants.quantize(floats, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (read,) = stored.read_tensors(str(tmp_path / "model.gguf")).values()
+    step = np.abs(floats).max() / {"Q8_0": 127, "Q5_0": 16, "Q4_0": 8}[name]
+    assert read.shape == floats.shape
+    assert 0 < np.abs(read - floats).max() <= step
+
+
+def test_the_loss_of_a_copy_is_measured_against_the_original() -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("tokenizers")
+    from tools.demo_model import corpus, evaluate, network, vocabulary  # noqa: PLC0415 (torch)
+
+    guide = read_guide()
+    words = vocabulary.learn_vocabulary(guide, 1024)
+    original, other = (evaluate.Engine(demo.I2_S, network.Shape(1024), words) for _ in range(2))
+    docs = corpus.documents(guide)[:3]
+    whole, answers = (evaluate.documents(words, docs, answers=only) for only in (False, True))
+    same = evaluate.loss(other, original, answers)
+    assert (same.rise, same.divergence, same.change) == ((0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0))
+    assert same.margin > 3
+    assert same.perplexity < 1.001 < evaluate.loss(other, original, whole).perplexity < 1.2
+    # The first norm undoes this, the output does not.
+    other.weights[network.EMBEDDING] *= 1.5
+    changed = evaluate.loss(other, original, whole)
+    assert changed.change[1] > changed.change[0] > 1
+    assert changed.divergence[2] > changed.divergence[0] > 0
+
+
+def test_chunks_are_those_of_llama_perplexity() -> None:
+    """It printed 2.5599 for the i2_s file and -c 64; engines differ in rounding."""
+    pytest.importorskip("torch")
+    pytest.importorskip("tokenizers")
+    from tools.demo_model import evaluate, network, vocabulary  # noqa: PLC0415 (torch)
+
+    words = vocabulary.learn_vocabulary(read_guide(), 1024)
+    original = evaluate.Engine(demo.I2_S, network.Shape(1024), words)
+    found = evaluate.loss(original, original, evaluate.chunks(words, read_guide(), 64))
+    assert found.tokens == 45 * 31
+    assert found.perplexity == pytest.approx(2.56, abs=0.01)
 
 
 def test_the_layers_matrices_are_ternary() -> None:

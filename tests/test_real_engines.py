@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from bitnet_tuning import demo
+from bitnet_tuning.model.gguf import read_tensors
 from tests.test_selftest import flip_one_tensor
 
 REPO = Path(__file__).resolve().parent.parent
@@ -118,6 +119,25 @@ def test_the_self_test_detects_a_flipped_tensor(folder: str, tmp_path: Path) -> 
     done = run("-m", "bitnet_tuning", "selftest", "--engine", folder, "--model", str(model))
     assert done.returncode == 1
     assert "PASS" not in done.stdout
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("kind", ["q6_k", "q8_0"])
+def test_a_copy_with_a_smaller_embedding_passes_the_self_test(
+    folder: str, kind: str, tmp_path: Path
+) -> None:
+    quantizer = Path(plan(folder)["engine"]).parent / "llama-quantize"
+    if not quantizer.exists() or not computes_right(folder):
+        pytest.skip("it has no llama-quantize, or computes garbage with any model")
+    original, copy = model_for(folder), str(tmp_path / "copy.gguf")
+    flags = ["--allow-requantize", "--token-embedding-type", kind, original, copy]
+    form = "TQ2_0" if original == demo.TQ2_0 else "I2_S"
+    subprocess.run([quantizer, *flags, form, "1"], capture_output=True, timeout=SECONDS, check=True)
+    before, after = ({info.name: info for info in read_tensors(path)} for path in (original, copy))
+    changed = [name for name in before if before[name].kind != after[name].kind]
+    assert changed == ["token_embd.weight"]
+    done = run("-m", "bitnet_tuning", "selftest", "--engine", folder, "--model", copy)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

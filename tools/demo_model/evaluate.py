@@ -1,10 +1,12 @@
-"""The evaluation of the exported file: how much of the guide it knows, and with what margin."""
+"""The evaluation of a file: how much of the guide it knows, with what margin, and what it lost."""
 
 import json
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tools.demo_model import network
 from tools.demo_model.corpus import BOS, EOS, Document
@@ -34,6 +36,31 @@ class Recall(NamedTuple):
     teacher_forced_answers: float
     free_running_answers: float
     least_probability: float
+
+
+class Passage(NamedTuple):
+    """A teacher-forced sequence of tokens, of which those from `first` on count."""
+
+    tokens: list[int]
+    first: int
+
+
+class Loss(NamedTuple):
+    """How far a file's logits are from those of the original, over all tokens that count."""
+
+    tokens: int
+    perplexity: float
+    rise: tuple[float, float]
+    """Mean change of a token's cross-entropy in nats, and its standard error."""
+    divergence: tuple[float, float, float]
+    """Mean Kullback-Leibler divergence from the original's distribution, its standard error, and
+    the largest one, in nats."""
+    change: tuple[float, float]
+    """Mean and largest distance of a logit from the original's."""
+    other_choices: float
+    """Share of tokens, from 0 to 1, for which another one became the most likely."""
+    margin: float
+    """Smallest lead of a right token's logit; negative where another token leads."""
 
 
 class Engine:
@@ -70,6 +97,54 @@ def recall(engine: Engine, docs: list[Document]) -> Recall:
         chosen = logits.softmax(-1).gather(1, wanted[:, None])[start:]
         least = min(least, float(chosen.min()))
     return Recall(hits / asked, answer_hits / answers, unbroken / answers, least)
+
+
+def documents(vocabulary: Vocabulary, docs: list[Document], *, answers: bool) -> list[Passage]:
+    """Return all documents. With `answers`, only what follows a question or heading counts: there,
+    the model knows every token."""
+    encode = vocabulary.encode
+    return [
+        Passage(encode(BOS + doc.whole + EOS), len(encode(BOS + doc.prompt)) if answers else 1)
+        for doc in docs
+    ]
+
+
+def chunks(vocabulary: Vocabulary, text: str, context: int) -> list[Passage]:
+    """Return the chunks in which `llama-perplexity -c CONTEXT` reads a text: wherever they begin,
+    they begin with the start token, and their second halves count."""
+    start, *tokens = vocabulary.encode(BOS + text)
+    ends = range(context - 1, len(tokens) + 1, context)
+    return [Passage([start, *tokens[end - context + 1 : end]], context // 2 + 1) for end in ends]
+
+
+def loss(engine: Engine, original: Engine, passages: list[Passage]) -> Loss:
+    """Measure what a file has lost against the original of which it is a smaller copy."""
+    pairs = [
+        torch.stack([each.logits(tokens)[first - 1 :] for each in (engine, original)])
+        for tokens, first in passages
+    ]
+    logits = torch.cat(pairs, 1).double()
+    right = torch.tensor([token for tokens, first in passages for token in tokens[first:]])
+    logs = logits.log_softmax(-1)
+    nats = -logs[:, torch.arange(len(right)), right]
+    divergences = functional.kl_div(*logs, reduction="none", log_target=True).sum(-1)
+    change = (logits[0] - logits[1]).abs()
+    best = logits.argmax(-1)
+    leads = logits[0].gather(1, right[:, None])[:, 0]
+    others = logits[0].scatter(1, right[:, None], -math.inf).amax(-1)
+    return Loss(
+        tokens=len(right),
+        perplexity=float(nats[0].mean().exp()),
+        rise=_mean(nats[0] - nats[1]),
+        divergence=(*_mean(divergences), float(divergences.max())),
+        change=(float(change.mean()), float(change.max())),
+        other_choices=float((best[0] != best[1]).double().mean()),
+        margin=float((leads - others).min()),
+    )
+
+
+def _mean(values: Tensor) -> tuple[float, float]:
+    return float(values.mean()), float(values.std() / math.sqrt(len(values)))
 
 
 def expectations(engine: Engine, docs: list[Document]) -> dict[str, object]:

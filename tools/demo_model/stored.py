@@ -4,12 +4,13 @@ import os
 
 import numpy as np
 import numpy.typing as npt
+from gguf import GGMLQuantizationType, quants
 
 from bitnet_tuning.model.gguf import read_tensors as tensor_infos
 from bitnet_tuning.model.types import TensorInfo, tensor_bytes
 from tools import ternary
 
-_F32, _F16, _I2_S = 0, 1, 36
+_I2_S = 36
 
 Floats = npt.NDArray[np.float32]
 
@@ -17,7 +18,8 @@ Floats = npt.NDArray[np.float32]
 def read_tensors(path: str) -> dict[str, Floats]:
     """Return every tensor of an I2_S file as floats, slowest dimension first.
 
-    Raise ValueError for tensor types other than F32, F16 and I2_S.
+    Raise ValueError or NotImplementedError for tensor types that neither this module nor the
+    library `gguf` dequantizes.
     """
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -27,12 +29,11 @@ def read_tensors(path: str) -> dict[str, Floats]:
 
 
 def _read_tensor(handle: int, info: TensorInfo) -> Floats:
-    if info.kind not in (_F32, _F16, _I2_S):
-        raise ValueError(f"{info.name}: tensor type {info.kind} is not F32, F16 or I2_S")
     data = os.pread(handle, tensor_bytes(info.kind, info.weights), info.offset)
     shape = info.shape[::-1]
     if info.kind == _I2_S:
         digits, scale = ternary.unpack_i2_s(np.frombuffer(data, np.uint8))
         return np.asarray(digits * np.float32(scale), np.float32).reshape(shape)
-    floats = np.frombuffer(data, "<f4" if info.kind == _F32 else "<f2")
+    rows = np.frombuffer(data, np.uint8).reshape(*shape[:-1], -1)
+    floats = quants.dequantize(rows, GGMLQuantizationType(info.kind))
     return np.asarray(floats, np.float32).reshape(shape)
