@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,6 +155,19 @@ def test_the_environment_suits_the_openmp_runtime(folder: str) -> None:
     runtime = facts["reasons"]["env"]
     assert ("KMP_BLOCKTIME" in facts["env"]) <= ("libomp" in runtime)
     assert ("OMP_PLACES" in facts["env"]) == ("without OpenMP" not in runtime)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_slim_copy_of_the_demo_model_still_knows_its_texts(folder: str, tmp_path: Path) -> None:
+    model = tmp_path / "demo.gguf"
+    shutil.copyfile(model_for(folder), model)
+    done = run("-m", "bitnet_tuning", "model", "slim", str(model), "--engine", folder)
+    assert done.returncode == 0, done.stderr
+    copy = tmp_path / "demo-embd-q6_k.gguf"
+    assert sorted(tmp_path.iterdir()) == [copy, model]
+    if computes_right(folder):
+        flags = ["--engine", folder, "--model", str(copy)]
+        assert run("-m", "bitnet_tuning", "selftest", *flags).returncode == 0
 
 
 QUESTIONS = ("How many threads", "What is SMT?", "What is a CPU quota?", "Why")

@@ -10,26 +10,43 @@ from shlex import quote
 from typing import Any
 
 from bitnet_tuning.cli.arguments import Parser, add_engine, expanded
-from bitnet_tuning.console import aligned, say, size_text
-from bitnet_tuning.engine.find import locate_all
-from bitnet_tuning.errors import MissingError
+from bitnet_tuning.console import Progress, aligned, say, size_text
+from bitnet_tuning.engine.find import find_quantizer, locate_all
+from bitnet_tuning.errors import MissingError, TuningError, UnsupportedError, UsageError
+from bitnet_tuning.launch.failure import shorten
+from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.machine.root import Root
-from bitnet_tuning.model.find import DEFAULT, REPOSITORY, know, original_of, slim_copies
+from bitnet_tuning.model import slim
+from bitnet_tuning.model.find import (
+    DEFAULT,
+    REPOSITORY,
+    know,
+    original_of,
+    slim_copies,
+    slim_path,
+)
+from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.model.parts import (
-    SLIM,
     WIDE,
     bytes_per_token,
     cost_text,
     is_wide,
+    output_matrix,
     possible_gain,
     slim_advice,
+    slim_type,
     slimmed,
     wide_text,
 )
 from bitnet_tuning.model.types import ModelFile, Part, part_paths
-from bitnet_tuning.prepare import engine_folders, find_model, slow_drive
+from bitnet_tuning.plan.plan import make_plan
+from bitnet_tuning.prepare import engine_folders, find_model, find_pair, read_facts, slow_drive
 from bitnet_tuning.store.codec import to_json
 from bitnet_tuning.store.state import State, default_folder
+from bitnet_tuning.verify.selftest import first_difference, text_request, write_text
+
+_SHOWN = 60
+"""Number of characters to show of a text, from the first one that differs."""
 
 _FILE = "GGUF model file (default: the one that a run would use)"
 
@@ -67,7 +84,110 @@ def _parser() -> Parser:
     getting.add_argument("repo", metavar="REPO", nargs="?", default=REPOSITORY, help=repo)
     name = "file in REPO (default: its only .gguf file, or its only i2_s file)"
     getting.add_argument("file", metavar="FILE", nargs="?", help=name)
+    what = "Write a copy of a model with a smaller embedding beside it, and check the copy."
+    _add_slim(command("slim", _slim, what))
     return parser
+
+
+def _add_slim(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("file", metavar="FILE", nargs="?", type=expanded, help=_FILE)
+    what = f"type of the embedding: {', '.join(slim.PERPLEXITY)} (default: q6_k where it fits)"
+    add("--embedding", type=str.lower, choices=slim.PERPLEXITY, metavar="TYPE", help=what)
+    what = "file to write (default: beside FILE, where runs find it)"
+    add("-o", "--output", type=expanded, metavar="OUT", help=what)
+    add_engine(parser)
+    add("--yes", action="store_true", help="accept a type that loses more than q6_k")
+
+
+def _slim(options: argparse.Namespace, state: State) -> int:
+    kind: str | None = options.embedding
+    if not options.yes:
+        slim.check_loss(kind)
+    request = text_request(options.engine, options.file)
+    facts = read_facts(request, state)
+    say(facts.note)
+    model = original_of(facts.model, state) or facts.model
+    if model is not facts.model and kind is None:
+        print(f"{facts.model.path} is already the slim copy of {model.path}")
+        return 0
+    kind = kind or slim_type(model)
+    slim.check_model(model, kind)
+    after = slimmed(model.parts, kind)
+    if after == model.parts:
+        print(f"{model.path} has nothing to gain: {kind} makes no matrix of it smaller")
+        return 0
+    out = os.path.abspath(options.output or slim_path(model.path, kind))
+    if os.path.lexists(out):
+        if wrong := slim.problem(model, after, out):
+            remedy = "remove it, or name another file with -o"
+            raise UsageError(f"{out} exists and is not that copy: it {wrong}", remedy)
+        print(f"{out} is that copy already", _use(out, options, state), sep="\n")
+        return 0
+    program, facts = find_quantizer(facts.engine), facts._replace(model=model)
+    slim.check_memory(model, after, facts.host.memory.available)
+    threads, size = make_plan(request, facts).setting.threads_batch, slim.size_of(model, after)
+    try:
+        with Stop() as stop, stop.interruptible(), slim.drafted(out, size) as draft:
+            say(f"writing {out}")
+            argv = slim.command(program, model, after, draft, threads)
+            with Progress(size, lambda done: f"{size_text(done)} of {size_text(size)}") as shown:
+                slim.write(argv, draft, size, shown)
+            say("comparing it with the model, and generating a text with both")
+            if wrong := slim.problem(model, after, draft):
+                raise UnsupportedError(f"the copy {wrong}", "nothing was kept of it")
+            ours = write_text(facts, request)
+            theirs = write_text(facts._replace(model=read_model(draft)), request)
+            if ours and not theirs:
+                raise UnsupportedError("the engine writes nothing with the copy")
+    except Stopped as end:
+        say(f"stopped by {end}: nothing was written")
+        return 128 + end.number
+    print("\n".join([*_gains(model, after), *_compared(ours, theirs), _use(out, options, state)]))
+    return 0
+
+
+def _gains(model: ModelFile, after: Sequence[Part]) -> list[str]:
+    """Return what each smaller matrix gains."""
+    whole, speed = output_matrix(model.parts), bytes_per_token(model.parts)
+    then = bytes_per_token(after)
+    lines = []
+    for old, new in zip(model.parts, after, strict=True):
+        if old != new:
+            gain = "of which a token reads one row: it saves memory and disk only"
+            if old is whole and speed and then:
+                gain = (
+                    f"which every token reads: up to ×{speed / then:.2f} as fast by the bytes "
+                    f"({size_text(then)} instead of {size_text(speed)} a token)"
+                )
+            sizes = f"{size_text(old.size)} in {old.type}, now {size_text(new.size)} in {new.type}"
+            lines.append(f"{old.name}: {sizes}, {gain}")
+    return [
+        *lines,
+        f"measured elsewhere with the 2B model, f16 to q6_k: ×1.3–1.5; to measure it here: "
+        f"python3 benchmark_optimized.py -m {quote(model.path)}",
+    ]
+
+
+def _compared(ours: str, theirs: str) -> list[str]:
+    """Return how the copy's text differs; an engine may lose the end of one (see BEYOND)."""
+    same = "all other tensors and the metadata are those of the model; greedy text of both: "
+    at = first_difference(ours, theirs)
+    if at == min(len(ours), len(theirs)):
+        return [f"{same}the same {at} characters"]
+    rows = [("model", shorten(ours[at:], _SHOWN)), ("copy", shorten(theirs[at:], _SHOWN))]
+    return [f"{same}differs from character {at + 1} on", aligned(rows)]
+
+
+def _use(out: str, options: argparse.Namespace, state: State) -> str:
+    """Return which file runs from now on."""
+    try:
+        used = os.path.abspath(find_pair(options.engine, None, state)[1].model.path)
+    except TuningError:
+        used = None
+    if used == out:
+        return f"runs that name no model use {out} from now on"
+    return f'to use it: python3 run_inference.py -m {quote(out)} -p "Your prompt here"'
 
 
 def _get(options: argparse.Namespace, state: State) -> int:
@@ -118,11 +238,12 @@ def _notes(model: ModelFile, state: State) -> list[str]:
         notes.append(f"made from {original.path}: {cost_text(original)}")
     notes.append(wide_text(model))
     # A token reads all of the output matrix, but of a token embedding beside it a single row.
+    kind = slim_type(model)
     parts = [part for part in model.parts if part.type in WIDE and part.read != part.size]
-    saved = sum(part.size for part in parts) - sum(part.size for part in slimmed(parts, SLIM))
+    saved = sum(part.size for part in parts) - sum(part.size for part in slimmed(parts, kind))
     if saved:
         less = f"{size_text(saved)} less memory"
-        notes.append(f"token embedding, one row read per token (in {SLIM} {less}, not faster)")
+        notes.append(f"token embedding, one row read per token (in {kind} {less}, not faster)")
     if saved or is_wide(model):
         notes.append(slim_advice(model, slim_copies(model, state)))
     return [note for note in notes if note]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from shlex import quote
 
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.namedtuple import NamedTuple
@@ -236,3 +237,17 @@ def beside(cli: str, name: str) -> str | None:
         if os.path.isfile(path):
             return path
     return None
+
+
+def find_quantizer(engine: Engine) -> str:
+    """Return llama-quantize beside an engine or in another build of its checkout. Raise
+    MissingError without one."""
+    checkout = engine.checkout
+    for cli in (engine.path, *(_built_below(checkout) if checkout else ())):
+        if found := beside(cli, "llama-quantize"):
+            return found
+    remedy = "name a build of bitnet.cpp that has one with --engine"
+    if checkout:
+        build = os.path.join(checkout, os.path.relpath(engine.path, checkout).split(os.sep)[0])
+        remedy = f"build it: cmake --build {quote(build)} --target llama-quantize"
+    raise MissingError(f"there is no llama-quantize beside {engine.path}", remedy)

@@ -101,6 +101,18 @@ def read_tensors(path: str) -> tuple[TensorInfo, ...]:
     return _read(path)[2]
 
 
+def read_metadata(path: str) -> dict[str, bytes]:
+    """Return the metadata of a file that ``read_model`` accepts, each value as its bytes."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        reader, found = _Reader(data, len(data)), {}
+        reader.skip(len(MAGIC) + 4 + 8)
+        for _ in range(reader.number("Q")):
+            key, start = reader.text("key"), reader.at
+            _value(reader, reader.number("I"))
+            found[key] = data[start : reader.at]
+        return found
+
+
 def _read(path: str) -> tuple[int, Metadata, tuple[TensorInfo, ...]]:
     at = path
     try:

@@ -12,13 +12,14 @@ from bitnet_tuning.model.types import (
     ModelFile,
     Part,
     TensorInfo,
+    block_length,
     tensor_bytes,
     type_name,
     type_number,
 )
 
 SLIM = "q6_k"
-"""Type to which an embedding is made smaller if the user names none."""
+"""Type to which an embedding is made smaller if the user names none and it fits."""
 
 WIDE = ("f32", "f16", "bf16")
 """Types of an embedding that is worth making smaller."""
@@ -26,9 +27,10 @@ WIDE = ("f32", "f16", "bf16")
 _MEASURED = "measured elsewhere: ×1.3–1.5 (BitNet b1.58 2B-4T, from f16)"
 _F32_ORIGIN = "upstream's setup_env.py writes f32 unless told --quant-embd"
 
-_TOKENS = "token_embd.weight"
-_MATRIX = "output.weight"
-_LOOKED_UP = (_TOKENS, "position_embd.weight", "token_types.weight", "per_layer_token_embd.weight")
+TOKENS, MATRIX = "token_embd.weight", "output.weight"
+"""Names of the tensors that hold the token embedding and the output matrix."""
+
+_LOOKED_UP = (TOKENS, "position_embd.weight", "token_types.weight", "per_layer_token_embd.weight")
 """Tensors of which a token reads a single row; names from llama.cpp's src/llama-arch.cpp."""
 _EXPERTS = ("_exps.weight", "_exps.bias")
 
@@ -38,10 +40,10 @@ def make_parts(tensors: Sequence[TensorInfo], file_type: int | None) -> tuple[Pa
     it has one of its own, and all other tensors. Parts without tensors are left out."""
     # Without an output.weight the embeddings are tied: the token table is also the output matrix
     # and is read whole.
-    tied = all(info.name != _MATRIX for info in tensors)
+    tied = all(info.name != MATRIX for info in tensors)
     groups: dict[str, list[TensorInfo]] = {"ternary": [], EMBEDDING: [], OUTPUT: [], "other": []}
     for info in tensors:
-        named = {_TOKENS: EMBEDDING, _MATRIX: OUTPUT}.get(info.name)
+        named = {TOKENS: EMBEDDING, MATRIX: OUTPUT}.get(info.name)
         ternary = type_name(info.kind, file_type) in TERNARY
         groups[named or ("ternary" if ternary else "other")].append(info)
     return tuple(_part(name, group, tied, file_type) for name, group in groups.items() if group)
@@ -58,7 +60,7 @@ def _part(name: str, group: Sequence[TensorInfo], tied: bool, file_type: int | N
 
 
 def _weights_read(info: TensorInfo, tied: bool) -> int:
-    one_row = info.name in _LOOKED_UP and not (tied and info.name == _TOKENS)
+    one_row = info.name in _LOOKED_UP and not (tied and info.name == TOKENS)
     return info.shape[0] if one_row and info.shape else info.weights
 
 
@@ -94,11 +96,21 @@ def _slim(part: Part, kind: str) -> Part:
     )
 
 
-def possible_gain(model: ModelFile, kind: str = SLIM) -> float | None:
+def fits(model: ModelFile, kind: str) -> bool:
+    """Return whether the rows of a model's embedding hold whole blocks of the type ``kind``."""
+    return (model.embedding_length or 0) % block_length(kind) == 0
+
+
+def slim_type(model: ModelFile) -> str:
+    """Return the type to which a model's embedding is made smaller if the user names none."""
+    return next(kind for kind in (SLIM, "q8_0", "f16") if fits(model, kind))
+
+
+def possible_gain(model: ModelFile) -> float | None:
     """Return the upper bound, from the bytes read per token, of the speed of token generation with
-    the embedding in ``kind`` over that of the model as it is. None if it is not known."""
+    a slim copy over that of the model as it is. None if it is not known."""
     now = bytes_per_token(model.parts)
-    then = bytes_per_token(slimmed(model.parts, kind))
+    then = bytes_per_token(slimmed(model.parts, slim_type(model)))
     return now / then if now and then else None
 
 
@@ -140,7 +152,7 @@ def cost_text(model: ModelFile) -> str | None:
         text += f", {size_text(total)} read per token"
     if is_wide(model):
         gain = possible_gain(model)
-        text += f" (in {SLIM} {f'up to ×{gain:.2f} as fast' if gain else 'faster'})"
+        text += f" (in {slim_type(model)} {f'up to ×{gain:.2f} as fast' if gain else 'faster'})"
     return text
 
 

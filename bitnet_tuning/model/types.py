@@ -136,6 +136,12 @@ def type_number(name: str) -> int:
     return {known[0]: number for number, known in _TYPES.items()}[name]
 
 
+def block_length(name: str) -> int:
+    """Return the weights in a block of a type; a row of a tensor holds whole blocks. Raise KeyError
+    if the type is not known here."""
+    return _TYPES[type_number(name)][1]
+
+
 def type_name(kind: int, file_type: int | None) -> str:
     """Return the name of a tensor type; ``file_type`` is the model's ``general.file_type``."""
     # In bitnet.cpp, type 38 is TL1 and 39 is TL2, and the file types are the same. In llama.cpp,

@@ -17,9 +17,9 @@ class FakeEngine:
     """A checkout with a fake engine in ``build/bin``.
 
     Of the generation ``bitnet`` it has llama-cli alone, which completes prompts, and takes the end
-    of its input for an empty line in a chat. ``mainline`` also has llama-completion. ``bench`` and
-    ``server`` add llama-bench and llama-server. Several engines may share a checkout if each has
-    its own ``build`` folder.
+    of its input for an empty line in a chat. ``mainline`` also has llama-completion. ``bench``,
+    ``server`` and ``quantize`` add llama-bench, llama-server and llama-quantize. Several engines
+    may share a checkout if each has its own ``build`` folder.
     """
 
     def __init__(
@@ -29,6 +29,7 @@ class FakeEngine:
         bench: bool = False,
         build: str = "build",
         server: bool = False,
+        quantize: bool = False,
     ) -> None:
         self.checkout = folder
         self.bin = folder / build / "bin"
@@ -40,6 +41,8 @@ class FakeEngine:
             self._install("llama-bench", "fake_llama_bench.py")
         if server:
             self._install("llama-server", "fake_llama_server.py")
+        if quantize:
+            self._install("llama-quantize", "fake_llama_quantize.py")
         shutil.copyfile(FOLDER / "curve.py", self.bin / "curve.py")
         (self.bin / "generation").write_text(generation)
         self.cli = self.bin / "llama-cli"
@@ -95,6 +98,12 @@ class FakeEngine:
     def servers(self) -> list[dict[str, Any]]:
         """Return the starts of llama-server, except those for its help."""
         return [run for run in self.runs() if run["program"] == "llama-server"]
+
+    def quantized(self) -> list[dict[str, Any]]:
+        """Return the starts of llama-quantize, each with its ``argv`` and ``pid``."""
+        path = self.bin / "quantized.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
 
     def asked(self) -> list[dict[str, Any]]:
         """Return the requests to its servers, each with the server's ``pid``."""

@@ -1,0 +1,229 @@
+"""Write a copy of a model with a smaller embedding by llama-quantize, and check it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from shlex import quote
+
+from bitnet_tuning.console import GIBIBYTE, Progress, clock, size_text
+from bitnet_tuning.errors import MissingError, UnsupportedError, UsageError
+from bitnet_tuning.launch.background import Captured, serve
+from bitnet_tuning.launch.failure import failure
+from bitnet_tuning.launch.program import Launch
+from bitnet_tuning.model.find import MARK
+from bitnet_tuning.model.gguf import read_metadata, read_tensors
+from bitnet_tuning.model.parts import MATRIX, TOKENS, fits, slim_type
+from bitnet_tuning.model.types import (
+    EMBEDDING,
+    OUTPUT,
+    TERNARY,
+    ModelFile,
+    Part,
+    TensorInfo,
+    block_length,
+    part_paths,
+    tensor_bytes,
+    type_name,
+)
+from bitnet_tuning.store.state import hold
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+PERPLEXITY = {
+    "f16": 17.1090,
+    "q8_0": 17.1197,
+    "q6_k": 17.1487,
+    "q5_0": 17.2379,
+    "q4_0": 17.3529,
+    "q3_k": 17.6434,
+}
+"""Types of an embedding, with the perplexity of BitNet b1.58 2B4T on wikitext: table "Embedding
+Quantization" in src/README.md of microsoft/BitNet, where F32 has the figure of F16."""
+
+DRAFT = ".draft"
+"""End of the name of a copy that is not complete or not checked yet."""
+
+PATIENCE, SECONDS_PER_GIB = 60.0, 1200.0
+"""Seconds, and more for each GiB of the copy, after which llama-quantize counts as hung. With one
+thread it takes 30 s for the 2B model on a machine of 2024."""
+
+_MATRICES = {
+    EMBEDDING: (TOKENS, "--token-embedding-type"),
+    OUTPUT: (MATRIX, "--output-tensor-type"),
+}
+_REWRITTEN = "general.quantization_version"
+_CHUNK = 1 << 24
+_FAR = 1 << 40
+"""Place to lock in a draft: on Windows nobody else can write a locked byte."""
+
+
+def check_loss(kind: str | None) -> None:
+    """Raise UsageError for a type that needs the user's consent."""
+    figures = [PERPLEXITY[each] for each in ("f16", "q6_k", kind or "q6_k")]
+    if figures[2] > figures[1]:
+        raise UsageError(
+            "Microsoft measured for the 2B model (perplexity, wikitext): "
+            f"f16 {figures[0]:.3f}, q6_k {figures[1]:.3f}, {kind} {figures[2]:.3f}",
+            f"add --yes if {kind} will do",
+        )
+
+
+def check_model(model: ModelFile, kind: str) -> None:
+    """Raise UnsupportedError for a model of which llama-quantize would spoil other tensors, and
+    UsageError for a type that does not fit its rows."""
+    if model.quantization not in TERNARY:
+        raise UnsupportedError(
+            f"{model.path} is no ternary model, but {model.quantization}: llama-quantize would "
+            "change its layers too",
+            f"name a model with layers in {', '.join(TERNARY)}",
+        )
+    if (count := len(part_paths(model.path))) > 1:
+        remedy = f"merge them first: llama-gguf-split --merge {quote(model.path)} OUT.gguf"
+        raise UnsupportedError(f"{model.path} is the first of {count} files", remedy)
+    if not fits(model, kind):
+        # bitnet.cpp's llama-quantize ends with 0 and writes rows that no engine can read.
+        raise UsageError(
+            f"{kind} needs rows of a multiple of {block_length(kind)} weights; those of "
+            f"{model.path} have {model.embedding_length}",
+            f"choose --embedding {slim_type(model)}",
+        )
+
+
+def size_of(model: ModelFile, after: Sequence[Part]) -> int:
+    """Return the bytes of the copy with the parts ``after``."""
+    return model.size - sum(part.size for part in model.parts) + sum(part.size for part in after)
+
+
+def check_memory(model: ModelFile, after: Sequence[Part], available: int | None) -> None:
+    """Raise UnsupportedError if the ``available`` bytes (None: unknown) do not hold what
+    llama-quantize allocates: the largest matrix in F32, unless it is stored so, and the result."""
+    # llama_model_quantize_internal of llama.cpp. Measured for the 2B model: resident are 1.58 GB
+    # with F16 and 0.27 GB with F32, besides the mapped file.
+    changed = [pair for pair in zip(model.parts, after, strict=True) if pair[0] != pair[1]]
+    wide = (4 * old.weights for old, _ in changed if old.type != "f32")
+    need = max(wide, default=0) + max(new.size for _, new in changed)
+    if available is not None and available < need:
+        cause = f"llama-quantize needs {size_text(need)} of memory, {size_text(available)} are free"
+        raise UnsupportedError(cause, "end other programs")
+
+
+def command(
+    program: str, model: ModelFile, after: Sequence[Part], draft: str, threads: int
+) -> tuple[str, ...]:
+    """Return the argument list that writes ``draft`` with the parts ``after``."""
+    # Paths are absolute: llama-quantize takes an argument that begins with a digit for a type.
+    kinds = [(_MATRICES[part.name][1], part.type) for part in after if part.name in _MATRICES]
+    flags = ("--allow-requantize", *(word for pair in kinds for word in pair))
+    places = (os.path.abspath(model.path), os.path.abspath(draft))
+    return (program, *flags, *places, model.quantization.upper(), str(threads))
+
+
+def write(argv: tuple[str, ...], draft: str, size: int, shown: Progress) -> None:
+    """Run llama-quantize, which writes a draft of ``size`` bytes. Raise UnsupportedError if it
+    fails or hangs."""
+    seconds = PATIENCE + SECONDS_PER_GIB * size / GIBIBYTE
+    started = time.monotonic()
+    with serve(Launch(argv, {})) as service:
+        while (code := service.ended(0.2)) is None:
+            spent, done = time.monotonic() - started, os.path.getsize(draft)
+            if spent > seconds:
+                break
+            shown.running(f"{clock(spent)}, the embedding takes longest", done)
+            written = f"{size_text(done)} of {size_text(size)} written"
+            shown.tell(f"{clock(spent)}: {written}; the embedding takes longest")
+        if wrong := failure(Captured(code, "", service.log()), seconds):
+            raise UnsupportedError(f"{argv[0]} failed: {wrong}", "nothing was kept of the copy")
+
+
+def problem(model: ModelFile, after: Sequence[Part], copy: str) -> str | None:
+    """Return what keeps a file from being the model's copy with the parts ``after``, as the rest of
+    a sentence; None if all else is the model's, byte for byte."""
+    try:
+        tensors = {info.name: info for info in read_tensors(model.path)}
+        copied = {info.name: info for info in read_tensors(copy)}
+        wanted = {_MATRICES[part.name][0]: part.type for part in after if part.name in _MATRICES}
+        if tensors.keys() != copied.keys():
+            return "has other tensors"
+        for name, info in tensors.items():
+            kind, found = (type_name(each.kind, None) for each in (info, copied[name]))
+            if (found, copied[name].shape) != (wanted.get(name, kind), info.shape):
+                return f"has {name} in {found} {copied[name].shape}"
+        meta, kept = read_metadata(model.path), read_metadata(copy)
+        for key in meta:
+            if meta[key] != kept.get(key) and key != _REWRITTEN:
+                return f"has another value of {key} in its metadata"
+        with open(model.path, "rb") as ours, open(copy, "rb") as theirs:
+            same = (name for name in tensors if copied[name].kind == tensors[name].kind)
+            for name in same:
+                if _differs(ours, tensors[name], theirs, copied[name]):
+                    return f"has other bytes in {name}"
+    except MissingError as error:
+        return f"cannot be used: {error.cause}"
+    return None
+
+
+def _differs(ours: BinaryIO, info: TensorInfo, theirs: BinaryIO, copied: TensorInfo) -> bool:
+    size = tensor_bytes(info.kind, info.weights)
+    ours.seek(info.offset)
+    theirs.seek(copied.offset)
+    steps = (min(_CHUNK, size - start) for start in range(0, size, _CHUNK))
+    return size == 0 or any(ours.read(step) != theirs.read(step) for step in steps)
+
+
+@contextmanager
+def drafted(path: str, size: int) -> Iterator[str]:
+    """Yield the path of an empty draft, which becomes the file ``path`` after the block; it is
+    removed if the block raises. Raise UnsupportedError if the disk has no room for ``size`` bytes,
+    if it cannot be written, if another process writes the same file, or if that exists."""
+    from shutil import disk_usage  # noqa: PLC0415 (only here)
+
+    draft = path + DRAFT
+    try:
+        _remove_dead(os.path.dirname(path))
+        free = disk_usage(os.path.dirname(path)).free
+        if free < size:
+            cause = f"{path} needs {size_text(size)} of disk, {size_text(free)} are free"
+            raise UnsupportedError(cause, "name another disk with -o")
+        with open(draft, "ab") as file:
+            if not _locked(file, draft):
+                raise UnsupportedError(f"another process is writing {path}", "wait for its end")
+            try:
+                file.truncate(0)
+                yield draft
+                os.fsync(file.fileno())
+                if os.path.lexists(path):
+                    raise UnsupportedError(f"{path} exists now", "name another file with -o")
+                if os.name == "nt":  # where a file that is open cannot be renamed
+                    file.close()
+                os.rename(draft, path)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(draft)
+                raise
+    except OSError as error:
+        cause = f"cannot write {path}: {error.strerror or error}"
+        raise UnsupportedError(cause, "name another file with -o") from error
+
+
+def _locked(file: BinaryIO, path: str) -> bool:
+    """Take the lock on an open file. Return False if another process has it, or has renamed it."""
+    file.seek(_FAR)
+    try:
+        return hold(file.fileno()) and os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _remove_dead(folder: str) -> None:
+    """Remove the drafts that killed processes left in a folder; living ones hold the lock."""
+    for name in os.listdir(folder):
+        if MARK in name and name.endswith(DRAFT):
+            path = os.path.join(folder, name)
+            with suppress(OSError), open(path, "rb+") as file:
+                if _locked(file, path):
+                    os.unlink(path)
