@@ -25,7 +25,6 @@ WIDE = ("f32", "f16", "bf16")
 """Types of an embedding that is worth making smaller."""
 
 _MEASURED = "measured elsewhere: ×1.3–1.5 (BitNet b1.58 2B-4T, from f16)"
-_F32_ORIGIN = "upstream's setup_env.py writes f32 unless told --quant-embd"
 
 TOKENS, MATRIX = "token_embd.weight", "output.weight"
 """Names of the tensors that hold the token embedding and the output matrix."""
@@ -161,7 +160,7 @@ def wide_text(model: ModelFile) -> str | None:
     matrix = output_matrix(model.parts)
     if matrix is None or matrix.type not in WIDE:
         return None
-    return f"{cost_text(model)}; {_F32_ORIGIN if matrix.type == 'f32' else _MEASURED}"
+    return f"{cost_text(model)}; {_MEASURED}"
 
 
 def slim_advice(model: ModelFile, copies: Sequence[ModelFile]) -> str:
