@@ -42,7 +42,7 @@ class FakeHub:
 def fake_hub(repository: str) -> Iterator[FakeHub]:
     """Run a server for the block."""
     hub = FakeHub(repository)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -53,6 +53,11 @@ def fake_hub(repository: str) -> Iterator[FakeHub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """Print nothing about clients that were killed."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -152,7 +152,9 @@ def large(folder: Path) -> bytes:
 
 def test_a_broken_connection_is_resumed(checkout: Path, hub: FakeHub) -> None:
     hub.files[FILE], hub.cut = large(checkout.parent), CHUNK
-    done = get(checkout, hub.url)
+    # Older versions of huggingface_hub leave it to the next call.
+    while (done := get(checkout, hub.url)).returncode and len(hub.ranges) < 3:
+        assert "cannot download" in failure(done, 1)
     assert done.returncode == 0, done.stderr
     assert (checkout / PLACE).read_bytes() == hub.files[FILE]
     assert hub.ranges == [None, f"bytes={CHUNK}-", f"bytes={2 * CHUNK}-"]
@@ -247,9 +249,7 @@ SMALL = ("unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=16m x models && e
 """The beginning of a command whose folder models has 16 MiB."""
 
 
-@pytest.mark.parametrize(
-    ("before", "remedy"), [(LIMITED, "check `ulimit -f`"), (SMALL, "make room")]
-)
+@pytest.mark.parametrize(("before", "remedy"), [(LIMITED, "`ulimit -f`"), (SMALL, "make room")])
 def test_a_full_disk_keeps_what_was_downloaded(
     checkout: Path, hub: FakeHub, before: tuple[str, ...], remedy: str
 ) -> None:

@@ -126,16 +126,13 @@ def _explained(error: Exception, repository: str, endpoint: str) -> TuningError:
     """Return what is wrong, and what to do, from an error of huggingface_hub, of its HTTP library
     or of the system."""
     if isinstance(error, OSError) and isinstance(error.errno, int):
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = _ROOM if full else "give yourself access to it, or check `ulimit -f`"
+        access = "check permissions and `ulimit -f`, or run this in another folder"
+        remedy = _ROOM if error.errno in (errno.ENOSPC, errno.EDQUOT) else access
         return TuningError(f"cannot write the model: {cause_of(error)}", remedy)
     answer: Any = getattr(error, "response", None)
     page = f"{endpoint}/{repository}"
     if answer is None:
-        root: BaseException | None = error
-        while root is not None and not (isinstance(root, OSError) and isinstance(root.errno, int)):
-            root = root.__cause__ or root.__context__
-        why = cause_of(root if isinstance(root, OSError) else error).partition("\n")[0]
+        why = cause_of(error).partition("\n")[0]
         remedy = "check the network, HTTPS_PROXY and HF_ENDPOINT, and run the same command again"
         return TuningError(f"cannot download from {endpoint}: {why}", remedy)
     code, text = (answer.headers.get(f"X-Error-{part}", "") for part in ("Code", "Message"))
@@ -145,7 +142,6 @@ def _explained(error: Exception, repository: str, endpoint: str) -> TuningError:
     if answer.status_code in (401, 403, 404):
         return MissingError(
             f"{page} does not exist, or you may not read it ({said})",
-            "check the name; accept its conditions on that page, and set HF_TOKEN or run: "
-            "hf auth login",
+            "check the name; accept its conditions there, and set HF_TOKEN or run: hf auth login",
         )
     return TuningError(f"{endpoint} answered: {said}", "try again later")
