@@ -84,7 +84,7 @@ def test_the_default_is_downloaded_to_where_a_run_finds_it(checkout: Path, hub: 
     assert path.read_bytes() == hub.files[FILE]
     assert done.stderr == f"bitnet-tuning: downloading 15.8 MiB to {path}\n"
     assert done.stdout.startswith(f"{path}\nsmall, bitnet-b1.58, i2_s")
-    assert f"\npython3 -m bitnet_tuning model slim {path}\n" in done.stdout
+    assert f"python3 -m bitnet_tuning model slim {path}\n" in done.stdout
     assert done.stdout.endswith('\npython3 run_inference.py -p "Your prompt here"\n')
     assert [each.name for each in path.parent.iterdir()] == [FILE]
 
