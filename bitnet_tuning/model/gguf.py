@@ -39,8 +39,7 @@ _U32, _STRING, _ARRAY = 4, 8, 9
 _MIN_PAIR = 8 + 4 + 1
 _MIN_TENSOR = 8 + 4 + 4 + 8
 """Bytes that an entry of metadata and a tensor's description take at least."""
-_MOST_DIMENSIONS = 4
-_LONGEST_TENSOR_NAME = 63
+_MOST_DIMENSIONS, _LONGEST_TENSOR_NAME = 4, 63
 """Limits of ggml (GGML_MAX_DIMS, GGML_MAX_NAME): its loader refuses a file that exceeds them."""
 
 # Limits for counts that are wrong but would fit into a large file: following them would take
@@ -142,8 +141,7 @@ def _read_file(path: str) -> tuple[int, Metadata, tuple[TensorInfo, ...]]:
     if not os.path.isfile(path):
         kind = "a folder" if os.path.isdir(path) else "not a regular file"
         raise MissingError(f"the model {path} is {kind}", remedy)
-    size = os.path.getsize(path)
-    if size == 0:
+    if (size := os.path.getsize(path)) == 0:
         raise _CorruptError("is empty")
     if os.path.exists(path + _UNFINISHED[0]):
         raise _CorruptError("is not complete")
@@ -224,8 +222,6 @@ class _Reader:
         if most and start == self.at:
             raise _CorruptError(f"is damaged: it has an empty {what}")
         text = self.data[start : min(self.at, start + _KEPT)].decode("utf-8", "replace")
-        if text.isprintable():
-            return text
         return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
@@ -297,8 +293,7 @@ def _array_length(reader: _Reader) -> int:
         length = reader.count("array entries", width)
         reader.skip(length * width)
     elif kind == _STRING:
-        length = reader.count("strings", 8, _MOST_STRINGS)
-        _skip_strings(reader, length)
+        _skip_strings(reader, length := reader.count("strings", 8, _MOST_STRINGS))
     else:
         of = "arrays" if kind == _ARRAY else f"unknown type {kind}"
         raise _CorruptError(f"is damaged: its metadata has an array of {of}")
