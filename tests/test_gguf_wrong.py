@@ -235,7 +235,7 @@ SAFETENSORS = struct.pack("<Q", 64) + b'{"w":{"dtype":"BF16","shape":[1],"data_o
         (SAFETENSORS, "a safetensors file", "setup_env.py"),
         (b"<" + SAFETENSORS[1:], "a safetensors file", "setup_env.py"),
         (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", "a PyTorch checkpoint", "setup_env.py"),
-        (gzip.compress(b"GGUF"), "an archive", "unpack it"),
+        (gzip.compress(b"GGUF", mtime=0), "an archive", "unpack it"),
         (b"\x28\xb5\x2f\xfd" + bytes(9), "an archive", "unpack it"),
         (bytes(4096), "zeros, as an interrupted download leaves them", "download"),
     ],
