@@ -27,6 +27,7 @@ from bitnet_tuning.model.find import (
 )
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.model.parts import (
+    MEASURED,
     WIDE,
     bytes_per_token,
     cost_text,
@@ -36,7 +37,6 @@ from bitnet_tuning.model.parts import (
     slim_advice,
     slim_type,
     slimmed,
-    wide_text,
 )
 from bitnet_tuning.model.types import ModelFile, Part, part_paths
 from bitnet_tuning.plan.plan import make_plan
@@ -164,8 +164,7 @@ def _gains(model: ModelFile, after: Sequence[Part]) -> list[str]:
             lines.append(f"{old.name}: {sizes}, {gain}")
     return [
         *lines,
-        f"measured elsewhere with the 2B model, f16 to q6_k: ×1.3–1.5; to measure it here: "
-        f"python3 benchmark_optimized.py -m {quote(model.path)}",
+        f"{MEASURED}; to measure it here: python3 benchmark_optimized.py -m {quote(model.path)}",
     ]
 
 
@@ -236,7 +235,8 @@ def _notes(model: ModelFile, state: State) -> list[str]:
     notes = [slow_drive(model.path, Root(), wsl=True)]
     if original := original_of(model, state):
         notes.append(f"made from {original.path}: {cost_text(original)}")
-    notes.append(wide_text(model))
+    if is_wide(model):
+        notes.append(f"{cost_text(model)}; {MEASURED}")
     # A token reads all of the output matrix, but of a token embedding beside it a single row.
     kind = slim_type(model)
     parts = [part for part in model.parts if part.type in WIDE and part.read != part.size]

@@ -24,7 +24,7 @@ SLIM = "q6_k"
 WIDE = ("f32", "f16", "bf16")
 """Types of an embedding that is worth making smaller."""
 
-_MEASURED = "measured elsewhere: ×1.3–1.5 (BitNet b1.58 2B-4T, from f16)"
+MEASURED = "measured elsewhere: ×1.3–1.5 (BitNet b1.58 2B-4T, from f16)"
 
 TOKENS, MATRIX = "token_embd.weight", "output.weight"
 """Names of the tensors that hold the token embedding and the output matrix."""
@@ -143,7 +143,7 @@ def is_wide(model: ModelFile) -> bool:
 def cost_text(model: ModelFile) -> str | None:
     """Return the type of the matrix that every token reads whole, the bytes that a token reads in
     all, and what a smaller type would gain. None if the model has no such matrix."""
-    matrix, total, gain = output_matrix(model.parts), bytes_per_token(model.parts), None
+    matrix, total = output_matrix(model.parts), bytes_per_token(model.parts)
     if matrix is None:
         return None
     text = f"{matrix.type} {'output matrix' if matrix.name == OUTPUT else matrix.name}"
@@ -153,14 +153,6 @@ def cost_text(model: ModelFile) -> str | None:
         gain = possible_gain(model)
         text += f" (in {slim_type(model)} {f'up to ×{gain:.2f} as fast' if gain else 'faster'})"
     return text
-
-
-def wide_text(model: ModelFile) -> str | None:
-    """Return ``cost_text`` with its background for a wide embedding; None for a small one."""
-    matrix = output_matrix(model.parts)
-    if matrix is None or matrix.type not in WIDE:
-        return None
-    return f"{cost_text(model)}; {_MEASURED}"
 
 
 def slim_advice(model: ModelFile, copies: Sequence[ModelFile]) -> str:
