@@ -112,7 +112,7 @@ def compare_ubatches(facts: Facts, options: argparse.Namespace) -> None:
     for size in UBATCHES:
         problem = checker.problem(default._replace(ubatch=size))
         print(f"  micro-batch {size}: {problem or 'same greedy text as the default'}")
-    for note in checker.notes:
+    for note in checker.notes.values():
         print(f"  note: {note}")
 
 

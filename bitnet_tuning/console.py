@@ -126,11 +126,8 @@ def clock(seconds: float) -> str:
 
 def columns() -> int:
     """Return the terminal's width in characters, as ``shutil.get_terminal_size`` does."""
-    stated = os.environ.get("COLUMNS", "")
-    if stated.isdecimal() and 0 < len(stated) < 6 and int(stated) > 0:
-        return int(stated)
     try:
-        return os.get_terminal_size(1).columns or 80
+        return int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns) or 80
     except (OSError, ValueError):
         return 80
 

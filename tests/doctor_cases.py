@@ -8,7 +8,7 @@ from typing import Any
 from unittest import mock
 
 from bitnet_tuning.doctor import examine
-from bitnet_tuning.doctor.case import BuildFiles, Case, Finding
+from bitnet_tuning.doctor.case import Case, Finding
 from bitnet_tuning.doctor.gather import gather
 from bitnet_tuning.machine import conditions
 from tests import profile_samples as samples
@@ -33,7 +33,8 @@ def case_of(machine: Machine, environ: Mapping[str, str] | None = None, **fields
         "environ": environ or {},
         "now": NOW,
         "engine": samples.ENGINE,
-        "build": BuildFiles(NOW, ()),
+        "built": NOW,
+        "swapped": (),
         "model": samples.MODEL,
         "model_path": samples.MODEL.path,
     }

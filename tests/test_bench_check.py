@@ -72,7 +72,7 @@ def test_the_same_words_are_right(make: Make, generation: str) -> None:
     fake, checker = make(generation)
     assert checker.problem(TWO) is None
     assert checker.problem(TWO._replace(mmap=False)) is None
-    assert checker.notes == ()
+    assert not checker.notes
     assert prompts(fake) == [QUESTION] * 3, "the default's text is made once"
 
 
@@ -106,7 +106,7 @@ def test_a_failing_self_test_is_named(make: Make) -> None:
 def test_without_a_self_test_the_texts_decide(make: Make) -> None:
     _, checker = make(texts={})
     assert checker.problem(TWO) is None
-    (note,) = checker.notes
+    (note,) = checker.notes.values()
     assert note.startswith(
         "no setting is self-tested, since the default setting fails the self-test"
     )
@@ -119,7 +119,7 @@ def test_an_engine_that_cannot_load_the_demo_model_is_told(
     monkeypatch.setattr(demo, "I2_S", "/nowhere/demo.gguf")
     monkeypatch.setattr(demo, "TQ2_0", "/nowhere/demo.gguf")
     assert checker.problem(TWO) is None
-    assert "/nowhere/demo.gguf" in checker.notes[0]
+    assert "/nowhere/demo.gguf" in checker.notes["demo"]
 
 
 @pytest.mark.parametrize(("setting", "count"), [(FLASH, 512), (DEFAULT._replace(ubatch=64), 64)])
@@ -155,7 +155,9 @@ def test_a_slow_default_is_not_the_settings_fault(
     monkeypatch.setattr(selftest, "RUN_SECONDS", 0.5)
     checker = Checker(facts, DEFAULT, Patience(first=0.5))
     assert checker.problem(TWO) is None
-    assert any(f"the default setting failed: {NO_END} 0.5 s" in note for note in checker.notes)
+    assert any(
+        f"the default setting failed: {NO_END} 0.5 s" in note for note in checker.notes.values()
+    )
 
 
 def test_a_long_prompt_fits_into_the_context(make: Make) -> None:
@@ -174,7 +176,7 @@ def test_a_default_that_varies_cannot_be_compared_with(tmp_path: Path) -> None:
     fake, checker = altered(tmp_path, same, varying)
     assert checker.problem(TWO) is None
     assert checker.problem(TWO._replace(mmap=False)) is None
-    assert any("does not repeat its own" in note for note in checker.notes)
+    assert any("does not repeat its own" in note for note in checker.notes.values())
     assert prompts(fake).count(QUESTION) == 3, "no more runs once that is known"
 
 
@@ -232,7 +234,7 @@ def test_a_default_that_crashes_is_told(make: Make) -> None:
     _, checker = make(crash={"threads=1": 11})
     assert checker.problem(TWO) is None
     reason = "the default setting failed: the engine was killed"
-    assert any(reason in note for note in checker.notes)
+    assert any(reason in note for note in checker.notes.values())
 
 
 @pytest.mark.slow
@@ -241,7 +243,7 @@ def test_the_embedded_engine_is_right_with_every_knob_that_it_has(tmp_path: Path
     checker = Checker(facts_of(EMBEDDED, tmp_path), DEFAULT)
     every = Setting(2, 1, mmap=False, flash=True, ubatch=8, numa="distribute")
     assert checker.problem(every) is None
-    assert checker.notes == ()
+    assert not checker.notes
 
 
 @pytest.mark.skipif(not FOLDERS, reason="BITNET_TEST_ENGINES names no engine")
@@ -250,4 +252,4 @@ def test_compiled_engines_write_the_same_with_other_threads(folder: str, tmp_pat
     checker = Checker(compiled(folder, tmp_path)[0], DEFAULT)
     assert checker.problem(TWO) is None
     assert checker.problem(TWO._replace(mmap=False)) is None
-    assert not any("texts" in note for note in checker.notes)
+    assert not any("texts" in note for note in checker.notes.values())

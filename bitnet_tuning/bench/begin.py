@@ -100,10 +100,9 @@ def calibrate(subject: Subject, options: argparse.Namespace, shown: Progress) ->
     default setting cannot be measured."""
     run = first_runs(subject, lambda what: shown.running(f"preparing: {what}", 0))
     _checked(subject, run)
-    speeds = [max(run.samples[phase]) for phase in (PP, TG)]
+    pp, tg = (max(run.samples[phase]) for phase in (PP, TG))
     context = subject.facts.model.context_length
-    sizes = choose_sizes(speeds[0], speeds[1], context, options.n_prompt, options.n_gen)
-    subject.runner.sizes = sizes
+    subject.runner.sizes = choose_sizes(pp, tg, context, options.n_prompt, options.n_gen)
 
 
 def first_runs(subject: Subject, running: Callable[[str], None] = lambda what: None) -> Run:

@@ -11,7 +11,7 @@ from bitnet_tuning.bench.comparison import DEFAULT, UPSTREAM
 from bitnet_tuning.bench.results import Kept, Results
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
 from bitnet_tuning.plan.openmp import BINDING_BY_USER, TUNABLE, user_set
-from bitnet_tuning.plan.profile import PP, TG, EngineKey, Evidence, Profile, claim, engine_changes
+from bitnet_tuning.plan.profile import PP, TG, EngineKey, Evidence, claim, engine_changes
 from bitnet_tuning.plan.profile import load as load_profile
 from bitnet_tuning.plan.profiles import new_profile, store
 from bitnet_tuning.plan.setting import Setting
@@ -27,38 +27,28 @@ def remembered(
     ``engine`` is the engine as it was when the tuning began, ``path`` the file of results.
     """
     facts = subject.facts
-    objection = _objection(results, facts.environ)
-    if objection is not None:
+    if objection := _objection(results, facts.environ):
         return not_remembered(objection)
     assert results.decision is not None
     name = results.decision.winner
     setting: Setting | None = None if name == DEFAULT else results.settings[name]
     profile = new_profile(facts.host, engine, facts.model, setting, _evidence(results, path))
-    changes = engine_changes(profile)
-    if changes:
+    if changes := engine_changes(profile):
         return not_remembered(f"the engine changed during the tuning: {changes[0]}")
     before = load_profile(state, facts.host, facts.engine, facts.model)
-    if setting is None and before is not None and _outweighs(before, profile):
-        longer = f"the saved profile {before.id} comes from a longer tuning: {claim(before)}"
-        return not_remembered(longer)
+    if setting is None and before is not None and before.setting is not None:
+        # A shorter search without a winner does not replace a faster setting.
+        then, now = before.evidence, profile.evidence
+        if then.objective == now.objective and (then.budget or 0.0) > (now.budget or 0.0):
+            longer = f"the saved profile {before.id} comes from a longer tuning: {claim(before)}"
+            return not_remembered(longer)
     mark = store(state, profile)
     if mark is None:
         return not_remembered(str(state.warning))
-    what = (
-        "no setting beat the default, so run_inference.py keeps using it"
-        if setting is None
-        else f"run_inference.py now uses {name} automatically"
-    )
-    said = f"Saved: {what} (profile {mark})."
-    return Kept(True, mark, said)
-
-
-def _outweighs(before: Profile, now: Profile) -> bool:
-    """Return whether the saved profile has a faster setting from a longer tuning for the same
-    objective. A shorter search without a winner does not replace it."""
-    then, since = before.evidence, now.evidence
-    longer = (then.budget or 0.0) > (since.budget or 0.0)
-    return before.setting is not None and longer and then.objective == since.objective
+    what = f"run_inference.py now uses {name} automatically"
+    if setting is None:
+        what = "no setting beat the default, so run_inference.py keeps using it"
+    return Kept(True, mark, f"Saved: {what} (profile {mark}).")
 
 
 def not_remembered(why: str) -> Kept:

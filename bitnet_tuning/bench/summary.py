@@ -261,10 +261,8 @@ def noise(floor: float | None) -> str:
     """Return a noise floor in words."""
     if floor is None:
         return "noise: not known, so there is no verdict"
-    return (
-        "noise: compared with itself over as many rounds, the default differs by up to "
-        f"×{floor:.2f}"
-    )
+    what = "compared with itself over as many rounds, the default differs by up to"
+    return f"noise: {what} ×{floor:.2f}"
 
 
 HEADINGS = ("setting", "pp\ntokens/s", "tg\ntokens/s", "over\nupstream", "over\ndefault", "verdict")

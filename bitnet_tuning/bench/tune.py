@@ -145,7 +145,7 @@ class Tuning:
             rounds=tuple(rounds),
             checks=tuple(rounds.checks),
             settings=dict(self.search.settings),
-            notes=tuple(dict.fromkeys((*self.results.notes, *self.checker.notes))),
+            notes=tuple(dict.fromkeys((*self.results.notes, *self.checker.notes.values()))),
         )._replace(**changes)
         save(self.path, self.results)
 

@@ -41,7 +41,8 @@ class Checker:
         self._facts = facts
         self._default = default
         self._patience = patience or Patience()
-        self._notes: dict[str, str] = {}
+        self.notes: dict[str, str] = {}
+        """Which of the two comparisons are not possible, and why."""
         self._texts: dict[str, list[str]] = {}
         """All texts of the default, by prompt."""
         self._took: dict[str, float] = {}
@@ -50,11 +51,6 @@ class Checker:
         """Number of tokens, by prompt; 0 if the engine did not tell."""
         self._unusable: dict[str, str] = {}
         """Why the default's text cannot serve for comparison, by prompt."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Which of the two comparisons are not possible, and why."""
-        return tuple(self._notes.values())
 
     def problem(self, setting: Setting) -> str | None:
         """Return what is wrong with the output; None if nothing is known to be wrong."""
@@ -75,7 +71,7 @@ class Checker:
         if not wrong:
             return demo
         why = "no setting is self-tested, since the default setting fails the self-test"
-        self._notes["demo"] = f"{why}: {wrong}"
+        self.notes["demo"] = f"{why}: {wrong}"
         return None
 
     def _other_words(self, setting: Setting) -> str | None:
@@ -88,7 +84,7 @@ class Checker:
             found = (self._compared(setting, prompt) for prompt in prompts)
             return next(filter(None, found), None)
         except _ReferenceError as why:
-            self._notes["words"] = f"texts were not compared, since the default setting {why}"
+            self.notes["words"] = f"texts were not compared, since the default setting {why}"
             return None
 
     def _compared(self, setting: Setting, prompt: str) -> str | None:

@@ -54,10 +54,9 @@ def _kind(engine: Engine) -> str:
 
 
 def _age(case: Case) -> Finding | None:
-    build = case.build
-    if build is None or isinstance(build, TuningError) or build.built is None:
+    if case.built is None:
         return None
-    days = int((case.now - build.built) / _DAY)
+    days = int((case.now - case.built) / _DAY)
     text = f"built {counted(days, 'day')} ago"
     if days <= OLD:
         return good(text)
@@ -103,14 +102,11 @@ def _build_kernels(case: Case) -> Finding | None:
 
 
 def _libraries(case: Case) -> Finding | None:
-    build = case.build
-    if build is None:
+    if case.swapped is None:
         return None
-    if isinstance(build, TuningError):
-        return unknown(f"cannot read the engine's files: {build.cause}", build.remedy)
-    if build.swapped:
+    if case.swapped:
         return bad(
-            f"LD_LIBRARY_PATH makes the engine load {', '.join(build.swapped)} of another build",
+            f"LD_LIBRARY_PATH makes the engine load {', '.join(case.swapped)} of another build",
             "unset LD_LIBRARY_PATH",
         )
     return good("the engine loads the libraries that it was built with")
@@ -135,8 +131,6 @@ def _profile(case: Case) -> Finding | None:
     profile = case.profile
     if case.known_engine is None or case.known_model is None:
         return None
-    if isinstance(profile, TuningError):
-        return unknown(f"the stored profile cannot be read: {profile.cause}", profile.remedy)
     if profile is not None:
         if profile.setting is None:
             return good(f"a tuning on {profile.day} found no setting faster than the default")

@@ -31,16 +31,6 @@ PUBLISHED_SIZE = 1_200_000_000
 """Size in bytes, rounded, of BitNet b1.58 2B-4T's i2_s file; assumed where no model is known."""
 
 
-class BuildFiles(NamedTuple):
-    """The age of an engine's files, and the libraries that replace some of them."""
-
-    built: float | None
-    """Modification time of its newest file, in seconds since the epoch; None for an engine that
-    pip installed."""
-    swapped: tuple[str, ...]
-    """Libraries of other builds that LD_LIBRARY_PATH makes the engine load instead of its own."""
-
-
 class Case(NamedTuple):
     """All facts about one machine, one engine and one model.
 
@@ -68,13 +58,17 @@ class Case(NamedTuple):
     mounts: tuple[Mount, ...]
     wsl_configs: tuple[WslConfig, ...]
     engine: Engine | TuningError | None = None
-    build: BuildFiles | TuningError | None = None
+    built: float | None = None
+    """When the newest of the engine's files changed, in seconds since the epoch; None for an engine
+    that pip installed."""
+    swapped: tuple[str, ...] | None = None
+    """Libraries of other builds that LD_LIBRARY_PATH makes the engine load instead of its own."""
     model: ModelFile | TuningError | None = None
     model_path: str | None = None
     """Absolute path of the model on that machine, symbolic links resolved."""
     slim_copies: tuple[ModelFile, ...] = ()
     """Copies beside the model that have a smaller embedding."""
-    profile: Profile | TuningError | None = None
+    profile: Profile | None = None
     stale: tuple[Stale, ...] = ()
     """Profiles of this engine and model that do not apply any more."""
     selftest: Report | TuningError | None = None
@@ -88,10 +82,6 @@ class Case(NamedTuple):
         return None if isinstance(self.model, TuningError) else self.model
 
     @property
-    def known_profile(self) -> Profile | None:
-        return None if isinstance(self.profile, TuningError) else self.profile
-
-    @property
     def computed(self) -> Plan:
         """The plan for threads computed from the host alone, without environment and profile."""
         return choose_threads(Request(), self.host, {})
@@ -99,8 +89,8 @@ class Case(NamedTuple):
     @property
     def wanted_threads(self) -> int:
         """Number of threads that should generate: as measured, else as computed."""
-        profile = self.known_profile
-        return ((profile and profile.setting) or self.computed.setting).threads
+        measured = self.profile and self.profile.setting
+        return (measured or self.computed.setting).threads
 
     @property
     def model_size(self) -> int:

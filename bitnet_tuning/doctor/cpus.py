@@ -139,7 +139,7 @@ def _numa(case: Case) -> Finding:
     nodes = [node for node in case.host.nodes if node.cpus & case.host.allowed]
     if len(nodes) < 2:
         return good("one NUMA node has all CPUs that may be used")
-    if profile := case.known_profile:
+    if profile := case.profile:
         numa = profile.setting and profile.setting.numa
         found = f"--numa {numa} was measured as best" if numa else "no --numa setting was faster"
         return good(f"{len(nodes)} NUMA nodes; {found}")

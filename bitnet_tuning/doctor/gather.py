@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from glob import escape, glob
 from typing import TypeVar
 
-from bitnet_tuning.doctor.case import BuildFiles, Case
+from bitnet_tuning.doctor.case import Case
 from bitnet_tuning.engine.builds import build_name
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.engine.known import with_architecture
@@ -96,7 +96,8 @@ def _with_engine(case: Case, named: str | None, model: str | None, state: State)
     if isinstance(engine, TuningError):
         return case._replace(engine=engine)
     build = attempt(lambda: read_build(engine, case.environ))
-    return case._replace(engine=engine, build=build)
+    built, swapped = (None, None) if isinstance(build, TuningError) else build
+    return case._replace(engine=engine, built=built, swapped=swapped)
 
 
 def _with_model(case: Case, named: str | None, state: State) -> Case:
@@ -123,19 +124,17 @@ def _with_profile(case: Case, state: State) -> Case:
     engine, model, host = case.known_engine, case.known_model, case.host
     if engine is None or model is None:
         return case
-    profile = attempt(lambda: load_profile(state, host, engine, model))
-    stale = attempt(lambda: find_stale(state, host, engine, model)) if profile is None else []
-    if isinstance(stale, TuningError):
-        return case._replace(profile=stale)
+    profile = load_profile(state, host, engine, model)
+    stale = () if profile else find_stale(state, host, engine, model)
     return case._replace(profile=profile, stale=tuple(stale))
 
 
-def read_build(engine: Engine, environ: Mapping[str, str]) -> BuildFiles:
-    """Return the age of the engine's files and the libraries that LD_LIBRARY_PATH replaces: those
-    that have the name of one the engine needs, but do not belong to its build. Raise OSError if a
-    file is gone."""
+def read_build(engine: Engine, environ: Mapping[str, str]) -> tuple[float | None, tuple[str, ...]]:
+    """Return ``built`` and ``swapped`` of a ``Case``. A library on LD_LIBRARY_PATH is swapped in if
+    it has the name of one that the engine needs, but does not belong to its build. Raise OSError
+    if a file is gone."""
     if engine.embedded:
-        return BuildFiles(None, ())
+        return None, ()
     built = max(os.stat(file).st_mtime for file in engine.files)
     own = os.path.dirname(engine.path)
     if engine.checkout:
@@ -149,4 +148,4 @@ def read_build(engine: Engine, environ: Mapping[str, str]) -> BuildFiles:
             stem = os.path.basename(path).partition(".so")[0]
             if stem in needed and not os.path.realpath(path).startswith(own):
                 swapped.append(path)
-    return BuildFiles(built, tuple(swapped))
+    return built, tuple(swapped)

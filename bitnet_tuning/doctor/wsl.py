@@ -91,15 +91,14 @@ def _config(case: Case) -> Finding | None:
                 "correct it: sizes are whole numbers with MB or GB, such as memory=8GB; then run: "
                 f"{_RESTART}",
             )
-    if not case.wsl_configs:
-        return good("no readable .wslconfig: Windows' defaults apply")
-    return good(", ".join(config.path for config in case.wsl_configs))
+    found = ", ".join(config.path for config in case.wsl_configs)
+    return good(found or "no readable .wslconfig: Windows' defaults apply")
 
 
 def _binding(case: Case) -> Finding | None:
     if case.host.wsl is None:
         return None
-    if case.known_profile:
+    if case.profile:
         return good("the effect of binding threads was measured here")
     return unknown(
         "binding threads may have little effect: Windows moves the virtual CPUs, and shows "
