@@ -28,9 +28,6 @@ NARROWEST, WIDEST = 60, 100
 LEAST_COLUMN = 12
 """Smallest width in characters to which a column is folded."""
 
-Body = Callable[[list[str]], int]
-"""A program: takes its arguments and returns the exit code."""
-
 
 def say(*messages: str | None) -> None:
     """Print messages to stderr, since stdout belongs to the engine; leave out empty ones."""
@@ -54,9 +51,9 @@ def tell(text: str) -> None:
         pass
 
 
-def guarded(body: Body, arguments: Sequence[str] | None = None) -> int:
-    """Run ``body``, print the error that ends it, and return the exit code. Tracebacks are printed
-    only if BITNET_TUNING_DEBUG is set."""
+def guarded(body: Callable[[list[str]], int], arguments: Sequence[str] | None = None) -> int:
+    """Run ``body`` with the arguments, print the error that ends it, and return the exit code.
+    Tracebacks are printed only if BITNET_TUNING_DEBUG is set."""
     try:
         if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="backslashreplace")  # prints any file name
@@ -172,9 +169,7 @@ def print_table(
 ) -> None:
     """Print rows to stdout: on a terminal with rich if it is installed, else as ``aligned`` text.
     ``styles`` are rich styles for the first cell of each row. NO_COLOR turns colours off."""
-    if sys.stdout is None:
-        return
-    if not (sys.stdout.isatty() and _print_rich(rows, headings, styles)):
+    if not (sys.stdout and sys.stdout.isatty() and _print_rich(rows, headings, styles)):
         print(aligned([headings, *rows] if headings else rows, text_width()))
 
 

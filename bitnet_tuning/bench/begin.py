@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bitnet_tuning.bench.comparison import DEFAULT, Run
 from bitnet_tuning.bench.knobs import Assignment, Choices, Space, make_space
@@ -25,7 +25,7 @@ from bitnet_tuning.errors import TuningError, UnsupportedError, UsageError
 from bitnet_tuning.launch.signals import Stop
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.conditions import Conditions
-from bitnet_tuning.machine.host import HostFacts, host_facts
+from bitnet_tuning.machine.host import host_facts
 from bitnet_tuning.machine.warnings import warnings_before
 from bitnet_tuning.model.parts import bytes_per_token
 from bitnet_tuning.plan.facts import Facts, Request
@@ -220,8 +220,9 @@ def resume(subject: Subject, earlier: Results, stop: Stop, shown: Progress) -> R
 
 def _check_same(subject: Subject, earlier: Results) -> None:
     new = _document(subject, earlier.options, earlier.space)
+    passing: dict[str, Any] = {"memory_available": None, "memory_total": None, "governor": None}
     parts = {
-        "machine": (_lasting(earlier.host), _lasting(new.host)),
+        "machine": (earlier.host._replace(**passing), new.host._replace(**passing)),
         "engine": (earlier.engine, new.engine),
         "model": (earlier.model, new.model),
         "program": (earlier.program.version, new.program.version),
@@ -234,8 +235,3 @@ def _check_same(subject: Subject, earlier: Results) -> None:
             f"that tuning cannot be resumed: {', '.join(changed)}",
             "tune without --resume; --compare shows how two results differ",
         )
-
-
-def _lasting(host: HostFacts) -> HostFacts:
-    """Return the facts that a resumed tuning must share with its beginning."""
-    return host._replace(memory_available=None, memory_total=None, governor=None)

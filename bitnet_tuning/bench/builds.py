@@ -95,8 +95,7 @@ def compare_builds(options: argparse.Namespace) -> int:
     else:
         print(_as_text(compared))
         print(f"run_inference.py uses {chosen.path}: {chosen.location.source}")
-    if state.warning:
-        say(f"warning: {state.warning}")
+    say(state.warning and f"warning: {state.warning}")
     return 0
 
 

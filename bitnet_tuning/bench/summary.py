@@ -136,8 +136,7 @@ class Summary:
         wrong, failures = self.measured.wrong(name), self.measured.failures(name)
         if wrong is not None:
             return f"{WRONG}: {wrong}"
-        is_out = self.measured.problem(name) is not None
-        is_out = is_out or bool(failures and not self.measured.count(name))
+        is_out = self.measured.problem(name) or (failures and not self.measured.count(name))
         return f"{FAILED}: {failures[-1]}" if is_out else None
 
     @property

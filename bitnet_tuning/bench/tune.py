@@ -95,8 +95,7 @@ def tune(
             tuning = Tuning(subject, results, path, shown, lambda: spent + clock() - started)
             code = tuning.run(stop, engine, state)
     _write(tuning.results, options, path)
-    if state.warning:
-        say(f"warning: {state.warning}")
+    say(state.warning and f"warning: {state.warning}")
     return code
 
 

@@ -19,19 +19,6 @@ _ABOUT = (
 
 
 def run(arguments: list[str]) -> int:
-    options = _parser().parse_args(arguments)
-    findings = examine(gather(options.root, options.engine, options.model, options.selftest))
-    found = summary(findings, options.strict)
-    if options.json:
-        every = [finding._asdict() for finding in findings]
-        print(json.dumps({"findings": every, "summary": found}, indent=2))
-    else:
-        show(findings)
-    code: int = found["exit_code"]
-    return code
-
-
-def _parser() -> Parser:
     parser = Parser(prog="python3 -m bitnet_tuning doctor", description=_ABOUT)
     add = parser.add_argument
     what = (
@@ -46,7 +33,16 @@ def _parser() -> Parser:
     add("--no-selftest", dest="selftest", action="store_false", help=what)
     add_engine(parser)
     add_model(parser)
-    return parser
+    options = parser.parse_args(arguments)
+    findings = examine(gather(options.root, options.engine, options.model, options.selftest))
+    found = summary(findings, options.strict)
+    if options.json:
+        every = [finding._asdict() for finding in findings]
+        print(json.dumps({"findings": every, "summary": found}, indent=2))
+    else:
+        show(findings)
+    code: int = found["exit_code"]
+    return code
 
 
 _WORDS = {BAD: "BAD", WARN: "WARN", UNKNOWN: "?", GOOD: "ok"}

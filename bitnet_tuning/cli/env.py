@@ -115,15 +115,16 @@ def keep(path: str, script: str, key: str, answer: str) -> None:
     inside = sorted(name for name in files if name.startswith(package + os.sep))
     newest = max(os.stat(name).st_mtime_ns for name in inside)
     head = [script, package, " ".join(os.path.relpath(name, package) for name in inside)]
-    if any("\n" in text for text in (*head, key)) or not os.path.isabs(path):
-        raise ValueError("the answer cannot be saved: relative path, or line break in a name")
-    if newest / 1e9 > time.time() - COARSEST_CLOCK_S:
-        raise ValueError("the answer cannot be saved: a module has just been changed")
+    unreadable = any("\n" in text for text in (*head, key)) or not os.path.isabs(path)
+    if unreadable or newest / 1e9 > time.time() - COARSEST_CLOCK_S:
+        raise ValueError("cannot be saved: relative path, line break, or module changed just now")
     pairs = {key: answer} | _kept(path, head, newest) | {key: answer}
     lines = [*head, *(line for pair in list(pairs.items())[:MOST_KEPT] for line in pair)]
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
-    _remove_old(folder)
+    for name in glob.glob(f"{glob.escape(folder)}/env-*"):
+        if os.stat(name).st_ctime < time.time() - OLDEST_S:
+            os.unlink(name)
     write_atomically(path, os.fsencode("".join(f"{line}\n" for line in lines)))
     os.utime(path, ns=(newest, newest))
 
@@ -138,9 +139,3 @@ def _kept(path: str, head: list[str], newest: int) -> dict[str, str]:
     except OSError:
         return {}
     return dict(zip(lines[3::2], lines[4::2], strict=False)) if lines[:3] == head else {}
-
-
-def _remove_old(folder: str) -> None:
-    for name in glob.glob(f"{glob.escape(folder)}/env-*"):
-        if os.stat(name).st_ctime < time.time() - OLDEST_S:
-            os.unlink(name)

@@ -38,8 +38,7 @@ def run(arguments: list[str]) -> int:
     try:
         code: int = options.action(options, state)
     finally:
-        if state.warning:
-            say(f"warning: {state.warning}")
+        say(state.warning and f"warning: {state.warning}")
     return code
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from bitnet_tuning.plan.facts import Facts, Plan, Request
+    from bitnet_tuning.plan.facts import Request
     from bitnet_tuning.serve.answers import Answer
     from bitnet_tuning.serve.prompts import Prompt
     from bitnet_tuning.serve.server import Running
@@ -86,7 +86,9 @@ def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") 
             say(f"stopped by {stopped}: {_so_far(answers, len(prompts))}")
             return 128 + stopped.number
         except GoneError as gone:
-            _explain(gone, facts, plan)
+            lines = gone.last_lines()
+            say(lines and f"the last lines of the server's log:\n{lines}")
+            say(explain_death(gone.code, facts, plan) or str(gone))
             say(_so_far(answers, len(prompts)))
             return gone.exit_code
         except TuningError:
@@ -165,13 +167,6 @@ def _so_far(answers: AnswerFile | AnswerStream, count: int) -> str:
     to_file = isinstance(answers, AnswerFile)
     hint = "add --resume to continue" if to_file else "only a run with -o FILE can be resumed"
     return f"answered {len(answers.answered)} of {count} prompts; {hint}"
-
-
-def _explain(gone: GoneError, facts: Facts, plan: Plan) -> None:
-    lines = gone.last_lines()
-    if lines:
-        say(f"the last lines of the server's log:\n{lines}")
-    say(explain_death(gone.code, facts, plan) or str(gone))
 
 
 def _report(totals: Totals, slots: int, load_seconds: float, options: argparse.Namespace) -> None:

@@ -35,8 +35,7 @@ def run(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     state = State(default_folder(os.environ))
     engine = find_engine(options.engine, state)
-    if state.warning:
-        say(f"warning: {state.warning}")
+    say(state.warning and f"warning: {state.warning}")
     host = crowded_host(read_host(), engine, state)
     report = run_selftest(engine, host, options.model)
     print(json.dumps(report_facts(report), indent=2) if options.json else as_text(report))

@@ -9,7 +9,7 @@ from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.machine.warnings import QUOTA, THROTTLED_SHARE
 from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.openmp import THREAD_COUNTS, exported, invalid_count, user_binding
-from bitnet_tuning.plan.threads import Asked, asked_threads, choose_threads, crowding_reason
+from bitnet_tuning.plan.threads import asked_threads, choose_threads, crowding_reason
 
 _OMP_COUNT = THREAD_COUNTS[0]
 _MEASURE_THREADS = f"measure how many threads are best: {BENCHMARK}"
@@ -25,7 +25,7 @@ def _threads(case: Case) -> Finding:
         measured = wanted != computed.setting.threads
         reason = f"{wanted}, as measured" if measured else computed.reasons["threads"]
         return _exported(case, wanted) or good(reason)
-    variable = _variable(asked)
+    variable = asked.by.removeprefix("your ")
     remedy = f"unset {variable}, or set it to {wanted}"
     if asked.number > len(case.host.allowed) or case.host.exceeds_quota(asked.number):
         (warning,) = choose_threads(Request(), case.host, case.environ).warnings
@@ -35,10 +35,6 @@ def _threads(case: Case) -> Finding:
         threads = counted(asked.number, "thread")
         return worse(f"{variable} asks for {threads}, but {wanted} suit this machine", remedy)
     return good(f"{asked.number}, set by {variable}")
-
-
-def _variable(asked: Asked) -> str:
-    return asked.by.removeprefix("your ")
 
 
 def _exported(case: Case, wanted: int) -> Finding | None:
@@ -67,20 +63,15 @@ def _affinity(case: Case) -> Finding:
 def _quota(case: Case) -> Finding:
     host, warning = case.host, case.warning(QUOTA)
     if warning:
-        return warn(f"{warning.cause}{_throttled(case)}", warning.remedy)
+        levels, text = case.conditions.quota_throttling, warning.cause
+        worst = max(levels, key=lambda level: level.throttled, default=None)
+        if worst and worst.throttled > THROTTLED_SHARE * worst.periods:
+            text += f" (so far it did in {worst.throttled} of {worst.periods} periods)"
+        return warn(text, warning.remedy)
     if host.quota is None:
         return good("no CPU quota")
     cores = counted(len(host.allowed_cores), "physical core")
     return good(f"the quota of {counted(host.quota, 'CPU')} is enough for {cores}")
-
-
-def _throttled(case: Case) -> str:
-    """Return in how many periods the quota stopped threads since the control group was made;
-    empty where that is rare or not counted."""
-    worst = max(case.conditions.quota_throttling, key=lambda level: level.throttled, default=None)
-    if worst is None or worst.throttled <= THROTTLED_SHARE * worst.periods:
-        return ""
-    return f" (so far it did in {worst.throttled} of {worst.periods} periods)"
 
 
 def _crowding(case: Case) -> Finding | None:
@@ -109,7 +100,7 @@ def _smt(case: Case) -> Finding:
         return warn(
             f"{asked.number} threads share {cores} physical cores, and a second thread on a core "
             "gains nothing",
-            f"unset {_variable(asked)}, or set it to {cores}",
+            f"unset {asked.by.removeprefix('your ')}, or set it to {cores}",
         )
     if host.threads_per_core == 1:
         return good("every physical core has one CPU")

@@ -29,7 +29,8 @@ def _value(case: Case, name: str) -> str:
 
 
 def _waiting(case: Case) -> Finding:
-    names = [name for name in ("KMP_BLOCKTIME", "GOMP_SPINCOUNT") if _is_zero(case, name)]
+    spinning = ("KMP_BLOCKTIME", "GOMP_SPINCOUNT")
+    names = [name for name in spinning if _ZERO.fullmatch(_value(case, name))]
     if _value(case, "OMP_WAIT_POLICY").lower() == "passive":
         names.insert(0, "OMP_WAIT_POLICY")
     if not names:
@@ -42,10 +43,6 @@ def _waiting(case: Case) -> Finding:
             f"measure it, with and without the variable: {BENCHMARK}",
         )
     return bad(text, f"unset {' '.join(names)}")
-
-
-def _is_zero(case: Case, name: str) -> bool:
-    return _ZERO.fullmatch(_value(case, name)) is not None
 
 
 def _limit(case: Case) -> Finding:
@@ -78,7 +75,10 @@ def _binding(case: Case) -> Finding:
             "unset OMP_PROC_BIND",
         )
     listed, threads = _value(case, "GOMP_CPU_AFFINITY"), case.wanted_threads
-    cpus = _cpus(listed)
+    try:
+        cpus = parse_list(listed.replace(" ", ","))  # such as 0 3 4-7
+    except ValueError:
+        cpus = frozenset()
     if cpus and len(cpus) < threads:
         return bad(
             f"GOMP_CPU_AFFINITY={listed} names {counted(len(cpus), 'CPU')} for {threads} threads",
@@ -88,14 +88,6 @@ def _binding(case: Case) -> Finding:
     if yours:
         return good(f"you bind threads yourself: {', '.join(yours)}")
     return good("you set no variable that binds threads")
-
-
-def _cpus(listed: str) -> frozenset[int]:
-    """Return the CPUs in a list such as ``0 3 4-7``; empty if it is not such a list."""
-    try:
-        return parse_list(listed.replace(" ", ","))
-    except ValueError:
-        return frozenset()
 
 
 def _ignored(case: Case) -> Finding | None:

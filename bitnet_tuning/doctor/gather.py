@@ -47,14 +47,18 @@ def gather(
     if place.live:
         case = _with_model(case, model, state)
     elif model is not None:
-        case = _with_recorded_model(case, root, model, state)
+        # Named as it is on the recorded machine, or by its path on this one.
+        path, base = os.path.abspath(model), os.path.abspath(root)
+        inside = path if path.startswith(f"{base}{os.sep}") else f"{base}{path}"
+        found = attempt(lambda: know(inside if os.path.exists(inside) else path, state))
+        case = case._replace(model=found, model_path=inside[len(base) :])
     case = _with_profile(case, state)
-    found = case.known_engine
+    ready = case.known_engine
     # This machine would run the trial and the self-test, which say nothing about a recorded one.
-    if found is None or not place.live:
+    if ready is None or not place.live:
         return case
-    host = crowded_host(case.host, found, state, again=True)
-    report = attempt(lambda: run_selftest(found, host)) if selftest else None
+    host = crowded_host(case.host, ready, state, again=True)
+    report = attempt(lambda: run_selftest(ready, host)) if selftest else None
     return case._replace(host=host, selftest=report)
 
 
@@ -110,14 +114,6 @@ def _with_model(case: Case, named: str | None, state: State) -> Case:
     path, copies = os.path.realpath(model.path), slim_copies(model, state)
     case = case._replace(model=model, model_path=path, slim_copies=copies)
     return case._replace(engine=with_architecture(engine, model.architecture)) if engine else case
-
-
-def _with_recorded_model(case: Case, root: str, named: str, state: State) -> Case:
-    """Add a model named as it is on the recorded machine, or by its path on this one."""
-    path, base = os.path.abspath(named), os.path.abspath(root)
-    inside = path if path.startswith(f"{base}{os.sep}") else f"{base}{path}"
-    model = attempt(lambda: know(inside if os.path.exists(inside) else path, state))
-    return case._replace(model=model, model_path=inside[len(base) :])
 
 
 def _with_profile(case: Case, state: State) -> Case:
