@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from bitnet_tuning.bench.comparison import DEFAULT, Run
 from bitnet_tuning.bench.knobs import Assignment, Choices, Space, make_space
+from bitnet_tuning.bench.llama_bench import Bench
 from bitnet_tuning.bench.results import (
     Results,
     Surroundings,
@@ -35,10 +36,6 @@ from bitnet_tuning.plan.setting import Setting, describe
 from bitnet_tuning.prepare import read_facts, with_all_means
 from bitnet_tuning.store.state import State
 from bitnet_tuning.verify import selftest
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from bitnet_tuning.bench.llama_bench import Bench
 
 BUDGETS = {"quick": 60.0, "normal": 300.0, "full": 1200.0}
 """Default time budgets in seconds, by effort."""

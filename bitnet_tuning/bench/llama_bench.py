@@ -14,16 +14,12 @@ from bitnet_tuning.bench.knobs import FLAGS
 from bitnet_tuning.engine.probe import parse_timings
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.failure import shorten
+from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.plan.command import KNOB_FLAGS, memory_policy
 from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.openmp import exported
 from bitnet_tuning.plan.profile import PP, TG
 from bitnet_tuning.plan.setting import Setting
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from bitnet_tuning.model.types import ModelFile
-
 
 NEEDED = frozenset(("-m", "-p", "-n", "-t", "-r", "-o"))
 """Flags that every llama-bench has."""

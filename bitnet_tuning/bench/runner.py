@@ -9,18 +9,15 @@ from typing import NamedTuple
 from bitnet_tuning.bench import llama_bench
 from bitnet_tuning.bench.comparison import DEFAULT, Run, Sizes
 from bitnet_tuning.bench.llama_bench import NEEDED, Bench, FailedRunError, Samples, check_cli, stale
+from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.engine.probe import flags_of, parse_timings
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.background import Captured, capture
 from bitnet_tuning.launch.failure import failure
+from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import PP, TG
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from bitnet_tuning.engine.find import Engine
-    from bitnet_tuning.plan.facts import Facts, Request
-    from bitnet_tuning.plan.setting import Setting
+from bitnet_tuning.plan.setting import Setting
 
 
 def find_bench(engine: Engine) -> Bench | None:

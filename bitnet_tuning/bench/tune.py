@@ -24,6 +24,7 @@ from bitnet_tuning.bench.begin import (
 )
 from bitnet_tuning.bench.comparison import DEFAULT, Round, Rounds, Run, phases_of
 from bitnet_tuning.bench.remember import not_remembered, remembered
+from bitnet_tuning.bench.report import write_report
 from bitnet_tuning.bench.results import (
     Part,
     Results,
@@ -279,8 +280,6 @@ def _write(results: Results, options: argparse.Namespace, path: str) -> None:
     if options.csv:
         write(options.csv, to_csv(results), "the samples", "--csv")
     if options.report:
-        from bitnet_tuning.bench.report import write_report  # noqa: PLC0415
-
         write_report(results, options.report)
     if options.json:
         print(to_text(results), end="")

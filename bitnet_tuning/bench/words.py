@@ -92,24 +92,23 @@ class Checker:
         not. Raise FailedRunError, or _ReferenceError without a usable default's text."""
         # An engine may lose the end of its text (see TRIES), so of two texts that begin alike the
         # shorter one is generated again.
-        theirs = self._reference(prompt)
-        ours = [self._write(setting, prompt)]
-        for _ in range(TRIES):
-            if _longest(theirs).startswith(_longest(ours)):
-                if _longest(ours) == _longest(theirs):
-                    return None
-                ours.append(self._write(setting, prompt))
-            elif _longest(ours).startswith(_longest(theirs)):
-                theirs.append(self._write_default(prompt))
-        if _longest(ours) == _longest(theirs):
-            return None
+        texts, mine = self._reference(prompt), [self._write(setting, prompt)]
+        for left in range(TRIES, -1, -1):
+            ours, theirs = max(mine, key=len), max(texts, key=len)
+            if ours == theirs:
+                return None
+            if left and theirs.startswith(ours):
+                mine.append(self._write(setting, prompt))
+            elif left and ours.startswith(theirs):
+                texts.append(self._write_default(prompt))
         # A default that does not even repeat its own text proves nothing against the setting.
-        if len(theirs) == 1:
-            theirs.append(self._write_default(prompt))
-        if not all(_longest(theirs).startswith(text) for text in theirs):
+        if len(texts) == 1:
+            texts.append(self._write_default(prompt))
+        theirs = max(texts, key=len)
+        if not all(theirs.startswith(text) for text in texts):
             self._unusable[prompt] = "does not repeat its own text"
             raise _ReferenceError(self._unusable[prompt])
-        return difference(_longest(ours), _longest(theirs), "than the default")
+        return difference(ours, theirs, "than the default")
 
     def _reference(self, prompt: str) -> list[str]:
         """Return the texts of the default, at least one. Raise _ReferenceError if it cannot."""
@@ -158,10 +157,6 @@ class Checker:
             room = limit // TOKENS_PER_WORD - len(QUESTION.split()) - TOKENS
             count = min(count, max(1, room))
         return f"{words(count)}\n{QUESTION}"
-
-
-def _longest(texts: list[str]) -> str:
-    return max(texts, key=len)
 
 
 def difference(got: str, expected: str, than: str) -> str:

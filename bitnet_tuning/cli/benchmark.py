@@ -7,7 +7,12 @@ import json
 import os
 from collections.abc import Callable, Sequence
 
+from bitnet_tuning.bench import compare
+from bitnet_tuning.bench.builds import compare_builds
 from bitnet_tuning.bench.knobs import MODES
+from bitnet_tuning.bench.plots import available
+from bitnet_tuning.bench.results import load
+from bitnet_tuning.bench.tune import tune
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, expanded, integer, number
 from bitnet_tuning.console import guarded
 from bitnet_tuning.errors import UsageError
@@ -26,9 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     options = read_options(arguments)
     if options.compare:
-        from bitnet_tuning.bench import compare  # noqa: PLC0415
-        from bitnet_tuning.bench.results import load  # noqa: PLC0415
-
         found = compare.compare(*map(load, options.compare))
         facts = to_json(found)
         print(
@@ -36,11 +38,7 @@ def _run(arguments: list[str]) -> int:
         )
         return 0
     if options.builds:
-        from bitnet_tuning.bench.builds import compare_builds  # noqa: PLC0415
-
         return compare_builds(options)
-    from bitnet_tuning.bench.tune import tune  # noqa: PLC0415
-
     return tune(options)
 
 
@@ -69,8 +67,6 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
         _check_place(path)
     _check_apart(options)
     if options.report:
-        from bitnet_tuning.bench.plots import available  # noqa: PLC0415
-
         available()
     return options
 

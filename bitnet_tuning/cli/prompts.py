@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from bitnet_tuning.cli.run import finish, rate_text
@@ -13,32 +15,22 @@ from bitnet_tuning.console import Progress, clock, counted, say
 from bitnet_tuning.engine.probe import Speed
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
 from bitnet_tuning.launch.signals import Stop, Stopped
+from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.memory import context_of
 from bitnet_tuning.prepare import explain_death, prepare
-from bitnet_tuning.serve.answers import AnswerFile, AnswerStream
-from bitnet_tuning.serve.prompts import parse
+from bitnet_tuning.serve.answers import Answer, AnswerFile, AnswerStream
+from bitnet_tuning.serve.prompts import Prompt, parse
 from bitnet_tuning.serve.server import (
     GoneError,
+    Running,
     choose_slots,
     fitting_slots,
     running,
     server_command,
     server_of,
 )
-from bitnet_tuning.serve.session import ask_all
+from bitnet_tuning.serve.session import Totals, ask_all
 from bitnet_tuning.store.state import identity
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
-
-    from bitnet_tuning.plan.facts import Request
-    from bitnet_tuning.serve.answers import Answer
-    from bitnet_tuning.serve.prompts import Prompt
-    from bitnet_tuning.serve.server import Running
-    from bitnet_tuning.serve.session import Totals
 
 SHOWN_PORT = 8080
 """Port in a plan that is only printed: the default of llama-server."""

@@ -6,23 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bitnet_tuning.console import counted
+from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.errors import TuningError
+from bitnet_tuning.machine.cgroups import Mount
 from bitnet_tuning.machine.conditions import Conditions
+from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.memory import HugePages, Memory
 from bitnet_tuning.machine.warnings import MachineWarning, warnings_before
+from bitnet_tuning.machine.wsl import WslConfig
+from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.plan.facts import Plan, Request
+from bitnet_tuning.plan.profile import Profile
+from bitnet_tuning.plan.profiles import Stale
 from bitnet_tuning.plan.threads import choose_threads
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from bitnet_tuning.engine.find import Engine
-    from bitnet_tuning.machine.cgroups import Mount
-    from bitnet_tuning.machine.host import Host
-    from bitnet_tuning.machine.wsl import WslConfig
-    from bitnet_tuning.model.types import ModelFile
-    from bitnet_tuning.plan.profile import Profile
-    from bitnet_tuning.plan.profiles import Stale
-    from bitnet_tuning.verify.selftest import Report
+from bitnet_tuning.verify.selftest import Report
 
 BENCHMARK = "python3 benchmark_optimized.py"
 """The command that measures the settings, for remedies."""
