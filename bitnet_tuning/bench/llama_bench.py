@@ -148,9 +148,9 @@ def _samples(phase: str, command: BenchCommand, found: list[dict[str, Any]]) -> 
         if same[0].get(field, missing) != wanted:
             said = _shown(same[0][field]) if field in same[0] else "unknown"
             raise FailedRunError(f"{name} ran with {field} = {said}, not {wanted}")
-    samples = same[0].get("samples_ts")
-    if not isinstance(samples, list) or len(samples) != command.samples:
-        count = len(samples) if isinstance(samples, list) else "none"
+    samples: Any = same[0].get("samples_ts")
+    count = len(samples) if isinstance(samples, list) else "none"
+    if count != command.samples:
         raise FailedRunError(f"{name} has {count} of {command.samples} samples")
     return tuple(checked(sample, name) for sample in samples)
 

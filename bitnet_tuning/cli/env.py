@@ -71,8 +71,7 @@ def as_text(host: Host) -> str:
     Raise UsageError if BITNET_THREADS is not a positive number.
     """
     environ = os.environ
-    mine = {name: value for name, value in environ.items() if name == "BITNET_THREADS"}
-    asked = asked_threads(None, mine)
+    asked = asked_threads(None, {"BITNET_THREADS": environ.get("BITNET_THREADS", "")})
     decided = choose_threads(Request(), host, {})
     threads = asked.number if asked else decided.setting.threads
     exports = shell_exports(environ, threads, host.quota_binds)

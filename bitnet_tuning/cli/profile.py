@@ -82,7 +82,12 @@ def _list(options: argparse.Namespace, state: State) -> int:
         ]
         print(json.dumps(facts, indent=2))
     elif found:
-        print("\n\n".join(_overview(*each) for each in found))
+        blocks = []
+        for profile, changes in found:
+            rows = [(f"  {name}", text) for name, text in _summary(profile, changes).items()]
+            start = f"{profile.id}  measured on {profile.day}"
+            blocks.append(f"{start}\n{aligned(rows, text_width())}")
+        print("\n\n".join(blocks))
     else:
         say(f"there is no profile in {state.folder}; {_TUNE}")
     return 0
@@ -144,12 +149,6 @@ def _summary(profile: Profile, changes: list[str]) -> dict[str, str]:
         "engine": profile.engine.path,
         "model": " ".join(part for part in named if part),
     }
-
-
-def _overview(profile: Profile, changes: list[str]) -> str:
-    """Return the lines for one profile in the list."""
-    rows = [(f"  {name}", text) for name, text in _summary(profile, changes).items()]
-    return f"{profile.id}  measured on {profile.day}\n{aligned(rows, text_width())}"
 
 
 def _details(profile: Profile, changes: list[str]) -> str:

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
-from bitnet_tuning.cli.run import finish, rate_text
+from bitnet_tuning.cli.run import finish
 from bitnet_tuning.cli.show import show_plan
 from bitnet_tuning.console import Progress, clock, counted, say
-from bitnet_tuning.engine.probe import Speed
+from bitnet_tuning.engine.probe import Speed, rate_text
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
 from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.plan.facts import Request

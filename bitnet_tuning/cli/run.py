@@ -15,10 +15,6 @@ from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.prepare import execute, prepare
 from bitnet_tuning.store.state import State, default_folder
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from bitnet_tuning.engine.probe import Speed
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     return guarded(_run, arguments)
@@ -70,10 +66,3 @@ def finish(facts: Facts, code: int, quiet: bool = False) -> int:
     if not (code or quiet or sys.stderr is None) and sys.stderr.isatty():
         say(slim_hint(facts.model, State(default_folder(os.environ))))
     return code
-
-
-def rate_text(speed: Speed | None) -> str:
-    """Return a speed as ``21.3 tokens/s (128 tokens)``."""
-    if speed is None or speed.rate is None:
-        return "not measured"
-    return f"{speed.rate:.1f} tokens/s ({speed.tokens} tokens)"

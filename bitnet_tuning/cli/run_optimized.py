@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 
 from bitnet_tuning.cli.arguments import Parser, add_optimized, add_run, read_request
-from bitnet_tuning.cli.run import finish, planned, rate_text
+from bitnet_tuning.cli.run import finish, planned
 from bitnet_tuning.console import guarded, say
-from bitnet_tuning.engine.probe import parse_timings
+from bitnet_tuning.engine.probe import parse_timings, rate_text
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.launch.program import Outcome
 from bitnet_tuning.machine.clock import SET_PERFORMANCE

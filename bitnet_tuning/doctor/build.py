@@ -6,7 +6,7 @@ from shlex import quote
 
 from bitnet_tuning.console import counted
 from bitnet_tuning.doctor.case import BENCHMARK, Case, Check, Finding, bad, good, unknown, warn
-from bitnet_tuning.engine.find import NONE_COMPILED, Engine
+from bitnet_tuning.engine.find import NONE_COMPILED
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, has, refusal
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.model.types import I2_S
@@ -40,17 +40,12 @@ def _engine(case: Case) -> Finding | None:
             f"{engine.path} cannot be run: it does not answer --help",
             f"look at what it prints: {quote(engine.path)} --help",
         )
-    version = f", version {engine.version}" if engine.version else ""
-    openmp = f"OpenMP runtime: {engine.openmp or 'unknown'}"
-    return good(f"{_kind(engine)}: {engine.path}{version}, {openmp}")
-
-
-def _kind(engine: Engine) -> str:
-    if engine.embedded:
-        return "the embedded engine"
     kind = "mainline llama.cpp" if engine.i2_s is False else "bitnet.cpp"
     program = "llama-cli" if engine.completion is None else "llama-completion"
-    return f"{kind} whose {program} completes prompts"
+    kind = "the embedded engine" if engine.embedded else f"{kind} whose {program} completes prompts"
+    version = f", version {engine.version}" if engine.version else ""
+    openmp = f"OpenMP runtime: {engine.openmp or 'unknown'}"
+    return good(f"{kind}: {engine.path}{version}, {openmp}")
 
 
 def _age(case: Case) -> Finding | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from bitnet_tuning.console import counted
 from bitnet_tuning.doctor.case import Case, Check, Finding, bad, good, unknown, warn, warned
 from bitnet_tuning.machine import warnings
@@ -59,8 +57,16 @@ def _clock(case: Case) -> Finding:
             "this machine does not show its clock",
             "compare this machine's tokens/s with a similar machine's",
         )
-    now = seen.max_mhz
-    worse, compared = _compare(case, now, seen.highest_mhz)
+    now, compared = seen.max_mhz, ""
+    worse = bad if now < SLOWEST else None
+    for reference, name, lowest_warn, lowest_good in (
+        (seen.highest_mhz, "highest", HIGHEST_BAD, HIGHEST_WARN),
+        (case.base_clock, "base", BASE_BAD, BASE_WARN),
+    ):
+        if reference:  # the base clock decides if it is known
+            share = now / reference
+            worse = bad if share < lowest_warn else warn if share < lowest_good else None
+            compared = f", {name} clock {reference:.0f} MHz"
     if worse is None:
         return good(f"{now:.0f} MHz{compared}")
     if governor == "performance":
@@ -69,22 +75,6 @@ def _clock(case: Case) -> Finding:
         return unknown(f"{now:.0f} MHz{compared}, but this was recorded without a load")
     remedy = _WINDOWS_POWER if case.host.wsl else _CLOCK_REMEDY
     return worse(f"only {now:.0f} MHz under load{compared}", remedy)
-
-
-def _compare(
-    case: Case, now: float, highest: float | None
-) -> tuple[Callable[[str, str], Finding] | None, str]:
-    """Return the kind of finding for a clock of ``now`` MHz, None for a good one, and the clock
-    that it was compared with, for the text."""
-    for reference, name, lowest_warn, lowest_good in (
-        (case.base_clock, "base", BASE_BAD, BASE_WARN),
-        (highest, "highest", HIGHEST_BAD, HIGHEST_WARN),
-    ):
-        if reference:
-            share = now / reference
-            worse = bad if share < lowest_warn else warn if share < lowest_good else None
-            return worse, f", {name} clock {reference:.0f} MHz"
-    return bad if now < SLOWEST else None, ""
 
 
 def _power(case: Case) -> Finding:

@@ -199,6 +199,13 @@ class Speed(NamedTuple):
         return self.tokens / self.milliseconds * 1000 if self.milliseconds > 0 else None
 
 
+def rate_text(speed: Speed | None) -> str:
+    """Return a speed as ``21.3 tokens/s (128 tokens)``."""
+    if speed is None or speed.rate is None:
+        return "not measured"
+    return f"{speed.rate:.1f} tokens/s ({speed.tokens} tokens)"
+
+
 class Timings(NamedTuple):
     """The two phases of a run; None for a phase that the log does not have."""
 
