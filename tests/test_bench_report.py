@@ -133,7 +133,7 @@ def test_the_page_has_all_results(results: Results, read: Page) -> None:
         assert said in text
     assert "wrong output: writes other words than the default" in text
     assert results.energy.reason and results.energy.reason in text
-    assert results.roof.facts and results.roof.facts["words"] in text
+    assert results.roof.facts and str(results.roof.facts["words"]) in text
 
 
 def test_plots_use_the_pages_colours(html: str) -> None:

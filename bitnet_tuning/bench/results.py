@@ -94,7 +94,7 @@ class Surroundings(NamedTuple):
 class Part(NamedTuple):
     """Facts that not every machine shows, or the reason why they are absent."""
 
-    facts: Mapping[str, Any] | None = None
+    facts: Mapping[str, object] | None = None
     reason: str | None = None
 
 

@@ -150,17 +150,16 @@ class Summary:
     def _curve(self, phase: str) -> Curve:
         """Return the curve of a phase. Settings with equal threads in this phase are one point."""
         default = self.results.settings[DEFAULT]
-        limit = (self.results.roof.facts or {}).get("limit_tokens_per_second")
-        known = isinstance(limit, (int, float)) and not isinstance(limit, bool) and limit > 0
+        seen, limit = (self.results.roof.facts or {}).get("limit_tokens_per_second"), None
+        if phase == TG and isinstance(seen, (int, float)) and seen > 0 and seen is not True:
+            limit = seen
         found: dict[int, list[float]] = {}
         for name, setting in self.results.settings.items():
             if _but_threads(setting) == _but_threads(default) and self.problem(name) is None:
                 speeds = self.measured.speeds(name)[phase]
                 found.setdefault(_threads(setting, phase), []).extend(speeds)
         points = {count: statistics.estimate(each) for count, each in sorted(found.items()) if each}
-        return Curve(
-            phase, points, _threads(default, phase), limit if known and phase == TG else None
-        )
+        return Curve(phase, points, _threads(default, phase), limit)
 
     @property
     def answer(self) -> str:
