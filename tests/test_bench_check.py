@@ -10,13 +10,12 @@ import pytest
 
 from bitnet_tuning import demo
 from bitnet_tuning.bench.runner import Patience
-from bitnet_tuning.bench.words import Checker
+from bitnet_tuning.bench.words import QUESTION, Checker
 from bitnet_tuning.engine.find import EMBEDDED
 from bitnet_tuning.launch.failure import NO_END
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.verify import selftest
-from bitnet_tuning.verify.selftest import QUESTION
 from tests.bench_engines import FOLDERS, Engines, compiled, facts_of
 from tests.engines import FakeEngine
 

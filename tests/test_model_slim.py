@@ -77,11 +77,12 @@ def test_the_copy_lies_beside_the_model_and_is_named_for_its_embedding(bench: Be
     assert bench.copy.read_bytes() == bench.right.read_bytes()
     assert bench.model.read_bytes() == before
     out = bench.capture.readouterr().out
+    assert out.startswith(f"{bench.copy}: 6.5 MiB, the model: 15.8 MiB\n")
     assert (
-        "embedding: 15.6 MiB in f16, now 6.4 MiB in q6_k, which every token reads: up to ×2.4"
+        "embedding: f16 15.6 MiB, now q6_k 6.4 MiB; 6.5 MiB instead of 15.8 MiB read per token: up "
         in out
     )
-    assert "greedy text of both: the same 13 characters" in out
+    assert "greedy text: the copy writes the same 13 characters" in out
     assert f"python3 run_inference.py -m {bench.copy} " in out
     ((*flags, kind, threads),) = (run["argv"] for run in bench.engine.quantized())
     assert flags[:4] == ["--allow-requantize", "--token-embedding-type", "q6_k", str(bench.model)]
@@ -118,11 +119,11 @@ def test_a_matrix_of_its_own_is_made_smaller_and_named_for_what_it_gains(
     monkeypatch.setenv("FAKE_COPY", str(right))
     assert bench.slim() == 0
     out = bench.capture.readouterr().out.splitlines()
-    assert out[0].startswith("embedding: 31.2 MiB in f32, now 6.4 MiB in q6_k, of which a token")
-    assert out[0].endswith("reads one row: it saves memory and disk only")
-    assert out[1].startswith(
-        "output: 15.6 MiB in f16, now 6.4 MiB in q6_k, which every token reads"
+    assert out[1] == (
+        "embedding: f32 31.2 MiB, now q6_k 6.4 MiB; one row read per token: less memory and disk, "
+        "not faster"
     )
+    assert out[2].startswith("output: f16 15.6 MiB, now q6_k 6.4 MiB; 6.5 MiB instead of 15.8 MiB")
     argv = bench.engine.quantized()[0]["argv"]
     assert argv[1:5] == ["--token-embedding-type", "q6_k", "--output-tensor-type", "q6_k"]
 
@@ -260,12 +261,11 @@ def test_a_full_disk_and_too_little_memory_are_seen_before(bench: Bench) -> None
     model = read_model(str(bench.model))
     after = slimmed(model.parts, "q6_k")
     f32 = model.parts[1].weights * 4 + after[1].size
-    slim.check_memory(model, after, f32)
+    assert slim.size_of(model, after, f32) == bench.right.stat().st_size
     with pytest.raises(UnsupportedError, match=r"needs 37\.7 MiB of memory"):
-        slim.check_memory(model, after, f32 - 1)
+        slim.size_of(model, after, f32 - 1)
     with pytest.raises(UnsupportedError, match="of disk"), slim.drafted(str(bench.copy), 1 << 60):
         pass
-    assert slim.size_of(model, after) == bench.right.stat().st_size
     assert bench.left() == []
 
 
@@ -332,6 +332,13 @@ def test_after_a_kill_the_next_slim_removes_the_draft(
     assert bench.left() == [COPY + slim.DRAFT], "another folder is left alone"
     assert bench.slim() == 0
     assert bench.left() == [COPY]
+
+
+def test_a_file_whose_name_resembles_a_draft_is_left_alone(bench: Bench) -> None:
+    notes = bench.model.with_name(COPY + ".draft")
+    notes.write_text("mine")
+    assert bench.slim() == 0
+    assert notes.read_text() == "mine"
 
 
 def test_two_do_not_write_the_same_copy(bench: Bench, hanging: subprocess.Popen[bytes]) -> None:

@@ -17,8 +17,8 @@ from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.memory import DEFAULT_UBATCH
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.verify import selftest
-from bitnet_tuning.verify.selftest import QUESTION
 
+QUESTION = "Question: Why does the moon look larger near the horizon?\nAnswer:"
 TOKENS = 24
 """Number of tokens generated when two settings' texts are compared."""
 

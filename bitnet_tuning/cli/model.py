@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from shlex import quote
 from typing import Any
 
+from bitnet_tuning.bench.llama_bench import FailedRunError
+from bitnet_tuning.bench.runner import Patience, run_cli
+from bitnet_tuning.bench.words import QUESTION, TOKENS, difference
 from bitnet_tuning.cli.arguments import Parser, add_engine, expanded
 from bitnet_tuning.console import Progress, aligned, say, size_text
 from bitnet_tuning.engine.find import find_quantizer, locate_all
 from bitnet_tuning.errors import MissingError, TuningError, UnsupportedError, UsageError
-from bitnet_tuning.launch.failure import shorten
 from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.model import slim
@@ -39,14 +41,11 @@ from bitnet_tuning.model.parts import (
     slimmed,
 )
 from bitnet_tuning.model.types import ModelFile, Part, part_paths
-from bitnet_tuning.plan.plan import make_plan
-from bitnet_tuning.prepare import engine_folders, find_model, find_pair, read_facts, slow_drive
+from bitnet_tuning.plan.facts import Facts, Plan, Request
+from bitnet_tuning.prepare import engine_folders, find_model, find_pair, prepare, slow_drive
 from bitnet_tuning.store.codec import to_json
 from bitnet_tuning.store.state import State, default_folder
-from bitnet_tuning.verify.selftest import first_difference, text_request, write_text
-
-_SHOWN = 60
-"""Number of characters to show of a text, from the first one that differs."""
+from bitnet_tuning.verify.selftest import continuation, first_difference
 
 _FILE = "GGUF model file (default: the one that a run would use)"
 
@@ -104,9 +103,9 @@ def _slim(options: argparse.Namespace, state: State) -> int:
     kind: str | None = options.embedding
     if not options.yes:
         slim.check_loss(kind)
-    request = text_request(options.engine, options.file)
-    facts = read_facts(request, state)
-    say(facts.note)
+    named = Request(engine=options.engine, model=options.file, prompt=QUESTION)
+    request = named._replace(n_predict=TOKENS, ctx_size=512, temperature=0.0)
+    facts, plan = prepare(request)
     model = original_of(facts.model, state) or facts.model
     if model is not facts.model and kind is None:
         print(f"{facts.model.path} is already the slim copy of {model.path}")
@@ -125,57 +124,62 @@ def _slim(options: argparse.Namespace, state: State) -> int:
         print(f"{out} is that copy already", _use(out, options, state), sep="\n")
         return 0
     program, facts = find_quantizer(facts.engine), facts._replace(model=model)
-    slim.check_memory(model, after, facts.host.memory.available)
-    threads, size = make_plan(request, facts).setting.threads_batch, slim.size_of(model, after)
+    size = slim.size_of(model, after, facts.host.memory.available)
     try:
         with Stop() as stop, stop.interruptible(), slim.drafted(out, size) as draft:
             say(f"writing {out}")
-            argv = slim.command(program, model, after, draft, threads)
+            argv = slim.command(program, model, after, draft, plan.setting.threads_batch)
             with Progress(size, lambda done: f"{size_text(done)} of {size_text(size)}") as shown:
                 slim.write(argv, draft, size, shown)
             say("comparing it with the model, and generating a text with both")
             if wrong := slim.problem(model, after, draft):
                 raise UnsupportedError(f"the copy {wrong}", "nothing was kept of it")
-            ours = write_text(facts, request)
-            theirs = write_text(facts._replace(model=read_model(draft)), request)
+            with_copy = facts._replace(model=read_model(draft))
+            ours, theirs = (_text(each, plan, request) for each in (facts, with_copy))
             if ours and not theirs:
                 raise UnsupportedError("the engine writes nothing with the copy")
     except Stopped as end:
         say(f"stopped by {end}: nothing was written")
         return 128 + end.number
-    print("\n".join([*_gains(model, after), *_compared(ours, theirs), _use(out, options, state)]))
+    sizes = f"{out}: {size_text(size)}, the model: {size_text(model.size)}"
+    lines = [sizes, *_gains(model, after), _compared(ours, theirs), _use(out, options, state)]
+    print("\n".join(lines))
     return 0
 
 
+def _text(facts: Facts, plan: Plan, request: Request) -> str:
+    """Return the text that the model adds to the prompt. Raise UnsupportedError if it fails."""
+    try:
+        done = run_cli(facts, plan.setting, request, Patience().first)
+    except FailedRunError as failed:
+        raise UnsupportedError(f"cannot run {facts.model.path}: {failed}") from failed
+    return continuation(done.stdout, QUESTION).strip()
+
+
 def _gains(model: ModelFile, after: Sequence[Part]) -> list[str]:
-    """Return what each smaller matrix gains."""
-    whole, speed = output_matrix(model.parts), bytes_per_token(model.parts)
-    then = bytes_per_token(after)
+    """Return what each smaller matrix gains, and how to measure it."""
+    whole, now, then = output_matrix(model.parts), *map(bytes_per_token, (model.parts, after))
     lines = []
     for old, new in zip(model.parts, after, strict=True):
-        if old != new:
-            gain = "of which a token reads one row: it saves memory and disk only"
-            if old is whole and speed and then:
-                gain = (
-                    f"which every token reads: up to ×{speed / then:.2f} as fast by the bytes "
-                    f"({size_text(then)} instead of {size_text(speed)} a token)"
-                )
-            sizes = f"{size_text(old.size)} in {old.type}, now {size_text(new.size)} in {new.type}"
-            lines.append(f"{old.name}: {sizes}, {gain}")
-    return [
-        *lines,
-        f"{MEASURED}; to measure it here: python3 benchmark_optimized.py -m {quote(model.path)}",
-    ]
+        if old == new:
+            continue
+        text = "one row read per token: less memory and disk, not faster"
+        if old is whole and now and then:
+            read = f"{size_text(then)} instead of {size_text(now)} read per token"
+            text = f"{read}: up to ×{now / then:.2f} as fast"
+        sizes = f"{old.type} {size_text(old.size)}, now {new.type} {size_text(new.size)}"
+        lines.append(f"{old.name}: {sizes}; {text}")
+    measure = f"python3 benchmark_optimized.py -m {quote(model.path)}"
+    return [*lines, f"{MEASURED}; to measure it here: {measure}"]
 
 
-def _compared(ours: str, theirs: str) -> list[str]:
-    """Return how the copy's text differs; an engine may lose the end of one (see BEYOND)."""
-    same = "all other tensors and the metadata are those of the model; greedy text of both: "
+def _compared(ours: str, theirs: str) -> str:
+    """Return how the copy's text differs; an engine may lose the end of one (see TRIES)."""
     at = first_difference(ours, theirs)
-    if at == min(len(ours), len(theirs)):
-        return [f"{same}the same {at} characters"]
-    rows = [("model", shorten(ours[at:], _SHOWN)), ("copy", shorten(theirs[at:], _SHOWN))]
-    return [f"{same}differs from character {at + 1} on", aligned(rows)]
+    found = f"the copy writes the same {at} characters"
+    if at < min(len(ours), len(theirs)):
+        found = f"from character {at + 1} on, it {difference(theirs, ours, 'than the model')}"
+    return f"all other tensors and the metadata are those of the model; greedy text: {found}"
 
 
 def _use(out: str, options: argparse.Namespace, state: State) -> str:

@@ -45,7 +45,7 @@ PERPLEXITY = {
 """Types of an embedding, with the perplexity of BitNet b1.58 2B4T on wikitext: table "Embedding
 Quantization" in src/README.md of microsoft/BitNet, where F32 has the figure of F16."""
 
-DRAFT = ".draft"
+DRAFT = ".slim-draft"
 """End of the name of a copy that is not complete or not checked yet."""
 
 PATIENCE, SECONDS_PER_GIB = 60.0, 1200.0
@@ -94,14 +94,10 @@ def check_model(model: ModelFile, kind: str) -> None:
         )
 
 
-def size_of(model: ModelFile, after: Sequence[Part]) -> int:
-    """Return the bytes of the copy with the parts ``after``."""
-    return model.size - sum(part.size for part in model.parts) + sum(part.size for part in after)
-
-
-def check_memory(model: ModelFile, after: Sequence[Part], available: int | None) -> None:
-    """Raise UnsupportedError if the ``available`` bytes (None: unknown) do not hold what
-    llama-quantize allocates: the largest matrix in F32, unless it is stored so, and the result."""
+def size_of(model: ModelFile, after: Sequence[Part], available: int | None) -> int:
+    """Return the bytes of the copy with the parts ``after``. Raise UnsupportedError if there is
+    less memory ``available`` (in bytes; None: unknown) than llama-quantize allocates: the largest
+    matrix in F32, unless it is stored so, and the result."""
     # llama_model_quantize_internal of llama.cpp. Measured for the 2B model: resident are 1.58 GB
     # with F16 and 0.27 GB with F32, besides the mapped file.
     changed = [pair for pair in zip(model.parts, after, strict=True) if pair[0] != pair[1]]
@@ -110,15 +106,18 @@ def check_memory(model: ModelFile, after: Sequence[Part], available: int | None)
     if available is not None and available < need:
         cause = f"llama-quantize needs {size_text(need)} of memory, {size_text(available)} are free"
         raise UnsupportedError(cause, "end other programs")
+    return model.size + sum(new.size - old.size for old, new in changed)
 
 
 def command(
     program: str, model: ModelFile, after: Sequence[Part], draft: str, threads: int
 ) -> tuple[str, ...]:
     """Return the argument list that writes ``draft`` with the parts ``after``."""
-    # Paths are absolute: llama-quantize takes an argument that begins with a digit for a type.
-    kinds = [(_MATRICES[part.name][1], part.type) for part in after if part.name in _MATRICES]
-    flags = ("--allow-requantize", *(word for pair in kinds for word in pair))
+    flags = ["--allow-requantize"]
+    for part in after:
+        if part.name in _MATRICES:
+            flags += [_MATRICES[part.name][1], part.type]
+    # Absolute: llama-quantize takes an argument that begins with a digit for a type.
     places = (os.path.abspath(model.path), os.path.abspath(draft))
     return (program, *flags, *places, model.quantization.upper(), str(threads))
 
@@ -158,9 +157,9 @@ def problem(model: ModelFile, after: Sequence[Part], copy: str) -> str | None:
             if meta[key] != kept.get(key) and key != _REWRITTEN:
                 return f"has another value of {key} in its metadata"
         with open(model.path, "rb") as ours, open(copy, "rb") as theirs:
-            same = (name for name in tensors if copied[name].kind == tensors[name].kind)
-            for name in same:
-                if _differs(ours, tensors[name], theirs, copied[name]):
+            for name, info in tensors.items():
+                changed = copied[name].kind != info.kind
+                if not changed and _differs(ours, info, theirs, copied[name]):
                     return f"has other bytes in {name}"
     except MissingError as error:
         return f"cannot be used: {error.cause}"

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from bitnet_tuning import demo
 from bitnet_tuning.console import counted
 from bitnet_tuning.engine.instruction_sets import X86, has
-from bitnet_tuning.errors import MissingError, UnsupportedError
+from bitnet_tuning.errors import MissingError
 from bitnet_tuning.launch.background import capture
 from bitnet_tuning.launch.failure import NO_END, NO_THREADS, failure, thread_shortage
 from bitnet_tuning.machine.cgroups import read_task_limits
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 RUN_SECONDS = 30.0
 """Seconds after which a run is too slow to tell; most take a fraction of a second."""
-
-TEXT_SECONDS = 300.0
-"""Seconds after which an engine with a model of any size counts as hung."""
 
 END_MARK = "[end of text]"
 """What llama-cli prints after the last word of a text that the model ended."""
@@ -188,26 +185,6 @@ def run_case(
         if not (is_first and cut_short and problem is None):
             break
     return Result(case, variant, complete and problem is None, got, problem)
-
-
-QUESTION = "Question: Why does the moon look larger near the horizon?\nAnswer:"
-"""Prompt for comparing texts that nobody knows beforehand."""
-
-
-def text_request(engine: str | None, model: str | None) -> Request:
-    """Return the request for a greedy text that shows how a model writes."""
-    named = Request(engine=engine, model=model, prompt=QUESTION, n_predict=BEYOND)
-    return named._replace(ctx_size=CONTEXT, temperature=0.0)
-
-
-def write_text(facts: Facts, request: Request) -> str:
-    """Return the text that the model adds to the prompt. Raise UnsupportedError if the engine fails
-    or hangs."""
-    plan = make_plan(request, facts)
-    done = capture(plan.command, plan.setting.variables, TEXT_SECONDS, cpus=plan.setting.cpus)
-    if problem := failure(done, TEXT_SECONDS):
-        raise UnsupportedError(f"{facts.engine.path} cannot run {facts.model.path}: {problem}")
-    return continuation(done.stdout, request.prompt or "").strip()
 
 
 def case_request(case: KnownText) -> Request:
