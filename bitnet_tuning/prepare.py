@@ -75,7 +75,7 @@ def _with_neighbours(facts: Facts, plan: Plan, root: Root) -> Facts:
     cores = facts.host.cores_in(None)
     if cores == 1 or plan.setting.threads + count_running(root) <= cores:
         return facts
-    from bitnet_tuning.machine.neighbours import watch  # noqa: PLC0415 (on a busy machine)
+    from bitnet_tuning.machine.load import watch  # noqa: PLC0415 (on a busy machine)
 
     return facts._replace(neighbours=watch(facts.host, root))
 

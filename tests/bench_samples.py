@@ -23,10 +23,9 @@ from bitnet_tuning.bench.search import Decision
 from bitnet_tuning.engine.builds import FASTER
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.cgroups import Throttling
-from bitnet_tuning.machine.clock import Clock
 from bitnet_tuning.machine.host import HostFacts, NodeCpus
 from bitnet_tuning.machine.load import Busy
-from bitnet_tuning.machine.sensors import Temperature
+from bitnet_tuning.machine.sensors import Clock, Temperature
 from bitnet_tuning.machine.topology import Hybrid
 from bitnet_tuning.plan.profile import PP, TG, Objective
 from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting, apply

@@ -15,13 +15,12 @@ import pytest
 from bitnet_tuning.machine import conditions as snapshot
 from bitnet_tuning.machine import load
 from bitnet_tuning.machine.cgroups import Throttling
-from bitnet_tuning.machine.clock import Clock
 from bitnet_tuning.machine.conditions import Conditions, Meanwhile, between, take
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.load import Busy, ProcessTime, busiest, growth, other_load
 from bitnet_tuning.machine.root import Root
-from bitnet_tuning.machine.sensors import Temperature
+from bitnet_tuning.machine.sensors import Clock, Temperature
 from bitnet_tuning.machine.warnings import warnings_after, warnings_before
 from bitnet_tuning.store.codec import to_json
 from tests.machines import CGROUP, GIBIBYTE, Machine

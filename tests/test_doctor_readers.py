@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from bitnet_tuning.machine.cgroups import Mount, mount_holding, read_mounts
-from bitnet_tuning.machine.clock import read_base_clock
 from bitnet_tuning.machine.detect import read_lock_limit
 from bitnet_tuning.machine.memory import read_huge_pages, read_numa_balancing
 from bitnet_tuning.machine.root import Root
+from bitnet_tuning.machine.sensors import read_base_clock
 from bitnet_tuning.machine.wsl import parse_wsl_config, read_wsl_configs
 from tests.machines import GIBIBYTE, Machine
 

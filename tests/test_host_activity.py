@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from bitnet_tuning.machine.clock import Clock
 from bitnet_tuning.machine.load import own_cpu_seconds, read_processes
 from bitnet_tuning.machine.root import Root
+from bitnet_tuning.machine.sensors import Clock
 from tests.machines import Machine
 
 

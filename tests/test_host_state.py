@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from bitnet_tuning.machine.cgroups import Throttling
-from bitnet_tuning.machine.clock import Clock
 from bitnet_tuning.machine.foreign import read_foreign_busy, read_foreign_state
 from bitnet_tuning.machine.memory import Memory, Swap
 from bitnet_tuning.machine.root import Root
-from bitnet_tuning.machine.sensors import Temperature
+from bitnet_tuning.machine.sensors import Clock, Temperature
 from bitnet_tuning.machine.topology import read_last_level_caches
 from tests.machines import CGROUP, GIBIBYTE, Machine
 

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from bitnet_tuning.machine import neighbours
+from bitnet_tuning.machine import load
 from bitnet_tuning.machine.detect import count_running
-from bitnet_tuning.machine.neighbours import Neighbours, watch
+from bitnet_tuning.machine.load import Neighbours, watch
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.plan import make_plan
@@ -55,7 +55,7 @@ class Town:
         self.average = 0.0
         self.cpus = cpus
         clock = SimpleNamespace(monotonic=lambda: self.now, process_time=lambda: 0.0)
-        monkeypatch.setattr(neighbours, "time", clock)
+        monkeypatch.setattr(load, "time", clock)
         self.sleep(0)
 
     def spins(self, pid: int, name: str, since: float, cpu: int, parent: int = 1) -> Town:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bitnet_tuning.console import counted
 from bitnet_tuning.doctor.case import Case, Check, Finding, bad, good, unknown, warn, warned
 from bitnet_tuning.machine import warnings
-from bitnet_tuning.machine.neighbours import Neighbours
+from bitnet_tuning.machine.load import Neighbours
 from bitnet_tuning.plan.threads import free_cores
 
 BASE_BAD, BASE_WARN = 0.5, 0.9

@@ -15,11 +15,11 @@ from bitnet_tuning.engine.known import with_architecture
 from bitnet_tuning.errors import TuningError, cause_of
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.cgroups import Cgroups, read_mounts
-from bitnet_tuning.machine.clock import read_base_clock
 from bitnet_tuning.machine.detect import read_host, read_lock_limit
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.memory import read_huge_pages, read_memory, read_numa_balancing
 from bitnet_tuning.machine.root import Root
+from bitnet_tuning.machine.sensors import read_base_clock
 from bitnet_tuning.machine.wsl import read_wsl_configs, with_windows_cores
 from bitnet_tuning.model.find import know, slim_copies
 from bitnet_tuning.plan.profile import load as load_profile

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 
 from bitnet_tuning.machine.cgroups import Throttling, read_cgroups, read_throttling
-from bitnet_tuning.machine.clock import Clock, read_clock, read_driver
 from bitnet_tuning.machine.detect import read_governor
 from bitnet_tuning.machine.foreign import read_foreign_busy, read_foreign_state
 from bitnet_tuning.machine.host import Host
@@ -26,7 +25,10 @@ from bitnet_tuning.machine.load import (
 from bitnet_tuning.machine.memory import read_memory, read_swap
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.machine.sensors import (
+    Clock,
     Temperature,
+    read_clock,
+    read_driver,
     read_on_battery,
     read_temperature,
     read_throttle_events,

@@ -33,6 +33,9 @@ i3-N, and the smaller desktop models of the 12th to 14th generation (ark.intel.c
 _LONGEST_GOVERNOR = 16
 """Length limit of a governor's name (CPUFREQ_NAME_LEN in the kernel's linux/cpufreq.h)."""
 
+SET_PERFORMANCE = f"echo performance | sudo tee /{CPU}/cpu*/cpufreq/scaling_governor"
+"""Shell command that selects the performance governor on every CPU, without extra tools."""
+
 _USUAL_STEAL = 0.05
 """Share of the CPU time since the start of the system from which a hypervisor's theft is usual."""
 

@@ -7,9 +7,9 @@ import struct
 import sys
 
 from bitnet_tuning.launch.background import capture
-from bitnet_tuning.machine.clock import Clock
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.memory import Memory, Swap
+from bitnet_tuning.machine.sensors import Clock
 from bitnet_tuning.machine.topology import (
     ARM_EFFICIENCY_SPEED,
     INTEL_EFFICIENCY_SPEED,

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from bitnet_tuning.engine.find import Engine
     from bitnet_tuning.machine.detect import Privileges
     from bitnet_tuning.machine.host import Host
+    from bitnet_tuning.machine.load import Neighbours
     from bitnet_tuning.machine.memory import HugePages
-    from bitnet_tuning.machine.neighbours import Neighbours
     from bitnet_tuning.model.types import ModelFile
     from bitnet_tuning.plan.profile import Profile
     from bitnet_tuning.plan.setting import Setting

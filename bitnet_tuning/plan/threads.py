@@ -14,7 +14,7 @@ from bitnet_tuning.plan.setting import MOST_THREADS_ENGINE, Setting
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.machine.host import Crowding, Host
-    from bitnet_tuning.machine.neighbours import Neighbours
+    from bitnet_tuning.machine.load import Neighbours
     from bitnet_tuning.plan.facts import Request
 
 MOST_THREADS = 12

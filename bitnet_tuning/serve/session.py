@@ -11,13 +11,12 @@ from contextlib import nullcontext, suppress
 from typing import TypeVar
 
 from bitnet_tuning.serve.answers import Answer, from_refusal, from_reply
-from bitnet_tuning.serve.client import BrokenError, RefusedError
+from bitnet_tuning.serve.server import BrokenError, RefusedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bitnet_tuning.serve.client import Client
     from bitnet_tuning.serve.prompts import Prompt
-    from bitnet_tuning.serve.server import Running, Waiting
+    from bitnet_tuning.serve.server import Client, Running, Waiting
 
 
 Job = TypeVar("Job")
