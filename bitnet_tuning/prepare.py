@@ -14,7 +14,7 @@ from bitnet_tuning.launch.program import FEED, INHERIT, INTERRUPT_GRACE, NO_INPU
 from bitnet_tuning.launch.run import run
 from bitnet_tuning.machine.cgroups import mount_holding, read_mounts, read_task_limits
 from bitnet_tuning.machine.detect import count_running, read_host, read_privileges
-from bitnet_tuning.machine.host import Host
+from bitnet_tuning.machine.host import Crowding, Host
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.model.find import Choice, choose_model
 from bitnet_tuning.plan.facts import Facts, Plan, Request
@@ -26,7 +26,6 @@ from bitnet_tuning.store.state import State, default_folder
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.launch.background import Captured
-    from bitnet_tuning.machine.host import Crowding
     from bitnet_tuning.machine.memory import HugePages
     from bitnet_tuning.model.types import ModelFile
 

@@ -5,24 +5,19 @@ from __future__ import annotations
 import json
 
 from bitnet_tuning.console import times
-from bitnet_tuning.engine.find import checkout_of
+from bitnet_tuning.engine.find import Engine, checkout_of
 from bitnet_tuning.engine.instruction_sets import lacks_kernels, matching
 from bitnet_tuning.engine.known import check_isa, check_pair
 from bitnet_tuning.errors import UnsupportedError
-from bitnet_tuning.machine.host import fingerprint
-from bitnet_tuning.model.types import I2_S
+from bitnet_tuning.machine.host import Host, fingerprint
+from bitnet_tuning.model.types import I2_S, ModelFile
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.store.codec import Moment, Positive, Text
-from bitnet_tuning.store.state import change_of, identity
+from bitnet_tuning.store.state import State, change_of, identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-
-    from bitnet_tuning.engine.find import Engine
-    from bitnet_tuning.machine.host import Host
-    from bitnet_tuning.model.types import ModelFile
-    from bitnet_tuning.store.state import State
 
     Refused = tuple[tuple[str, str], ...]
 

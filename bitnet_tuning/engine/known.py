@@ -10,8 +10,8 @@ from bitnet_tuning.engine.find import Engine, Location, beside
 from bitnet_tuning.engine.instruction_sets import OF_THE_CPU, chooses_itself, refusal
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.machine.detect import read_flags
-from bitnet_tuning.machine.host import Crowding, fingerprint
-from bitnet_tuning.model.types import I2_S
+from bitnet_tuning.machine.host import Crowding, Host, fingerprint
+from bitnet_tuning.model.types import I2_S, ModelFile
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.store.state import State, change_of, digest, identity, moment
 
@@ -19,8 +19,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bitnet_tuning.machine.host import Host
-    from bitnet_tuning.model.types import ModelFile
 
 VERSION = 7
 """Version of the questions that a probe asks; records of another version are not used."""

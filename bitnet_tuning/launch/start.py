@@ -7,15 +7,13 @@ import os
 import signal
 from contextlib import contextmanager
 
-from bitnet_tuning.launch.program import FEED, NO_INPUT
+from bitnet_tuning.launch.program import FEED, NO_INPUT, Launch
 from bitnet_tuning.launch.signals import present, send
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from subprocess import Popen
-
-    from bitnet_tuning.launch.program import Launch
 
     Streams = tuple[int | None, int | None, int | None]
     """A program's stdin, stdout and stderr as handles; None stands for this process's own."""

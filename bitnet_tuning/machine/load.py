@@ -8,7 +8,7 @@ import sys
 import time
 
 from bitnet_tuning.console import printable
-from bitnet_tuning.machine.cgroups import read_cgroups, read_used_seconds
+from bitnet_tuning.machine.cgroups import Cgroups, read_cgroups, read_used_seconds
 from bitnet_tuning.machine.root import Root, as_integer
 from bitnet_tuning.namedtuple import NamedTuple
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import TypeVar
 
-    from bitnet_tuning.machine.cgroups import Cgroups
     from bitnet_tuning.machine.host import Host
 
     Number = TypeVar("Number", int, float)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 
 from bitnet_tuning.console import times
-from bitnet_tuning.machine.host import Fingerprint, fingerprint
+from bitnet_tuning.machine.host import Fingerprint, Host, fingerprint
 from bitnet_tuning.machine.root import parse_list
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.setting import Setting, Tokens
@@ -24,7 +24,6 @@ from bitnet_tuning.store.state import State, change_of, digest
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.engine.find import Engine
-    from bitnet_tuning.machine.host import Host
     from bitnet_tuning.model.types import ModelFile
 
 PP, TG = "pp", "tg"

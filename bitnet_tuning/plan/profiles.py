@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from bitnet_tuning.errors import MissingError, UnsupportedError
-from bitnet_tuning.machine.host import fingerprint
+from bitnet_tuning.machine.host import Host, fingerprint
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.profile import (
     KIND,
@@ -25,7 +25,6 @@ from bitnet_tuning.store.state import SCHEMA, State, identity, moment
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.engine.find import Engine
-    from bitnet_tuning.machine.host import Host
     from bitnet_tuning.model.types import ModelFile
     from bitnet_tuning.plan.setting import Setting
 

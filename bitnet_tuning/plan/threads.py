@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from bitnet_tuning.console import counted
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.namedtuple import NamedTuple
-from bitnet_tuning.plan.facts import Plan
+from bitnet_tuning.plan.facts import Plan, Request
 from bitnet_tuning.plan.openmp import THREAD_COUNTS, user_binding, user_threads, without_binding
 from bitnet_tuning.plan.setting import MOST_THREADS_ENGINE, Setting
 
@@ -15,7 +15,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.machine.host import Crowding, Host
     from bitnet_tuning.machine.load import Neighbours
-    from bitnet_tuning.plan.facts import Request
 
 MOST_THREADS = 12
 """Default limit on threads for token generation. Each token reads all weights from memory, so the
