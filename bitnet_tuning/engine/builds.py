@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
 
 from bitnet_tuning.console import times
 from bitnet_tuning.engine.find import Engine, checkout_of
@@ -15,11 +16,8 @@ from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.store.codec import Moment, Positive, Text
 from bitnet_tuning.store.state import State, change_of, identity
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    Refused = tuple[tuple[str, str], ...]
+Refused = tuple[tuple[str, str], ...]
+"""Paths of builds, and why each cannot be used."""
 
 FASTER, SLOWER, OPEN = "faster", "slower", "no difference shown"
 """Verdicts of a comparison as they are stored; ``verdict_words`` turns them into words."""

@@ -6,14 +6,11 @@ llama.cpp names them in its ``system_info`` line (AVX512), the kernel in a CPU's
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.model.types import I2_S, TERNARY
 from bitnet_tuning.namedtuple import NamedTuple
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from bitnet_tuning.engine.find import Engine
 
 
 class InstructionSet(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Callable
 
 from bitnet_tuning.engine.find import Engine, Location, beside
 from bitnet_tuning.engine.instruction_sets import OF_THE_CPU, chooses_itself, refusal
@@ -14,11 +15,6 @@ from bitnet_tuning.machine.host import Crowding, Host, fingerprint
 from bitnet_tuning.model.types import I2_S, ModelFile
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.store.state import State, change_of, digest, identity, moment
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 
 VERSION = 7
 """Version of the questions that a probe asks; records of another version are not used."""

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Iterable
 
 from bitnet_tuning.console import counted, size_text
+from bitnet_tuning.launch.background import Captured
 from bitnet_tuning.launch.program import CONTROL_C, TASK_LIMITS
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from bitnet_tuning.launch.background import Captured
 
 _OTHER_CPU = (
     "it is built for instructions that this CPU lacks; build it on this machine, "

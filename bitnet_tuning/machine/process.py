@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from bitnet_tuning.machine.load import hertz, read_stat
 from bitnet_tuning.machine.memory import read_numa_maps
 from bitnet_tuning.machine.root import Root, as_integer, parse_list, parse_or_none
 from bitnet_tuning.namedtuple import NamedTuple
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _ENVIRONMENT = 1 << 22
 """Bytes to read of an environment. Linux limits it, with the arguments, to a quarter of the

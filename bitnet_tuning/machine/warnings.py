@@ -7,10 +7,7 @@ from typing import NamedTuple
 
 from bitnet_tuning.console import size_text
 from bitnet_tuning.machine.conditions import Conditions, between
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from bitnet_tuning.machine.host import Host
+from bitnet_tuning.machine.host import Host
 
 BUSY_SHARE, BUSY_LEAST, BUSY_MOST = 0.05, 0.1, 0.5
 """Load of other programs that is reported: 5 % of all CPUs, as much as a good setting gains, but

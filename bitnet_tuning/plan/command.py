@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.launch.program import FEED
 from bitnet_tuning.machine.root import format_list
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from bitnet_tuning.engine.find import Engine
-    from bitnet_tuning.plan.facts import Facts, Plan, Request
-    from bitnet_tuning.plan.setting import Setting
+from bitnet_tuning.plan.facts import Facts, Plan, Request
+from bitnet_tuning.plan.setting import Setting
 
 KNOB_FLAGS = {
     "mmap": ("--no-mmap", "--load-mode"),

@@ -6,22 +6,19 @@ for 2048 tokens, 255.5 MiB of buffers for a micro-batch of 512 tokens and 31.9 M
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from bitnet_tuning.console import counted, size_text
 from bitnet_tuning.errors import UsageError
+from bitnet_tuning.machine.detect import Privileges
+from bitnet_tuning.machine.host import Host
+from bitnet_tuning.machine.memory import HugePages
+from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.command import obeys
+from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.openmp import user_set
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from bitnet_tuning.machine.detect import Privileges
-    from bitnet_tuning.machine.host import Host
-    from bitnet_tuning.machine.memory import HugePages
-    from bitnet_tuning.model.types import ModelFile
-    from bitnet_tuning.plan.facts import Facts, Plan, Request
-    from bitnet_tuning.plan.setting import Setting
+from bitnet_tuning.plan.setting import Setting
 
 AUTO, MAPPED, LOCKED, COPIED, HUGE = WAYS = ("auto", "mmap", "locked", "copy", "huge")
 """Values of --memory: how the model is loaded."""

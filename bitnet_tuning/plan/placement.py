@@ -10,17 +10,14 @@ from __future__ import annotations
 
 from bitnet_tuning.console import counted, size_text
 from bitnet_tuning.engine.find import NONE
+from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.root import format_list
+from bitnet_tuning.machine.topology import Core, Node
 from bitnet_tuning.plan.command import obeys, read_by_engine
+from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.memory import Need
 from bitnet_tuning.plan.openmp import ACTIVE, in_chats, user_binding, user_waiting
 from bitnet_tuning.plan.threads import NOT_BOUND, asked_threads, unplaceable
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from bitnet_tuning.machine.host import Host
-    from bitnet_tuning.machine.topology import Core, Node
-    from bitnet_tuning.plan.facts import Facts, Plan, Request
 
 DISTRIBUTE, ISOLATE, NUMACTL = "distribute", "isolate", "numactl"
 

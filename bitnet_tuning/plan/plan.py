@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from bitnet_tuning.console import size_text
 from bitnet_tuning.engine import instruction_sets
+from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, lacks_kernels
 from bitnet_tuning.engine.known import check_isa, check_pair
 from bitnet_tuning.errors import UnsupportedError
+from bitnet_tuning.machine.host import Host
 from bitnet_tuning.model.parts import cost_text
+from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.plan.command import build_command, read_by_engine
+from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.memory import (
     check_context,
     choose_batch,
@@ -17,15 +21,8 @@ from bitnet_tuning.plan.memory import (
     with_setting,
 )
 from bitnet_tuning.plan.openmp import choose_variables, count_warnings, thread_limit, unbindable
+from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.plan.threads import choose_threads, make_way
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from bitnet_tuning.engine.find import Engine
-    from bitnet_tuning.machine.host import Host
-    from bitnet_tuning.model.types import ModelFile
-    from bitnet_tuning.plan.facts import Facts, Plan, Request
-    from bitnet_tuning.plan.setting import Setting
 
 _WEAK = "is built without AVX2 and NEON, one of which i2_s models need: it writes garbage"
 

@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 
 from bitnet_tuning.console import times
+from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.machine.host import Fingerprint, Host, fingerprint
 from bitnet_tuning.machine.root import parse_list
+from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.setting import Setting, Tokens
 from bitnet_tuning.store.codec import (
@@ -20,11 +22,6 @@ from bitnet_tuning.store.codec import (
     Text,
 )
 from bitnet_tuning.store.state import State, change_of, digest
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from bitnet_tuning.engine.find import Engine
-    from bitnet_tuning.model.types import ModelFile
 
 PP, TG = "pp", "tg"
 """Phases of a run, prompt processing and token generation, as samples and speeds name them."""

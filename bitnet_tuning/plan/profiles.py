@@ -7,8 +7,10 @@ import json
 import os
 from typing import Any
 
+from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.errors import MissingError, UnsupportedError
 from bitnet_tuning.machine.host import Host, fingerprint
+from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.profile import (
     KIND,
@@ -19,14 +21,9 @@ from bitnet_tuning.plan.profile import (
     Profile,
     engine_changes,
 )
+from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.store.codec import DamagedError, from_json, to_json
 from bitnet_tuning.store.state import SCHEMA, State, identity, moment
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from bitnet_tuning.engine.find import Engine
-    from bitnet_tuning.model.types import ModelFile
-    from bitnet_tuning.plan.setting import Setting
 
 
 class Stale(NamedTuple):

@@ -11,12 +11,8 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from bitnet_tuning.errors import TuningError, UsageError
+from bitnet_tuning.serve.prompts import Prompt
 from bitnet_tuning.store.state import digest, hold
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from bitnet_tuning.serve.prompts import Prompt
-
 
 _STDOUT = 1
 _HEAD = b'{"id": '

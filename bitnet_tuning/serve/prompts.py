@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.namedtuple import NamedTuple
+from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.store.codec import Annotated, DamagedError, Record, Via
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from bitnet_tuning.plan.facts import Request
 
 _SEED_MASK = (1 << 32) - 1
 _MOST = (1 << 31) - 1

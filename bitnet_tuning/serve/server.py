@@ -14,21 +14,17 @@ from http.client import HTTPConnection, HTTPException
 from typing import Any
 
 from bitnet_tuning.console import counted
+from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.engine.probe import flags_of
 from bitnet_tuning.errors import MissingError, TuningError, UnsupportedError
 from bitnet_tuning.launch.background import Service, serve
 from bitnet_tuning.launch.program import Launch
+from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.command import batch_flags, flash_takes_value, memory_policy, tuned_flags
+from bitnet_tuning.plan.facts import Plan, Request
 from bitnet_tuning.plan.memory import need_of
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from bitnet_tuning.engine.find import Engine
-    from bitnet_tuning.model.types import ModelFile
-    from bitnet_tuning.plan.facts import Plan, Request
-    from bitnet_tuning.serve.prompts import Prompt
-
+from bitnet_tuning.serve.prompts import Prompt
 
 LOOPBACK = "127.0.0.1"
 

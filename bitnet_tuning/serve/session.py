@@ -11,12 +11,8 @@ from contextlib import nullcontext, suppress
 from typing import TypeVar
 
 from bitnet_tuning.serve.answers import Answer, from_refusal, from_reply
+from bitnet_tuning.serve.prompts import Prompt
 from bitnet_tuning.serve.server import BrokenError, Client, RefusedError, Running, Waiting
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from bitnet_tuning.serve.prompts import Prompt
-
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

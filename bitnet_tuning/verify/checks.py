@@ -8,19 +8,16 @@ from typing import NamedTuple
 
 from bitnet_tuning.console import counted, size_text
 from bitnet_tuning.engine.find import GOMP, LLVM, Engine
+from bitnet_tuning.machine.host import Host
+from bitnet_tuning.machine.process import Process
 from bitnet_tuning.machine.root import format_list
+from bitnet_tuning.machine.topology import Core
 from bitnet_tuning.model.types import I2_S, ModelFile
+from bitnet_tuning.plan.facts import Plan
 from bitnet_tuning.plan.memory import TUNABLES
 from bitnet_tuning.plan.openmp import BINDING
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from bitnet_tuning.machine.host import Host
-    from bitnet_tuning.machine.process import Process
-    from bitnet_tuning.machine.topology import Core
-    from bitnet_tuning.plan.facts import Plan
-    from bitnet_tuning.verify.running import Watched
-    from bitnet_tuning.verify.selftest import Report
+from bitnet_tuning.verify.running import Watched
+from bitnet_tuning.verify.selftest import Report
 
 PASS, FAIL, SKIP = "PASS", "FAIL", "SKIP"
 

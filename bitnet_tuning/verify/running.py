@@ -12,11 +12,8 @@ from bitnet_tuning.launch.background import capture
 from bitnet_tuning.launch.failure import failure
 from bitnet_tuning.machine.process import Family, Process, Thread, shows_programs
 from bitnet_tuning.machine.root import Root
+from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.plan.facts import Plan, Request
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from bitnet_tuning.model.types import ModelFile
 
 Seen = TypeVar("Seen", Process, Thread)
 

@@ -9,22 +9,19 @@ from collections.abc import Iterator, Sequence
 
 from bitnet_tuning import demo
 from bitnet_tuning.console import counted
+from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.engine.instruction_sets import X86, has
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.launch.background import capture
 from bitnet_tuning.launch.failure import NO_END, NO_THREADS, failure, thread_shortage
 from bitnet_tuning.machine.cgroups import read_task_limits
+from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.plan import make_plan
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from bitnet_tuning.engine.find import Engine
-    from bitnet_tuning.machine.host import Host
 
 RUN_SECONDS = 30.0
 """Seconds after which a run is too slow to tell; most take a fraction of a second."""
