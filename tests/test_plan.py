@@ -85,7 +85,7 @@ def plan(
 
 
 def test_the_fields_and_their_order_are_those_of_the_contract() -> None:
-    facts = plan_facts(Facts(a_host(4), ENGINE, MODEL, "", {}), plan())
+    facts: Any = plan_facts(Facts(a_host(4), ENGINE, MODEL, "", {}), plan())
     assert " ".join(facts) == CONTRACT
     assert facts["command"][0] == "/build/bin/llama-cli"
     assert facts["env"]["OMP_NUM_THREADS"] == "4"

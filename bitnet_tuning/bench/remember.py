@@ -58,9 +58,13 @@ def not_remembered(why: str) -> Kept:
 
 def _objection(results: Results, environ: Mapping[str, str]) -> str | None:
     """Return why the decision must not be saved; None if nothing speaks against it."""
-    theirs = _users_variables(environ)
+    # Without the user's variables the result may not hold, and with them no profile is used.
+    names = sorted({*TUNABLE, *BINDING_BY_USER, ENGINE_THREADS})
+    theirs = [name for name in names if user_set(environ, name)]
+    if environ.get("BITNET_THREADS", "").strip("0 "):
+        theirs.append("BITNET_THREADS")
     if theirs:
-        return f"your {theirs} affected it; unset that and tune again"
+        return f"your {', '.join(theirs)} affected it; unset that and tune again"
     if results.decision is None or results.decision.winner != DEFAULT:
         return None
     if results.measured.count(DEFAULT) < VERDICT_ROUNDS:
@@ -69,16 +73,6 @@ def _objection(results: Results, environ: Mapping[str, str]) -> str | None:
     asked = results.options
     is_part = asked.threads is not None or "optimized" not in (asked.modes or ("optimized",))
     return "--threads or --modes limited the search" if is_part else None
-
-
-def _users_variables(environ: Mapping[str, str]) -> str:
-    """Return the names of the user's variables that affect an engine. Without them the result may
-    not hold, and with them no profile is used."""
-    names = sorted({*TUNABLE, *BINDING_BY_USER, ENGINE_THREADS})
-    found = [name for name in names if user_set(environ, name)]
-    if environ.get("BITNET_THREADS", "").strip("0 "):
-        found.append("BITNET_THREADS")
-    return ", ".join(found)
 
 
 def _evidence(results: Results, path: str) -> Evidence:

@@ -114,17 +114,14 @@ def _table_row(row: Row) -> str:
     figures += [times(*found) if found else "-" for found in (row.to_upstream, row.to_default)]
     style = "out" if row.is_out else row.verdict if row.verdict in (FASTER, SLOWER) else ""
     verdict = escape(row.verdict or "the default")
-    cells = [*map(_figures, figures), str(row.rounds), f'<span class="{style}">{verdict}</span>']
+    parts = (stacked(figure).partition("\n") for figure in figures)
+    cells = [f"{escape(middle)}<small>{escape(interval)}</small>" for middle, _, interval in parts]
+    cells += [str(row.rounds), f'<span class="{style}">{verdict}</span>']
     return (
         f'<tr class="{"winner" if row.winner else ""}"><th scope="row">{escape(row.name)}'
         f"{' (use this)' if row.winner else ''}<small>{escape(row.words)}</small></th>"
         f"{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
     )
-
-
-def _figures(text: str) -> str:
-    middle, _, interval = stacked(text).partition("\n")
-    return f"{escape(middle)}<small>{escape(interval)}</small>"
 
 
 def _method(summary: Summary) -> Iterator[str]:

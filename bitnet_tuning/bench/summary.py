@@ -77,8 +77,7 @@ class Summary:
     @cached_property
     def rows(self) -> tuple[Row, ...]:
         """Winner, default, upstream, then the others by their ratio to the default."""
-        found = map(self._row, self.results.settings)
-        shown = [row for row in found if row.rounds or row.verdict != TOO_FEW]
+        shown = (row for row in self._rows() if row.rounds or row.verdict != TOO_FEW)
         return tuple(sorted(shown, key=_rank))
 
     @cached_property
@@ -88,23 +87,21 @@ class Summary:
         known = decision.floor if decision is not None else None
         return self.measured.floor() if known is None else known
 
-    def _row(self, name: str) -> Row:
+    def _rows(self) -> Iterator[Row]:
         decision = self.results.decision
-        pp, tg = (
-            statistics.estimate(speeds) if speeds else None
-            for speeds in map(self.measured.speeds(name).__getitem__, (PP, TG))
-        )
-        return Row(
-            name=name,
-            words=describe(self.results.settings[name]),
-            pp=pp,
-            tg=tg,
-            to_upstream=self.against(name, UPSTREAM),
-            to_default=self.against(name, DEFAULT),
-            rounds=self.measured.count(name),
-            verdict=self._verdict(name),
-            winner=decision is not None and decision.winner == name,
-        )
+        for name, setting in self.results.settings.items():
+            speeds = self.measured.speeds(name)
+            yield Row(
+                name=name,
+                words=describe(setting),
+                pp=statistics.estimate(speeds[PP]) if speeds[PP] else None,
+                tg=statistics.estimate(speeds[TG]) if speeds[TG] else None,
+                to_upstream=self.against(name, UPSTREAM),
+                to_default=self.against(name, DEFAULT),
+                rounds=self.measured.count(name),
+                verdict=self._verdict(name),
+                winner=decision is not None and decision.winner == name,
+            )
 
     def against(self, name: str, reference: str) -> Estimate | None:
         """Return the ratio of two settings' speeds, paired by round. For the winner against the

@@ -8,7 +8,7 @@ from bitnet_tuning.cli.arguments import Parser, add_root
 from bitnet_tuning.console import GIBIBYTE, aligned
 from bitnet_tuning.engine.instruction_sets import vector_flags
 from bitnet_tuning.machine.detect import read_host
-from bitnet_tuning.machine.host import Host, HostFacts, host_facts
+from bitnet_tuning.machine.host import HostFacts, host_facts
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.machine.wsl import with_windows_cores
 from bitnet_tuning.store.codec import to_json
@@ -22,18 +22,14 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     host = with_windows_cores(read_host(options.root), options.root)
-    facts = host_facts(_with_flags(host, options.root))
+    if not host.isa and options.root == "/":
+        # Only Linux lists them in a file. Elsewhere py-cpuinfo finds them, in over a second.
+        from bitnet_tuning.machine.foreign import cpuinfo_flags  # noqa: PLC0415
+
+        host = host._replace(isa=cpuinfo_flags())
+    facts = host_facts(host)
     print(json.dumps(to_json(facts), indent=2) if options.json else as_text(facts))
     return 0
-
-
-def _with_flags(host: Host, root: str) -> Host:
-    if host.isa or root != "/":
-        return host
-    # Only Linux lists them in a file. Elsewhere py-cpuinfo finds them, which takes over a second.
-    from bitnet_tuning.machine.foreign import cpuinfo_flags  # noqa: PLC0415
-
-    return host._replace(isa=cpuinfo_flags())
 
 
 def as_text(facts: HostFacts) -> str:

@@ -12,12 +12,8 @@ from bitnet_tuning.console import aligned, text_width
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.plan.facts import Facts, Plan
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
-
-def plan_facts(facts: Facts, plan: Plan) -> dict[str, Any]:
+def plan_facts(facts: Facts, plan: Plan) -> dict[str, object]:
     """Return the plan as ``--json`` prints it. Other programs rely on the names and values."""
     setting = plan.setting
     return {

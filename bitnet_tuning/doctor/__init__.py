@@ -28,23 +28,19 @@ user should start with the first."""
 def examine(case: Case, checks: Sequence[Check] = CHECKS) -> list[Finding]:
     """Return the finding of every check that applies to the case, the worst first."""
     found = []
-    for check in checks:
-        if finding := _judge(check, case):
+    for name, judge, source in checks:
+        try:
+            finding = judge(case)
+        except TuningError as error:
+            finding = bad(error.cause, error.remedy)
+        except Exception as error:  # a check that fails does not stop the others
+            finding = unknown(
+                f"this check failed: {cause_of(error)}",
+                "this is a bug in bitnet-tuning; report it with the output of: "
+                "python3 -m bitnet_tuning host --json",
+            )
+        if finding:
             _, state, text, advice, _ = finding
             advice = advice and printable(advice)
-            found.append(Finding(check[0], state, printable(text), advice, check[2]))
+            found.append(Finding(name, state, printable(text), advice, source))
     return sorted(found, key=lambda finding: WORST_FIRST.index(finding.state))
-
-
-def _judge(check: Check, case: Case) -> Finding | None:
-    """Return what the check finds; a check that fails does not stop the others."""
-    try:
-        return check[1](case)
-    except TuningError as error:
-        return bad(error.cause, error.remedy)
-    except Exception as error:
-        return unknown(
-            f"this check failed: {cause_of(error)}",
-            "this is a bug in bitnet-tuning; report it with the output of: "
-            "python3 -m bitnet_tuning host --json",
-        )

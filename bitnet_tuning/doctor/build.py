@@ -16,7 +16,6 @@ from bitnet_tuning.plan.setting import describe
 OLD = 365
 """Age in days from which an update is advised; bitnet.cpp's kernels change a few times a year."""
 
-_DAY = 86400.0
 _SELFTEST = "see whether the texts are right: python3 -m bitnet_tuning selftest"
 _MEASURE = f"measure which setting is fastest: {BENCHMARK}"
 
@@ -51,7 +50,7 @@ def _engine(case: Case) -> Finding | None:
 def _age(case: Case) -> Finding | None:
     if case.built is None:
         return None
-    days = int((case.now - case.built) / _DAY)
+    days = int((case.now - case.built) / 86400)
     text = f"built {counted(days, 'day')} ago"
     if days <= OLD:
         return good(text)
