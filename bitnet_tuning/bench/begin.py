@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from bitnet_tuning.bench.comparison import DEFAULT, Run
@@ -138,11 +137,6 @@ def _checked(subject: Subject, run: Run) -> None:
     )
 
 
-def now() -> datetime:
-    """Return the current time in UTC."""
-    return datetime.now(timezone.utc)
-
-
 def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Progress) -> Results:
     """Return results that are ready for their first round. Raise Stopped if a signal interrupts
     this, and UnsupportedError if nothing can be measured."""
@@ -184,7 +178,7 @@ def _snapshot(subject: Subject, shown: Progress) -> tuple[Conditions, tuple[str,
 def _document(subject: Subject, asked: Assignment, space: Space) -> Results:
     """Return results without a round. Raise MissingError if the model file is damaged."""
     facts, bench = subject.facts, subject.runner.bench
-    created = stamp(now())
+    created = stamp()
     return Results(
         created=created,
         updated=created,

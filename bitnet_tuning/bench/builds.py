@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from bitnet_tuning.bench import begin, statistics
-from bitnet_tuning.bench.begin import BUDGETS, Subject, make_subject, now, progress_of
+from bitnet_tuning.bench.begin import BUDGETS, Subject, make_subject, progress_of
 from bitnet_tuning.bench.comparison import DEFAULT, Rounds, Run, compare, phases_of
 from bitnet_tuning.bench.results import stamp
 from bitnet_tuning.bench.runner import find_bench
@@ -193,7 +193,7 @@ def _remember(every: list[Facts], state: State, compared: Compared, objective: s
         each.path: BuildResult(each.verdict, each.ratio and each.ratio[:3])
         for each in compared.builds
     }
-    found = ComparedBuilds(stamp(now()), objective, compared.builds[0].path, builds)
+    found = ComparedBuilds(stamp(), objective, compared.builds[0].path, builds)
     engines = [each.engine for each in every]
     store_fastest(state, every[0].host, engines, every[0].model, found)
 

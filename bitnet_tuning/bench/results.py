@@ -161,12 +161,13 @@ LARGEST = 1 << 28
 """Most bytes that are read of a file; the results of an hour take less than 1 MiB."""
 
 
-def stamp(now: datetime) -> str:
-    """Return a time as 2026-01-31T23:59:59Z (ISO 8601, UTC). ``now`` needs a time zone."""
-    return now.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+def stamp(moment: datetime | None = None) -> str:
+    """Return a time, by default the present one, as 2026-01-31T23:59:59Z (ISO 8601, UTC)."""
+    utc = moment.astimezone(timezone.utc) if moment else datetime.now(timezone.utc)
+    return utc.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def new_path(folder: str, now: datetime) -> str:
+def new_path(folder: str, now: datetime | None = None) -> str:
     """Create a new file in ``folder``, such as results-2026-01-31T23-59-59Z.json, and return its
     path. Programs that begin in the same second get different files."""
     with contextlib.suppress(OSError):

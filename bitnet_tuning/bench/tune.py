@@ -13,15 +13,7 @@ from typing import Any, NamedTuple
 
 from bitnet_tuning.bench import limits
 from bitnet_tuning.bench.bandwidth import AbsentError, measure_bandwidth
-from bitnet_tuning.bench.begin import (
-    BUDGETS,
-    Subject,
-    begin,
-    find_subject,
-    now,
-    progress_of,
-    resume,
-)
+from bitnet_tuning.bench.begin import BUDGETS, Subject, begin, find_subject, progress_of, resume
 from bitnet_tuning.bench.comparison import DEFAULT, Round, Rounds, Run, phases_of
 from bitnet_tuning.bench.remember import not_remembered, remembered
 from bitnet_tuning.bench.report import write_report
@@ -92,7 +84,7 @@ def tune(
                 say(f"interrupted: {options.resume} is unchanged" if earlier else NOTHING)
                 return 128 + end.number
             results = results._replace(warnings=(*warnings, *results.warnings))
-            path = options.output or options.resume or new_path(state.folder, now())
+            path = options.output or options.resume or new_path(state.folder)
             tuning = Tuning(subject, results, path, shown, lambda: spent + clock() - started)
             code = tuning.run(stop, engine, state)
     _write(tuning.results, options, path)
@@ -141,7 +133,7 @@ class Tuning:
         """Save the results with what the search knows and with ``changes``."""
         rounds = self.search.rounds
         self.results = self.results._replace(
-            updated=stamp(now()),
+            updated=stamp(),
             rounds=tuple(rounds),
             checks=tuple(rounds.checks),
             settings=dict(self.search.settings),
