@@ -133,7 +133,7 @@ def _slim(options: argparse.Namespace, state: State) -> int:
                 slim.write(argv, draft, size, shown)
             say("comparing it with the model, and generating a text with both")
             if wrong := slim.problem(model, after, draft):
-                raise UnsupportedError(f"the copy {wrong}", "nothing was kept of it")
+                raise slim.failed(draft, size, f"the copy {wrong}")
             with_copy = facts._replace(model=read_model(draft))
             ours, theirs = (_text(each, plan, request) for each in (facts, with_copy))
             if ours and not theirs:

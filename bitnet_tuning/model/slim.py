@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from shlex import quote
+from shutil import disk_usage
 
 from bitnet_tuning.console import GIBIBYTE, Progress, clock, size_text
 from bitnet_tuning.errors import MissingError, UnsupportedError, UsageError
@@ -135,8 +136,18 @@ def write(argv: tuple[str, ...], draft: str, size: int, shown: Progress) -> None
             shown.running(f"{clock(spent)}, the embedding takes longest", done)
             written = f"{size_text(done)} of {size_text(size)} written"
             shown.tell(f"{clock(spent)}: {written}; the embedding takes longest")
-        if wrong := failure(Captured(code, "", service.log()), seconds):
-            raise UnsupportedError(f"{argv[0]} failed: {wrong}", "nothing was kept of the copy")
+        # Its last line only says that it failed; the one before says why.
+        log = service.log().partition("main: failed to quantize")[0]
+        if wrong := failure(Captured(code, "", log), seconds):
+            raise failed(draft, size, f"{argv[0]} failed: {wrong.replace('the engine', 'it', 1)}")
+
+
+def failed(draft: str, size: int, cause: str) -> UnsupportedError:
+    """Return the error for a draft that did not become the copy, of ``size`` bytes."""
+    free = disk_usage(os.path.dirname(draft)).free
+    is_full = free < size - os.path.getsize(draft)
+    full = f"the disk is full ({size_text(free)} are free); " if is_full else ""
+    return UnsupportedError(cause, f"{full}nothing was kept of the copy")
 
 
 def problem(model: ModelFile, after: Sequence[Part], copy: str) -> str | None:
@@ -179,8 +190,6 @@ def drafted(path: str, size: int) -> Iterator[str]:
     """Yield the path of an empty draft, which becomes the file ``path`` after the block; it is
     removed if the block raises. Raise UnsupportedError if the disk has no room for ``size`` bytes,
     if it cannot be written, if another process writes the same file, or if that exists."""
-    from shutil import disk_usage  # noqa: PLC0415 (only here)
-
     draft = path + DRAFT
     try:
         _remove_dead(os.path.dirname(path))

@@ -6,7 +6,7 @@ FAKE_COPY names as its result. FAKE_QUANTIZE sets how it misbehaves:
 
 half     it writes half of the file and exits with 0, as bitnet.cpp's does on a full disk
 garbage  it writes no GGUF file and exits with 0
-fail     it writes half of the file, prints an error and exits with 1
+fail     it writes half of the file, prints why it failed and exits with 1
 crash    it kills itself after half of the file
 hang     it writes half of the file, then nothing more until it is killed
 """
@@ -37,7 +37,8 @@ def main() -> int:
     if way == "hang":
         time.sleep(120)
     if way == "fail":
-        print("main: failed to quantize model", file=sys.stderr)
+        print("llama_model_quantize: failed to quantize: no memory", file=sys.stderr)
+        print(f"main: failed to quantize model from '{sys.argv[-4]}'", file=sys.stderr)
     return int(way == "fail")
 
 
