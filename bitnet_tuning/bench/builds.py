@@ -19,7 +19,6 @@ from bitnet_tuning.bench.summary import noise, speed
 from bitnet_tuning.bench.tune import alone_in
 from bitnet_tuning.console import Progress, aligned, say, times
 from bitnet_tuning.engine.builds import (
-    OPEN,
     OUT,
     BuildResult,
     ComparedBuilds,
@@ -124,17 +123,19 @@ def _compare(
 def judge(rounds: Rounds, engines: Mapping[str, Engine], out: tuple[Engine, ...] = ()) -> Compared:
     """Judge every measured build against the first. Those in ``out`` write wrong words and were
     not measured."""
-    builds = []
-    for name, engine in (*engines.items(), *((None, each) for each in out)):
-        speeds, ratio, verdict = {}, None, f"{OUT}: wrong words"
-        if name is not None:
-            found, judged, problem = rounds.speeds(name), rounds.judge(name), rounds.problem(name)
-            speeds = {phase: statistics.estimate(each) for phase, each in found.items() if each}
-            is_first = name == rounds.reference
-            ratio = None if is_first else judged.ratio
-            verdict = f"{OUT}: {problem}" if problem else OPEN if is_first else judged.verdict
+
+    def build(engine: Engine, verdict: str) -> Build:
         isa = tuple(sorted(engine.isa))
-        builds.append(Build(build_name(engine.path), engine.path, isa, speeds, ratio, verdict))
+        return Build(build_name(engine.path), engine.path, isa, {}, None, verdict)
+
+    builds = []
+    for name, engine in engines.items():
+        found, judged, problem = rounds.speeds(name), rounds.judge(name), rounds.problem(name)
+        speeds = {phase: statistics.estimate(each) for phase, each in found.items() if each}
+        ratio = None if name == rounds.reference else judged.ratio
+        made = build(engine, f"{OUT}: {problem}" if problem else judged.verdict)
+        builds.append(made._replace(speeds=speeds, ratio=ratio))
+    builds += [build(engine, f"{OUT}: wrong words") for engine in out]
     return Compared(tuple(builds), rounds.floor(len(rounds)), len(rounds))
 
 
