@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from bitnet_tuning.launch.program import (
     CONTROL_C,
@@ -16,15 +18,8 @@ from bitnet_tuning.launch.program import (
     Outcome,
     shell_code,
 )
-from bitnet_tuning.launch.signals import handling, pausing, present, send
+from bitnet_tuning.launch.signals import Handler, handling, pausing, present, send
 from bitnet_tuning.launch.start import Lifeline, Pipes, fill_standard_handles, popen, spawn
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
-    from types import FrameType
-
-    from bitnet_tuning.launch.signals import Handler
 
 _FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 """Signals that are passed on to an engine."""

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator, Mapping
-    from types import FrameType
-    from typing import Any
-
-    Handler = Callable[[int, FrameType | None], Any] | int
+Handler = Callable[[int, FrameType | None], object] | int
 
 
 def send(target: int, number: int) -> None:

@@ -81,16 +81,13 @@ class Family:
         listed = {int(name) for name in self._root.names("proc") if name.isdecimal()}
         # A child has a higher id than its parent, except after the ids wrap around.
         for process in sorted(listed - self._members - self._others):
-            is_member = self._is_member(process)
+            words = read_stat(self._root, f"proc/{process}")[1]
+            is_member = len(words) > _GROUP and (
+                int(words[1]) in self._members or int(words[_GROUP]) == self._leader
+            )
             (self._members if is_member else self._others).add(process)
         self._members &= listed | {self._leader}
         self._others &= listed
-
-    def _is_member(self, process: int) -> bool:
-        words = read_stat(self._root, f"proc/{process}")[1]
-        if len(words) <= _GROUP:
-            return False
-        return int(words[1]) in self._members or int(words[_GROUP]) == self._leader
 
 
 def _read(root: Root, process: int, huge: bool, nodes: bool) -> Process | None:

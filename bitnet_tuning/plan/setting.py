@@ -10,10 +10,6 @@ from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.openmp import THREAD_COUNTS, TUNABLE
 from bitnet_tuning.store.codec import LATER, Annotated, Some, Text, Via
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 MOST_THREADS_ENGINE = 512
 """Largest number of threads; an engine aborts if given more (GGML_MAX_N_THREADS in ggml.h)."""
 
@@ -90,8 +86,8 @@ class Change(NamedTuple):
 
 def apply(change: Change, setting: Setting) -> Setting:
     """Return the changed setting; thread counts in its environment become its new threads."""
-    fields: dict[str, Any] = dict(change.fields)
-    changed = setting._replace(**fields).with_env(dict(change.set_env), change.unset_env)
+    changed = setting._replace(**dict(change.fields))  # type: ignore[arg-type]
+    changed = changed.with_env(dict(change.set_env), change.unset_env)
     counts = set(THREAD_COUNTS) & dict(changed.env).keys()
     return changed.with_env(dict.fromkeys(counts, str(changed.threads)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bitnet_tuning.plan.command import KNOB_FLAGS, obeys, read_by_engine
+from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.memory import (
     AUTO,
     TUNABLES,
@@ -26,12 +27,6 @@ from bitnet_tuning.plan.openmp import (
 from bitnet_tuning.plan.profile import Profile, claim
 from bitnet_tuning.plan.setting import Setting, describe, shown
 from bitnet_tuning.plan.threads import NOT_BOUND, asked_threads
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from bitnet_tuning.plan.facts import Facts, Plan, Request
 
 COPY_RATE = 0.5e9
 """Bytes of a model for which loading takes 1 s longer if it is copied instead of mapped: 1.18e9
@@ -105,14 +100,16 @@ def _is_partial(wanted: Setting, found: Setting) -> bool:
     """Return whether a part of the measured setting is missing."""
     # Performance mode only adds to it, and a prompt that fits in one micro-batch loses nothing by
     # another size.
-    added: dict[str, Any] = {"env": found.env, "nice": found.nice, "ubatch": found.ubatch}
-    if wanted.mlock:
-        added["mlock"] = found.mlock
-    for name in ("cpus", "poll"):
-        if getattr(found, name) is None:
-            added[name] = None
+    without_additions = wanted._replace(
+        env=found.env,
+        nice=found.nice,
+        ubatch=found.ubatch,
+        mlock=wanted.mlock and found.mlock,
+        cpus=found.cpus and wanted.cpus,
+        poll=None if found.poll is None else wanted.poll,
+    )
     missing = found.variables.keys() - wanted.variables.keys()
-    return wanted._replace(**added) != found or bool(missing)
+    return without_additions != found or bool(missing)
 
 
 def _obeyed(found: Setting, request: Request, facts: Facts) -> Setting:
