@@ -9,16 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitnet_tuning.console import tell
+from bitnet_tuning.embedded import flags
 from bitnet_tuning.embedded.engine import ContextFullError, EmbeddedEngine, PhaseTimes, TextPiece
-from bitnet_tuning.embedded.flags import (
-    LOAD_FLAGS,
-    CliFlag,
-    LoadOptions,
-    LookAlike,
-    from_file,
-    real,
-    whole,
-)
+from bitnet_tuning.embedded.flags import LOAD_FLAGS, CliFlag, LoadOptions, LookAlike
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.model.gguf import read_model
 
@@ -180,14 +173,16 @@ PROGRAM = LookAlike(
     (
         *LOAD_FLAGS,
         CliFlag("-p, --prompt TEXT", "prompt", "prompt; in a chat the system prompt", os.fsencode),
-        CliFlag("-f, --file FNAME", "prompt", "file that holds the prompt", from_file),
-        CliFlag("-n, --predict, --n-predict N", "n_predict", "tokens to generate", whole),
-        CliFlag("-s, --seed SEED", "seed", "sampling seed (default: -1, random)", whole),
-        CliFlag("--temp, --temperature N", "temperature", "temperature; 0 is greedy", real),
-        CliFlag("--top-k N", "top_k", "top-k sampling; 0 is off", whole),
-        CliFlag("--top-p N", "top_p", "top-p sampling; 1.0 is off", real),
-        CliFlag("--min-p N", "min_p", "min-p sampling; 0.0 is off", real),
-        CliFlag("--repeat-penalty N", "repeat_penalty", "repetition penalty; 1.0 is off", real),
+        CliFlag("-f, --file FNAME", "prompt", "file that holds the prompt", flags.from_file),
+        CliFlag("-n, --predict, --n-predict N", "n_predict", "tokens to generate", flags.whole),
+        CliFlag("-s, --seed SEED", "seed", "sampling seed (default: -1, random)", flags.whole),
+        CliFlag("--temp, --temperature N", "temperature", "temperature; 0 is greedy", flags.real),
+        CliFlag("--top-k N", "top_k", "top-k sampling; 0 is off", flags.whole),
+        CliFlag("--top-p N", "top_p", "top-p sampling; 1.0 is off", flags.real),
+        CliFlag("--min-p N", "min_p", "min-p sampling; 0.0 is off", flags.real),
+        CliFlag(
+            "--repeat-penalty N", "repeat_penalty", "repetition penalty; 1.0 is off", flags.real
+        ),
         CliFlag("--ignore-eos", "ignore_eos", "continue past the end of the text"),
         CliFlag("-cnv, --conversation", "chat", "chat: read messages from standard input"),
         CliFlag("-no-cnv, --no-conversation", "chat", "complete the prompt (default)"),
