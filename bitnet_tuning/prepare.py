@@ -233,7 +233,7 @@ def _choose(
     from bitnet_tuning.engine.builds import choose_build, load_fastest  # noqa: PLC0415
 
     host = host or read_host()
-    measured = load_fastest(state, host, engines, model) if model else {}
+    measured = load_fastest(state, host, engines, model) if model else None
     return choose_build(engines, host, model, measured)
 
 

@@ -21,7 +21,6 @@ from bitnet_tuning.engine.builds import (
     SLOWER,
     BuildResult,
     ComparedBuilds,
-    Ranked,
     build_name,
     choose_build,
     load_fastest,
@@ -144,10 +143,11 @@ def chosen(
     host: Host,
     *every: Engine,
     model: ModelFile | None = MODEL,
-    measured: dict[str, Ranked] | None = None,
+    measured: dict[str, BuildResult] | None = None,
 ) -> tuple[str, str]:
     """Return the chosen build's name and the reason."""
-    found = choose_build(every, host, model, measured or {})
+    compared = ComparedBuilds("2026-11-23T04:05:06Z", "tg", FIRST.path, measured or {})
+    found = choose_build(every, host, model, compared if measured else None)
     return build_name(found.path), found.location.source
 
 
@@ -209,8 +209,8 @@ def test_without_a_usable_build_the_error_has_a_reason_for_each(avx2: Host) -> N
     assert "build it on this machine" in caught.value.remedy
 
 
-def ranked(verdict: str, ratio: float = 1.0) -> Ranked:
-    return Ranked(verdict, ratio, f"×{ratio} over build")
+def ranked(verdict: str, ratio: float = 1.0) -> BuildResult:
+    return BuildResult(verdict, (ratio, ratio, ratio))
 
 
 def test_the_build_that_was_measured_fastest_is_chosen(avx512: Host) -> None:
@@ -222,7 +222,10 @@ def test_the_build_that_was_measured_fastest_is_chosen(avx512: Host) -> None:
         WIDE.path: ranked(OPEN, 1.1),
     }
     name, why = chosen(avx512, *every, measured=measured)
-    assert name == "build-gcc" and "measured fastest: ×1.2 over build" in why
+    assert (
+        name == "build-gcc"
+        and "measured fastest: ×1.20 (1.20–1.20) over build, measured on 2026-11-23" in why
+    )
     measured[WIDE.path] = ranked(FASTER, 1.3)
     assert chosen(avx512, *every, measured=measured)[0] == "build-wide"
     del measured[WIDE.path]
@@ -293,14 +296,13 @@ def test_results_hold_while_the_builds_do_not_change(
     remember(state, avx512, stored, "build-b")
     first, second = (each.path for each in stored)
     measured = load_fastest(state, avx512, stored, MODEL)
-    assert measured == {
-        first: Ranked(OPEN, 1.0, OPEN),
-        second: Ranked(FASTER, 1.25, "×1.25 (1.20–1.30) over build, measured on 2026-11-23"),
-    }
+    assert measured is not None and measured.builds.keys() == {first, second}
+    assert measured.claim(second) == "×1.25 (1.20–1.30) over build, measured on 2026-11-23"
     newer(Path(second))
-    assert set(load_fastest(state, avx512, stored, MODEL)) == {first}
+    measured = load_fastest(state, avx512, stored, MODEL)
+    assert measured is not None and measured.builds.keys() == {first}
     newer(Path(first))
-    assert load_fastest(state, avx512, stored, MODEL) == {}
+    assert load_fastest(state, avx512, stored, MODEL) is None
 
 
 def test_results_hold_for_one_host_and_one_model(
@@ -308,9 +310,9 @@ def test_results_hold_for_one_host_and_one_model(
 ) -> None:
     remember(state, avx512, stored, "build-b")
     for host in (avx512._replace(brand="Another CPU"), avx512._replace(quota=1.5)):
-        assert load_fastest(state, host, stored, MODEL) == {}
+        assert load_fastest(state, host, stored, MODEL) is None
     other = MODEL._replace(size=MODEL.size + 1)
-    assert load_fastest(state, avx512, stored, other) == {}
+    assert load_fastest(state, avx512, stored, other) is None
 
 
 @pytest.mark.parametrize(
@@ -326,7 +328,7 @@ def test_damaged_results_are_set_aside(
     remember(state, avx512, stored, "build-b")
     (record,) = own_state.glob(f"{KIND}-*.json")
     record.write_text(json.dumps({**json.loads(record.read_text()), **change}))
-    assert load_fastest(state, avx512, stored, MODEL) == {}
+    assert load_fastest(state, avx512, stored, MODEL) is None
     assert "; renamed to " in (state.warning or "")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from bitnet_tuning.console import times
 from bitnet_tuning.engine.find import Engine, checkout_of
@@ -25,26 +25,16 @@ OUT = "out"
 """Beginning of the verdict on a build that failed in a comparison: ``out: wrong words``."""
 
 
-class Ranked(NamedTuple):
-    """The result of a comparison for one build whose files are still the same."""
-
-    verdict: str
-    """Verdict against the reference build, whose own is OPEN."""
-    ratio: float
-    """Median of the speed's ratio to the reference build's."""
-    claim: str
-    """The result as a phrase for the plan's reasons."""
-
-
 def choose_build(
     engines: Iterable[Engine],
     host: Host,
     model: ModelFile | None,
-    measured: Mapping[str, Ranked],
+    measured: ComparedBuilds | None,
 ) -> Engine:
     """Return the usable build that was measured fastest, else the one that uses most of the CPU's
-    instruction sets, with the reason added to its location's source. ``measured`` has results by
-    path; without a ``model``, choose for i2_s. Raise UnsupportedError if no build is usable."""
+    instruction sets, with the reason added to its location's source. ``measured`` is what
+    ``load_fastest`` returns; without a ``model``, choose for i2_s. Raise UnsupportedError if no
+    build is usable."""
     every = tuple(engines)
     runnable, refused = usable(every, host, model)
     if not runnable:
@@ -100,16 +90,17 @@ def _with_kernels(
 
 
 def _best(
-    engines: tuple[Engine, ...], host: Host, measured: Mapping[str, Ranked]
+    engines: tuple[Engine, ...], host: Host, measured: ComparedBuilds | None
 ) -> tuple[Engine, str]:
     """Return the best build and why it is chosen, as a phrase."""
-    known = {each.path: found for each in engines if (found := measured.get(each.path))}
+    builds = measured.builds if measured else {}
+    known = {each.path: builds[each.path] for each in engines if each.path in builds}
     faster = [each for each in engines if each.path in known and known[each.path].verdict == FASTER]
-    if faster:
-        winner = max(faster, key=lambda each: known[each.path].ratio)
+    if measured and faster:
+        winner = max(faster, key=lambda each: known[each.path].ratio or ())
         new = [build_name(each.path) for each in engines if each.path not in known]
         unknown = f" (new or changed since then: {', '.join(new)})" if new else ""
-        return winner, f"the one that was measured fastest: {known[winner.path].claim}{unknown}"
+        return winner, f"the one that was measured fastest: {measured.claim(winner.path)}{unknown}"
     worse = {path: each for path, each in known.items() if each.verdict not in (FASTER, OPEN)}
     left = tuple(each for each in engines if each.path not in worse)
     winner, reason = _widest(left or engines, host)
@@ -155,6 +146,13 @@ class ComparedBuilds(NamedTuple):
     builds: dict[Text, BuildResult]
     """Results by the path of the program."""
 
+    def claim(self, path: str) -> str:
+        """Return what a faster build gained, as a phrase for the plan's reasons."""
+        ratio = self.builds[path].ratio or (1.0, 1.0, 1.0)
+        what = {"pp": ", for prompts", "request": ", for whole requests"}.get(self.objective, "")
+        over, when = build_name(self.reference), f"measured on {self.created[:10]}"
+        return f"{times(*ratio)} over {over}{what}, {when}"
+
 
 def store_fastest(
     state: State, host: Host, engines: Sequence[Engine], model: ModelFile, found: ComparedBuilds
@@ -170,14 +168,14 @@ def store_fastest(
 
 def load_fastest(
     state: State, host: Host, engines: Sequence[Engine], model: ModelFile
-) -> dict[str, Ranked]:
-    """Return, by path, the stored results of the builds that have not changed since then; nothing
-    if the reference build has changed, since all ratios are against it."""
+) -> ComparedBuilds | None:
+    """Return the stored results of the builds that have not changed since then; None if the
+    reference build has changed, since all ratios are against it."""
     found = state.load(KIND, _key(host, engines[0], model), ComparedBuilds)
     if found is None:
-        return {}
-    same = {each.path for each in engines if _is_same(found, each)}
-    return {path: _ranked(found, path) for path in same} if found.reference in same else {}
+        return None
+    same = {each.path: found.builds[each.path] for each in engines if _is_same(found, each)}
+    return found._replace(builds=same) if found.reference in same else None
 
 
 def _key(host: Host, engine: Engine, model: ModelFile) -> str:
@@ -189,16 +187,6 @@ def _is_same(found: ComparedBuilds, engine: Engine) -> bool:
     files = found.builds[engine.path].files if engine.path in found.builds else ()
     is_same = [path for path, *_ in files] == list(engine.files)
     return bool(files) and is_same and not any(change_of(*file) for file in files)
-
-
-def _ranked(found: ComparedBuilds, path: str) -> Ranked:
-    verdict, ratio, _ = found.builds[path]
-    if ratio is None:
-        return Ranked(verdict, 1.0, OPEN)
-    what = {"pp": ", for prompts", "request": ", for whole requests"}.get(found.objective, "")
-    over, when = build_name(found.reference), f"measured on {found.created[:10]}"
-    claim = f"{times(*ratio)} over {over}{what}, {when}"
-    return Ranked(verdict, ratio[0], claim)
 
 
 def verdict_words(stored: str) -> str:
