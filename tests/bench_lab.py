@@ -15,6 +15,7 @@ from bitnet_tuning.bench.runner import Runner
 from bitnet_tuning.bench.tune import tune
 from bitnet_tuning.cli.benchmark import read_options
 from bitnet_tuning.model.gguf import read_model
+from bitnet_tuning.model.parts import slimmed
 from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import PP, TG
@@ -43,8 +44,8 @@ class Lab(Runner):
         super().__init__(facts, Bench(("llama-bench",), BENCH_FLAGS), Sizes(32, 8, 1))
         self.threads = {1: 0.4, 2: 0.7, 3: 0.9, 4: 1.0}
         """Speed by number of threads as a share of the default's; more are as fast as four."""
-        self.mmap = self.flash = 1.0
-        """Factors for a model that is not mapped, and for flash attention."""
+        self.mmap = self.flash = self.slim = 1.0
+        """Factors for a model that is not mapped, for flash attention, and for its slim copy."""
         self.problems: dict[str, str] = {}
         """Why runs fail, by name of the setting."""
         self.signals: dict[int, signal.Signals] = {}
@@ -63,8 +64,15 @@ class Lab(Runner):
         speed = 20.0 * self.threads[min(4, setting.threads)]
         speed *= self.mmap if setting.mmap is False else 1.0
         speed *= self.flash if setting.flash else 1.0
+        speed *= self.slim if setting.embedding else 1.0
         speed *= 1 + 0.01 * ((number * 7919 % 101) / 50 - 1)
         return Run(name, {phase: (speed * (4 if phase == PP else 1),) for phase in phases}, 1.0)
+
+    def add_slim(self, path: str = "/models/demo-embd-q6_k.gguf", size: int = 1 << 19) -> None:
+        """Put a slim copy beside the model."""
+        model = self.facts.model
+        slim = model._replace(path=path, size=size, parts=slimmed(model.parts, "q6_k"))
+        self.facts = self.facts._replace(beside=slim)
 
     def find(self, *_: object) -> Subject:
         """Return this machine as the subject of a tuning, whatever its options."""

@@ -17,11 +17,13 @@ from bitnet_tuning import demo
 from bitnet_tuning.bench.knobs import UNLOCKED
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
 from bitnet_tuning.cli import test_optimizations
+from bitnet_tuning.engine.builds import OPEN, verdict_words
 from bitnet_tuning.engine.find import embedded_library, locate_all
 from bitnet_tuning.engine.known import know
 from bitnet_tuning.launch.background import capture
 from bitnet_tuning.machine.detect import read_host, read_privileges
 from bitnet_tuning.machine.root import Root
+from bitnet_tuning.model.find import slim_path
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.plan.facts import Plan, Request
 from bitnet_tuning.plan.openmp import THREAD_COUNTS
@@ -34,6 +36,7 @@ from bitnet_tuning.verify.running import TOO_SOON, watch
 from bitnet_tuning.verify.selftest import load_cases
 from tests.conftest import REPOSITORY
 from tests.engines import FakeEngine
+from tests.gguf_files import write_bitnet
 from tests.processes import alive
 from tests.profile_samples import profile
 
@@ -127,6 +130,70 @@ def test_everything_takes_effect(engine: FakeEngine, run: Run) -> None:
     assert "OMP_PLACES=cores OMP_PROC_BIND=true" in done.out
     assert " in the engine's process" in done.out
     assert done.out.splitlines()[-1].startswith("PASS: 8 passed, 0 failed, 0 skipped, in ")
+
+
+def with_slim(folder: Path, slim: str = "q6_k") -> tuple[str, str]:
+    """Write a model with a wide embedding and a slim copy of it, and return their paths."""
+    original = write_bitnet(folder / "m.gguf")
+    return str(original), str(write_bitnet(slim_path(str(original), slim), embedding=slim))
+
+
+@pytest.mark.parametrize("faster", [1.5, 1.0])
+def test_the_slim_file_is_compared_with_the_original(
+    engine: FakeEngine, run: Run, tmp_path: Path, faster: float
+) -> None:
+    original, slim = with_slim(tmp_path)
+    engine.curve(**QUIET, factors={"model=m-embd-q6_k.gguf": faster})
+    flags = ("--json", "--seconds", "600")
+    done = run(engine.cli, *flags, model=original, **working(engine))
+    line = done.lines["embedding"]
+    assert (done.code, line["state"]) == (0, "SKIP" if faster > 1 else "PASS")
+    if faster > 1:
+        assert line["reason"].startswith("faster: 30")
+        assert " with the original file: ×1.5" in line["reason"]
+        assert line["reason"].endswith(f"; to run the slim file, whose words may differ: -m {slim}")
+        assert line["facts"]["ratio"]["low"] > 1.4
+        assert line["facts"]["slim"] > line["facts"]["original"]
+    assert done.lines["tokens/s"]["facts"]["planned"] > 0
+    turned = run(engine.cli, *flags, model=slim, **working(engine))
+    assert turned.state("embedding") == "PASS"
+    assert turned.reason("embedding").startswith("faster" if faster > 1 else verdict_words(OPEN))
+
+
+def test_a_slim_file_that_is_slower_than_the_original_fails(
+    engine: FakeEngine, run: Run, tmp_path: Path
+) -> None:
+    original, slim = with_slim(tmp_path)
+    engine.curve(**QUIET, factors={"model=m-embd-q6_k.gguf": 0.7})
+    done = run(engine.cli, "--json", "--seconds", "600", model=slim, **working(engine))
+    assert done.failed == ["embedding"]
+    assert done.reason("embedding").endswith(f"whose words may differ: -m {original}")
+
+
+def test_a_file_that_cannot_be_measured_is_no_failure_and_spares_the_plan(
+    engine: FakeEngine, run: Run, tmp_path: Path
+) -> None:
+    original, _ = with_slim(tmp_path)
+    engine.curve(**QUIET, crash={"model=m-embd-q6_k.gguf": "exit 3"})
+    done = run(engine.cli, "--json", "--seconds", "600", model=original, **working(engine))
+    assert (done.failed, done.state("embedding"), done.state("tokens/s")) == ([], "SKIP", "PASS")
+    assert "the slim file cannot be measured: " in done.reason("embedding")
+
+
+def test_without_a_slim_copy_the_line_says_what_it_would_gain(
+    engine: FakeEngine, run: Run, tmp_path: Path
+) -> None:
+    wide = str(write_bitnet(tmp_path / "my model.gguf"))
+    done = run(engine.cli, "--json", "--no-speed", model=wide, **working(engine))
+    assert (done.failed, done.state("embedding")) == ([], "SKIP")
+    assert "f16 embedding, " in done.reason("embedding")
+    assert done.reason("embedding").endswith(f"python3 -m bitnet_tuning model slim '{wide}'")
+    small = str(write_bitnet(tmp_path / "small.gguf", embedding="q6_k"))
+    done = run(engine.cli, "--json", "--no-speed", model=small, **working(engine))
+    assert done.state("embedding") == "PASS"
+    original, _ = with_slim(tmp_path)
+    done = run(engine.cli, "--json", "--no-speed", model=original, **working(engine))
+    assert done.reason("embedding") == "not measured: --no-speed"
 
 
 def test_a_slower_plan_fails(engine: FakeEngine, run: Run) -> None:

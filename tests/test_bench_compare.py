@@ -89,6 +89,16 @@ def test_equal_values_are_the_same_setting_whatever_its_name() -> None:
     assert "4 threads = four" in as_text(found)
 
 
+def test_another_file_is_never_taken_for_the_default() -> None:
+    slim = sample_results(2)
+    setting = SETTINGS["default"]._replace(embedding="q6_k")
+    found = compare.compare(
+        sample_results(1), slim._replace(settings={**slim.settings, "slim file": setting})
+    )
+    assert found.only_b == ("slim file",)
+    assert ("default", "default") in {(pair.name, pair.other) for pair in found.settings}
+
+
 def test_other_values_are_another_setting_with_the_same_name() -> None:
     other = sample_results(2)
     changed = {**other.settings, "default": SETTINGS["default"]._replace(threads=5)}

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
+from bitnet_tuning import demo
 from bitnet_tuning.bench import knobs
-from bitnet_tuning.bench.comparison import Sizes
+from bitnet_tuning.bench.comparison import FILES, Sizes
 from bitnet_tuning.bench.knobs import FULL, QUICK, Assignment, Choices
 from bitnet_tuning.engine.find import GOMP, NONE
 from bitnet_tuning.machine.detect import Privileges
 from bitnet_tuning.machine.memory import HugePages
+from bitnet_tuning.model.gguf import read_model
+from bitnet_tuning.model.parts import slimmed
 from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.memory import need_of
 from bitnet_tuning.plan.plan import make_plan
@@ -68,6 +71,24 @@ def changes_to(choices: Choices, default: Setting, *counts: int) -> tuple[Change
 def counts(choices: Choices, named: tuple[int, ...] = ()) -> list[int]:
     default = default_of(choices)
     return [apply(change, default).threads for change in changes_to(choices, default, *named)]
+
+
+@pytest.mark.parametrize(
+    ("modes", "files"),
+    [(None, ["slim file"]), (("optimized",), ["slim file"]), (("default", "performance"), [])],
+)
+def test_another_file_is_measured_with_the_defaults_other_values(
+    machine: Machine, modes: tuple[str, ...] | None, files: list[str]
+) -> None:
+    model = read_model(demo.I2_S)
+    slim = model._replace(size=model.size // 2, parts=slimmed(model.parts, "q6_k"))
+    facts = known(machine.regular(4), model=model, beside=slim, modes=modes, effort=QUICK)
+    default = default_of(facts)
+    fixed = dict(knobs.make_space(facts, default)[0].fixed)
+    assert [name for name in fixed if name in FILES] == files
+    assert all(fixed[name] == default._replace(embedding="q6_k") for name in files)
+    other = knobs.other_file(facts.facts._replace(model=slim, beside=model), default)
+    assert other == (("original file", default._replace(embedding="f16")),)
 
 
 def test_a_small_machine_tries_every_count_but_the_default(machine: Machine) -> None:

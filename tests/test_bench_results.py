@@ -366,7 +366,7 @@ def test_engine_and_model_follow_the_schema(
     assert (facts.generation, facts.isa) == ("classic", ("AVX2", "NEON"))
     assert facts.git_commit == commits[str(tmp_path)]
     assert [(file.path, file.size) for file in facts.files] == [(cli, 7)]
-    document = sample_results()._replace(engine=facts, model=model_facts(model, None))
+    document = sample_results()._replace(engine=facts, model=model_facts(model))
     assert problems(schema, to_document(document)) == []
 
 

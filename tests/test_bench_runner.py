@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bitnet_tuning import demo
 from bitnet_tuning.bench.comparison import Sizes
 from bitnet_tuning.bench.runner import Patience, Runner, find_bench
 from bitnet_tuning.engine.find import EMBEDDED
@@ -72,6 +74,24 @@ def test_prompts_with_threads_of_their_own_take_a_second_process(make: Make) -> 
     fake, runner = make()
     assert runner.measure("x", Setting(1, 2)).samples == {PP: (72.0, 72.0), TG: (10.0, 10.0)}
     assert len(fake.benches()) == 2
+
+
+@pytest.mark.parametrize("bench", [True, False])
+def test_a_setting_with_an_embedding_runs_the_other_file(
+    make: Make, tmp_path: Path, bench: bool
+) -> None:
+    fake, runner = make(bench=bench, factors={"model=slim.gguf": 1.5})
+    slim = runner.facts.model._replace(path=shutil.copy(demo.TQ2_0, str(tmp_path / "slim.gguf")))
+    runner.facts = runner.facts._replace(beside=slim)
+    runner.sizes = Sizes(32, 8, 1)
+    speeds = {
+        embedding: runner.measure("x", ONE._replace(embedding=embedding), (TG,)).samples[TG]
+        for embedding in (None, "q6_k")
+    }
+    assert {name: round(speed, 1) for name, (speed,) in speeds.items()} == {None: 10, "q6_k": 15}
+    os.remove(slim.path)
+    fake.curve(**CURVE, crash={"model=slim.gguf": "exit 1"})
+    assert "exit code 1" in str(runner.measure("x", ONE._replace(embedding="q6_k")).problem)
 
 
 @pytest.mark.parametrize("generation", ["bitnet", "mainline"])

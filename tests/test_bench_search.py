@@ -144,6 +144,43 @@ def test_clear_losers_are_dropped_early() -> None:
     assert runs.count("1 thread") <= 3 < runs.count("3 threads")
 
 
+SLIM = SPACE._replace(fixed=(*FIXED, ("slim file", Setting(4, 4, embedding="q6_k"))))
+"""The space of a model with a slim copy."""
+BEST = curve({1: 0.4, 2: 0.7, 3: 0.8, 4: 1.0, 8: 0.5})
+"""A machine whose default is best."""
+
+
+@pytest.mark.parametrize("budget", [60.0, 300.0])
+@pytest.mark.parametrize("speed", [BEST, PEAK])
+def test_another_file_is_measured_early_costs_threads_no_round_and_never_wins(
+    speed: Speed, budget: float
+) -> None:
+    lab = Lab(lambda setting: speed(setting) * (1.4 if setting.embedding else 1.0))
+    told, plain = lab.drive(SLIM, budget), lab.drive(SPACE, budget)
+    assert told.done.winner == plain.done.winner == ("default" if speed is BEST else "3 threads")
+    stages, alone = ([each.stage for each in each.rounds] for each in (told, plain))
+    threads = alone.count("threads")
+    assert stages.count("threads") == threads
+    if speed is BEST:
+        assert stages[threads : threads + 6] == ["fixed"] * 6
+    judged = told.search.rounds.shown("slim file")
+    assert judged.verdict == FASTER
+    assert judged.ratio is not None
+    assert judged.ratio.median == pytest.approx(1.4, abs=0.03)
+
+
+def test_another_file_that_fails_is_left_out() -> None:
+    told = Lab(PEAK, {"slim file": "failed to load model"}).drive(SLIM)
+    assert told.done.winner == "3 threads"
+    assert told.runs.count("slim file") == 2
+
+
+def test_without_a_search_another_file_gets_its_rounds_too() -> None:
+    lab = Lab(lambda setting: 28.0 if setting.embedding else 20.0)
+    told = lab.drive(SLIM._replace(threads=(), knobs=()))
+    assert told.search.rounds.shown("slim file").verdict == FASTER
+
+
 def test_fixed_settings_get_enough_rounds_and_never_win() -> None:
     def speed(setting: Setting) -> float:
         return 40.0 if setting.nice else FLAT(setting)

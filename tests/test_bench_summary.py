@@ -14,6 +14,7 @@ from bitnet_tuning.bench.summary import (
     Row,
     Summary,
     digits,
+    facts,
 )
 from bitnet_tuning.console import times
 from bitnet_tuning.engine.builds import FASTER, SLOWER
@@ -60,6 +61,34 @@ def test_a_run_counts_once_however_many_samples_it_took() -> None:
     run = Run("default", {TG: (10.0, 20.0, 90.0)}, 1.0)
     results = results._replace(rounds=(Round(1, "threads", (run, run), 2.0),), decision=None)
     assert by_name(results)["default"].tg == Estimate(20.0, 20.0, 20.0, 2)
+
+
+def test_a_faster_file_that_runs_unnamed_needs_no_command() -> None:
+    made, results = Simulator(spread=0.01), sample_results()
+    for _ in range(8):
+        made.add(
+            "fixed",
+            ["default", "original file", "default"],
+            {"default": (1.0, 10.0), "original file": (1.0, 15.0)},
+        )
+    setting = results.settings["default"]._replace(embedding="f16")
+    results = results._replace(
+        rounds=tuple(made.rounds),
+        settings={"default": results.settings["default"], "original file": setting},
+        beside=results.model._replace(path="/m/wide.gguf", embedding="f16", unnamed=True),
+        decision=None,
+        checks=(),
+    )
+    *_, said, note = Summary(results).remarks()
+    assert said.startswith("The original file is ×1.49 (1.48–1.51) as fast ")
+    assert said.endswith(
+        "as the default, but its words may differ; runs that name no model have it"
+    )
+    assert note == "Note: a run takes 1.5 s"
+    found = facts(results)["other file"]
+    assert found.startswith("/m/wide.gguf, f16 embedding, ")
+    assert found.endswith(" read for each token")
+    assert facts(sample_results())["other file"] == "none"
 
 
 def test_the_winners_verdict_is_the_decisions() -> None:

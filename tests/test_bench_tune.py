@@ -13,6 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from bitnet_tuning import demo
 from bitnet_tuning.bench.results import load
 from bitnet_tuning.bench.tune import LOCK
 from bitnet_tuning.errors import UnsupportedError, UsageError
@@ -181,6 +182,108 @@ def test_modes_and_threads_restrict_what_is_measured(lab: Lab, output: Path) -> 
     settings = document(output)["settings"]
     assert {setting["threads"] for setting in settings.values()} == {4, 1, 5}
     assert not {"upstream", "performance"} & set(settings)
+
+
+# Another file of the model
+
+
+@pytest.mark.parametrize("flags", [("--quick",), ()])
+def test_a_faster_slim_file_is_recommended_and_not_saved(
+    lab: Lab, output: Path, own_state: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str]
+) -> None:
+    lab.add_slim()
+    lab.slim = 1.4
+    table = output.with_suffix(".csv")
+    assert lab.tune("--output", output, "--csv", table, *flags) == 0
+    facts = document(output)
+    assert facts["decision"]["winner"] == "no mmap"
+    assert isinstance(saved := lab.saved(own_state), Setting) and saved.embedding is None
+    assert facts["settings"]["slim file"]["words"].endswith(", q6_k embedding")
+    assert (facts["model"]["embedding"], facts["beside"]["embedding"]) == ("f16", "q6_k")
+    assert facts["beside"]["bytes_per_token"] < facts["model"]["bytes_per_token"]
+    assert not [check for check in facts["checks"] if check["setting"] == "slim file"]
+    out = capsys.readouterr().out
+    said = (
+        r"The slim file is ×1\.\d\d \(1\.\d\d–1\.\d\d\) as fast as the default, but its words may "
+    )
+    assert re.search(said + r"differ; to run it: -m /models/demo-embd-q6_k\.gguf\n", out)
+    assert "model slim" not in out
+    assert "slim file" in table.read_text()
+
+
+@pytest.mark.parametrize("slim", [1.0, 0.8])
+def test_a_slim_file_that_is_not_faster_is_only_shown(
+    lab: Lab, output: Path, capsys: pytest.CaptureFixture[str], slim: float
+) -> None:
+    lab.add_slim()
+    lab.slim = slim
+    assert lab.tune("--output", output) == 0
+    out = capsys.readouterr().out
+    assert "slim file" in out
+    assert "words may differ" not in out
+
+
+def test_a_slim_file_whose_runs_fail_has_a_reason(
+    lab: Lab, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab.add_slim()
+    lab.problems = {"slim file": "exit code 1: failed to load model"}
+    assert lab.tune("--output", output) == 0
+    assert "slim file: failed: exit code 1: failed to load model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("after", "code"), [("the same", 0), ("changed", 2), ("gone", 2), ("another model", 2)]
+)
+def test_a_tuning_is_resumed_with_the_same_files_only(
+    lab: Lab, output: Path, after: str, code: int
+) -> None:
+    lab.add_slim()
+    lab.signals = {30: signal.SIGTERM}
+    assert lab.tune("--output", output) == 128 + signal.SIGTERM
+    if after == "changed":
+        lab.add_slim(size=1 << 18)
+    elif after == "gone":
+        lab.facts = lab.facts._replace(beside=None)
+    elif after == "another model":
+        lab.facts = lab.facts._replace(model=lab.facts.model._replace(size=1))
+    if code == 0:
+        assert lab.tune("--resume", output) == 0
+    else:
+        name = "model" if after == "another model" else "other file of the model"
+        with pytest.raises(UsageError, match=f"cannot be resumed: the {name} has changed"):
+            lab.tune("--resume", output)
+
+
+def test_older_results_are_resumed_although_there_is_a_slim_copy_now(
+    lab: Lab, output: Path
+) -> None:
+    lab.signals = {40: signal.SIGTERM}
+    assert lab.tune("--output", output) == 128 + signal.SIGTERM
+    facts = document(output)
+    del facts["beside"], facts["model"]["embedding"], facts["model"]["unnamed"]
+    for setting in (*facts["settings"].values(), facts["space"]["default"]):
+        del setting["embedding"]
+    output.write_text(json.dumps(facts))
+    lab.add_slim()
+    assert lab.tune("--resume", output) == 0
+    after = document(output)
+    assert (after["state"], after["beside"]) == ("finished", None)
+    assert "slim file" not in after["settings"]
+
+
+def test_a_wide_embedding_without_a_slim_copy_ends_the_summary_with_the_command(
+    lab: Lab, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab.facts = lab.facts._replace(model=lab.facts.model._replace(path="/my models/m.gguf"))
+    assert lab.tune("--output", output, "--quick") == 0
+    *_, last, where = capsys.readouterr().out.splitlines()
+    assert last.startswith("Note: f16 embedding, 1.1 MiB read per token (in q6_k up to ×1.36 as ")
+    assert last.endswith("python3 -m bitnet_tuning model slim '/my models/m.gguf'")
+    assert where.startswith("Results: ")
+    lab.facts = lab.facts._replace(model=lab.facts.model._replace(path=demo.I2_S))
+    assert lab.tune("--output", output, "--quick") == 0
+    assert "model slim" not in capsys.readouterr().out
 
 
 # What is saved as a profile

@@ -22,9 +22,11 @@ from bitnet_tuning.bench.results import save
 from bitnet_tuning.cli import run
 from bitnet_tuning.cli.benchmark import main
 from bitnet_tuning.engine.find import embedded_library
+from bitnet_tuning.model.find import DEFAULT, slim_path
 from tests.bench_samples import sample_results
 from tests.conftest import REPOSITORY
 from tests.engines import FakeEngine
+from tests.gguf_files import write_bitnet
 from tests.processes import until
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="fake engines are scripts")
@@ -58,10 +60,11 @@ def start() -> Iterator[Start]:
     """Start benchmark_optimized.py; it is killed at the end of the test."""
     started: list[subprocess.Popen[str]] = []
 
-    def start_it(*flags: object) -> subprocess.Popen[str]:
+    def start_it(*flags: object, folder: Path | None = None) -> subprocess.Popen[str]:
         command = [sys.executable, str(REPOSITORY / "benchmark_optimized.py"), *map(str, flags)]
         output = subprocess.PIPE
-        started.append(subprocess.Popen(command, stdout=output, stderr=output, text=True))
+        process = subprocess.Popen(command, stdout=output, stderr=output, text=True, cwd=folder)
+        started.append(process)
         return started[-1]
 
     yield start_it
@@ -109,6 +112,31 @@ def test_a_tuning_finds_a_better_setting_and_the_next_run_uses_it(
     used = plan(engine, capsys)
     assert "--no-mmap" in used["command"]
     assert "measured on" in used["reasons"]["mmap"]
+
+
+def test_the_slim_copy_beside_the_model_is_found_and_recommended(
+    engine: FakeEngine, tmp_path: Path, start: Start
+) -> None:
+    original = tmp_path / DEFAULT
+    original.parent.mkdir(parents=True)
+    write_bitnet(original)
+    slim = slim_path(str(original), "q6_k")
+    write_bitnet(slim, embedding="q6_k")
+    engine.curve(**CURVE, factors={f"model={os.path.basename(slim)}": 1.4})
+    output = tmp_path / "results.json"
+    common = ("--engine", engine.cli, "--no-selftest", *SEARCH, "--output", output)
+    tuning = start(*common, "-m", original, folder=tmp_path)
+    said, log = tuning.communicate()
+    assert tuning.returncode == 0, log
+    facts = document(output)
+    assert (facts["beside"]["path"], facts["beside"]["unnamed"]) == (slim, True)
+    assert facts["decision"]["winner"] != "slim file"
+    assert "as the default, but its words may differ; runs that name no model have it" in said
+    tuning = start(*common, folder=tmp_path)
+    said, log = tuning.communicate()
+    assert tuning.returncode == 0, log
+    assert (document(output)["model"]["path"], "original file" in said) == (slim, True)
+    assert "words may differ" not in said
 
 
 def test_a_tuning_that_is_killed_and_interrupted_goes_on_where_it_stopped(

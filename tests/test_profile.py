@@ -352,6 +352,7 @@ WRONG = {
     "memory spread over nothing": at("setting", "interleave", value=""),
     "a priority": at("setting", "nice", value=-5),
     "a lower priority": at("setting", "nice", value=5),
+    "another file": at("setting", "embedding", value="q6_k"),
     "an infinite ratio": at("evidence", "ratio", "median", value=float("inf")),
     "no ratio": at("evidence", "ratio", "low", value=float("nan")),
     "a ratio in words": at("evidence", "ratio", "high", value="1.3"),

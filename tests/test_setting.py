@@ -36,6 +36,7 @@ any_settings = st.builds(
     nice=st.integers(-20, 0),
     node=st.none() | st.sampled_from((0, 8, 1023)),
     interleave=st.none() | st.frozensets(st.integers(0, 8), min_size=1, max_size=4),
+    embedding=st.none() | st.sampled_from(("f16", "q6_k")),
 )
 
 
@@ -98,7 +99,7 @@ def test_the_format_in_a_file() -> None:
 
 def test_a_file_without_the_later_fields_is_read() -> None:
     facts = to_json(FOUR)
-    del facts["node"], facts["interleave"]
+    del facts["node"], facts["interleave"], facts["embedding"]
     assert from_json(Setting, facts) == FOUR
 
 

@@ -4,9 +4,11 @@ of the runs, and list the settings to compare."""
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from bitnet_tuning import demo
 from bitnet_tuning.bench.comparison import DEFAULT, Run
 from bitnet_tuning.bench.knobs import Assignment, Choices, Space, make_space
 from bitnet_tuning.bench.llama_bench import Bench
@@ -27,13 +29,15 @@ from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.conditions import Conditions
 from bitnet_tuning.machine.host import host_facts
 from bitnet_tuning.machine.warnings import warnings_before
-from bitnet_tuning.model.parts import bytes_per_token
+from bitnet_tuning.model.find import choose_model, file_beside
+from bitnet_tuning.model.parts import MEASURED, cost_text, is_wide, slim_advice
+from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import PP, TG, Objective
 from bitnet_tuning.plan.setting import Setting, describe
-from bitnet_tuning.prepare import read_facts, with_all_means
-from bitnet_tuning.store.state import State
+from bitnet_tuning.prepare import engine_folders, read_facts, with_all_means
+from bitnet_tuning.store.state import State, default_folder
 from bitnet_tuning.verify import selftest
 
 BUDGETS = {"quick": 60.0, "normal": 300.0, "full": 1200.0}
@@ -64,6 +68,7 @@ def find_subject(options: argparse.Namespace, earlier: Results | None, state: St
         model_named = model_named or earlier.model.path
     request = Request(engine=engine_named, model=model_named, profile=False, force=True)
     facts = with_all_means(read_facts(request, state))
+    facts = facts._replace(beside=file_beside(facts.model, state))
     say(facts.note, state.warning)
     return make_subject(facts, find_bench(facts.engine))
 
@@ -157,7 +162,10 @@ def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Prog
     bench = subject.runner.bench
     choices = Choices(subject.facts, asked, bench.flags if bench else None)
     space, left_out = make_space(choices, subject.default)
-    notes = (*((note,) if note else ()), *left_out)
+    model, more = subject.facts.model, [note, *left_out]
+    if subject.facts.beside is None and is_wide(model) and model.path not in demo.MODELS:
+        more.append(f"{cost_text(model)}; {MEASURED}; {slim_advice(model, ())}")
+    notes = tuple(text for text in more if text)
     say(*notes)
     return _document(subject, asked, space)._replace(
         notes=notes, warnings=warnings, conditions=Surroundings(before)
@@ -178,7 +186,7 @@ def _snapshot(subject: Subject, shown: Progress) -> tuple[Conditions, tuple[str,
 def _document(subject: Subject, asked: Assignment, space: Space) -> Results:
     """Return results without a round. Raise MissingError if the model file is damaged."""
     facts, bench = subject.facts, subject.runner.bench
-    created = stamp()
+    created, beside = stamp(), facts.beside
     return Results(
         created=created,
         updated=created,
@@ -187,10 +195,21 @@ def _document(subject: Subject, asked: Assignment, space: Space) -> Results:
         options=asked,
         host=host_facts(facts.host),
         engine=engine_facts(facts.engine, bench.program if bench else None),
-        model=model_facts(facts.model, bytes_per_token(facts.model.parts)),
+        model=model_facts(facts.model),
+        beside=model_facts(beside, _runs_unnamed(beside)) if beside else None,
         space=space,
         settings={DEFAULT: space.default, **dict(space.fixed)},
     )
+
+
+def _runs_unnamed(model: ModelFile) -> bool:
+    """Return whether a run that names no model has this one."""
+    state = State(default_folder(os.environ))
+    try:
+        found = choose_model(None, os.environ, engine_folders(), False, state).model
+    except TuningError:
+        return False
+    return os.path.realpath(found.path) == os.path.realpath(model.path)
 
 
 def resume(subject: Subject, earlier: Results, stop: Stop, shown: Progress) -> Results:
@@ -215,7 +234,9 @@ def _check_same(subject: Subject, earlier: Results) -> None:
     parts = {
         "machine": (earlier.host._replace(**passing), new.host._replace(**passing)),
         "engine": (earlier.engine, new.engine),
-        "model": (earlier.model, new.model),
+        # Older results have fewer facts of a model.
+        "model": (earlier.model[:6], new.model[:6]),
+        "other file of the model": (earlier.beside, earlier.beside and new.beside),
         "program": (earlier.program.version, new.program.version),
         f"default setting (it was: {describe(earlier.space.default)}; "
         f"it is: {describe(subject.default)})": (earlier.space.default, subject.default),

@@ -18,9 +18,12 @@ from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective, Phase
 from bitnet_tuning.store.codec import Annotated, Count, DamagedError, Positive
 
-DEFAULT, UPSTREAM, PERFORMANCE = FIXED = "default", "upstream", "performance"
-"""Names of the settings that no search chose: the plan's, that of bitnet.cpp's own script, and
-performance mode. All their rounds count as evidence."""
+DEFAULT, UPSTREAM, PERFORMANCE = "default", "upstream", "performance"
+SLIM_FILE, ORIGINAL_FILE = FILES = "slim file", "original file"
+FIXED = (DEFAULT, UPSTREAM, PERFORMANCE, *FILES)
+"""Names of the settings that no search chose: the plan's, that of bitnet.cpp's own script,
+performance mode, and the default with the model's slim copy, or with the original if that is the
+copy. All their rounds count as evidence."""
 
 DUEL = "duel"
 """Name of the stage that confirms a setting. Settings that a search chose are judged only by its

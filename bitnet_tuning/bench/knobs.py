@@ -9,8 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from math import ceil
 
-from bitnet_tuning.bench.comparison import PERFORMANCE, UPSTREAM, Sizes
+from bitnet_tuning.bench.comparison import (
+    ORIGINAL_FILE,
+    PERFORMANCE,
+    SLIM_FILE,
+    UPSTREAM,
+    Sizes,
+)
 from bitnet_tuning.engine.find import GOMP, LLVM, NONE
+from bitnet_tuning.model.parts import output_matrix
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.command import flash_takes_value, obeys
 from bitnet_tuning.plan.facts import Facts, Request
@@ -151,6 +158,7 @@ def make_space(choices: Choices, default: Setting) -> tuple[Space, tuple[str, ..
             fixed.append((PERFORMANCE, performance))
     if "optimized" not in modes:
         return Space(default, tuple(fixed), (), ()), tuple(notes)
+    fixed += other_file(choices.facts, default)
     threads = thread_changes(choices, default)
     return Space(default, tuple(fixed), threads, knobs(choices, default)), tuple(notes)
 
@@ -163,6 +171,15 @@ def _performance(choices: Choices, notes: list[str]) -> Setting:
     if found != planned:
         notes.append(UNLOCKED)
     return found
+
+
+def other_file(facts: Facts, default: Setting) -> tuple[tuple[str, Setting], ...]:
+    """Return the name and the setting of the default with the file beside the model, if any."""
+    matrix = facts.beside and output_matrix(facts.beside.parts)
+    if not facts.beside or not matrix:
+        return ()
+    name = SLIM_FILE if facts.beside.size < facts.model.size else ORIGINAL_FILE
+    return ((name, default._replace(embedding=matrix.type)),)
 
 
 def measurable(setting: Setting, bench_flags: frozenset[str] | None) -> Setting:

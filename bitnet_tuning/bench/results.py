@@ -22,10 +22,12 @@ from bitnet_tuning.errors import UsageError
 from bitnet_tuning.launch.background import capture
 from bitnet_tuning.machine.conditions import Conditions, Meanwhile
 from bitnet_tuning.machine.host import HostFacts
+from bitnet_tuning.model.parts import bytes_per_token, output_matrix
 from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.setting import Setting, describe
 from bitnet_tuning.store.codec import (
+    LATER,
     Annotated,
     Count,
     DamagedError,
@@ -80,6 +82,10 @@ class ModelFacts(NamedTuple):
     """Size of the file in bytes."""
     bytes_per_token: Count | None
     """Bytes of weights read for each generated token; None if the header does not tell."""
+    embedding: Annotated[str | None, LATER] = None
+    """Type of the embedding or output matrix that each token reads; None if not known."""
+    unnamed: Annotated[bool, LATER] = False
+    """Whether it is the model of a run that names none."""
 
 
 class Surroundings(NamedTuple):
@@ -132,6 +138,8 @@ class Results(NamedTuple):
     bandwidth: Part = Part()
     roof: Part = Part()
     energy: Part = Part()
+    beside: Annotated[ModelFacts | None, LATER] = None
+    """The model's slim copy beside it, or the original of one."""
     decision: Decision | None = None
     profile: Kept | None = None
 
@@ -277,10 +285,14 @@ def engine_facts(engine: Engine, bench: tuple[str, ...] | None) -> EngineFacts:
     )
 
 
-def model_facts(model: ModelFile, bytes_per_token: int | None) -> ModelFacts:
-    """Return what results keep of a model."""
-    shared = {name: getattr(model, name) for name in ModelFacts._fields[:-1]}
-    return ModelFacts(**shared, bytes_per_token=bytes_per_token)
+def model_facts(model: ModelFile, unnamed: bool = False) -> ModelFacts:
+    """Return what results keep of a model; ``unnamed`` as in ``ModelFacts``."""
+    shared = {name: getattr(model, name) for name in ModelFacts._fields[:5]}
+    matrix = output_matrix(model.parts)
+    kind = matrix.type if matrix else None
+    return ModelFacts(
+        **shared, bytes_per_token=bytes_per_token(model.parts), embedding=kind, unnamed=unnamed
+    )
 
 
 def git_commit(folder: str) -> str | None:

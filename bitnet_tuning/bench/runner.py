@@ -46,7 +46,7 @@ class Runner:
         but an interrupt is raised."""
         started = time.monotonic()
         try:
-            samples = self._samples(setting, phases, self.seconds)
+            samples = self._samples(setting, phases)
         except UnsupportedError as error:
             return Run(name, {}, time.monotonic() - started, error.cause)
         taken = time.monotonic() - started
@@ -59,11 +59,15 @@ class Runner:
         """The time limit, in seconds, for a process."""
         return self.patience.after(self._longest.get(self.sizes))
 
-    def _samples(self, setting: Setting, phases: tuple[str, ...], seconds: float) -> Samples:
+    def _samples(self, setting: Setting, phases: tuple[str, ...]) -> Samples:
+        facts, seconds = self.facts, self.seconds
+        if setting.embedding is not None and facts.beside is not None:
+            # That file may not be in memory yet.
+            facts, seconds = facts._replace(model=facts.beside), self.patience.first
         if self.bench is None:
-            return self._by_cli(setting, phases, seconds)
+            return self._by_cli(facts, setting, phases, seconds)
         commands = llama_bench.bench_commands(
-            setting, self.bench, self.facts.model.path, self.sizes, phases
+            setting, self.bench, facts.model.path, self.sizes, phases
         )
         samples: Samples = {}
         for command in commands:
@@ -71,8 +75,9 @@ class Runner:
             samples |= llama_bench.parse_bench(done.stdout, command)
         return samples
 
-    def _by_cli(self, setting: Setting, phases: tuple[str, ...], seconds: float) -> Samples:
-        facts = self.facts
+    def _by_cli(
+        self, facts: Facts, setting: Setting, phases: tuple[str, ...], seconds: float
+    ) -> Samples:
         request = llama_bench.cli_request(self.sizes, phases, facts.model, facts.engine.flags)
         for _ in range(TRIES):
             done = run_cli(facts, setting, request, seconds)

@@ -10,7 +10,17 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from math import log
 
-from bitnet_tuning.bench.comparison import DEFAULT, UPSTREAM, CheckFacts, Judged, Round, Rounds
+from bitnet_tuning.bench.comparison import (
+    DEFAULT,
+    FILES,
+    PERFORMANCE,
+    UPSTREAM,
+    CheckFacts,
+    Judged,
+    Round,
+    Rounds,
+    turns,
+)
 from bitnet_tuning.bench.knobs import Space
 from bitnet_tuning.bench.stages import (
     ALIKE,
@@ -40,8 +50,8 @@ SURE = 2.5
 worth showing."""
 
 NARROW, LONGER = 1.1, 4
-"""Upstream's ratio is undecided while its interval spans more than the factor NARROW; it then gets
-up to LONGER times the rounds of other fixed settings."""
+"""A fixed setting is undecided while its interval spans more than the factor NARROW; it then gets
+up to LONGER times the rounds of performance mode."""
 
 FIRST_KNOBS = 0.6
 """Share of the knobs' time in which each knob is tried alone. In the rest, they are combined with
@@ -100,6 +110,8 @@ class Search:
         """Whether time was too short to tell if another setting beats the default."""
         self._space = space
         self._fixed = [name for name, _ in space.fixed]
+        self._delay = 0.0
+        """Share of the budget by which another file delayed the knobs."""
         self._stacks: dict[str, tuple[Change, ...]] = {DEFAULT: ()}
         """The changes that turn the default into each setting."""
         self._steps = self._whole()
@@ -156,6 +168,8 @@ class Search:
 
     def _whole(self) -> Steps:
         base = yield from self._threads()
+        if base == DEFAULT:
+            yield from self._show_file()
         yield from self._knobs(base)
         return (yield from self._final())
 
@@ -163,15 +177,31 @@ class Search:
         entrants = self._variants(DEFAULT, self._space.threads)
         share = THREADS_SHARE + (0.0 if self._space.knobs else KNOBS_SHARE)
         race = Race(self.rounds, DEFAULT, entrants)
-        yield from race.run("threads", share, self._fixed)
+        yield from race.run("threads", share, [n for n in self._fixed if n not in FILES])
         return (yield from self._adopted(race))
+
+    def _show_file(self) -> Measures:
+        """Compare another file with the default before the knobs, which gain less. If threads seem
+        to gain, it runs along in their duel instead."""
+        start = self.rounds.spent
+        for name in self._files():
+            for number in range(1, PAIRED_ROUNDS + 1 - self.rounds.measured(name)):
+                order = turns((DEFAULT, name), number)
+                if self.rounds.good([name]) and self.rounds.affords(order):
+                    yield Measure("fixed", order)
+        self._delay = (self.rounds.spent - start) / max(1.0, self.rounds.budget)
+
+    def _files(self) -> list[str]:
+        """Return the names of other files that have not had their rounds yet."""
+        names = (name for name in self._fixed if name in FILES)
+        return [name for name in names if self.rounds.measured(name) < PAIRED_ROUNDS]
 
     def _knobs(self, base: str) -> Choice:
         changes = [change for knob in self._space.knobs for change in knob.changes]
         share = THREADS_SHARE + FIRST_KNOBS * KNOBS_SHARE
         while entrants := self._variants(base, changes):
             race = Race(self.rounds, base, entrants)
-            if not self.rounds.affords((base, *entrants), share):
+            if not self.rounds.affords((base, *entrants), share + self._delay):
                 break
             yield from race.run("knobs", share)
             best = yield from self._adopted(race)
@@ -284,6 +314,7 @@ class Search:
                     break  # there is no time for even one round
             elif not (yield from self._again()):
                 break
+        yield from self._show_file()
         yield from self._show_fixed()
         return self._default_stays(last)
 
@@ -293,7 +324,8 @@ class Search:
         for name in entrants:
             yield from self._checked(name)
         good = sorted(self.rounds.good(entrants), key=self._simplicity)
-        duel = Duel(self.rounds, good, [name for name in self._fixed if name == UPSTREAM])
+        upstream = [name for name in self._fixed if name == UPSTREAM]
+        duel = Duel(self.rounds, good, [*upstream, *self._files()])
         if good:
             yield from duel.run()
         return duel
@@ -326,11 +358,11 @@ class Search:
             yield Measure("fixed", order if len(self.rounds) % 2 else order[::-1])
 
     def _is_due(self, name: str) -> bool:
-        """Return whether a fixed setting needs more rounds: upstream gets more than others while
-        its verdict is undecided."""
+        """Return whether a fixed setting needs more rounds: all but performance mode get more
+        while their verdict is undecided."""
         judged = self.rounds.judge(name)
         found, rounds = judged.ratio, judged.ratio.count if judged.ratio else 0
-        if name != UPSTREAM or found is None or rounds < PAIRED_ROUNDS:
+        if name == PERFORMANCE or found is None or rounds < PAIRED_ROUNDS:
             return rounds < PAIRED_ROUNDS
         is_open = judged.verdict == OPEN and found.high > NARROW * found.low
         return is_open and rounds < LONGER * PAIRED_ROUNDS

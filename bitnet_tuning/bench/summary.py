@@ -7,10 +7,11 @@ import csv
 import io
 from collections.abc import Iterator
 from functools import cached_property
+from shlex import quote
 from typing import NamedTuple
 
 from bitnet_tuning.bench import statistics
-from bitnet_tuning.bench.comparison import DEFAULT, FIXED, UPSTREAM
+from bitnet_tuning.bench.comparison import DEFAULT, FILES, FIXED, UPSTREAM
 from bitnet_tuning.bench.results import Results
 from bitnet_tuning.console import counted, times
 from bitnet_tuning.engine.builds import FASTER, verdict_words
@@ -184,16 +185,29 @@ class Summary:
             return f"{rounds} cannot tell how {what} compares with {upstream}."
         return f"Compared with {upstream}, {what} is {times(*ratio)} as fast."
 
+    @property
+    def better_file(self) -> str | None:
+        """The recommendation of the other file of the model, if that is faster."""
+        other = self.results.beside
+        for row in self.rows:
+            if other and row.name in FILES and row.to_default and row.verdict == FASTER:
+                how = f"to run it: -m {quote(other.path)}"
+                how = "runs that name no model have it" if other.unnamed else how
+                gain = f"is {times(*row.to_default)} as fast as the default"
+                return f"The {row.name} {gain}, but its words may differ; {how}"
+        return None
+
     def remarks(self) -> Iterator[str]:
-        """Yield what limits the speed, failures, notes, and what later runs use."""
+        """Yield what limits the speed, failures, what later runs use, a better file, and notes."""
         for what, part in (("Memory", self.results.roof), ("Energy", self.results.energy)):
             said = (part.facts or {}).get("words", part.reason)
             # A reason may end in a command to paste, so no full stop follows.
             yield from [f"{what}: {said}"] if said else []
         yield from (f"{row.name}: {row.verdict}." for row in self.rows if row.is_out)
-        yield from (f"Note: {note}" for note in self.results.notes)
         if self.results.profile is not None:
             yield self.results.profile.reason
+        yield from filter(None, [self.better_file])
+        yield from (f"Note: {note}" for note in self.results.notes)
 
     def sentences(self) -> Iterator[str]:
         """Yield the sentences that a terminal shows below the table."""
@@ -207,6 +221,7 @@ class Summary:
 def facts(results: Results) -> dict[str, str]:
     """Return in words what was measured, where and by which program."""
     host, engine, model, program = results.host, results.engine, results.model, results.program
+    other = results.beside
     quota = "" if host.cpu_quota is None else f", {host.cpu_quota:g} by quota"
     sizes, lengths = results.options.sizes, "none"
     if sizes is not None:
@@ -220,6 +235,10 @@ def facts(results: Results) -> dict[str, str]:
         f"built for {' '.join(engine.isa) or 'unknown CPUs'}",
         "engine's commit": str(engine.git_commit),
         "model": f"{model.path}, {model.quantization}, {model.size} bytes",
+        "other file": "none"
+        if other is None
+        else f"{other.path}, {other.embedding} embedding, "
+        f"{other.size} bytes, {other.bytes_per_token or 'an unknown number'} read for each token",
         "program": f"{program.name} {program.version}, commit {program.git_commit or 'unknown'}",
         "tokens measured": lengths,
     }

@@ -137,7 +137,7 @@ class Tuning:
             rounds=tuple(rounds),
             checks=tuple(rounds.checks),
             settings=dict(self.search.settings),
-            notes=tuple(dict.fromkeys((*self.results.notes, *self.checker.notes.values()))),
+            notes=tuple(dict.fromkeys((*self.checker.notes.values(), *self.results.notes))),
         )._replace(**changes)
         save(self.path, self.results)
 

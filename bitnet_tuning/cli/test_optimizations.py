@@ -8,29 +8,33 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from math import ceil
+from shlex import quote
 from typing import Any
 
+from bitnet_tuning import demo
 from bitnet_tuning.bench.begin import Subject, first_runs, make_subject
 from bitnet_tuning.bench.comparison import (
     DEFAULT,
+    FILES,
+    SLIM_FILE,
     UPSTREAM,
-    Judged,
     Round,
     Rounds,
     Run,
     compare,
     turns,
 )
-from bitnet_tuning.bench.knobs import UNLOCKED, measurable
+from bitnet_tuning.bench.knobs import UNLOCKED, measurable, other_file
 from bitnet_tuning.bench.runner import FIRST, Runner, choose_sizes, find_bench
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS, estimate, geometric_mean
 from bitnet_tuning.bench.summary import digits, noise
 from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_no_profile, number
 from bitnet_tuning.console import guarded, say, times
-from bitnet_tuning.engine.builds import SLOWER, verdict_words
+from bitnet_tuning.engine.builds import FASTER, SLOWER, verdict_words
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.root import Root
+from bitnet_tuning.model.find import file_beside
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import TG, Objective
@@ -43,7 +47,7 @@ from bitnet_tuning.verify.checks import FAIL, PASS, SKIP, Line
 from bitnet_tuning.verify.running import TOO_SOON, Watched, watch, watched_request
 from bitnet_tuning.verify.selftest import run_selftest
 
-SECONDS = 50.0
+SECONDS = 55.0
 """Seconds that the whole program takes by default."""
 
 SMALL_MODEL = 64 << 20
@@ -117,6 +121,7 @@ def _find(options: argparse.Namespace, state: State) -> tuple[Plan, Subject]:
         force=True,
     )
     facts = read_facts(request, state)
+    facts = facts._replace(beside=file_beside(facts.model, state))
     plan = make_plan(request, facts)
     say(facts.note, *(f"warning: {each}" for each in plan.warnings))
     bench = find_bench(facts.engine)
@@ -143,10 +148,15 @@ def _answers(
     words = _output(plan, subject)
     yield words
     yield checks.quantization(facts.engine, facts.model)
+    if facts.beside is None and facts.model.path not in demo.MODELS:
+        yield from checks.embedding(facts.model)
     if options.no_speed or words.state == FAIL:
-        yield left_out("--no-speed" if options.no_speed else "the texts are wrong")
+        why = "--no-speed" if options.no_speed else "the texts are wrong"
+        yield from (
+            left_out(why, name) for name in (NAME, *[checks.EMBEDDING] * bool(facts.beside))
+        )
         return
-    yield _speed(plan, subject, run, options.seconds, spent())
+    yield from _speeds(plan, subject, run, options.seconds, spent())
 
 
 def _niceness() -> int:
@@ -187,37 +197,46 @@ def _output(plan: Plan, subject: Subject) -> Line:
     return checks.output(report, problem)
 
 
-def _speed(plan: Plan, subject: Subject, first: Run, limit: float | None, earlier: float) -> Line:
-    """Compare the plan with the upstream default. ``limit`` is the seconds that the user allows
-    for the whole program, of which ``earlier`` are spent."""
-    runner, model = subject.runner, subject.facts.model
-    settings = {DEFAULT: subject.default, UPSTREAM: UPSTREAM_SETTING}
+def _speeds(
+    plan: Plan, subject: Subject, first: Run, limit: float | None, earlier: float
+) -> Iterator[Line]:
+    """Compare the plan with the upstream default, and with the other file of the model if there is
+    one. ``limit`` is the seconds that the user allows for the whole program, of which ``earlier``
+    are spent."""
+    runner, facts = subject.runner, subject.facts
+    settings = {UPSTREAM: UPSTREAM_SETTING, DEFAULT: subject.default}
+    settings |= other_file(facts, subject.default)
     if settings[DEFAULT] == settings[UPSTREAM]:
-        return left_out("the plan is the upstream default (2 threads, no environment)")
+        yield left_out("the plan is the upstream default (2 threads, no environment)")
+        del settings[UPSTREAM]
     seconds = (limit or SECONDS) - earlier
-    is_small = limit is None and model.size <= SMALL_MODEL
-    runs = [first]
-    if first.problem is None:
+    is_small = limit is None and facts.model.size <= SMALL_MODEL
+    runs, others = [first], [name for name in settings if name != DEFAULT]
+    if first.problem is None and others:
         if subject.default != plan.setting:
             say(UNLOCKED)
-        runs.append(runner.measure(UPSTREAM, settings[UPSTREAM], (TG,)))
-    if runs[-1].problem is not None:
-        failed = Rounds(Objective(), [Round(1, "first", tuple(runs), 0.0)])
-        return speed_line(failed, seconds, earlier)
-    # On a busy machine one of the two may be a hundred times as fast as the other.
-    rate = geometric_mean([max(run.samples[TG]) for run in runs])
-    runner.sizes = choose_sizes(rate, rate, model.context_length, n_prompt=1)
+        runs += [runner.measure(name, settings[name], (TG,)) for name in others]
+    good = [run for run in runs if run.problem is None]
+    names = [name for name in settings if name in {run.setting for run in good}]
+    rounds = failed = Rounds(Objective(), [Round(1, "first", tuple(runs), 0.0)])
+    if len(names) > 1:
+        # On a busy machine one of them may be a hundred times as fast as another.
+        rate = geometric_mean([max(run.samples[TG]) for run in good])
+        runner.sizes = choose_sizes(rate, rate, facts.model.context_length, n_prompt=1)
 
-    say(f"comparing speeds for up to {max(1.0, seconds):.0f} s")
-    rounds = compare(
-        (UPSTREAM, DEFAULT),
-        lambda name, _: runner.measure(name, settings[name], (TG,)),
-        Objective(),
-        seconds,
-        time.monotonic,
-        most=VERDICT_ROUNDS if is_small else MOST_SPEED_ROUNDS,
-    )
-    return speed_line(rounds, seconds, earlier)
+        say(f"comparing speeds for up to {max(1.0, seconds):.0f} s")
+        rounds = compare(
+            names,
+            lambda name, _: runner.measure(name, settings[name], (TG,)),
+            Objective(),
+            seconds,
+            time.monotonic,
+            most=VERDICT_ROUNDS if is_small else MOST_SPEED_ROUNDS,
+        )
+    for name in others:
+        found = rounds if name in names else failed
+        path = facts.beside.path if facts.beside else ""
+        yield speed_line(found, seconds, earlier, name, path)
 
 
 def summary(lines: Sequence[Line]) -> str:
@@ -243,35 +262,49 @@ NAME = "tokens/s"
 """Name of the line that compares speeds."""
 
 
-def speed_line(rounds: Rounds, seconds: float, earlier: float) -> Line:
-    """Return what the rounds show. ``seconds`` were allowed for them, after ``earlier`` ones."""
-    whose = ((DEFAULT, "the plan", FAIL), (UPSTREAM, "the upstream default", SKIP))
-    for name, who, state in whose:
-        failures = rounds.failures(name)
-        if failures and (rounds.problem(name) or not rounds.count(name)):
-            return Line(NAME, state, f"{who} cannot be measured: {failures[-1]}")
-    judged = rounds.judge(DEFAULT)
+def speed_line(
+    rounds: Rounds, seconds: float, earlier: float, other: str = UPSTREAM, path: str = ""
+) -> Line:
+    """Return what the rounds show of the plan and the ``other`` setting: upstream's, or the plan's
+    with the model's other file, at ``path``. ``seconds`` were allowed for them, after ``earlier``
+    ones."""
+    is_file, is_slim = other in FILES, other == SLIM_FILE
+    name, who = (checks.EMBEDDING, other) if is_file else (NAME, "upstream default")
+    for each, called, state in ((DEFAULT, "plan", FAIL), (other, who, SKIP)):
+        failures = rounds.failures(each)
+        if failures and (rounds.problem(each) or not rounds.count(each)):
+            return Line(name, state, f"the {called} cannot be measured: {failures[-1]}")
+    ours, theirs = (other, DEFAULT) if is_slim else (DEFAULT, other)
+    judged = rounds.judge(ours, theirs)
     assert judged.ratio is not None
-    speeds = {name: estimate(rounds.speeds(name)[TG]).median for name in (UPSTREAM, DEFAULT)}
+    speeds = [estimate(rounds.speeds(each)[TG]).median for each in (theirs, ours)]
     facts = {
         "verdict": judged.verdict,
         "ratio": judged.ratio._asdict(),
         "floor": judged.floor,
-        "upstream": speeds[UPSTREAM],
-        "planned": speeds[DEFAULT],
+        **dict(
+            zip(("original", "slim") if is_file else ("upstream", "planned"), speeds, strict=True)
+        ),
         "phase": TG,
     }
     if judged.ratio.count < VERDICT_ROUNDS:
-        return Line(NAME, SKIP, _too_few(rounds, seconds, earlier), facts)
-    reason = f"{verdict_words(judged.verdict)}: {_figures(judged, speeds)}"
-    if judged.verdict != SLOWER:
-        return Line(NAME, PASS, reason, facts)
+        return Line(name, SKIP, _too_few(rounds, seconds, earlier), facts)
+    base = "original file" if is_file else "upstream default (2 threads, no environment)"
+    reason = (
+        f"{verdict_words(judged.verdict)}: {digits(speeds[1])} tokens/s, {digits(speeds[0])} with "
+        f"the {base}: {times(*judged.ratio)} in {judged.ratio.count} rounds; {noise(judged.floor)}"
+    )
+    if judged.verdict != (FASTER if is_slim else SLOWER):
+        return Line(name, PASS, reason, facts)
     advice = "find a faster setting: python3 benchmark_optimized.py"
-    return Line(NAME, FAIL, f"{reason}; {advice}", facts)
+    if is_file:
+        advice = f"to run the {other}, whose words may differ: -m {quote(path)}"
+    return Line(name, SKIP if is_slim else FAIL, f"{reason}; {advice}", facts)
 
 
 def _too_few(rounds: Rounds, seconds: float, earlier: float) -> str:
-    orders = (turns((UPSTREAM, DEFAULT), number) for number in range(1, VERDICT_ROUNDS + 1))
+    names = (rounds.reference, *(run.setting for each in rounds for run in each.runs))
+    orders = (turns(tuple(dict.fromkeys(names)), turn) for turn in range(1, VERDICT_ROUNDS + 1))
     enough = 1.2 * sum(map(rounds.cost, orders))
     return (
         f"a comparison needs {VERDICT_ROUNDS} rounds, here about {enough:.0f} s, and only "
@@ -279,15 +312,6 @@ def _too_few(rounds: Rounds, seconds: float, earlier: float) -> str:
     )
 
 
-def _figures(judged: Judged, speeds: dict[str, float]) -> str:
-    assert judged.ratio is not None
-    return (
-        f"{digits(speeds[DEFAULT])} tokens/s, {digits(speeds[UPSTREAM])} with the upstream default "
-        f"(2 threads, no environment): {times(*judged.ratio)} in {judged.ratio.count} rounds; "
-        f"{noise(judged.floor)}"
-    )
-
-
-def left_out(why: str) -> Line:
+def left_out(why: str, name: str = NAME) -> Line:
     """Return the line for speeds that were not compared."""
-    return Line(NAME, SKIP, f"not measured: {why}")
+    return Line(name, SKIP, f"not measured: {why}")

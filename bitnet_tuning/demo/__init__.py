@@ -12,6 +12,8 @@ TQ2_0 = os.path.join(_FOLDER, "demo-tq2_0.gguf")
 I2_S = os.path.join(_FOLDER, "demo-i2_s.gguf")
 """The model file for bitnet.cpp: the same weights, in the layout of published i2_s files."""
 
+MODELS = (TQ2_0, I2_S)
+
 EXPECTED = os.path.join(_FOLDER, "expected.json")
 """Prompts, and the exact text with which greedy decoding must continue each."""
 

@@ -38,7 +38,7 @@ def _model(case: Case) -> Finding | None:
 def _embedding(case: Case) -> Finding | None:
     model = case.known_model
     text = model and cost_text(model)
-    if not model or not text or case.model_path in (demo.I2_S, demo.TQ2_0):
+    if not model or not text or case.model_path in demo.MODELS:
         return None
     if not is_wide(model):
         return good(text)

@@ -134,13 +134,19 @@ def original_of(model: ModelFile, state: State) -> ModelFile | None:
     return original if is_copy(model, original) else None
 
 
+def file_beside(model: ModelFile, state: State) -> ModelFile | None:
+    """Return the original of a slim copy, or else a model's smallest slim copy, that lies beside
+    it. None if there is none."""
+    return original_of(model, state) or next(iter(slim_copies(model, state)), None)
+
+
 def slim_hint(model: ModelFile, state: State) -> str | None:
     """Return a line about what a smaller embedding would gain, and store that it was given. None if
     the embedding is small, for the demo model, and within a day of the last hint."""
     from bitnet_tuning import demo  # noqa: PLC0415 (most runs give no hint)
 
     path = os.path.realpath(model.path)
-    if not is_wide(model) or path in (demo.I2_S, demo.TQ2_0):
+    if not is_wide(model) or path in demo.MODELS:
         return None
     last = state.load("reminder", path, Reminder)
     if last and moment(_REMIND_S) < last.given <= moment():

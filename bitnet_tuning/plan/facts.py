@@ -97,6 +97,8 @@ class Facts(NamedTuple):
     """As in the request."""
     huge: HugePages | None = None
     """What the system offers; None if the run does not ask for huge pages."""
+    beside: ModelFile | None = None
+    """The model's slim copy, or the original of one, for measurements."""
 
 
 class Plan(NamedTuple):

@@ -117,6 +117,8 @@ class Profile(NamedTuple):
         """Raise DamagedError if no tuning can find this setting on this host."""
         if self.setting is not None and self.setting.nice != 0:
             raise DamagedError("must be 0: no tuning changes the priority", ".setting.nice")
+        if self.setting is not None and self.setting.embedding is not None:
+            raise DamagedError("must be null: no tuning changes the file", ".setting.embedding")
         cpus = self.setting and self.setting.cpus
         if cpus and not cpus <= parse_list(self.host.allowed):
             raise DamagedError(f"must be among the host's {self.host.allowed}", ".setting.cpus")

@@ -57,6 +57,9 @@ class Setting(NamedTuple):
     """NUMA node whose memory numactl prefers."""
     interleave: Annotated[CpuSet | None, LATER] = None
     """NUMA nodes over which numactl interleaves memory."""
+    embedding: Annotated[Text | None, LATER] = None
+    """Type of the embedding of the file that a benchmark compares with the model's own; None for
+    the model's own file."""
 
     @property
     def variables(self) -> dict[str, str]:
@@ -129,5 +132,6 @@ _WORDS = {
     "interleave": "memory spread over nodes {}",
     "mlock": "model locked",
     "nice": "niceness {}",
+    "embedding": "{} embedding",
 }
 """Texts with which ``describe`` shows each field that is not at its default."""

@@ -12,6 +12,7 @@ from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.process import Process
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.machine.topology import Core
+from bitnet_tuning.model.parts import MEASURED, cost_text, is_wide, slim_advice
 from bitnet_tuning.model.types import I2_S, ModelFile
 from bitnet_tuning.plan.facts import Plan
 from bitnet_tuning.plan.memory import TUNABLES
@@ -20,6 +21,9 @@ from bitnet_tuning.verify.running import Watched
 from bitnet_tuning.verify.selftest import Report
 
 PASS, FAIL, SKIP = "PASS", "FAIL", "SKIP"
+
+EMBEDDING = "embedding"
+"""Name of the line about the type of the embedding, or of the speed with a smaller one."""
 
 OUTPUT = "correct output"
 """Name of the line about the engine's texts."""
@@ -319,6 +323,15 @@ def quantization(engine: Engine, model: ModelFile) -> Line:
         f"the model is {kind}, but bitnet.cpp has fast kernels for i2_s only; convert it: "
         "python3 setup_env.py -md MODEL_FOLDER -q i2_s",
     )
+
+
+def embedding(model: ModelFile) -> Iterator[Line]:
+    """Yield a line on the embedding of a model without a slim copy, if it has an embedding."""
+    cost = cost_text(model)
+    if is_wide(model):
+        yield Line(EMBEDDING, SKIP, f"{cost}; {MEASURED}; {slim_advice(model, ())}")
+    elif cost:
+        yield Line(EMBEDDING, PASS, cost)
 
 
 def _crowded(

@@ -18,8 +18,8 @@
 
 A key may have several conditions, separated by commas. Their names are ``threads``, ``phase`` (pp
 or tg, in factors only), ``mmap``, ``mlock``, ``flash``, ``ubatch``, ``poll``, ``numa``, ``cpus``
-(written 0+1 for 0 and 1) and all environment variables; a flag that was not given has the value
-``-``.
+(written 0+1 for 0 and 1), ``model`` (the file's name) and all environment
+variables; a flag that was not given has the value ``-``.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def seen(argv: list[str], threads: str) -> dict[str, Any]:
     return {
         **os.environ,
         "threads": threads,
+        "model": os.path.basename(value("-m", "--model")),
         "mmap": "0" if "--no-mmap" in argv else mmap,
         "mlock": "1" if "--mlock" in argv or "mlock" in mode else "-",
         "flash": flash if flash in {"0", "1", "-"} else "1",  # -fa without a value
