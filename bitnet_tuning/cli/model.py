@@ -101,7 +101,7 @@ def _add_slim(parser: argparse.ArgumentParser) -> None:
 
 def _slim(options: argparse.Namespace, state: State) -> int:
     kind: str | None = options.embedding
-    if not options.yes:
+    if kind and not options.yes:
         slim.check_loss(kind)
     named = Request(engine=options.engine, model=options.file, prompt=QUESTION)
     request = named._replace(n_predict=TOKENS, ctx_size=512, temperature=0.0)

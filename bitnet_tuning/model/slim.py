@@ -63,36 +63,28 @@ _FAR = 1 << 40
 """Place to lock in a draft: on Windows nobody else can write a locked byte."""
 
 
-def check_loss(kind: str | None) -> None:
+def check_loss(kind: str) -> None:
     """Raise UsageError for a type that needs the user's consent."""
-    figures = [PERPLEXITY[each] for each in ("f16", "q6_k", kind or "q6_k")]
-    if figures[2] > figures[1]:
-        raise UsageError(
-            "Microsoft measured for the 2B model (perplexity, wikitext): "
-            f"f16 {figures[0]:.3f}, q6_k {figures[1]:.3f}, {kind} {figures[2]:.3f}",
-            f"add --yes if {kind} will do",
-        )
+    if PERPLEXITY[kind] > PERPLEXITY["q6_k"]:
+        figures = ", ".join(f"{each} {PERPLEXITY[each]:.3f}" for each in ("f16", "q6_k", kind))
+        said = f"Microsoft measured for the 2B model (perplexity, wikitext): {figures}"
+        raise UsageError(said, f"add --yes if {kind} will do")
 
 
 def check_model(model: ModelFile, kind: str) -> None:
     """Raise UnsupportedError for a model of which llama-quantize would spoil other tensors, and
     UsageError for a type that does not fit its rows."""
     if model.quantization not in TERNARY:
-        raise UnsupportedError(
-            f"{model.path} is no ternary model, but {model.quantization}: llama-quantize would "
-            "change its layers too",
-            f"name a model with layers in {', '.join(TERNARY)}",
-        )
+        cause = f"llama-quantize would change the layers of {model.path}: {model.quantization}"
+        raise UnsupportedError(cause, f"name a model with layers in {', '.join(TERNARY)}")
     if (count := len(part_paths(model.path))) > 1:
         remedy = f"merge them first: llama-gguf-split --merge {quote(model.path)} OUT.gguf"
         raise UnsupportedError(f"{model.path} is the first of {count} files", remedy)
     if not fits(model, kind):
         # bitnet.cpp's llama-quantize ends with 0 and writes rows that no engine can read.
-        raise UsageError(
-            f"{kind} needs rows of a multiple of {block_length(kind)} weights; those of "
-            f"{model.path} have {model.embedding_length}",
-            f"choose --embedding {slim_type(model)}",
-        )
+        rows = f"{model.path} has rows of {model.embedding_length} weights"
+        cause = f"{rows}, and {kind} needs a multiple of {block_length(kind)}"
+        raise UsageError(cause, f"choose --embedding {slim_type(model)}")
 
 
 def size_of(model: ModelFile, after: Sequence[Part], available: int | None) -> int:
@@ -133,21 +125,23 @@ def write(argv: tuple[str, ...], draft: str, size: int, shown: Progress) -> None
             spent, done = time.monotonic() - started, os.path.getsize(draft)
             if spent > seconds:
                 break
-            shown.running(f"{clock(spent)}, the embedding takes longest", done)
-            written = f"{size_text(done)} of {size_text(size)} written"
-            shown.tell(f"{clock(spent)}: {written}; the embedding takes longest")
+            now = f"{clock(spent)}, the embedding takes longest"
+            shown.running(now, done)
+            shown.tell(f"{size_text(done)} of {size_text(size)} written after {now}")
         # Its last line only says that it failed; the one before says why.
         log = service.log().partition("main: failed to quantize")[0]
         if wrong := failure(Captured(code, "", log), seconds):
-            raise failed(draft, size, f"{argv[0]} failed: {wrong.replace('the engine', 'it', 1)}")
+            wrong = wrong.replace("the engine", "it", 1)
+            raise failed(draft, size, f"{argv[0]} failed: {wrong}")
 
 
 def failed(draft: str, size: int, cause: str) -> UnsupportedError:
     """Return the error for a draft that did not become the copy, of ``size`` bytes."""
     free = disk_usage(os.path.dirname(draft)).free
-    is_full = free < size - os.path.getsize(draft)
-    full = f"the disk is full ({size_text(free)} are free); " if is_full else ""
-    return UnsupportedError(cause, f"{full}nothing was kept of the copy")
+    kept = "nothing was kept of the copy"
+    if free < size - os.path.getsize(draft):
+        kept = f"the disk is full ({size_text(free)} are free); {kept}"
+    return UnsupportedError(cause, kept)
 
 
 def problem(model: ModelFile, after: Sequence[Part], copy: str) -> str | None:
