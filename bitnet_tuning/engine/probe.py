@@ -55,30 +55,35 @@ def probe(location: Location) -> tuple[Engine, bool]:
     # Its own libraries, which tell, may be those that are missing.
     i2_s = None if fault else binary.knows_name(files, "i2_s")
     names = ((name, binary.knows_name(files, name)) for name in ARCHITECTURES)
-    tried = _generate_token(once, i2_s)
-    if _has_run(tried) and _SYSTEM_INFO not in _log(tried):
+    # Only a run prints the ``system_info`` line and shows whether the CPU has every instruction.
+    model = demo.I2_S if i2_s else demo.TQ2_0
+    token = (*once, "-m", model, "-p", "a", "-n", "1", "-t", "1", "-c", "64", "-ngl", "0")
+    for _ in range(2):
+        tried = capture(token)
+        log = tried.stderr + tried.stdout
         # llama-completion of late 2026 now and then exits before its log is written
         # (https://github.com/ggml-org/llama.cpp/issues/22142). A script around an engine may never
         # show it, and is not to be asked at every start: one more try decides.
-        tried = _generate_token(once, i2_s)
+        if tried.code != 0 or _SYSTEM_INFO in log:
+            break
     engine = Engine(
         location=location,
         version=parse_version(version.stdout + version.stderr),
         flags=frozenset(parse_flags(help_text.stdout + help_text.stderr)),
         chat_flags=frozenset(parse_flags(chat_help.stdout + chat_help.stderr)),
         openmp=binary.openmp_runtime(files),
-        isa=frozenset(parse_system_info(_log(tried))),
+        isa=frozenset(parse_system_info(log)),
         i2_s=i2_s,
         architectures={} if fault else {name: known for name, known in names if known is not None},
         files=files,
         completion=completion,
         cpu=frozenset(read_flags()),
-        ran=_has_run(tried),
+        ran=False if tried.code in _SIGILL else True if tried.code == 0 else None,
         fault=fault,
     )
     # An engine that dies of an illegal instruction has no answers, but it will die again.
     answered = help_text.code is not None and (bool(engine.flags) or engine.ran is False)
-    complete = answered and not fault and not NO_THREAD.search(_log(tried))
+    complete = answered and not fault and not NO_THREAD.search(log)
     return engine, complete
 
 
@@ -104,17 +109,6 @@ def _fault(program: str, done: Captured) -> tuple[str, str] | None:
     return cause, f"{BUILD_HERE}, or {ADD_LIBRARIES}" if missing else BUILD_HERE
 
 
-def _log(tried: Captured | None) -> str:
-    return tried.stderr + tried.stdout if tried else ""
-
-
-def _has_run(tried: Captured | None) -> bool | None:
-    """Return True after a success, False after an illegal instruction, else None."""
-    if tried is not None and tried.code in _SIGILL:
-        return False
-    return True if tried is not None and tried.code == 0 else None
-
-
 def _files(location: Location) -> tuple[str, ...]:
     if not location.embedded:
         return binary.own_files(location.cli, trace_libraries)
@@ -129,17 +123,6 @@ def trace_libraries(program: str) -> str:
     # ldd works by setting this variable (ld.so(8)). A statically linked program ignores it and
     # runs: --version ends it early.
     return capture((program, "--version"), {"LD_TRACE_LOADED_OBJECTS": "1"}).stdout
-
-
-def _generate_token(program: tuple[str, ...], i2_s: bool | None) -> Captured | None:
-    """Generate one token with the demo model; return None if its file is not installed."""
-    # Only a run prints the ``system_info`` line and shows whether the CPU has every instruction.
-    model = demo.I2_S if i2_s else demo.TQ2_0
-    if not os.path.isfile(model):
-        return None
-    return capture(
-        (*program, "-m", model, "-p", "a", "-n", "1", "-t", "1", "-c", "64", "-ngl", "0")
-    )
 
 
 def flags_of(program: tuple[str, ...]) -> frozenset[str]:

@@ -44,11 +44,6 @@ class Launch(NamedTuple):
     unset: frozenset[str] = frozenset()
     """Environment variables to leave out of this process's environment."""
 
-    @property
-    def relays(self) -> bool:
-        """True if a stream must pass through this process."""
-        return self.keep_log or self.echo is not None or self.stdin == FEED
-
     def environment(self) -> dict[str, str]:
         """Return the whole environment of the program."""
         kept = {name: value for name, value in os.environ.items() if name not in self.unset}

@@ -11,6 +11,7 @@ from types import FrameType
 
 from bitnet_tuning.launch.program import (
     CONTROL_C,
+    FEED,
     INHERIT,
     INTERRUPT_GRACE,
     NO_INPUT,
@@ -47,7 +48,7 @@ def _run_posix(launch: Launch) -> Outcome:
         forwarder = _Forwarder(target, own_group, ends=not launch.interactive)
         with forwarder.installed():
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            if launch.relays:
+            if launch.keep_log or launch.echo is not None or launch.stdin == FEED:
                 from bitnet_tuning.launch.relay import relay  # noqa: PLC0415 (most runs do not)
 
                 outcome = relay(child, target, pipes, launch, wait)

@@ -137,7 +137,12 @@ def summed_up(looks: Sequence[tuple[Process, ...]]) -> Watched:
 
     Each look is a tuple of all processes that the run consisted of at one moment.
     """
-    computes = _busiest(process for look in looks for process in look)
+    # A script that starts the engine only waits.
+    computes = max(
+        _by_id(process for look in looks for process in look),
+        default=[],
+        key=lambda seen: sum(thread.ran for thread in _threads(seen)),
+    )
     later = computes[len(computes) // 2 :]  # in the first half, one thread loads the model
     threads = sorted(_threads(later), key=lambda thread: thread.wanted, reverse=True)
     ran = max((thread.ran for thread in threads), default=0.0)
@@ -150,18 +155,13 @@ def summed_up(looks: Sequence[tuple[Process, ...]]) -> Watched:
         if thread.wanted >= ALWAYS_SHARE * most
         or (thread.wanted >= OFTEN_SHARE * most and thread.ran >= RAN_SHARE * ran)
     )
+    sizes = [look.resident for look in later if look.resident is not None]
     return Watched(
         "",
         process=_at_most(later[0], computes),  # a process that exits has no environment any more
         workers=workers,
-        steady=_is_steady(later),
+        steady=bool(sizes) and max(sizes) <= GROWTH * sizes[len(sizes) // 2],
     )
-
-
-def _busiest(seen: Iterable[Process]) -> Sequence[Process]:
-    """Return all looks at the process that ran most: a script that starts the engine only waits."""
-    looks = _by_id(seen)
-    return max(looks, default=[], key=lambda one: sum(each.ran for each in _threads(one)))
 
 
 def _threads(looks: Sequence[Process]) -> list[Thread]:
@@ -197,9 +197,3 @@ def _at_most(process: Process, looks: Sequence[Process]) -> Process:
 
 def _most(sizes: Iterable[int | None]) -> int | None:
     return max((size for size in sizes if size is not None), default=None)
-
-
-def _is_steady(looks: Sequence[Process]) -> bool:
-    """Return whether memory did not grow in the second half of the looks."""
-    sizes = [look.resident for look in looks if look.resident is not None]
-    return bool(sizes) and max(sizes) <= GROWTH * sizes[len(sizes) // 2]
