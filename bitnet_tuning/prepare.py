@@ -92,7 +92,7 @@ def read_facts(request: Request, state: State, root: str = "/") -> Facts:
         from bitnet_tuning.plan.profile import load  # noqa: PLC0415 (many users have none)
 
         profile = load(state, host, engine, choice.model)
-    setting = profile.setting if profile else None
+    setting, file = profile.setting if profile else None, request.prompt_file
     needs_privileges = request.performance or request.memory == LOCKED
     facts = Facts(
         host,
@@ -104,7 +104,7 @@ def read_facts(request: Request, state: State, root: str = "/") -> Facts:
         stdin=_stdin(request, engine),
         privileges=read_privileges() if needs_privileges or (setting and setting.mlock) else None,
         profile=profile,
-        prompt_file_bytes=_file_size(request.prompt_file),
+        prompt_file_bytes=os.path.getsize(file) if file and os.path.isfile(file) else None,
         least_tokens=least_tokens(_prompt(request) or b""),
         force=request.force,
         huge=_huge_pages(root) if request.memory == HUGE else None,
@@ -176,10 +176,6 @@ def _numactl_acts(facts: Facts) -> bool:
 
     node = min(node.id for node in facts.host.nodes)
     return capture((*memory_policy(node, None), "true"), seconds=5).code == 0
-
-
-def _file_size(path: str | None) -> int | None:
-    return os.path.getsize(path) if path is not None and os.path.isfile(path) else None
 
 
 def find_engine(named: str | None, state: State, model_named: str | None = None) -> Engine:

@@ -10,7 +10,6 @@ from bitnet_tuning.engine.known import check_isa, check_pair
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.model.parts import cost_text
-from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.plan.command import build_command, read_by_engine
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.memory import (
@@ -88,9 +87,14 @@ def _computed(request: Request, facts: Facts) -> Plan:
     warnings = (
         *count_warnings(engine.openmp, facts.environ),
         *((f"{engine.path} {_WEAK}",) if lacks_kernels(engine, model.quantization) else ()),
-        *_memory_warnings(host, model),
         *check_context(request, facts),
     )
+    available = host.memory.available
+    if available is not None and model.size > available:
+        sizes = (
+            f"the model takes {size_text(model.size)}, but only {size_text(available)} of memory"
+        )
+        warnings += (f"{sizes} is available: parts of it are read from disk again for every token",)
     return plan.updated(plan.setting, reasons, warnings)
 
 
@@ -132,13 +136,3 @@ def _check_kernels(facts: Facts) -> None:
     if cpu and not cpu & KERNEL_ISA:
         remedy = "this CPU has neither: use a TQ2_0 file of the model with mainline llama.cpp"
     raise UnsupportedError(f"{engine.path} {_WEAK}", f"{remedy} (--force runs it nevertheless)")
-
-
-def _memory_warnings(host: Host, model: ModelFile) -> tuple[str, ...]:
-    available = host.memory.available
-    if available is None or model.size <= available:
-        return ()
-    return (
-        f"the model takes {size_text(model.size)}, but only {size_text(available)} of memory is "
-        "available: parts of it are read from disk again for every token",
-    )

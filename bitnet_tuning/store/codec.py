@@ -396,19 +396,16 @@ class Record(Form):
         name = self.kind.__name__ + "".join(f" with {text}" for text in self.texts)
         if name not in known:
             known[name] = {}  # ends the recursion of a record that contains itself
-            known[name] = self._whole(known)
+            properties = self.properties(known)
+            optional = {self.names.get(field, field) for field in self.later}
+            known[name] = {
+                "description": " ".join((self.kind.__doc__ or "").split()),
+                "type": "object",
+                "properties": properties,
+                "required": [each for each in properties if each not in optional],
+                "additionalProperties": False,
+            }
         return {"$ref": f"#/$defs/{name.replace(' ', '%20')}"}
-
-    def _whole(self, known: dict[str, Any]) -> dict[str, Any]:
-        properties = self.properties(known)
-        optional = {self.names.get(field, field) for field in self.later}
-        return {
-            "description": " ".join((self.kind.__doc__ or "").split()),
-            "type": "object",
-            "properties": properties,
-            "required": [name for name in properties if name not in optional],
-            "additionalProperties": False,
-        }
 
     def properties(self, known: dict[str, Any]) -> dict[str, Any]:
         """Return the schema of each field by its name in JSON."""
