@@ -163,6 +163,13 @@ def test_no_file_is_overwritten(bench: Bench, content: bytes | None) -> None:
     assert "name another file with -o" in bench.error()
 
 
+def test_a_folder_gets_the_copy_under_its_usual_name(bench: Bench) -> None:
+    folder = bench.model.with_name("elsewhere")
+    folder.mkdir()
+    assert bench.slim("-o", str(folder)) == 0
+    assert [path.name for path in folder.iterdir()] == [COPY]
+
+
 def test_the_copy_of_a_linked_model_lies_beside_the_link(bench: Bench) -> None:
     cache = bench.model.parent.parent / "snapshots"
     cache.mkdir()

@@ -93,7 +93,7 @@ def _add_slim(parser: argparse.ArgumentParser) -> None:
     add("file", metavar="FILE", nargs="?", type=expanded, help=_FILE)
     what = f"type of the embedding: {', '.join(slim.PERPLEXITY)} (default: q6_k where it fits)"
     add("--embedding", type=str.lower, choices=slim.PERPLEXITY, metavar="TYPE", help=what)
-    what = "file to write (default: beside FILE, where runs find it)"
+    what = "file to write, or its folder (default: beside FILE, where runs find it)"
     add("-o", "--output", type=expanded, metavar="OUT", help=what)
     add_engine(parser)
     add("--yes", action="store_true", help="accept a type that loses more than q6_k")
@@ -116,7 +116,10 @@ def _slim(options: argparse.Namespace, state: State) -> int:
     if after == model.parts:
         print(f"{model.path} has nothing to gain: {kind} makes no matrix of it smaller")
         return 0
-    out = os.path.abspath(options.output or slim_path(model.path, kind))
+    beside = slim_path(model.path, kind)
+    out = os.path.abspath(options.output or beside)
+    if os.path.isdir(out):
+        out = os.path.join(out, os.path.basename(beside))
     if os.path.lexists(out):
         if wrong := slim.problem(model, after, out):
             remedy = "remove it, or name another file with -o"
