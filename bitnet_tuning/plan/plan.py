@@ -91,10 +91,9 @@ def _computed(request: Request, facts: Facts) -> Plan:
     )
     available = host.memory.available
     if available is not None and model.size > available:
-        sizes = (
-            f"the model takes {size_text(model.size)}, but only {size_text(available)} of memory"
-        )
-        warnings += (f"{sizes} is available: parts of it are read from disk again for every token",)
+        sizes = f"the model takes {size_text(model.size)}, but only {size_text(available)}"
+        why = "parts of it are read from disk again for every token"
+        warnings += (f"{sizes} of memory is available: {why}",)
     return plan.updated(plan.setting, reasons, warnings)
 
 
