@@ -7,13 +7,14 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from bitnet_tuning import demo
+from bitnet_tuning.bench.comparison import Rounds, compare
 from bitnet_tuning.bench.knobs import UNLOCKED
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
 from bitnet_tuning.cli import test_optimizations
@@ -178,6 +179,19 @@ def test_a_file_that_cannot_be_measured_is_no_failure_and_spares_the_plan(
     done = run(engine.cli, "--json", "--seconds", "600", model=original, **working(engine))
     assert (done.failed, done.state("embedding"), done.state("tokens/s")) == ([], "SKIP", "PASS")
     assert "the slim file cannot be measured: " in done.reason("embedding")
+
+
+def test_where_time_is_short_the_plan_is_still_compared_with_upstream(
+    engine: FakeEngine, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(names: Sequence[str], *rest: Any, most: int) -> Rounds:
+        return compare(names, *rest, most=1 if len(names) > 2 else most)
+
+    monkeypatch.setattr(test_optimizations, "compare", short)
+    original, _ = with_slim(tmp_path)
+    done = run(engine.cli, "--json", "--seconds", "600", model=original, **working(engine))
+    assert (done.state("tokens/s"), done.state("embedding")) == ("PASS", "SKIP")
+    assert done.reason("embedding").startswith("a comparison needs 6 rounds, here about ")
 
 
 def test_without_a_slim_copy_the_line_says_what_it_would_gain(

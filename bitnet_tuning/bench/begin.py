@@ -162,10 +162,9 @@ def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Prog
     bench = subject.runner.bench
     choices = Choices(subject.facts, asked, bench.flags if bench else None)
     space, left_out = make_space(choices, subject.default)
-    model, more = subject.facts.model, [note, *left_out]
+    notes, model = (*((note,) if note else ()), *left_out), subject.facts.model
     if subject.facts.beside is None and is_wide(model) and model.path not in demo.MODELS:
-        more.append(f"{cost_text(model)}; {MEASURED}; {slim_advice(model, ())}")
-    notes = tuple(text for text in more if text)
+        notes += (f"{cost_text(model)}; {MEASURED}; {slim_advice(model, ())}",)
     say(*notes)
     return _document(subject, asked, space)._replace(
         notes=notes, warnings=warnings, conditions=Surroundings(before)

@@ -9,13 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from math import ceil
 
-from bitnet_tuning.bench.comparison import (
-    ORIGINAL_FILE,
-    PERFORMANCE,
-    SLIM_FILE,
-    UPSTREAM,
-    Sizes,
-)
+from bitnet_tuning.bench.comparison import FILES, PERFORMANCE, UPSTREAM, Sizes
 from bitnet_tuning.engine.find import GOMP, LLVM, NONE
 from bitnet_tuning.model.parts import output_matrix
 from bitnet_tuning.namedtuple import NamedTuple
@@ -178,7 +172,7 @@ def other_file(facts: Facts, default: Setting) -> tuple[tuple[str, Setting], ...
     matrix = facts.beside and output_matrix(facts.beside.parts)
     if not facts.beside or not matrix:
         return ()
-    name = SLIM_FILE if facts.beside.size < facts.model.size else ORIGINAL_FILE
+    name = FILES[facts.beside.size > facts.model.size]
     return ((name, default._replace(embedding=matrix.type)),)
 
 

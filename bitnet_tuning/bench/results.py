@@ -287,12 +287,10 @@ def engine_facts(engine: Engine, bench: tuple[str, ...] | None) -> EngineFacts:
 
 def model_facts(model: ModelFile, unnamed: bool = False) -> ModelFacts:
     """Return what results keep of a model; ``unnamed`` as in ``ModelFacts``."""
-    shared = {name: getattr(model, name) for name in ModelFacts._fields[:5]}
-    matrix = output_matrix(model.parts)
+    more = {name: getattr(model, name) for name in ModelFacts._fields[:5]}
+    matrix, read = output_matrix(model.parts), bytes_per_token(model.parts)
     kind = matrix.type if matrix else None
-    return ModelFacts(
-        **shared, bytes_per_token=bytes_per_token(model.parts), embedding=kind, unnamed=unnamed
-    )
+    return ModelFacts(**more, bytes_per_token=read, embedding=kind, unnamed=unnamed)
 
 
 def git_commit(folder: str) -> str | None:

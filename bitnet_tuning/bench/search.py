@@ -10,17 +10,8 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from math import log
 
-from bitnet_tuning.bench.comparison import (
-    DEFAULT,
-    FILES,
-    PERFORMANCE,
-    UPSTREAM,
-    CheckFacts,
-    Judged,
-    Round,
-    Rounds,
-    turns,
-)
+from bitnet_tuning.bench import comparison
+from bitnet_tuning.bench.comparison import DEFAULT, UPSTREAM, CheckFacts, Judged, Round, Rounds
 from bitnet_tuning.bench.knobs import Space
 from bitnet_tuning.bench.stages import (
     ALIKE,
@@ -110,6 +101,7 @@ class Search:
         """Whether time was too short to tell if another setting beats the default."""
         self._space = space
         self._fixed = [name for name, _ in space.fixed]
+        self._files = [name for name in self._fixed if name in comparison.FILES]
         self._delay = 0.0
         """Share of the budget by which another file delayed the knobs."""
         self._stacks: dict[str, tuple[Change, ...]] = {DEFAULT: ()}
@@ -177,24 +169,19 @@ class Search:
         entrants = self._variants(DEFAULT, self._space.threads)
         share = THREADS_SHARE + (0.0 if self._space.knobs else KNOBS_SHARE)
         race = Race(self.rounds, DEFAULT, entrants)
-        yield from race.run("threads", share, [n for n in self._fixed if n not in FILES])
+        yield from race.run("threads", share, [n for n in self._fixed if n not in self._files])
         return (yield from self._adopted(race))
 
     def _show_file(self) -> Measures:
         """Compare another file with the default before the knobs, which gain less. If threads seem
         to gain, it runs along in their duel instead."""
         start = self.rounds.spent
-        for name in self._files():
+        for name in self._files:
             for number in range(1, PAIRED_ROUNDS + 1 - self.rounds.measured(name)):
-                order = turns((DEFAULT, name), number)
+                order = comparison.turns((DEFAULT, name), number)
                 if self.rounds.good([name]) and self.rounds.affords(order):
                     yield Measure("fixed", order)
         self._delay = (self.rounds.spent - start) / max(1.0, self.rounds.budget)
-
-    def _files(self) -> list[str]:
-        """Return the names of other files that have not had their rounds yet."""
-        names = (name for name in self._fixed if name in FILES)
-        return [name for name in names if self.rounds.measured(name) < PAIRED_ROUNDS]
 
     def _knobs(self, base: str) -> Choice:
         changes = [change for knob in self._space.knobs for change in knob.changes]
@@ -324,8 +311,8 @@ class Search:
         for name in entrants:
             yield from self._checked(name)
         good = sorted(self.rounds.good(entrants), key=self._simplicity)
-        upstream = [name for name in self._fixed if name == UPSTREAM]
-        duel = Duel(self.rounds, good, [*upstream, *self._files()])
+        due = [n for n in self._files if self.rounds.measured(n) < PAIRED_ROUNDS]
+        duel = Duel(self.rounds, good, [n for n in self._fixed if n == UPSTREAM or n in due])
         if good:
             yield from duel.run()
         return duel
@@ -362,7 +349,7 @@ class Search:
         while their verdict is undecided."""
         judged = self.rounds.judge(name)
         found, rounds = judged.ratio, judged.ratio.count if judged.ratio else 0
-        if name == PERFORMANCE or found is None or rounds < PAIRED_ROUNDS:
+        if name == comparison.PERFORMANCE or found is None or rounds < PAIRED_ROUNDS:
             return rounds < PAIRED_ROUNDS
         is_open = judged.verdict == OPEN and found.high > NARROW * found.low
         return is_open and rounds < LONGER * PAIRED_ROUNDS

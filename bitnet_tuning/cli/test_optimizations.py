@@ -218,25 +218,30 @@ def _speeds(
         runs += [runner.measure(name, settings[name], (TG,)) for name in others]
     good = [run for run in runs if run.problem is None]
     names = [name for name in settings if name in {run.setting for run in good}]
-    rounds = failed = Rounds(Objective(), [Round(1, "first", tuple(runs), 0.0)])
-    if len(names) > 1:
+    found = dict.fromkeys(others, Rounds(Objective(), [Round(1, "first", tuple(runs), 0.0)]))
+    spent = 0.0
+    while len(names) > 1:
         # On a busy machine one of them may be a hundred times as fast as another.
         rate = geometric_mean([max(run.samples[TG]) for run in good])
         runner.sizes = choose_sizes(rate, rate, facts.model.context_length, n_prompt=1)
 
-        say(f"comparing speeds for up to {max(1.0, seconds):.0f} s")
+        say(f"comparing speeds for up to {max(1.0, seconds - spent):.0f} s")
         rounds = compare(
             names,
             lambda name, _: runner.measure(name, settings[name], (TG,)),
             Objective(),
-            seconds,
+            seconds - spent,
             time.monotonic,
             most=VERDICT_ROUNDS if is_small else MOST_SPEED_ROUNDS,
         )
-    for name in others:
-        found = rounds if name in names else failed
-        path = facts.beside.path if facts.beside else ""
-        yield speed_line(found, seconds, earlier, name, path)
+        if not spent or len(rounds) > 1:
+            found |= dict.fromkeys(set(names) & set(others), rounds)
+        # Where there is no time for a verdict on three, there may be for one on two.
+        names = names[:2] if len(names) > 2 and len(rounds) == 1 else []
+        spent += rounds.spent
+    path = facts.beside.path if facts.beside else ""
+    for name, rounds in found.items():
+        yield speed_line(rounds, seconds, earlier, name, path)
 
 
 def summary(lines: Sequence[Line]) -> str:
@@ -269,8 +274,10 @@ def speed_line(
     with the model's other file, at ``path``. ``seconds`` were allowed for them, after ``earlier``
     ones."""
     is_file, is_slim = other in FILES, other == SLIM_FILE
-    name, who = (checks.EMBEDDING, other) if is_file else (NAME, "upstream default")
-    for each, called, state in ((DEFAULT, "plan", FAIL), (other, who, SKIP)):
+    name, who, broken, keys = NAME, "upstream default", FAIL, ("upstream", "planned")
+    if is_file:
+        name, who, broken, keys = checks.EMBEDDING, other, SKIP, ("original", "slim")
+    for each, called, state in ((DEFAULT, "plan", broken), (other, who, SKIP)):
         failures = rounds.failures(each)
         if failures and (rounds.problem(each) or not rounds.count(each)):
             return Line(name, state, f"the {called} cannot be measured: {failures[-1]}")
@@ -282,9 +289,7 @@ def speed_line(
         "verdict": judged.verdict,
         "ratio": judged.ratio._asdict(),
         "floor": judged.floor,
-        **dict(
-            zip(("original", "slim") if is_file else ("upstream", "planned"), speeds, strict=True)
-        ),
+        **dict(zip(keys, speeds, strict=True)),
         "phase": TG,
     }
     if judged.ratio.count < VERDICT_ROUNDS:
