@@ -38,6 +38,7 @@ from bitnet_tuning.bench.comparison import Round, Rounds, Run, Sizes, compare
 from bitnet_tuning.bench.runner import Runner, find_bench
 from bitnet_tuning.bench.statistics import estimate
 from bitnet_tuning.bench.summary import digits, speed
+from bitnet_tuning.cli.arguments import integer
 from bitnet_tuning.console import counted, times
 from bitnet_tuning.engine.builds import verdict_words
 from bitnet_tuning.errors import TuningError
@@ -143,8 +144,12 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("-m", "--model", metavar="FILE", help="the original model")
     copy = "a copy of it; may be repeated (default: those beside it)"
     parser.add_argument("--copy", action="append", default=[], metavar="FILE", help=copy)
-    parser.add_argument("--rounds", type=int, default=12, help="rounds (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=32, help="tokens (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=integer(1), default=12, help="rounds (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tokens", type=integer(1), default=32, help="tokens (default: %(default)s)"
+    )
     counts = "thread counts, with commas (default: 1, and all CPUs up to 2)"
     parser.add_argument("--threads", type=_counts, metavar="COUNTS", help=counts)
     parser.add_argument("--json", metavar="FILE", help="write every sample to this file")
@@ -157,22 +162,28 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split(",")))
+    return tuple(map(integer(1, 512), text.split(",")))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = read_options(arguments)
     if options.show:
-        for engine in json.loads(Path(options.show).read_text())["engines"]:
-            show(engine)
+        try:
+            for engine in json.loads(Path(options.show).read_text())["engines"]:
+                show(engine)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SystemExit(f"{options.show} is no report of this benchmark: {error}") from error
         return 0
     stop_on_signals()
     facts = machine()
     warn_if_busy(facts)
     report = Report(options.json, machine=facts)
     try:
+        report.save()  # so that a place that cannot be written is known at once
         for folder in engine_folders(options.engine):
             measure_engine(folder, options, report)
+    except OSError as error:
+        raise SystemExit(f"cannot write {options.json}: {error.strerror}") from error
     except TuningError as error:
         raise SystemExit(f"{error.cause}; {error.remedy}") from error
     except KeyboardInterrupt:

@@ -95,6 +95,13 @@ def _flush() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), handle)
 
 
+def word(path: str) -> str:
+    """Return a path as a word of a shell command that no program takes for a flag."""
+    from shlex import quote  # noqa: PLC0415 (most runs print no command)
+
+    return quote(f"./{path}" if path.startswith("-") else path)
+
+
 def counted(number: float, noun: str) -> str:
     """Return a number with its noun, such as ``1 thread`` or ``1.5 CPUs``."""
     return f"{number:g} {noun}{'' if number == 1 else 's'}"

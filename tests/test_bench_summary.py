@@ -81,9 +81,7 @@ def test_a_faster_file_that_runs_unnamed_needs_no_command() -> None:
     )
     *_, said, note = Summary(results).remarks()
     assert said.startswith("The original file is ×1.49 (1.48–1.51) as fast ")
-    assert said.endswith(
-        "as the default, but its words may differ; runs that name no model have it"
-    )
+    assert said.endswith("as the default, but its words may differ; to run it, leave out -m")
     assert note == "Note: a run takes 1.5 s"
     found = facts(results)["other file"]
     assert found.startswith("/m/wide.gguf, f16 embedding, ")

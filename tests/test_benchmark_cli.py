@@ -131,7 +131,7 @@ def test_the_slim_copy_beside_the_model_is_found_and_recommended(
     facts = document(output)
     assert (facts["beside"]["path"], facts["beside"]["unnamed"]) == (slim, True)
     assert facts["decision"]["winner"] != "slim file"
-    assert "as the default, but its words may differ; runs that name no model have it" in said
+    assert "as the default, but its words may differ; to run it, leave out -m" in said
     tuning = start(*common, folder=tmp_path)
     said, log = tuning.communicate()
     assert tuning.returncode == 0, log

@@ -235,9 +235,11 @@ def test_a_slim_copy_is_used_in_place_of_a_model_that_nobody_named(
     assert choose(state, checkout, environ={"BITNET_MODEL": path}).model.path == path
 
 
-def test_of_several_slim_copies_the_smallest_is_used(checkout: Path, state: State) -> None:
+def test_of_several_slim_copies_the_smallest_that_loses_little_is_used(
+    checkout: Path, state: State
+) -> None:
     path = add(checkout, DEFAULT)
-    copies = [slim(path), slim(path, "q8_0")]
+    copies = [slim(path), slim(path, "q8_0"), slim(path, "q4_0")]
     assert [copy.path for copy in slim_copies(know(path, state), state)] == copies
     assert choose(state, checkout).model.path == copies[0]
 
@@ -255,6 +257,55 @@ def test_a_model_without_a_name_may_have_a_slim_copy(checkout: Path, state: Stat
     assert slim_copies(know(path, state), state) == ()
     copy = slim(path, general__name="")
     assert [each.path for each in slim_copies(know(path, state), state)] == [copy]
+
+
+@pytest.mark.parametrize("name", [DEFAULT, "models/mine.gguf"])
+def test_a_slim_copy_of_an_older_model_is_not_used(checkout: Path, state: State, name: str) -> None:
+    path = add(checkout, name)
+    os.utime(slim(path), (1, 1))
+    choice = choose(state, checkout)
+    assert choice.model.path == path
+    check = f"check the copy: python3 -m bitnet_tuning model slim {path}"
+    assert choice.note == f"{path} is newer than its slim copy; {check}"
+
+
+def test_a_slim_copy_that_cannot_be_used_is_named(checkout: Path, state: State) -> None:
+    path = add(checkout, DEFAULT)
+    copy = Path(slim(path))
+    copy.write_bytes(copy.read_bytes()[:-40])
+    choice = choose(state, checkout)
+    assert choice.model.path == path
+    assert str(choice.note).startswith(
+        f"not using the copy with a smaller embedding: {copy} is truncated"
+    )
+
+
+def test_the_draft_of_a_copy_is_no_copy(checkout: Path, state: State) -> None:
+    path = str(write_bitnet(checkout / "model"))
+    write_bitnet(checkout / "model-embd-q6_k.slim-draft", embedding="q6_k")
+    write_bitnet(checkout / "model-embd-other", embedding="q6_k")
+    assert slim_copies(know(path, state), state) == ()
+    copy = write_bitnet(checkout / "model-embd-q6_k", embedding="q6_k")
+    assert [each.path for each in slim_copies(know(path, state), state)] == [str(copy)]
+
+
+def test_models_that_differ_in_their_embedding_are_several(checkout: Path, state: State) -> None:
+    add(checkout, "models/a/m.gguf")
+    write_bitnet(checkout / "models" / "a" / "other.gguf", embedding="q6_k")
+    error = refusal(state, checkout)
+    assert error.cause.startswith("found several i2_s models")
+    (checkout / "models" / "b").mkdir()
+    os.rename(checkout / "models/a/other.gguf", checkout / "models/b/m-embd-q6_k.gguf")
+    assert refusal(state, checkout).cause == error.cause.replace("a/other", "b/m-embd-q6_k")
+
+
+def test_of_copies_without_their_original_the_best_is_used(checkout: Path, state: State) -> None:
+    path = add(checkout, "models/m.gguf")
+    copies = [slim(path), slim(path, "q8_0")]
+    Path(path).unlink()
+    os.utime(copies[1], (1, 1))
+    assert choose(state, checkout).model.path == copies[0]
+    assert slim_path(copies[1], "q6_k") == copies[0]
 
 
 def test_the_original_of_a_slim_copy_is_found(tmp_path: Path, state: State) -> None:

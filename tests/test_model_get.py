@@ -95,7 +95,7 @@ def test_a_file_that_is_there_is_not_downloaded_again(checkout: Path, hub: FakeH
     path.write_bytes(hub.files[FILE])
     done = get(checkout, hub.url)
     assert (done.returncode, hub.ranges) == (0, [])
-    assert done.stderr == f"bitnet-tuning: {path} is there already and complete\n"
+    assert done.stderr == f"bitnet-tuning: {path} is there already\n"
 
 
 @pytest.mark.parametrize("more", [b"", b"x"])
@@ -115,6 +115,10 @@ def test_another_repo_has_a_folder_of_its_name(checkout: Path, hub: FakeHub) -> 
     done = get(checkout, hub.url, hub.repository)
     path = checkout / "models/Falcon3-1B/Falcon3-i2_s.gguf"
     assert path.is_file(), done.stderr
+    assert done.stdout.endswith('\npython3 run_inference.py -p "Your prompt here"\n'), "the only"
+    get(checkout, hub.url, hub.repository)  # it is there already
+    write_bitnet(checkout / "models" / "another-i2_s.gguf")
+    done = get(checkout, hub.url, hub.repository)
     assert f"python3 run_inference.py -m {path} -p" in done.stdout
 
 
@@ -190,6 +194,38 @@ def test_a_wrong_checksum_is_an_error_and_nothing_stays(checkout: Path, hub: Fak
     hub.etag = "0" * 64
     assert "had a wrong checksum" in failure(get(checkout, hub.url), 1)
     assert list((checkout / PLACE).parent.iterdir()) == []
+
+
+def test_without_a_checksum_the_file_must_be_a_model(checkout: Path, hub: FakeHub) -> None:
+    whole, hub.etag = hub.files[FILE], "short"
+    hub.files[FILE] = b"<html>" + bytes(1000)
+    cause = failure(get(checkout, hub.url), 1)
+    assert cause.startswith("what was downloaded is not a model but ")
+    assert list((checkout / PLACE).parent.iterdir()) == []
+    partial = checkout / f"{PLACE}.incomplete"
+    partial.write_bytes(b"rest of another file")
+    hub.files[FILE], hub.ranges = whole, []
+    assert get(checkout, hub.url).returncode == 0
+    assert (hub.ranges, (checkout / PLACE).read_bytes()) == ([None], whole)
+
+
+@pytest.mark.parametrize("name", ["..", "a/", "b/.."])
+def test_a_name_that_no_file_has_is_refused(checkout: Path, hub: FakeHub, name: str) -> None:
+    hub.files[name] = b"x"
+    assert failure(get(checkout, hub.url, REPO, name), 2).startswith(f"no such file in {REPO}")
+    assert not (checkout / "models").exists()
+
+
+def test_closed_streams_do_not_matter(checkout: Path, hub: FakeHub) -> None:
+    shell = ["sh", "-c", 'exec "$@" 2>&-', "sh"]
+    assert get(checkout, hub.url, before=shell).returncode == 0
+    assert (checkout / PLACE).read_bytes() == hub.files[FILE]
+
+
+def test_no_password_of_the_endpoint_is_printed(checkout: Path) -> None:
+    cause = failure(get(checkout, "http://user:secret@127.0.0.1:1"), 1)
+    assert cause.startswith("cannot download from http://127.0.0.1:1: ")
+    assert "secret" not in cause
 
 
 def test_the_rest_of_an_earlier_version_is_not_continued(checkout: Path, hub: FakeHub) -> None:

@@ -83,13 +83,15 @@ def test_the_copy_lies_beside_the_model_and_is_named_for_its_embedding(bench: Be
         in out
     )
     assert "greedy text: the copy writes the same 13 characters" in out
-    assert f"python3 run_inference.py -m {bench.copy} " in out
-    ((*flags, kind, threads),) = (run["argv"] for run in bench.engine.quantized())
-    assert flags[:4] == ["--allow-requantize", "--token-embedding-type", "q6_k", str(bench.model)]
+    flags = f"--engine {bench.engine.checkout} -m {bench.copy}"
+    assert f"to use it: python3 run_inference.py {flags} -p" in out
+    assert out.endswith(f"settings for it: python3 benchmark_optimized.py {flags}\n")
+    ((*given, kind, threads),) = (run["argv"] for run in bench.engine.quantized())
+    assert given[:4] == ["--allow-requantize", "--token-embedding-type", "q6_k", str(bench.model)]
     assert (kind, int(threads) > 0) == ("I2_S", True)
-    assert not flags[4].endswith(".gguf"), "a half-written copy is not taken for a model"
+    assert not given[4].endswith(".gguf"), "a half-written copy is not taken for a model"
     texts = [run["argv"] for run in bench.engine.prompts()]
-    assert [argv[argv.index("-m") + 1] for argv in texts] == [flags[3], flags[4]]
+    assert [argv[argv.index("-m") + 1] for argv in texts] == [given[3], given[4]]
 
 
 def test_the_default_model_is_used_from_the_copy_on(
@@ -101,11 +103,10 @@ def test_the_default_model_is_used_from_the_copy_on(
     flags = ["--engine", str(bench.engine.checkout)]
     assert main(["model", "slim", *flags]) == 0
     copy = folder / COPY
-    assert f"runs that name no model use {copy} from now on" in bench.capture.readouterr().out
+    use = f'python3 run_inference.py {" ".join(flags)} -p "Your prompt here"'
+    assert f"to use it: {use}\n" in bench.capture.readouterr().out
     assert main(["model", "slim", *flags]) == 0
-    assert (
-        f"{copy} is already the slim copy of {folder / 'm.gguf'}" in bench.capture.readouterr().out
-    )
+    assert f"{copy} is that copy already\nto use it: {use}\n" in bench.capture.readouterr().out
     monkeypatch.setenv("FAKE_COPY", str(write_bitnet(bench.right, embedding="q8_0")))
     assert main(["model", "slim", "--embedding", "Q8_0", *flags]) == 0
     assert bench.engine.quantized()[-1]["argv"][3] == str(folder / "m.gguf"), "not from the copy"
@@ -138,7 +139,7 @@ def test_a_matrix_that_is_small_already_keeps_its_type(bench: Bench) -> None:
 def test_nothing_to_gain_is_no_error(bench: Bench) -> None:
     write_bitnet(bench.model, embedding="q6_k")
     assert bench.slim() == 0
-    assert "has nothing to gain: q6_k makes no matrix" in bench.capture.readouterr().out
+    assert "has a small embedding already: q6_k" in bench.capture.readouterr().out
     assert bench.left() == []
 
 
@@ -152,6 +153,39 @@ def test_a_copy_that_exists_already_is_checked_and_kept(bench: Bench) -> None:
     assert bench.engine.quantized() == []
 
 
+def test_a_copy_that_is_right_is_made_as_new_as_the_model(bench: Bench) -> None:
+    shutil.copyfile(bench.right, bench.copy)
+    os.utime(bench.copy, (1, 1))
+    assert bench.slim() == 0
+    assert bench.copy.stat().st_mtime >= bench.model.stat().st_mtime
+    bench.model.chmod(0o600)
+    bench.copy.unlink()
+    assert bench.slim() == 0
+    assert bench.copy.stat().st_mode == bench.model.stat().st_mode
+
+
+def test_a_copy_of_a_copy_without_its_original_says_so(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = bench.model.with_name("m-embd-q8_0.gguf")
+    write_bitnet(large, embedding="q8_0")
+    bench.model.unlink()
+    assert bench.slim(file=large) == 0
+    assert f"{large} has a small embedding already: q8_0" in bench.capture.readouterr().out
+    assert bench.slim("--embedding", "q6_k", file=large) == 0
+    assert bench.left() == [COPY, large.name]
+    assert "it loses more than q6_k made from the original" in bench.capture.readouterr().out
+
+
+def test_the_copy_may_have_another_place(bench: Bench) -> None:
+    place = bench.model.parent / "new"
+    assert bench.slim("-o", f"{place}/") == 2
+    assert bench.left() == []
+    shutil.copyfile(bench.right, bench.copy)
+    assert bench.slim("-o", str(place), file=bench.copy) == 0
+    assert bench.left() == [COPY, "new"], "made although there is another copy"
+
+
 @pytest.mark.parametrize("content", [b"notes", None], ids=["another file", "the model itself"])
 def test_no_file_is_overwritten(bench: Bench, content: bytes | None) -> None:
     place = bench.model.with_name("notes.txt") if content else bench.model
@@ -160,7 +194,9 @@ def test_no_file_is_overwritten(bench: Bench, content: bytes | None) -> None:
     before = place.read_bytes()
     assert bench.slim("-o", str(place)) == 2
     assert place.read_bytes() == before
-    assert "name another file with -o" in bench.error()
+    error = bench.error()
+    assert "name another file with -o" in error
+    assert ("is the model itself" in error) is (content is None)
 
 
 def test_a_folder_gets_the_copy_under_its_usual_name(bench: Bench) -> None:

@@ -881,7 +881,8 @@ def test_the_hint_names_the_slim_copy_beside_the_model(
 ) -> None:
     copy = write_bitnet(tmp_path / "m-embd-q6_k.gguf", embedding="q6_k")
     (hint,) = hints(bench, tmp_path / "home", wide, PLAIN)
-    assert hint.endswith(f"as fast); run the copy with a smaller embedding: -m {copy}")
+    advice = "run the copy with a smaller embedding: python3 run_inference.py"
+    assert hint.endswith(f"as fast); {advice} -m {copy}")
     assert hints(bench, tmp_path / "home", copy, PLAIN) == []
 
 

@@ -30,7 +30,7 @@ from bitnet_tuning.machine.conditions import Conditions
 from bitnet_tuning.machine.host import host_facts
 from bitnet_tuning.machine.warnings import warnings_before
 from bitnet_tuning.model.find import choose_model, file_beside
-from bitnet_tuning.model.parts import MEASURED, cost_text, is_wide, slim_advice
+from bitnet_tuning.model.parts import gain_text, is_wide, slim_advice
 from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.plan import make_plan
@@ -164,7 +164,7 @@ def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Prog
     space, left_out = make_space(choices, subject.default)
     notes, model = (*((note,) if note else ()), *left_out), subject.facts.model
     if subject.facts.beside is None and is_wide(model) and model.path not in demo.MODELS:
-        notes += (f"{cost_text(model)}; {MEASURED}; {slim_advice(model, ())}",)
+        notes += (f"{gain_text(model)}; {slim_advice(model, ())}",)
     say(*notes)
     return _document(subject, asked, space)._replace(
         notes=notes, warnings=warnings, conditions=Surroundings(before)
@@ -194,7 +194,7 @@ def _document(subject: Subject, asked: Assignment, space: Space) -> Results:
         options=asked,
         host=host_facts(facts.host),
         engine=engine_facts(facts.engine, bench.program if bench else None),
-        model=model_facts(facts.model),
+        model=model_facts(facts.model, _runs_unnamed(facts.model)),
         beside=model_facts(beside, _runs_unnamed(beside)) if beside else None,
         space=space,
         settings={DEFAULT: space.default, **dict(space.fixed)},
@@ -230,12 +230,14 @@ def resume(subject: Subject, earlier: Results, stop: Stop, shown: Progress) -> R
 def _check_same(subject: Subject, earlier: Results) -> None:
     new = _document(subject, earlier.options, earlier.space)
     passing: dict[str, Any] = {"memory_available": None, "memory_total": None, "governor": None}
+    # Whether it runs where no model is named depends on the folder and on variables.
+    others = [each.beside and each.beside._replace(unnamed=False) for each in (earlier, new)]
     parts = {
         "machine": (earlier.host._replace(**passing), new.host._replace(**passing)),
         "engine": (earlier.engine, new.engine),
         # Older results have fewer facts of a model.
         "model": (earlier.model[:6], new.model[:6]),
-        "other file of the model": (earlier.beside, earlier.beside and new.beside),
+        "other file of the model": (others[0], others[0] and others[1]),
         "program": (earlier.program.version, new.program.version),
         f"default setting (it was: {describe(earlier.space.default)}; "
         f"it is: {describe(subject.default)})": (earlier.space.default, subject.default),

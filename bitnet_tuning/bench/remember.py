@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from shlex import quote
 from statistics import median
 
 from bitnet_tuning.bench.begin import Subject
@@ -45,9 +46,10 @@ def remembered(
     mark = store(state, profile)
     if mark is None:
         return not_remembered(str(state.warning))
-    what = f"run_inference.py now uses {name} automatically"
+    flag = "" if results.model.unnamed else f" -m {quote(results.model.path)}"
+    what = f"run_inference.py{flag} now uses {name} automatically"
     if setting is None:
-        what = "no setting beat the default, so run_inference.py keeps using it"
+        what = f"no setting beat the default, so run_inference.py{flag} keeps using it"
     return Kept(True, mark, f"Saved: {what} (profile {mark}).")
 
 

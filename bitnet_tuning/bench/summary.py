@@ -192,7 +192,7 @@ class Summary:
         for row in self.rows:
             if other and row.name in FILES and row.to_default and row.verdict == FASTER:
                 how = f"to run it: -m {quote(other.path)}"
-                how = "runs that name no model have it" if other.unnamed else how
+                how = "to run it, leave out -m" if other.unnamed else how
                 gain = f"is {times(*row.to_default)} as fast as the default"
                 return f"The {row.name} {gain}, but its words may differ; {how}"
         return None

@@ -5,23 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 from collections.abc import Sequence
-from shlex import quote
 from typing import Any
 
 from bitnet_tuning.bench.llama_bench import FailedRunError
 from bitnet_tuning.bench.runner import Patience, run_cli
 from bitnet_tuning.bench.words import QUESTION, TOKENS, difference
 from bitnet_tuning.cli.arguments import Parser, add_engine, expanded
-from bitnet_tuning.console import Progress, aligned, say, size_text
+from bitnet_tuning.console import Progress, aligned, printable, say, size_text, word
 from bitnet_tuning.engine.find import find_quantizer, locate_all
 from bitnet_tuning.errors import MissingError, TuningError, UnsupportedError, UsageError
 from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.model import slim
 from bitnet_tuning.model.find import (
-    DEFAULT,
     REPOSITORY,
+    Choice,
+    is_older,
     know,
     original_of,
     slim_copies,
@@ -30,9 +31,10 @@ from bitnet_tuning.model.find import (
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.model.parts import (
     MEASURED,
+    SLIM,
     WIDE,
     bytes_per_token,
-    cost_text,
+    gain_text,
     is_wide,
     output_matrix,
     possible_gain,
@@ -40,19 +42,25 @@ from bitnet_tuning.model.parts import (
     slim_type,
     slimmed,
 )
-from bitnet_tuning.model.types import ModelFile, Part, part_paths
+from bitnet_tuning.model.types import EMBEDDING, OUTPUT, TERNARY, ModelFile, Part, part_paths
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.prepare import engine_folders, find_model, find_pair, prepare, slow_drive
 from bitnet_tuning.store.codec import to_json
 from bitnet_tuning.store.state import State, default_folder
 from bitnet_tuning.verify.selftest import continuation, first_difference
 
+ACTIONS = ("show", "slim", "get")
+
+_SLIM = "python3 -m bitnet_tuning model slim"
+
 _FILE = "GGUF model file (default: the one that a run would use)"
 
 
 def run(arguments: list[str]) -> int:
     """Run one of the subcommands."""
-    options = _parser().parse_args(arguments or ["show"])
+    if not arguments or (arguments[0] not in ACTIONS and not arguments[0].startswith("-")):
+        arguments = ["show", *arguments]
+    options = _parser().parse_args(arguments)
     state = State(default_folder(os.environ))
     try:
         code: int = options.action(options, state)
@@ -103,12 +111,12 @@ def _slim(options: argparse.Namespace, state: State) -> int:
     kind: str | None = options.embedding
     if kind and not options.yes:
         slim.check_loss(kind)
-    named = Request(engine=options.engine, model=options.file, prompt=QUESTION)
-    request = named._replace(n_predict=TOKENS, ctx_size=512, temperature=0.0)
-    facts, plan = prepare(request)
-    model = original_of(facts.model, state) or facts.model
-    if model is not facts.model and kind is None:
-        print(f"{facts.model.path} is already the slim copy of {model.path}")
+    found = find_pair(options.engine, options.file, state)[1].model
+    model = original_of(found, state) or found
+    matrices = [part for part in model.parts if part.name in (EMBEDDING, OUTPUT)]
+    if kind is None and not any(part.type in WIDE for part in matrices):
+        kinds = "/".join(part.type for part in matrices)
+        print(f"{model.path} has a small embedding already: {kinds}")
         return 0
     kind = kind or slim_type(model)
     slim.check_model(model, kind)
@@ -116,38 +124,61 @@ def _slim(options: argparse.Namespace, state: State) -> int:
     if after == model.parts:
         print(f"{model.path} has nothing to gain: {kind} makes no matrix of it smaller")
         return 0
-    beside = slim_path(model.path, kind)
-    out = os.path.abspath(options.output or beside)
-    if os.path.isdir(out):
-        out = os.path.join(out, os.path.basename(beside))
+    out = _place(options.output, slim_path(model.path, kind))
     if os.path.lexists(out):
+        if os.path.realpath(out) == os.path.realpath(model.path):
+            raise UsageError(f"{out} is the model itself", "name another file with -o")
         if wrong := slim.problem(model, after, out):
             remedy = "remove it, or name another file with -o"
             raise UsageError(f"{out} exists and is not that copy: it {wrong}", remedy)
-        print(f"{out} is that copy already", _use(out, options, state), sep="\n")
+        if is_older(model._replace(path=out), model):
+            os.utime(out)  # so that runs use it again
+        print(printable(f"{out} is that copy already\n{_use(out, options, state)}"))
         return 0
-    program, facts = find_quantizer(facts.engine), facts._replace(model=model)
-    size = slim.size_of(model, after, facts.host.memory.available)
     try:
-        with Stop() as stop, stop.interruptible(), slim.drafted(out, size) as draft:
-            say(f"writing {out}")
-            argv = slim.command(program, model, after, draft, plan.setting.threads_batch)
-            with Progress(size, lambda done: f"{size_text(done)} of {size_text(size)}") as shown:
-                slim.write(argv, draft, size, shown)
-            say("comparing it with the model, and generating a text with both")
-            if wrong := slim.problem(model, after, draft):
-                raise slim.failed(draft, size, f"the copy {wrong}")
-            with_copy = facts._replace(model=read_model(draft))
-            ours, theirs = (_text(each, plan, request) for each in (facts, with_copy))
-            if ours and not theirs:
-                raise UnsupportedError("the engine writes nothing with the copy")
+        compared = _write(model, after, out, options.engine)
     except Stopped as end:
         say(f"stopped by {end}: nothing was written")
         return 128 + end.number
-    sizes = f"{out}: {size_text(size)}, the model: {size_text(model.size)}"
-    lines = [sizes, *_gains(model, after), _compared(ours, theirs), _use(out, options, state)]
-    print("\n".join(lines))
+    sizes = f"{out}: {size_text(os.path.getsize(out))}, the model: {size_text(model.size)}"
+    lines = [sizes, *_gains(model, after), compared, _use(out, options, state)]
+    print(printable("\n".join(lines)))
     return 0
+
+
+def _place(named: str | None, beside: str) -> str:
+    """Return the path of the copy: that of the flag -o, which may be a folder, else ``beside``."""
+    if not named:
+        return os.path.abspath(beside)
+    if os.path.isdir(named):
+        return os.path.join(os.path.abspath(named), os.path.basename(beside))
+    if named.endswith(os.sep):
+        raise UsageError(f"no such folder: {named}", "make it first, or name a file")
+    return os.path.abspath(named)
+
+
+def _write(model: ModelFile, after: Sequence[Part], out: str, engine: str | None) -> str:
+    """Write the copy, compare it with the model, and return how its text differs. Raise TuningError
+    or Stopped, and leave nothing behind then."""
+    named = Request(engine=engine, model=model.path, prompt=QUESTION)
+    request = named._replace(n_predict=TOKENS, ctx_size=512, temperature=0.0)
+    facts, plan = prepare(request)
+    program = find_quantizer(facts.engine)
+    size = slim.size_of(model, after, facts.host.memory.available)
+    with Stop() as stop, stop.interruptible(), slim.drafted(out, size) as draft:
+        say(f"writing {out} from {model.path}")
+        argv = slim.command(program, model, after, draft, plan.setting.threads_batch)
+        with Progress(size, lambda done: f"{size_text(done)} of {size_text(size)}") as shown:
+            slim.write(argv, draft, size, shown)
+        say("comparing it with the model, and generating a text with both")
+        shutil.copymode(model.path, draft)
+        if wrong := slim.problem(model, after, draft):
+            raise slim.failed(draft, size, f"the copy {wrong}")
+        with_copy = facts._replace(model=read_model(draft))
+        ours, theirs = (_text(each, plan, request) for each in (facts, with_copy))
+        if ours and not theirs:
+            raise UnsupportedError("the engine writes nothing with the copy")
+    return _compared(ours, theirs)
 
 
 def _text(facts: Facts, plan: Plan, request: Request) -> str:
@@ -160,7 +191,7 @@ def _text(facts: Facts, plan: Plan, request: Request) -> str:
 
 
 def _gains(model: ModelFile, after: Sequence[Part]) -> list[str]:
-    """Return what each smaller matrix gains, and how to measure it."""
+    """Return what each smaller matrix gains."""
     whole, now, then = output_matrix(model.parts), *map(bytes_per_token, (model.parts, after))
     lines = []
     for old, new in zip(model.parts, after, strict=True):
@@ -170,10 +201,12 @@ def _gains(model: ModelFile, after: Sequence[Part]) -> list[str]:
         if old is whole and now and then:
             read = f"{size_text(then)} instead of {size_text(now)} read per token"
             text = f"{read}: up to ×{now / then:.2f} as fast"
+            text += f" ({MEASURED})" if (old.type, new.type) == ("f16", SLIM) else ""
+        if old.type not in WIDE:
+            text += f"; it loses more than {new.type} made from the original"
         sizes = f"{old.type} {size_text(old.size)}, now {new.type} {size_text(new.size)}"
         lines.append(f"{old.name}: {sizes}; {text}")
-    measure = f"python3 benchmark_optimized.py -m {quote(model.path)}"
-    return [*lines, f"{MEASURED}; to measure it here: {measure}"]
+    return lines
 
 
 def _compared(ours: str, theirs: str) -> str:
@@ -181,42 +214,54 @@ def _compared(ours: str, theirs: str) -> str:
     at = first_difference(ours, theirs)
     found = f"the copy writes the same {at} characters"
     if at < min(len(ours), len(theirs)):
-        found = f"from character {at + 1} on, it {difference(theirs, ours, 'than the model')}"
+        differs = difference(theirs, ours, "than the model")
+        found = f"from character {at + 1} on, it {differs}. Small differences are normal"
     return f"all other tensors and the metadata are those of the model; greedy text: {found}"
 
 
 def _use(out: str, options: argparse.Namespace, state: State) -> str:
-    """Return which file runs from now on."""
+    """Return how to run the copy, and how to tune it."""
+    flags = _flags(out, options.engine, state)
+    use = f'to use it: python3 run_inference.py{flags} -p "Your prompt here"'
+    return f"{use}\nto measure it, and settings for it: python3 benchmark_optimized.py{flags}"
+
+
+def _flags(path: str, engine: str | None, state: State) -> str:
+    """Return the flags with which a run has that engine and model, where it needs any."""
+    flags = f" --engine {word(engine)}" if engine else ""
     try:
-        used = os.path.abspath(find_pair(options.engine, None, state)[1].model.path)
+        used = _choice(None, engine, state).model.path
     except TuningError:
-        used = None
-    if used == out:
-        return f"runs that name no model use {out} from now on"
-    return f'to use it: python3 run_inference.py -m {quote(out)} -p "Your prompt here"'
+        used = ""
+    return flags if os.path.realpath(used) == os.path.realpath(path) else f"{flags} -m {word(path)}"
 
 
 def _get(options: argparse.Namespace, state: State) -> int:
     from bitnet_tuning.model.download import get_model  # noqa: PLC0415 (few commands download)
 
     model = know(get_model(options.repo, options.file, engine_folders()), state)
-    flag = "" if model.path.endswith(DEFAULT) else f" -m {quote(model.path)}"
-    lines = [*_lines(model, state), "", "To run it:"]
-    print("\n".join([*lines, f'python3 run_inference.py{flag} -p "Your prompt here"']))
+    run = f'python3 run_inference.py{_flags(model.path, None, state)} -p "Your prompt here"'
+    print(printable("\n".join([*_lines(model, state), "", "To run this file:", run])))
     return 0
 
 
-def _show(options: argparse.Namespace, state: State) -> int:
+def _choice(file: str | None, engine: str | None, state: State) -> Choice:
+    """Return the model that a run with these flags has, also where there is no engine."""
     try:
-        engine = locate_all(options.engine, os.environ, engine_folders())[0]
+        located = locate_all(engine, os.environ, engine_folders())[0]
     except MissingError:
-        if options.engine:
+        if engine:
             raise
-        engine = None
-    choice = find_model(options.file, engine, state)
+        return find_model(file, None, state)
+    return find_model(file, located, state)
+
+
+def _show(options: argparse.Namespace, state: State) -> int:
+    choice = _choice(options.file, options.engine, state)
     say(choice.note)
     model = choice.model
-    print(json.dumps(_facts(model), indent=2) if options.json else "\n".join(_lines(model, state)))
+    text = json.dumps(_facts(model), indent=2) if options.json else "\n".join(_lines(model, state))
+    print(printable(text))
     return 0
 
 
@@ -239,19 +284,22 @@ def _lines(model: ModelFile, state: State) -> list[str]:
 
 def _notes(model: ModelFile, state: State) -> list[str]:
     """Return sentences about what wastes bytes or time, and about copies; the advice is last."""
-    notes = [slow_drive(model.path, Root(), wsl=True)]
+    notes, kind = [slow_drive(model.path, Root(), wsl=True)], slim_type(model)
     if original := original_of(model, state):
-        notes.append(f"made from {original.path}: {cost_text(original)}")
+        before, now = (bytes_per_token(each.parts) for each in (original, model))
+        gain = f": up to ×{before / now:.2f} as fast as that" if before and now else ""
+        notes.append(f"made from {original.path}{gain}")
+        if is_older(model, original):
+            notes.append(f"older than that, so check it: {_SLIM} {word(original.path)}")
     if is_wide(model):
-        notes.append(f"{cost_text(model)}; {MEASURED}")
+        notes.append(gain_text(model))
     # A token reads all of the output matrix, but of a token embedding beside it a single row.
-    kind = slim_type(model)
     parts = [part for part in model.parts if part.type in WIDE and part.read != part.size]
     saved = sum(part.size for part in parts) - sum(part.size for part in slimmed(parts, kind))
     if saved:
         less = f"{size_text(saved)} less memory"
         notes.append(f"token embedding, one row read per token (in {kind} {less}, not faster)")
-    if saved or is_wide(model):
+    if (saved and model.quantization in TERNARY) or is_wide(model):
         notes.append(slim_advice(model, slim_copies(model, state)))
     return [note for note in notes if note]
 

@@ -11,7 +11,7 @@ from bitnet_tuning.engine.known import check_pair
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.cgroups import mount_holding
 from bitnet_tuning.machine.warnings import MEMORY, MEMORY_FACTOR, SWAPPED
-from bitnet_tuning.model.parts import MEASURED, cost_text, is_wide, slim_advice
+from bitnet_tuning.model.parts import gain_text, is_wide, slim_advice
 from bitnet_tuning.model.types import I2_S, TERNARY
 
 _TO_I2_S = "convert the model: python3 setup_env.py -md MODEL_FOLDER -q i2_s"
@@ -37,12 +37,12 @@ def _model(case: Case) -> Finding | None:
 
 def _embedding(case: Case) -> Finding | None:
     model = case.known_model
-    text = model and cost_text(model)
+    text = model and gain_text(model)
     if not model or not text or case.model_path in demo.MODELS:
         return None
     if not is_wide(model):
         return good(text)
-    return warn(f"{text}; {MEASURED}", slim_advice(model, case.slim_copies))
+    return warn(text, slim_advice(model, case.slim_copies))
 
 
 def _drive(case: Case) -> Finding | None:

@@ -6,15 +6,21 @@ import errno
 import os
 import shutil
 import sys
+import sysconfig
 from collections.abc import Sequence
 from shlex import quote
 from typing import Any
 
 from bitnet_tuning.console import say, size_text
 from bitnet_tuning.errors import MissingError, TuningError, UsageError, cause_of
+from bitnet_tuning.launch.failure import shorten
 from bitnet_tuning.model.find import REPOSITORY
+from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.model.types import I2_S
-from bitnet_tuning.store.state import hold
+from bitnet_tuning.store.state import hold_named
+
+_LONGEST = 400
+"""Most characters of a server's text that are shown."""
 
 _ROOM = "make room, or replace the folder models with a link to one on another disk"
 
@@ -29,14 +35,18 @@ def get_model(repository: str, file: str | None, folders: Sequence[str]) -> str:
     except ImportError as error:
         raise MissingError(
             f"downloading a model needs huggingface_hub 0.25 or later ({error})",
-            f"install it: {quote(sys.executable)} -m pip install -U huggingface_hub",
+            f"install it: {_installation()}",
         ) from error
+    if file is not None and os.path.basename(file) in ("", ".", ".."):
+        raise UsageError(f"no such file in {repository}: {file}", "name a .gguf file")
     try:
         name = file or _choose(repository, hub.model_info(repository).siblings or ())
         facts = hub.get_hf_file_metadata(hub.hf_hub_url(repository, name))
         if not facts.commit_hash:
             raise ConnectionError("what answers is not the Hugging Face Hub")
         path = _place(repository, name, folders)
+        if sys.stderr is None:  # where huggingface_hub would draw its bars
+            hub.utils.disable_progress_bars()
         if not os.path.exists(path):
             url = hub.hf_hub_url(repository, name, revision=facts.commit_hash)
             _download(url, path, facts.size, facts.etag)
@@ -45,7 +55,7 @@ def get_model(repository: str, file: str | None, folders: Sequence[str]) -> str:
                 f"{path} differs from the file in {repository}", "to download that, move it away"
             )
         else:
-            say(f"{path} is there already and complete")
+            say(f"{path} is there already")
     except TuningError:
         raise
     except HFValidationError as error:
@@ -55,12 +65,21 @@ def get_model(repository: str, file: str | None, folders: Sequence[str]) -> str:
     return path
 
 
+def _installation() -> str:
+    """Return the command that installs huggingface_hub."""
+    marker = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
+    if sys.prefix == sys.base_prefix and os.path.exists(marker):  # pip refuses (PEP 668)
+        pip = "python3 -m venv .venv && .venv/bin/pip install huggingface_hub"
+        return f"{pip} && .venv/bin/python -m bitnet_tuning model get"
+    return f"{quote(sys.executable)} -m pip install -U huggingface_hub"
+
+
 def _choose(repository: str, entries: Sequence[Any]) -> str:
     files = [entry.rfilename for entry in entries if entry.rfilename.lower().endswith(".gguf")]
     found = [name for name in files if I2_S in name.lower() or len(files) == 1]
     if len(found) == 1:
         return str(found[0])
-    listed = "name one of them after the repo: " + ", ".join(found or files)
+    listed = "name one of them after the repo: " + shorten(", ".join(found or files), _LONGEST)
     count = "several models" if files else "no GGUF file"
     raise MissingError(f"{repository} has {count}", listed if files else "name another repo")
 
@@ -87,11 +106,12 @@ def _download(url: str, path: str, size: int | None, etag: str | None) -> None:
     folder, partial = os.path.dirname(path), f"{path}.incomplete"
     os.makedirs(folder, exist_ok=True)
     with open(partial, "ab") as file:
-        if not hold(file.fileno()):
+        if not hold_named(file, partial):
             raise TuningError(f"another process is downloading {path}", "wait until it has ended")
-        if size is not None and file.tell() > size:  # of an earlier version of the file
-            file.truncate(0)
+        # It may be of an earlier version of the file, which only a checksum shows afterwards.
         done = file.seek(0, os.SEEK_END)
+        if not _is_checksum(etag) or (size is not None and done > size):
+            done = file.truncate(0)
         missing, free = (size or 0) - done, shutil.disk_usage(folder).free
         if missing > free:
             lack = f"{size_text(missing)} to download, {size_text(free)} free"
@@ -101,25 +121,38 @@ def _download(url: str, path: str, size: int | None, etag: str | None) -> None:
         try:
             http_get(url, file, resume_size=done, expected_size=size, **more)
         except BaseException:
-            say(f"{size_text(file.tell())} are kept; the same command continues there")
+            if _is_checksum(etag) and file.tell():
+                say(f"{size_text(file.tell())} are kept; the same command continues there")
             raise
     if _differs(partial, size, etag):
         os.unlink(partial)
         raise TuningError(
             f"the download of {url} had a wrong checksum; it was deleted", "download it again"
         )
+    if not _is_checksum(etag) and path.lower().endswith(".gguf"):
+        try:
+            read_model(partial)
+        except MissingError as error:
+            os.unlink(partial)
+            cause = error.cause.replace(partial, "what was downloaded")
+            raise TuningError(f"{cause}; it was deleted", "download it again") from error
     os.replace(partial, path)
 
 
+def _is_checksum(etag: str | None) -> bool:
+    """Return whether an ETag is the SHA-256 of the file, as the Hub's is for large files."""
+    return etag is not None and len(etag) == 64
+
+
 def _differs(path: str, size: int | None, etag: str | None) -> bool:
-    """Return whether a file differs from the published one. The Hub's ETag of a large file is its
-    SHA-256, which huggingface_hub does not check."""
+    """Return whether a file is known to differ from the published one. huggingface_hub checks the
+    size only."""
     from huggingface_hub.utils.sha import sha_fileobj  # noqa: PLC0415 (an extra)
 
     if size is not None and os.path.getsize(path) != size:
         return True
     with open(path, "rb") as file:
-        return etag is not None and len(etag) == 64 and sha_fileobj(file).hex() != etag
+        return _is_checksum(etag) and sha_fileobj(file).hex() != etag
 
 
 def _explained(error: Exception, repository: str, endpoint: str) -> TuningError:
@@ -130,13 +163,15 @@ def _explained(error: Exception, repository: str, endpoint: str) -> TuningError:
         remedy = _ROOM if error.errno in (errno.ENOSPC, errno.EDQUOT) else access
         return TuningError(f"cannot write the model: {cause_of(error)}", remedy)
     answer: Any = getattr(error, "response", None)
+    scheme, _, place = endpoint.partition("://")
+    endpoint = f"{scheme}://{place.rpartition('@')[2]}"  # without a password
     page = f"{endpoint}/{repository}"
     if answer is None:
         why = cause_of(error).partition("\n")[0]
         remedy = "check the network, HTTPS_PROXY and HF_ENDPOINT, and run the same command again"
         return TuningError(f"cannot download from {endpoint}: {why}", remedy)
     code, text = (answer.headers.get(f"X-Error-{part}", "") for part in ("Code", "Message"))
-    said = " ".join(filter(None, (f"HTTP {answer.status_code}", code, text)))
+    said = shorten(" ".join(filter(None, (f"HTTP {answer.status_code}", code, text))), _LONGEST)
     if code == "EntryNotFound":
         return MissingError(f"there is no such file in {page}", f"its files: {page}/tree/main")
     if answer.status_code in (401, 403, 404):

@@ -5,9 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 
+from bitnet_tuning.console import word
 from bitnet_tuning.errors import MissingError, TuningError
-from bitnet_tuning.model.parts import cost_text, is_copy, is_wide, slim_advice
-from bitnet_tuning.model.types import I2_S, ModelFile, part_paths
+from bitnet_tuning.model.parts import (
+    GENTLE,
+    cost_text,
+    is_copy,
+    is_wide,
+    output_matrix,
+    slim_advice,
+)
+from bitnet_tuning.model.types import I2_S, ModelFile, is_type, part_paths
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.store.codec import Moment
 from bitnet_tuning.store.state import State, identity, moment
@@ -66,7 +74,7 @@ def choose_model(
             return _slim_choice(know(path, state), "the default path", state)
     wrong: list[str] = []
     every = _i2_s_files(folders, state, wrong)
-    found = [each for each in every if not any(is_copy(each, other) for other in every)]
+    found = [each for each in every if not any(_belongs(each, other) for other in every)]
     if len(found) == 1:
         return _slim_choice(found[0], "the only i2_s file under models/", state)
     if found:
@@ -87,51 +95,90 @@ def choose_model(
 
 def _slim_choice(model: ModelFile, reason: str, state: State) -> Choice:
     """Return a model, or its slim copy if the user made one."""
-    copies = slim_copies(model, state)
+    wrong: list[str] = []
+    copies = slim_copies(model, state, wrong)
     if not copies:
-        return Choice(model, reason)
+        note = f"not using the copy with a smaller embedding: {wrong[0]}" if wrong else None
+        return Choice(model, reason, note)
+    if is_older(copies[0], model):
+        check = f"check the copy: python3 -m bitnet_tuning model slim {word(model.path)}"
+        return Choice(model, reason, f"{model.path} is newer than its slim copy; {check}")
     note = f"using {copies[0].path}, the copy of the model with a smaller embedding"
     return Choice(copies[0], f"the slim copy of {reason}", note)
 
 
+def is_older(copy: ModelFile, model: ModelFile) -> bool:
+    """Return whether a slim copy may be one of an earlier version of the model."""
+    # Only ``model slim`` compares the weights: headers of two versions are often the same.
+    return os.path.getmtime(copy.path) < os.path.getmtime(model.path)
+
+
+def _belongs(copy: ModelFile, model: ModelFile) -> bool:
+    """Return whether a file is a slim copy of a model by its place, its name and its header."""
+    (stem, end), (other, other_end) = os.path.splitext(copy.path), os.path.splitext(model.path)
+    before = _unmarked(stem)
+    is_named = before != stem and (before, end) == (_unmarked(other), other_end)
+    return is_named and is_copy(copy, model)
+
+
 def slim_path(path: str, kind: str) -> str:
-    """Return the path of a model's copy whose embedding has the type named ``kind``."""
+    """Return the path of a model's copy whose embedding has the type named ``kind``; ``path`` may
+    be that of another copy."""
     stem, end = os.path.splitext(path)
-    return f"{stem}{MARK}{kind}{end}"
+    return f"{_unmarked(stem)}{MARK}{kind}{end}"
 
 
-def slim_copies(model: ModelFile, state: State) -> tuple[ModelFile, ...]:
-    """Return a model's copies with a smaller embedding that lie beside it, the smallest first."""
-    folder, name = os.path.split(model.path)
-    stem, end = os.path.splitext(name)
+def _unmarked(stem: str) -> str:
+    """Return the name of the original for that of a slim copy, else the same name; both without
+    their ends."""
+    before, _, kind = stem.rpartition(MARK)
+    return before if is_type(kind) else stem
+
+
+def slim_copies(
+    model: ModelFile, state: State, wrong: list[str] | None = None
+) -> tuple[ModelFile, ...]:
+    """Return a model's copies with a smaller embedding that lie beside it, the best one to run
+    first: those in GENTLE types come before others, and smaller ones before larger. Append to
+    ``wrong`` why files with a name of such a copy cannot be used."""
+    folder = os.path.dirname(model.path)
+    stem, end = os.path.splitext(os.path.basename(model.path))
     try:
         names = sorted(os.listdir(folder or "."))
     except OSError:
         return ()
     copies = []
     for each in names:
-        if each.startswith(stem + MARK) and each.endswith(end):
-            try:
-                copies.append(know(os.path.join(folder, each), state))
-            except TuningError:
-                continue
-    return tuple(
-        sorted((copy for copy in copies if is_copy(copy, model)), key=lambda copy: copy.size)
-    )
+        before, path = os.path.splitext(each), os.path.join(folder, each)
+        if before[1] != end or _unmarked(before[0]) != _unmarked(stem) or before[0] == stem:
+            continue
+        try:
+            if not os.access(path, os.R_OK):  # its header may be stored all the same
+                raise MissingError(f"{path} may not be read")
+            copies.append(know(path, state))
+        except TuningError as error:
+            if wrong is not None and before[0] != _unmarked(stem):
+                wrong.append(error.cause)
+    return tuple(sorted((each for each in copies if _belongs(each, model)), key=_rank))
+
+
+def _rank(copy: ModelFile) -> tuple[bool, int]:
+    matrix = output_matrix(copy.parts)
+    return matrix is None or matrix.type not in GENTLE, copy.size
 
 
 def original_of(model: ModelFile, state: State) -> ModelFile | None:
     """Return the file beside a slim copy from which it was made; None if there is none, or if the
     model is no slim copy."""
     stem, end = os.path.splitext(model.path)
-    before = stem.rpartition(MARK)[0] + end
-    if MARK not in os.path.basename(stem) or not os.path.isfile(before):
+    before = _unmarked(stem)
+    if before == stem or not os.path.isfile(before + end):
         return None
     try:
-        original = know(before, state)
+        original = know(before + end, state)
     except TuningError:
         return None
-    return original if is_copy(model, original) else None
+    return original if _belongs(model, original) else None
 
 
 def file_beside(model: ModelFile, state: State) -> ModelFile | None:

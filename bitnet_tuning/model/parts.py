@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bitnet_tuning.console import size_text
+from bitnet_tuning.console import size_text, word
 from bitnet_tuning.model.types import (
     EMBEDDING,
     OUTPUT,
@@ -13,6 +13,7 @@ from bitnet_tuning.model.types import (
     Part,
     TensorInfo,
     block_length,
+    part_paths,
     tensor_bytes,
     type_name,
     type_number,
@@ -20,6 +21,9 @@ from bitnet_tuning.model.types import (
 
 SLIM = "q6_k"
 """Type to which an embedding is made smaller if the user names none and it fits."""
+
+GENTLE = (SLIM, "q8_0", "f16")
+"""Types that lose little by Microsoft's perplexities (see ``slim.py``), the smallest first."""
 
 WIDE = ("f32", "f16", "bf16")
 """Types of an embedding that is worth making smaller."""
@@ -103,7 +107,7 @@ def fits(model: ModelFile, kind: str) -> bool:
 
 def slim_type(model: ModelFile) -> str:
     """Return the type to which a model's embedding is made smaller if the user names none."""
-    return next(kind for kind in (SLIM, "q8_0", "f16") if fits(model, kind))
+    return next(kind for kind in GENTLE if fits(model, kind))
 
 
 def possible_gain(model: ModelFile) -> float | None:
@@ -136,9 +140,10 @@ def _size(model: ModelFile) -> int:
 
 
 def is_wide(model: ModelFile) -> bool:
-    """Return whether every generated token reads an unquantized embedding or output matrix."""
+    """Return whether every generated token of a ternary model reads an unquantized embedding or
+    output matrix."""
     matrix = output_matrix(model.parts)
-    return matrix is not None and matrix.type in WIDE
+    return matrix is not None and matrix.type in WIDE and model.quantization in TERNARY
 
 
 def cost_text(model: ModelFile) -> str | None:
@@ -156,10 +161,18 @@ def cost_text(model: ModelFile) -> str | None:
     return text
 
 
+def gain_text(model: ModelFile) -> str | None:
+    """Return ``cost_text``, and what was measured elsewhere if it was for these types."""
+    matrix, text = output_matrix(model.parts), cost_text(model)
+    measured = matrix and is_wide(model) and (matrix.type, slim_type(model)) == ("f16", SLIM)
+    return f"{text}; {MEASURED}" if measured else text
+
+
 def slim_advice(model: ModelFile, copies: Sequence[ModelFile]) -> str:
     """Return what to do about a wide embedding: to run the first slim copy, or to make one."""
-    from shlex import quote  # noqa: PLC0415 (most runs give no advice)
-
     if copies:
-        return f"run the copy with a smaller embedding: -m {quote(copies[0].path)}"
-    return f"make a smaller copy: python3 -m bitnet_tuning model slim {quote(model.path)}"
+        run = f"python3 run_inference.py -m {word(copies[0].path)}"
+        return f"run the copy with a smaller embedding: {run}"
+    if len(part_paths(model.path)) > 1:
+        return f"merge its files first: llama-gguf-split --merge {word(model.path)} OUT.gguf"
+    return f"make a smaller copy: python3 -m bitnet_tuning model slim {word(model.path)}"

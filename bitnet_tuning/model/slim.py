@@ -29,7 +29,7 @@ from bitnet_tuning.model.types import (
     tensor_bytes,
     type_name,
 )
-from bitnet_tuning.store.state import hold
+from bitnet_tuning.store.state import hold_named
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,16 +59,16 @@ _MATRICES = {
 }
 _REWRITTEN = "general.quantization_version"
 _CHUNK = 1 << 24
-_FAR = 1 << 40
-"""Place to lock in a draft: on Windows nobody else can write a locked byte."""
 
 
 def check_loss(kind: str) -> None:
     """Raise UsageError for a type that needs the user's consent."""
     if PERPLEXITY[kind] > PERPLEXITY["q6_k"]:
         figures = ", ".join(f"{each} {PERPLEXITY[each]:.3f}" for each in ("f16", "q6_k", kind))
-        said = f"Microsoft measured for the 2B model (perplexity, wikitext): {figures}"
-        raise UsageError(said, f"add --yes if {kind} will do")
+        said = (
+            f"perplexity of the 2B model on wikitext, the less the better, by Microsoft: {figures}"
+        )
+        raise UsageError(f"{kind} loses much: {said}", f"add --yes to write {kind} all the same")
 
 
 def check_model(model: ModelFile, kind: str) -> None:
@@ -125,9 +125,11 @@ def write(argv: tuple[str, ...], draft: str, size: int, shown: Progress) -> None
             spent, done = time.monotonic() - started, os.path.getsize(draft)
             if spent > seconds:
                 break
-            now = f"{clock(spent)}, the embedding takes longest"
+            # The embedding comes first and takes most of the time; its size says nothing.
+            written = f"{size_text(done)} of {size_text(size)} written"
+            now = written if done > size / 10 else "quantizing the embedding"
             shown.running(now, done)
-            shown.tell(f"{size_text(done)} of {size_text(size)} written after {now}")
+            shown.tell(f"{now} ({clock(spent)})")
         # Its last line only says that it failed; the one before says why.
         log = service.log().partition("main: failed to quantize")[0]
         if wrong := failure(Captured(code, "", log), seconds):
@@ -192,7 +194,7 @@ def drafted(path: str, size: int) -> Iterator[str]:
             cause = f"{path} needs {size_text(size)} of disk, {size_text(free)} are free"
             raise UnsupportedError(cause, "name another disk with -o")
         with open(draft, "ab") as file:
-            if not _locked(file, draft):
+            if not hold_named(file, draft):
                 raise UnsupportedError(f"another process is writing {path}", "wait for its end")
             try:
                 file.truncate(0)
@@ -212,20 +214,11 @@ def drafted(path: str, size: int) -> Iterator[str]:
         raise UnsupportedError(cause, "name another file with -o") from error
 
 
-def _locked(file: BinaryIO, path: str) -> bool:
-    """Take the lock on an open file. Return False if another process has it, or has renamed it."""
-    file.seek(_FAR)
-    try:
-        return hold(file.fileno()) and os.path.samestat(os.stat(path), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
-
-
 def _remove_dead(folder: str) -> None:
     """Remove the drafts that killed processes left in a folder; living ones hold the lock."""
     for name in os.listdir(folder):
         if MARK in name and name.endswith(DRAFT):
             path = os.path.join(folder, name)
             with suppress(OSError), open(path, "rb+") as file:
-                if _locked(file, path):
+                if hold_named(file, path):
                     os.unlink(path)

@@ -142,6 +142,11 @@ def block_length(name: str) -> int:
     return _TYPES[type_number(name)][1]
 
 
+def is_type(name: str) -> bool:
+    """Return whether a type with that name is known here."""
+    return any(name == known[0] for known in _TYPES.values())
+
+
 def type_name(kind: int, file_type: int | None) -> str:
     """Return the name of a tensor type; ``file_type`` is the model's ``general.file_type``."""
     # In bitnet.cpp, type 38 is TL1 and 39 is TL2, and the file types are the same. In llama.cpp,

@@ -17,7 +17,7 @@ from bitnet_tuning.store.codec import DamagedError, from_json, to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, TypeVar
+    from typing import Any, BinaryIO, TypeVar
 
     T = TypeVar("T")
 
@@ -25,6 +25,8 @@ SCHEMA = 1
 """Version of the format that all files share: a key, the record's own version, and its fields."""
 _LARGEST = 1 << 22
 """Largest size of a file in bytes."""
+_FAR = 1 << 40
+"""Place to lock in a file that is written: on Windows nobody else can write a locked byte."""
 _MODULUS = (1 << 64) - 59
 """The largest prime number of 64 bits."""
 
@@ -209,6 +211,16 @@ def hold(handle: int) -> bool:
     except OSError:
         pass
     return True
+
+
+def hold_named(file: BinaryIO, path: str) -> bool:
+    """Take the lock on an open file until it is closed. Return False if another process has it, or
+    has given the file another name than ``path`` meanwhile."""
+    file.seek(_FAR)
+    try:
+        return hold(file.fileno()) and os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 if sys.platform == "win32":

@@ -12,7 +12,7 @@ from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.process import Process
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.machine.topology import Core
-from bitnet_tuning.model.parts import MEASURED, cost_text, is_wide, slim_advice
+from bitnet_tuning.model.parts import gain_text, is_wide, slim_advice
 from bitnet_tuning.model.types import I2_S, ModelFile
 from bitnet_tuning.plan.facts import Plan
 from bitnet_tuning.plan.memory import TUNABLES
@@ -327,9 +327,9 @@ def quantization(engine: Engine, model: ModelFile) -> Line:
 
 def embedding(model: ModelFile) -> Iterator[Line]:
     """Yield a line on the embedding of a model without a slim copy, if it has an embedding."""
-    cost = cost_text(model)
+    cost = gain_text(model)
     if is_wide(model):
-        yield Line(EMBEDDING, SKIP, f"{cost}; {MEASURED}; {slim_advice(model, ())}")
+        yield Line(EMBEDDING, SKIP, f"{cost}; {slim_advice(model, ())}")
     elif cost:
         yield Line(EMBEDDING, PASS, cost)
 
