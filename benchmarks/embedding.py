@@ -39,7 +39,7 @@ from bitnet_tuning.bench.runner import Runner, find_bench
 from bitnet_tuning.bench.statistics import estimate
 from bitnet_tuning.bench.summary import digits, speed
 from bitnet_tuning.cli.arguments import integer
-from bitnet_tuning.console import counted, times
+from bitnet_tuning.console import times
 from bitnet_tuning.engine.builds import verdict_words
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.model.find import know, slim_copies
@@ -113,11 +113,7 @@ def show(engine: Mapping[str, Any]) -> None:
         rows += [(str(each["threads"]), *cells(kind, measured, engine)) for kind in engine["files"]]
         failures = {kind: measured.failures(kind) for kind in engine["files"]}
         notes += [f"{kind}: failed: {why[-1]}" for kind, why in failures.items() if why]
-        floor = measured.floor(len(measured))
-        far = f"within ×{floor:.2f}" if floor else "not known, so there is no verdict"
-        notes.append(f"{counted(each['threads'], 'thread')}: original compared with itself: {far}")
-    print(markdown(HEADINGS, rows))
-    print("\n" + "\n".join(notes))
+    print("\n".join([markdown(HEADINGS, rows), "", *notes]))
 
 
 def cells(kind: str, measured: Rounds, engine: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
 """Measure the gain of performance mode, of ways to load a model, of micro-batches and of --prompts.
 
-Each comparison runs every setting once per round, and in every second round the first setting,
-the reference, twice. It prints the median ratio to the reference within a round with its 95 %
-interval, and the noise floor: how far the reference compared with itself may differ from 1.
+Each comparison runs every setting once per round. It prints the ratio to the first setting within
+a round with its 95 % interval.
 
     python3 benchmarks/performance.py --engine FOLDER -m MODEL [--rounds N] [WHAT ...]
 
@@ -28,8 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bitnet_tuning.bench.comparison import Round, Rounds, Run, Sizes, turns
 from bitnet_tuning.bench.llama_bench import words
 from bitnet_tuning.bench.runner import Runner, find_bench
-from bitnet_tuning.bench.statistics import ratio
-from bitnet_tuning.bench.summary import noise
+from bitnet_tuning.bench.statistics import estimate
 from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.console import times
 from bitnet_tuning.engine.builds import verdict_words
@@ -154,15 +152,14 @@ def show(title: str, settings: Mapping[str, Setting], rounds: Sequence[Round]) -
 
 def against(measured: Rounds, name: str) -> str:
     if name == measured.reference:
-        far = measured.floor(len(measured))
-        return f"; {noise(far)}" if far else ""
+        return ""
     judged = measured.judge(name)
     return f"; {times(*judged.ratio)}: {verdict_words(judged.verdict)}" if judged.ratio else ""
 
 
 def shorter(rounds: Sequence[Round], name: str, first: str) -> str:
     """Return the speed-up of the whole process, loading included."""
-    return "" if name == first else f"; {times(*ratio(wall_ratios(rounds, name, first)))}"
+    return "" if name == first else f"; {times(*estimate(wall_ratios(rounds, name, first)))}"
 
 
 def wall_ratios(rounds: Sequence[Round], name: str, first: str) -> list[float]:
@@ -248,7 +245,7 @@ def show_prompts(
             same = sum(
                 a.strip() == b.strip() for a, b in zip(texts[name], texts[first], strict=True)
             )
-            found = ratio(wall_ratios(rounds, name, first))
+            found = estimate(wall_ratios(rounds, name, first))
             line += f"; {times(*found)}; {same} of {PROMPTS} texts the same"
         print(line)
 

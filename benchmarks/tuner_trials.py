@@ -25,8 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bitnet_tuning.bench.comparison import Round, Rounds, Run
 from bitnet_tuning.bench.knobs import Knob, Space
-from bitnet_tuning.bench.search import Check, Decision, Search
-from bitnet_tuning.bench.stages import Measure
+from bitnet_tuning.bench.search import Check, Decision, Measure, Search
 from bitnet_tuning.plan.profile import TG, Objective
 from bitnet_tuning.plan.setting import UPSTREAM, Change, Setting, apply
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bitnet_tuning.bench.statistics import ratio
+from bitnet_tuning.bench.statistics import estimate as estimated
 from bitnet_tuning.console import times
 from bitnet_tuning.engine.find import GOMP, LLVM, Engine
 from bitnet_tuning.engine.probe import parse_timings
@@ -313,8 +313,8 @@ def medians(samples: Iterable[Sample], field: str = "speed") -> dict[str, float]
 
 
 def estimate(ratios: Sequence[float]) -> Estimate | None:
-    """Return the median ratio with its 95 % interval; None without ratios."""
-    return ratio(ratios) if ratios else None
+    """Return the ratio with its 95 % interval; None without ratios."""
+    return estimated(ratios) if ratios else None
 
 
 def words(found: Estimate | None) -> str:

@@ -19,7 +19,7 @@ from bitnet_tuning.bench import comparison
 from bitnet_tuning.bench.builds import judge
 from bitnet_tuning.bench.comparison import Rounds, Run, phases_of
 from bitnet_tuning.cli.benchmark import main
-from bitnet_tuning.engine.builds import FASTER, OPEN, OUT, SLOWER
+from bitnet_tuning.engine.builds import EQUAL, FASTER, OPEN, OUT, SLOWER
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.plan.profile import PP, TG, Objective
 from bitnet_tuning.prepare import find_pair
@@ -67,11 +67,10 @@ def verdicts(rounds: Rounds, *names: str) -> list[str]:
     return [each.verdict for each in judge(rounds, dict.fromkeys(names, engine)).builds]
 
 
-def test_the_first_build_runs_twice_in_every_second_round_and_the_others_take_turns() -> None:
+def test_builds_take_turns() -> None:
     rounds, order = in_rounds(a=wobbling(10), b=wobbling(10), c=wobbling(10))
-    assert order[:11] == ["a", "c", "b", "a", "a", "b", "c", "a", "c", "b", "a"]
-    assert [run.setting for run in list(rounds)[3].runs] == ["b", "c", "a"]
-    assert len(rounds) == comparison.MOST_ROUNDS
+    assert order[:12] == ["a", "b", "c", "c", "b", "a", "a", "c", "b", "b", "c", "a"]
+    assert len(rounds) == len(order) / 3
 
 
 def test_every_third_round_measures_both_phases() -> None:
@@ -81,39 +80,41 @@ def test_every_third_round_measures_both_phases() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "verdict"), [(12.0, FASTER), (10.0, OPEN), (10.15, OPEN), (8.0, SLOWER)]
+    ("rate", "verdict"), [(12.0, FASTER), (10.0, EQUAL), (10.1, EQUAL), (8.0, SLOWER)]
 )
 def test_only_a_difference_beyond_the_noise_counts(rate: float, verdict: str) -> None:
-    rounds, _ = in_rounds(22, a=wobbling(10), b=wobbling(rate))
-    assert verdicts(rounds, "a", "b") == [OPEN, verdict]
+    rounds, _ = in_rounds(16, a=wobbling(10), b=wobbling(rate))
+    assert verdicts(rounds, "a", "b") == [EQUAL, verdict]
     ratio = rounds.judge("b").ratio
     assert ratio is not None and ratio.count == 8
 
 
 def test_few_rounds_give_no_verdict_however_clear() -> None:
-    rounds, _ = in_rounds(14, a=wobbling(10), b=wobbling(30))
+    rounds, _ = in_rounds(11, a=wobbling(10), b=wobbling(30))
     assert verdicts(rounds, "a", "b")[1] == OPEN
 
 
 def test_a_noisy_reference_hides_a_small_gain() -> None:
     def noisy(run: int) -> float:
-        return 10 * (1.3 if run % 2 else 1.0)
+        return 10 * (1.3 if run % 2 else 0.8)
 
-    rounds, _ = in_rounds(a=noisy, b=wobbling(12.5))
+    rounds, _ = in_rounds(30, a=noisy, b=wobbling(10.5))
     assert verdicts(rounds, "a", "b")[1] == OPEN
 
 
 def test_a_build_that_fails_twice_is_out_and_not_run_again() -> None:
     rounds, order = in_rounds(a=wobbling(10), b=lambda _: None, c=wobbling(10))
     assert order.count("b") == 2
-    assert verdicts(rounds, "a", "b", "c") == [OPEN, f"{OUT}: killed by SIGSEGV", OPEN]
+    assert verdicts(rounds, "a", "b", "c") == [EQUAL, f"{OUT}: killed by SIGSEGV", EQUAL]
 
 
 @pytest.mark.parametrize(
-    ("seconds", "count"), [(0, 1), (-5, 1), (14, 1), (15, 6), (17, 6), (18, 7), (1e4, 30)]
+    ("seconds", "count"), [(0, 1), (-5, 1), (11, 1), (12, 6), (13, 6), (14, 7), (1e4, 30)]
 )
 def test_there_are_as_many_rounds_as_fit_or_one_if_too_few_fit(seconds: float, count: int) -> None:
-    rounds, order = in_rounds(seconds, a=wobbling(10), b=wobbling(10))
+    rounds, order = in_rounds(
+        seconds, a=lambda run: 10 + run * 7 % 5, b=lambda run: 9 + run * 5 % 7
+    )
     assert len(rounds) == count
     assert len(order) <= max(seconds, 3)
 
@@ -158,9 +159,9 @@ def test_the_fastest_build_is_shown_saved_and_used(
     found, _ = compare(checkout, capsys, "--no-selftest")
     assert (found["chosen"], found["rounds"]) == (str(fast.cli), 6)
     names = [(each["name"], each["verdict"]) for each in found["builds"]]
-    assert names == [("build", OPEN), ("build-fast", FASTER)]
+    assert names == [("build", EQUAL), ("build-fast", FASTER)]
     ratio = found["builds"][1]["ratio"]
-    assert found["floor"] < ratio["low"] <= ratio["median"] <= ratio["high"]
+    assert 1 < ratio["low"] <= ratio["median"] <= ratio["high"]
     assert "measured fastest" in found["reason"]
     assert taken(checkout, own_state) == str(fast.cli)
     os.utime(fast.cli, ns=(1, fast.cli.stat().st_mtime_ns + 1_000_000))  # built again
@@ -172,12 +173,12 @@ def test_of_equal_builds_the_instruction_sets_decide(
 ) -> None:
     fakes = [fake(checkout, "build"), fake(checkout, "build-b", seed=2)]
     found, _ = compare(checkout, capsys, "--no-selftest")
-    assert [each["verdict"] for each in found["builds"]] == [OPEN, OPEN]
+    assert found["builds"][1]["verdict"] in (OPEN, EQUAL)
     assert found["chosen"] == taken(checkout, own_state) == str(fakes[0].cli)
-    assert "measured, not significantly different" in found["reason"]
+    assert "none was measured to be faster" in found["reason"]
     one, two = ([run["argv"][1:] for run in each.benches()] for each in fakes)
     assert one[-1] == two[-1], "both do the same work"
-    assert (len(one), len(two)) == (2 + 6 + 3, 6), "two runs choose the sizes; three show the noise"
+    assert (len(one), len(two)) == (2 + 6, 6), "two runs choose the sizes"
 
 
 def test_a_table_is_printed_and_nothing_saved_with_no_remember(
@@ -189,7 +190,7 @@ def test_a_table_is_printed_and_nothing_saved_with_no_remember(
     lines = capsys.readouterr().out.splitlines()
     assert " ".join(lines[0].split()) == "build pp tokens/s tg tokens/s over build verdict"
     assert lines[2].startswith("build-slow") and lines[2].endswith(SLOWER)
-    assert "6 rounds; noise: compared with itself over as many rounds" in lines[3]
+    assert lines[3] == "6 rounds"
     assert lines[4].startswith("run_inference.py uses ")
     assert list(own_state.glob("builds-*")) == []
 
@@ -204,7 +205,7 @@ def test_a_build_that_writes_wrong_words_is_out_and_stays_out(
     found, said = compare(checkout, capsys)
     assert "build is left out" in said and "writes wrong words" in said
     verdicts = {each["name"]: each["verdict"] for each in found["builds"]}
-    assert verdicts == {"build-b": OPEN, "build-c": OPEN, "build": f"{OUT}: wrong words"}
+    assert verdicts["build"] == f"{OUT}: wrong words" and verdicts["build-b"] == EQUAL
     assert found["chosen"] == taken(checkout, own_state) == str(fine.cli)
 
 

@@ -51,24 +51,6 @@ def test_equal_machines_seldom_differ() -> None:
     assert seen.count(builds.OPEN) >= 0.97 * len(seen) > 50
 
 
-def test_without_a_noise_floor_there_is_no_verdict() -> None:
-    one, two = sample_results(1), sample_results(2, FASTER)
-    made = Simulator()
-    for _ in range(10):
-        made.add("threads", ["default", "upstream"], SPEEDS)
-    found = compare.compare(one._replace(rounds=tuple(made.rounds), decision=None), two)
-    assert set(found.floors.values()) == {None}
-    assert set(verdicts(found, "tg").values()) == {builds.OPEN}
-    assert "noise: not known" in as_text(found)
-
-
-def test_the_larger_noise_floor_counts() -> None:
-    quiet, loud = sample_results(1, spread=0.01), sample_results(2, spread=0.15)
-    floors = [compare.compare(*both).floors[TG] for both in ((quiet, loud), (loud, loud))]
-    alone = compare.compare(quiet, quiet).floors[TG]
-    assert floors[0] == floors[1] and alone and floors[0] and alone < floors[0]
-
-
 def renamed(results: Results, old: str, new: str) -> Results:
     settings = {new if name == old else name: each for name, each in results.settings.items()}
     rounds = tuple(
@@ -130,7 +112,7 @@ def test_other_differences_come_first_with_advice() -> None:
 def test_json_has_the_whole_comparison() -> None:
     found = compare.compare(sample_results(1), sample_results(2, FASTER))
     facts = json.loads(json.dumps(to_json(found), allow_nan=False))
-    assert set(facts) == {"differences", "floors", "settings", "only_a", "only_b"}
+    assert set(facts) == {"differences", "settings", "only_a", "only_b"}
     pair = facts["settings"][0]
     assert set(pair) == {"name", "other", "phase", "ratio", "verdict"}
     assert pair["ratio"]["low"] <= pair["ratio"]["median"] <= pair["ratio"]["high"]

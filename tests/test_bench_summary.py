@@ -60,7 +60,7 @@ def test_a_run_counts_once_however_many_samples_it_took() -> None:
     results = sample_results()
     run = Run("default", {TG: (10.0, 20.0, 90.0)}, 1.0)
     results = results._replace(rounds=(Round(1, "threads", (run, run), 2.0),), decision=None)
-    assert by_name(results)["default"].tg == Estimate(20.0, 20.0, 20.0, 2)
+    assert by_name(results)["default"].tg == pytest.approx((20.0, 20.0, 20.0, 2))
 
 
 def test_a_faster_file_that_runs_unnamed_needs_no_command() -> None:
@@ -104,7 +104,7 @@ def test_the_loser_of_a_duel_is_judged_by_the_duel_alone() -> None:
     duel = [("duel", {"default": 10.0, "4 threads": 10.1})] * 7
     row = by_name(exact(sample_results(), [*search, *duel]))["4 threads"]
     assert row.to_default and row.to_default.median == pytest.approx(1.01)
-    assert (row.to_default.count, row.rounds, row.verdict) == (7, 15, TOO_FEW)
+    assert (row.to_default.count, row.rounds, row.verdict) == (7, 15, "equal within 2 %")
 
 
 def test_all_rounds_of_upstream_count() -> None:
@@ -119,7 +119,7 @@ def test_few_rounds_give_no_verdict() -> None:
     assert by_name(results)["4 threads"].verdict == TOO_FEW
 
 
-def test_a_clear_difference_gets_a_verdict_if_the_noise_is_known() -> None:
+def test_a_clear_difference_gets_a_verdict() -> None:
     made = Simulator(spread=0.01)
     for _ in range(8):
         made.add("threads", ["default", "4 threads", "12 threads", "default"], SPEEDS)
@@ -128,8 +128,8 @@ def test_a_clear_difference_gets_a_verdict_if_the_noise_is_known() -> None:
     assert found["12 threads"].verdict == SLOWER
     assert found["4 threads"].verdict == UNCONFIRMED, "the best of many may be lucky"
     assert found["default"].verdict == ""
-    single = tuple(each._replace(runs=each.runs[:3]) for each in results.rounds)
-    assert by_name(results._replace(rounds=single))["4 threads"].verdict == TOO_FEW
+    few = results._replace(rounds=results.rounds[:5])
+    assert by_name(few)["4 threads"].verdict == TOO_FEW
 
 
 def test_one_round_has_a_singular() -> None:

@@ -62,7 +62,8 @@ def test_the_winner_is_shown_and_saved(
     assert lab.tune("--output", output) == 0
     facts = document(output)
     assert (facts["state"], facts["decision"]["winner"]) == ("finished", "no mmap")
-    assert facts["decision"]["estimate"]["low"] > facts["decision"]["floor"]
+    assert facts["decision"]["estimate"]["low"] > 1.2
+    assert facts["decision"]["resolution"] == facts["options"]["resolution"] == 0.02
     assert facts["profile"]["stored"]
     runs = f"Saved: run_inference.py -m {lab.facts.model.path} now uses"
     assert facts["profile"]["reason"].startswith(runs), "no run has it that names no model"
@@ -78,7 +79,7 @@ def test_the_default_stays_where_all_are_equal(lab: Lab, output: Path, own_state
     lab.mmap, lab.threads = 1.0, dict.fromkeys((1, 2, 3, 4), 1.0)
     assert lab.tune("--output", output) == 0
     decision = document(output)["decision"]
-    assert (decision["winner"], decision["verdict"]) == ("default", "no difference shown")
+    assert (decision["winner"], decision["verdict"]) == ("default", "equal")
     assert lab.saved(own_state) == "default"
 
 
@@ -149,7 +150,6 @@ def test_every_sample_is_kept_in_rounds_whose_order_changes(lab: Lab, output: Pa
     assert lab.tune("--output", output, "--csv", table, "--report", page) == 0
     rounds = document(output)["rounds"]
     first = [run["setting"] for run in rounds[0]["runs"]]
-    assert first.count("default") == 2
     assert {"upstream", "performance"} <= set(first)
     assert len({tuple(run["setting"] for run in each["runs"]) for each in rounds}) > 1
     runs = [run for each in rounds for run in each["runs"]]
@@ -353,7 +353,7 @@ def test_a_tuning_that_was_too_short_saves_no_default(
     assert lab.tune("--output", output, "--budget", 20) == 0
     facts = document(output)
     assert facts["decision"]["winner"] == "default"
-    assert "the time was too short to compare all settings" in facts["profile"]["reason"]
+    assert "nothing was decided" in facts["profile"]["reason"]
     assert lab.saved(own_state) == "nothing"
 
 

@@ -167,7 +167,8 @@ def test_a_tuning_that_is_killed_and_interrupted_goes_on_where_it_stopped(
     engine.curve(**CURVE, factors={NO_MMAP: 1.3})
     assert main(["--resume", str(output)]) == 0
     finished = document(output)
-    assert (finished["state"], finished["decision"]["winner"]) == ("finished", "no mmap")
+    assert finished["state"] == "finished"
+    assert finished["decision"]["winner"].startswith("no mmap")
     assert finished["rounds"][: len(interrupted["rounds"])] == interrupted["rounds"]
 
 
@@ -196,7 +197,7 @@ def test_two_results_are_compared(tmp_path: Path, capsys: Capture) -> None:
     for seed, path in enumerate(paths):
         save(path, sample_results(seed))
     assert main(["--compare", *paths]) == 0
-    assert "not significantly different" in capsys.readouterr().out
+    assert "not decided" in capsys.readouterr().out
     assert main(["--compare", *paths, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {each["phase"] for each in found["settings"]} == {"pp", "tg"}

@@ -158,6 +158,7 @@ def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Prog
         modes=options.modes or None,
         sizes=subject.runner.sizes,
         remember=not options.no_remember,
+        resolution=options.resolution,
     )
     bench = subject.runner.bench
     choices = Choices(subject.facts, asked, bench.flags if bench else None)

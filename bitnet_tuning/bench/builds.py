@@ -15,7 +15,7 @@ from bitnet_tuning.bench.comparison import DEFAULT, Rounds, Run, compare, phases
 from bitnet_tuning.bench.results import stamp
 from bitnet_tuning.bench.runner import find_bench
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
-from bitnet_tuning.bench.summary import noise, speed
+from bitnet_tuning.bench.summary import speed
 from bitnet_tuning.bench.tune import alone_in
 from bitnet_tuning.console import Progress, aligned, say, times
 from bitnet_tuning.engine.builds import (
@@ -59,8 +59,6 @@ class Compared(NamedTuple):
 
     builds: tuple[Build, ...]
     """The reference first, builds that write wrong words last."""
-    floor: float | None
-    """Noise floor as a factor of at least 1; None if too few rounds tell it."""
     rounds: int
 
 
@@ -116,7 +114,8 @@ def _compare(
             run = runner.measure(DEFAULT, subjects[name].default, phases)
             return run._replace(setting=name)
 
-        rounds = compare(tuple(subjects), measure, objective, budget - clock(), clock)
+        left, near = budget - clock(), options.resolution
+        rounds = compare(tuple(subjects), measure, objective, left, clock, resolution=near)
     return judge(rounds, {name: each.facts.engine for name, each in subjects.items()}, out)
 
 
@@ -136,7 +135,7 @@ def judge(rounds: Rounds, engines: Mapping[str, Engine], out: tuple[Engine, ...]
         made = build(engine, f"{OUT}: {problem}" if problem else judged.verdict)
         builds.append(made._replace(speeds=speeds, ratio=ratio))
     builds += [build(engine, f"{OUT}: wrong words") for engine in out]
-    return Compared(tuple(builds), rounds.floor(len(rounds)), len(rounds))
+    return Compared(tuple(builds), len(rounds))
 
 
 def _measurable(
@@ -206,4 +205,4 @@ def _as_text(compared: Compared) -> str:
         judged = each.ratio or each.verdict.startswith(OUT)
         verdict = verdict_words(each.verdict) if judged else "-"
         rows.append((each.name, pp, tg, times(*each.ratio) if each.ratio else "-", verdict))
-    return f"{aligned(rows)}\n{compared.rounds} rounds; {noise(compared.floor)}"
+    return f"{aligned(rows)}\n{compared.rounds} rounds"

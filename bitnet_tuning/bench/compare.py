@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 
 from bitnet_tuning.bench import statistics
-from bitnet_tuning.bench.comparison import Rounds
 from bitnet_tuning.bench.results import Results, stamp
-from bitnet_tuning.bench.summary import Summary, facts, noise
+from bitnet_tuning.bench.summary import Summary, facts
 from bitnet_tuning.console import aligned, times
 from bitnet_tuning.engine.builds import verdict_words
 from bitnet_tuning.namedtuple import NamedTuple
-from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
+from bitnet_tuning.plan.profile import PP, TG, Estimate
 from bitnet_tuning.store.state import FileIdentity
 
 
@@ -41,8 +40,6 @@ class Comparison(NamedTuple):
     """The comparison of benchmark B with benchmark A."""
 
     differences: tuple[Difference, ...]
-    floors: Mapping[str, float | None]
-    """The larger of both noise floors, by phase; None if one of them is not known."""
     settings: tuple[Pair, ...]
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
@@ -52,23 +49,13 @@ class Comparison(NamedTuple):
 def compare(a: Results, b: Results) -> Comparison:
     """Compare the settings that have equal values in both, whatever their names."""
     both = Summary(a), Summary(b)
-    floors = {phase: _floor(both, phase) for phase in (PP, TG)}
     same = tuple(_same(a, b))
     return Comparison(
         differences=_differences(a, b),
-        floors=floors,
-        settings=tuple(pair for names in same for pair in _pairs(both, names, floors)),
+        settings=tuple(pair for names in same for pair in _pairs(both, names)),
         only_a=tuple(name for name in a.settings if name not in {each for each, _ in same}),
         only_b=tuple(name for name in b.settings if name not in {each for _, each in same}),
     )
-
-
-def _floor(both: tuple[Summary, Summary], phase: str) -> float | None:
-    """Return the larger noise floor of a phase; None if one of them is not known."""
-    # A phase that was measured too seldom takes the floor of the benchmark's objective.
-    found = [Rounds(Objective(phase), each.measured).floor() or each.floor for each in both]
-    known = [floor for floor in found if floor is not None]
-    return max(known) if len(known) == len(found) else None
 
 
 def _same(a: Results, b: Results) -> Iterator[tuple[str, str]]:
@@ -82,14 +69,17 @@ def _same(a: Results, b: Results) -> Iterator[tuple[str, str]]:
             yield name, names[setting]
 
 
-def _pairs(
-    both: tuple[Summary, Summary], names: tuple[str, str], floors: Mapping[str, float | None]
-) -> Iterator[Pair]:
+def _pairs(both: tuple[Summary, Summary], names: tuple[str, str]) -> Iterator[Pair]:
     before, after = (each.measured.speeds(name) for each, name in zip(both, names, strict=True))
     for phase in (PP, TG):
         if before[phase] and after[phase]:
-            ratio = statistics.unpaired(after[phase], before[phase])
-            yield Pair(*names, phase, ratio, statistics.verdict(ratio, floors[phase]))
+            # Of many pairs at once, some differ by chance at a usual level.
+            found, strict = (
+                statistics.unpaired(after[phase], before[phase], level)
+                for level in (statistics.LEVEL, statistics.INTERIM)
+            )
+            verdict = statistics.verdict(strict, both[1].measured.resolution, statistics.INTERIM)
+            yield Pair(*names, phase, found, verdict)
 
 
 def _differences(a: Results, b: Results) -> tuple[Difference, ...]:
@@ -143,8 +133,6 @@ def as_text(comparison: Comparison, names: Sequence[str] = ("A", "B")) -> str:
         for each in comparison.settings
     ]
     lines.append(aligned(rows) if rows else "  none: no setting was measured in both")
-    phases = dict.fromkeys(pair.phase for pair in comparison.settings)
-    lines += [f"  {phase} {noise(comparison.floors[phase])}" for phase in phases]
     for name, only in ((a, comparison.only_a), (b, comparison.only_b)):
         lines += [f"Only in {name}: {', '.join(only)}"] if only else []
     return "\n".join(lines)

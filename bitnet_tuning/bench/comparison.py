@@ -11,7 +11,7 @@ from math import fsum, inf, log
 from statistics import median
 
 from bitnet_tuning.bench import statistics
-from bitnet_tuning.bench.statistics import Fit
+from bitnet_tuning.bench.statistics import INTERIM, Fit
 from bitnet_tuning.engine.builds import OPEN
 from bitnet_tuning.launch.failure import NO_END
 from bitnet_tuning.namedtuple import NamedTuple
@@ -76,10 +76,9 @@ class Round(NamedTuple):
 
     number: int
     stage: str
-    """``threads``, ``knobs``, ``duel``, ``again`` (a second race of undecided settings) or
-    ``fixed`` (only settings that cannot win)."""
+    """``threads``, ``knobs``, ``duel`` or ``fixed`` (only settings that cannot win)."""
     runs: tuple[Run, ...]
-    """The runs in their order. The reference may run twice, which shows the noise."""
+    """The runs in their order; in files of older versions, the default may run twice."""
     elapsed: float
     """Seconds of the budget spent when the round ended."""
 
@@ -109,10 +108,8 @@ class Judged(NamedTuple):
     name: str
     ratio: Estimate | None
     """Its speed over the reference's; None without a round that has both."""
-    floor: float | None
-    """The noise floor that the ratio must exceed; None if it is not known."""
     verdict: str
-    """``faster``, ``slower`` or ``no difference shown``."""
+    """``faster``, ``slower``, ``equal`` or ``not decided``."""
 
 
 class Rounds:
@@ -124,17 +121,21 @@ class Rounds:
         objective: Objective,
         rounds: Iterable[Round] = (),
         checks: Iterable[CheckFacts] = (),
+        *,
         reference: str = DEFAULT,
         budget: float = inf,
+        resolution: float = statistics.RESOLUTION,
     ) -> None:
-        """``budget`` is in seconds. The last round's ``elapsed`` is what is spent of it."""
+        """``budget`` is in seconds. The last round's ``elapsed`` is what is spent of it. Speeds
+        that differ by at most the share ``resolution`` count as equal."""
         self.objective = objective
         self.reference = reference
         self.budget = budget
+        self.resolution = resolution
         self._rounds: list[Round] = []
+        self._fit: Fit | None = None
         self.checks = list(checks)
         self._runs: dict[str, list[Run]] = defaultdict(list)
-        self._fit: Fit | None = None
         for each in rounds:
             self.add(each)
 
@@ -198,38 +199,38 @@ class Rounds:
             for phase in (PP, TG)
         }
 
-    def ratios(self, name: str, reference: str | None = None, since: int = 0) -> list[float]:
+    def fit(self) -> Fit:
+        """Return estimates from all rounds, also for settings that share no round."""
+        if self._fit is None:
+            self._fit = statistics.fit(
+                [
+                    (number, run.setting, log(speed))
+                    for number, each in enumerate(self._rounds)
+                    for run in each.runs
+                    if (speed := run.value(self.objective))
+                ]
+            )
+        return self._fit
+
+    def ratios(
+        self, name: str, reference: str | None = None, since: int = 0, stage: str | None = None
+    ) -> list[float]:
         """Return the setting's speed over the reference's for each round that has both, from
-        the round with the index ``since`` on.
+        the round with the index ``since`` on, of that stage or of all.
 
         If one of them ran several times in a round, the geometric mean of its runs counts.
-        For the reference itself see ``itself``.
         """
-        return self._ratios(self._rounds[since:], name, reference or self.reference)
-
-    def _ratios(self, rounds: Iterable[Round], name: str, reference: str) -> list[float]:
-        pairs = ((self._values(each, name), self._values(each, reference)) for each in rounds)
-        return [
-            statistics.geometric_mean(ours) / statistics.geometric_mean(theirs)
-            for ours, theirs in pairs
-            if ours and theirs
-        ]
+        chosen = [each for each in self._rounds[since:] if stage in (None, each.stage)]
+        pairs = (
+            [self._values(each, which) for which in (name, reference or self.reference)]
+            for each in chosen
+        )
+        mean = statistics.geometric_mean
+        return [mean(ours) / mean(theirs) for ours, theirs in pairs if ours and theirs]
 
     def _values(self, each: Round, name: str) -> list[float]:
         runs = (run.value(self.objective) for run in each.runs if run.setting == name)
         return [value for value in runs if value]
-
-    def itself(self) -> list[float]:
-        """Return the reference's last speed over its first for each round that ran it more than
-        once."""
-        values = (self._values(each, self.reference) for each in self._rounds)
-        return [found[-1] / found[0] for found in values if len(found) > 1]
-
-    def floor(self, count: int | None = None) -> float | None:
-        """Return the noise floor of a comparison over ``count`` rounds, by default as many as
-        ran the reference twice. See ``statistics.floor``."""
-        pairs = self.itself()
-        return statistics.floor(pairs, len(pairs) if count is None else count)
 
     def judge(
         self,
@@ -237,18 +238,15 @@ class Rounds:
         reference: str | None = None,
         since: int = 0,
         level: float = statistics.LEVEL,
+        stage: str | None = None,
     ) -> Judged:
         """Return the setting's ratio to the reference from the round with the index ``since``
         on, with an interval of that ``level``, and the verdict."""
-        return self._judged(name, self.ratios(name, reference, since), level)
-
-    def _judged(
-        self, name: str, ratios: Sequence[float], level: float = statistics.LEVEL
-    ) -> Judged:
+        ratios = self.ratios(name, reference, since, stage)
         if not ratios:
-            return Judged(name, None, None, OPEN)
-        found, floor = statistics.ratio(ratios, level), self.floor(len(ratios))
-        return Judged(name, found, floor, statistics.verdict(found, floor))
+            return Judged(name, None, OPEN)
+        found = statistics.estimate(ratios, level)
+        return Judged(name, found, statistics.verdict(found, self.resolution, level))
 
     def in_duel(self, name: str) -> bool:
         """Return whether the setting was measured in a duel."""
@@ -258,20 +256,7 @@ class Rounds:
         """Return the verdict on a setting for users. Only the rounds of duels count for one that
         entered a duel, since it was chosen because it looked fast in the others."""
         chosen = name not in FIXED and self.in_duel(name)
-        rounds = [each for each in self._rounds if not chosen or each.stage == DUEL]
-        return self._judged(name, self._ratios(rounds, name, reference or self.reference))
-
-    def fit(self) -> Fit:
-        """Return estimates from all rounds, also for settings that share no round."""
-        if self._fit is None:
-            self._fit = statistics.fit(list(self._entries()))
-        return self._fit
-
-    def _entries(self) -> Iterator[tuple[int, str, float]]:
-        for index, each in enumerate(self._rounds):
-            for run in each.runs:
-                if speed := run.value(self.objective):
-                    yield index, run.setting, log(speed)
+        return self.judge(name, reference, stage=DUEL if chosen else None)
 
     @property
     def runs(self) -> int:
@@ -296,14 +281,10 @@ class Rounds:
         runs = self._runs[name]
         return fsum(run.seconds for run in runs) / len(runs) if runs else otherwise
 
-    def affords(self, order: Sequence[str], share: float = 1.0) -> bool:
-        """Return whether a round in this order probably ends within that share of the budget."""
-        return self.spent + self.cost(order) <= share * self.budget
-
-    def left(self, order: Sequence[str]) -> float:
-        """Return how many rounds in this order the rest of the budget allows."""
-        cost = self.cost(order)
-        return (self.budget - self.spent) / cost if cost else 0.0
+    def affords(self, order: Sequence[str], until: float = inf) -> bool:
+        """Return whether a round in this order probably ends within the budget, and within that
+        many seconds of it."""
+        return self.spent + self.cost(order) <= min(until, self.budget)
 
 
 def _ran(each: Round, name: str) -> bool:
@@ -323,23 +304,24 @@ def compare(
     clock: Callable[[], float],
     *,
     most: int | None = None,
+    resolution: float = statistics.RESOLUTION,
 ) -> Rounds:
     """Measure settings in rounds; the first is the reference. Stop after about ``seconds``, or
     after ``most`` rounds (``MOST_ROUNDS`` by default).
 
-    ``measure`` gets a name and the round's number. The number of rounds depends on time only,
-    since stopping at a welcome result would bias it. If too few rounds for a verdict would
-    fit, there is only one.
+    ``measure`` gets a name and the round's number. If too few rounds for a verdict would fit,
+    there is only one. Clear cases end early (see ``statistics.INTERIM``).
     """
-    rounds = Rounds(objective, reference=names[0])
+    rounds = Rounds(objective, reference=names[0], resolution=resolution)
     began = clock()
     for number in range(1, (most or MOST_ROUNDS) + 1):
         good = rounds.good(names)
         if names[0] not in good or len(good) < 2:
             break
-        ahead = range(number, max(number, statistics.VERDICT_ROUNDS) + 1)
-        wanted = fsum(rounds.cost(turns(good, each)) for each in ahead)
+        wanted = rounds.cost(good) * max(1, 1 + statistics.VERDICT_ROUNDS - number)
         if number > 1 and rounds.spent + wanted > seconds:
+            break
+        if all(rounds.judge(each, level=INTERIM).verdict != OPEN for each in good[1:]):
             break
         runs = tuple(measure(name, number) for name in turns(good, number))
         rounds.add(Round(number, "compare", runs, clock() - began))
@@ -347,11 +329,9 @@ def compare(
 
 
 def turns(names: Sequence[str], number: int) -> tuple[str, ...]:
-    """Return the order in which the round with that number runs the settings. In every second
-    round the reference runs first and last, which shows the noise; the others take turns."""
+    """Return the order in which the round with that number runs the settings: the first one begins
+    and ends rounds by turns, and the others rotate."""
     first, *others = names
-    turn = number % len(others) if others else 0
+    turn = number // 2 % len(others) if others else 0
     turned = (*others[turn:], *others[:turn])
-    if number % 2:
-        return (first, *turned, first)
-    return (first, *turned) if number % 4 else (*turned, first)
+    return (first, *turned) if number % 2 else (*turned, first)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from math import ceil
 
 from bitnet_tuning.bench.comparison import FILES, PERFORMANCE, UPSTREAM, Sizes
+from bitnet_tuning.bench.statistics import RESOLUTION
 from bitnet_tuning.engine.find import GOMP, LLVM, NONE
 from bitnet_tuning.model.parts import output_matrix
 from bitnet_tuning.namedtuple import NamedTuple
@@ -29,7 +30,7 @@ from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import PP, TG, Objective
 from bitnet_tuning.plan.setting import MOST_THREADS_ENGINE, Change, Setting, Threads
 from bitnet_tuning.plan.setting import UPSTREAM as UPSTREAM_SETTING
-from bitnet_tuning.store.codec import LATER, Annotated, Literal, Via
+from bitnet_tuning.store.codec import LATER, Annotated, Literal, Positive, Via
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ class Assignment(NamedTuple):
     """Tokens and samples of each run; None until the engine's speed is known."""
     remember: Annotated[bool, LATER] = True
     """Whether to save the winner for later runs."""
+    resolution: Annotated[Positive, LATER] = RESOLUTION
+    """Share by which speeds may differ and count as equal."""
 
 
 class Choices(NamedTuple):

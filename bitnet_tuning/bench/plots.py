@@ -112,16 +112,15 @@ def _arms(found: Sequence[Estimate]) -> list[list[float]]:
     ]
 
 
-def ratios_svg(rows: Sequence[Row], floor: float | None, label: str) -> str:
-    """Draw each setting's ratio to the default with its interval, and the noise floor as a band.
+def ratios_svg(rows: Sequence[Row], resolution: float, label: str) -> str:
+    """Draw each setting's ratio to the default with its interval, and what is equal as a band.
     ``label`` is the text for screen readers."""
     bars = [(row, row.to_default) for row in rows if row.to_default is not None]
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.set_xscale("log")
-        if floor is not None:
-            axes.axvspan(1 / floor, floor, color=BAND, linewidth=0)
+        axes.axvspan(1 / (1 + resolution), 1 + resolution, color=BAND, linewidth=0)
         axes.axvline(1, color=MUTED, linewidth=1)
         for place, (row, ratio) in enumerate(bars):
             _draw_bar(axes, -place, row, ratio)

@@ -10,7 +10,7 @@ from statistics import median
 from bitnet_tuning.bench.begin import Subject
 from bitnet_tuning.bench.comparison import DEFAULT, UPSTREAM
 from bitnet_tuning.bench.results import Kept, Results
-from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
+from bitnet_tuning.engine.builds import OPEN
 from bitnet_tuning.plan.openmp import BINDING_BY_USER, TUNABLE, user_set
 from bitnet_tuning.plan.profile import PP, TG, EngineKey, Evidence, claim, engine_changes
 from bitnet_tuning.plan.profile import load as load_profile
@@ -69,8 +69,8 @@ def _objection(results: Results, environ: Mapping[str, str]) -> str | None:
         return f"your {', '.join(theirs)} affected it; unset that and tune again"
     if results.decision is None or results.decision.winner != DEFAULT:
         return None
-    if results.measured.count(DEFAULT) < VERDICT_ROUNDS:
-        return "there were too few rounds; allow more time with --budget"
+    if results.decision.verdict == OPEN:
+        return "nothing was decided; allow more time with --budget"
     # A search of only a part must not replace a faster setting that a whole tuning found.
     asked = results.options
     is_part = asked.threads is not None or "optimized" not in (asked.modes or ("optimized",))
@@ -85,7 +85,8 @@ def _evidence(results: Results, path: str) -> Evidence:
         objective=results.options.objective,
         verdict=decision.verdict,
         ratio=decision.estimate,
-        floor=decision.floor,
+        floor=None,
+        resolution=decision.resolution,
         against_upstream=measured.shown(decision.winner, UPSTREAM).ratio,
         speeds={phase: median(speeds[phase]) if speeds[phase] else None for phase in (PP, TG)},
         results=os.path.abspath(path),

@@ -12,7 +12,7 @@ from string import Template
 from bitnet_tuning.bench import plots
 from bitnet_tuning.bench.plots import escape
 from bitnet_tuning.bench.results import Results, write
-from bitnet_tuning.bench.summary import Curve, Row, Summary, digits, facts, noise, speed, stacked
+from bitnet_tuning.bench.summary import Curve, Row, Summary, digits, facts, speed, stacked
 from bitnet_tuning.console import times
 from bitnet_tuning.engine.builds import FASTER, SLOWER
 from bitnet_tuning.plan.profile import PP, TG
@@ -41,7 +41,7 @@ def page(results: Results) -> str:
         heading=escape(f"{name} ({model.quantization}) on {machine}"),
         answer=escape(summary.answer),
         unfinished="" if results.state == "finished" else paragraph(text, "unfinished"),
-        certainty=escape(f"{summary.over_upstream} {_noise(summary)}"),
+        certainty=escape(summary.over_upstream),
         warnings=section("What may skew the results", listing(results.warnings, "warnings")),
         plots=_curves(summary) + _ratios(summary),
         table=section("All settings", _table(summary.rows)),
@@ -50,11 +50,6 @@ def page(results: Results) -> str:
         facts=section("Machine, engine and model", definitions(facts(results))),
         created=escape(results.created),
     )
-
-
-def _noise(summary: Summary) -> str:
-    said = f"{noise(summary.floor).capitalize()}."
-    return said if summary.floor is None else f"{said} A smaller difference does not count."
 
 
 # Plots and the table
@@ -84,8 +79,12 @@ def _ratios(summary: Summary) -> str:
     if not shown:
         return ""
     bars = ", ".join(f"{row.name} {times(*row.to_default)}" for row in shown if row.to_default)
-    caption = f"Ratios to the default, paired by round, with 95 % intervals. {_noise(summary)}"
-    drawing = plots.ratios_svg(shown, summary.floor, f"Speed divided by the default's: {bars}.")
+    near = summary.measured.resolution
+    caption = (
+        "Ratios to the default, paired by round, with 95 % intervals. Inside the band, speeds are "
+        f"equal within {100 * near:g} %."
+    )
+    drawing = plots.ratios_svg(shown, near, f"Speed divided by the default's: {bars}.")
     return section("Speed compared with the default", _figure(drawing, caption))
 
 
@@ -129,9 +128,9 @@ def _method(summary: Summary) -> Iterator[str]:
     wanted = options.objective
     yield paragraph(
         "Each round ran its settings one after the other, in changing order, so that a disturbance "
-        "of the machine affects all of them. Ratios compare runs of the same round; their "
-        "intervals are bootstrap intervals. A setting that looked fast was measured again, in a "
-        "duel with the default, before it could win."
+        "of the machine affects all of them. Ratios compare runs of the same round: they are "
+        "Hodges-Lehmann estimates with Wilcoxon's interval. A setting that looked fast was "
+        "measured again, in a duel with the default, before it could win."
     )
     requests = f"requests of {wanted.n_prompt} tokens with answers of {wanted.n_gen}"
     goals = {TG: "token generation", PP: "prompt processing"}

@@ -157,7 +157,8 @@ class Results(NamedTuple):
     @property
     def measured(self) -> Rounds:
         """The rounds and checks, ready for evaluation."""
-        return Rounds(self.options.objective, self.rounds, self.checks)
+        options = self.options
+        return Rounds(options.objective, self.rounds, self.checks, resolution=options.resolution)
 
 
 def to_document(results: Results) -> dict[str, Any]:

@@ -1,63 +1,54 @@
-"""Choose which settings to measure next, and when to stop: first the number of threads, then the
-other knobs one at a time from the best so far, then a duel of the best against the default.
+"""Choose which settings to measure next, and when to stop:
 
-A search depends only on the rounds and checks that it was told. Told the same ones again, it asks
-for the same next step, so a saved search can be resumed.
+    threads ──> other knobs, one on top of the other ──> duel with the default ──> decision
+    (a race)    (races on top of the best so far)        (fresh samples)
+
+In a race, settings run in rounds; who is behind leaves, and the field is halved as time passes.
+Settings that cannot win, such as upstream's, run along until they have enough rounds. All rounds
+help to choose (``statistics.fit``), but only those of a duel decide on its finalists, since these
+were chosen because they looked fast in the others.
+
+A search never measures. It is told rounds and checks, and depends on nothing else: told the same
+ones again, it asks for the same next step, so a saved search can be resumed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from math import log
+from collections.abc import Generator, Iterable, Sequence
+from math import ceil, log, log2, sqrt
 
-from bitnet_tuning.bench import comparison
-from bitnet_tuning.bench.comparison import DEFAULT, UPSTREAM, CheckFacts, Judged, Round, Rounds
+from bitnet_tuning.bench import comparison, statistics
+from bitnet_tuning.bench.comparison import DEFAULT, CheckFacts, Judged, Round, Rounds
 from bitnet_tuning.bench.knobs import Space
-from bitnet_tuning.bench.stages import (
-    ALIKE,
-    HOPE,
-    KNOBS_SHARE,
-    PAIRED_ROUNDS,
-    THREADS_SHARE,
-    Duel,
-    Measure,
-    Measures,
-    Race,
-    reach,
-)
-from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
-from bitnet_tuning.engine.builds import FASTER, OPEN
+from bitnet_tuning.bench.statistics import INTERIM, LEVEL, RESOLUTION, VERDICT_ROUNDS
+from bitnet_tuning.engine.builds import EQUAL, FASTER, OPEN, SLOWER
+from bitnet_tuning.errors import UsageError
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.profile import Estimate
 from bitnet_tuning.plan.setting import Change, apply
-from bitnet_tuning.store.codec import Annotated
+from bitnet_tuning.store.codec import LATER, Annotated, Positive
 
-ADOPT = 1.0
-"""Standard errors by which a setting must lead to become the next base. A base that is not really
-better does little harm, since only the duel decides."""
+THREADS_SHARE, KNOBS_SHARE = 0.33, 0.7
+"""Shares of the races' time left that the threads get, and each race of the other knobs."""
 
-SURE = 2.5
-"""A setting gets a second race unless it is this many standard errors below the least gain that is
-worth showing."""
+DUEL_SHARES, DUEL_ROUNDS = (0.25, 0.5), 24
+"""What the races leave to the duel: time for so many rounds, which show a gain of 20 % where runs
+vary by 15 %, but at least and at most these shares of the budget."""
 
-NARROW, LONGER = 1.1, 4
-"""A fixed setting is undecided while its interval spans more than the factor NARROW; it then gets
-up to LONGER times the rounds of performance mode."""
+LOST, DROPPED, ADOPT, HOPE = 2.5, 1.0, 1.0, 0.8
+"""Standard errors behind the leader at which a setting leaves a race, and a duel, which needs its
+time for one; by which it must lead its base to be built upon, which does little harm where it is
+wrong, since only the duel decides; and that are added to a lead that may still win a duel."""
 
-FIRST_KNOBS = 0.6
-"""Share of the knobs' time in which each knob is tried alone. In the rest, they are combined with
-the best."""
+FINALISTS, TOGETHER = 2, 8
+"""Most finalists of a duel, and the rounds after which only the best of them stays."""
 
-CLOSE = 1.0
-"""Standard errors behind the best within which other settings join its duel: they share the
-default's runs."""
+FIXED_ROUNDS = {comparison.PERFORMANCE: VERDICT_ROUNDS}
+"""Most rounds of a setting that cannot win; of others than performance mode, 4 VERDICT_ROUNDS."""
 
-FINALISTS = 3
-"""Most finalists in one duel."""
-
-WORTH = log(1.02)
-"""Logarithm of the smallest gain that is worth a second race: to show a smaller one takes too
-many rounds."""
+INTERACTING = ("binding", "affinity")
+"""Knobs known to act differently with other thread counts: they are tried with the second best
+count, too. (One thread per logical CPU is a count, and huge pages are a value of the knob mmap.)"""
 
 Factor = Annotated[float, {"minimum": 1}]
 
@@ -68,24 +59,35 @@ class Check(NamedTuple):
     name: str
 
 
+class Measure(NamedTuple):
+    """A request for one round: run these settings in this order."""
+
+    stage: str
+    order: tuple[str, ...]
+    """Names of settings."""
+
+
 class Decision(NamedTuple):
     """The result of a search."""
 
     winner: str
     """Name of the setting to use: ``default`` unless another one was shown to be faster."""
     verdict: str
-    """``faster`` or ``no difference shown``: the finalist's verdict against the default."""
+    """``faster``; where the default stays, the best other setting's verdict: ``equal`` or
+    ``slower``, or ``not decided`` if time was too short to tell or to try everything."""
     estimate: Estimate | None
-    """Ratio of the finalist's speed to the default's in the duel; None without a duel."""
+    """Ratio of that setting's speed to the default's in the duel; None without a duel."""
     floor: Factor | None
-    """Noise floor: the factor, at least 1, by which the default compared with itself over as many
-    rounds may differ from 1."""
+    """Noise floor in files of versions that had one."""
     reason: str
-    """A sentence that says why."""
+    """Sentences that say why."""
+    resolution: Annotated[Positive, LATER] = RESOLUTION
+    """Share by which speeds may differ and count as equal."""
 
 
 Steps = Generator["Measure | Check", None, Decision]
 Choice = Generator["Measure | Check", None, str]
+Trial = Generator["Measure | Check", None, "Judged | None"]
 
 
 class Search:
@@ -93,17 +95,14 @@ class Search:
     decision; ``tell`` and ``tell_check`` take the results."""
 
     def __init__(self, space: Space, rounds: Rounds) -> None:
-        """``rounds`` must be empty; its budget and objective apply to the search."""
+        """``rounds`` must be empty; its budget, objective and resolution apply to the search."""
         self.rounds = rounds
         self.settings = {DEFAULT: space.default, **dict(space.fixed)}
         """Every setting named so far."""
-        self.short = False
-        """Whether time was too short to tell if another setting beats the default."""
+        self.best = DEFAULT
+        """Name of the setting that is built upon so far. Its lead may still be noise."""
         self._space = space
         self._fixed = [name for name, _ in space.fixed]
-        self._files = [name for name in self._fixed if name in comparison.FILES]
-        self._delay = 0.0
-        """Share of the budget by which another file delayed the knobs."""
         self._stacks: dict[str, tuple[Change, ...]] = {DEFAULT: ()}
         """The changes that turn the default into each setting."""
         self._steps = self._whole()
@@ -120,7 +119,7 @@ class Search:
         self.rounds.add(told)
         if isinstance(self._pending, Measure):
             good = tuple(self.rounds.good(self._pending.order))
-            if len(told.runs) < len(self._pending.order) and DEFAULT in good:
+            if len(told.runs) < len(self._pending.order) and good and self.rounds.good([DEFAULT]):
                 self._pending = self._pending._replace(order=good)
             else:
                 self._advance()
@@ -132,21 +131,21 @@ class Search:
             self._advance()
 
     def replay(self, rounds: Iterable[Round], checks: Iterable[CheckFacts]) -> None:
-        """Repeat in order what an earlier search was told."""
+        """Repeat in order what an earlier search was told. Raise UsageError if this search would
+        have asked for other rounds."""
         left = list(checks)
-        for told in rounds:
-            self._replay_checks(left, told.number)
+        for told in (*rounds, None):
+            while left and (told is None or left[0].after_round < told.number):
+                self.tell_check(left[0].setting, left.pop(0).problem)
+            if told is None:
+                return
+            ran = tuple(run.setting for run in told.runs)
+            if not isinstance(self._pending, Measure) or self._pending.order[: len(ran)] != ran:
+                raise UsageError(
+                    "that tuning cannot be resumed: another version of the search began it",
+                    "tune without --resume",
+                )
             self.tell(told)
-        self._replay_checks(left, None)
-
-    def _replay_checks(self, left: list[CheckFacts], before: int | None) -> None:
-        while left and (before is None or left[0].after_round < before):
-            kept = left.pop(0)
-            self.tell_check(kept.setting, kept.problem)
-
-    def best(self) -> str:
-        """Return the name of the setting that is ahead. The lead may still be noise."""
-        return next(iter(self._ranked()), DEFAULT)
 
     def _advance(self) -> None:
         if self.rounds.problem(DEFAULT) is not None:
@@ -159,57 +158,121 @@ class Search:
             self._pending = end.value
 
     def _whole(self) -> Steps:
-        base = yield from self._threads()
-        if base == DEFAULT:
-            yield from self._show_file()
-        yield from self._knobs(base)
-        return (yield from self._final())
-
-    def _threads(self) -> Choice:
-        entrants = self._variants(DEFAULT, self._space.threads)
-        share = THREADS_SHARE + (0.0 if self._space.knobs else KNOBS_SHARE)
-        race = Race(self.rounds, DEFAULT, entrants)
-        yield from race.run("threads", share, [n for n in self._fixed if n not in self._files])
-        return (yield from self._adopted(race))
-
-    def _show_file(self) -> Measures:
-        """Compare another file with the default before the knobs, which gain less. If threads seem
-        to gain, it runs along in their duel instead."""
-        start = self.rounds.spent
-        for name in self._files:
-            for number in range(1, PAIRED_ROUNDS + 1 - self.rounds.measured(name)):
-                order = comparison.turns((DEFAULT, name), number)
-                if self.rounds.good([name]) and self.rounds.affords(order):
-                    yield Measure("fixed", order)
-        self._delay = (self.rounds.spent - start) / max(1.0, self.rounds.budget)
-
-    def _knobs(self, base: str) -> Choice:
-        changes = [change for knob in self._space.knobs for change in knob.changes]
-        share = THREADS_SHARE + FIRST_KNOBS * KNOBS_SHARE
-        while entrants := self._variants(base, changes):
-            race = Race(self.rounds, base, entrants)
-            if not self.rounds.affords((base, *entrants), share + self._delay):
+        counts = self._variants(DEFAULT, self._space.threads)
+        share = THREADS_SHARE if self._space.knobs else 1.0
+        self.best = yield from self._race("threads", DEFAULT, counts, share)
+        self.best = yield from self._knobs(self.best, counts)
+        decision = yield from self._final()
+        while due := [name for name in self.rounds.good(self._fixed) if self._is_due(name)]:
+            if not self.rounds.affords((DEFAULT, *due)):
                 break
-            yield from race.run("knobs", share)
-            best = yield from self._adopted(race)
+            yield Measure("fixed", self._turned((DEFAULT, *due)))
+        return decision
+
+    def _is_due(self, name: str) -> bool:
+        judged = self.rounds.judge(name)
+        count = judged.ratio.count if judged.ratio else 0
+        most = FIXED_ROUNDS.get(name, 4 * VERDICT_ROUNDS)
+        return count < VERDICT_ROUNDS or (judged.verdict == OPEN and count < most)
+
+    def _knobs(self, base: str, counts: Sequence[str]) -> Choice:
+        """Try every other knob on top of ``base``, then on top of the best of them those that
+        helped, too, and so on. Return the best."""
+        owner = {change: knob.name for knob in self._space.knobs for change in knob.changes}
+        changes, others = list(owner), list[str]()
+        for second in [name for name in self._ranked([DEFAULT, *counts]) if name != base][:1]:
+            others = self._variants(second, [c for c in changes if owner[c] in INTERACTING])
+        while names := [*self._variants(base, changes), *others]:
+            best = yield from self._race("knobs", base, names, KNOBS_SHARE)
             if best == base:
                 break
-            changes = self._combinable(race, best)
-            base, share = best, THREADS_SHARE + KNOBS_SHARE
+            helped = [n for n in self._ranked(names) if self.rounds.fit().gap(n, base) > 0]
+            changes = [self._stacks[name][-1] for name in helped]
+            changes = [c for c in changes if owner[c] != owner[self._stacks[best][-1]]]
+            base, others = best, []
         return base
 
-    def _combinable(self, race: Race, best: str) -> list[Change]:
-        """Return the changes of other knobs that also beat the old base: combined with the best
-        one, they may gain more."""
-        taken = self._stacks[best][-1]
-        owner = next(knob for knob in self._space.knobs if taken in knob.changes)
-        helped = (self._stacks[name][-1] for name in self._ahead(race.entrants, race.base))
-        return [change for change in helped if change not in owner.changes]
+    def _race(self, stage: str, base: str, names: Sequence[str], share: float) -> Choice:
+        """Run a base and others in rounds, in that share of the races' time. Return the best whose
+        output is right: the base, unless another one leads it."""
+        rounds, start, aside = self.rounds, self.rounds.spent, 0.0
+        field = [base, *names]
+        while len(field) > 1:
+            whole = share * (self._races_end() - start)
+            end = start + aside + whole + rounds.cost(self._with_fixed(field)[len(field) :])
+            while len(field) > 2 and not rounds.affords(self._with_fixed(field), end):
+                field.pop()
+            order = self._turned(self._with_fixed(field))
+            if len(rounds) and not rounds.affords(order, end):
+                break
+            yield Measure(stage, order)
+            aside += rounds.cost([name for name in order if name in self._fixed])
+            passed = min(1.0, max(0.0, rounds.spent - start - aside) / max(1e-9, whole))
+            keep = ceil((1 + len(names)) / 2 ** int(passed * log2(1 + len(names))))
+            ranked = self._ranked(field)
+            failed = [name for name in rounds.good(field) if name not in ranked]
+            field = [n for n in ranked[:keep] if not self._lost(n, ranked[0])] + failed
+            if not failed and all(self._near(ranked[0], name, 2.0) for name in field):
+                break
+        # To be built upon, a setting leads by its error and by half the resolution.
+        while leaders := [
+            name
+            for name in self._ranked(names)
+            if self._errors(name, base) > ADOPT and not self._near(name, base)
+        ]:
+            best = self._simplest(leaders)
+            yield from self._checked(best)
+            if rounds.problem(best) is None:
+                return best
+        return base
 
-    def _ahead(self, names: Iterable[str], base: str) -> list[str]:
+    def _races_end(self) -> float:
+        """Return the seconds of the budget after which no race goes on."""
+        least, most = (share * self.rounds.budget for share in DUEL_SHARES)
+        wanted = DUEL_ROUNDS * self.rounds.cost((DEFAULT, self.best))
+        return self.rounds.budget - min(most, max(least, wanted))
+
+    def _ranked(self, names: Iterable[str]) -> list[str]:
+        """Return the settings that ran and are not out, the fastest first."""
         found = self.rounds.fit()
-        good = (name for name in self.rounds.good(names) if name in found.means)
-        return [name for name in good if found.gap(name, base) > ADOPT * found.error(name, base)]
+        ran = [name for name in self.rounds.good(names) if name in found.means]
+        return sorted(ran, key=found.score, reverse=True)
+
+    def _lost(self, name: str, leader: str) -> bool:
+        """Return whether a setting is clearly behind, and not by one disturbed run."""
+        found = self.rounds.fit()
+        behind = found.means[leader] - found.score(name)
+        return found.counts[name] > 1 and behind > LOST * found.error(leader, name)
+
+    def _errors(self, name: str, other: str) -> float:
+        """Return by how many standard errors a setting leads another."""
+        found = self.rounds.fit()
+        known = name != other and {name, other} <= found.means.keys()
+        return found.gap(name, other) / found.error(name, other) if known else 0.0
+
+    def _near(self, leader: str, name: str, errors: float = 0.0) -> bool:
+        """Return whether a setting is less than half the resolution behind the leader, even if that
+        many standard errors are added."""
+        found, half = self.rounds.fit(), log(1 + self.rounds.resolution) / 2
+        if name == leader or name not in found.means:
+            return name == leader
+        return found.gap(leader, name) + (errors and errors * found.error(leader, name)) < half
+
+    def _simplest(self, ranked: Sequence[str]) -> str:
+        """Return the one with fewest threads, then changes, of those as fast as the first."""
+        alike = [(self.settings[name], name) for name in ranked if self._near(ranked[0], name)]
+        return min(alike, key=lambda each: (*each[0][:2], len(self._stacks[each[1]])))[1]
+
+    def _with_fixed(self, names: Sequence[str]) -> list[str]:
+        """Return the names with the fixed settings that need more rounds, if the default runs."""
+        fixed = self.rounds.good(self._fixed) if DEFAULT in names else []
+        return [*names, *(each for each in fixed if self.rounds.measured(each) < VERDICT_ROUNDS)]
+
+    def _turned(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return an order that changes from round to round, so that no place is anybody's own."""
+        turn = len(self.rounds) // 2 % len(names)
+        order = (*names[turn:], *names[:turn])
+        return order[::-1] if len(self.rounds) % 2 else order
 
     def _variants(self, base: str, changes: Sequence[Change]) -> list[str]:
         """Name the base with each of the changes. Leave out settings that already have a name."""
@@ -223,171 +286,107 @@ class Search:
                 found.append(name)
         return found
 
-    def _adopted(self, race: Race) -> Choice:
-        """Return the simplest of the leaders whose output is right, else the base."""
-        while True:
-            found, ahead = self.rounds.fit(), self._ahead(race.rivals, race.base)
-            if not ahead:
-                return race.base
-            top = max(ahead, key=found.means.__getitem__)
-            alike = [name for name in ahead if found.gap(top, name) < ALIKE]
-            best = min(alike, key=self._simplicity)
-            yield from self._checked(best)
-            if self.rounds.problem(best) is None:
-                return best
-
     def _checked(self, name: str) -> Generator[Check, None, None]:
         if not self.rounds.is_checked(name):
             yield Check(name)
 
-    def _simplicity(self, name: str) -> tuple[int, int, int]:
-        """Return a key that sorts simpler settings first: fewer threads, then fewer changes."""
-        setting, default = self.settings[name], self._space.default
-        fields = zip(setting._replace(env=()), default._replace(env=()), strict=True)
-        env = len(set(setting.env) ^ set(default.env))
-        return setting.threads, setting.threads_batch, sum(a != b for a, b in fields) + env
-
-    def _ranked(self) -> list[str]:
-        """Return the settings that lead the default, by the lower end of their gain."""
-        found = self.rounds.fit()
-        names = [name for name in self.rounds.good(self._stacks) if name in found.means]
-        lows = {
-            name: found.gap(name, DEFAULT) - found.error(name, DEFAULT)
-            for name in names
-            if found.gap(name, DEFAULT) > 0
-        }
-        return sorted(lows, key=lows.__getitem__, reverse=True)
-
-    def _promising(self, name: str) -> bool:
-        """Return whether a duel in the time left could show that the setting is faster."""
-        found, left = self.rounds.fit(), self._rounds_left(name)
-        best = found.gap(name, DEFAULT) + HOPE * found.error(name, DEFAULT)
-        return left >= VERDICT_ROUNDS and best >= reach(self.rounds, left)
-
-    def _again(self) -> Generator[Measure, None, bool]:
-        """Race the undecided settings again. Return False if there are none or time is short."""
-        left, names = self._rounds_left(DEFAULT), self._undecided()
-        budget = self.rounds.budget
-        share = (self.rounds.spent + budget) / 2 / max(1.0, budget)
-        if not names or left < 2 * VERDICT_ROUNDS:
-            return False
-        if not self.rounds.affords((DEFAULT, *names), share):
-            return False
-        yield from Race(self.rounds, DEFAULT, names, SURE).run("again", share)
-        return True
-
-    def _undecided(self) -> list[str]:
-        """Return the settings that half of the time left might show to be faster."""
-        found = self.rounds.fit()
-        least = max(WORTH, reach(self.rounds, self._rounds_left(DEFAULT) / 2))
-        names = [n for n in self.rounds.good(self._stacks) if n in found.means and n != DEFAULT]
-        return [n for n in names if found.gap(n, DEFAULT) + SURE * found.error(n, DEFAULT) >= least]
-
-    def _rounds_left(self, name: str) -> float:
-        return max(0.0, self.rounds.left((DEFAULT, name)))
-
     def _final(self) -> Steps:
-        last: Judged | None = None
-        while True:
-            rest = [name for name in self._ranked() if self._promising(name)]
-            if rest:
-                duel = yield from self._duel(rest)
-                won = duel.winner()
-                if won is not None:
-                    reason = f"{won.name} beat the default in a duel, with fresh samples."
-                    return Decision(won.name, FASTER, won.ratio, won.floor, reason)
-                last = last or duel.nearest()
-                if duel.finalists and not duel.number:
-                    break  # there is no time for even one round
-            elif not (yield from self._again()):
+        """Let the most promising settings meet the default with fresh samples, then the next ones,
+        as long as none is faster."""
+        met: list[str] = []
+        ends: list[Judged] = []
+        while names := [name for name in self._promising() if name not in met]:
+            # What the best is built on comes along, so that the duel shows whether more helps.
+            base = [n for n in names if self._stacks[n] == self._stacks[names[0]][:-1]]
+            names = list(dict.fromkeys((names[0], *base, *names)))[:FINALISTS]
+            met += names
+            for name in names:
+                yield from self._checked(name)
+            # Every further setting gives chance another chance. All share the default's runs, so
+            # half of Bonferroni's correction keeps false winners below 5 % (tuner_trials.py).
+            level = 1 - (1 - LEVEL) / (1 + (len(met) - 1) / 2)
+            is_last = all(name in met for name in self._promising())
+            judged = yield from self._duel(self.rounds.good(names), level, is_last)
+            if judged is not None:
+                ends.append(judged)
+                if judged.verdict == FASTER:
+                    return self._decision(judged)
+        unsure = [each for each in ends if each.verdict == OPEN]
+        return self._decision(*[*unsure, *ends][:1])
+
+    def _promising(self) -> list[str]:
+        """Return the settings that may be faster than the default, the most promising first; at
+        least the best of all others, so that what is said of the default is decided."""
+        found, near = self.rounds.fit(), log(1 + self.rounds.resolution)
+        names = self._ranked(name for name in self._stacks if name != DEFAULT)
+        names = names if DEFAULT in found.means else []
+        gaps = {name: (found.gap(name, DEFAULT), found.error(name, DEFAULT)) for name in names}
+        names.sort(key=lambda name: gaps[name][0] - HOPE * gaps[name][1], reverse=True)
+        return [n for n in names if gaps[n][0] + 2 * gaps[n][1] > near] or names[:1]
+
+    def _duel(self, names: list[str], level: float, is_last: bool) -> Trial:
+        """Run finalists against the default until the best is decided, time is up or, unless they
+        are the last ones, none can win. Return the verdict on the best, which is faster only at
+        that level; None without a round."""
+        rounds, since, best = self.rounds, len(self.rounds), ""
+        while names:
+            order = self._turned(self._with_fixed((DEFAULT, *names)))
+            if not best and VERDICT_ROUNDS * rounds.cost(order[:2]) > rounds.budget - rounds.spent:
+                return None
+            if not rounds.affords(order):
                 break
-        yield from self._show_file()
-        yield from self._show_fixed()
-        return self._default_stays(last)
+            yield Measure(comparison.DUEL, order)
+            names = self._ranked(names)
+            best = self._simplest(names) if names else best
+            if rounds.judge(best, since=since, level=INTERIM).verdict != OPEN:
+                break
+            if len(rounds) - since >= TOGETHER:
+                names = [best][: len(names)]
+            top = names[0] if names else ""
+            names = [n for n in names if self._near(top, n) or self._errors(n, top) > -DROPPED]
+            names = [name for name in names if is_last or self._may_win(name, since)]
+        if not best or rounds.problem(best) is not None:
+            return None
+        judged, strict = (rounds.judge(best, since=since, level=each) for each in (LEVEL, level))
+        return strict if judged.verdict == FASTER != strict.verdict else judged
 
-    def _duel(self, rest: Sequence[str]) -> Generator[Measure | Check, None, Duel]:
-        """Run a duel of the default with the finalists whose output is right."""
-        entrants = self._finalists(rest)
-        for name in entrants:
-            yield from self._checked(name)
-        good = sorted(self.rounds.good(entrants), key=self._simplicity)
-        due = [n for n in self._files if self.rounds.measured(n) < PAIRED_ROUNDS]
-        duel = Duel(self.rounds, good, [n for n in self._fixed if n == UPSTREAM or n in due])
-        if good:
-            yield from duel.run()
-        return duel
+    def _may_win(self, name: str, since: int) -> bool:
+        """Return whether a duel in the time left may show that the setting is faster."""
+        rounds, found = self.rounds, self.rounds.fit()
+        count = len(rounds.ratios(name, since=since))
+        left = (rounds.budget - rounds.spent) / rounds.cost((DEFAULT, name))
+        # An interval of 95 % reaches to 1.96 standard errors, s sqrt(2 / n) for n pairs.
+        shown = 1.96 * found.spread * sqrt(2 / max(1.0, count + left))
+        hoped = found.gap(name, DEFAULT) + HOPE * found.error(name, DEFAULT)
+        return count < VERDICT_ROUNDS or hoped > shown
 
-    def _finalists(self, rest: Sequence[str]) -> tuple[str, ...]:
-        """Return the first of ``rest``, which are promising settings with the best first, and up
-        to FINALISTS - 1 others: what it is built on, and simpler or near ones."""
-        first, found, simple = rest[0], self.rounds.fit(), self._simplicity
-        parts = [name for name in self._parts(first) if name in rest]
-        near = [n for n in rest[1:] if found.gap(first, n) < CLOSE * found.error(first, n)]
-        alike = [n for n in rest[1:] if abs(found.gap(first, n)) < ALIKE]
-        simpler = sorted((n for n in alike if simple(n) < simple(first)), key=simple)
-        return tuple(dict.fromkeys((first, *parts, *simpler, *near)))[:FINALISTS]
-
-    def _parts(self, name: str) -> Iterator[str]:
-        """Yield the settings with fewer of this one's changes, so that the duel shows whether
-        each change helps."""
-        names = {changes: each for each, changes in self._stacks.items()}
-        changes = self._stacks[name]
-        for count in range(len(changes) - 1, 0, -1):
-            if changes[:count] in names:
-                yield names[changes[:count]]
-
-    def _show_fixed(self) -> Measures:
-        while True:
-            due = [name for name in self.rounds.good(self._fixed) if self._is_due(name)]
-            if not due or not self.rounds.affords((DEFAULT, *due)):
-                return
-            order = (DEFAULT, *due)
-            yield Measure("fixed", order if len(self.rounds) % 2 else order[::-1])
-
-    def _is_due(self, name: str) -> bool:
-        """Return whether a fixed setting needs more rounds: all but performance mode get more
-        while their verdict is undecided."""
-        judged = self.rounds.judge(name)
-        found, rounds = judged.ratio, judged.ratio.count if judged.ratio else 0
-        if name == comparison.PERFORMANCE or found is None or rounds < PAIRED_ROUNDS:
-            return rounds < PAIRED_ROUNDS
-        is_open = judged.verdict == OPEN and found.high > NARROW * found.low
-        return is_open and rounds < LONGER * PAIRED_ROUNDS
-
-    def _default_stays(self, nearest: Judged | None) -> Decision:
-        """Return the decision for the default. ``nearest`` came closest in a duel, if any."""
-        if nearest is None or nearest.ratio is None:
-            missed = self._missed()
-            self.short = missed is not None
-            reason = missed or "No setting promised a gain beyond the noise"
-            return Decision(DEFAULT, OPEN, None, None, f"{reason}, so the default stays.")
-        count = nearest.ratio.count
-        self.short = count < VERDICT_ROUNDS
-        why = f"had too few rounds ({count}) for a verdict; allow more time with --budget"
-        if not self.short:
-            why = "did not show that it is faster, so the default stays"
-        reason = f"{nearest.name} came closest, but its duel {why}."
-        return Decision(DEFAULT, OPEN, nearest.ratio, nearest.floor, reason)
-
-    def _missed(self) -> str | None:
-        """Say what there was no time for; return None if nothing was missed."""
-        untried = self._untried()
+    def _decision(self, judged: Judged | None = None) -> Decision:
+        """Return the decision, with the verdict on the best other setting if there was a duel."""
+        name, ratio, verdict = judged or Judged(DEFAULT, None, OPEN)
+        near, untried = self.rounds.resolution, ", ".join(self._untried())
+        self.best = name if verdict == FASTER else DEFAULT
+        if ratio is None:
+            tried = any(self._stacks[each] for each in self._ranked(self._stacks))
+            why = "No other setting was tried."
+            why = "Time was too short for a duel (see --budget)." if tried else why
+        else:
+            seconds = self.rounds.cost((DEFAULT, name)) * statistics.more_rounds(ratio, near)
+            why = {
+                FASTER: f"{name} beat the default in a duel, with fresh samples.",
+                EQUAL: f"The best other setting, {name}, is equal within {100 * near:g} %.",
+                SLOWER: f"The best other setting, {name}, is slower.",
+                OPEN: f"{name} came closest, but whether it is faster is not decided: that would "
+                f"need about {seconds:.0f} s more (see --budget).",
+            }[verdict]
         if untried:
-            return f"Time was too short to try {', '.join(untried)} (see --budget)"
-        if not any(self._stacks.values()):
-            return "No other setting was tried"
-        found = self.rounds.fit()
-        for name in self._ranked():
-            gap, error = found.gap(name, DEFAULT), found.error(name, DEFAULT)
-            is_ahead = gap > WORTH and (gap > error or found.spread is None)
-            if is_ahead and self._rounds_left(name) < VERDICT_ROUNDS:
-                return f"{name} looked faster, but no time was left to confirm it (see --budget)"
-        return None
+            why += f" Time was too short to try {untried} (see --budget)."
+            verdict = verdict if verdict == FASTER else OPEN
+        return Decision(self.best, verdict, ratio, None, why, near)
 
     def _untried(self) -> list[str]:
-        """Return the names of changes that no measured setting has."""
-        rounds, stacks = self.rounds, self._stacks
-        ran = [stacks[name] for name in stacks if rounds.measured(name) or rounds.problem(name)]
-        tried = [change for stack in ran for change in stack]
-        named = (stack[-1] for stack in stacks.values() if stack)
-        return list(dict.fromkeys(change.name for change in named if change not in tried))
+        """Return the names of changes that no setting has that ran or is out."""
+        ran = [n for n in self._stacks if self.rounds.measured(n) or self.rounds.problem(n)]
+        tried = {change.name for name in ran for change in self._stacks[name]}
+        changes = [*self._space.threads, *(c for knob in self._space.knobs for c in knob.changes)]
+        new = [c for c in changes if apply(c, self._space.default) != self._space.default]
+        return list(dict.fromkeys(change.name for change in new if change.name not in tried))

@@ -1,123 +1,99 @@
-"""Compute medians with bootstrap intervals, ratios, noise floors and verdicts. The same values
-always give the same result: nothing here draws random numbers.
+"""Estimate speeds and ratios from ranks, with intervals and verdicts. All that they assume is that
+noise is symmetric, as in the logarithm of the ratio of two equally disturbed runs.
 
-- B. Efron, "Bootstrap Methods: Another Look at the Jackknife", Annals of Statistics 7, 1979
-- B. Efron and R. Tibshirani, "An Introduction to the Bootstrap", 1993
+- J. L. Hodges and E. L. Lehmann, "Estimates of Location Based on Rank Tests", Annals of
+  Mathematical Statistics 34, 1963: the median of all pairs' means, or of all differences
+- F. Wilcoxon, "Individual Comparisons by Ranking Methods", Biometrics Bulletin 1, 1945, and
+  M. Hollander and D. Wolfe, "Nonparametric Statistical Methods", 1999, sections 3.3 and 4.3: the
+  intervals that belong to them
+- J. L. Haybittle, "Repeated Assessment of Results in Clinical Trials of Cancer Treatment",
+  British Journal of Radiology 44, 1971: looks before the last one at a much stricter level, so
+  that the last one keeps its own
 - K. Lange, R. Little and J. Taylor, "Robust Statistical Modeling Using the t Distribution",
-  Journal of the American Statistical Association 84, 1989
+  Journal of the American Statistical Association 84, 1989: the weights of ``fit``
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import accumulate
-from math import comb, exp, fsum, log, sqrt
-from statistics import median
+from math import ceil, exp, floor, fsum, inf, log, log2, sqrt
+from statistics import NormalDist, median
 from typing import NamedTuple, TypeVar
 
-from bitnet_tuning.engine.builds import FASTER, OPEN, SLOWER
+from bitnet_tuning.engine.builds import EQUAL, FASTER, OPEN, SLOWER
 from bitnet_tuning.plan.profile import Estimate
 
 LEVEL = 0.95
-"""Level of all intervals that are shown."""
+"""Level of all intervals that are shown, and of the last look at a comparison."""
 
-FLOOR_LEVEL = 0.7
-"""Level of the interval whose upper end is the noise floor, chosen by simulation
-(benchmarks/tuner_trials.py): where all settings are equal, 0.5 let one win in 2 to 5 % of
-tunings, 0.7 in 1 to 2 %, while a gain of 20 % was found about as often."""
+INTERIM = 0.999
+"""Level of every look before the last one (Haybittle): 3.3 standard errors."""
 
-FLOOR_PAIRS = 3
-"""Fewest rounds with two runs of the reference that give a noise floor: with fewer, one unusual
-run would decide it."""
+RESOLUTION = 0.02
+"""Smallest difference of interest, as a share, if the user names none."""
 
-FLOOR_LEAST = 1.01
-"""Smallest noise floor: a gain below 1 % is not worth another setting, however certain."""
+EXACT, MOST_VALUES = 25, 201
+"""Most values whose rank sum is counted out (above, the normal approximation is as good), and that
+an interval is computed from, evenly spaced, since time grows with their square."""
 
-VERDICT_ROUNDS = 6
-"""Fewest rounds for a verdict. In a comparison of a setting with itself, by chance all of five
-rounds favour the same side with probability 2 / 2**5 = 6 %, all of six with 3 %, which is below
-1 - LEVEL (sign test)."""
+TAILS, LEAST_SPREAD, PASSES = 4.0, 0.003, 8
+"""For ``fit``: degrees of freedom of the t distribution of a run's logarithm, its least standard
+deviation, and passes, after which means move by less than a tenth of their standard error."""
 
-MOST_VALUES = 201
-"""Most values that an interval is computed from: the time grows with their square, and binomial
-coefficients of more than a thousand values do not fit into a float."""
+Key = TypeVar("Key", int, str)
+
+
+def least_rounds(level: float = LEVEL) -> int:
+    """Return the fewest rounds for a verdict at a level. Of n comparisons of equal settings, all
+    favour the same side with probability 2 / 2**n."""
+    return 1 + ceil(-log2(1 - level) - 1e-9)
+
+
+VERDICT_ROUNDS = least_rounds()
 
 
 def estimate(values: Iterable[float], level: float = LEVEL) -> Estimate:
-    """Return the median with its bootstrap percentile interval (Efron and Tibshirani, chapter 13).
-    Raise ValueError without values.
+    """Return the Hodges-Lehmann estimate of positive values, computed from their logarithms, with
+    Wilcoxon's signed-rank interval. Raise ValueError without values.
 
-    It is the interval of infinitely many resamples, computed from the exact distribution of
-    a resample's median (see ``_middle_ranks``). With fewer than ``VERDICT_ROUNDS`` values the
-    interval is too narrow; with one it has no width. Of more than ``MOST_VALUES`` values,
-    ``MOST_VALUES`` evenly spaced ones are used.
+    So the estimate of inverse ratios is the inverse. With fewer than ``least_rounds(level)``
+    values, the interval has a lower level than asked for.
     """
-    ordered = sorted(_thinned(list(values)))
-    if not ordered:
-        raise ValueError("no values")
-    middle = _distribution(ordered, len(ordered))
-    low, high = _quantile(*middle, _lower(level)), _quantile(*middle, _upper(level))
-    return Estimate(median(ordered), low, high, len(ordered))
-
-
-def ratio(ratios: Iterable[float], level: float = LEVEL) -> Estimate:
-    """Return the estimate of a ratio, computed from logarithms: exp(median(log r)). So the
-    estimate of 1/r is the inverse of the estimate of r."""
-    logs = estimate((log(each) for each in ratios), level)
-    return Estimate(exp(logs.median), exp(logs.low), exp(logs.high), logs.count)
+    logs = [log(each) for each in _thinned(list(values))]
+    means = sorted((a + b) / 2 for number, a in enumerate(logs, 1) for b in logs[number - 1 :])
+    return _between(means, _signed_rank(len(logs), level), len(logs))
 
 
 def unpaired(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> Estimate:
-    """Return median(a) / median(b) for two samples that share no rounds.
-
-    Both are resampled independently. With a resample's medians A and B, the interval's ends
-    are quantiles of P(A/B <= x) = sum over b of P(B = b) P(A <= x b). ``count`` is the size
-    of the smaller sample. Raise ValueError for an empty sample or a value that is not positive.
-    """
-    if not a or not b or min(*a, *b) <= 0:
-        raise ValueError("a ratio needs positive values")
-    above, under = sorted(_thinned(a)), sorted(_thinned(b))
-    counter = _distribution(above, len(above))
-    points, below = _distribution(under, len(under))
-    masses = [share - before for share, before in zip(below, (0.0, *below), strict=False)]
-    divisor = list(zip(points, masses, strict=True))
-
-    def at_most(bound: float) -> float:
-        return fsum(mass * _share(*counter, bound * point) for point, mass in divisor)
-
-    widest = (above[0] / under[-1], above[-1] / under[0])
-    low, high = (_bisect(at_most, share, *widest) for share in (_lower(level), _upper(level)))
-    return Estimate(median(above) / median(under), low, high, min(len(above), len(under)))
+    """Return the ratio of two samples that share no rounds, with the interval of the Mann-Whitney
+    test (normal approximation). ``count`` is the size of the smaller one. Raise ValueError for
+    an empty sample or a value that is not positive."""
+    above, below = ([log(each) for each in _thinned(values)] for values in (a, b))
+    pairs = len(above) * len(below)
+    cut = _cut(pairs / 2, pairs * (len(above) + len(below) + 1) / 12, level)
+    shifts = sorted(high - low for high in above for low in below)
+    return _between(shifts, cut, min(len(above), len(below)))
 
 
-def floor(pairs: Sequence[float], count: int) -> float | None:
-    """Return the noise floor of a comparison over ``count`` rounds: the factor, at least
-    ``FLOOR_LEAST``, by which such a comparison of the reference with itself may differ from 1.
-
-    ``pairs`` are ratios of two runs of the reference in the same round. The floor is the upper
-    end of the interval, at FLOOR_LEVEL, of the median of ``count`` draws from these ratios and
-    their inverses: which of two equal runs is the numerator is arbitrary. Return None for
-    fewer than ``FLOOR_PAIRS`` pairs.
-    """
-    if len(pairs) < FLOOR_PAIRS or not count:
-        return None
-    logs = sorted(sign * log(pair) for pair in _thinned(pairs) for sign in (-1, 1))
-    draws = min(count, MOST_VALUES)
-    return max(FLOOR_LEAST, exp(_quantile(*_distribution(logs, draws), _upper(FLOOR_LEVEL))))
-
-
-def verdict(found: Estimate, noise_floor: float | None) -> str:
-    """Return the verdict on a ratio: ``faster`` if its whole interval lies above the noise floor
-    f, ``slower`` if it lies below 1/f, else ``no difference shown``. Without a floor, or with
-    fewer than ``VERDICT_ROUNDS`` rounds, it is ``no difference shown`` as well."""
-    if noise_floor is None or found.count < VERDICT_ROUNDS:
+def verdict(found: Estimate, resolution: float = RESOLUTION, level: float = LEVEL) -> str:
+    """Return the verdict on a ratio whose interval has that level: ``equal`` if it lies within the
+    resolution of 1, ``faster`` or ``slower`` if 1 lies outside, else ``not decided``."""
+    if found.count < least_rounds(level):
         return OPEN
-    if found.low > noise_floor:
-        return FASTER
-    return SLOWER if found.high < 1 / noise_floor else OPEN
+    if max(found.high, 1 / found.low) <= 1 + resolution:
+        return EQUAL
+    return FASTER if found.low > 1 else SLOWER if found.high < 1 else OPEN
+
+
+def more_rounds(found: Estimate, resolution: float = RESOLUTION) -> int:
+    """Return about how many more rounds a verdict needs if the estimate stays where it is: the
+    interval's width shrinks with the root of their number."""
+    gap, wide = abs(log(found.median)), log(found.high / found.low) / 2
+    shrink: float = wide / max(gap, log(1 + resolution) - gap)
+    return max(1, ceil(max(found.count * shrink**2, VERDICT_ROUNDS)) - found.count)
 
 
 def geometric_mean(speeds: Sequence[float]) -> float:
@@ -126,197 +102,88 @@ def geometric_mean(speeds: Sequence[float]) -> float:
 
 
 def _thinned(values: Sequence[float]) -> Sequence[float]:
-    if len(values) <= MOST_VALUES:
-        return values
-    return [values[index * len(values) // MOST_VALUES] for index in range(MOST_VALUES)]
+    count = min(len(values), MOST_VALUES)
+    return [values[index * len(values) // count] for index in range(count)]
 
 
-def _lower(level: float) -> float:
-    """Return the probability of the lower end of an interval of that level."""
-    return (1 - level) / 2 - _SLACK
-
-
-def _upper(level: float) -> float:
-    """Return the probability of the upper end of an interval of that level."""
-    return (1 + level) / 2 + _SLACK
-
-
-_SLACK = 1e-9
-"""Tolerance for rounding. If a sum of probabilities meets an end exactly, both ends move outwards,
-so that the interval of the inverse values is the inverse interval."""
-
-
-def _distribution(ordered: Sequence[float], draws: int) -> tuple[list[float], list[float]]:
-    """Return the distribution of the median of ``draws`` draws with replacement from sorted
-    values: the possible medians, ascending, and the probability of at most each."""
-    pairs = (
-        ((ordered[low] + ordered[high]) / 2, mass)
-        for low, high, mass in _middle_ranks(len(ordered), draws)
-    )
-    points, masses = zip(*sorted(pairs), strict=True)
-    return list(points), list(accumulate(masses))
+def _between(ordered: Sequence[float], cut: int, count: int) -> Estimate:
+    """Return the median and the values before which, and behind which, ``cut`` values lie."""
+    if not ordered:
+        raise ValueError("no values")
+    low, high = ordered[cut], ordered[-1 - cut]
+    return Estimate(exp(median(ordered)), exp(low), exp(high), count)
 
 
 @lru_cache(maxsize=256)
-def _middle_ranks(size: int, draws: int) -> tuple[tuple[int, int, float], ...]:
-    """Return the ranks (from 0) of the two middle draws, of ``draws`` draws with replacement
-    from ``size`` sorted values, with their probability. An odd number has one middle, twice.
-
-    With n values, k ranks are at or below rank k - 1, and B(m, p) successes in m trials:
-
-    - m = 2h + 1 draws: P(middle rank < k) = P(B(m, k/n) >= h + 1) (Efron).
-    - m = 2h draws, ranks i < j: h draws are at most i, one of them is i, and h are at least j,
-      one of them is j: C(2h, h) (((i+1)/n)^h - (i/n)^h) (((n-j)/n)^h - ((n-j-1)/n)^h).
-    - m = 2h draws, both at rank i: P(lower middle = i) less the sum of the above over j.
-    """
-    half, odd = divmod(draws, 2)
-    at_most = [_at_least(half + 1, draws, rank / size) for rank in range(size + 1)]
-    if odd:
-        steps = zip(at_most[1:], at_most, strict=False)
-        return tuple((rank, rank, now - before) for rank, (now, before) in enumerate(steps))
-    lower = [_at_least(half, draws, rank / size) for rank in range(size + 1)]
-    powers = [(rank / size) ** half for rank in range(size + 1)]
-    steps_up = [now - before for now, before in zip(powers[1:], powers, strict=False)]
-    found = []
-    for low in range(size):
-        apart = [
-            (low, high, comb(draws, half) * steps_up[low] * steps_up[size - 1 - high])
-            for high in range(low + 1, size)
-        ]
-        both = lower[low + 1] - lower[low] - fsum(mass for _, _, mass in apart)
-        found += [(low, low, max(0.0, both)), *apart]
-    return tuple(each for each in found if each[2] > _NOTHING)
+def _signed_rank(count: int, level: float) -> int:
+    """Return how many of the ordered means lie outside each end of the interval: the largest rank
+    sum that equal settings reach or fall below with at most half of the error's probability."""
+    if count > EXACT:
+        return _cut(count * (count + 1) / 4, count * (count + 1) * (2 * count + 1) / 24, level)
+    ways = [1]  # by rank sum
+    for rank in range(1, count + 1):
+        ways = [a + b for a, b in zip([*ways, *[0] * rank], [*[0] * rank, *ways], strict=True)]
+    few: float = (1 - level) / 2 * 2**count + 1e-9
+    return max(0, sum(total <= few for total in accumulate(ways)) - 1)
 
 
-_NOTHING = 1e-15
-"""Smallest probability that is kept: a smaller one moves no end of an interval."""
-
-
-def _at_least(wanted: int, draws: int, share: float) -> float:
-    """Return the binomial probability P(B(draws, share) >= wanted)."""
-    return fsum(
-        comb(draws, hits) * share**hits * (1 - share) ** (draws - hits)
-        for hits in range(wanted, draws + 1)
-    )
-
-
-def _quantile(points: Sequence[float], below: Sequence[float], share: float) -> float:
-    """Return the smallest point that has at least ``share`` of the probability at or below it."""
-    return points[min(bisect_left(below, share), len(points) - 1)]
-
-
-def _share(points: Sequence[float], below: Sequence[float], bound: float) -> float:
-    index = bisect_right(points, bound)
-    return below[index - 1] if index else 0.0
-
-
-def _bisect(at_most: Callable[[float], float], share: float, low: float, high: float) -> float:
-    """Return the smallest bound between positive ones for which ``at_most`` reaches ``share``."""
-    if at_most(low) >= share:
-        return low
-    for _ in range(_HALVINGS):
-        middle = (low * high) ** 0.5
-        low, high = (low, middle) if at_most(middle) >= share else (middle, high)
-    return high
-
-
-_HALVINGS = 40
-"""Steps of the bisection: 40 give 12 digits of any ratio up to 10."""
-
-Key = TypeVar("Key", int, str)
-
-LEAST_SPREAD = 0.003
-"""Smallest standard deviation assumed for the logarithm of a run's speed: less is luck."""
-
-PASSES = 8
-"""Passes of ``fit``, after which the means move by less than a tenth of their standard error."""
-
-TAILS = 4.0
-"""Degrees of freedom of the t distribution assumed for runs: a disturbed run that took five times
-as long counts about a twentieth of a good one (at 15 % noise)."""
+def _cut(mean: float, variance: float, level: float) -> int:
+    """Return the same from the normal approximation, with continuity correction."""
+    far = NormalDist().inv_cdf((1 + level) / 2) * sqrt(variance)
+    return max(0, floor(mean - 0.5 - far))
 
 
 class Fit(NamedTuple):
-    """Estimated speeds of settings, without the disturbances that all runs of a round share."""
+    """Speeds of settings, without what the runs of a round have in common."""
 
     means: dict[str, float]
     """Logarithm of the speed, by setting."""
-    weights: dict[str, float]
-    """Number of undisturbed runs that each mean is worth."""
-    spread: float | None
-    """Standard deviation of one run's logarithm; None if there are too few runs to tell."""
+    counts: dict[str, int]
+    """Number of runs, by setting."""
+    spread: float
+    """Standard deviation of one run's logarithm; infinite if nothing tells it."""
     tops: dict[str, float]
-    """Logarithm of the best run, by setting. If two runs disagree, nothing tells which one is
-    the outlier, so a single bad run must not rule a setting out."""
+    """Logarithm of the best run, by setting."""
 
     def gap(self, name: str, other: str) -> float:
         """Return the logarithm of the first setting's speed over the second's."""
         return self.means[name] - self.means[other]
 
+    def score(self, name: str) -> float:
+        """Return the mean, or of two runs the better one: nothing tells which is disturbed."""
+        return self.tops[name] if self.counts[name] < 3 else self.means[name]
+
     def error(self, name: str, other: str) -> float:
-        """Return the standard error of ``gap``, s sqrt(1/w1 + 1/w2); infinite if the spread s is
-        not known."""
-        if self.spread is None:
-            return float("inf")
-        return self.spread * sqrt(1 / self.weights[name] + 1 / self.weights[other])
+        """Return the standard error of ``gap``."""
+        return self.spread * sqrt(1 / self.counts[name] + 1 / self.counts[other])
 
 
-def fit(entries: Sequence[tuple[int, str, float]]) -> Fit:
-    """Fit log(speed) = mean of the setting + level of the round + error.
+def fit(runs: Sequence[tuple[int, str, float]]) -> Fit:
+    """Fit log(speed) = setting + round + error to runs: round, setting and logarithm.
 
-    ``entries`` are the round, the setting and the logarithm of the speed of each run. Means
-    and levels are averaged in turn, with weights that make outliers harmless: with a residual
-    r and the spread s, a run weighs (TAILS + 1) / (TAILS + (r/s)^2), the weight of a t
-    distribution (Lange, Little and Taylor).
+    Both are averaged in turn. With a residual r and the spread s, a run weighs
+    (TAILS + 1) / (TAILS + (r / s)^2): outliers hardly count (Lange, Little and Taylor).
     """
-    if not entries:
-        return Fit({}, {}, None, {})
-    whens, names, speeds = zip(*entries, strict=True)
-    weights = [1.0] * len(entries)
-    means = {name: median(each) for name, each in _by(names, speeds).items()}
-    spread: float | None = None
+    weights, spread = [1.0] * len(runs), inf
+    means = {name: median([y for _, each, y in runs if each == name]) for _, name, _ in runs}
     for _ in range(PASSES):
-        levels = _averages(
-            whens, [y - means[n] for n, y in zip(names, speeds, strict=True)], weights
-        )
-        means = _averages(
-            names, [y - levels[w] for w, y in zip(whens, speeds, strict=True)], weights
-        )
-        left = [y - means[n] - levels[w] for w, n, y in entries]
-        spread = _spread(left, weights, len(entries) - len(means) - len(levels) + 1)
-        weights = _weights(left, spread)
-    tops = {name: means[name] + max(each) for name, each in _by(names, left).items()}
-    worth = {n: sum(min(1.0, weight) for weight in each) for n, each in _by(names, weights).items()}
-    return Fit(means, worth, spread, tops)
+        levels = _averages([(when, y - means[name]) for when, name, y in runs], weights)
+        means = _averages([(name, y - levels[when]) for when, name, y in runs], weights)
+        left = [y - means[name] - levels[when] for when, name, y in runs]
+        freedom = len(runs) - len(means) - len(levels) + 1
+        if freedom > 0:
+            squares = fsum(weight * each**2 for weight, each in zip(weights, left, strict=True))
+            spread = max(LEAST_SPREAD, sqrt(squares / freedom))
+        weights = [(TAILS + 1) / (TAILS + (each / spread) ** 2) for each in left]
+    tops = dict.fromkeys(means, -inf)
+    for (_, name, _), rest in zip(runs, left if runs else (), strict=True):
+        tops[name] = max(tops[name], means[name] + rest)
+    return Fit(means, Counter(name for _, name, _ in runs), spread, tops)
 
 
-def _by(keys: Sequence[Key], values: Sequence[float]) -> dict[Key, list[float]]:
-    found: dict[Key, list[float]] = defaultdict(list)
-    for key, each in zip(keys, values, strict=True):
-        found[key].append(each)
-    return found
-
-
-def _averages(
-    keys: Sequence[Key], values: Sequence[float], weights: Sequence[float]
-) -> dict[Key, float]:
-    sums: dict[Key, float] = defaultdict(float)
-    totals: dict[Key, float] = defaultdict(float)
-    for key, each, weight in zip(keys, values, weights, strict=True):
-        sums[key] += each * weight
-        totals[key] += weight
+def _averages(values: Sequence[tuple[Key, float]], weights: Sequence[float]) -> dict[Key, float]:
+    sums, totals = dict[Key, float](), dict[Key, float]()
+    for (key, value), weight in zip(values, weights, strict=True):
+        sums[key] = sums.get(key, 0.0) + weight * value
+        totals[key] = totals.get(key, 0.0) + weight
     return {key: sums[key] / totals[key] for key in sums}
-
-
-def _spread(left: Sequence[float], weights: Sequence[float], freedom: int) -> float | None:
-    """Return the standard deviation of the residuals ``left``; None without degrees of freedom."""
-    if freedom < 1:
-        return None
-    squares = fsum(weight * each**2 for weight, each in zip(weights, left, strict=True))
-    return max(LEAST_SPREAD, sqrt(squares / freedom))
-
-
-def _weights(left: Sequence[float], spread: float | None) -> list[float]:
-    if spread is None:
-        return [1.0] * len(left)
-    return [(TAILS + 1) / (TAILS + (each / spread) ** 2) for each in left]

@@ -81,13 +81,6 @@ class Summary:
         shown = (row for row in self._rows() if row.rounds or row.verdict != TOO_FEW)
         return tuple(sorted(shown, key=_rank))
 
-    @cached_property
-    def floor(self) -> float | None:
-        """Noise floor of the decision, else of the rounds so far; None if it is not known."""
-        decision = self.results.decision
-        known = decision.floor if decision is not None else None
-        return self.measured.floor() if known is None else known
-
     def _rows(self) -> Iterator[Row]:
         decision = self.results.decision
         for name, setting in self.results.settings.items():
@@ -119,15 +112,17 @@ class Summary:
         if problem is not None or name == DEFAULT:
             return problem or ""
         if decision is not None and name == decision.winner:
-            return verdict_words(decision.verdict)
+            return self._words(decision.verdict)
         judged = self.measured.shown(name)
-        few = judged.ratio is None or judged.ratio.count < statistics.VERDICT_ROUNDS
-        if few or judged.floor is None:
+        if judged.ratio is None or judged.ratio.count < statistics.VERDICT_ROUNDS:
             return TOO_FEW
         searched = name not in FIXED and not self.measured.in_duel(name)
         if searched and judged.verdict == FASTER:
             return UNCONFIRMED
-        return verdict_words(judged.verdict)
+        return self._words(judged.verdict)
+
+    def _words(self, verdict: str) -> str:
+        return verdict_words(verdict, self.measured.resolution)
 
     def problem(self, name: str) -> str | None:
         """Return why a setting is out: wrong output or failed runs. Return None if it is in."""
@@ -212,8 +207,6 @@ class Summary:
     def sentences(self) -> Iterator[str]:
         """Yield the sentences that a terminal shows below the table."""
         yield from (self.answer, self.over_upstream)
-        if self.floor is not None:
-            yield f"{noise(self.floor).capitalize()}."
         yield from (f"Warning: {warning}" for warning in self.results.warnings)
         yield from self.remarks()
 
@@ -269,14 +262,6 @@ def digits(number: float) -> str:
     """Return a number with three significant digits: 1235, 103, 24.7, 1.31."""
     decimals = 0 if number >= 99.95 else 1 if number >= 9.995 else 2
     return f"{number:.{decimals}f}"
-
-
-def noise(floor: float | None) -> str:
-    """Return a noise floor in words."""
-    if floor is None:
-        return "noise: not known, so there is no verdict"
-    what = "compared with itself over as many rounds, the default differs by up to"
-    return f"noise: {what} ×{floor:.2f}"
 
 
 HEADINGS = ("setting", "pp\ntokens/s", "tg\ntokens/s", "over\nupstream", "over\ndefault", "verdict")

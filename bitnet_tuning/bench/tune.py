@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from bitnet_tuning.bench import limits
 from bitnet_tuning.bench.bandwidth import AbsentError, measure_bandwidth
 from bitnet_tuning.bench.begin import BUDGETS, Subject, begin, find_subject, progress_of, resume
-from bitnet_tuning.bench.comparison import DEFAULT, Round, Rounds, Run, phases_of
-from bitnet_tuning.bench.remember import not_remembered, remembered
+from bitnet_tuning.bench.comparison import DEFAULT, Round, Run, phases_of
+from bitnet_tuning.bench.remember import remembered
 from bitnet_tuning.bench.report import write_report
 from bitnet_tuning.bench.results import (
     Part,
@@ -28,8 +28,7 @@ from bitnet_tuning.bench.results import (
     to_text,
     write,
 )
-from bitnet_tuning.bench.search import Check, Decision, Search
-from bitnet_tuning.bench.stages import Measure
+from bitnet_tuning.bench.search import Check, Decision, Measure, Search
 from bitnet_tuning.bench.summary import HEADINGS, Summary, cells, to_csv
 from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.console import Progress, aligned, counted, print_table, say, text_width, times
@@ -122,9 +121,8 @@ class Tuning:
         self.subject, self.results, self.path = subject, results, path
         self.shown, self.clock = shown, clock
         budget = results.options.budget
-        rounds = Rounds(
-            results.options.objective, budget=budget - min(TAIL_SECONDS, TAIL_SHARE * budget)
-        )
+        rounds = results._replace(rounds=(), checks=()).measured
+        rounds.budget = budget - min(TAIL_SECONDS, TAIL_SHARE * budget)
         self.search = Search(results.space, rounds)
         self.search.replay(results.rounds, results.checks)
         self.checker = Checker(subject.facts, subject.default)
@@ -148,10 +146,7 @@ class Tuning:
         try:
             self.decide(stop)
             # The profile comes first, so that a signal from here on cannot lose the decision.
-            if self.results.options.remember and self.search.short:
-                why = "the time was too short to compare all settings; give more with --budget"
-                self.keep(profile=not_remembered(why))
-            elif self.results.options.remember:
+            if self.results.options.remember:
                 self.keep(profile=remembered(self.results, self.subject, engine, state, self.path))
             with stop.interruptible():
                 self.shown.running("finishing: memory bandwidth and energy", self.clock())
@@ -202,7 +197,7 @@ class Tuning:
                 self._tell(done)
 
     def _tell(self, done: Round) -> None:
-        best = self.search.best()
+        best = self.search.best
         found = self.search.rounds.shown(best).ratio
         leads = "no setting beats the default so far"
         if best != DEFAULT and found is not None:

@@ -12,6 +12,7 @@ from bitnet_tuning.bench.builds import compare_builds
 from bitnet_tuning.bench.knobs import MODES
 from bitnet_tuning.bench.plots import available
 from bitnet_tuning.bench.results import load
+from bitnet_tuning.bench.statistics import RESOLUTION
 from bitnet_tuning.bench.tune import tune
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, expanded, integer, number
 from bitnet_tuning.console import guarded
@@ -59,10 +60,11 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
         _exclude(options, names, "--builds", "leave it out")
     if options.resume:
         remedy = "leave it out: a benchmark is resumed with its own options"
-        names = "budget quick full threads modes n_prompt n_gen objective"
+        names = "budget quick full threads modes n_prompt n_gen objective resolution"
         _exclude(options, names, "--resume", remedy)
     options.effort = "quick" if options.quick else "full" if options.full else "normal"
     options.objective = options.objective or "tg"
+    options.resolution = options.resolution or RESOLUTION
     for path in (options.output, options.csv, options.report):
         _check_place(path)
     _check_apart(options)
@@ -86,6 +88,8 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         "search from there) and performance (performance mode)"
     )
     add("--modes", type=several(_mode), default=(), metavar="MODE,MODE", help=what)
+    what = "difference that counts as equal, in percent (default: 2)"
+    add("--resolution", type=_percent, metavar="PERCENT", help=what)
     goals = "tune token generation (tg, default), prompt processing (pp) or both (request)"
     add("--objective", choices=OBJECTIVES, help=goals)
     add("--n-prompt", type=integer(1, 1 << 20), metavar="N", help="number of tokens in a prompt")
@@ -112,6 +116,10 @@ def several(one: Callable[[str], object]) -> Callable[[str], tuple[object, ...]]
         return tuple(dict.fromkeys(one(part.strip()) for part in text.split(",")))
 
     return parse
+
+
+def _percent(text: str) -> float:
+    return number(0.1, 50)(text.removesuffix("%")) / 100
 
 
 def _mode(text: str) -> str:

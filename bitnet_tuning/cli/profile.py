@@ -164,7 +164,6 @@ def _details(profile: Profile, changes: list[str]) -> str:
         "verdict": verdict_words(evidence.verdict),
         "objective": f"{objective.name}, prompt of {objective.n_prompt} tokens, "
         f"answer of {objective.n_gen}",
-        "noise floor": "-" if evidence.floor is None else f"{evidence.floor:.3f}",
         "speeds": ", ".join(speeds) or "-",
         "samples": evidence.results or "-",
         "budget": "-" if evidence.budget is None else f"{evidence.budget:g} s",

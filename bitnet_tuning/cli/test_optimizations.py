@@ -27,7 +27,7 @@ from bitnet_tuning.bench.comparison import (
 from bitnet_tuning.bench.knobs import UNLOCKED, measurable, other_file
 from bitnet_tuning.bench.runner import FIRST, Runner, choose_sizes, find_bench
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS, estimate, geometric_mean
-from bitnet_tuning.bench.summary import digits, noise
+from bitnet_tuning.bench.summary import digits
 from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_no_profile, number
 from bitnet_tuning.console import guarded, say, times
@@ -288,7 +288,6 @@ def speed_line(
     facts = {
         "verdict": judged.verdict,
         "ratio": judged.ratio._asdict(),
-        "floor": judged.floor,
         **dict(zip(keys, speeds, strict=True)),
         "phase": TG,
     }
@@ -297,7 +296,7 @@ def speed_line(
     base = "original file" if is_file else "upstream default (2 threads, no environment)"
     reason = (
         f"{verdict_words(judged.verdict)}: {digits(speeds[1])} tokens/s, {digits(speeds[0])} with "
-        f"the {base}: {times(*judged.ratio)} in {judged.ratio.count} rounds; {noise(judged.floor)}"
+        f"the {base}: {times(*judged.ratio)} in {judged.ratio.count} rounds"
     )
     if judged.verdict != (FASTER if is_slim else SLOWER):
         return Line(name, PASS, reason, facts)

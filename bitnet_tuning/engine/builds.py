@@ -19,7 +19,7 @@ from bitnet_tuning.store.state import State, change_of, identity
 Refused = tuple[tuple[str, str], ...]
 """Paths of builds, and why each cannot be used."""
 
-FASTER, SLOWER, OPEN = "faster", "slower", "no difference shown"
+FASTER, SLOWER, EQUAL, OPEN = "faster", "slower", "equal", "not decided"
 """Verdicts of a comparison as they are stored; ``verdict_words`` turns them into words."""
 OUT = "out"
 """Beginning of the verdict on a build that failed in a comparison: ``out: wrong words``."""
@@ -101,11 +101,11 @@ def _best(
         new = [build_name(each.path) for each in engines if each.path not in known]
         unknown = f" (new or changed since then: {', '.join(new)})" if new else ""
         return winner, f"the one that was measured fastest: {measured.claim(winner.path)}{unknown}"
-    worse = {path: each for path, each in known.items() if each.verdict not in (FASTER, OPEN)}
+    worse = {path: each for path, each in known.items() if each.verdict.startswith((SLOWER, OUT))}
     left = tuple(each for each in engines if each.path not in worse)
     winner, reason = _widest(left or engines, host)
     if not worse:
-        return winner, f"{reason}; when measured, {verdict_words(OPEN)}" if known else reason
+        return winner, f"{reason}; none was measured to be faster" if known else reason
     results = (f"{build_name(path)}: {each.verdict} when measured" for path, each in worse.items())
     return winner, f"{reason} ({'; '.join(results)})"
 
@@ -189,6 +189,8 @@ def _is_same(found: ComparedBuilds, engine: Engine) -> bool:
     return bool(files) and is_same and not any(change_of(*file) for file in files)
 
 
-def verdict_words(stored: str) -> str:
+def verdict_words(stored: str, resolution: float = 0.02) -> str:
     """Return the words in which a stored verdict is shown."""
-    return "not significantly different" if stored == OPEN else stored
+    # Until 0.2, "no difference shown" stood for both equal and not decided.
+    words = {EQUAL: f"equal within {100 * resolution:g} %", "no difference shown": OPEN}
+    return words.get(stored, stored)

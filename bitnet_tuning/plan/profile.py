@@ -13,6 +13,7 @@ from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.setting import Setting, Tokens
 from bitnet_tuning.store.codec import (
+    LATER,
     Annotated,
     Count,
     DamagedError,
@@ -66,7 +67,7 @@ class Evidence(NamedTuple):
     ratio: OverDefault | None
     """Speed relative to the default."""
     floor: Positive | None
-    """Noise, as a factor by which repeated runs of the default varied."""
+    """Noise floor in profiles of versions that had one."""
     against_upstream: OverDefault | None
     """Speed relative to the upstream default, ``-t 2`` without environment variables."""
     speeds: dict[Phase, Positive | None]
@@ -75,6 +76,8 @@ class Evidence(NamedTuple):
     """Path of the results file with all samples."""
     budget: Positive | None
     """Seconds that the tuning was allowed to take."""
+    resolution: Annotated[Positive | None, LATER] = None
+    """Share by which speeds may differ and count as equal; None in older profiles."""
 
 
 class EngineKey(NamedTuple):

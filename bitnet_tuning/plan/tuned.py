@@ -39,7 +39,9 @@ def with_profile(plan: Plan, profile: Profile, request: Request, facts: Facts) -
     theirs = asked_threads(request.threads, facts.environ) or request.threads_batch
     setting = profile.setting
     if setting is None:
-        nothing = f"the tuning of {profile.day} found nothing faster"
+        least = profile.evidence.resolution
+        more = f"more than {100 * least:g} % faster" if least else "faster"
+        nothing = f"the tuning of {profile.day} found nothing {more}"
         return plan if theirs else _noted(plan, nothing)
     not_used = f"the measured profile ({describe(setting)}) is not used"
     if theirs:
