@@ -285,7 +285,7 @@ def test_a_snapshot_on_another_system_uses_psutil(monkeypatch: pytest.MonkeyPatc
     )
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(snapshot, "time", clock)
-    monkeypatch.setattr(snapshot, "own_cpu_seconds", lambda: 0.0)
+    monkeypatch.setattr(load, "own_cpu_seconds", lambda: 0.0)
     monkeypatch.setitem(sys.modules, "psutil", FakePsutil(lambda: now[0]))
     monkeypatch.setattr(Root, "names", lambda *_: [])  # there is no proc
     seen = take(read_host(), Root(), 0.5, sleep)

@@ -18,15 +18,9 @@ from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.root import Root, read_boot_id
 from bitnet_tuning.machine.wsl import with_windows_cores
+from bitnet_tuning.plan import openmp
 from bitnet_tuning.plan.facts import Request
-from bitnet_tuning.plan.openmp import (
-    BINDING,
-    BINDING_BY_USER,
-    THREAD_COUNTS,
-    WAITING_BY_USER,
-    shell_exports,
-    user_set,
-)
+from bitnet_tuning.plan.openmp import BINDING, BINDING_BY_USER, THREAD_COUNTS, WAITING_BY_USER
 from bitnet_tuning.plan.threads import asked_threads, choose_threads
 from bitnet_tuning.store.state import write_atomically
 
@@ -74,9 +68,9 @@ def as_text(host: Host) -> str:
     asked = asked_threads(None, {"BITNET_THREADS": environ.get("BITNET_THREADS", "")})
     decided = choose_threads(Request(), host, {})
     threads = asked.number if asked else decided.setting.threads
-    exports = shell_exports(environ, threads, host.quota_binds)
+    exports = openmp.shell_exports(environ, threads, host.quota_binds)
     names = (*THREAD_COUNTS, *BINDING_BY_USER, *WAITING_BY_USER)
-    kept = [name for name in names if user_set(environ, name)]
+    kept = [name for name in names if openmp.user_set(environ, name)]
     lines = {
         "threads": f"{threads}: set by {asked.by}" if asked else decided.reasons["threads"],
         "exports": " ".join(f"{name}={value}" for name, value in exports.items()) or "nothing",

@@ -18,30 +18,10 @@ from bitnet_tuning.engine.find import find_quantizer, locate_all
 from bitnet_tuning.errors import MissingError, TuningError, UnsupportedError, UsageError
 from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.machine.root import Root
-from bitnet_tuning.model import slim
-from bitnet_tuning.model.find import (
-    REPOSITORY,
-    Choice,
-    is_older,
-    know,
-    original_of,
-    slim_copies,
-    slim_path,
-)
+from bitnet_tuning.model import find, parts, slim
+from bitnet_tuning.model.find import REPOSITORY, Choice
 from bitnet_tuning.model.gguf import read_model
-from bitnet_tuning.model.parts import (
-    MEASURED,
-    SLIM,
-    WIDE,
-    bytes_per_token,
-    gain_text,
-    is_wide,
-    output_matrix,
-    possible_gain,
-    slim_advice,
-    slim_type,
-    slimmed,
-)
+from bitnet_tuning.model.parts import MEASURED, SLIM, WIDE
 from bitnet_tuning.model.types import EMBEDDING, OUTPUT, TERNARY, ModelFile, Part, part_paths
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.prepare import engine_folders, find_model, find_pair, prepare, slow_drive
@@ -112,26 +92,26 @@ def _slim(options: argparse.Namespace, state: State) -> int:
     if kind and not options.yes:
         slim.check_loss(kind)
     found = find_pair(options.engine, options.file, state)[1].model
-    model = original_of(found, state) or found
+    model = find.original_of(found, state) or found
     matrices = [part for part in model.parts if part.name in (EMBEDDING, OUTPUT)]
     if kind is None and not any(part.type in WIDE for part in matrices):
         kinds = "/".join(part.type for part in matrices)
         print(f"{model.path} has a small embedding already: {kinds}")
         return 0
-    kind = kind or slim_type(model)
+    kind = kind or parts.slim_type(model)
     slim.check_model(model, kind)
-    after = slimmed(model.parts, kind)
+    after = parts.slimmed(model.parts, kind)
     if after == model.parts:
         print(f"{model.path} has nothing to gain: {kind} makes no matrix of it smaller")
         return 0
-    out = _place(options.output, slim_path(model.path, kind))
+    out = _place(options.output, find.slim_path(model.path, kind))
     if os.path.lexists(out):
         if os.path.realpath(out) == os.path.realpath(model.path):
             raise UsageError(f"{out} is the model itself", "name another file with -o")
         if wrong := slim.problem(model, after, out):
             remedy = "remove it, or name another file with -o"
             raise UsageError(f"{out} exists and is not that copy: it {wrong}", remedy)
-        if is_older(model._replace(path=out), model):
+        if find.is_older(model._replace(path=out), model):
             os.utime(out)  # so that runs use it again
         print(printable(f"{out} is that copy already\n{_use(out, options, state)}"))
         return 0
@@ -192,7 +172,8 @@ def _text(facts: Facts, plan: Plan, request: Request) -> str:
 
 def _gains(model: ModelFile, after: Sequence[Part]) -> list[str]:
     """Return what each smaller matrix gains."""
-    whole, now, then = output_matrix(model.parts), *map(bytes_per_token, (model.parts, after))
+    whole = parts.output_matrix(model.parts)
+    now, then = map(parts.bytes_per_token, (model.parts, after))
     lines = []
     for old, new in zip(model.parts, after, strict=True):
         if old == new:
@@ -239,7 +220,7 @@ def _flags(path: str, engine: str | None, state: State) -> str:
 def _get(options: argparse.Namespace, state: State) -> int:
     from bitnet_tuning.model.download import get_model  # noqa: PLC0415 (few commands download)
 
-    model = know(get_model(options.repo, options.file, engine_folders()), state)
+    model = find.know(get_model(options.repo, options.file, engine_folders()), state)
     run = f'python3 run_inference.py{_flags(model.path, None, state)} -p "Your prompt here"'
     print(printable("\n".join([*_lines(model, state), "", "To run this file:", run])))
     return 0
@@ -267,50 +248,51 @@ def _show(options: argparse.Namespace, state: State) -> int:
 
 def _facts(model: ModelFile) -> dict[str, Any]:
     """Return a model's facts as ``--json`` prints them."""
-    more = {"bytes_per_token": bytes_per_token(model.parts), "possible_gain": possible_gain(model)}
-    return {**to_json(model), **more}
+    read, gain = parts.bytes_per_token(model.parts), parts.possible_gain(model)
+    return {**to_json(model), "bytes_per_token": read, "possible_gain": gain}
 
 
 def _lines(model: ModelFile, state: State) -> list[str]:
-    total = bytes_per_token(model.parts)
     context = f"context of {model.context_length} tokens" if model.context_length else None
     size, count = size_text(model.size), len(part_paths(model.path))
     size = f"{size} in {count} files" if count > 1 else size
     facts = (model.name, model.architecture, model.quantization, context, size)
-    lines = [model.path, ", ".join(filter(None, facts)), "", aligned(_rows(model.parts, total))]
+    lines = [model.path, ", ".join(filter(None, facts)), "", aligned(_rows(model))]
     notes = _notes(model, state)
     return [*lines, "", *notes] if notes else lines
 
 
 def _notes(model: ModelFile, state: State) -> list[str]:
     """Return sentences about what wastes bytes or time, and about copies; the advice is last."""
-    notes, kind = [slow_drive(model.path, Root(), wsl=True)], slim_type(model)
-    if original := original_of(model, state):
-        before, now = (bytes_per_token(each.parts) for each in (original, model))
+    notes, kind = [slow_drive(model.path, Root(), wsl=True)], parts.slim_type(model)
+    if original := find.original_of(model, state):
+        before, now = (parts.bytes_per_token(each.parts) for each in (original, model))
         gain = f": up to ×{before / now:.2f} as fast as that" if before and now else ""
         notes.append(f"made from {original.path}{gain}")
-        if is_older(model, original):
+        if find.is_older(model, original):
             notes.append(f"older than that, so check it: {_SLIM} {word(original.path)}")
-    if is_wide(model):
-        notes.append(gain_text(model))
+    if parts.is_wide(model):
+        notes.append(parts.gain_text(model))
     # A token reads all of the output matrix, but of a token embedding beside it a single row.
-    parts = [part for part in model.parts if part.type in WIDE and part.read != part.size]
-    saved = sum(part.size for part in parts) - sum(part.size for part in slimmed(parts, kind))
+    rows = [part for part in model.parts if part.type in WIDE and part.read != part.size]
+    saved = sum(part.size for part in rows) - sum(part.size for part in parts.slimmed(rows, kind))
     if saved:
         less = f"{size_text(saved)} less memory"
         notes.append(f"token embedding, one row read per token (in {kind} {less}, not faster)")
-    if (saved and model.quantization in TERNARY) or is_wide(model):
-        notes.append(slim_advice(model, slim_copies(model, state)))
+    if (saved and model.quantization in TERNARY) or parts.is_wide(model):
+        notes.append(parts.slim_advice(model, find.slim_copies(model, state)))
     return [note for note in notes if note]
 
 
-def _rows(parts: Sequence[Part], total: int | None) -> list[tuple[str, ...]]:
+def _rows(model: ModelFile) -> list[tuple[str, ...]]:
     """Return a table of the parts: their sizes, and what a token reads of them."""
+    total = parts.bytes_per_token(model.parts)
     rows = [("part", "type", "weights", "in the file", "read per token")]
-    for part in parts:
+    for part in model.parts:
         read = "not known" if part.read is None else size_text(part.read)
         share = f" ({100 * part.read / total:.0f} %)" if total and part.read is not None else ""
         rows.append((part.name, part.type, f"{part.weights:,}", size_text(part.size), read + share))
-    weights, size = (sum(getattr(part, field) for part in parts) for field in ("weights", "size"))
+    weights = sum(part.weights for part in model.parts)
+    size = sum(part.size for part in model.parts)
     read = "not known" if total is None else size_text(total)
     return [*rows, ("all", "", f"{weights:,}", size_text(size), read)]

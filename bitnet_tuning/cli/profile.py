@@ -12,18 +12,8 @@ from bitnet_tuning.console import aligned, counted, say, size_text, text_width, 
 from bitnet_tuning.engine.builds import verdict_words
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
 from bitnet_tuning.machine.detect import read_host
+from bitnet_tuning.plan import profiles
 from bitnet_tuning.plan.profile import Estimate, Profile
-from bitnet_tuning.plan.profiles import (
-    bound_to,
-    engine_key,
-    in_words,
-    read_profile,
-    remove,
-    store,
-    stored_profiles,
-    to_document,
-    what_changed,
-)
 from bitnet_tuning.plan.setting import describe
 from bitnet_tuning.prepare import find_engine
 from bitnet_tuning.store.state import State, default_folder
@@ -74,10 +64,11 @@ def _parser() -> Parser:
 
 def _list(options: argparse.Namespace, state: State) -> int:
     host = read_host(options.root)
-    found = [(profile, what_changed(profile, host)) for profile in stored_profiles(state)]
+    every = profiles.stored_profiles(state)
+    found = [(profile, profiles.what_changed(profile, host)) for profile in every]
     if options.json:
         facts = [
-            {"id": each.id, "valid": not changes, "changed": changes, **to_document(each)}
+            {"id": each.id, "valid": not changes, "changed": changes, **profiles.to_document(each)}
             for each, changes in found
         ]
         print(json.dumps(facts, indent=2))
@@ -95,14 +86,14 @@ def _list(options: argparse.Namespace, state: State) -> int:
 
 def _show(options: argparse.Namespace, state: State) -> int:
     profile = _named(options.id, state)
-    print(_details(profile, what_changed(profile, read_host(options.root))))
+    print(_details(profile, profiles.what_changed(profile, read_host(options.root))))
     return 0
 
 
 def _named(start: str, state: State) -> Profile:
     """Return the profile whose id begins with ``start``. Raise MissingError if there is none,
     UsageError if there are several."""
-    every = stored_profiles(state)
+    every = profiles.stored_profiles(state)
     found = [profile for profile in every if start and profile.id.startswith(start)]
     if len(found) == 1:
         return found[0]
@@ -115,21 +106,21 @@ def _named(start: str, state: State) -> Profile:
 
 def _remove(options: argparse.Namespace, state: State) -> int:
     for profile in [_named(each, state) for each in options.ids]:
-        remove(state, profile)
+        profiles.remove(state, profile)
         print(f"removed {_in_a_line(profile)}")
     return 0
 
 
 def _export(options: argparse.Namespace, state: State) -> int:
-    print(json.dumps(to_document(_named(options.id, state)), indent=2))
+    print(json.dumps(profiles.to_document(_named(options.id, state)), indent=2))
     return 0
 
 
 def _import(options: argparse.Namespace, state: State) -> int:
-    profile = read_profile(options.file)
+    profile = profiles.read_profile(options.file)
     engine = find_engine(options.engine, state)
-    bound = bound_to(profile, read_host(options.root), engine_key(engine))
-    if store(state, bound) is None:
+    bound = profiles.bound_to(profile, read_host(options.root), profiles.engine_key(engine))
+    if profiles.store(state, bound) is None:
         raise TuningError("the profile could not be saved", state.warning or "")
     print(f"imported {_in_a_line(bound)}")
     return 0
@@ -154,6 +145,9 @@ def _summary(profile: Profile, changes: list[str]) -> dict[str, str]:
 def _details(profile: Profile, changes: list[str]) -> str:
     """Return one line for each fact."""
     evidence, objective = profile.evidence, profile.evidence.objective
+    host = {
+        f"host {name}": profiles.in_words(fact) for name, fact in profile.host._asdict().items()
+    }
     speeds = (f"{phase} {speed:.1f} tokens/s" for phase, speed in evidence.speeds.items() if speed)
     facts = {
         "id": profile.id,
@@ -169,7 +163,7 @@ def _details(profile: Profile, changes: list[str]) -> str:
         "budget": "-" if evidence.budget is None else f"{evidence.budget:g} s",
         "engine version": profile.engine.version or "unknown",
         "model size": size_text(profile.model.size),
-        **{f"host {name}": in_words(value) for name, value in profile.host._asdict().items()},
+        **host,
     }
     return aligned([*facts.items()])
 

@@ -12,18 +12,9 @@ from shlex import quote
 from typing import Any
 
 from bitnet_tuning import demo
+from bitnet_tuning.bench import comparison
 from bitnet_tuning.bench.begin import Subject, first_runs, make_subject
-from bitnet_tuning.bench.comparison import (
-    DEFAULT,
-    FILES,
-    SLIM_FILE,
-    UPSTREAM,
-    Round,
-    Rounds,
-    Run,
-    compare,
-    turns,
-)
+from bitnet_tuning.bench.comparison import DEFAULT, FILES, SLIM_FILE, UPSTREAM, Round, Rounds, Run
 from bitnet_tuning.bench.knobs import UNLOCKED, measurable, other_file
 from bitnet_tuning.bench.runner import FIRST, Runner, choose_sizes, find_bench
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS, estimate, geometric_mean
@@ -226,7 +217,7 @@ def _speeds(
         runner.sizes = choose_sizes(rate, rate, facts.model.context_length, n_prompt=1)
 
         say(f"comparing speeds for up to {max(1.0, seconds - spent):.0f} s")
-        rounds = compare(
+        rounds = comparison.compare(
             names,
             lambda name, _: runner.measure(name, settings[name], (TG,)),
             Objective(),
@@ -307,9 +298,9 @@ def speed_line(
 
 
 def _too_few(rounds: Rounds, seconds: float, earlier: float) -> str:
-    names = (rounds.reference, *(run.setting for each in rounds for run in each.runs))
-    orders = (turns(tuple(dict.fromkeys(names)), turn) for turn in range(1, VERDICT_ROUNDS + 1))
-    enough = 1.2 * sum(map(rounds.cost, orders))
+    every = (rounds.reference, *(run.setting for each in rounds for run in each.runs))
+    names, order = tuple(dict.fromkeys(every)), comparison.turns
+    enough = 1.2 * sum(rounds.cost(order(names, turn + 1)) for turn in range(VERDICT_ROUNDS))
     return (
         f"a comparison needs {VERDICT_ROUNDS} rounds, here about {enough:.0f} s, and only "
         f"{max(0.0, seconds):.0f} s were left; allow more time: --seconds {ceil(earlier + enough)}"

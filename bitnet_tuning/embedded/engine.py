@@ -66,9 +66,7 @@ class EmbeddedEngine:
     """A model in memory. ``load_ms`` is the time of loading and warming up, in milliseconds."""
 
     def __init__(
-        self,
-        options: LoadOptions,
-        listen: Callable[[Any], None] = listen_privately,
+        self, options: LoadOptions, listen: Callable[[Any], None] = listen_privately
     ) -> None:
         """Load the model; ``listen`` sets the address of the server in its parameters. Raise
         TuningError for an unusable model, and MissingError without xllamacpp."""

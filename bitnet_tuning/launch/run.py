@@ -9,16 +9,8 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from bitnet_tuning.launch.program import (
-    CONTROL_C,
-    FEED,
-    INHERIT,
-    INTERRUPT_GRACE,
-    NO_INPUT,
-    Launch,
-    Outcome,
-    shell_code,
-)
+from bitnet_tuning.launch import program
+from bitnet_tuning.launch.program import FEED, INHERIT, INTERRUPT_GRACE, NO_INPUT, Launch, Outcome
 from bitnet_tuning.launch.signals import Handler, handling, pausing, present, send
 from bitnet_tuning.launch.start import Lifeline, Pipes, fill_standard_handles, popen, spawn
 
@@ -76,11 +68,11 @@ def _start(
             return (
                 child,
                 -group,
-                lambda: shell_code(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])),
+                lambda: program.shell_code(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])),
             )
         started = popen(launch, pipes.streams, lifeline, os.setpgrp if own_group else None, mask)
         target = -started.pid if own_group else started.pid
-        return started.pid, target, lambda: shell_code(started.wait())
+        return started.pid, target, lambda: program.shell_code(started.wait())
 
 
 class _Forwarder:
@@ -133,7 +125,7 @@ def _run_windows(launch: Launch) -> Outcome:
     if log and launch.show_log:
         sys.stderr.buffer.write(log)
     status = engine.returncode
-    if status & 0xFFFFFFFF == CONTROL_C:
+    if status & 0xFFFFFFFF == program.CONTROL_C:
         return Outcome(130, log)
     # sys.exit takes 32-bit exit codes as signed numbers.
     return Outcome(status - (1 << 32) if status >= 1 << 31 else status, log)

@@ -7,32 +7,15 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 
+from bitnet_tuning.machine import load, sensors
 from bitnet_tuning.machine.cgroups import Throttling, read_cgroups, read_throttling
 from bitnet_tuning.machine.detect import read_governor
 from bitnet_tuning.machine.foreign import read_foreign_busy, read_foreign_state
 from bitnet_tuning.machine.host import Host
-from bitnet_tuning.machine.load import (
-    Busy,
-    ProcessTime,
-    busiest,
-    growth,
-    other_load,
-    own_cpu_seconds,
-    read_cpu_times,
-    read_processes,
-    steal_share,
-)
+from bitnet_tuning.machine.load import Busy, ProcessTime
 from bitnet_tuning.machine.memory import read_memory, read_swap
 from bitnet_tuning.machine.root import Root
-from bitnet_tuning.machine.sensors import (
-    Clock,
-    Temperature,
-    read_clock,
-    read_driver,
-    read_on_battery,
-    read_temperature,
-    read_throttle_events,
-)
+from bitnet_tuning.machine.sensors import Clock, Temperature
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.store.codec import Annotated, Via
 
@@ -134,26 +117,25 @@ def take(
     while time.perf_counter() < busy_until:
         pass
     groups = read_cgroups(root)
+    busy, own = load.growth(first.busy, second.busy), load.growth(first.own, second.own)
     if _foreign(root):
         clock, memory, swap, on_battery = read_foreign_state()
     else:
-        clock, on_battery = read_clock(root, host.allowed), read_on_battery(root)
+        clock, on_battery = sensors.read_clock(root, host.allowed), sensors.read_on_battery(root)
         memory, swap = read_memory(root, groups), read_swap(root)
     return Conditions(
         time=now,
         online_cpus=len(host.online),
-        other_load_cpus=other_load(
-            growth(first.busy, second.busy), growth(first.own, second.own), elapsed
-        ),
-        busiest=busiest(first.processes, second.processes, elapsed),
+        other_load_cpus=load.other_load(busy, own, elapsed),
+        busiest=load.busiest(first.processes, second.processes, elapsed),
         busy_cpu_seconds=second.busy,
         steal_cpu_seconds=second.steal,
         own_cpu_seconds=second.own,
         clock=clock,
         governor=read_governor(root, host.allowed),
-        frequency_driver=read_driver(root, host.allowed),
-        temperature=read_temperature(root),
-        throttle_events=read_throttle_events(root, host.allowed),
+        frequency_driver=sensors.read_driver(root, host.allowed),
+        temperature=sensors.read_temperature(root),
+        throttle_events=sensors.read_throttle_events(root, host.allowed),
         quota_throttling=read_throttling(root, groups),
         memory_total=memory.total,
         memory_available=memory.available,
@@ -165,9 +147,10 @@ def take(
 
 def _sample(root: Root) -> _Sample:
     at = time.monotonic()
-    times = (read_foreign_busy(), None) if _foreign(root) else read_cpu_times(root)
+    times = (read_foreign_busy(), None) if _foreign(root) else load.read_cpu_times(root)
     busy, steal = times or (None, None)
-    return _Sample(at, busy, steal, own_cpu_seconds(), read_processes(root) if root.live else {})
+    processes = load.read_processes(root) if root.live else {}
+    return _Sample(at, busy, steal, load.own_cpu_seconds(), processes)
 
 
 def _foreign(root: Root) -> bool:
@@ -178,18 +161,19 @@ def between(before: Conditions, after: Conditions) -> Meanwhile:
     """Return by how much the counters grew. A counter that was reset, or that one snapshot lacks,
     becomes None; those of the quota become 0."""
     seconds = after.time - before.time
-    busy = growth(before.busy_cpu_seconds, after.busy_cpu_seconds)
-    own = growth(before.own_cpu_seconds, after.own_cpu_seconds)
+    busy = load.growth(before.busy_cpu_seconds, after.busy_cpu_seconds)
+    own = load.growth(before.own_cpu_seconds, after.own_cpu_seconds)
+    stolen = load.growth(before.steal_cpu_seconds, after.steal_cpu_seconds)
     quota = _most_throttled(before, after)
     return Meanwhile(
         seconds=seconds,
-        other_load_cpus=other_load(busy, own, seconds),
-        steal_share=steal_share(busy, growth(before.steal_cpu_seconds, after.steal_cpu_seconds)),
+        other_load_cpus=load.other_load(busy, own, seconds),
+        steal_share=load.steal_share(busy, stolen),
         quota_periods=quota.periods,
         quota_throttled_periods=quota.throttled,
         quota_throttled_seconds=quota.seconds,
-        throttle_events=growth(before.throttle_events, after.throttle_events),
-        swapped_in=growth(before.swap_read_back, after.swap_read_back),
+        throttle_events=load.growth(before.throttle_events, after.throttle_events),
+        swapped_in=load.growth(before.swap_read_back, after.swap_read_back),
     )
 
 

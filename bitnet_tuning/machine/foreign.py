@@ -7,17 +7,11 @@ import struct
 import sys
 
 from bitnet_tuning.launch.background import capture
+from bitnet_tuning.machine import topology
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.memory import Memory, Swap
 from bitnet_tuning.machine.sensors import Clock
-from bitnet_tuning.machine.topology import (
-    ARM_EFFICIENCY_SPEED,
-    INTEL_EFFICIENCY_SPEED,
-    Core,
-    Node,
-    cpus_of,
-    split_kinds,
-)
+from bitnet_tuning.machine.topology import ARM_EFFICIENCY_SPEED, INTEL_EFFICIENCY_SPEED, Core, Node
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,7 +91,7 @@ def macos_host(values: dict[str, str], memory: Memory) -> Host:
     hybrid, cores = None, numbered_cores(physical, width)
     if 0 < fast < physical and slow > 0:
         speeds = [1.0 if index < fast else APPLE_EFFICIENCY_SPEED for index in range(physical)]
-        hybrid, cores = split_kinds(cores, speeds, cpus_of(cores[fast:]))
+        hybrid, cores = topology.split_kinds(cores, speeds, topology.cpus_of(cores[fast:]))
     return _host(
         cores,
         hybrid=hybrid,
@@ -150,11 +144,12 @@ def windows_host(buffer: bytes, affinity: bytes, vendor: str | None, memory: Mem
     """Return the host with the cores in ``buffer``. Only CPUs in ``affinity`` are allowed: those of
     one processor group, in which the threads of a program usually stay."""
     ranks, cores = zip(*parse_windows_cores(buffer), strict=True)
-    slow, hybrid = cpus_of(cores[at] for at, rank in enumerate(ranks) if rank < max(ranks)), None
+    slow = topology.cpus_of(cores[at] for at, rank in enumerate(ranks) if rank < max(ranks))
+    hybrid, classes = None, sorted(set(ranks), reverse=True)
     if slow:
-        classes = sorted(set(ranks), reverse=True)
         step = _CLASS_SPEEDS.get(vendor or "", ARM_EFFICIENCY_SPEED)
-        hybrid, cores = split_kinds(cores, [step ** classes.index(rank) for rank in ranks], slow)
+        speeds = [step ** classes.index(rank) for rank in ranks]
+        hybrid, cores = topology.split_kinds(cores, speeds, slow)
     host = _host(cores, hybrid=hybrid, memory=memory)
     return host._replace(allowed=_cpus_in(affinity) & host.online or host.online)
 
@@ -166,7 +161,7 @@ def numbered_cores(count: int, width: int = 1) -> tuple[Core, ...]:
 
 
 def _host(cores: tuple[Core, ...], **known: Any) -> Host:
-    online = cpus_of(cores)
+    online = topology.cpus_of(cores)
     return Host(online, online, cores, (Node(0, online),))._replace(**known)
 
 

@@ -177,9 +177,7 @@ CpuList = Annotated[str, {"pattern": f"^({_LISTED})?$", "examples": ["0-3,8"]}]
 CpuSet = Annotated[
     frozenset[int],
     Via(
-        Annotated[str, {"pattern": f"^{_LISTED}$", "examples": ["0-3,8"]}],
-        parse_list,
-        format_list,
+        Annotated[str, {"pattern": f"^{_LISTED}$", "examples": ["0-3,8"]}], parse_list, format_list
     ),
 ]
 """The ids of at least one CPU or NUMA node; in JSON a list such as ``0-3,8``."""

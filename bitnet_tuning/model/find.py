@@ -7,14 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from bitnet_tuning.console import word
 from bitnet_tuning.errors import MissingError, TuningError
-from bitnet_tuning.model.parts import (
-    GENTLE,
-    cost_text,
-    is_copy,
-    is_wide,
-    output_matrix,
-    slim_advice,
-)
+from bitnet_tuning.model import parts
+from bitnet_tuning.model.parts import GENTLE
 from bitnet_tuning.model.types import I2_S, ModelFile, is_type, part_paths
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.store.codec import Moment
@@ -118,7 +112,7 @@ def _belongs(copy: ModelFile, model: ModelFile) -> bool:
     (stem, end), (other, other_end) = os.path.splitext(copy.path), os.path.splitext(model.path)
     before = _unmarked(stem)
     is_named = before != stem and (before, end) == (_unmarked(other), other_end)
-    return is_named and is_copy(copy, model)
+    return is_named and parts.is_copy(copy, model)
 
 
 def slim_path(path: str, kind: str) -> str:
@@ -163,7 +157,7 @@ def slim_copies(
 
 
 def _rank(copy: ModelFile) -> tuple[bool, int]:
-    matrix = output_matrix(copy.parts)
+    matrix = parts.output_matrix(copy.parts)
     return matrix is None or matrix.type not in GENTLE, copy.size
 
 
@@ -193,7 +187,7 @@ def slim_hint(model: ModelFile, state: State) -> str | None:
     from bitnet_tuning import demo  # noqa: PLC0415 (most runs give no hint)
 
     path = os.path.realpath(model.path)
-    if not is_wide(model) or path in demo.MODELS:
+    if not parts.is_wide(model) or path in demo.MODELS:
         return None
     last = state.load("reminder", path, Reminder)
     if last and moment(_REMIND_S) < last.given <= moment():
@@ -201,7 +195,7 @@ def slim_hint(model: ModelFile, state: State) -> str | None:
     # If it cannot be stored, every run would give it.
     if not state.store("reminder", path, Reminder(moment())):
         return None
-    return f"{cost_text(model)}; {slim_advice(model, slim_copies(model, state))}"
+    return f"{parts.cost_text(model)}; {parts.slim_advice(model, slim_copies(model, state))}"
 
 
 def know(path: str, state: State) -> ModelFile:
@@ -209,8 +203,8 @@ def know(path: str, state: State) -> ModelFile:
     to read. Raise MissingError as ``gguf.read_model`` does."""
     try:
         whole = os.path.abspath(path)
-        parts = [identity(each) for each in dict.fromkeys((whole, *part_paths(whole)))]
-        key = ":".join(str(fact) for part in parts for fact in part)
+        files = [identity(each) for each in dict.fromkeys((whole, *part_paths(whole)))]
+        key = ":".join(str(fact) for file in files for fact in file)
     except (OSError, ValueError):
         return _header(path)
     model = state.load(KIND, key, ModelFile, VERSION)

@@ -13,16 +13,9 @@ from collections import Counter
 from itertools import pairwise, takewhile
 
 from bitnet_tuning.errors import MissingError
+from bitnet_tuning.model import types
 from bitnet_tuning.model.parts import make_parts
-from bitnet_tuning.model.types import (
-    ModelFile,
-    TensorInfo,
-    TypeShare,
-    block_weights,
-    part_paths,
-    tensor_bytes,
-    type_name,
-)
+from bitnet_tuning.model.types import ModelFile, TensorInfo, TypeShare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -156,7 +149,7 @@ def _further_parts(path: str, metadata: Metadata) -> list[str]:
     number, count = (_integer(metadata.get(f"split.{key}")) or 0 for key in ("no", "count"))
     if count < 2:
         return []
-    paths, this = part_paths(path), f"is part {number + 1} of {count} of a model"
+    paths, this = types.part_paths(path), f"is part {number + 1} of {count} of a model"
     if number or len(paths) != count or paths[0] != path:
         first = paths[0] if len(paths) == count else f"the file named *-00001-of-{count:05d}.gguf"
         raise _CorruptError(f"{this}; an engine starts from the first", f"name with -m {first}")
@@ -325,8 +318,8 @@ def _tensor(reader: _Reader, alignment: int) -> TensorInfo:
         wrong = f"claims {info.weights} weights"
     elif info.kind >= _MOST_TYPES:
         wrong = f"is of unknown type {info.kind}"
-    elif shape and shape[0] % block_weights(info.kind):
-        wrong = f"has rows of {shape[0]} weights, no multiple of {block_weights(info.kind)}"
+    elif shape and shape[0] % types.block_weights(info.kind):
+        wrong = f"has rows of {shape[0]} weights, no multiple of {types.block_weights(info.kind)}"
     elif info.offset % alignment:
         wrong = f"begins at byte {info.offset}, no multiple of the alignment {alignment}"
     else:
@@ -335,7 +328,7 @@ def _tensor(reader: _Reader, alignment: int) -> TensorInfo:
 
 
 def _check_places(infos: tuple[TensorInfo, ...], size: int) -> None:
-    ends = [info.offset + tensor_bytes(info.kind, info.weights) for info in infos]
+    ends = [info.offset + types.tensor_bytes(info.kind, info.weights) for info in infos]
     if max(ends, default=0) > size:
         # Not in MiB: sometimes a few bytes lack.
         raise _CorruptError(f"is truncated: it has {size} of {max(ends)} bytes")
@@ -401,7 +394,7 @@ def _integer(value: Value | None) -> int | None:
 def _shares(infos: Sequence[TensorInfo], file_type: int | None) -> tuple[TypeShare, ...]:
     shares: dict[str, TypeShare] = {}
     for info in infos:
-        name = type_name(info.kind, file_type)
+        name = types.type_name(info.kind, file_type)
         share = shares.get(name, TypeShare(name, 0, 0))
         shares[name] = TypeShare(name, share.tensors + 1, share.weights + info.weights)
     return tuple(sorted(shares.values(), key=lambda share: -share.weights))

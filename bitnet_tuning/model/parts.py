@@ -5,19 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from bitnet_tuning.console import size_text, word
-from bitnet_tuning.model.types import (
-    EMBEDDING,
-    OUTPUT,
-    TERNARY,
-    ModelFile,
-    Part,
-    TensorInfo,
-    block_length,
-    part_paths,
-    tensor_bytes,
-    type_name,
-    type_number,
-)
+from bitnet_tuning.model import types
+from bitnet_tuning.model.types import EMBEDDING, OUTPUT, TERNARY, ModelFile, Part, TensorInfo
 
 SLIM = "q6_k"
 """Type to which an embedding is made smaller if the user names none and it fits."""
@@ -48,17 +37,17 @@ def make_parts(tensors: Sequence[TensorInfo], file_type: int | None) -> tuple[Pa
     groups: dict[str, list[TensorInfo]] = {"ternary": [], EMBEDDING: [], OUTPUT: [], "other": []}
     for info in tensors:
         named = {TOKENS: EMBEDDING, MATRIX: OUTPUT}.get(info.name)
-        ternary = type_name(info.kind, file_type) in TERNARY
+        ternary = types.type_name(info.kind, file_type) in TERNARY
         groups[named or ("ternary" if ternary else "other")].append(info)
     return tuple(_part(name, group, tied, file_type) for name, group in groups.items() if group)
 
 
 def _part(name: str, group: Sequence[TensorInfo], tied: bool, file_type: int | None) -> Part:
-    sizes = [tensor_bytes(info.kind, info.weights) for info in group]
-    reads = [tensor_bytes(info.kind, _weights_read(info, tied)) for info in group]
+    sizes = [types.tensor_bytes(info.kind, info.weights) for info in group]
+    reads = [types.tensor_bytes(info.kind, _weights_read(info, tied)) for info in group]
     # Of experts, a token reads only some.
     known = all(reads) and not any(info.name.endswith(_EXPERTS) for info in group)
-    kinds = dict.fromkeys(type_name(info.kind, file_type) for info in group)
+    kinds = dict.fromkeys(types.type_name(info.kind, file_type) for info in group)
     weights = sum(info.weights for info in group)
     return Part(name, "/".join(kinds), weights, sum(sizes), sum(reads) if known else None)
 
@@ -92,7 +81,7 @@ def slimmed(parts: Iterable[Part], kind: str) -> tuple[Part, ...]:
 def _slim(part: Part, kind: str) -> Part:
     if part.name not in (EMBEDDING, OUTPUT):
         return part
-    size = tensor_bytes(type_number(kind), part.weights)
+    size = types.tensor_bytes(types.type_number(kind), part.weights)
     if size >= part.size:
         return part
     return part._replace(
@@ -102,7 +91,7 @@ def _slim(part: Part, kind: str) -> Part:
 
 def fits(model: ModelFile, kind: str) -> bool:
     """Return whether the rows of a model's embedding hold whole blocks of the type ``kind``."""
-    return (model.embedding_length or 0) % block_length(kind) == 0
+    return (model.embedding_length or 0) % types.block_length(kind) == 0
 
 
 def slim_type(model: ModelFile) -> str:
@@ -173,6 +162,6 @@ def slim_advice(model: ModelFile, copies: Sequence[ModelFile]) -> str:
     if copies:
         run = f"python3 run_inference.py -m {word(copies[0].path)}"
         return f"run the copy with a smaller embedding: {run}"
-    if len(part_paths(model.path)) > 1:
+    if len(types.part_paths(model.path)) > 1:
         return f"merge its files first: llama-gguf-split --merge {word(model.path)} OUT.gguf"
     return f"make a smaller copy: python3 -m bitnet_tuning model slim {word(model.path)}"

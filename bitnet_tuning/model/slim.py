@@ -14,21 +14,11 @@ from bitnet_tuning.errors import MissingError, UnsupportedError, UsageError
 from bitnet_tuning.launch.background import Captured, serve
 from bitnet_tuning.launch.failure import failure
 from bitnet_tuning.launch.program import Launch
+from bitnet_tuning.model import types
 from bitnet_tuning.model.find import MARK
 from bitnet_tuning.model.gguf import read_metadata, read_tensors
 from bitnet_tuning.model.parts import MATRIX, TOKENS, fits, slim_type
-from bitnet_tuning.model.types import (
-    EMBEDDING,
-    OUTPUT,
-    TERNARY,
-    ModelFile,
-    Part,
-    TensorInfo,
-    block_length,
-    part_paths,
-    tensor_bytes,
-    type_name,
-)
+from bitnet_tuning.model.types import EMBEDDING, OUTPUT, TERNARY, ModelFile, Part, TensorInfo
 from bitnet_tuning.store.state import hold_named
 
 TYPE_CHECKING = False
@@ -77,13 +67,13 @@ def check_model(model: ModelFile, kind: str) -> None:
     if model.quantization not in TERNARY:
         cause = f"llama-quantize would change the layers of {model.path}: {model.quantization}"
         raise UnsupportedError(cause, f"name a model with layers in {', '.join(TERNARY)}")
-    if (count := len(part_paths(model.path))) > 1:
+    if (count := len(types.part_paths(model.path))) > 1:
         remedy = f"merge them first: llama-gguf-split --merge {quote(model.path)} OUT.gguf"
         raise UnsupportedError(f"{model.path} is the first of {count} files", remedy)
     if not fits(model, kind):
         # bitnet.cpp's llama-quantize ends with 0 and writes rows that no engine can read.
         rows = f"{model.path} has rows of {model.embedding_length} weights"
-        cause = f"{rows}, and {kind} needs a multiple of {block_length(kind)}"
+        cause = f"{rows}, and {kind} needs a multiple of {types.block_length(kind)}"
         raise UsageError(cause, f"choose --embedding {slim_type(model)}")
 
 
@@ -156,7 +146,7 @@ def problem(model: ModelFile, after: Sequence[Part], copy: str) -> str | None:
         if tensors.keys() != copied.keys():
             return "has other tensors"
         for name, info in tensors.items():
-            kind, found = (type_name(each.kind, None) for each in (info, copied[name]))
+            kind, found = (types.type_name(each.kind, None) for each in (info, copied[name]))
             if (found, copied[name].shape) != (wanted.get(name, kind), info.shape):
                 return f"has {name} in {found} {copied[name].shape}"
         meta, kept = read_metadata(model.path), read_metadata(copy)
@@ -174,7 +164,7 @@ def problem(model: ModelFile, after: Sequence[Part], copy: str) -> str | None:
 
 
 def _differs(ours: BinaryIO, info: TensorInfo, theirs: BinaryIO, copied: TensorInfo) -> bool:
-    size = tensor_bytes(info.kind, info.weights)
+    size = types.tensor_bytes(info.kind, info.weights)
     ours.seek(info.offset)
     theirs.seek(copied.offset)
     steps = (min(_CHUNK, size - start) for start in range(0, size, _CHUNK))

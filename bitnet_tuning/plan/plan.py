@@ -10,15 +10,9 @@ from bitnet_tuning.engine.known import check_isa, check_pair
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.model.parts import cost_text
+from bitnet_tuning.plan import memory
 from bitnet_tuning.plan.command import build_command, read_by_engine
 from bitnet_tuning.plan.facts import Facts, Plan, Request
-from bitnet_tuning.plan.memory import (
-    check_context,
-    choose_batch,
-    choose_loading,
-    need_of,
-    with_setting,
-)
 from bitnet_tuning.plan.openmp import choose_variables, count_warnings, thread_limit, unbindable
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.plan.threads import choose_threads, make_way
@@ -37,7 +31,7 @@ def make_plan(request: Request, facts: Facts, setting: Setting | None = None) ->
     _check_kernels(facts)
     plan = _computed(request, facts)
     if setting is not None:
-        plan = with_setting(plan, setting, request)
+        plan = memory.with_setting(plan, setting, request)
     elif facts.profile is not None:
         from bitnet_tuning.plan.tuned import with_profile  # noqa: PLC0415 (many users have none)
 
@@ -57,8 +51,8 @@ def _computed(request: Request, facts: Facts) -> Plan:
     host, engine, model = facts.host, facts.engine, facts.model
     limit = thread_limit(engine.openmp, facts.environ)
     plan = choose_threads(request, host, facts.environ, limit)
-    plan = choose_batch(plan, request, facts)
-    need = need_of(model, request.ctx_size, plan.setting.ubatch)
+    plan = memory.choose_batch(plan, request, facts)
+    need = memory.need_of(model, request.ctx_size, plan.setting.ubatch)
     if len(host.nodes) < 2:
         plan = plan.updated(plan.setting, {"numa": "nothing to choose: one NUMA node"})
     else:
@@ -75,7 +69,7 @@ def _computed(request: Request, facts: Facts) -> Plan:
         from bitnet_tuning.plan.placement import choose_boost  # noqa: PLC0415 (few runs need it)
 
         plan = choose_boost(plan, request, facts)
-    plan = choose_loading(plan, request, facts, need)
+    plan = memory.choose_loading(plan, request, facts, need)
     cost = cost_text(model)
     reasons = {
         "command": _command_reason(engine, request),
@@ -87,7 +81,7 @@ def _computed(request: Request, facts: Facts) -> Plan:
     warnings = (
         *count_warnings(engine.openmp, facts.environ),
         *((f"{engine.path} {_WEAK}",) if lacks_kernels(engine, model.quantization) else ()),
-        *check_context(request, facts),
+        *memory.check_context(request, facts),
     )
     available = host.memory.available
     if available is not None and model.size > available:

@@ -12,16 +12,8 @@ from bitnet_tuning.machine.root import parse_list
 from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.setting import Setting, Tokens
-from bitnet_tuning.store.codec import (
-    LATER,
-    Annotated,
-    Count,
-    DamagedError,
-    Moment,
-    Positive,
-    Record,
-    Text,
-)
+from bitnet_tuning.store import codec
+from bitnet_tuning.store.codec import LATER, Annotated, Count, DamagedError, Moment, Positive, Text
 from bitnet_tuning.store.state import State, change_of, digest
 
 PP, TG = "pp", "tg"
@@ -56,7 +48,7 @@ class Estimate(NamedTuple):
     """Number of values or rounds that were measured."""
 
 
-OverDefault = Annotated[Estimate, Record(Estimate, names={"count": "rounds"})]
+OverDefault = Annotated[Estimate, codec.Record(Estimate, names={"count": "rounds"})]
 
 
 class Evidence(NamedTuple):

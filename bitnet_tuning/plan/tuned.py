@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
+from bitnet_tuning.plan import memory, openmp
 from bitnet_tuning.plan.command import KNOB_FLAGS, obeys, read_by_engine
 from bitnet_tuning.plan.facts import Facts, Plan, Request
-from bitnet_tuning.plan.memory import (
-    AUTO,
-    TUNABLES,
-    estimate,
-    has_room,
-    loading_reason,
-    need_of,
-    no_lock,
-    with_setting,
-)
-from bitnet_tuning.plan.openmp import (
-    BINDING,
-    THREAD_COUNTS,
-    WAITING_BY_USER,
-    in_chats,
-    thread_limit,
-    user_binding,
-    user_set,
-    without_binding,
-)
+from bitnet_tuning.plan.memory import AUTO, TUNABLES
+from bitnet_tuning.plan.openmp import BINDING, THREAD_COUNTS, WAITING_BY_USER
 from bitnet_tuning.plan.profile import Profile, claim
 from bitnet_tuning.plan.setting import Setting, describe, shown
 from bitnet_tuning.plan.threads import NOT_BOUND, asked_threads
@@ -46,7 +29,7 @@ def with_profile(plan: Plan, profile: Profile, request: Request, facts: Facts) -
     not_used = f"the measured profile ({describe(setting)}) is not used"
     if theirs:
         return _noted(plan, f"{not_used}: you chose the number of threads")
-    limits = (request.max_threads, thread_limit(facts.engine.openmp, facts.environ))
+    limits = (request.max_threads, openmp.thread_limit(facts.engine.openmp, facts.environ))
     if any(limit and setting.threads > limit for limit in limits):
         what = "--max-threads or OMP_THREAD_LIMIT allows"
         return _noted(plan, f"{not_used}: it has more threads than {what}")
@@ -64,10 +47,10 @@ def _tuned(plan: Plan, found: Setting, why: str, request: Request, facts: Facts)
     too_short = None if is_asked else _too_short(found, request, facts)
     if too_short:
         obeyed = obeyed._replace(mmap=None)
-    room = has_room(facts.host, facts.model) or obeyed.mmap is not False
+    room = memory.has_room(facts.host, facts.model) or obeyed.mmap is not False
     wanted = obeyed._replace(
         env=_environment(ours, found, request, facts, copied=obeyed.mmap is False and room),
-        cpus=None if user_binding(facts.environ) else found.cpus,
+        cpus=None if openmp.user_binding(facts.environ) else found.cpus,
         # The plan has a smaller micro-batch if the prompt fits in it, or memory needs it.
         ubatch=request.ubatch or ours.ubatch or found.ubatch,
         mmap=ours.mmap if is_asked else obeyed.mmap if room else None,
@@ -84,7 +67,7 @@ def _tuned(plan: Plan, found: Setting, why: str, request: Request, facts: Facts)
         )
     if _is_partial(wanted, found):
         why = f"{why}; only a part of that setting can be used here"
-    plan = with_setting(plan, wanted, request)
+    plan = memory.with_setting(plan, wanted, request)
     reasons = _reasons(plan, found, why, request, facts)
     if too_short:
         reasons["mmap"] = too_short
@@ -93,9 +76,9 @@ def _tuned(plan: Plan, found: Setting, why: str, request: Request, facts: Facts)
 
 
 def _may_lock(request: Request, facts: Facts) -> bool:
-    need = need_of(facts.model, request.ctx_size, request.ubatch)
+    need = memory.need_of(facts.model, request.ctx_size, request.ubatch)
     flags = facts.engine.flags_for(request.chat)
-    return no_lock(flags, need, facts.host.memory.available, facts.privileges) is None
+    return memory.no_lock(flags, need, facts.host.memory.available, facts.privileges) is None
 
 
 def _is_partial(wanted: Setting, found: Setting) -> bool:
@@ -137,7 +120,7 @@ def _too_short(found: Setting, request: Request, facts: Facts) -> str | None:
     is_prompt = evidence.objective.name == "pp"
     speed = evidence.speeds.get("pp" if is_prompt else "tg")
     size = request.prompt_bytes(facts.prompt_file_bytes)
-    tokens = estimate(size or 0) if is_prompt else request.n_predict
+    tokens = memory.estimate(size or 0) if is_prompt else request.n_predict
     saved = (evidence.ratio.median - 1) / speed if speed else 0.0
     cost = facts.model.size / COPY_RATE
     if saved <= 0 or tokens * saved >= cost:
@@ -153,22 +136,22 @@ def _environment(
 ) -> tuple[tuple[str, str], ...]:
     """Return the profile's variables, except those that the user decides."""
     environ, planned = facts.environ, ours.variables
-    theirs = {name for name, _ in found.env if user_set(environ, name)}
+    theirs = {name for name, _ in found.env if openmp.user_set(environ, name)}
     # A half of the profile's binding or waiting beside the user's own was never measured.
-    if user_binding(environ):
+    if openmp.user_binding(environ):
         theirs |= set(BINDING)
-    if any(user_set(environ, name) for name in WAITING_BY_USER):
+    if any(openmp.user_set(environ, name) for name in WAITING_BY_USER):
         theirs |= set(WAITING_BY_USER)
     if not copied or request.memory != AUTO:
         theirs.add(TUNABLES)
     kept = {name: text for name, text in found.env if name not in theirs}
     if "OMP_PROC_BIND" not in kept:
-        kept = without_binding(kept, environ)
+        kept = openmp.without_binding(kept, environ)
     if TUNABLES in planned:
         kept[TUNABLES] = planned[TUNABLES]
     if request.performance:
         kept |= {name: planned[name] for name in WAITING_BY_USER if name in planned}
-    return tuple(sorted((in_chats(kept) if request.chat else kept).items()))
+    return tuple(sorted((openmp.in_chats(kept) if request.chat else kept).items()))
 
 
 def _reasons(
@@ -186,7 +169,7 @@ def _reasons(
     if len(facts.host.nodes) > 1:
         placed = wanted.node is not None or wanted.interleave is not None
         reasons["numa"] = f"{wanted.numa or ('numactl' if placed else 'nothing placed')}: {why}"
-    if binding := user_binding(facts.environ):
+    if binding := openmp.user_binding(facts.environ):
         reasons["cpus"] = f"{NOT_BOUND}: you bind the threads yourself with {binding}"
     elif wanted.cpus is found.cpus is None:
         reasons["cpus"] = f"{NOT_BOUND}: {why}"
@@ -197,6 +180,6 @@ def _reasons(
     env += [f"left out in favour of your own variables: {left}"] if left else []
     if "OMP_PROC_BIND" in wanted.variables.keys() - found.variables.keys():
         env.append("OMP_PROC_BIND=false undoes what bitnet-env.sh exported")
-    need = need_of(facts.model, request.ctx_size, wanted.ubatch)
-    memory = loading_reason(wanted, need, facts.host.memory.available)
-    return {**reasons, "env": "; ".join(env), "memory": memory}
+    need = memory.need_of(facts.model, request.ctx_size, wanted.ubatch)
+    loading = memory.loading_reason(wanted, need, facts.host.memory.available)
+    return {**reasons, "env": "; ".join(env), "memory": loading}

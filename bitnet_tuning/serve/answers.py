@@ -66,9 +66,7 @@ class AnswerStream:
     """Standard output. Answers are written in the order of the prompts."""
 
     def __init__(
-        self,
-        prompts: Sequence[Prompt],
-        interruptible: Callable[[], AbstractContextManager[object]],
+        self, prompts: Sequence[Prompt], interruptible: Callable[[], AbstractContextManager[object]]
     ) -> None:
         self.answered: set[object] = set()
         self.refused = 0
