@@ -437,6 +437,14 @@ def test_a_finalist_meets_what_it_was_built_on_last() -> None:
     assert "3 threads" not in duel
 
 
+def test_a_short_duel_has_one_finalist_and_enough_rounds() -> None:
+    alike = curve({1: 1.3, 2: 1.31, 3: 1.3, 4: 1.0, 8: 1.3})
+    told = Lab(alike).drive(SPACE._replace(fixed=(), knobs=()), budget=28.0)
+    duel = [run_names(each) for each in told.rounds if each.stage == "duel"]
+    assert len(duel) >= 6 and {len(names) for names in duel} == {2}
+    assert told.done.verdict == FASTER
+
+
 def test_one_bad_run_of_two_does_not_throw_a_setting_out() -> None:
     seen: list[Setting] = []
 

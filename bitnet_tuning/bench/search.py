@@ -329,10 +329,12 @@ class Search:
         are the last ones, none can win. Return the verdict on the best, which is faster only at
         that level; None without a round."""
         rounds, since, best = self.rounds, len(self.rounds), ""
+        left = (rounds.budget - rounds.spent) / VERDICT_ROUNDS
+        while len(names) > 1 and rounds.cost(self._with_fixed((DEFAULT, *names))) > left:
+            names = names[:-1]
+        names = names if names and rounds.cost((DEFAULT, *names)) <= left else []
         while names:
             order = self._turned(self._with_fixed((DEFAULT, *names)))
-            if not best and VERDICT_ROUNDS * rounds.cost(order[:2]) > rounds.budget - rounds.spent:
-                return None
             if not rounds.affords(order):
                 break
             yield Measure(comparison.DUEL, order)
