@@ -240,8 +240,7 @@ class Rounds:
         level: float = statistics.LEVEL,
         stage: str | None = None,
     ) -> Judged:
-        """Return the setting's ratio to the reference from the round with the index ``since``
-        on, with an interval of that ``level``, and the verdict."""
+        """Return the ratio (see ``ratios``), with an interval of that level, and the verdict."""
         ratios = self.ratios(name, reference, since, stage)
         if not ratios:
             return Judged(name, None, OPEN)
@@ -275,11 +274,8 @@ class Rounds:
             return 0.0
         between = max(1.0, self.spent / fsum(every)) if fsum(every) else 1.0
         usual = fsum(every) / len(every)
-        return between * fsum(self._mean_seconds(name, usual) for name in order)
-
-    def _mean_seconds(self, name: str, otherwise: float) -> float:
-        runs = self._runs[name]
-        return fsum(run.seconds for run in runs) / len(runs) if runs else otherwise
+        took = ([run.seconds for run in self._runs[name]] or [usual] for name in order)
+        return between * fsum(fsum(each) / len(each) for each in took)
 
     def affords(self, order: Sequence[str], until: float = inf) -> bool:
         """Return whether a round in this order probably ends within the budget, and within that

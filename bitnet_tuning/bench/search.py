@@ -5,11 +5,9 @@
 
 In a race, settings run in rounds; who is behind leaves, and the field is halved as time passes.
 Settings that cannot win, such as upstream's, run along until they have enough rounds. All rounds
-help to choose (``statistics.fit``), but only those of a duel decide on its finalists, since these
-were chosen because they looked fast in the others.
-
-A search never measures. It is told rounds and checks, and depends on nothing else: told the same
-ones again, it asks for the same next step, so a saved search can be resumed.
+help to choose (``statistics.fit``), but only those of a duel decide: its finalists were chosen
+because they looked fast in the others. A search never measures: told the same rounds and checks
+again, it asks for the same next step, so a saved search can be resumed.
 """
 
 from __future__ import annotations
@@ -43,14 +41,9 @@ wrong, since only the duel decides; and that are added to a lead that may still 
 FINALISTS, TOGETHER = 2, 8
 """Most finalists of a duel, and the rounds after which only the best of them stays."""
 
-FIXED_ROUNDS = {comparison.PERFORMANCE: VERDICT_ROUNDS}
-"""Most rounds of a setting that cannot win; of others than performance mode, 4 VERDICT_ROUNDS."""
-
 INTERACTING = ("binding", "affinity")
 """Knobs known to act differently with other thread counts: they are tried with the second best
 count, too. (One thread per logical CPU is a count, and huge pages are a value of the knob mmap.)"""
-
-Factor = Annotated[float, {"minimum": 1}]
 
 
 class Check(NamedTuple):
@@ -73,11 +66,11 @@ class Decision(NamedTuple):
     winner: str
     """Name of the setting to use: ``default`` unless another one was shown to be faster."""
     verdict: str
-    """``faster``; where the default stays, the best other setting's verdict: ``equal`` or
-    ``slower``, or ``not decided`` if time was too short to tell or to try everything."""
+    """``faster``; where the default stays, ``equal`` or ``slower`` for the best other setting, or
+    ``not decided`` if time was too short to tell or to try everything."""
     estimate: Estimate | None
     """Ratio of that setting's speed to the default's in the duel; None without a duel."""
-    floor: Factor | None
+    floor: Annotated[float, {"minimum": 1}] | None
     """Noise floor in files of versions that had one."""
     reason: str
     """Sentences that say why."""
@@ -170,10 +163,10 @@ class Search:
         return decision
 
     def _is_due(self, name: str) -> bool:
-        judged = self.rounds.judge(name)
-        count = judged.ratio.count if judged.ratio else 0
-        most = FIXED_ROUNDS.get(name, 4 * VERDICT_ROUNDS)
-        return count < VERDICT_ROUNDS or (judged.verdict == OPEN and count < most)
+        _, ratio, verdict = self.rounds.judge(name)
+        count = ratio.count if ratio else 0
+        most = VERDICT_ROUNDS * (1 if name == comparison.PERFORMANCE else 4)
+        return count < VERDICT_ROUNDS or (verdict == OPEN and count < most)
 
     def _knobs(self, base: str, counts: Sequence[str]) -> Choice:
         """Try every other knob on top of ``base``, then on top of the best of them those that
@@ -307,19 +300,16 @@ class Search:
             level = 1 - (1 - LEVEL) / (1 + (len(met) - 1) / 2)
             is_last = all(name in met for name in self._promising())
             judged = yield from self._duel(self.rounds.good(names), level, is_last)
-            if judged is not None:
-                ends.append(judged)
-                if judged.verdict == FASTER:
-                    return self._decision(judged)
-        unsure = [each for each in ends if each.verdict == OPEN]
-        return self._decision(*[*unsure, *ends][:1])
+            ends += [judged] if judged else []
+            if judged and judged.verdict == FASTER:
+                return self._decision(judged)
+        return self._decision(*sorted(ends, key=lambda each: each.verdict != OPEN)[:1])
 
     def _promising(self) -> list[str]:
         """Return the settings that may be faster than the default, the most promising first; at
         least the best of all others, so that what is said of the default is decided."""
         found, near = self.rounds.fit(), log(1 + self.rounds.resolution)
-        names = self._ranked(name for name in self._stacks if name != DEFAULT)
-        names = names if DEFAULT in found.means else []
+        names = self._ranked(n for n in self._stacks if n != DEFAULT in found.means)
         gaps = {name: (found.gap(name, DEFAULT), found.error(name, DEFAULT)) for name in names}
         names.sort(key=lambda name: gaps[name][0] - HOPE * gaps[name][1], reverse=True)
         return [n for n in names if gaps[n][0] + 2 * gaps[n][1] > near] or names[:1]
@@ -363,14 +353,14 @@ class Search:
         return count < VERDICT_ROUNDS or hoped > shown
 
     def _decision(self, judged: Judged | None = None) -> Decision:
-        """Return the decision, with the verdict on the best other setting if there was a duel."""
+        """Return the decision that a verdict, of a duel if there was one, leads to."""
         name, ratio, verdict = judged or Judged(DEFAULT, None, OPEN)
         near, untried = self.rounds.resolution, ", ".join(self._untried())
         self.best = name if verdict == FASTER else DEFAULT
         if ratio is None:
             tried = any(self._stacks[each] for each in self._ranked(self._stacks))
-            why = "No other setting was tried."
-            why = "Time was too short for a duel (see --budget)." if tried else why
+            short = "Time was too short for a duel (see --budget)."
+            why = short if tried else "No other setting was tried."
         else:
             seconds = self.rounds.cost((DEFAULT, name)) * statistics.more_rounds(ratio, near)
             why = {

@@ -3,12 +3,10 @@ noise is symmetric, as in the logarithm of the ratio of two equally disturbed ru
 
 - J. L. Hodges and E. L. Lehmann, "Estimates of Location Based on Rank Tests", Annals of
   Mathematical Statistics 34, 1963: the median of all pairs' means, or of all differences
-- F. Wilcoxon, "Individual Comparisons by Ranking Methods", Biometrics Bulletin 1, 1945, and
-  M. Hollander and D. Wolfe, "Nonparametric Statistical Methods", 1999, sections 3.3 and 4.3: the
-  intervals that belong to them
-- J. L. Haybittle, "Repeated Assessment of Results in Clinical Trials of Cancer Treatment",
-  British Journal of Radiology 44, 1971: looks before the last one at a much stricter level, so
-  that the last one keeps its own
+- M. Hollander and D. Wolfe, "Nonparametric Statistical Methods", 1999, sections 3.3 and 4.3: the
+  intervals that belong to them, of Wilcoxon's tests
+- J. L. Haybittle, "Repeated Assessment of Results in Clinical Trials of Cancer Treatment", British
+  Journal of Radiology 44, 1971: looks before the last one need a much stricter level
 - K. Lange, R. Little and J. Taylor, "Robust Statistical Modeling Using the t Distribution",
   Journal of the American Statistical Association 84, 1989: the weights of ``fit``
 """
@@ -26,11 +24,9 @@ from typing import NamedTuple, TypeVar
 from bitnet_tuning.engine.builds import EQUAL, FASTER, OPEN, SLOWER
 from bitnet_tuning.plan.profile import Estimate
 
-LEVEL = 0.95
-"""Level of all intervals that are shown, and of the last look at a comparison."""
-
-INTERIM = 0.999
-"""Level of every look before the last one (Haybittle): 3.3 standard errors."""
+LEVEL, INTERIM = 0.95, 0.999
+"""Level of all intervals that are shown and of the last look at a comparison, and that of every
+earlier look (Haybittle), 3.3 standard errors."""
 
 RESOLUTION = 0.02
 """Smallest difference of interest, as a share, if the user names none."""
@@ -62,7 +58,7 @@ def estimate(values: Iterable[float], level: float = LEVEL) -> Estimate:
     So the estimate of inverse ratios is the inverse. With fewer than ``least_rounds(level)``
     values, the interval has a lower level than asked for.
     """
-    logs = [log(each) for each in _thinned(list(values))]
+    logs = _logs(list(values))
     means = sorted((a + b) / 2 for number, a in enumerate(logs, 1) for b in logs[number - 1 :])
     return _between(means, _signed_rank(len(logs), level), len(logs))
 
@@ -71,7 +67,7 @@ def unpaired(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> Es
     """Return the ratio of two samples that share no rounds, with the interval of the Mann-Whitney
     test (normal approximation). ``count`` is the size of the smaller one. Raise ValueError for
     an empty sample or a value that is not positive."""
-    above, below = ([log(each) for each in _thinned(values)] for values in (a, b))
+    above, below = _logs(a), _logs(b)
     pairs = len(above) * len(below)
     cut = _cut(pairs / 2, pairs * (len(above) + len(below) + 1) / 12, level)
     shifts = sorted(high - low for high in above for low in below)
@@ -101,9 +97,9 @@ def geometric_mean(speeds: Sequence[float]) -> float:
     return exp(fsum(map(log, speeds)) / len(speeds))
 
 
-def _thinned(values: Sequence[float]) -> Sequence[float]:
+def _logs(values: Sequence[float]) -> list[float]:
     count = min(len(values), MOST_VALUES)
-    return [values[index * len(values) // count] for index in range(count)]
+    return [log(values[index * len(values) // count]) for index in range(count)]
 
 
 def _between(ordered: Sequence[float], cut: int, count: int) -> Estimate:
