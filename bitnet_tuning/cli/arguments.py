@@ -6,15 +6,18 @@ import argparse
 import os
 from collections.abc import Callable, Mapping
 
-from bitnet_tuning.console import columns
+from bitnet_tuning.console import columns, say
 from bitnet_tuning.errors import MissingError, UsageError
 from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.memory import AUTO, WAYS
 from bitnet_tuning.plan.setting import MOST_THREADS_ENGINE
+from bitnet_tuning.store.state import State, default_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
+
+    Action = Callable[[argparse.Namespace, State], int]
 
 LARGEST_CONTEXT = 1 << 24
 """Largest context size accepted, in tokens. Published models have at most 10 million."""
@@ -182,6 +185,31 @@ def root_folder(text: str) -> str:
 def add_root(parser: argparse.ArgumentParser, what: str) -> None:
     """Add ``--root``, the folder that stands for the root of the machine to look at."""
     parser.add_argument("--root", type=root_folder, default="/", metavar="DIR", help=what)
+
+
+def add_commands(parser: Parser, default: str) -> Callable[..., argparse.ArgumentParser]:
+    """Return a function that adds a subcommand, for its name, the function that runs it with the
+    options and the state folder, and its help."""
+    what = f"what to do (default: {default})"
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, help=what)
+
+    def command(name: str, action: Action, what: str) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what)
+        added.set_defaults(action=action)
+        return added
+
+    return command
+
+
+def run_command(parser: Parser, arguments: list[str]) -> int:
+    """Run the subcommand in the arguments, and warn if the state folder cannot be used."""
+    options = parser.parse_args(arguments)
+    state = State(default_folder(os.environ))
+    try:
+        code: int = options.action(options, state)
+    finally:
+        say(state.warning and f"warning: {state.warning}")
+    return code
 
 
 def add_optimized(parser: Parser) -> None:

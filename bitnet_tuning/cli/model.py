@@ -12,7 +12,7 @@ from typing import Any
 from bitnet_tuning.bench.llama_bench import FailedRunError
 from bitnet_tuning.bench.runner import Patience, run_cli
 from bitnet_tuning.bench.words import QUESTION, TOKENS, difference
-from bitnet_tuning.cli.arguments import Parser, add_engine, expanded
+from bitnet_tuning.cli.arguments import Parser, add_commands, add_engine, expanded, run_command
 from bitnet_tuning.console import Progress, aligned, printable, say, size_text, word
 from bitnet_tuning.engine.find import find_quantizer, locate_all
 from bitnet_tuning.errors import MissingError, TuningError, UnsupportedError, UsageError
@@ -26,7 +26,7 @@ from bitnet_tuning.model.types import EMBEDDING, OUTPUT, TERNARY, ModelFile, Par
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.prepare import engine_folders, find_model, find_pair, prepare, slow_drive
 from bitnet_tuning.store.codec import to_json
-from bitnet_tuning.store.state import State, default_folder
+from bitnet_tuning.store.state import State
 from bitnet_tuning.verify.selftest import continuation, first_difference
 
 ACTIONS = ("show", "slim", "get")
@@ -40,28 +40,13 @@ def run(arguments: list[str]) -> int:
     """Run one of the subcommands."""
     if not arguments or (arguments[0] not in ACTIONS and not arguments[0].startswith("-")):
         arguments = ["show", *arguments]
-    options = _parser().parse_args(arguments)
-    state = State(default_folder(os.environ))
-    try:
-        code: int = options.action(options, state)
-    finally:
-        if state.warning:
-            say(f"warning: {state.warning}")
-    return code
+    return run_command(_parser(), arguments)
 
 
 def _parser() -> Parser:
     about = "Show what a model file costs per token, and improve it."
     parser = Parser(prog="python3 -m bitnet_tuning model", description=about)
-    commands = parser.add_subparsers(
-        metavar="COMMAND", required=True, help="what to do (default: show)"
-    )
-
-    def command(name: str, action: Any, what: str) -> argparse.ArgumentParser:
-        added: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what)
-        added.set_defaults(action=action)
-        return added
-
+    command = add_commands(parser, "show")
     showing = command("show", _show, "Print what each token reads of a model, part by part.")
     showing.add_argument("file", metavar="FILE", nargs="?", type=expanded, help=_FILE)
     add_engine(showing)

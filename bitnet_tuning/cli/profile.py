@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-from typing import Any
 
-from bitnet_tuning.cli.arguments import Parser, add_engine, add_root
+from bitnet_tuning.cli.arguments import Parser, add_commands, add_engine, add_root, run_command
 from bitnet_tuning.console import aligned, counted, say, size_text, text_width, times
 from bitnet_tuning.engine.builds import verdict_words
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
@@ -16,33 +14,20 @@ from bitnet_tuning.plan import profiles
 from bitnet_tuning.plan.profile import Estimate, Profile
 from bitnet_tuning.plan.setting import describe
 from bitnet_tuning.prepare import find_engine
-from bitnet_tuning.store.state import State, default_folder
+from bitnet_tuning.store.state import State
 
 _TUNE = "to measure one: python3 benchmark_optimized.py"
 
 
 def run(arguments: list[str]) -> int:
     """Run one of the subcommands."""
-    options = _parser().parse_args(arguments or ["list"])
-    state = State(default_folder(os.environ))
-    try:
-        code: int = options.action(options, state)
-    finally:
-        say(state.warning and f"warning: {state.warning}")
-    return code
+    return run_command(_parser(), arguments or ["list"])
 
 
 def _parser() -> Parser:
     about = "Manage profiles: settings measured to be fastest, which runs use automatically."
     parser = Parser(prog="python3 -m bitnet_tuning profile", description=about)
-    what = "what to do (default: list)"
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, help=what)
-
-    def command(name: str, action: Any, what: str) -> argparse.ArgumentParser:
-        added: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what)
-        added.set_defaults(action=action)
-        return added
-
+    command = add_commands(parser, "list")
     its_id = "id of the profile, or the beginning of the id"
     root = "compare with the machine whose sys and proc are in this folder (default: /)"
     listing = command("list", _list, "List all profiles, and whether they hold on this machine.")

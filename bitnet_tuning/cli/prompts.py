@@ -32,6 +32,9 @@ from bitnet_tuning.serve.server import (
 from bitnet_tuning.serve.session import Totals, ask_all
 from bitnet_tuning.store.state import identity
 
+LOG_LINES = 12
+"""Number of lines that are printed of the log of a server that ended."""
+
 SHOWN_PORT = 8080
 """Port in a plan that is only printed: the default of llama-server."""
 
@@ -78,7 +81,7 @@ def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") 
             say(f"stopped by {stopped}: {_so_far(answers, len(prompts))}")
             return 128 + stopped.number
         except GoneError as gone:
-            lines = gone.last_lines()
+            lines = "\n".join(gone.log.strip().splitlines()[-LOG_LINES:])
             say(lines and f"the last lines of the server's log:\n{lines}")
             say(explain_death(gone.code, facts, plan) or str(gone))
             say(_so_far(answers, len(prompts)))

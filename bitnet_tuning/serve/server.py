@@ -69,7 +69,6 @@ _GONE_SECONDS = 3.0
 """Seconds to wait for a server to exit after its connection drops."""
 
 _NOT_BOUND = re.compile(r"couldn't bind|failed to bind|cannot bind|address already in use", re.I)
-_LOG_LINES = 12
 
 Waiting = Callable[[], AbstractContextManager[object]]
 
@@ -163,9 +162,6 @@ class GoneError(TuningError):
         self.code = code
         self.log = log
         self.exit_code = code if code > 0 else 1
-
-    def last_lines(self) -> str:
-        return "\n".join(self.log.strip().splitlines()[-_LOG_LINES:])
 
 
 class Running(NamedTuple):
