@@ -45,12 +45,14 @@ def get_model(repository: str, file: str | None, folders: Sequence[str]) -> str:
         if not facts.commit_hash:
             raise ConnectionError("what answers is not the Hugging Face Hub")
         path = _place(repository, name, folders)
+        # The Hub's ETag of a large file is its SHA-256.
+        checksum = facts.etag if len(facts.etag or "") == 64 else None
         if sys.stderr is None:  # where huggingface_hub would draw its bars
             hub.utils.disable_progress_bars()
         if not os.path.exists(path):
             url = hub.hf_hub_url(repository, name, revision=facts.commit_hash)
-            _download(url, path, facts.size, facts.etag)
-        elif _differs(path, facts.size, facts.etag):
+            _download(url, path, facts.size, checksum)
+        elif _differs(path, facts.size, checksum):
             raise TuningError(
                 f"{path} differs from the file in {repository}", "to download that, move it away"
             )
@@ -97,7 +99,7 @@ def _place(repository: str, name: str, folders: Sequence[str]) -> str:
     return os.path.join([*there, *writable, os.getcwd()][0], below)
 
 
-def _download(url: str, path: str, size: int | None, etag: str | None) -> None:
+def _download(url: str, path: str, size: int | None, checksum: str | None) -> None:
     # hf_hub_download deletes what it has when it is interrupted (huggingface_hub 2.4); http_get, on
     # which it builds, continues a file.
     from huggingface_hub.file_download import http_get  # noqa: PLC0415 (an extra)
@@ -110,7 +112,7 @@ def _download(url: str, path: str, size: int | None, etag: str | None) -> None:
             raise TuningError(f"another process is downloading {path}", "wait until it has ended")
         # It may be of an earlier version of the file, which only a checksum shows afterwards.
         done = file.seek(0, os.SEEK_END)
-        if not _is_checksum(etag) or (size is not None and done > size):
+        if not checksum or (size is not None and done > size):
             done = file.truncate(0)
         missing, free = (size or 0) - done, shutil.disk_usage(folder).free
         if missing > free:
@@ -121,15 +123,15 @@ def _download(url: str, path: str, size: int | None, etag: str | None) -> None:
         try:
             http_get(url, file, resume_size=done, expected_size=size, **more)
         except BaseException:
-            if _is_checksum(etag) and file.tell():
+            if checksum and file.tell():
                 say(f"{size_text(file.tell())} are kept; the same command continues there")
             raise
-    if _differs(partial, size, etag):
+    if _differs(partial, size, checksum):
         os.unlink(partial)
         raise TuningError(
             f"the download of {url} had a wrong checksum; it was deleted", "download it again"
         )
-    if not _is_checksum(etag) and path.lower().endswith(".gguf"):
+    if not checksum and path.lower().endswith(".gguf"):
         try:
             read_model(partial)
         except MissingError as error:
@@ -139,12 +141,7 @@ def _download(url: str, path: str, size: int | None, etag: str | None) -> None:
     os.replace(partial, path)
 
 
-def _is_checksum(etag: str | None) -> bool:
-    """Return whether an ETag is the SHA-256 of the file, as the Hub's is for large files."""
-    return etag is not None and len(etag) == 64
-
-
-def _differs(path: str, size: int | None, etag: str | None) -> bool:
+def _differs(path: str, size: int | None, checksum: str | None) -> bool:
     """Return whether a file is known to differ from the published one. huggingface_hub checks the
     size only."""
     from huggingface_hub.utils.sha import sha_fileobj  # noqa: PLC0415 (an extra)
@@ -152,7 +149,7 @@ def _differs(path: str, size: int | None, etag: str | None) -> bool:
     if size is not None and os.path.getsize(path) != size:
         return True
     with open(path, "rb") as file:
-        return _is_checksum(etag) and sha_fileobj(file).hex() != etag
+        return checksum is not None and sha_fileobj(file).hex() != checksum
 
 
 def _explained(error: Exception, repository: str, endpoint: str) -> TuningError:

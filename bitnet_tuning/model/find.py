@@ -9,7 +9,7 @@ from bitnet_tuning.console import word
 from bitnet_tuning.errors import MissingError, TuningError
 from bitnet_tuning.model import parts
 from bitnet_tuning.model.parts import GENTLE
-from bitnet_tuning.model.types import I2_S, ModelFile, is_type, part_paths
+from bitnet_tuning.model.types import I2_S, NUMBERS, ModelFile, part_paths
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.store.codec import Moment
 from bitnet_tuning.store.state import State, identity, moment
@@ -126,7 +126,7 @@ def _unmarked(stem: str) -> str:
     """Return the name of the original for that of a slim copy, else the same name; both without
     their ends."""
     before, _, kind = stem.rpartition(MARK)
-    return before if is_type(kind) else stem
+    return before if kind in NUMBERS else stem
 
 
 def slim_copies(
@@ -195,7 +195,8 @@ def slim_hint(model: ModelFile, state: State) -> str | None:
     # If it cannot be stored, every run would give it.
     if not state.store("reminder", path, Reminder(moment())):
         return None
-    return f"{parts.cost_text(model)}; {parts.slim_advice(model, slim_copies(model, state))}"
+    advice = parts.slim_advice(model, slim_copies(model, state))
+    return f"{parts.gain_text(model, measured=False)}; {advice}"
 
 
 def know(path: str, state: State) -> ModelFile:

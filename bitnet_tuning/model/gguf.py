@@ -20,6 +20,7 @@ from bitnet_tuning.model.types import ModelFile, TensorInfo, TypeShare
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     Metadata = dict[str, "Value | None"]
 
@@ -193,13 +194,14 @@ class _Reader:
         self.at = start + count
         return start
 
-    def number(self, form: str) -> int:
-        size = struct.calcsize("<" + form)
-        return int(struct.unpack_from("<" + form, self.data, self.skip(size))[0])
+    def number(self, form: str) -> Any:
+        """Read a number, or a truth value, in a form of the ``struct`` module."""
+        start = self.skip(struct.calcsize("<" + form))
+        return struct.unpack_from("<" + form, self.data, start)[0]
 
     def count(self, what: str, smallest: int, most: int | None = None) -> int:
         """Read a 64-bit count of things that take at least ``smallest`` bytes each."""
-        count = self.number("Q")
+        count: int = self.number("Q")
         if count * smallest > self.size - self.at:
             raise _CorruptError(
                 f"is truncated or damaged: its header claims {count} {what}, "
@@ -222,7 +224,12 @@ def _parse(reader: _Reader) -> tuple[Metadata, tuple[TensorInfo, ...]]:
     if reader.data[: len(MAGIC)] != MAGIC[: reader.size]:
         raise _stand_in(reader.data[:512])
     reader.skip(len(MAGIC))
-    _check_version(reader.number("I"))
+    version = reader.number("I")
+    # The format has no mark for the byte order (docs/gguf.md), but a swapped version shows it.
+    if version in (2 << 24, 3 << 24):
+        raise _CorruptError("is a big-endian GGUF file, which only big-endian machines can use")
+    if version not in (2, 3):
+        raise _CorruptError(f"has version {version} of the GGUF format; versions 2 and 3 are known")
     tensors = reader.count("tensors", _MIN_TENSOR, _MOST_TENSORS)
     pairs = reader.count("metadata entries", _MIN_PAIR, _MOST_PAIRS)
     entries = [_pair(reader) for _ in range(pairs)]
@@ -249,15 +256,6 @@ def _stand_in(data: bytes) -> _CorruptError:
     return _CorruptError(f"is not a GGUF file: it begins with {shown}, not 'GGUF'")
 
 
-def _check_version(version: int) -> None:
-    if version in (2, 3):
-        return
-    # The format has no mark for the byte order (docs/gguf.md), but a swapped version shows it.
-    if version in (2 << 24, 3 << 24):
-        raise _CorruptError("is a big-endian GGUF file, which only big-endian machines can use")
-    raise _CorruptError(f"has version {version} of the GGUF format; versions 2 and 3 are known")
-
-
 def _pair(reader: _Reader) -> tuple[str, Value | None]:
     key = reader.text("key", _LONGEST_NAME)
     kind = reader.number("I")
@@ -274,9 +272,8 @@ def _value(reader: _Reader, kind: int) -> Value | None:
         return _array_length(reader)
     if kind not in _SCALARS:
         raise _CorruptError(f"is damaged: its metadata has a value of unknown type {kind}")
-    form = "<" + _SCALARS[kind]
-    (value,) = struct.unpack_from(form, reader.data, reader.skip(struct.calcsize(form)))
-    return value if isinstance(value, int | float) else None
+    value: Value = reader.number(_SCALARS[kind])
+    return value
 
 
 def _array_length(reader: _Reader) -> int:
@@ -357,12 +354,14 @@ def _model_facts(
     file_type = _integer(metadata.get("general.file_type"))
     architecture = str(metadata["general.architecture"])
     stated = {key: _integer(metadata.get(f"{architecture}.{key}")) for key in _STATED}
+    # Not the whole model decides: a small one's embedding outweighs its ternary weights.
+    layers = [info for info in infos if info.name.startswith("blk.")] or infos
     return ModelFile(
         path=path,
         size=size,
         architecture=architecture,
         name=str(metadata.get("general.name") or path.replace("\\", "/").rpartition("/")[2]),
-        quantization=_dominant(infos, file_type),
+        quantization=_shares(layers, file_type)[0].name,
         types=_shares(infos, file_type),
         context_length=stated["context_length"],
         layers=stated["block_count"],
@@ -398,10 +397,3 @@ def _shares(infos: Sequence[TensorInfo], file_type: int | None) -> tuple[TypeSha
         share = shares.get(name, TypeShare(name, 0, 0))
         shares[name] = TypeShare(name, share.tensors + 1, share.weights + info.weights)
     return tuple(sorted(shares.values(), key=lambda share: -share.weights))
-
-
-def _dominant(infos: Sequence[TensorInfo], file_type: int | None) -> str:
-    """Return the name of the type of most weights in the layers."""
-    # Not of the whole model: a small model's embedding outweighs its ternary weights.
-    layers = [info for info in infos if info.name.startswith("blk.")] or infos
-    return _shares(layers, file_type)[0].name

@@ -81,7 +81,7 @@ def slimmed(parts: Iterable[Part], kind: str) -> tuple[Part, ...]:
 def _slim(part: Part, kind: str) -> Part:
     if part.name not in (EMBEDDING, OUTPUT):
         return part
-    size = types.tensor_bytes(types.type_number(kind), part.weights)
+    size = types.tensor_bytes(types.NUMBERS[kind], part.weights)
     if size >= part.size:
         return part
     return part._replace(
@@ -91,7 +91,7 @@ def _slim(part: Part, kind: str) -> Part:
 
 def fits(model: ModelFile, kind: str) -> bool:
     """Return whether the rows of a model's embedding hold whole blocks of the type ``kind``."""
-    return (model.embedding_length or 0) % types.block_length(kind) == 0
+    return (model.embedding_length or 0) % types.block_weights(types.NUMBERS[kind]) == 0
 
 
 def slim_type(model: ModelFile) -> str:
@@ -111,21 +111,15 @@ def is_copy(copy: ModelFile, model: ModelFile) -> bool:
     """Return whether a file is, by its header, the same model with a smaller embedding or output
     matrix."""
 
-    def rest(each: ModelFile) -> list[object]:
-        return [
-            part if part.name not in (EMBEDDING, OUTPUT) else (part.name, part.weights)
-            for part in each.parts
-        ]
+    def facts(each: ModelFile) -> list[object]:
+        changed = (EMBEDDING, OUTPUT)
+        rest = [(part.name, part.weights) if part.name in changed else part for part in each.parts]
+        return [each.architecture, each.layers, each.vocabulary, rest]
 
     # A file that does not state its model's name has that of the file.
-    same = copy.name == model.name or copy.path.endswith(copy.name)
-    for fact in ("architecture", "layers", "vocabulary"):
-        same = same and getattr(copy, fact) == getattr(model, fact)
-    return same and rest(copy) == rest(model) and _size(copy) < _size(model)
-
-
-def _size(model: ModelFile) -> int:
-    return sum(part.size for part in model.parts)
+    is_named = copy.name == model.name or copy.path.endswith(copy.name)
+    sizes = (sum(part.size for part in each.parts) for each in (copy, model))
+    return is_named and facts(copy) == facts(model) and next(sizes) < next(sizes)
 
 
 def is_wide(model: ModelFile) -> bool:
@@ -135,9 +129,10 @@ def is_wide(model: ModelFile) -> bool:
     return matrix is not None and matrix.type in WIDE and model.quantization in TERNARY
 
 
-def cost_text(model: ModelFile) -> str | None:
+def gain_text(model: ModelFile, measured: bool = True) -> str | None:
     """Return the type of the matrix that every token reads whole, the bytes that a token reads in
-    all, and what a smaller type would gain. None if the model has no such matrix."""
+    all, and what a smaller type would gain: an upper bound, and with ``measured`` what others
+    measured if they did for these types. None if the model has no such matrix."""
     matrix, total = output_matrix(model.parts), bytes_per_token(model.parts)
     if matrix is None:
         return None
@@ -147,14 +142,9 @@ def cost_text(model: ModelFile) -> str | None:
     if is_wide(model):
         gain = possible_gain(model)
         text += f" (in {slim_type(model)} {f'up to ×{gain:.2f} as fast' if gain else 'faster'})"
+        if measured and (matrix.type, slim_type(model)) == ("f16", SLIM):
+            text += f"; {MEASURED}"
     return text
-
-
-def gain_text(model: ModelFile) -> str | None:
-    """Return ``cost_text``, and what was measured elsewhere if it was for these types."""
-    matrix, text = output_matrix(model.parts), cost_text(model)
-    measured = matrix and is_wide(model) and (matrix.type, slim_type(model)) == ("f16", SLIM)
-    return f"{text}; {MEASURED}" if measured else text
 
 
 def slim_advice(model: ModelFile, copies: Sequence[ModelFile]) -> str:

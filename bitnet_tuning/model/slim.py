@@ -73,7 +73,7 @@ def check_model(model: ModelFile, kind: str) -> None:
     if not fits(model, kind):
         # bitnet.cpp's llama-quantize ends with 0 and writes rows that no engine can read.
         rows = f"{model.path} has rows of {model.embedding_length} weights"
-        cause = f"{rows}, and {kind} needs a multiple of {types.block_length(kind)}"
+        cause = f"{rows}, and {kind} needs a multiple of {types.block_weights(types.NUMBERS[kind])}"
         raise UsageError(cause, f"choose --embedding {slim_type(model)}")
 
 

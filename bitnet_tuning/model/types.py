@@ -131,20 +131,8 @@ def part_paths(path: str) -> list[str]:
     return [f"{stem}{each:05d}{of}{count}{end}" for each in range(1, int(count) + 1)]
 
 
-def type_number(name: str) -> int:
-    """Return ggml's number of the type with that name. Raise KeyError if it is not known here."""
-    return {known[0]: number for number, known in _TYPES.items()}[name]
-
-
-def block_length(name: str) -> int:
-    """Return the weights in a block of a type; a row of a tensor holds whole blocks. Raise KeyError
-    if the type is not known here."""
-    return _TYPES[type_number(name)][1]
-
-
-def is_type(name: str) -> bool:
-    """Return whether a type with that name is known here."""
-    return any(name == known[0] for known in _TYPES.values())
+NUMBERS = {name: number for number, (name, _, _) in _TYPES.items()}
+"""ggml's numbers of the types that are known here, by their names."""
 
 
 def type_name(kind: int, file_type: int | None) -> str:
