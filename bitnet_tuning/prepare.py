@@ -15,8 +15,10 @@ from bitnet_tuning.launch.run import run
 from bitnet_tuning.machine.cgroups import mount_holding, read_mounts, read_task_limits
 from bitnet_tuning.machine.detect import count_running, read_host, read_privileges
 from bitnet_tuning.machine.host import Crowding, Host
+from bitnet_tuning.machine.memory import cached_nodes, read_huge_pages
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.model.find import Choice, choose_model
+from bitnet_tuning.plan.command import memory_policy
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.memory import HUGE, LOCKED, least_tokens
 from bitnet_tuning.plan.plan import make_plan
@@ -26,7 +28,6 @@ from bitnet_tuning.store.state import State, default_folder
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bitnet_tuning.launch.background import Captured
-    from bitnet_tuning.machine.memory import HugePages
     from bitnet_tuning.model.types import ModelFile
 
 _LONGEST_PROMPT = 1 << 24
@@ -107,7 +108,7 @@ def read_facts(request: Request, state: State, root: str = "/") -> Facts:
         prompt_file_bytes=os.path.getsize(file) if file and os.path.isfile(file) else None,
         least_tokens=least_tokens(_prompt(request) or b""),
         force=request.force,
-        huge=_huge_pages(root) if request.memory == HUGE else None,
+        huge=read_huge_pages(Root(root)) if request.memory == HUGE else None,
     )
     if root == "/":
         given = setting or asked_threads(request.threads, os.environ)
@@ -148,20 +149,12 @@ def _try_threads(host: Host, engine: Engine) -> Crowding:
 
 def with_all_means(facts: Facts) -> Facts:
     """Return the facts that a tuning needs, which may try any knob."""
-    return facts._replace(privileges=read_privileges(), huge=_huge_pages("/"))
-
-
-def _huge_pages(root: str) -> HugePages:
-    from bitnet_tuning.machine.memory import read_huge_pages  # noqa: PLC0415 (few runs need it)
-
-    return read_huge_pages(Root(root))
+    return facts._replace(privileges=read_privileges(), huge=read_huge_pages(Root()))
 
 
 def _with_nodes(facts: Facts, root: str) -> Facts:
     if len(facts.host.nodes) < 2:
         return facts
-    from bitnet_tuning.machine.memory import cached_nodes  # noqa: PLC0415
-
     cached = cached_nodes(Root(root), facts.model.path)
     return facts._replace(numactl=_numactl_acts(facts), cached=cached)
 
@@ -172,7 +165,6 @@ def _numactl_acts(facts: Facts) -> bool:
     if on_path(facts.environ.get("PATH", ""), "numactl") is None:
         return False
     from bitnet_tuning.launch.background import capture  # noqa: PLC0415 (few machines need it)
-    from bitnet_tuning.plan.command import memory_policy  # noqa: PLC0415
 
     node = min(node.id for node in facts.host.nodes)
     return capture((*memory_policy(node, None), "true"), seconds=5).code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import contextmanager
 
 from bitnet_tuning.errors import UnsupportedError
@@ -95,11 +96,18 @@ def capture(
     launch = Launch(argv, variables or {}, cpus, nice=nice, unset=unset)
     try:
         with _running(launch, PIPE) as child:
-            try:
-                output, log = _printed(child, seconds, watch)
-                return Captured(shell_code(child.returncode), _text(output), _text(log))
-            except TimeoutExpired:
-                _kill(child)
+            end = time.monotonic() + seconds
+            step = seconds if watch is None else WATCH_SECONDS
+            while not (watch and time.monotonic() >= end):
+                try:
+                    # It may be called again after a timeout without losing output.
+                    output, log = child.communicate(timeout=step)
+                    return Captured(shell_code(child.returncode), _text(output), _text(log))
+                except TimeoutExpired:
+                    if watch is None:
+                        break
+                    watch(child.pid)
+            _kill(child)
             try:
                 output, log = child.communicate(timeout=_KILL_GRACE)
             except TimeoutExpired as late:
@@ -108,26 +116,6 @@ def capture(
             return Captured(None, _text(output), _text(log))
     except UnsupportedError as error:
         return Captured(127, "", str(error))
-
-
-def _printed(
-    child: Popen[bytes], seconds: float, watch: Callable[[int], None] | None
-) -> tuple[bytes, bytes]:
-    """Return the stdout and stderr of ``child``. Raise TimeoutExpired after ``seconds``."""
-    if watch is None:
-        return child.communicate(timeout=seconds)
-    import time  # noqa: PLC0415
-    from subprocess import TimeoutExpired  # noqa: PLC0415
-
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            # communicate() may be called again after a timeout without losing output.
-            return child.communicate(timeout=WATCH_SECONDS)
-        except TimeoutExpired:
-            if time.monotonic() >= end:
-                raise
-            watch(child.pid)
 
 
 def _text(data: bytes) -> str:
