@@ -257,13 +257,9 @@ class Mount(NamedTuple):
 
 def read_mounts(root: Root, word: str = "") -> tuple[Mount, ...]:
     """Return the mounts whose line in the table contains ``word``, oldest mount first."""
-    for name, parse in (
-        ("proc/self/mountinfo", _from_mountinfo),
-        ("proc/self/mounts", _from_mounts),
-        ("proc/mounts", _from_mounts),
-    ):
+    for name in ("proc/self/mountinfo", "proc/self/mounts", "proc/mounts"):
         lines = (root.read(name, _TABLE_BYTES) or "").splitlines()
-        found = tuple(mount for line in lines if word in line and (mount := parse(line)))
+        found = tuple(mount for line in lines if word in line and (mount := _mount(line)))
         if found:
             return found
     return ()
@@ -276,24 +272,15 @@ def mount_holding(path: str, mounts: tuple[Mount, ...]) -> Mount | None:
     return max(reversed(above), key=lambda mount: len(mount.point), default=None)
 
 
-def _from_mountinfo(line: str) -> Mount | None:
-    # proc_pid_mountinfo(5): ID PARENT MAJOR:MINOR ORIGIN POINT OPTIONS … - KIND SOURCE OPTIONS.
-    left, dash, right = line.partition(" - ")
-    fields, tail = left.split(), right.split()
-    if not dash or len(fields) < 5 or len(tail) < 3:
-        return None
-    return _mount(fields[4], tail[0], tail[1], tail[2], fields[3])
-
-
-def _from_mounts(line: str) -> Mount | None:
-    fields = line.split()
-    if len(fields) < 4:
-        return None
-    return _mount(fields[1], fields[2], fields[0], fields[3], "/")
-
-
-def _mount(point: str, kind: str, source: str, options: str, origin: str) -> Mount:
-    return Mount(_unescape(point), kind, _unescape(source), options, _unescape(origin))
+def _mount(line: str) -> Mount | None:
+    # proc_pid_mountinfo(5): ID PARENT MAJOR:MINOR ORIGIN POINT OPTIONS … - KIND SOURCE OPTIONS;
+    # proc_pid_mounts(5): SOURCE POINT KIND OPTIONS 0 0.
+    left, _, right = line.partition(" - ")
+    fields, tail = ([_unescape(word) for word in half.split()] for half in (left, right))
+    if len(fields) > 4 and len(tail) > 2:
+        return Mount(fields[4], tail[0], tail[1], tail[2], fields[3])
+    is_old = len(fields) > 3 and not right and fields[1].startswith("/")
+    return Mount(fields[1], fields[2], fields[0], fields[3]) if is_old else None
 
 
 def _unescape(path: str) -> str:

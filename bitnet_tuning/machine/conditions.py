@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -118,7 +117,7 @@ def take(
         pass
     groups = read_cgroups(root)
     busy, own = load.growth(first.busy, second.busy), load.growth(first.own, second.own)
-    if _foreign(root):
+    if root.foreign:
         clock, memory, swap, on_battery = read_foreign_state()
     else:
         clock, on_battery = sensors.read_clock(root, host.allowed), sensors.read_on_battery(root)
@@ -147,14 +146,10 @@ def take(
 
 def _sample(root: Root) -> _Sample:
     at = time.monotonic()
-    times = (read_foreign_busy(), None) if _foreign(root) else load.read_cpu_times(root)
+    times = (read_foreign_busy(), None) if root.foreign else load.read_cpu_times(root)
     busy, steal = times or (None, None)
     processes = load.read_processes(root) if root.live else {}
     return _Sample(at, busy, steal, load.own_cpu_seconds(), processes)
-
-
-def _foreign(root: Root) -> bool:
-    return root.live and not sys.platform.startswith("linux")
 
 
 def between(before: Conditions, after: Conditions) -> Meanwhile:

@@ -4,7 +4,6 @@ measure what others take in the moment before an engine starts."""
 from __future__ import annotations
 
 import os
-import sys
 import time
 
 from bitnet_tuning.console import printable
@@ -94,8 +93,7 @@ def read_processes(root: Root) -> dict[int, ProcessTime]:
     """Return the other processes by process id, without the descendants of this one. A container
     shows its own processes only; systems other than Linux are asked through psutil."""
     # On Linux, psutil raises errors of many kinds where there is no /proc, as in some chroots.
-    other = root.live and not sys.platform.startswith("linux")
-    found = _ask_psutil() if other else _read_proc(root)
+    found = _ask_psutil() if root.foreign else _read_proc(root)
     ours = {os.getpid()}
     # A child usually has a higher id than its parent; ids that start again need more passes.
     while more := {pid for pid, each in found.items() if each.parent in ours} - ours:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable
 
 from bitnet_tuning.store.codec import Annotated, Via
@@ -29,6 +30,11 @@ class Root:
         self.path = path
         self.live = os.path.realpath(path) == "/"
         self._prefix = path.rstrip("/") + "/"
+
+    @property
+    def foreign(self) -> bool:
+        """True for the running system if that is not Linux."""
+        return self.live and not sys.platform.startswith("linux")
 
     def read(self, name: str, limit: int = _ENOUGH) -> str | None:
         """Return the start of a file as text without white space and null bytes around it."""
