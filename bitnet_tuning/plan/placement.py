@@ -89,10 +89,10 @@ def _node_for(facts: Facts, count: int, need: Need, nodes: tuple[Node, ...]) -> 
         room = room or (there and rest <= NODE_SHARE * (node.free or 0))
         return room and count <= len(cores_on(facts.host, node))
 
-    fitting = [node for node in nodes if holds(node)]
-    return max(
-        fitting, key=lambda node: (_share(cached, node.id), node.free or 0, -node.id), default=None
-    )
+    def rank(node: Node) -> tuple[float, int, int]:
+        return _share(cached, node.id), node.free or 0, -node.id
+
+    return max(filter(holds, nodes), key=rank, default=None)
 
 
 def _share(cached: dict[int, int], node: int) -> float:
@@ -246,11 +246,8 @@ def _waiting(facts: Facts, threads: int, chat: bool) -> tuple[dict[str, str], in
         return variables, None, f"{name}={value} lets threads spin while they wait{until}"
     if runtime == NONE and obeys("poll", facts.engine.flags_for(chat)):
         return {}, EAGER_POLL, f"--poll {EAGER_POLL} lets threads spin while they wait"
-    return (
-        {},
-        None,
-        "how threads wait is left to the engine: no variable or flag is known that changes it",
-    )
+    reason = "how threads wait is left to the engine: no variable or flag is known that changes it"
+    return {}, None, reason
 
 
 def _affinity(facts: Facts, threads: int) -> tuple[frozenset[int] | None, str]:

@@ -95,9 +95,8 @@ def _unseen(name: str, watched: Watched) -> Line:
 def _differences(wanted: Mapping[str, str], seen: Mapping[str, str]) -> str:
     """Return how the process differs from the plan; empty if it does not."""
     missing = [key for key in wanted if key not in seen]
-    parts = [
-        f"{key} is {text or 'empty'}" for key, text in seen.items() if wanted.get(key, text) != text
-    ]
+    other = {key: text for key, text in seen.items() if wanted.get(key, text) != text}
+    parts = [f"{key} is {text or 'empty'}" for key, text in other.items()]
     if missing:
         parts.append(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
     return "; ".join(parts)
@@ -168,20 +167,12 @@ def _misplaced(
             f"{format_list(every)}, though {format_list(permitted)} may be used: look for "
             "taskset, numactl or GOMP_CPU_AFFINITY in what starts the engine"
         )
-    moves = any(host.cores_in(mask) > 1 for mask in masks)
-    if moves and _should_bind(plan, watched, host, runtime):
+    # A runtime binds threads when a parallel region starts, and one thread alone starts none.
+    binds = runtime in (GOMP, LLVM) and BINDING.items() <= plan.setting.variables.items()
+    moves = any(host.cores_in(mask) > 1 for mask in masks) and host.topology_known
+    if binds and moves and len(watched.workers) > 1:
         return "OMP_PROC_BIND=true has no effect: a thread may still move from core to core"
     return None
-
-
-def _should_bind(plan: Plan, watched: Watched, host: Host, runtime: str | None) -> bool:
-    # A runtime binds threads when a parallel region starts, and one thread alone starts none.
-    return (
-        runtime in (GOMP, LLVM)
-        and BINDING.items() <= plan.setting.variables.items()
-        and len(watched.workers) > 1
-        and host.topology_known
-    )
 
 
 def asks_huge(plan: Plan) -> bool:
@@ -269,7 +260,7 @@ def _memory_nodes(process: Process, wanted: frozenset[int]) -> tuple[str, str]:
         return SKIP, "the kernel does not show on which NUMA nodes memory lies"
     inside = sum(size for node, size in process.nodes.items() if node in wanted)
     shown = ", ".join(
-        f"node {node}: {size_text(size)}" for node, size in sorted(process.nodes.items())
+        f"node {node}: {size_text(process.nodes[node])}" for node in sorted(process.nodes)
     )
     if inside > sum(process.nodes.values()) / 2:
         return PASS, shown
@@ -284,9 +275,8 @@ def own_count(plan: Plan, watched: Watched) -> Line:
     name = "engine's n_threads"
     found = OWN_COUNT.search(watched.log)
     if found is None:
-        return Line(
-            name, SKIP, NO_RUN if watched.failed else "the engine's log does not state n_threads"
-        )
+        why = NO_RUN if watched.failed else "the engine's log does not state n_threads"
+        return Line(name, SKIP, why)
     threads, batch = int(found[1]), int(found[2] or found[1])
     # An engine that prints one number uses it for prompts, too.
     planned = plan.setting.threads, plan.setting.threads_batch if found[2] else plan.setting.threads
@@ -317,12 +307,9 @@ def quantization(engine: Engine, model: ModelFile) -> Line:
     if engine.i2_s is False:
         what = "the embedded engine" if engine.embedded else "mainline llama.cpp"
         return Line(name, SKIP, f"the model is {kind}; {what} has no i2_s kernels")
-    return Line(
-        name,
-        FAIL,
-        f"the model is {kind}, but bitnet.cpp has fast kernels for i2_s only; convert it: "
-        "python3 setup_env.py -md MODEL_FOLDER -q i2_s",
-    )
+    remedy = "convert it: python3 setup_env.py -md MODEL_FOLDER -q i2_s"
+    why = f"the model is {kind}, but bitnet.cpp has fast kernels for i2_s only; {remedy}"
+    return Line(name, FAIL, why)
 
 
 def embedding(model: ModelFile) -> Iterator[Line]:
