@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from bitnet_tuning import demo
+from bitnet_tuning.bench import comparison
 from bitnet_tuning.bench.comparison import Rounds, compare
 from bitnet_tuning.bench.knobs import UNLOCKED
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
@@ -187,7 +188,7 @@ def test_where_time_is_short_the_plan_is_still_compared_with_upstream(
     def short(names: Sequence[str], *rest: Any, most: int) -> Rounds:
         return compare(names, *rest, most=1 if len(names) > 2 else most)
 
-    monkeypatch.setattr(test_optimizations, "compare", short)
+    monkeypatch.setattr(comparison, "compare", short)
     original, _ = with_slim(tmp_path)
     done = run(engine.cli, "--json", "--seconds", "600", model=original, **working(engine))
     assert (done.state("tokens/s"), done.state("embedding")) == ("PASS", "SKIP")
