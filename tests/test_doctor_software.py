@@ -14,7 +14,6 @@ from bitnet_tuning.engine.find import Engine, Location
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.model.types import ModelFile
-from bitnet_tuning.plan.profiles import Stale
 from bitnet_tuning.verify.selftest import KnownText, Report, Result, Variant
 from tests import profile_samples as samples
 from tests.doctor_cases import NOW, case_of, found_in, laptop, states
@@ -150,7 +149,7 @@ def test_a_failed_selftest_says_why_and_what_to_do(machine: Machine) -> None:
 
 def test_profile(machine: Machine) -> None:
     profile = samples.profile(machine.host(), ENGINE)
-    stale = (Stale(profile, ("CPU quota none, now 2",)),)
+    stale = (profile, ["CPU quota none, now 2"])
     assert states(machine, "profile", profile=profile) == "good"
     assert states(machine, "profile", profile=profile._replace(setting=None)) == "good"
     assert states(machine, "profile", stale=stale) == "warn"

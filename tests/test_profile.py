@@ -173,8 +173,7 @@ def test_a_profile_is_not_used_for_another_version_or_library(bench: Bench) -> N
     ):
         changed = engine._replace(**other)
         assert bench.load(changed) is None
-        (stale,) = find_stale(bench.state, host, changed, MODEL)
-        assert stale == (bench.profile, (change,))
+        assert find_stale(bench.state, host, changed, MODEL) == (bench.profile, [change])
 
 
 @pytest.mark.parametrize("other", [{"architecture": "llama"}, {"quantization": "tq2_0"}])
@@ -183,23 +182,23 @@ def test_a_profile_is_not_used_for_another_kind_of_model(
 ) -> None:
     assert bench.load(**other) is None  # type: ignore[arg-type]
     engine, host = bench.engine, bench.machine.host()
-    assert find_stale(bench.state, host, engine, MODEL._replace(**other)) == []  # type: ignore[arg-type]
+    assert find_stale(bench.state, host, engine, MODEL._replace(**other)) is None  # type: ignore[arg-type]
 
 
 def test_a_profile_is_outdated_only_after_a_change(bench: Bench) -> None:
     host, model = bench.machine.host(), MODEL._replace(size=5)
-    assert find_stale(bench.state, host, bench.engine, MODEL) == []
+    assert find_stale(bench.state, host, bench.engine, MODEL) is None
     assert bench.load(size=5) is None
-    (stale,) = find_stale(bench.state, host, bench.engine, model)
-    assert stale.changes == (f"model size {GIBIBYTE} bytes, now 5",)
+    changes = [f"model size {GIBIBYTE} bytes, now 5"]
+    assert find_stale(bench.state, host, bench.engine, model) == (bench.profile, changes)
 
 
 def test_outdated_profiles_of_another_kind_of_model_are_not_listed(bench: Bench) -> None:
     host, newer = bench.machine.host(), bench.engine._replace(version="4000 (new)")
-    assert find_stale(bench.state, host, newer, MODEL._replace(quantization="tq2_0")) == []
-    assert len(find_stale(bench.state, host, newer, MODEL._replace(size=5 * GIBIBYTE))) == 1
+    assert find_stale(bench.state, host, newer, MODEL._replace(quantization="tq2_0")) is None
+    assert find_stale(bench.state, host, newer, MODEL._replace(size=5 * GIBIBYTE))
     larger = MODEL._replace(size=5 * GIBIBYTE)
-    assert len(find_stale(bench.state, host, bench.engine, larger)) == 1
+    assert find_stale(bench.state, host, bench.engine, larger)
 
 
 def test_the_newest_profile_is_listed_first(bench: Bench) -> None:

@@ -18,17 +18,10 @@ from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.memory import context_of
 from bitnet_tuning.prepare import explain_death, prepare
+from bitnet_tuning.serve import server
 from bitnet_tuning.serve.answers import Answer, AnswerFile, AnswerStream
 from bitnet_tuning.serve.prompts import Prompt, parse
-from bitnet_tuning.serve.server import (
-    GoneError,
-    Running,
-    choose_slots,
-    fitting_slots,
-    running,
-    server_command,
-    server_of,
-)
+from bitnet_tuning.serve.server import GoneError, Running
 from bitnet_tuning.serve.session import Totals, ask_all
 from bitnet_tuning.store.state import identity
 
@@ -43,17 +36,17 @@ def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") 
     """Answer all prompts in a file; return 1 if the engine refused any. Raise TuningError."""
     prompts = parse(_content(options.prompts), request)
     facts, plan = prepare(request, root)
-    server = server_of(facts.engine)
+    program = server.server_of(facts.engine)
     model, available = facts.model, facts.host.memory.available
     context = context_of(request.ctx_size, model)
-    fitting = fitting_slots(model, context, plan.setting.ubatch, available)
-    slots, reason = choose_slots(options.slots, prompts, fitting)
+    fitting = server.fitting_slots(model, context, plan.setting.ubatch, available)
+    slots, reason = server.choose_slots(options.slots, prompts, fitting)
     if fitting is not None and slots > fitting:
         say(f"warning: {slots} slots may not fit in memory; --slots {fitting} would")
 
     def command(port: int) -> tuple[str, ...]:
-        return server_command(
-            plan, request, server, model=model.path, slots=slots, context=context, port=port
+        return server.server_command(
+            plan, request, program, model=model.path, slots=slots, context=context, port=port
         )
 
     if options.dry_run:
@@ -74,7 +67,9 @@ def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") 
         if len(answers.answered) < len(prompts) and not options.quiet:
             say(f"threads {plan.reasons['threads']}")
             say(reason)
-        start = partial(running, command, plan, "--api-key" in server.flags, stop.interruptible)
+        start = partial(
+            server.running, command, plan, "--api-key" in program.flags, stop.interruptible
+        )
         try:
             _answer_rest(prompts, answers, start, slots, options=options, stop=stop)
         except Stopped as stopped:

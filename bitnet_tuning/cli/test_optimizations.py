@@ -135,7 +135,9 @@ def _answers(
     yield checks.places(plan, watched, facts.host, facts.engine.openmp)
     yield checks.own_count(plan, watched)
     lockable = facts.privileges.lockable if facts.privileges else None
-    yield from checks.kernel(plan, watched, facts.model.size, _niceness(), lockable)
+    # A system without niceness has no plans that change it.
+    niceness = os.getpriority(os.PRIO_PROCESS, 0) if hasattr(os, "getpriority") else 0
+    yield from checks.kernel(plan, watched, facts.model.size, niceness, lockable)
     words = _output(plan, subject)
     yield words
     yield checks.quantization(facts.engine, facts.model)
@@ -143,16 +145,10 @@ def _answers(
         yield from checks.embedding(facts.model)
     if options.no_speed or words.state == FAIL:
         why = "--no-speed" if options.no_speed else "the texts are wrong"
-        yield from (
-            left_out(why, name) for name in (NAME, *[checks.EMBEDDING] * bool(facts.beside))
-        )
+        names = (NAME, checks.EMBEDDING) if facts.beside else (NAME,)
+        yield from (left_out(why, name) for name in names)
         return
     yield from _speeds(plan, subject, run, options.seconds, spent())
-
-
-def _niceness() -> int:
-    # A system without niceness has no plans that change it.
-    return os.getpriority(os.PRIO_PROCESS, 0) if hasattr(os, "getpriority") else 0
 
 
 def _watched(facts: Facts, rate: float, performance: bool) -> Watched:

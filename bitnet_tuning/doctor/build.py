@@ -130,9 +130,9 @@ def _profile(case: Case) -> Finding | None:
             return good(f"a tuning on {profile.day} found no setting faster than the default")
         return good(f"{describe(profile.setting)}: {claim(profile)}")
     if case.stale:
-        newest = case.stale[0]
-        id_, changes = newest.profile.id, "; ".join(newest.changes)
-        return warn(f"profile {id_} does not apply any more: {changes}", _MEASURE)
+        stale, changes = case.stale
+        text = f"profile {stale.id} does not apply any more: {'; '.join(changes)}"
+        return warn(text, _MEASURE)
     return unknown("no tuning was saved for this machine, engine and model", _MEASURE)
 
 

@@ -17,7 +17,6 @@ from bitnet_tuning.machine.wsl import WslConfig
 from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.plan.facts import Plan, Request
 from bitnet_tuning.plan.profile import Profile
-from bitnet_tuning.plan.profiles import Stale
 from bitnet_tuning.plan.threads import choose_threads
 from bitnet_tuning.verify.selftest import Report
 
@@ -66,8 +65,8 @@ class Case(NamedTuple):
     slim_copies: tuple[ModelFile, ...] = ()
     """Copies beside the model that have a smaller embedding."""
     profile: Profile | None = None
-    stale: tuple[Stale, ...] = ()
-    """Profiles of this engine and model that do not apply any more."""
+    stale: tuple[Profile, Sequence[str]] | None = None
+    """A profile of this engine and model that does not apply any more, and what changed."""
     selftest: Report | TuningError | None = None
 
     @property

@@ -121,8 +121,8 @@ def _with_profile(case: Case, state: State) -> Case:
     if engine is None or model is None:
         return case
     profile = load_profile(state, host, engine, model)
-    stale = () if profile else find_stale(state, host, engine, model)
-    return case._replace(profile=profile, stale=tuple(stale))
+    stale = None if profile else find_stale(state, host, engine, model)
+    return case._replace(profile=profile, stale=stale)
 
 
 def read_build(engine: Engine, environ: Mapping[str, str]) -> tuple[float | None, tuple[str, ...]]:

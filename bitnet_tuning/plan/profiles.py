@@ -11,7 +11,6 @@ from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.errors import MissingError, UnsupportedError
 from bitnet_tuning.machine.host import Host, fingerprint
 from bitnet_tuning.model.types import ModelFile
-from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.profile import (
     KIND,
     VERSION,
@@ -24,13 +23,6 @@ from bitnet_tuning.plan.profile import (
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.store.codec import DamagedError, from_json, to_json
 from bitnet_tuning.store.state import SCHEMA, State, identity, moment
-
-
-class Stale(NamedTuple):
-    """A profile that cannot be used any more, with a text for each change since the tuning."""
-
-    profile: Profile
-    changes: tuple[str, ...]
 
 
 def engine_key(engine: Engine) -> EngineKey:
@@ -75,9 +67,11 @@ def remove(state: State, profile: Profile) -> None:
         os.unlink(state.path(KIND, profile.id))
 
 
-def find_stale(state: State, host: Host, engine: Engine, model: ModelFile) -> list[Stale]:
-    """Return the outdated profiles for this engine's path and this kind of model, newest first."""
-    found = []
+def find_stale(
+    state: State, host: Host, engine: Engine, model: ModelFile
+) -> tuple[Profile, list[str]] | None:
+    """Return the newest outdated profile for this engine's path and this kind of model, with a text
+    for each change since the tuning; None without one."""
     wanted = ModelKey.of(model)
     for profile in stored_profiles(state):
         if profile.engine.path != engine.path or profile.model[:2] != wanted[:2]:
@@ -86,8 +80,8 @@ def find_stale(state: State, host: Host, engine: Engine, model: ModelFile) -> li
         if profile.model.size != wanted.size:
             changes.append(f"model size {profile.model.size} bytes, now {wanted.size}")
         if changes:
-            found.append(Stale(profile, tuple(changes)))
-    return found
+            return profile, changes
+    return None
 
 
 def what_changed(profile: Profile, host: Host, engine: Engine | None = None) -> list[str]:
