@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from typing import Any
 
 from bitnet_tuning.bench.llama_bench import FailedRunError
 from bitnet_tuning.bench.runner import Patience, run_cli
@@ -226,15 +225,11 @@ def _show(options: argparse.Namespace, state: State) -> int:
     choice = _choice(options.file, options.engine, state)
     say(choice.note)
     model = choice.model
-    text = json.dumps(_facts(model), indent=2) if options.json else "\n".join(_lines(model, state))
+    read, gain = parts.bytes_per_token(model.parts), parts.possible_gain(model)
+    facts = {**to_json(model), "bytes_per_token": read, "possible_gain": gain}
+    text = json.dumps(facts, indent=2) if options.json else "\n".join(_lines(model, state))
     print(printable(text))
     return 0
-
-
-def _facts(model: ModelFile) -> dict[str, Any]:
-    """Return a model's facts as ``--json`` prints them."""
-    read, gain = parts.bytes_per_token(model.parts), parts.possible_gain(model)
-    return {**to_json(model), "bytes_per_token": read, "possible_gain": gain}
 
 
 def _lines(model: ModelFile, state: State) -> list[str]:

@@ -34,10 +34,10 @@ _VERSION = r"(?m)^version: .*$"
 _PACKAGES = {"libgomp": "libgomp1", "libomp": "libomp5"}
 """Debian's packages of the libraries that an engine needs and no build brings."""
 
-_FLAG = r"--?[A-Za-z]"
-_PLACEHOLDER = r"[A-Z<{\[(.]"
-_DESCRIPTION_COLUMN = 20
-"""Column of a help text from which a word with a dash is part of a description."""
+_DEFINITION = r"\s{0,19}((?:--?[A-Za-z]\S*\s*(?:[A-Z<{\[(.]\S*\s*)?)+)"
+"""Flags at the beginning of a line of a help text, each with at most one placeholder after it: -t
+and --threads of ``-t, --threads N  number of threads``. From column 20 on, a word with a dash is
+part of a description."""
 
 
 def probe(location: Location) -> tuple[Engine, bool]:
@@ -135,26 +135,10 @@ def parse_flags(help_text: str) -> set[str]:
     """Return every flag that a help text in llama.cpp's style defines, not those it mentions."""
     flags: set[str] = set()
     for line in help_text.splitlines():
-        text = line.lstrip()
-        if text.startswith("-") and len(line) - len(text) < _DESCRIPTION_COLUMN:
-            flags.update(_defined_in(text.split()))
+        found = re.match(_DEFINITION, line)
+        words = found[1].split() if found else ()
+        flags.update(word.rstrip(",").partition("=")[0] for word in words if word[0] == "-")
     return flags
-
-
-def _defined_in(words: list[str]) -> list[str]:
-    """Return the flags that begin a line of a help text, each with at most one placeholder
-    after it: -t and --threads of ``-t, --threads N  number of threads``."""
-    found: list[str] = []
-    after_flag = False
-    for word in words:
-        if re.match(_FLAG, word):
-            found.append(word.rstrip(",").partition("=")[0])
-            after_flag = True
-        elif after_flag and re.match(_PLACEHOLDER, word):
-            after_flag = False
-        else:
-            break
-    return found
 
 
 def parse_version(text: str) -> str:
