@@ -161,22 +161,20 @@ def read_memory_limits(root: Root, groups: Cgroups) -> list[tuple[int, int]]:
     """Return the memory limit of each control group that has one, and the memory in use, in bytes,
     without the inactive page cache that the kernel can reclaim."""
     found = []
-    for version, levels in ((2, groups.unified), (1, groups.memory)):
+    for levels, names, usage, inactive in (
+        (groups.unified, ("max", "high"), "current", "inactive_file"),
+        (groups.memory, ("limit_in_bytes",), "usage_in_bytes", "total_inactive_file"),
+    ):
         for level in levels:
             statistics = root.numbers(f"{level}/memory.stat", " ")
-            if version == 2:
-                stated = [root.integer(f"{level}/memory.{name}") for name in ("max", "high")]
-                usage, dropped = "memory.current", statistics.get("inactive_file", 0)
-            else:
-                # A container sees no folder outside its own mount, but the hierarchical limit
-                # includes every parent (admin-guide/cgroup-v1/memory.rst).
-                limit = root.integer(f"{level}/memory.limit_in_bytes")
-                stated = [limit, statistics.get("hierarchical_memory_limit")]
-                usage, dropped = "memory.usage_in_bytes", statistics.get("total_inactive_file", 0)
+            stated = [root.integer(f"{level}/memory.{name}") for name in names]
+            # A container sees no folder outside its own mount, but version 1's hierarchical limit
+            # includes every parent (admin-guide/cgroup-v1/memory.rst).
+            stated.append(statistics.get("hierarchical_memory_limit"))
             limits = [limit for limit in stated if limit is not None and 0 <= limit < _NO_LIMIT]
             if limits:
-                used = root.integer(f"{level}/{usage}") or 0
-                found.append((min(limits), max(0, used - dropped)))
+                used = root.integer(f"{level}/memory.{usage}") or 0
+                found.append((min(limits), max(0, used - statistics.get(inactive, 0))))
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import sys
+from contextlib import suppress
 
 from bitnet_tuning.launch.background import capture
 from bitnet_tuning.machine import topology
@@ -126,7 +127,7 @@ def _ask_windows() -> tuple[bytes, bytes]:
     this thread; both empty on another system."""
     import ctypes  # noqa: PLC0415 (slow)
 
-    try:
+    with suppress(AttributeError, OSError):
         kernel = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined,unused-ignore]
         size, affinity = ctypes.c_ulong(0), ctypes.create_string_buffer(struct.calcsize(_AFFINITY))
         ask, thread = kernel.GetLogicalProcessorInformationEx, kernel.GetCurrentThread()
@@ -135,8 +136,6 @@ def _ask_windows() -> tuple[bytes, bytes]:
         if ask(0, buffer, ctypes.byref(size)):
             kernel.GetThreadGroupAffinity(ctypes.c_void_p(thread), affinity)
             return buffer.raw[: size.value], affinity.raw
-    except (AttributeError, OSError):
-        pass
     return b"", b""
 
 

@@ -77,9 +77,8 @@ def read_huge_pages(root: Root) -> HugePages:
 
 def parse_glibc(text: str) -> tuple[int, int] | None:
     """Return the version in a text such as ``glibc 2.36`` as (2, 36), or None."""
-    name, _, version = text.partition(" ")
-    numbers = [int(part) for part in version.split(".")[:2] if part.isdecimal()]
-    return (numbers[0], numbers[1]) if name == "glibc" and len(numbers) == 2 else None
+    found = re.match(r"(?a)glibc (\d+)\.(\d+)(?!\w)", text)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def read_numa_balancing(root: Root) -> bool | None:

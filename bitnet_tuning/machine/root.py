@@ -49,10 +49,10 @@ class Root:
         finally:
             os.close(handle)
 
-    def pairs(self, name: str, separator: str = ":", limit: int = _ENOUGH) -> list[tuple[str, str]]:
+    def pairs(self, name: str, limit: int = _ENOUGH) -> list[tuple[str, str]]:
         """Return the keys and values in the ``key: value`` lines of a file, in their order."""
         lines = (self.read(name, limit) or "").splitlines()
-        parts = (line.partition(separator) for line in lines)
+        parts = (line.partition(":") for line in lines)
         return [(key.strip(), value.strip()) for key, _, value in parts]
 
     def fields(self, name: str) -> dict[str, str]:
