@@ -6,6 +6,7 @@ bitnet-env.sh itself calls it with ``--sh`` and reads the answers that are saved
 from __future__ import annotations
 
 import argparse
+import contextlib
 import glob
 import os
 import sys
@@ -52,10 +53,8 @@ def run(arguments: list[str]) -> int:
     answer = f"{choose_threads(Request(), host, {}).setting.threads} {int(host.quota_binds)}"
     print(answer)
     if options.keep and may_keep(Root(options.root), options.looked):
-        try:
+        with contextlib.suppress(OSError, ValueError):  # the next shell will ask again
             keep(options.keep, os.path.realpath(options.script), options.key, answer)
-        except (OSError, ValueError):  # the next shell will ask again
-            pass
     return 0
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 
 if not __package__:
@@ -77,11 +78,9 @@ def leave(code: int) -> None:
     # seconds after Ctrl-C in a long prompt. After Ctrl-C, standard output is not flushed either,
     # because its reader may have stopped reading.
     for stream in (sys.stdout, sys.stderr)[code == INTERRUPTED :]:
-        try:
+        with suppress(OSError, ValueError):  # ``main`` has named it
             if stream is not None:  # it was closed at the start
                 stream.flush()
-        except (OSError, ValueError):  # ``main`` has named it
-            pass
     os._exit(code)
 
 

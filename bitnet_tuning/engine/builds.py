@@ -26,10 +26,7 @@ OUT = "out"
 
 
 def choose_build(
-    engines: Iterable[Engine],
-    host: Host,
-    model: ModelFile | None,
-    measured: ComparedBuilds | None,
+    engines: Iterable[Engine], host: Host, model: ModelFile | None, measured: ComparedBuilds | None
 ) -> Engine:
     """Return the usable build that was measured fastest, else the one that uses most of the CPU's
     instruction sets, with the reason added to its location's source. ``measured`` is what

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 Handler = Callable[[int, FrameType | None], object] | int
@@ -13,10 +13,8 @@ Handler = Callable[[int, FrameType | None], object] | int
 
 def send(target: int, number: int) -> None:
     """Send a signal to a process, or a group by its negative id (kill(2)), unless it has ended."""
-    try:
+    with suppress(ProcessLookupError):
         os.kill(target, number)
-    except ProcessLookupError:
-        pass
 
 
 def present(*names: str) -> tuple[signal.Signals, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from bitnet_tuning.launch.program import FEED, NO_INPUT, Launch
 from bitnet_tuning.launch.signals import present, send
@@ -112,27 +112,17 @@ def _watch(far: int, target: int) -> None:
 def inherited(cpus: frozenset[int] | None, nice: int) -> Iterator[None]:
     """Give this thread an affinity and a niceness for programs that start in the block. What the
     system forbids is left as it is."""
-    before: set[int] | None = None
-    is_nice = False
-    try:
-        if cpus:
-            before = os.sched_getaffinity(0)
-            os.sched_setaffinity(0, cpus)
-    except (AttributeError, OSError):
-        before = None
-    try:
-        if nice:
-            os.nice(nice)
-            is_nice = True
-    except (AttributeError, OSError):
-        pass
-    try:
+    with ExitStack() as undone:
+        with suppress(AttributeError, OSError):
+            if cpus:
+                before = os.sched_getaffinity(0)
+                os.sched_setaffinity(0, cpus)
+                undone.callback(os.sched_setaffinity, 0, before)
+        with suppress(AttributeError, OSError):
+            if nice:
+                os.nice(nice)
+                undone.callback(os.nice, -nice)
         yield
-    finally:
-        if before:
-            os.sched_setaffinity(0, before)
-        if is_nice:
-            os.nice(-nice)
 
 
 def fill_standard_handles() -> None:

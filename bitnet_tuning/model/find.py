@@ -24,8 +24,6 @@ _DEPTH = 3
 """Levels of folders below ``models`` that are searched."""
 KIND, VERSION = "header", 3
 """Kind and version of the state records here."""
-
-
 _REMIND_S = 24 * 3600
 """Seconds between two hints about the same model."""
 

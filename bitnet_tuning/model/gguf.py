@@ -181,10 +181,8 @@ class _Reader:
     """A position in the beginning of a file that never moves past what is mapped of it."""
 
     def __init__(self, data: mmap.mmap, size: int) -> None:
-        self.data = data
-        self.at = 0
-        self.end = len(data)
-        self.size = size
+        self.data, self.size = data, size
+        self.at, self.end = 0, len(data)
 
     def skip(self, count: int) -> int:
         """Move on by ``count`` bytes and return the position before."""

@@ -86,10 +86,7 @@ def ask(client: Client, prompt: Prompt) -> Answer:
 
 
 def in_flight(
-    jobs: Iterable[Job],
-    work: Callable[[Job], Result],
-    width: int,
-    waiting: Waiting = nullcontext,
+    jobs: Iterable[Job], work: Callable[[Job], Result], width: int, waiting: Waiting = nullcontext
 ) -> Iterator[Result]:
     """Yield the results of ``work(job)`` in the order of completion, ``width`` jobs at a time.
 

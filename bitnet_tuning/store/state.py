@@ -121,10 +121,8 @@ class State:
     def set_aside(self, path: str, why: str) -> None:
         """Append ``.broken`` to the name of a file that cannot be used, and warn about it."""
         self.warn(f"{path} cannot be used ({why}); renamed to {os.path.basename(path)}.broken")
-        try:
+        with contextlib.suppress(OSError):
             os.replace(path, path + ".broken")
-        except OSError:
-            pass
 
     def warn(self, text: str) -> None:
         """Set ``warning`` unless there is one already."""
