@@ -2,8 +2,9 @@
 """Measure what a smaller embedding gains: the slim copies of a model against the original.
 
 Token generation is measured by llama-bench (by the cli, if there is none) with each number of
-threads. In each round every file runs once, the original first and last in every second round. A
-ratio is the median of the ratios within the rounds, with its 95 % interval.
+threads. In each round every file runs once, the original first or last. A ratio is the
+Hodges-Lehmann estimate of the ratios within the rounds, with its 95 % interval. Clear cases end
+before the last round.
 
     python3 benchmarks/embedding.py --engine FOLDER -m ORIGINAL [--copy FILE ...] [--rounds N]
 

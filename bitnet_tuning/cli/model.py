@@ -166,7 +166,7 @@ def _gains(model: ModelFile, after: Sequence[Part]) -> list[str]:
         if old is whole and now and then:
             read = f"{size_text(then)} instead of {size_text(now)} read per token"
             text = f"{read}: up to ×{now / then:.2f} as fast"
-            text += f" ({MEASURED})" if (old.type, new.type) == ("f16", SLIM) else ""
+            text += f"; {MEASURED}" if (old.type, new.type) == ("f16", SLIM) else ""
         if old.type not in WIDE:
             text += f"; it loses more than {new.type} made from the original"
         sizes = f"{old.type} {size_text(old.size)}, now {new.type} {size_text(new.size)}"
