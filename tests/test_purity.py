@@ -24,6 +24,8 @@ STARTERS = ("fork", "system", "popen", "startfile", "exec", "spawn", "posix_spaw
 
 SLOW = {
     "dataclasses",
+    "math",
+    "shlex",
     "pathlib",
     "subprocess",
     "psutil",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from shlex import quote
 
+from bitnet_tuning.console import word
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.store.codec import LATER, Annotated
@@ -249,5 +249,5 @@ def find_quantizer(engine: Engine) -> str:
     remedy = "name a build of bitnet.cpp that has one with --engine"
     if checkout:
         build = os.path.join(checkout, os.path.relpath(engine.path, checkout).split(os.sep)[0])
-        remedy = f"build it: cmake --build {quote(build)} --target llama-quantize"
+        remedy = f"build it: cmake --build {word(build)} --target llama-quantize"
     raise MissingError(f"there is no llama-quantize beside {engine.path}", remedy)
