@@ -377,11 +377,11 @@ def test_a_cut_file_is_set_aside_by_a_program_without_json(tmp_path: Path) -> No
     code = (
         "import sys; from bitnet_tuning.store.state import State; "
         "from bitnet_tuning.machine.host import Crowding; "
-        f"state = State({str(tmp_path)!r}); print(state.load('model', 'key', Crowding)); "
-        "print('json' in sys.modules)"
+        f"print('json' in sys.modules); state = State({str(tmp_path)!r}); "
+        "print(state.load('model', 'key', Crowding))"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     run = [sys.executable, "-S", "-c", code]
     done = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["None", "False"]
+    assert done.stdout.split() == ["False", "None"]
     assert [each.name for each in tmp_path.iterdir()] == [f"{path.name}.broken"]
