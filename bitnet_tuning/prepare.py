@@ -204,6 +204,15 @@ def find_builds(
     return tuple(with_architecture(each, architecture) for each in engines), choice
 
 
+def runs_unnamed(path: str, engine: Location | None, state: State) -> bool:
+    """Return whether a run with an engine has the model in a file if it names none."""
+    try:
+        used = find_model(None, engine, state).model.path
+    except TuningError:
+        return False
+    return os.path.realpath(used) == os.path.realpath(path)
+
+
 def find_model(named: str | None, engine: Location | None, state: State) -> Choice:
     """Return the model of a run with an engine, also in its checkout. Raise MissingError."""
     folders = engine_folders()

@@ -29,14 +29,14 @@ from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.conditions import Conditions
 from bitnet_tuning.machine.host import host_facts
 from bitnet_tuning.machine.warnings import warnings_before
-from bitnet_tuning.model.find import choose_model, file_beside
+from bitnet_tuning.model.find import file_beside
 from bitnet_tuning.model.parts import gain_text, is_wide, slim_advice
 from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import PP, TG, Objective
 from bitnet_tuning.plan.setting import Setting, describe
-from bitnet_tuning.prepare import engine_folders, read_facts, with_all_means
+from bitnet_tuning.prepare import read_facts, runs_unnamed, with_all_means
 from bitnet_tuning.store.state import State, default_folder
 from bitnet_tuning.verify import selftest
 
@@ -195,21 +195,16 @@ def _document(subject: Subject, asked: Assignment, space: Space) -> Results:
         options=asked,
         host=host_facts(facts.host),
         engine=engine_facts(facts.engine, bench.program if bench else None),
-        model=model_facts(facts.model, _runs_unnamed(facts.model)),
-        beside=model_facts(beside, _runs_unnamed(beside)) if beside else None,
+        model=model_facts(facts.model, _is_default(facts, facts.model)),
+        beside=model_facts(beside, _is_default(facts, beside)) if beside else None,
         space=space,
         settings={DEFAULT: space.default, **dict(space.fixed)},
     )
 
 
-def _runs_unnamed(model: ModelFile) -> bool:
-    """Return whether a run that names no model has this one."""
+def _is_default(facts: Facts, model: ModelFile) -> bool:
     state = State(default_folder(os.environ))
-    try:
-        found = choose_model(None, os.environ, engine_folders(), False, state).model
-    except TuningError:
-        return False
-    return os.path.realpath(found.path) == os.path.realpath(model.path)
+    return runs_unnamed(model.path, facts.engine.location, state)
 
 
 def resume(subject: Subject, earlier: Results, stop: Stop, shown: Progress) -> Results:

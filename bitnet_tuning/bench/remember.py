@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from shlex import quote
 from statistics import median
 
 from bitnet_tuning.bench.begin import Subject
 from bitnet_tuning.bench.comparison import DEFAULT, UPSTREAM
 from bitnet_tuning.bench.results import Kept, Results
+from bitnet_tuning.console import word
 from bitnet_tuning.engine.builds import OPEN
 from bitnet_tuning.plan.openmp import BINDING_BY_USER, TUNABLE, user_set
 from bitnet_tuning.plan.profile import PP, TG, EngineKey, Evidence, claim, engine_changes
@@ -46,7 +46,7 @@ def remembered(
     mark = store(state, profile)
     if mark is None:
         return not_remembered(str(state.warning))
-    flag = "" if results.model.unnamed else f" -m {quote(results.model.path)}"
+    flag = "" if results.model.unnamed else f" -m {word(results.model.path)}"
     what = f"run_inference.py{flag} now uses {name} automatically"
     if setting is None:
         what = f"no setting beat the default, so run_inference.py{flag} keeps using it"

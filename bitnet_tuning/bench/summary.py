@@ -7,13 +7,12 @@ import csv
 import io
 from collections.abc import Iterator
 from functools import cached_property
-from shlex import quote
 from typing import NamedTuple
 
 from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.comparison import DEFAULT, FILES, FIXED, UPSTREAM
 from bitnet_tuning.bench.results import Results
-from bitnet_tuning.console import counted, times
+from bitnet_tuning.console import counted, times, word
 from bitnet_tuning.engine.builds import FASTER, verdict_words
 from bitnet_tuning.plan.openmp import THREAD_COUNTS
 from bitnet_tuning.plan.profile import PP, TG, Estimate
@@ -186,7 +185,7 @@ class Summary:
         other = self.results.beside
         for row in self.rows:
             if other and row.name in FILES and row.to_default and row.verdict == FASTER:
-                how = f"to run it: -m {quote(other.path)}"
+                how = f"to run it: -m {word(other.path)}"
                 how = "to run it, leave out -m" if other.unnamed else how
                 gain = f"is {times(*row.to_default)} as fast as the default"
                 return f"The {row.name} {gain}, but its words may differ; {how}"

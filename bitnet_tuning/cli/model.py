@@ -13,17 +13,24 @@ from bitnet_tuning.bench.runner import Patience, run_cli
 from bitnet_tuning.bench.words import QUESTION, TOKENS, difference
 from bitnet_tuning.cli.arguments import Parser, add_commands, add_engine, expanded, run_command
 from bitnet_tuning.console import Progress, aligned, printable, say, size_text, word
-from bitnet_tuning.engine.find import find_quantizer, locate_all
-from bitnet_tuning.errors import MissingError, TuningError, UnsupportedError, UsageError
+from bitnet_tuning.engine.find import Location, find_quantizer, locate_all
+from bitnet_tuning.errors import MissingError, UnsupportedError, UsageError
 from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.model import find, parts, slim
-from bitnet_tuning.model.find import REPOSITORY, Choice
+from bitnet_tuning.model.find import REPOSITORY
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.model.parts import MEASURED, SLIM, WIDE
 from bitnet_tuning.model.types import EMBEDDING, OUTPUT, TERNARY, ModelFile, Part, part_paths
 from bitnet_tuning.plan.facts import Facts, Plan, Request
-from bitnet_tuning.prepare import engine_folders, find_model, find_pair, prepare, slow_drive
+from bitnet_tuning.prepare import (
+    engine_folders,
+    find_model,
+    find_pair,
+    prepare,
+    runs_unnamed,
+    slow_drive,
+)
 from bitnet_tuning.store.codec import to_json
 from bitnet_tuning.store.state import State
 from bitnet_tuning.verify.selftest import continuation, first_difference
@@ -95,7 +102,7 @@ def _slim(options: argparse.Namespace, state: State) -> int:
         if wrong := slim.problem(model, after, out):
             remedy = "remove it, or name another file with -o"
             raise UsageError(f"{out} exists and is not that copy: it {wrong}", remedy)
-        if find.is_older(model._replace(path=out), model):
+        if find.is_older(out, model.path):
             os.utime(out)  # so that runs use it again
         print(printable(f"{out} is that copy already\n{_use(out, options, state)}"))
         return 0
@@ -156,16 +163,15 @@ def _text(facts: Facts, plan: Plan, request: Request) -> str:
 
 def _gains(model: ModelFile, after: Sequence[Part]) -> list[str]:
     """Return what each smaller matrix gains."""
-    whole = parts.output_matrix(model.parts)
-    now, then = map(parts.bytes_per_token, (model.parts, after))
+    whole, gain = parts.output_matrix(model.parts), parts.bound(model.parts, after)
+    reads = [size_text(parts.bytes_per_token(each) or 0) for each in (after, model.parts)]
     lines = []
     for old, new in zip(model.parts, after, strict=True):
         if old == new:
             continue
         text = "one row read per token: less memory and disk, not faster"
-        if old is whole and now and then:
-            read = f"{size_text(then)} instead of {size_text(now)} read per token"
-            text = f"{read}: up to ×{now / then:.2f} as fast"
+        if old is whole and gain:
+            text = f"{' instead of '.join(reads)} read per token: up to ×{gain:.2f} as fast"
             text += f"; {MEASURED}" if (old.type, new.type) == ("f16", SLIM) else ""
         if old.type not in WIDE:
             text += f"; it loses more than {new.type} made from the original"
@@ -194,11 +200,7 @@ def _use(out: str, options: argparse.Namespace, state: State) -> str:
 def _flags(path: str, engine: str | None, state: State) -> str:
     """Return the flags with which a run has that engine and model, where it needs any."""
     flags = f" --engine {word(engine)}" if engine else ""
-    try:
-        used = _choice(None, engine, state).model.path
-    except TuningError:
-        used = ""
-    return flags if os.path.realpath(used) == os.path.realpath(path) else f"{flags} -m {word(path)}"
+    return flags if runs_unnamed(path, _located(engine), state) else f"{flags} -m {word(path)}"
 
 
 def _get(options: argparse.Namespace, state: State) -> int:
@@ -210,19 +212,18 @@ def _get(options: argparse.Namespace, state: State) -> int:
     return 0
 
 
-def _choice(file: str | None, engine: str | None, state: State) -> Choice:
-    """Return the model that a run with these flags has, also where there is no engine."""
+def _located(engine: str | None) -> Location | None:
+    """Return the engine of a run; None if none is named and there is none."""
     try:
-        located = locate_all(engine, os.environ, engine_folders())[0]
+        return locate_all(engine, os.environ, engine_folders())[0]
     except MissingError:
         if engine:
             raise
-        return find_model(file, None, state)
-    return find_model(file, located, state)
+        return None
 
 
 def _show(options: argparse.Namespace, state: State) -> int:
-    choice = _choice(options.file, options.engine, state)
+    choice = find_model(options.file, _located(options.engine), state)
     say(choice.note)
     model = choice.model
     read, gain = parts.bytes_per_token(model.parts), parts.possible_gain(model)
@@ -246,10 +247,10 @@ def _notes(model: ModelFile, state: State) -> list[str]:
     """Return sentences about what wastes bytes or time, and about copies; the advice is last."""
     notes, kind = [slow_drive(model.path, Root(), wsl=True)], parts.slim_type(model)
     if original := find.original_of(model, state):
-        before, now = (parts.bytes_per_token(each.parts) for each in (original, model))
-        gain = f": up to ×{before / now:.2f} as fast as that" if before and now else ""
-        notes.append(f"made from {original.path}{gain}")
-        if find.is_older(model, original):
+        gain = parts.bound(original.parts, model.parts)
+        faster = f": up to ×{gain:.2f} as fast as that" if gain else ""
+        notes.append(f"made from {original.path}{faster}")
+        if find.is_older(model.path, original.path):
             notes.append(f"older than that, so check it: {_SLIM} {word(original.path)}")
     if parts.is_wide(model):
         notes.append(parts.gain_text(model))

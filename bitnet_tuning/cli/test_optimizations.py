@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from math import ceil
-from shlex import quote
 from typing import Any
 
 from bitnet_tuning import demo
@@ -21,7 +20,7 @@ from bitnet_tuning.bench.statistics import VERDICT_ROUNDS, estimate, geometric_m
 from bitnet_tuning.bench.summary import digits
 from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_no_profile, number
-from bitnet_tuning.console import guarded, say, times
+from bitnet_tuning.console import guarded, say, times, word
 from bitnet_tuning.engine.builds import FASTER, SLOWER, verdict_words
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.root import Root
@@ -289,7 +288,7 @@ def speed_line(
         return Line(name, PASS, reason, facts)
     advice = "find a faster setting: python3 benchmark_optimized.py"
     if is_file:
-        advice = f"to run the {other}, whose words may differ: -m {quote(path)}"
+        advice = f"to run the {other}, whose words may differ: -m {word(path)}"
     return Line(name, SKIP if is_slim else FAIL, f"{reason}; {advice}", facts)
 
 

@@ -92,17 +92,17 @@ def _slim_choice(model: ModelFile, reason: str, state: State) -> Choice:
     if not copies:
         note = f"not using the copy with a smaller embedding: {wrong[0]}" if wrong else None
         return Choice(model, reason, note)
-    if is_older(copies[0], model):
+    if is_older(copies[0].path, model.path):
         check = f"check the copy: python3 -m bitnet_tuning model slim {word(model.path)}"
         return Choice(model, reason, f"{model.path} is newer than its slim copy; {check}")
     note = f"using {copies[0].path}, the copy of the model with a smaller embedding"
     return Choice(copies[0], f"the slim copy of {reason}", note)
 
 
-def is_older(copy: ModelFile, model: ModelFile) -> bool:
-    """Return whether a slim copy may be one of an earlier version of the model."""
+def is_older(copy: str, model: str) -> bool:
+    """Return whether the slim copy in a file may be one of an earlier version of the model."""
     # Only ``model slim`` compares the weights: headers of two versions are often the same.
-    return os.path.getmtime(copy.path) < os.path.getmtime(model.path)
+    return os.path.getmtime(copy) < os.path.getmtime(model)
 
 
 def _belongs(copy: ModelFile, model: ModelFile) -> bool:

@@ -99,12 +99,16 @@ def slim_type(model: ModelFile) -> str:
     return next(kind for kind in GENTLE if fits(model, kind))
 
 
+def bound(before: Iterable[Part], after: Iterable[Part]) -> float | None:
+    """Return the upper bound, from the bytes read per token, of the ratio of the speeds of token
+    generation ``after`` and ``before``. None if it is not known."""
+    read, reads = bytes_per_token(before), bytes_per_token(after)
+    return read / reads if read and reads else None
+
+
 def possible_gain(model: ModelFile) -> float | None:
-    """Return the upper bound, from the bytes read per token, of the speed of token generation with
-    a slim copy over that of the model as it is. None if it is not known."""
-    now = bytes_per_token(model.parts)
-    then = bytes_per_token(slimmed(model.parts, slim_type(model)))
-    return now / then if now and then else None
+    """Return the ``bound`` for a slim copy of a model."""
+    return bound(model.parts, slimmed(model.parts, slim_type(model)))
 
 
 def is_copy(copy: ModelFile, model: ModelFile) -> bool:

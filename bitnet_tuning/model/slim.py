@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from shlex import quote
 from shutil import disk_usage
 
 from bitnet_tuning.console import GIBIBYTE, Progress, clock, size_text
@@ -17,7 +16,7 @@ from bitnet_tuning.launch.program import Launch
 from bitnet_tuning.model import types
 from bitnet_tuning.model.find import MARK
 from bitnet_tuning.model.gguf import read_metadata, read_tensors
-from bitnet_tuning.model.parts import MATRIX, TOKENS, fits, slim_type
+from bitnet_tuning.model.parts import MATRIX, TOKENS, fits, slim_advice, slim_type
 from bitnet_tuning.model.types import EMBEDDING, OUTPUT, TERNARY, ModelFile, Part, TensorInfo
 from bitnet_tuning.store.state import hold_named
 
@@ -68,8 +67,8 @@ def check_model(model: ModelFile, kind: str) -> None:
         cause = f"llama-quantize would change the layers of {model.path}: {model.quantization}"
         raise UnsupportedError(cause, f"name a model with layers in {', '.join(TERNARY)}")
     if (count := len(types.part_paths(model.path))) > 1:
-        remedy = f"merge them first: llama-gguf-split --merge {quote(model.path)} OUT.gguf"
-        raise UnsupportedError(f"{model.path} is the first of {count} files", remedy)
+        cause = f"{model.path} is the first of {count} files"
+        raise UnsupportedError(cause, slim_advice(model, ()))
     if not fits(model, kind):
         # bitnet.cpp's llama-quantize ends with 0 and writes rows that no engine can read.
         rows = f"{model.path} has rows of {model.embedding_length} weights"
