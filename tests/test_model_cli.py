@@ -65,7 +65,7 @@ def test_show_of_a_model_and_of_its_slim_copy(
     assert notes(str(copy), capsys=capsys) == [f"made from {model}: up to ×2.41 as fast as that"]
     os.utime(copy, (1, 1))
     assert notes(str(copy), capsys=capsys)[1] == (
-        f"older than that, so check it: python3 -m bitnet_tuning model slim {model}"
+        f"it is older than the original, so check it: python3 -m bitnet_tuning model slim {model}"
     )
 
 

@@ -37,8 +37,6 @@ from bitnet_tuning.verify.selftest import continuation, first_difference
 
 ACTIONS = ("show", "slim", "get")
 
-_SLIM = "python3 -m bitnet_tuning model slim"
-
 _FILE = "GGUF model file (default: the one that a run would use)"
 
 
@@ -251,7 +249,8 @@ def _notes(model: ModelFile, state: State) -> list[str]:
         faster = f": up to ×{gain:.2f} as fast as that" if gain else ""
         notes.append(f"made from {original.path}{faster}")
         if find.is_older(model.path, original.path):
-            notes.append(f"older than that, so check it: {_SLIM} {word(original.path)}")
+            check = f"python3 -m bitnet_tuning model slim {word(original.path)}"
+            notes.append(f"it is older than the original, so check it: {check}")
     if parts.is_wide(model):
         notes.append(parts.gain_text(model))
     # A token reads all of the output matrix, but of a token embedding beside it a single row.

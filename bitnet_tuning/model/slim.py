@@ -54,10 +54,9 @@ def check_loss(kind: str) -> None:
     """Raise UsageError for a type that needs the user's consent."""
     if PERPLEXITY[kind] > PERPLEXITY["q6_k"]:
         figures = ", ".join(f"{each} {PERPLEXITY[each]:.3f}" for each in ("f16", "q6_k", kind))
-        said = (
-            f"perplexity of the 2B model on wikitext, the less the better, by Microsoft: {figures}"
-        )
-        raise UsageError(f"{kind} loses much: {said}", f"add --yes to write {kind} all the same")
+        said = f"Microsoft's perplexity of the 2B model on wikitext, lower is better: {figures}"
+        cause = f"{kind} loses more than q6_k ({said})"
+        raise UsageError(cause, f"add --yes to write {kind} all the same")
 
 
 def check_model(model: ModelFile, kind: str) -> None:
