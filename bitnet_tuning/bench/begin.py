@@ -12,6 +12,7 @@ from bitnet_tuning import demo
 from bitnet_tuning.bench.comparison import DEFAULT, Run
 from bitnet_tuning.bench.knobs import Assignment, Choices, Space, make_space
 from bitnet_tuning.bench.llama_bench import Bench
+from bitnet_tuning.bench.resident import Residents, find_residents
 from bitnet_tuning.bench.results import (
     Results,
     Surroundings,
@@ -20,7 +21,15 @@ from bitnet_tuning.bench.results import (
     program,
     stamp,
 )
-from bitnet_tuning.bench.runner import FIRST, SECOND, Runner, choose_sizes, find_bench
+from bitnet_tuning.bench.runner import (
+    FIRST,
+    PHASE_SECONDS,
+    SECOND,
+    SLICE_SECONDS,
+    Runner,
+    choose_sizes,
+    find_bench,
+)
 from bitnet_tuning.console import Progress, clock, say
 from bitnet_tuning.engine.find import EMBEDDED
 from bitnet_tuning.errors import TuningError, UnsupportedError, UsageError
@@ -49,6 +58,10 @@ def progress_of(budget: float) -> Progress:
     return Progress(budget, lambda spent: f"at most {clock(budget - spent)} left")
 
 
+MARGIN = 16
+"""Tokens of context besides those of a slice."""
+
+
 class Subject(NamedTuple):
     """An engine and a model to tune, and what measures them."""
 
@@ -70,13 +83,19 @@ def find_subject(options: argparse.Namespace, earlier: Results | None, state: St
     facts = with_all_means(read_facts(request, state))
     facts = facts._replace(beside=file_beside(facts.model, state))
     say(facts.note, state.warning)
-    return make_subject(facts, find_bench(facts.engine))
+    residents = find_residents(facts, longest_slice(options))
+    return make_subject(facts, find_bench(facts.engine), residents)
 
 
-def make_subject(facts: Facts, bench: Bench | None) -> Subject:
+def longest_slice(options: argparse.Namespace) -> int:
+    """Return the tokens of context that slices need if the user named their lengths."""
+    return max(options.n_prompt or 0, options.n_gen or 0) + MARGIN
+
+
+def make_subject(facts: Facts, bench: Bench | None, residents: Residents | None = None) -> Subject:
     """Return the subject with its default setting. Raise TuningError if there is no plan for it."""
     default = make_plan(Request(), facts._replace(profile=None)).setting
-    return Subject(facts, default, Runner(facts, bench, SECOND))
+    return Subject(facts, default, Runner(facts, bench, SECOND, residents=residents))
 
 
 def self_tested(facts: Facts) -> str | None:
@@ -103,17 +122,25 @@ def calibrate(subject: Subject, options: argparse.Namespace, shown: Progress) ->
     _checked(subject, run)
     pp, tg = (max(run.samples[phase]) for phase in (PP, TG))
     context = subject.facts.model.context_length
-    subject.runner.sizes = choose_sizes(pp, tg, context, options.n_prompt, options.n_gen)
+    seconds = PHASE_SECONDS if subject.runner.residents is None else SLICE_SECONDS
+    named = options.n_prompt, options.n_gen
+    subject.runner.sizes = choose_sizes(pp, tg, context, *named, wanted=seconds)
 
 
 def first_runs(subject: Subject, running: Callable[[str], None] = lambda what: None) -> Run:
     """Measure two short runs: the first reads the model from disk, the second shows the engine's
-    speed. Return the second, or the first that failed."""
+    speed. Return the second, or the first that failed. If the engine's server fails, other
+    programs measure from here on."""
     run = Run(DEFAULT, {}, 0.0)
     for sizes, what in ((FIRST, "loading the model"), (SECOND, "estimating the speed")):
         running(what)
         subject.runner.sizes = sizes
         run = warm(subject)
+        if run.problem is not None and subject.runner.residents is not None:
+            say(f"the engine's server cannot measure, so processes do: {run.problem}")
+            subject.runner.close()
+            subject.runner.residents = None
+            run = warm(subject)
         if run.problem is not None:
             break
     return run
@@ -160,7 +187,7 @@ def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Prog
         remember=not options.no_remember,
         resolution=options.resolution,
     )
-    bench = subject.runner.bench
+    bench = None if subject.runner.residents else subject.runner.bench
     choices = Choices(subject.facts, asked, bench.flags if bench else None)
     space, left_out = make_space(choices, subject.default)
     notes, model = (*((note,) if note else ()), *left_out), subject.facts.model
@@ -185,7 +212,8 @@ def _snapshot(subject: Subject, shown: Progress) -> tuple[Conditions, tuple[str,
 
 def _document(subject: Subject, asked: Assignment, space: Space) -> Results:
     """Return results without a round. Raise MissingError if the model file is damaged."""
-    facts, bench = subject.facts, subject.runner.bench
+    facts, bench, residents = subject.facts, subject.runner.bench, subject.runner.residents
+    measuring = (None, residents.server.program) if residents else (bench and bench.program, None)
     created, beside = stamp(), facts.beside
     return Results(
         created=created,
@@ -194,7 +222,7 @@ def _document(subject: Subject, asked: Assignment, space: Space) -> Results:
         program=program(),
         options=asked,
         host=host_facts(facts.host),
-        engine=engine_facts(facts.engine, bench.program if bench else None),
+        engine=engine_facts(facts.engine, *measuring),
         model=model_facts(facts.model, _is_default(facts, facts.model)),
         beside=model_facts(beside, _is_default(facts, beside)) if beside else None,
         space=space,

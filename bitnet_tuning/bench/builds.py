@@ -8,10 +8,12 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 
 from bitnet_tuning.bench import begin, statistics
-from bitnet_tuning.bench.begin import BUDGETS, Subject, make_subject, progress_of
+from bitnet_tuning.bench.begin import BUDGETS, Subject, longest_slice, make_subject, progress_of
 from bitnet_tuning.bench.comparison import DEFAULT, Rounds, Run, compare, phases_of
+from bitnet_tuning.bench.resident import Residents, find_residents
 from bitnet_tuning.bench.results import stamp
 from bitnet_tuning.bench.runner import find_bench
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
@@ -103,9 +105,9 @@ def _compare(
     than two builds can be measured."""
     budget = options.budget or BUDGETS[options.effort]
     objective = Objective(options.objective, options.n_prompt or 128, options.n_gen or 128)
-    with Stop() as stop, progress_of(budget) as shown, stop.interruptible():
+    with Stop() as stop, progress_of(budget) as shown, ExitStack() as ends, stop.interruptible():
         sound, out = _measurable(every, options.no_selftest, shown, clock)
-        subjects = _subjects(sound, options, shown)
+        subjects = _subjects(sound, options, shown, ends)
 
         def measure(name: str, number: int) -> Run:
             shown.running(f"round {number}: {name}", clock())
@@ -171,17 +173,25 @@ def _measurable(
 
 
 def _subjects(
-    sound: list[Facts], options: argparse.Namespace, shown: Progress
+    sound: list[Facts], options: argparse.Namespace, shown: Progress, ends: ExitStack
 ) -> dict[str, Subject]:
     """Return the builds by name. All get runs of the same length, measured by the same kind of
-    program."""
+    program. ``ends`` ends their servers."""
     benches = [find_bench(facts.engine) for facts in sound]
     if not all(benches):
         benches = [None] * len(sound)
-    subjects = [make_subject(*each) for each in zip(sound, benches, strict=True)]
+    residents: list[Residents | None]
+    residents = [find_residents(facts, longest_slice(options)) for facts in sound]
+    if not all(residents):
+        residents = [None] * len(sound)
+    subjects = [make_subject(*each) for each in zip(sound, benches, residents, strict=True)]
+    for subject in subjects:
+        ends.callback(subject.runner.close)
     begin.calibrate(subjects[0], options, shown)
     for subject in subjects:
         subject.runner.sizes = subjects[0].runner.sizes
+        if subjects[0].runner.residents is None:
+            subject.runner.residents = None
     return {build_name(each.facts.engine.path): each for each in subjects}
 
 

@@ -16,7 +16,8 @@ from bitnet_tuning.engine.builds import OPEN
 from bitnet_tuning.launch.failure import NO_END
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective, Phase
-from bitnet_tuning.store.codec import Annotated, Count, DamagedError, Positive
+from bitnet_tuning.plan.setting import Tokens
+from bitnet_tuning.store.codec import LATER, Annotated, Count, DamagedError, Positive
 
 DEFAULT, UPSTREAM, PERFORMANCE = "default", "upstream", "performance"
 SLIM_FILE, ORIGINAL_FILE = FILES = "slim file", "original file"
@@ -36,23 +37,25 @@ BOTH_EVERY = 3
 """Rounds from one measurement of both phases to the next. The others measure only the phase that
 is tuned, so that the other one gets an interval at little cost."""
 
-MOST_ROUNDS = 30
+MOST_ROUNDS = 200
 """Most rounds of a comparison without a search: more would hardly narrow its intervals."""
 
 PhaseSpeeds = Annotated[tuple[Positive, ...], {"minItems": 1}]
 
 
 class Run(NamedTuple):
-    """One process that measured one setting."""
+    """One measurement of one setting: a process, or slices of a server's time."""
 
     setting: str
     """The setting's name within the comparison."""
     samples: Mapping[Phase, PhaseSpeeds]
     """Every sample in tokens/s, by phase; empty if the run failed."""
     seconds: float
-    """Wall time of the process in seconds, loading included."""
+    """Wall time in seconds, including that of loading the model if it was loaded for this run."""
     problem: str | None = None
     """Why the run failed; None if it went well."""
+    cpu: Annotated[Positive | None, LATER] = None
+    """CPU seconds of all threads per generated token; None if unknown."""
 
     def validate(self) -> None:
         """Raise DamagedError unless the run has either samples or a problem."""
@@ -86,9 +89,9 @@ class Round(NamedTuple):
 class Sizes(NamedTuple):
     """Tokens and samples that every run of a benchmark measures."""
 
-    n_prompt: int
-    n_gen: int
-    repetitions: int
+    n_prompt: Tokens
+    n_gen: Tokens
+    repetitions: Tokens
     """Number of samples of each phase that one process takes."""
 
 

@@ -69,6 +69,8 @@ class EngineFacts(NamedTuple):
     """The beginning of llama-bench's command line; None if the cli's own timings were used."""
     git_commit: Commit | None
     """Commit of the checkout that the engine was built in."""
+    server: Annotated[tuple[str, ...] | None, LATER] = None
+    """The beginning of the server's command line, if loaded servers were measured by turns."""
 
 
 class ModelFacts(NamedTuple):
@@ -270,9 +272,11 @@ def program() -> Program:
     return Program(NAME, bitnet_tuning.__version__, git_commit(folder) if own else None)
 
 
-def engine_facts(engine: Engine, bench: tuple[str, ...] | None) -> EngineFacts:
-    """Return what results keep of an engine. ``bench`` begins the command line of llama-bench,
-    if that measures."""
+def engine_facts(
+    engine: Engine, bench: tuple[str, ...] | None, server: tuple[str, ...] | None = None
+) -> EngineFacts:
+    """Return what results keep of an engine. ``bench`` or ``server`` begins the command line of
+    the program that measures."""
     generation: Generation = "completion" if engine.completion else "classic"
     return EngineFacts(
         path=engine.path,
@@ -283,6 +287,7 @@ def engine_facts(engine: Engine, bench: tuple[str, ...] | None) -> EngineFacts:
         files=tuple(map(identity, engine.files)),
         bench=bench,
         git_commit=git_commit(engine.checkout) if engine.checkout else None,
+        server=server,
     )
 
 

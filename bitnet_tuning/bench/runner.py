@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from statistics import median
 from typing import NamedTuple
 
 from bitnet_tuning.bench import llama_bench
 from bitnet_tuning.bench.comparison import DEFAULT, Run, Sizes
 from bitnet_tuning.bench.llama_bench import NEEDED, Bench, FailedRunError, Samples, check_cli, stale
+from bitnet_tuning.bench.resident import Residents
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.engine.probe import flags_of, parse_timings
 from bitnet_tuning.errors import UnsupportedError
@@ -31,11 +33,18 @@ class Runner:
     """Measures settings of one engine with one model. ``sizes`` may change between runs."""
 
     def __init__(
-        self, facts: Facts, bench: Bench | None, sizes: Sizes, patience: Patience | None = None
+        self,
+        facts: Facts,
+        bench: Bench | None,
+        sizes: Sizes,
+        patience: Patience | None = None,
+        residents: Residents | None = None,
     ) -> None:
-        """``bench`` is what ``find_bench`` returns. Without one, the cli's own timings are used."""
+        """``residents`` measure if there are any, else ``bench``, which is what ``find_bench``
+        returns; without both, the cli's own timings are used."""
         self.facts = facts
         self.bench = bench
+        self.residents = residents
         self.sizes = sizes
         self.patience = patience or Patience()
         self._longest: dict[Sizes, float] = {}
@@ -44,20 +53,45 @@ class Runner:
     def measure(self, name: str, setting: Setting, phases: tuple[str, ...] = (PP, TG)) -> Run:
         """Measure the phases once. A run that fails is returned with its ``problem``; nothing
         but an interrupt is raised."""
-        started = time.monotonic()
+        started, cpu = time.monotonic(), None
         try:
-            samples = self._samples(setting, phases)
+            if self.residents is not None:
+                samples, cpu = self._by_server(self.residents, name, setting, phases)
+            else:
+                samples = self._samples(setting, phases)
         except UnsupportedError as error:
             return Run(name, {}, time.monotonic() - started, error.cause)
         taken = time.monotonic() - started
         if name == DEFAULT:
             self._longest[self.sizes] = max(taken, self._longest.get(self.sizes, 0.0))
-        return Run(name, samples, taken)
+        return Run(name, samples, taken, cpu=cpu)
+
+    def close(self) -> None:
+        """End the servers that measured."""
+        if self.residents is not None:
+            self.residents.close()
 
     @property
     def seconds(self) -> float:
         """The time limit, in seconds, for a process."""
         return self.patience.after(self._longest.get(self.sizes))
+
+    def _by_server(
+        self, residents: Residents, name: str, setting: Setting, phases: tuple[str, ...]
+    ) -> tuple[Samples, float | None]:
+        """Return the samples, and the CPU seconds per generated token."""
+        samples: dict[str, list[float]] = {phase: [] for phase in phases}
+        spent: list[float] = []
+        # Until a setting's server has loaded the model, the time limit is that for loading.
+        seconds = self.seconds if residents.has(name) else self.patience.first
+        for _ in range(self.sizes.repetitions):
+            for phase, tokens in ((PP, self.sizes.n_prompt), (TG, self.sizes.n_gen)):
+                if phase in phases:
+                    found = residents.ask(name, setting, phase, tokens, seconds)
+                    samples[phase].append(found.speed)
+                    spent += [found.cpu] if found.cpu else []
+        cpu = median(spent) if spent else None
+        return {phase: tuple(each) for phase, each in samples.items()}, cpu
 
     def _samples(self, setting: Setting, phases: tuple[str, ...]) -> Samples:
         facts, seconds = self.facts, self.seconds
@@ -128,9 +162,10 @@ def run_cli(facts: Facts, setting: Setting, request: Request, seconds: float) ->
     return run_setting(setting, make_plan(request, facts, setting).command, seconds)
 
 
-PHASE_SECONDS = 0.6
-"""Seconds that one phase of a run should take. Many short runs are better than a few long ones:
-disturbances of a shared machine last for seconds, and a paired comparison needs rounds."""
+PHASE_SECONDS, SLICE_SECONDS = 0.6, 0.4
+"""Seconds that one phase of a process should take, and a slice of a loaded server. Many short runs
+are better than a few long ones: disturbances of a shared machine last for seconds, and a paired
+comparison needs rounds."""
 
 LEAST_PROMPT, MOST_PROMPT = 16, 512
 LEAST_GENERATED, MOST_GENERATED = 8, 128
@@ -150,21 +185,21 @@ def choose_sizes(
     context: int | None,
     n_prompt: int | None = None,
     n_gen: int | None = None,
+    *,
+    wanted: float = PHASE_SECONDS,
 ) -> Sizes:
-    """Return the sizes for measured rates in tokens/s, so that each phase takes about
-    ``PHASE_SECONDS`` and fits into the model's ``context``, which is in tokens and None if it is
-    not known. ``n_prompt`` and ``n_gen`` are used as they are if the user named them."""
-    prompt = n_prompt or _power_of_two(prompt_rate * PHASE_SECONDS, LEAST_PROMPT, MOST_PROMPT)
-    generated = n_gen or _power_of_two(
-        generation_rate * PHASE_SECONDS, LEAST_GENERATED, MOST_GENERATED
-    )
+    """Return the sizes for measured rates in tokens/s, so that each phase takes about the seconds
+    ``wanted`` and fits into the model's ``context``, which is in tokens and None if it is not
+    known. ``n_prompt`` and ``n_gen`` are used as they are if the user named them."""
+    prompt = n_prompt or _power_of_two(prompt_rate * wanted, LEAST_PROMPT, MOST_PROMPT)
+    generated = n_gen or _power_of_two(generation_rate * wanted, LEAST_GENERATED, MOST_GENERATED)
     if context is not None and not n_prompt:
         prompt = min(prompt, max(1, context // 2))
     if context is not None and not n_gen:
         generated = min(generated, max(1, context // 4))
     # The longer phase decides; the shorter one may take less time than it could.
     seconds = max(prompt / prompt_rate, generated / generation_rate)
-    repetitions = max(1, min(MOST_REPETITIONS, round(PHASE_SECONDS / seconds)))
+    repetitions = max(1, min(MOST_REPETITIONS, round(wanted / seconds)))
     return Sizes(prompt, generated, repetitions)
 
 

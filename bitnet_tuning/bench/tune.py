@@ -73,7 +73,8 @@ def tune(
         engine = engine_key(subject.facts.engine)
         budget = earlier.options.budget if earlier else options.budget or BUDGETS[options.effort]
         spent = earlier.rounds[-1].elapsed if earlier and earlier.rounds else 0.0
-        with Stop() as stop, progress_of(budget) as shown:
+        ends = contextlib.closing(subject.runner)
+        with Stop() as stop, progress_of(budget) as shown, ends:
             try:
                 if earlier:
                     results = resume(subject, earlier, stop, shown)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.program import Launch, shell_code
-from bitnet_tuning.launch.signals import handling, pausing, send
+from bitnet_tuning.launch.signals import handling, pausing, present, send
 from bitnet_tuning.launch.start import Lifeline, fill_standard_handles, popen
 from bitnet_tuning.namedtuple import NamedTuple
 
@@ -148,6 +148,18 @@ class Service:
         except TimeoutExpired:
             return None
 
+    def pause(self) -> None:
+        """Stop the server's processes, so that they neither compute nor spin."""
+        self._send("SIGSTOP")
+
+    def resume(self) -> None:
+        """Let the server's processes go on."""
+        self._send("SIGCONT")
+
+    def _send(self, name: str) -> None:
+        for number in present(name):  # Windows has neither
+            send(-self.pid, number)
+
     def log(self) -> str:
         """Return the end of the log so far."""
         if self._child.poll() is not None:
@@ -163,13 +175,14 @@ class Service:
 
 
 @contextmanager
-def serve(launch: Launch) -> Iterator[Service]:
-    """Run a server until the end of the block and keep its log.
+def serve(launch: Launch, follows: bool = True) -> Iterator[Service]:
+    """Run a server until the end of the block and keep its log. If it ``follows``, Ctrl-Z stops it
+    together with this process.
 
     The server is killed when this process dies, for whatever reason. Raise UnsupportedError if
     it cannot be started.
     """
     from subprocess import STDOUT  # noqa: PLC0415 (2 ms)
 
-    with _running(launch, STDOUT) as child, handling(pausing(-child.pid)):
+    with _running(launch, STDOUT) as child, handling(pausing(-child.pid) if follows else {}):
         yield Service(child)

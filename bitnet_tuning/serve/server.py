@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from errno import EADDRNOTAVAIL, EHOSTUNREACH, ENETUNREACH
 from http.client import HTTPConnection, HTTPException
+from math import inf
 from typing import Any
 
 from bitnet_tuning.console import counted
@@ -18,6 +19,7 @@ from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.engine.probe import flags_of
 from bitnet_tuning.errors import MissingError, TuningError, UnsupportedError
 from bitnet_tuning.launch.background import Service, serve
+from bitnet_tuning.launch.failure import NO_END
 from bitnet_tuning.launch.program import Launch
 from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.namedtuple import NamedTuple
@@ -102,12 +104,12 @@ class Client:
         except BrokenError:
             return False
 
-    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the reply to one prompt, without a time limit.
+    def complete(self, body: dict[str, Any], seconds: float | None = None) -> dict[str, Any]:
+        """Return the reply to one prompt. ``seconds`` limits each wait for a part of it.
 
         Raise RefusedError if the server refuses it, BrokenError if there is no complete reply.
         """
-        status, content = self._exchange("POST", "/completion", body, None)
+        status, content = self._exchange("POST", "/completion", body, seconds)
         try:
             reply = json.loads(content)
         except (ValueError, RecursionError):
@@ -254,10 +256,16 @@ def running(
     plan: Plan,
     has_key: bool,
     waiting: Waiting = nullcontext,
+    *,
+    unset: frozenset[str] = frozenset(),
+    seconds: float = inf,
+    follows: bool = True,
 ) -> Iterator[Running]:
-    """Run a server until the end of the block. ``command`` maps a port to a command line.
+    """Run a server until the end of the block. ``command`` maps a port to a command line, ``unset``
+    names variables that it must not get, and without ``follows``, Ctrl-Z does not stop it.
 
-    Raise GoneError if it ends before it is ready, UnsupportedError if it cannot be started.
+    Raise GoneError if it ends before it is ready, UnsupportedError if it cannot be started or is
+    not ready after ``seconds``.
     """
     key = secrets.token_urlsafe(32) if has_key else None
     variables = {**plan.setting.variables, **({KEY_VARIABLE: key} if key else {})}
@@ -270,11 +278,11 @@ def running(
             variables=variables,
             cpus=plan.setting.cpus,
             nice=plan.setting.nice,
-            unset=_IN_THE_WAY,
+            unset=_IN_THE_WAY | unset,
         )
-        with serve(start) as service:
+        with serve(start, follows) as service:
             try:
-                ready = _until_ready(service, Client(port, key), waiting)
+                ready = _until_ready(service, Client(port, key), waiting, seconds)
             except GoneError as error:
                 if attempt + 1 < _TRIES and _NOT_BOUND.search(error.log):
                     continue
@@ -283,7 +291,7 @@ def running(
             return
 
 
-def _until_ready(service: Service, client: Client, waiting: Waiting) -> Running:
+def _until_ready(service: Service, client: Client, waiting: Waiting, seconds: float) -> Running:
     start = time.monotonic()
     while True:
         with waiting():
@@ -293,3 +301,5 @@ def _until_ready(service: Service, client: Client, waiting: Waiting) -> Running:
             raise GoneError(code, service.log())
         if is_ready:
             return Running(service, client, time.monotonic() - start)
+        if time.monotonic() - start > seconds:
+            raise UnsupportedError(f"{NO_END} {seconds:.3g} seconds")

@@ -1,0 +1,234 @@
+"""Measure settings by turns on loaded servers of the engine, one for each setting.
+
+A server loads the model once and answers many short requests: slices of a prompt, or of generated
+tokens. All servers but the one that is asked are stopped, so that they neither compute nor spin.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+
+from bitnet_tuning.bench.llama_bench import FailedRunError, check_cli, checked, stale
+from bitnet_tuning.errors import TuningError, UnsupportedError
+from bitnet_tuning.launch.background import Captured
+from bitnet_tuning.launch.failure import failure
+from bitnet_tuning.machine.cgroups import read_cgroups
+from bitnet_tuning.machine.memory import read_memory
+from bitnet_tuning.machine.process import Family
+from bitnet_tuning.machine.root import Root
+from bitnet_tuning.namedtuple import NamedTuple
+from bitnet_tuning.plan.facts import Facts, Request
+from bitnet_tuning.plan.memory import RESIDENT_SHARE, need_of
+from bitnet_tuning.plan.plan import make_plan
+from bitnet_tuning.plan.profile import PP
+from bitnet_tuning.plan.setting import Setting
+from bitnet_tuning.serve.server import (
+    BrokenError,
+    GoneError,
+    RefusedError,
+    Running,
+    Server,
+    running,
+    server_command,
+    server_of,
+)
+from bitnet_tuning.serve.session import TIMINGS
+
+CONTEXT = 512
+"""Tokens of context of a server, unless longer slices are asked for."""
+
+START = 1
+"""Tokens of the prompt before generated tokens, so that all slices are at the same position."""
+
+VARIETY = 997
+"""Number of different tokens in a prompt; every vocabulary is larger, but for toys'."""
+
+TOLERANCE, LEAST_SECONDS = 1.2, 0.1
+"""Factor and seconds by which our own clock may contradict the engine's."""
+
+TRIES = 3
+"""Attempts for a slice whose times contradict each other: another program may have been in the
+way."""
+
+
+class Slice(NamedTuple):
+    """One answer of a server."""
+
+    speed: float
+    """Tokens/s of the phase, by the engine's clock."""
+    cpu: float | None
+    """CPU seconds per token of all threads, for the whole answer; None if unknown."""
+
+
+class _Loaded(NamedTuple):
+    stack: ExitStack
+    """What ends the server."""
+    server: Running
+    family: Family
+    private: int
+    """Bytes of memory that no other server shares."""
+
+
+class Residents:
+    """Servers of one engine with one model, each loaded when its setting is first measured."""
+
+    def __init__(self, facts: Facts, server: Server, context: int = CONTEXT) -> None:
+        """``context`` is the number of tokens of the longest slice."""
+        self.facts = facts
+        self.server = server
+        self.context = max(CONTEXT, context)
+        self._loaded: dict[str, _Loaded] = {}
+        """Running servers by the name of their setting, the one that was asked last at the end."""
+
+    def ask(self, name: str, setting: Setting, phase: str, tokens: int, seconds: float) -> Slice:
+        """Process a prompt of so many ``tokens``, or generate them, with a setting whose name is
+        always the same. ``seconds`` is the time limit.
+
+        Raise UnsupportedError if the server does not start or answer, or if its times cannot be
+        true.
+        """
+        loaded = self._loaded.pop(name, None) or self._load(name, setting, seconds)
+        self._loaded[name] = loaded
+        try:
+            for left in reversed(range(TRIES)):
+                try:
+                    return self._slice(loaded, phase, tokens, seconds)
+                except FailedRunError:
+                    if not left:
+                        raise
+        except TuningError:
+            self._end(name)
+            raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def has(self, name: str) -> bool:
+        """Return whether the setting's server is loaded."""
+        return name in self._loaded
+
+    def close(self) -> None:
+        """End all servers."""
+        for name in tuple(self._loaded):
+            self._end(name)
+
+    def _end(self, name: str) -> None:
+        self._loaded.pop(name).stack.close()
+
+    def _slice(self, loaded: _Loaded, phase: str, tokens: int, seconds: float) -> Slice:
+        size = tokens if phase == PP else START
+        vocabulary = min(VARIETY, self.facts.model.vocabulary or VARIETY)
+        body = {
+            "prompt": [index % vocabulary for index in range(1, size + 1)],
+            # The first token comes out of the prompt's last step, which is not generation's.
+            "n_predict": 1 if phase == PP else tokens + 1,
+            "cache_prompt": False,
+            "ignore_eos": True,
+            "temperature": 0.0,
+            "seed": 1,
+        }
+        before, began = _cpu_seconds(loaded.family), time.monotonic()
+        loaded.server.service.resume()
+        try:
+            reply = loaded.server.client.complete(body, seconds)
+        except RefusedError as refusal:
+            raise UnsupportedError(f"the server refuses a slice: {refusal.reason}") from refusal
+        except BrokenError as trouble:
+            if time.monotonic() - began >= seconds:
+                done: Captured = Captured(None, "", "")
+            else:
+                error = loaded.server.check(trouble)
+                if not isinstance(error, GoneError):
+                    raise UnsupportedError(error.cause) from trouble
+                done = Captured(error.code or 1, "", error.log)
+            raise UnsupportedError(str(failure(done, seconds))) from trouble
+        taken = time.monotonic() - began
+        loaded.server.service.pause()  # a waiting thread may spin, which is no part of the slice
+        after = _cpu_seconds(loaded.family)
+        count, spent, whole = _timings(reply, phase)
+        if count != tokens:
+            raise FailedRunError(f"{phase} had {count} tokens instead of {tokens}")
+        if not whole / TOLERANCE - LEAST_SECONDS <= taken <= whole * TOLERANCE + LEAST_SECONDS:
+            raise FailedRunError(
+                f"the engine says that {phase}{tokens} took {whole:.3g} s, but it took {taken:.3g}"
+            )
+        speed = checked(count / spent if spent > 0 else 0.0, f"{phase}{tokens}")
+        cpu = None if before is None or after is None else (after - before) / (size + tokens)
+        return Slice(speed, cpu if phase != PP else None)
+
+    def _load(self, name: str, setting: Setting, seconds: float) -> _Loaded:
+        """Start the setting's server; end others, the longest unused first, if memory lacks."""
+        facts = self.facts
+        check_cli(setting, self.server.flags)
+        if setting.embedding is not None and facts.beside is not None:
+            facts = facts._replace(model=facts.beside)
+        private = _private(facts, setting, self.context)
+        while self._loaded and not _fits(private):
+            self._end(next(iter(self._loaded)))
+        plan = make_plan(Request(ctx_size=self.context), facts, setting)
+
+        def command(port: int) -> tuple[str, ...]:
+            return server_command(
+                *(plan, Request(), self.server),
+                model=facts.model.path,
+                slots=1,
+                context=self.context,
+                port=port,
+            )
+
+        with ExitStack() as stack:
+            start = running(
+                *(command, plan, "--api-key" in self.server.flags),
+                unset=stale(setting, os.environ),
+                seconds=seconds,
+                follows=False,
+            )
+            try:
+                ready = stack.enter_context(start)
+            except GoneError as gone:
+                done = Captured(gone.code or 1, "", gone.log)
+                raise UnsupportedError(str(failure(done, seconds))) from gone
+            return _Loaded(stack.pop_all(), ready, Family(Root(), ready.service.pid), private)
+
+
+def _timings(reply: dict[str, object], phase: str) -> tuple[int, float, float]:
+    """Return the tokens of the phase, their seconds, and the seconds of the whole answer. Raise
+    FailedRunError if the reply does not tell."""
+    found = reply.get("timings")
+    timings = found if isinstance(found, dict) else {}
+    numbers = [each for name in TIMINGS if isinstance(each := timings.get(name), (int, float))]
+    if len(numbers) < len(TIMINGS):
+        raise FailedRunError("the server printed no timings")
+    prompt, prompt_ms, predicted, predicted_ms = numbers
+    whole = (prompt_ms + predicted_ms) / 1000
+    if phase == PP:
+        return int(prompt), prompt_ms / 1000, whole
+    return int(predicted) - 1, predicted_ms / 1000, whole
+
+
+def _cpu_seconds(family: Family) -> float | None:
+    found = family.look()
+    return sum(thread.ran for each in found for thread in each.threads) if found else None
+
+
+def _private(facts: Facts, setting: Setting, context: int) -> int:
+    need = need_of(facts.model, context, setting.ubatch)
+    return need.total if setting.mmap is False else need.total - need.model
+
+
+def _fits(private: int) -> bool:
+    available = read_memory(Root(), read_cgroups(Root())).available
+    return available is None or private <= RESIDENT_SHARE * available
+
+
+def find_residents(facts: Facts, context: int = CONTEXT) -> Residents | None:
+    """Return residents without a server so far; None if the engine has no server, or memory has no
+    room for two."""
+    try:
+        server = server_of(facts.engine)
+    except TuningError:
+        return None
+    need = need_of(facts.model, max(CONTEXT, context), None)
+    available = facts.host.memory.available
+    room = available is None or need.total + need.cache + need.buffers <= RESIDENT_SHARE * available
+    return Residents(facts, server, context) if room else None
