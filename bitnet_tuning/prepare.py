@@ -18,17 +18,13 @@ from bitnet_tuning.machine.host import Crowding, Host
 from bitnet_tuning.machine.memory import cached_nodes, read_huge_pages
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.model.find import Choice, choose_model
+from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.plan.command import memory_policy
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.memory import HUGE, LOCKED, least_tokens
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.threads import asked_threads, choose_threads
 from bitnet_tuning.store.state import State, default_folder
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from bitnet_tuning.launch.background import Captured
-    from bitnet_tuning.model.types import ModelFile
 
 _LONGEST_PROMPT = 1 << 24
 """Largest prompt file, in bytes, that is read."""
@@ -132,7 +128,7 @@ def crowded_host(
 def _try_threads(host: Host, engine: Engine) -> Crowding:
     from bitnet_tuning import demo  # noqa: PLC0415 (once on a host)
     from bitnet_tuning.engine.probe import find_limit  # noqa: PLC0415 (once on a host)
-    from bitnet_tuning.launch.background import capture  # noqa: PLC0415
+    from bitnet_tuning.launch.background import Captured, capture  # noqa: PLC0415
     from bitnet_tuning.model.gguf import read_model  # noqa: PLC0415
 
     model = read_model(demo.right_model(engine.i2_s))

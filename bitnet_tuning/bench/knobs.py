@@ -11,7 +11,9 @@ from math import ceil
 
 from bitnet_tuning.bench.comparison import FILES, PERFORMANCE, UPSTREAM, Sizes
 from bitnet_tuning.bench.statistics import RESOLUTION
+from bitnet_tuning.console import counted
 from bitnet_tuning.engine.find import GOMP, LLVM, NONE
+from bitnet_tuning.machine.host import Host
 from bitnet_tuning.model.parts import output_matrix
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.command import flash_takes_value, obeys
@@ -31,11 +33,6 @@ from bitnet_tuning.plan.profile import PP, TG, Objective
 from bitnet_tuning.plan.setting import MOST_THREADS_ENGINE, Change, Setting, Threads
 from bitnet_tuning.plan.setting import UPSTREAM as UPSTREAM_SETTING
 from bitnet_tuning.store.codec import LATER, Annotated, Literal, Positive, Via
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from bitnet_tuning.machine.host import Host
-
 
 QUICK, FULL = "quick", "full"
 
@@ -220,7 +217,6 @@ def _parts(whole: int, pieces: int) -> set[int]:
 
 def _threads(count: int, default: Setting, choices: Choices) -> Change:
     """Return a change to ``count`` threads of the objective's phases."""
-    plural = "thread" if count == 1 else "threads"
     fields: dict[str, object] = {}
     if TG in choices.options.objective.phases:
         fields["threads"] = count
@@ -232,7 +228,7 @@ def _threads(count: int, default: Setting, choices: Choices) -> Change:
     # A plan binds only a team that fills its cores, and a profile runs as it was measured.
     unset = tuple(BINDING) if _is_bound(default) and count < cores else ()
     what = " for prompts" if choices.options.objective.name == PP else ""
-    return Change(f"{count} {plural}{what}", tuple(fields.items()), unset_env=unset)
+    return Change(f"{counted(count, 'thread')}{what}", tuple(fields.items()), unset_env=unset)
 
 
 def _is_bound(setting: Setting) -> bool:
@@ -258,17 +254,11 @@ def _memory(choices: Choices, default: Setting) -> Iterator[Change]:
         yield Change("no mmap", (("mmap", False),))
         if no_huge(choices.facts.huge, choices.facts.environ) is None:
             yield Change("huge pages", (("mmap", False),), tuple(HUGE_PAGES.items()))
-    if choices.is_full and not default.mlock and _may_lock(choices):
-        yield Change("locked", (("mlock", True),))
-
-
-def _may_lock(choices: Choices) -> bool:
-    """Return whether engine and llama-bench may lock the model; older llama-benches cannot."""
-    if not choices.obeys("mlock"):
-        return False
-    need = need_of(choices.facts.model, choices.n_prompt, None)
-    available = choices.host.memory.available
-    return no_lock(choices.facts.engine.flags, need, available, choices.facts.privileges) is None
+    # Older llama-benches cannot lock it.
+    if choices.is_full and not default.mlock and choices.obeys("mlock"):
+        need = need_of(choices.facts.model, choices.n_prompt, None)
+        if no_lock(choices.facts, False, need) is None:
+            yield Change("locked", (("mlock", True),))
 
 
 def _binding(choices: Choices, default: Setting) -> Iterator[Change]:

@@ -7,6 +7,7 @@ import json
 from bitnet_tuning.cli.arguments import Parser, add_root
 from bitnet_tuning.console import GIBIBYTE, aligned
 from bitnet_tuning.engine.instruction_sets import vector_flags
+from bitnet_tuning.machine import foreign
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import HostFacts, host_facts
 from bitnet_tuning.machine.root import format_list
@@ -24,9 +25,7 @@ def run(arguments: list[str]) -> int:
     host = with_windows_cores(read_host(options.root), options.root)
     if not host.isa and options.root == "/":
         # Only Linux lists them in a file. Elsewhere py-cpuinfo finds them, in over a second.
-        from bitnet_tuning.machine.foreign import cpuinfo_flags  # noqa: PLC0415
-
-        host = host._replace(isa=cpuinfo_flags())
+        host = host._replace(isa=foreign.cpuinfo_flags())
     facts = host_facts(host)
     print(json.dumps(to_json(facts), indent=2) if options.json else as_text(facts))
     return 0

@@ -18,6 +18,7 @@ from bitnet_tuning.errors import MissingError, UnsupportedError, UsageError
 from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.model import find, parts, slim
+from bitnet_tuning.model.download import get_model
 from bitnet_tuning.model.find import REPOSITORY
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.model.parts import MEASURED, SLIM, WIDE
@@ -202,8 +203,6 @@ def _flags(path: str, engine: str | None, state: State) -> str:
 
 
 def _get(options: argparse.Namespace, state: State) -> int:
-    from bitnet_tuning.model.download import get_model  # noqa: PLC0415 (few commands download)
-
     model = find.know(get_model(options.repo, options.file, engine_folders()), state)
     run = f'python3 run_inference.py{_flags(model.path, None, state)} -p "Your prompt here"'
     print(printable("\n".join([*_lines(model, state), "", "To run this file:", run])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from bitnet_tuning.console import counted
@@ -111,9 +112,9 @@ class Finding(NamedTuple):
     """``good``, ``warn``, ``bad`` or ``unknown``."""
     text: str
     """What was found, with the figures."""
-    advice: str | None
+    advice: str | None = None
     """What to do about it. Commands can be pasted; the doctor itself runs none of them."""
-    source: str
+    source: str = ""
     """What the check rests on: documentation, source code or a measurement."""
 
 
@@ -122,20 +123,8 @@ Check = tuple[str, Callable[[Case], Finding | None], str]
 where the check does not apply, and may raise TuningError, which becomes a bad finding."""
 
 
-def good(text: str) -> Finding:
-    return Finding("", GOOD, text, None, "")
-
-
-def warn(text: str, advice: str) -> Finding:
-    return Finding("", WARN, text, advice, "")
-
-
-def bad(text: str, advice: str) -> Finding:
-    return Finding("", BAD, text, advice, "")
-
-
-def unknown(text: str, advice: str | None = None) -> Finding:
-    return Finding("", UNKNOWN, text, advice, "")
+good, warn, bad, unknown = (partial(Finding, "", state) for state in (GOOD, WARN, BAD, UNKNOWN))
+"""Make a finding of a text and an advice; ``examine`` adds the check's name and source."""
 
 
 def warned(case: Case, kind: str) -> Finding | None:

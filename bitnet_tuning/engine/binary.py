@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable
+from glob import escape, glob
 
 from bitnet_tuning.engine.find import GOMP, LLVM, MSVC, NONE
 
@@ -49,15 +51,9 @@ def own_files(program: str, trace: Trace) -> tuple[str, ...]:
         # Lines are ``name => /path (0x…)`` or ``/path (0x…)``.
         linked = re.findall(r"(?:^\s*|=> )(/\S.*?) \(0x", trace(program), re.MULTILINE)
     found += [path for path in linked if re.search(_OWN_LIBRARY, os.path.basename(path))]
-    found += [os.path.join(beside, name) for name in _names(beside) if re.match(_OWN_LIBRARY, name)]
+    files = sorted(glob(f"{escape(beside)}/*"))
+    found += [path for path in files if re.match(_OWN_LIBRARY, os.path.basename(path))]
     return tuple(dict.fromkeys(os.path.realpath(path) for path in found))
-
-
-def _names(folder: str) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except OSError:
-        return []
 
 
 def openmp_runtime(files: Iterable[str]) -> str | None:
@@ -87,8 +83,6 @@ def knows_name(files: Iterable[str], name: str) -> bool | None:
 def contains(path: str, marks: Iterable[bytes]) -> bool:
     """Return whether the file holds any of the ``marks``; False if it cannot be read."""
     try:
-        import mmap  # noqa: PLC0415 (only to probe an engine)
-
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return any(data.find(mark) >= 0 for mark in marks)
     except (OSError, ValueError):

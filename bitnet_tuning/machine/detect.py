@@ -96,13 +96,10 @@ def _read_linux(root: Root) -> Host:
             hybrid is None
             and vendor == "GenuineIntel"
             and (wsl or "hypervisor" in flags)
-            and _is_intel_hybrid(brand or "")
+            and re.search(_HYBRID_BRANDS, brand or "")
+            and not re.search(_NOT_HYBRID, brand or "")
         ),
     )
-
-
-def _is_intel_hybrid(brand: str) -> bool:
-    return bool(re.search(_HYBRID_BRANDS, brand)) and not re.search(_NOT_HYBRID, brand)
 
 
 def _read_processor(root: Root) -> tuple[str | None, tuple[str, ...], str | None]:

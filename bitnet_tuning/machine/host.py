@@ -161,6 +161,8 @@ class NodeCpus(NamedTuple):
 class HostFacts(NamedTuple):
     """A host as ``python3 -m bitnet_tuning host --json`` prints it for other programs."""
 
+    # A field without a text is that of ``Host`` with the same name.
+
     logical_cpus: frozenset[int]
     """Ids of the CPUs that are online."""
     allowed_cpus: frozenset[int]
@@ -169,7 +171,6 @@ class HostFacts(NamedTuple):
     packages: int
     numa_nodes: tuple[NodeCpus, ...]
     hybrid: Hybrid | None
-    """The two kinds of cores; null if all cores are of one kind."""
     threads_per_core: int
     """Largest number of online CPUs that share a core."""
     cpu_quota: float | None
@@ -178,20 +179,15 @@ class HostFacts(NamedTuple):
     """Number of allowed cores (of allowed CPUs, if a hypervisor hides the cores), or the quota
     rounded to the nearest if that is less, but at least 1."""
     governor: str | None
-    """Governors of the allowed CPUs, separated by commas."""
     wsl: int | None
-    """Version of WSL, 1 or 2; null outside WSL."""
     memory_total: int | None
     """Bytes of memory, or the memory limit of the control groups."""
     memory_available: int | None
     """Bytes of memory that new programs can use without swapping."""
     isa: tuple[str, ...]
-    """Instruction sets, sorted by name."""
     vendor: str | None
     brand: str | None
-    """Name of the processor."""
     topology_known: bool
-    """False if the kernel does not tell which CPUs share a core."""
 
 
 def host_facts(host: Host) -> HostFacts:

@@ -66,7 +66,8 @@ def choose_model(
             return _slim_choice(know(path, state), "the default path", state)
     wrong: list[str] = []
     every = _i2_s_files(folders, state, wrong)
-    found = [each for each in every if not any(_belongs(each, other) for other in every)]
+    copies = {copy.path for model in every for copy in slim_copies(model, state)}
+    found = [model for model in every if model.path not in copies]
     if len(found) == 1:
         return _slim_choice(found[0], "the only i2_s file under models/", state)
     if found:
@@ -105,14 +106,6 @@ def is_older(copy: str, model: str) -> bool:
     return os.path.getmtime(copy) < os.path.getmtime(model)
 
 
-def _belongs(copy: ModelFile, model: ModelFile) -> bool:
-    """Return whether a file is a slim copy of a model by its place, its name and its header."""
-    (stem, end), (other, other_end) = os.path.splitext(copy.path), os.path.splitext(model.path)
-    before = _unmarked(stem)
-    is_named = before != stem and (before, end) == (_unmarked(other), other_end)
-    return is_named and parts.is_copy(copy, model)
-
-
 def slim_path(path: str, kind: str) -> str:
     """Return the path of a model's copy whose embedding has the type named ``kind``; ``path`` may
     be that of another copy."""
@@ -133,25 +126,18 @@ def slim_copies(
     """Return a model's copies with a smaller embedding that lie beside it, the best one to run
     first: those in GENTLE types come before others, and smaller ones before larger. Append to
     ``wrong`` why files with a name of such a copy cannot be used."""
-    folder = os.path.dirname(model.path)
-    stem, end = os.path.splitext(os.path.basename(model.path))
-    try:
-        names = sorted(os.listdir(folder or "."))
-    except OSError:
-        return ()
     copies = []
-    for each in names:
-        before, path = os.path.splitext(each), os.path.join(folder, each)
-        if before[1] != end or _unmarked(before[0]) != _unmarked(stem) or before[0] == stem:
+    for path in (slim_path(model.path, kind) for kind in NUMBERS):
+        if path == model.path or not os.path.lexists(path):
             continue
         try:
             if not os.access(path, os.R_OK):  # its header may be stored all the same
                 raise MissingError(f"{path} may not be read")
             copies.append(know(path, state))
         except TuningError as error:
-            if wrong is not None and before[0] != _unmarked(stem):
+            if wrong is not None:
                 wrong.append(error.cause)
-    return tuple(sorted((each for each in copies if _belongs(each, model)), key=_rank))
+    return tuple(sorted((each for each in copies if parts.is_copy(each, model)), key=_rank))
 
 
 def _rank(copy: ModelFile) -> tuple[bool, int]:
@@ -170,7 +156,7 @@ def original_of(model: ModelFile, state: State) -> ModelFile | None:
         original = know(before + end, state)
     except TuningError:
         return None
-    return original if _belongs(model, original) else None
+    return original if parts.is_copy(model, original) else None
 
 
 def file_beside(model: ModelFile, state: State) -> ModelFile | None:

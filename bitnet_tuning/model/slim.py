@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from shutil import disk_usage
+from typing import BinaryIO
 
 from bitnet_tuning.console import GIBIBYTE, Progress, clock, size_text
 from bitnet_tuning.errors import MissingError, UnsupportedError, UsageError
@@ -19,10 +20,6 @@ from bitnet_tuning.model.gguf import read_metadata, read_tensors
 from bitnet_tuning.model.parts import MATRIX, TOKENS, fits, slim_advice, slim_type
 from bitnet_tuning.model.types import EMBEDDING, OUTPUT, TERNARY, ModelFile, Part, TensorInfo
 from bitnet_tuning.store.state import hold_named
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import BinaryIO
 
 PERPLEXITY = {
     "f16": 17.1090,

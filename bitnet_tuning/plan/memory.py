@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 
 from bitnet_tuning.console import counted, size_text
 from bitnet_tuning.errors import UsageError
-from bitnet_tuning.machine.detect import Privileges
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.memory import HugePages
 from bitnet_tuning.model.types import ModelFile
@@ -217,11 +216,10 @@ def estimate(prompt_bytes: int) -> int:
 
 def choose_loading(plan: Plan, request: Request, facts: Facts, need: Need) -> Plan:
     """Return the plan with the way the model is loaded; warn about what is impossible."""
-    flags, available = facts.engine.flags_for(request.chat), facts.host.memory.available
     wanted, setting = request.memory, plan.setting
     warnings: list[str] = []
     if wanted in (COPIED, HUGE):
-        refused = _no_copy(flags, need, available)
+        refused = _no_copy(facts, request.chat, need)
         if refused is None and wanted == HUGE:
             refused = no_huge(facts.huge, facts.environ)
         if refused:
@@ -229,11 +227,12 @@ def choose_loading(plan: Plan, request: Request, facts: Facts, need: Need) -> Pl
         else:
             setting = setting._replace(mmap=False).with_env(HUGE_PAGES if wanted == HUGE else {})
     if wanted == LOCKED or (request.performance and wanted != MAPPED):
-        refused = no_lock(flags, need, available, facts.privileges)
+        refused = no_lock(facts, request.chat, need)
         if refused:
             warnings.append(refused)
         setting = setting._replace(mlock=refused is None)
-    return plan.updated(setting, {"memory": loading_reason(setting, need, available)}, warnings)
+    reason = loading_reason(setting, need, facts.host.memory.available)
+    return plan.updated(setting, {"memory": reason}, warnings)
 
 
 def loading_reason(setting: Setting, need: Need, available: int | None) -> str:
@@ -248,9 +247,10 @@ def loading_reason(setting: Setting, need: Need, available: int | None) -> str:
     return f"{how}{locked}; {sum_text(need, available)}"
 
 
-def _no_copy(flags: frozenset[str], need: Need, available: int | None) -> str | None:
+def _no_copy(facts: Facts, chat: bool, need: Need) -> str | None:
     """Return why the model must not be copied into memory, or None if it may be."""
-    if not obeys("mmap", flags):
+    available = facts.host.memory.available
+    if not obeys("mmap", facts.engine.flags_for(chat)):
         return "the model is mapped, not copied: this engine cannot load it without mmap"
     if not fits(need, available, RESIDENT_SHARE):
         return f"the model is mapped, not copied: too little memory ({sum_text(need, available)})"
@@ -274,13 +274,11 @@ def no_huge(huge: HugePages | None, environ: Mapping[str, str]) -> str | None:
     return None
 
 
-def no_lock(
-    flags: frozenset[str], need: Need, available: int | None, privileges: Privileges | None
-) -> str | None:
+def no_lock(facts: Facts, chat: bool, need: Need) -> str | None:
     """Return why the model must not be locked in memory, or None if it may be."""
-    limit = privileges.lockable if privileges else 0
-    unlocked = "the model is not locked in memory"
-    if not obeys("mlock", flags):
+    limit = facts.privileges.lockable if facts.privileges else 0
+    unlocked, available = "the model is not locked in memory", facts.host.memory.available
+    if not obeys("mlock", facts.engine.flags_for(chat)):
         return f"{unlocked}: this engine cannot do that"
     if not fits(need, available, RESIDENT_SHARE):
         return f"{unlocked}: too little memory ({sum_text(need, available)})"

@@ -48,13 +48,15 @@ def _tuned(plan: Plan, found: Setting, why: str, request: Request, facts: Facts)
     if too_short:
         obeyed = obeyed._replace(mmap=None)
     room = memory.has_room(facts.host, facts.model) or obeyed.mmap is not False
+    need = memory.need_of(facts.model, request.ctx_size, request.ubatch)
+    no_lock = memory.no_lock(facts, request.chat, need)
     wanted = obeyed._replace(
         env=_environment(ours, found, request, facts, copied=obeyed.mmap is False and room),
         cpus=None if openmp.user_binding(facts.environ) else found.cpus,
         # The plan has a smaller micro-batch if the prompt fits in it, or memory needs it.
         ubatch=request.ubatch or ours.ubatch or found.ubatch,
         mmap=ours.mmap if is_asked else obeyed.mmap if room else None,
-        mlock=ours.mlock or (found.mlock and not is_asked and _may_lock(request, facts)),
+        mlock=ours.mlock or (found.mlock and not is_asked and not no_lock),
         nice=ours.nice,
     )
     if request.performance:
@@ -73,12 +75,6 @@ def _tuned(plan: Plan, found: Setting, why: str, request: Request, facts: Facts)
         reasons["mmap"] = too_short
     warning = "too little memory to copy the model, as in the measured profile: it is mapped"
     return plan.updated(wanted, reasons, () if room else (warning,))
-
-
-def _may_lock(request: Request, facts: Facts) -> bool:
-    need = memory.need_of(facts.model, request.ctx_size, request.ubatch)
-    flags = facts.engine.flags_for(request.chat)
-    return memory.no_lock(flags, need, facts.host.memory.available, facts.privileges) is None
 
 
 def _is_partial(wanted: Setting, found: Setting) -> bool:
