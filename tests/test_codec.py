@@ -23,9 +23,9 @@ from bitnet_tuning.store.codec import (
     Text,
     Via,
     from_json,
-    schema_of,
     to_json,
 )
+from tools.results_schema import schema_of
 
 
 class Point(NamedTuple):

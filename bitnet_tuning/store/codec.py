@@ -1,4 +1,5 @@
-"""Convert records to JSON and back as their annotations say, and make JSON schemas of them.
+"""Convert records to JSON and back as their annotations say; tools/results_schema.py makes a JSON
+schema of the same forms.
 
 A record is a ``NamedTuple`` of this package. The annotation of a field is one of these:
 
@@ -99,25 +100,13 @@ def from_json(kind: type[T], value: object) -> T:
     return record
 
 
-def schema_of(kind: type) -> dict[str, Any]:
-    """Return the JSON schema (draft 2020-12) of what ``to_json`` returns for such records."""
-    known: dict[str, Any] = {}
-    form_of(kind).schema(known)
-    whole: dict[str, Any] = known.pop(kind.__name__)
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **whole,
-        "$defs": dict(sorted(known.items())),
-    }
-
-
 @cache
 def form_of(kind: Any) -> Form:
     """Return the form for an annotation, which is an object and not its source text."""
     if kind in _WORDS:
-        return (_Float if kind is float else _Scalar)(kind)
+        return (Float if kind is float else Scalar)(kind)
     if isinstance(kind, UnionType):  # every union here is "X | None"
-        return _OrNull(form_of(kind.__args__[0]))
+        return OrNull(form_of(kind.__args__[0]))
     if hasattr(kind, "_fields"):
         return Record(kind)
     if hasattr(kind, "parts"):
@@ -131,21 +120,21 @@ def form_of(kind: Any) -> Form:
 
 def _special(kind: Any, *parts: Any) -> Form:
     if isinstance(kind, Literal):  # type: ignore[arg-type]
-        return _Limited(form_of(str), {"enum": list(parts)})
+        return Limited(form_of(str), {"enum": list(parts)})
     if not isinstance(kind, Annotated):  # type: ignore[arg-type]
-        return _OrNull(form_of(parts[0]))
+        return OrNull(form_of(parts[0]))
     base, note = parts
     if isinstance(note, Form):
         return note
-    return form_of(base) if note is LATER else _Limited(form_of(base), note)
+    return form_of(base) if note is LATER else Limited(form_of(base), note)
 
 
 def _container(origin: Any, inner: tuple[Any, ...]) -> Form:
     if origin is frozenset or (origin is tuple and inner[-1] is ...):
-        return _List(origin, form_of(inner[0]))
+        return ListForm(origin, form_of(inner[0]))
     if origin is tuple:
-        return _Row([form_of(each) for each in inner])
-    return _Object(form_of(inner[0]), form_of(inner[1]))
+        return RowForm([form_of(each) for each in inner])
+    return ObjectForm(form_of(inner[0]), form_of(inner[1]))
 
 
 class Form:
@@ -159,37 +148,24 @@ class Form:
         """Return the value as JSON."""
         return value
 
-    def schema(self, known: dict[str, Any]) -> dict[str, Any]:
-        """Return the JSON schema, and add the schemas of records to ``known`` by their names."""
-        return {}
+
+_WORDS = {str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
 
 
-_WORDS = {
-    str: ("a string", "string"),
-    bool: ("true or false", "boolean"),
-    int: ("a whole number", "integer"),
-    float: ("a number", "number"),
-}
-
-
-class _Scalar(Form):
+class Scalar(Form):
     def __init__(self, kind: type) -> None:
         self.kind = kind
-        self.words, self.type = _WORDS[kind]
 
     def read(self, value: Any) -> Any:
         if type(value) is not self.kind:
-            raise DamagedError(f"{_shown(value)} is not {self.words}")
+            raise DamagedError(f"{_shown(value)} is not {_WORDS[self.kind]}")
         return value
-
-    def schema(self, known: dict[str, Any]) -> dict[str, Any]:
-        return {"type": self.type}
 
 
 _LARGEST = sys.float_info.max
 
 
-class _Float(_Scalar):
+class Float(Scalar):
     def read(self, value: Any) -> Any:
         if type(value) not in (int, float):
             raise DamagedError(f"{_shown(value)} is not a number")
@@ -198,7 +174,7 @@ class _Float(_Scalar):
         return float(value)
 
 
-class _OrNull(Form):
+class OrNull(Form):
     def __init__(self, form: Form) -> None:
         self.form = form
 
@@ -207,12 +183,6 @@ class _OrNull(Form):
 
     def write(self, value: Any) -> Any:
         return None if value is None else self.form.write(value)
-
-    def schema(self, known: dict[str, Any]) -> dict[str, Any]:
-        inner = self.form.schema(known)
-        if "type" not in inner or "enum" in inner:
-            return {"anyOf": [inner, {"type": "null"}]}
-        return {**inner, "type": [inner["type"], "null"]}
 
 
 _LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
@@ -226,7 +196,7 @@ _LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
 }
 
 
-class _Limited(Form):
+class Limited(Form):
     """A value within limits, which are named like the keywords of JSON schema."""
 
     def __init__(self, form: Form, limits: Mapping[str, Any]) -> None:
@@ -241,9 +211,6 @@ class _Limited(Form):
                 said = ", ".join(said) if isinstance(said, list) else said
                 raise DamagedError(f"{_shown(value)} is {_LIMITS[name][1]} {said}")
         return made
-
-    def schema(self, known: dict[str, Any]) -> dict[str, Any]:
-        return {**self.form.schema(known), **self.limits}
 
 
 class Via(Form):
@@ -266,9 +233,6 @@ class Via(Form):
     def write(self, value: Any) -> Any:
         return self.form.write(self.stored(value))
 
-    def schema(self, known: dict[str, Any]) -> dict[str, Any]:
-        return self.form.schema(known)
-
 
 def _within(form: Form, value: Any, step: str | int) -> Any:
     try:
@@ -277,14 +241,14 @@ def _within(form: Form, value: Any, step: str | int) -> Any:
         raise error.within(step) from error
 
 
-class _List(Form):
+class ListForm(Form):
     def __init__(self, kind: type, item: Form) -> None:
         self.kind, self.item = kind, item
 
     def read(self, value: Any) -> Any:
         if not isinstance(value, list):
             raise DamagedError(f"{_shown(value)} is not a list")
-        if type(self.item) is _Scalar and all(type(part) is self.item.kind for part in value):
+        if type(self.item) is Scalar and all(type(part) is self.item.kind for part in value):
             return self.kind(value)
         return self.kind(_within(self.item, part, at) for at, part in enumerate(value))
 
@@ -292,11 +256,8 @@ class _List(Form):
         parts = sorted(value) if self.kind is frozenset else value
         return [self.item.write(part) for part in parts]
 
-    def schema(self, known: dict[str, Any]) -> dict[str, Any]:
-        return {"type": "array", "items": self.item.schema(known)}
 
-
-class _Row(Form):
+class RowForm(Form):
     def __init__(self, items: list[Form]) -> None:
         self.items = items
 
@@ -309,12 +270,8 @@ class _Row(Form):
     def write(self, value: Any) -> Any:
         return [item.write(part) for item, part in zip(self.items, value, strict=True)]
 
-    def schema(self, known: dict[str, Any]) -> dict[str, Any]:
-        count, items = len(self.items), [item.schema(known) for item in self.items]
-        return {"type": "array", "prefixItems": items, "minItems": count, "maxItems": count}
 
-
-class _Object(Form):
+class ObjectForm(Form):
     def __init__(self, key: Form, item: Form) -> None:
         self.key, self.item = key, item
 
@@ -324,11 +281,6 @@ class _Object(Form):
 
     def write(self, value: Any) -> Any:
         return {key: self.item.write(part) for key, part in value.items()}
-
-    def schema(self, known: dict[str, Any]) -> dict[str, Any]:
-        keys = self.key.schema(known)
-        names = {"propertyNames": keys} if keys != {"type": "string"} else {}
-        return {"type": "object", **names, "additionalProperties": self.item.schema(known)}
 
 
 def _need_object(value: Any) -> None:
@@ -392,29 +344,6 @@ class Record(Form):
             for field, part in fields.items()
         }
 
-    def schema(self, known: dict[str, Any]) -> dict[str, Any]:
-        name = self.kind.__name__ + "".join(f" with {text}" for text in self.texts)
-        if name not in known:
-            known[name] = {}  # ends the recursion of a record that contains itself
-            properties = self.properties(known)
-            optional = {self.names.get(field, field) for field in self.later}
-            known[name] = {
-                "description": " ".join((self.kind.__doc__ or "").split()),
-                "type": "object",
-                "properties": properties,
-                "required": [each for each in properties if each not in optional],
-                "additionalProperties": False,
-            }
-        return {"$ref": f"#/$defs/{name.replace(' ', '%20')}"}
-
-    def properties(self, known: dict[str, Any]) -> dict[str, Any]:
-        """Return the schema of each field by its name in JSON."""
-        fields = {self.names.get(field, field): form for field, form in self.forms.items()}
-        return {
-            **{name: form.schema(known) for name, form in fields.items()},
-            **{name: {"type": "string"} for name in self.texts},
-        }
-
 
 class Some(Record):
     """Any fields of a record, as pairs of name and value; an object in JSON."""
@@ -424,10 +353,6 @@ class Some(Record):
 
     def write(self, value: Any) -> Any:
         return self.write_fields(dict(value))
-
-    def schema(self, known: dict[str, Any]) -> dict[str, Any]:
-        properties = self.properties(known)
-        return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
 Count = Annotated[int, {"minimum": 0, "maximum": (1 << 64) - 1}]
