@@ -38,8 +38,13 @@ def prepare(request: Request, root: str = "/") -> tuple[Facts, Plan]:
     state, system = State(default_folder(os.environ)), Root(root)
     facts = read_facts(request, state, root)
     plan = make_plan(request, facts)
-    if system.live and not _ignores_load():
-        facts = _with_neighbours(facts, plan, system)
+    # Other programs matter if their tasks and the plan's threads are too many for all cores.
+    cores, threads = facts.host.cores_in(None), plan.setting.threads
+    may_wait = system.live and cores > 1 and not _ignores_load()
+    if may_wait and threads + count_running(system) > cores:
+        from bitnet_tuning.machine.load import watch  # noqa: PLC0415 (on a busy machine)
+
+        facts = facts._replace(neighbours=watch(facts.host, system))
         plan = make_plan(request, facts) if facts.neighbours else plan
     if facts.engine.embedded and EMBEDDED not in (request.engine, os.environ.get("BITNET_ENGINE")):
         say("no compiled engine found: using the embedded one")
@@ -63,17 +68,6 @@ def slow_drive(path: str, root: Root, wsl: bool = False) -> str | None:
 
 def _ignores_load() -> bool:
     return os.environ.get("BITNET_IGNORE_LOAD", "0") not in ("", "0")
-
-
-def _with_neighbours(facts: Facts, plan: Plan, root: Root) -> Facts:
-    """Return the facts with what other programs take, if the plan's threads and the tasks that run
-    beside them are too many for all cores."""
-    cores = facts.host.cores_in(None)
-    if cores == 1 or plan.setting.threads + count_running(root) <= cores:
-        return facts
-    from bitnet_tuning.machine.load import watch  # noqa: PLC0415 (on a busy machine)
-
-    return facts._replace(neighbours=watch(facts.host, root))
 
 
 def read_facts(request: Request, state: State, root: str = "/") -> Facts:
@@ -110,7 +104,10 @@ def read_facts(request: Request, state: State, root: str = "/") -> Facts:
         given = setting or asked_threads(request.threads, os.environ)
         may_try = not (given or _ignores_load())
         facts = facts._replace(host=crowded_host(host, engine, state, may_try))
-    return _with_nodes(facts, root)
+    if len(host.nodes) > 1:
+        cached = cached_nodes(Root(root), facts.model.path)
+        facts = facts._replace(numactl=_numactl_acts(facts), cached=cached)
+    return facts
 
 
 def crowded_host(
@@ -146,13 +143,6 @@ def _try_threads(host: Host, engine: Engine) -> Crowding:
 def with_all_means(facts: Facts) -> Facts:
     """Return the facts that a tuning needs, which may try any knob."""
     return facts._replace(privileges=read_privileges(), huge=read_huge_pages(Root()))
-
-
-def _with_nodes(facts: Facts, root: str) -> Facts:
-    if len(facts.host.nodes) < 2:
-        return facts
-    cached = cached_nodes(Root(root), facts.model.path)
-    return facts._replace(numactl=_numactl_acts(facts), cached=cached)
 
 
 def _numactl_acts(facts: Facts) -> bool:

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
 
 
 def _dispatch(argv: list[str]) -> None:
-    from bitnet_tuning.embedded.binding import version_line  # noqa: PLC0415 (needs the path above)
+    from bitnet_tuning.embedded.engine import version_line  # noqa: PLC0415 (needs the path above)
     from bitnet_tuning.embedded.flags import render  # noqa: PLC0415
 
     named = argv[:1] in (["cli"], ["bench"], ["server"])

@@ -9,8 +9,7 @@ from typing import Any
 
 from bitnet_tuning.console import tell
 from bitnet_tuning.embedded import flags
-from bitnet_tuning.embedded.binding import set_host, set_known
-from bitnet_tuning.embedded.engine import EmbeddedEngine
+from bitnet_tuning.embedded.engine import EmbeddedEngine, set_host, set_known
 from bitnet_tuning.embedded.flags import LOAD_FLAGS, CliFlag, LoadOptions, LookAlike
 
 KEY_VARIABLE = "LLAMA_API_KEY"

@@ -127,19 +127,13 @@ def parse_list(text: str) -> frozenset[int]:
     """Return the ids in a CPU list: ``"0-3,8"`` -> {0, 1, 2, 3, 8}; an empty text is an empty
     set. Raise ValueError if the text is not a CPU list."""
     cpus: set[int] = set()
-    for part in text.strip().split(","):
-        if part.strip():
-            cpus.update(_parse_range(part.strip()))
+    for part in filter(None, map(str.strip, text.split(","))):
+        first, dash, last = part.partition("-")
+        low, high = int(first), int(last if dash else first)
+        if not 0 <= low <= high < MAX_CPU:
+            raise ValueError(f"not a CPU range: {part!r}")
+        cpus.update(range(low, high + 1))
     return frozenset(cpus)
-
-
-def _parse_range(part: str) -> range:
-    first, dash, last = part.partition("-")
-    low = int(first)
-    high = int(last) if dash else low
-    if not 0 <= low <= high < MAX_CPU:
-        raise ValueError(f"not a CPU range: {part!r}")
-    return range(low, high + 1)
 
 
 def parse_mask(text: str) -> frozenset[int]:

@@ -12,7 +12,7 @@ from bitnet_tuning.console import counted, size_text
 from bitnet_tuning.engine.find import NONE
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.root import format_list
-from bitnet_tuning.machine.topology import Core, Node
+from bitnet_tuning.machine.topology import Node
 from bitnet_tuning.plan.command import obeys, read_by_engine
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.memory import Need
@@ -52,7 +52,7 @@ def choose_placement(plan: Plan, request: Request, facts: Facts, need: Need) -> 
     together = max(setting.threads, setting.threads_batch if is_asked else 1)
     flags = facts.engine.flags_for(request.chat)
     if facts.model.size <= ONE_NODE and not is_asked:
-        together = min(together, max(len(cores_on(host, node)) for node in nodes))
+        together = min(together, max(host.cores_in(node.cpus & host.allowed) for node in nodes))
     node = _node_for(facts, together, need, nodes)
     if node is not None:
         return _on_one(plan, facts, node, flags)
@@ -72,10 +72,6 @@ def usable_nodes(host: Host) -> tuple[Node, ...]:
     )
 
 
-def cores_on(host: Host, node: Node) -> list[Core]:
-    return [core for core in host.allowed_cores if core.cpus & node.cpus]
-
-
 def _node_for(facts: Facts, count: int, need: Need, nodes: tuple[Node, ...]) -> Node | None:
     """Return a node with enough cores for ``count`` threads and enough memory, or None. Prefer the
     one with most of the model in its page cache, then the one with most free memory."""
@@ -87,7 +83,7 @@ def _node_for(facts: Facts, count: int, need: Need, nodes: tuple[Node, ...]) -> 
         there = _share(cached, node.id) >= _MOSTLY
         rest = need.cache + need.buffers
         room = room or (there and rest <= NODE_SHARE * (node.free or 0))
-        return room and count <= len(cores_on(facts.host, node))
+        return room and count <= facts.host.cores_in(node.cpus & facts.host.allowed)
 
     def rank(node: Node) -> tuple[float, int, int]:
         return _share(cached, node.id), node.free or 0, -node.id
@@ -105,7 +101,7 @@ _NO_NUMACTL = "numactl is not installed or not permitted"
 
 def _on_one(plan: Plan, facts: Facts, node: Node, flags: frozenset[str]) -> Plan:
     host, setting = facts.host, plan.setting
-    cores = len(cores_on(host, node))
+    cores = host.cores_in(node.cpus & host.allowed)
     why = f"threads and memory fit on NUMA node {node.id} ({cores} cores, {_free(node)})"
     setting = setting._replace(cpus=node.cpus & host.allowed)
     if facts.numactl:
@@ -136,7 +132,7 @@ def _on_all(plan: Plan, facts: Facts, need: Need, flags: frozenset[str], is_aske
     ``is_asked`` says that the user set the threads for prompts."""
     nodes = usable_nodes(facts.host)
     host, setting = facts.host, plan.setting
-    largest = max(len(cores_on(host, node)) for node in nodes)
+    largest = max(host.cores_in(node.cpus & host.allowed) for node in nodes)
     ids = frozenset(node.id for node in nodes)
     reasons = {}
     why = (
@@ -151,13 +147,11 @@ def _on_all(plan: Plan, facts: Facts, need: Need, flags: frozenset[str], is_aske
         no_cpus = "--numa would use nodes without CPUs, or CPUs that this process may not use"
         why += f"; {no_cpus if has_flag else 'the engine has no --numa'}"
         if facts.numactl:
-            setting = setting._replace(
-                interleave=ids,
-                numa=NUMACTL if has_flag else None,
-                cpus=frozenset().union(*(node.cpus for node in nodes)) & host.allowed,
-            )
+            cpus = frozenset().union(*(node.cpus for node in nodes)) & host.allowed
+            numa = NUMACTL if has_flag else None
+            setting = setting._replace(interleave=ids, numa=numa, cpus=cpus)
             reasons["cpus"] = f"bound to NUMA nodes {format_list(ids)}"
-            cores = sum(len(cores_on(host, node)) for node in nodes)
+            cores = host.cores_in(cpus)
             if cores < setting.threads_batch and not is_asked:
                 setting = setting._replace(threads_batch=cores)
                 reasons["threads_batch"] = f"{cores}: all usable cores of these nodes"
