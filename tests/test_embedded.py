@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 
 from bitnet_tuning import demo
-from bitnet_tuning.embedded import bench, cli, engine, flags, server
+from bitnet_tuning.embedded import bench, cli, engine, server
 from bitnet_tuning.embedded.__main__ import main
 from bitnet_tuning.embedded.engine import PhaseTimes
 from bitnet_tuning.errors import TuningError
+from bitnet_tuning.machine.detect import read_host
 
 SCRIPT = Path(engine.__file__).with_name("__main__.py")
 MODEL = Path(demo.TQ2_0)
@@ -56,8 +57,8 @@ def test_flags_take_the_next_argument_whatever_it_looks_like() -> None:
 
 
 def test_threads_default_to_the_allowed_cpus() -> None:
-    assert cli.PROGRAM.parse([]).threads == flags.allowed_cpus() >= 1
-    assert cli.PROGRAM.parse(["-t", "-1"]).threads == flags.allowed_cpus()
+    assert cli.PROGRAM.parse([]).threads == len(read_host().allowed)
+    assert cli.PROGRAM.parse(["-t", "-1"]).threads == len(read_host().allowed)
 
 
 def test_switches() -> None:

@@ -62,19 +62,16 @@ def _parser() -> Parser:
     name = "file in REPO (default: its only .gguf file, or its only i2_s file)"
     getting.add_argument("file", metavar="FILE", nargs="?", help=name)
     what = "Write a copy of a model with a smaller embedding beside it, and check the copy."
-    _add_slim(command("slim", _slim, what))
-    return parser
-
-
-def _add_slim(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+    slimming = command("slim", _slim, what)
+    add_engine(slimming)
+    add = slimming.add_argument
     add("file", metavar="FILE", nargs="?", type=expanded, help=_FILE)
     what = f"type of the embedding: {', '.join(slim.PERPLEXITY)} (default: q6_k where it fits)"
     add("--embedding", type=str.lower, choices=slim.PERPLEXITY, metavar="TYPE", help=what)
     what = "file to write, or its folder (default: beside FILE, where runs find it)"
     add("-o", "--output", type=expanded, metavar="OUT", help=what)
-    add_engine(parser)
     add("--yes", action="store_true", help="accept a type that loses more than q6_k")
+    return parser
 
 
 def _slim(options: argparse.Namespace, state: State) -> int:

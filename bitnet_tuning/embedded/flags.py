@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bitnet_tuning.errors import TuningError
+from bitnet_tuning.machine.detect import read_mask
+from bitnet_tuning.machine.root import Root
 
 
 class CliFlag(NamedTuple):
@@ -147,16 +149,9 @@ class LoadOptions:
     def __post_init__(self) -> None:
         """Replace thread counts below 1 by a default, as llama.cpp does."""
         if self.threads < 1:
-            self.threads = allowed_cpus()
+            self.threads = len(read_mask(Root())) or os.cpu_count() or 1
         if self.threads_batch < 1:
             self.threads_batch = self.threads
-
-
-def allowed_cpus() -> int:
-    """Return the number of logical CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class LookAlike(NamedTuple):

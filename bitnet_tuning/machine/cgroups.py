@@ -143,18 +143,17 @@ def _quotas(root: Root, groups: Cgroups) -> list[tuple[float, str]]:
     """Return each CPU quota that applies, in CPUs, with the folder of its group."""
     # Version 2 has "QUOTA PERIOD" or "max PERIOD" in one file, version 1 a file for each and -1
     # for no quota; all are in microseconds.
-    found = []
-    for level in groups.unified:
-        words = (root.read(f"{level}/cpu.max") or "").split()
-        found.append((words[0] if words else "", words[1] if len(words) > 1 else None, level))
+    texts = [(root.read(f"{level}/cpu.max"), level) for level in groups.unified]
     for level in groups.cpu:
-        quota = root.read(f"{level}/cpu.cfs_quota_us") or ""
-        found.append((quota, root.read(f"{level}/cpu.cfs_period_us"), level))
-    numbers = [
-        (as_integer(quota) or 0, _PERIOD if period is None else as_integer(period) or 0, level)
-        for quota, period, level in found
-    ]
-    return [(quota / period, level) for quota, period, level in numbers if min(quota, period) > 0]
+        quota, period = (root.read(f"{level}/cpu.cfs_{name}_us") for name in ("quota", "period"))
+        texts.append((f"{quota or 0} {period or ''}", level))
+    found = []
+    for text, level in texts:
+        numbers = [as_integer(word) or 0 for word in (text or "0").split()]
+        limit, span = (*numbers, _PERIOD)[:2]
+        if min(limit, span) > 0:
+            found.append((limit / span, level))
+    return found
 
 
 def read_memory_limits(root: Root, groups: Cgroups) -> list[tuple[int, int]]:

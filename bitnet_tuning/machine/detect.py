@@ -111,15 +111,12 @@ def _read_processor(root: Root) -> tuple[str | None, tuple[str, ...], str | None
     line = next((key for key in _FLAG_KEYS if key in stated), "")
     flags = stated.get(line, "")
     flags = flags.replace("_", " ") if line == "isa" else flags
-    return stated.get("vendor_id"), tuple(sorted(set(flags.split()))), _brand(stated)
-
-
-def _brand(stated: dict[str, str]) -> str | None:
     named = next((stated[key] for key in _BRAND_KEYS if key in stated), None)
     # 64-bit ARM shows only the numbers that identify the processor.
     if named is None and "cpu part" in stated:
-        return f"ARM implementer {stated.get('cpu implementer', '?')}, part {stated['cpu part']}"
-    return named and " ".join(named.split())
+        named = f"ARM implementer {stated.get('cpu implementer', '?')}, part {stated['cpu part']}"
+    brand = named and " ".join(named.split())
+    return stated.get("vendor_id"), tuple(sorted(set(flags.split()))), brand
 
 
 def read_wsl(root: Root) -> int | None:

@@ -118,27 +118,21 @@ def _variables(root: Root, folder: str) -> dict[str, str] | None:
 
 
 def _thread(root: Root, folder: str, name: int) -> Thread | None:
+    """Return a thread, or None if it is gone."""
     _, words = read_stat(root, folder)
-    times = _times(root, folder, words)
-    if times is None:
-        return None
-    niceness = as_integer(words[_NICENESS]) if len(words) > _NICENESS else None
-    cpus = root.fields(f"{folder}/status").get("Cpus_allowed_list")
-    return Thread(name, *times, parse_or_none(parse_list, cpus), niceness)
-
-
-def _times(root: Root, folder: str, words: list[str]) -> tuple[float, float] | None:
-    """Return the seconds that a thread ran and waited for a CPU, or None if it is gone."""
     # schedstat has nanoseconds (scheduler/sched-stats.rst). It is missing or all zeros in kernels
     # without CONFIG_SCHED_INFO; stat has coarser ticks and no time of waiting.
     counted = (root.read(f"{folder}/schedstat") or "").split()
-    nanoseconds = [as_integer(word) or 0 for word in counted[:2]]
-    if any(nanoseconds):
-        return nanoseconds[0] / 1e9, sum(nanoseconds[1:]) / 1e9
-    if len(words) < _USER_TICKS + 2:
-        return None
-    system_too = words[_USER_TICKS : _USER_TICKS + 2]
-    return sum(as_integer(word) or 0 for word in system_too) / hertz(), 0.0
+    ran, waited = ([as_integer(word) or 0 for word in counted[:2]] + [0, 0])[:2]
+    seconds = (ran / 1e9, waited / 1e9)
+    if not ran and not waited:
+        if len(words) < _USER_TICKS + 2:
+            return None
+        ticks = words[_USER_TICKS : _USER_TICKS + 2]  # those of the system, too
+        seconds = (sum(as_integer(word) or 0 for word in ticks) / hertz(), 0.0)
+    niceness = as_integer(words[_NICENESS]) if len(words) > _NICENESS else None
+    cpus = root.fields(f"{folder}/status").get("Cpus_allowed_list")
+    return Thread(name, *seconds, parse_or_none(parse_list, cpus), niceness)
 
 
 def _huge(root: Root, folder: str, status: Mapping[str, int]) -> int | None:

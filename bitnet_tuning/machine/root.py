@@ -39,15 +39,18 @@ class Root:
     def read(self, name: str, limit: int = _ENOUGH) -> str | None:
         """Return the start of a file as text without white space and null bytes around it."""
         try:
-            handle = os.open(self._prefix + name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            handle = os.open(self._prefix + name, os.O_RDONLY)
         except (OSError, ValueError):
             return None
+        data = bytearray()
         try:
-            return _drain(handle, limit).decode("utf-8", "replace").strip(" \t\r\n\0")
+            while len(data) < limit and (more := os.read(handle, limit - len(data))):
+                data += more
         except OSError:
             return None
         finally:
             os.close(handle)
+        return data.decode("utf-8", "replace").strip(" \t\r\n\0")
 
     def pairs(self, name: str, limit: int = _ENOUGH) -> list[tuple[str, str]]:
         """Return the keys and values in the ``key: value`` lines of a file, in their order."""
@@ -108,15 +111,6 @@ def as_size(text: str | None) -> int | None:
     """
     found = re.fullmatch(_SIZE, (text or "").strip())
     return int(found[1]) * _FACTORS[found[2].upper()] if found else None
-
-
-def _drain(handle: int, limit: int) -> bytes:
-    chunks: list[bytes] = []
-    left = limit
-    while left > 0 and (chunk := os.read(handle, left)):
-        chunks.append(chunk)
-        left -= len(chunk)
-    return b"".join(chunks)
 
 
 MAX_CPU = 1 << 16

@@ -116,23 +116,14 @@ def _sibling_groups(root: Root, online: frozenset[int]) -> tuple[list[frozenset[
     for cpu in sorted(online):
         if cpu in grouped:
             continue
-        siblings = _siblings(root, cpu)
+        # Linux 5.3 introduced core_cpus as the new name of thread_siblings.
+        names = ("thread_siblings_list", "core_cpus_list", "thread_siblings", "core_cpus")
+        siblings = root.cpus(*(f"{CPU}/cpu{cpu}/topology/{name}" for name in names))
         complete &= siblings is not None
         group = frozenset(((siblings or frozenset()) & online) - grouped) | {cpu}
         groups.append(group)
         grouped |= group
     return groups, complete
-
-
-def _siblings(root: Root, cpu: int) -> frozenset[int] | None:
-    folder = f"{CPU}/cpu{cpu}/topology"
-    # Linux 5.3 introduced core_cpus as the new name of thread_siblings.
-    return root.cpus(
-        f"{folder}/thread_siblings_list",
-        f"{folder}/core_cpus_list",
-        f"{folder}/thread_siblings",
-        f"{folder}/core_cpus",
-    )
 
 
 def _package(root: Root, cpu: int) -> int:
