@@ -16,7 +16,6 @@ from bitnet_tuning.store.codec import (
     Annotated,
     Count,
     DamagedError,
-    Literal,
     Moment,
     Record,
     Some,
@@ -38,6 +37,7 @@ class Point(NamedTuple):
 Named = Annotated[
     Point, Record(Point, names={"count": "y"}, texts={"words": lambda p: f"at {p.x}"})
 ]
+Letter = Annotated[str, {"enum": ["a", "b"]}]
 Small = Annotated[int, {"minimum": 1, "maximum": 9}]
 Pairs = Annotated[
     tuple[tuple[str, int], ...],
@@ -51,11 +51,11 @@ class Whole(NamedTuple):
     text: str
     flag: bool
     number: float | None
-    kind: Literal["a", "b"]
+    kind: Letter
     parts: tuple[Point, ...]
     ids: frozenset[int]
     row: tuple[str, int]
-    table: Mapping[Literal["a", "b"], Count]
+    table: Mapping[Letter, Count]
     pairs: Pairs
     named: Named
     some: Annotated[tuple[tuple[str, object], ...], Some(Point)]

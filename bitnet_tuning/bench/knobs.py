@@ -32,7 +32,7 @@ from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import PP, TG, Objective
 from bitnet_tuning.plan.setting import MOST_THREADS_ENGINE, Change, Setting, Threads
 from bitnet_tuning.plan.setting import UPSTREAM as UPSTREAM_SETTING
-from bitnet_tuning.store.codec import LATER, Annotated, Literal, Positive, Via
+from bitnet_tuning.store.codec import LATER, Annotated, Positive, Via
 
 QUICK, FULL = "quick", "full"
 
@@ -90,7 +90,7 @@ class Assignment(NamedTuple):
     """The options of a tuning."""
 
     budget: Seconds
-    effort: Literal["quick", "normal", "full"]
+    effort: Annotated[str, {"enum": [QUICK, "normal", FULL]}]
     objective: Objective
     threads: tuple[Threads, ...] | None
     """The only thread counts to try; None for those that suit the machine."""

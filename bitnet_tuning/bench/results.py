@@ -31,7 +31,6 @@ from bitnet_tuning.store.codec import (
     Annotated,
     Count,
     DamagedError,
-    Literal,
     Moment,
     Record,
     from_json,
@@ -42,7 +41,7 @@ from bitnet_tuning.store.state import FileIdentity, identity, write_atomically
 SCHEMA = 1
 
 Commit = Annotated[str, {"pattern": "^([0-9a-f]{40}|[0-9a-f]{64})$"}]
-Generation = Literal["classic", "completion", "embedded"]
+Generation = Annotated[str, {"enum": ["classic", "completion", "embedded"]}]
 Worded = Annotated[Setting, Record(Setting, texts={"words": describe})]
 
 
@@ -121,7 +120,7 @@ class Results(NamedTuple):
 
     created: Moment
     updated: Moment
-    state: Literal["running", "interrupted", "finished"]
+    state: Annotated[str, {"enum": ["running", "interrupted", "finished"]}]
     program: Program
     options: Assignment
     host: HostFacts
@@ -277,7 +276,7 @@ def engine_facts(
 ) -> EngineFacts:
     """Return what results keep of an engine. ``bench`` or ``server`` begins the command line of
     the program that measures."""
-    generation: Generation = "completion" if engine.completion else "classic"
+    generation = "completion" if engine.completion else "classic"
     return EngineFacts(
         path=engine.path,
         version=engine.version,

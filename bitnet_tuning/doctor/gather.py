@@ -52,8 +52,11 @@ def gather(
         inside = path if path.startswith(f"{base}{os.sep}") else f"{base}{path}"
         found = attempt(lambda: know(inside if os.path.exists(inside) else path, state))
         case = case._replace(model=found, model_path=inside[len(base) :])
-    case = _with_profile(case, state)
-    ready = case.known_engine
+    ready, known = case.known_engine, case.known_model
+    if ready and known:
+        profile = load_profile(state, case.host, ready, known)
+        stale = None if profile else find_stale(state, case.host, ready, known)
+        case = case._replace(profile=profile, stale=stale)
     # This machine would run the trial and the self-test, which say nothing about a recorded one.
     if ready is None or not place.live:
         return case
@@ -114,15 +117,6 @@ def _with_model(case: Case, named: str | None, state: State) -> Case:
     path, copies = os.path.realpath(model.path), slim_copies(model, state)
     case = case._replace(model=model, model_path=path, slim_copies=copies)
     return case._replace(engine=with_architecture(engine, model.architecture)) if engine else case
-
-
-def _with_profile(case: Case, state: State) -> Case:
-    engine, model, host = case.known_engine, case.known_model, case.host
-    if engine is None or model is None:
-        return case
-    profile = load_profile(state, host, engine, model)
-    stale = None if profile else find_stale(state, host, engine, model)
-    return case._replace(profile=profile, stale=stale)
 
 
 def read_build(engine: Engine, environ: Mapping[str, str]) -> tuple[float | None, tuple[str, ...]]:

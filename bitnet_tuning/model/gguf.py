@@ -19,7 +19,7 @@ from bitnet_tuning.model.types import ModelFile, TensorInfo, TypeShare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     Metadata = dict[str, "Value | None"]
@@ -333,25 +333,15 @@ def _check_places(infos: tuple[TensorInfo, ...], size: int) -> None:
             raise _CorruptError(f"is damaged: tensor {info.name!r} begins in another one")
 
 
-_STATED = (
-    "context_length",
-    "block_count",
-    "embedding_length",
-    "vocab_size",
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.key_length",
-    "attention.value_length",
-)
-"""Keys of the numbers that are used, without the architecture's name before them."""
-
-
 def _model_facts(
     path: str, size: int, metadata: Metadata, infos: tuple[TensorInfo, ...]
 ) -> ModelFile:
     file_type = _integer(metadata.get("general.file_type"))
     architecture = str(metadata["general.architecture"])
-    stated = {key: _integer(metadata.get(f"{architecture}.{key}")) for key in _STATED}
+
+    def stated(key: str) -> int | None:
+        return _integer(metadata.get(f"{architecture}.{key}"))
+
     # Not the whole model decides: a small one's embedding outweighs its ternary weights.
     layers = [info for info in infos if info.name.startswith("blk.")] or infos
     return ModelFile(
@@ -361,26 +351,26 @@ def _model_facts(
         name=str(metadata.get("general.name") or path.replace("\\", "/").rpartition("/")[2]),
         quantization=_shares(layers, file_type)[0].name,
         types=_shares(infos, file_type),
-        context_length=stated["context_length"],
-        layers=stated["block_count"],
-        embedding_length=stated["embedding_length"],
-        vocabulary=stated["vocab_size"] or _integer(metadata.get("tokenizer.ggml.tokens")),
+        context_length=stated("context_length"),
+        layers=stated("block_count"),
+        embedding_length=stated("embedding_length"),
+        vocabulary=stated("vocab_size") or _integer(metadata.get("tokenizer.ggml.tokens")),
         chat_template="tokenizer.chat_template" in metadata,
-        heads=stated["attention.head_count"],
+        heads=stated("attention.head_count"),
         kv_width=_kv_width(stated),
         parts=make_parts(infos, file_type),
     )
 
 
-def _kv_width(stated: dict[str, int | None]) -> int | None:
+def _kv_width(stated: Callable[[str], int | None]) -> int | None:
     """Return the values that the KV cache of a layer holds for each token."""
-    heads, length = stated["attention.head_count"], stated["embedding_length"]
+    heads, length = stated("attention.head_count"), stated("embedding_length")
     if not heads or not length:
         return None
     # Several heads share keys and values if there are fewer of these. The count may be a list with
     # one number per layer, of which ``_value`` returns the length: then take that of the heads.
-    shared = min(stated["attention.head_count_kv"] or heads, heads)
-    lengths = (stated[f"attention.{part}_length"] for part in ("key", "value"))
+    shared = min(stated("attention.head_count_kv") or heads, heads)
+    lengths = (stated(f"attention.{part}_length") for part in ("key", "value"))
     return shared * sum(given or length // heads for given in lengths)
 
 

@@ -5,15 +5,15 @@ A record is a ``NamedTuple`` of this package. The annotation of a field is one o
 
     str, int, float, bool, object    a value of this type (``object``: any value)
     X | None                         X or null
-    Literal["a", "b"]                one of these strings
     tuple[X, ...], frozenset[X]      a list; sets are written in order
     tuple[X, Y]                      a list of exactly two values
     dict[K, X], Mapping[K, X]        an object; K is a kind of string
     a record                         an object with exactly the record's fields
-    Annotated[X, note]               X as the note says: limits, LATER, or a Form such as Via
+    Annotated[X, note]               X as the note says: limits (one of these strings is
+                                     {"enum": ["a", "b"]}), LATER, or a Form such as Via
 
-Type checkers see ``Literal`` and ``Annotated`` of ``typing``. At run time they are small copies,
-because every run reads its cache with this module, and importing ``typing`` slows its start.
+Type checkers see ``Annotated`` of ``typing``. At run time it is a small copy, because every run
+reads its cache with this module, and importing ``typing`` slows its start.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import sys
 from functools import cache
 from types import UnionType
 
-__all__ = ["Annotated", "Literal"]
+__all__ = ["Annotated"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from typing import Annotated, Any, Literal, TypeVar
+    from typing import Annotated, Any, TypeVar
 
     T = TypeVar("T")
 else:
@@ -45,9 +45,6 @@ else:
 
         def __or__(self, none):
             return _Nullable(self)
-
-    class Literal(_Special):
-        pass
 
     class Annotated(_Special):
         pass
@@ -119,8 +116,6 @@ def form_of(kind: Any) -> Form:
 
 
 def _special(kind: Any, *parts: Any) -> Form:
-    if isinstance(kind, Literal):  # type: ignore[arg-type]
-        return Limited(form_of(str), {"enum": list(parts)})
     if not isinstance(kind, Annotated):  # type: ignore[arg-type]
         return OrNull(form_of(parts[0]))
     base, note = parts
