@@ -69,19 +69,25 @@ def guarded(body: Callable[[list[str]], int], arguments: Sequence[str] | None = 
     except BrokenPipeError:
         return 141
     except Exception as error:
-        if os.environ.get("BITNET_TUNING_DEBUG"):
-            import traceback  # noqa: PLC0415
-
-            traceback.print_exc()
-        if isinstance(error, TuningError):
-            say(f"error: {error}")
-            return error.exit_code
-        say(f"error: {cause_of(error)}")
-        if not isinstance(error, OSError):
+        code = code_of(error, say)
+        if not isinstance(error, (TuningError, OSError)):
             say("this is a bug in bitnet-tuning; to see where, run it with BITNET_TUNING_DEBUG=1")
-        return 1
+        return code
     finally:
         _flush()
+
+
+def code_of(error: Exception, show: Callable[[str], None]) -> int:
+    """Show an error, after its traceback if BITNET_TUNING_DEBUG is set; return its exit code."""
+    if os.environ.get("BITNET_TUNING_DEBUG"):
+        import traceback  # noqa: PLC0415 (slow to import, rarely wanted)
+
+        tell(traceback.format_exc())
+    if isinstance(error, TuningError):
+        show(f"error: {error}")
+        return error.exit_code
+    show(f"error: {cause_of(error)}")
+    return 1
 
 
 def _flush() -> None:

@@ -31,8 +31,7 @@ BROKEN_PIPE = 141
 
 def main(argv: list[str]) -> int:
     """Run one command line and return its exit code; every error is printed, none is raised."""
-    from bitnet_tuning.console import tell  # noqa: PLC0415 (needs the path above)
-    from bitnet_tuning.errors import TuningError, cause_of  # noqa: PLC0415
+    from bitnet_tuning.console import code_of, tell  # noqa: PLC0415 (needs the path above)
 
     try:
         _dispatch(argv)
@@ -44,15 +43,7 @@ def main(argv: list[str]) -> int:
     except BrokenPipeError:
         return BROKEN_PIPE
     except Exception as error:
-        if os.environ.get("BITNET_TUNING_DEBUG"):
-            import traceback  # noqa: PLC0415 (slow to import, rarely wanted)
-
-            tell(traceback.format_exc())
-        if isinstance(error, TuningError):
-            tell(f"error: {error}")
-            return error.exit_code
-        tell(f"error: {cause_of(error)}")
-        return 1
+        return code_of(error, tell)
 
 
 def _dispatch(argv: list[str]) -> None:

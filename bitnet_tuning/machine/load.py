@@ -176,10 +176,9 @@ def shares(
     """
     used = {}
     for pid, process in after.items():
-        earlier = before.get(pid)
         # Less CPU time than before: the process ended, and a new one got its id.
-        known = earlier is not None and earlier.seconds <= process.seconds
-        used[pid] = process.seconds - (earlier.seconds if earlier and known else 0.0)
+        grown = growth(before[pid].seconds, process.seconds) if pid in before else None
+        used[pid] = process.seconds if grown is None else grown
     return {pid: spent / seconds for pid, spent in used.items()} if seconds > 0 else {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from bitnet_tuning.machine.root import Root, as_integer
 from bitnet_tuning.machine.topology import CPU, read_per_cpu
@@ -46,36 +47,33 @@ class Domain(NamedTuple):
 def read_temperature(root: Root) -> Temperature | None:
     """Return the highest temperature of the processors, or None without a sensor."""
     # hwmon comes first, because it knows critical temperatures.
-    found = _from_chips(root) or _from_zones(root)
-    return max(found, key=lambda seen: seen.celsius, default=None)
+    for sensors in (_chips(root), _zones(root)):
+        shown = ((_degrees(root, file), name, critical) for file, name, critical in sensors)
+        found = [
+            Temperature(now, name, critical) for now, name, critical in shown if now is not None
+        ]
+        if found:
+            return max(found, key=lambda seen: seen.celsius)
+    return None
 
 
-def _from_chips(root: Root) -> list[Temperature]:
-    found: list[Temperature] = []
+def _chips(root: Root) -> Iterator[tuple[str, str, float | None]]:
+    """Yield the file of each sensor of a processor, its name and its critical temperature."""
     for folder in sorted(root.names(_SENSORS)):
         name = root.read(f"{_SENSORS}/{folder}/name") or ""
-        if name not in _CHIPS:
-            continue
-        for file in sorted(root.names(f"{_SENSORS}/{folder}")):
+        files = sorted(root.names(f"{_SENSORS}/{folder}")) if name in _CHIPS else ()
+        for file in files:
             if file.startswith("temp") and file.endswith("_input"):
                 stem = f"{_SENSORS}/{folder}/{file.removesuffix('_input')}"
-                found += _seen(root, f"{stem}_input", name, _degrees(root, f"{stem}_crit"))
-    return found
+                yield f"{stem}_input", name, _degrees(root, f"{stem}_crit")
 
 
-def _from_zones(root: Root) -> list[Temperature]:
-    found: list[Temperature] = []
+def _zones(root: Root) -> Iterator[tuple[str, str, None]]:
     for folder in sorted(root.names(_ZONES)):
         kind = root.read(f"{_ZONES}/{folder}/type") or ""
         named = kind.isprintable() and kind.lower().startswith(_ZONE_TYPES)
         if named and folder.startswith("thermal_zone"):
-            found += _seen(root, f"{_ZONES}/{folder}/temp", kind[:20], None)
-    return found
-
-
-def _seen(root: Root, file: str, name: str, critical: float | None) -> list[Temperature]:
-    celsius = _degrees(root, file)
-    return [] if celsius is None else [Temperature(celsius, name, critical)]
+            yield f"{_ZONES}/{folder}/temp", kind[:20], None
 
 
 def _degrees(root: Root, file: str) -> float | None:

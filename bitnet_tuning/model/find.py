@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 from bitnet_tuning.console import word
 from bitnet_tuning.errors import MissingError, TuningError
@@ -186,23 +187,19 @@ def slim_hint(model: ModelFile, state: State) -> str | None:
 def know(path: str, state: State) -> ModelFile:
     """Return the facts in a file's header, stored until it changes: a large vocabulary takes 0.1 s
     to read. Raise MissingError as ``gguf.read_model`` does."""
-    try:
+    key = ""
+    with suppress(OSError, ValueError):
         whole = os.path.abspath(path)
         files = [identity(each) for each in dict.fromkeys((whole, *part_paths(whole)))]
         key = ":".join(str(fact) for file in files for fact in file)
-    except (OSError, ValueError):
-        return _header(path)
-    model = state.load(KIND, key, ModelFile, VERSION)
+    model = state.load(KIND, key, ModelFile, VERSION) if key else None
     if model is None:
-        model = _header(path)
-        state.store(KIND, key, model, VERSION)
+        from bitnet_tuning.model.gguf import read_model  # noqa: PLC0415
+
+        model = read_model(path)
+        if key:
+            state.store(KIND, key, model, VERSION)
     return model._replace(path=path)
-
-
-def _header(path: str) -> ModelFile:
-    from bitnet_tuning.model.gguf import read_model  # noqa: PLC0415
-
-    return read_model(path)
 
 
 def _i2_s_files(folders: tuple[str, ...], state: State, wrong: list[str]) -> list[ModelFile]:

@@ -34,23 +34,17 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 else:
 
-    class _Special:
-        """An annotation that is not a class, with its parts in brackets."""
+    class Annotated:
+        """An annotation with a note; a note of None stands for ``| None``."""
 
         def __init__(self, *parts):
             self.parts = parts
 
         def __class_getitem__(cls, parts):
-            return cls(*parts) if isinstance(parts, tuple) else cls(parts)
+            return cls(*parts)
 
         def __or__(self, none):
-            return _Nullable(self)
-
-    class Annotated(_Special):
-        pass
-
-    class _Nullable(_Special):
-        pass
+            return Annotated[self, none]
 
 
 LATER = "later"
@@ -107,7 +101,7 @@ def form_of(kind: Any) -> Form:
     if hasattr(kind, "_fields"):
         return Record(kind)
     if hasattr(kind, "parts"):
-        return _special(kind, *kind.parts)
+        return _noted(*kind.parts)
     if hasattr(kind, "__args__"):
         return _container(kind.__origin__, kind.__args__)
     if kind is object:
@@ -115,13 +109,11 @@ def form_of(kind: Any) -> Form:
     raise TypeError(f"no form in JSON for {kind!r}")
 
 
-def _special(kind: Any, *parts: Any) -> Form:
-    if not isinstance(kind, Annotated):  # type: ignore[arg-type]
-        return OrNull(form_of(parts[0]))
-    base, note = parts
+def _noted(base: Any, note: Any) -> Form:
     if isinstance(note, Form):
         return note
-    return form_of(base) if note is LATER else Limited(form_of(base), note)
+    form = form_of(base)
+    return OrNull(form) if note is None else form if note is LATER else Limited(form, note)
 
 
 def _container(origin: Any, inner: tuple[Any, ...]) -> Form:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from itertools import cycle
 
 from bitnet_tuning import demo
 from bitnet_tuning.console import counted
@@ -127,9 +128,7 @@ def variants(cases: Sequence[KnownText], usable: int) -> Iterator[tuple[KnownTex
         Variant(most),
         Variant(max(2, most // 2)),
     )
-    ordered = sorted(cases, key=lambda case: -len(case.prompt))
-    for index, case in enumerate(ordered):
-        yield case, ways[index % len(ways)]
+    yield from zip(sorted(cases, key=lambda case: -len(case.prompt)), cycle(ways), strict=False)
 
 
 def run_selftest(engine: Engine, host: Host, model_path: str | None = None) -> Report:
