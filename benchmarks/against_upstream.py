@@ -1,17 +1,23 @@
 #!/usr/bin/env python3
 """Measure whole runs of this launcher against upstream's, on the machines that people have.
 
-Upstream's run_inference.py starts llama-cli with -t 2 and -b 1 and sets no variables. Both
-launchers take turns, in random order within a round: on the idle machine, on one CPU, under CPU
-quotas, and beside busy programs. Ratios are taken within rounds, of generated tokens/s and of the
-time of the whole program; above 1, this launcher is faster.
+Upstream's run_inference.py starts llama-cli with -t 2 and sets no variables; until July 2026 it
+also passed -b 1, which is the variant here. In every round of a row both launchers run once, by
+turns: on the idle machine, on one CPU, under CPU quotas, and beside busy programs. Ratios are taken
+within rounds, of generated tokens/s and of the time of the whole program; above 1, this launcher is
+faster. "slim file" gives this launcher the Q6_K copy of the model that ``python3 -m bitnet_tuning
+model slim`` writes. "32 prompts" are one run with --prompts against as many runs of upstream's
+launcher, one after the other; there, tokens/s are those of the whole time.
 
-Under quotas upstream's launcher also runs with -t 1, which shows what quota deserves two threads.
-Two more rows run two programs at once, whose speeds are added: with -t 1, and each under a quota of
-one CPU. There, single threads that are bound (OMP_PROC_BIND and OMP_PLACES) take turns too, and the
-engines' threads are watched: bound ones of both programs compute on the same CPU.
+    python3 benchmarks/against_upstream.py --engine FOLDER [--engine FOLDER ...] -m MODEL \\
+        --json FILE --svg FILE
+    python3 benchmarks/against_upstream.py --show FILE [--svg FILE]
 
-    python3 benchmarks/against_upstream.py --engine FOLDER -m MODEL [--rounds N] [--rows NAME,...]
+With --more, upstream's launcher also runs with -b 1 in every row, and with -t 1 under quotas, which
+shows what quota deserves two threads. Two rows, which are not measured unless named, run two
+programs at once, whose speeds are added: with -t 1, and each under a quota of one CPU. There,
+single threads that are bound (OMP_PROC_BIND and OMP_PLACES) take turns too, and the engines'
+threads are watched: bound ones of both programs compute on the same CPU.
 
 Quotas need write access to a CPU control group (version 1 or 2); without it, their rows are left
 out. Stop other programs on the machine first.
@@ -22,171 +28,75 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
+import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.launch_overhead import BARE
+from benchmarks.quota import inside, quota_group
+from benchmarks.upstream_rows import DEFAULT, ONE_BOUND, OURS, PROMPTS, ROWS, UPSTREAM, VARIANT, Row
+from benchmarks.upstream_tables import picture, show_all
 from benchmarks.weather import (
     BOUND,
-    IDLE,
+    PROMPT,
+    REPOSITORY,
     SECONDS,
+    SETTLE_SECONDS,
     UNBOUND,
     Report,
     Sample,
     Subject,
-    Weather,
     engine_folders,
-    estimate,
-    failures,
-    load_samples,
     machine,
-    markdown,
-    medians,
     neighbours,
     paired,
-    parse_weather,
     prepare,
     read_sample,
     sample,
     settings_of_the_user,
+    started,
     stop_on_signals,
-    thread_counts,
+    usable_cpus,
     warn_if_busy,
-    words,
 )
-from bitnet_tuning.bench.statistics import geometric_mean
+from bitnet_tuning.bench import statistics
+from bitnet_tuning.bench.comparison import FAILURES, turns
+from bitnet_tuning.bench.statistics import INTERIM, verdict
+from bitnet_tuning.cli.arguments import integer
+from bitnet_tuning.console import clock
+from bitnet_tuning.engine.builds import OPEN
+from bitnet_tuning.engine.probe import parse_timings
 from bitnet_tuning.launch.background import Captured, serve
+from bitnet_tuning.launch.failure import failure
 from bitnet_tuning.launch.program import Launch
-from bitnet_tuning.machine.cgroups import read_cgroups
 from bitnet_tuning.machine.process import Family
 from bitnet_tuning.machine.root import Root
-from bitnet_tuning.plan.profile import Estimate
 
-OURS, UPSTREAM, ONE, ONE_BOUND = "ours", "upstream", "1 thread", "1 thread, bound"
-AIM = 0.97
-"""Smallest ratio to upstream that is acceptable in any row."""
-
-PERIOD = 100_000
-"""Period of a CPU quota in microseconds, the kernel's default (admin-guide/cgroup-v2.rst)."""
-QUOTAS = (0.5, 1.0, 1.25, 1.5, 1.75)
 LOOK_SECONDS = 0.1
 """Seconds between two looks at the threads of two programs at once; a look takes 3 ms."""
 
-
-class Row(NamedTuple):
-    """The conditions of a run."""
-
-    name: str
-    weather: Weather = IDLE
-    one_cpu: bool = False
-    """True to bind the whole launcher to one CPU."""
-    quota: float | None = None
-    """CPUs that each program may use."""
-    programs: int = 1
-    """Number of programs at once."""
-    threads: int | None = None
-    """The user's -t for both launchers; None leaves it to them."""
-
-    @property
-    def sides(self) -> tuple[str, ...]:
-        """The names of what takes turns. With one thread, upstream is unbound as well."""
-        if self.programs == 1:
-            return (OURS, UPSTREAM) if self.quota is None else (OURS, UPSTREAM, ONE)
-        return (OURS, UPSTREAM, *(() if self.threads else (ONE,)), ONE_BOUND)
+LEAST_ROUNDS = 2
+"""Rounds of a row however long they take: one alone has no spread."""
 
 
-ROWS = (
-    Row("idle"),
-    Row("one CPU", one_cpu=True),
-    *(Row(f"quota {quota:g}", quota=quota) for quota in QUOTAS),
-    Row("spin-1", parse_weather("spin-1")),
-    Row("spin-2", parse_weather("spin-2")),
-    Row("two at once", programs=2, threads=1),
-    Row("two containers", programs=2, quota=1.0),
-)
-USUAL = ("idle", "one CPU", "quota 1", "quota 1.5", "spin-1", "spin-2")
-"""Rows of which the geometric mean is also printed alone."""
+class Case(NamedTuple):
+    """An engine and all that its runs need."""
 
-
-def cpu_groups() -> Iterator[Path]:
-    """Yield the folders in which a control group with a CPU quota might be made: this process's own
-    groups and their parents."""
-    groups = read_cgroups(Root())
-    for level in (*groups.cpu, *groups.unified):
-        yield Path("/", level)
-
-
-@contextmanager
-def quota_group(quota: float, name: str, parents: Iterable[Path] | None = None) -> Iterator[Path]:
-    """Make a control group with a quota of so many CPUs, yield its folder, and remove it. Raise
-    OSError if none of the folders lets us."""
-    problem = OSError("there is no CPU control group")
-    for parent in cpu_groups() if parents is None else parents:
-        group = parent / f"{name}-{os.getpid()}"
-        try:
-            try:
-                _limit(group, round(quota * PERIOD))
-            except OSError as error:
-                problem = error
-                continue
-            yield group
-            return
-        finally:
-            _remove(group)
-    raise problem
-
-
-def _limit(group: Path, quota: int) -> None:
-    """Make the group and set its quota, in microseconds per period. Raise OSError."""
-    controllers = group.parent / "cgroup.controllers"
-    version_2 = controllers.exists()
-    if version_2 and "cpu" in controllers.read_text().split():
-        # Children have a controller's files once it is in their parent's list, which takes no new
-        # one while the parent itself has processes (admin-guide/cgroup-v2.rst).
-        control = group.parent / "cgroup.subtree_control"
-        if "cpu" not in control.read_text().split():
-            _write(control, "+cpu")
-    group.mkdir()
-    if version_2:
-        _write(group / "cpu.max", f"{quota} {PERIOD}")
-    else:
-        _write(group / "cpu.cfs_period_us", str(PERIOD))
-        _write(group / "cpu.cfs_quota_us", str(quota))
-
-
-def _write(path: Path, text: str) -> None:
-    # In a control group only the kernel creates files: a missing one must stay an error.
-    handle = os.open(path, os.O_WRONLY | os.O_TRUNC)
-    try:
-        os.write(handle, text.encode())
-    finally:
-        os.close(handle)
-
-
-def _remove(group: Path) -> None:
-    """Remove the group once the last process has left it."""
-    for _ in range(100):
-        try:
-            group.rmdir()
-        except FileNotFoundError:
-            return
-        except OSError:
-            time.sleep(0.05)
-
-
-def inside(group: Path, argv: Sequence[str]) -> tuple[str, ...]:
-    """Return the argv of a program that starts in the group."""
-    script = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
-    return ("/bin/sh", "-c", script, str(group), *argv)
+    subject: Subject
+    bare: str
+    """Script that does what upstream's does."""
+    tokens: int
+    slim: str | None = None
+    """Slim copy of the model."""
+    prompts: int = PROMPTS
 
 
 class Start(NamedTuple):
@@ -196,19 +106,72 @@ class Start(NamedTuple):
     variables: Mapping[str, str]
 
 
-def start_of(side: str, row: Row, subject: Subject, bare: str) -> Start:
-    """Return how a side starts. ``bare`` is the script that does what upstream's does."""
+def start_of(side: str, row: Row, case: Case, prompt: str = PROMPT) -> Start:
+    """Return how a side starts with one prompt."""
+    subject = case.subject
     if side == OURS:
         at = subject.ours.index("-p")
-        flags = ("-t", str(row.threads)) if row.threads else ()
+        flags = ["-t", str(row.threads)] if row.threads else []
+        flags += ["-m", case.slim] if row.slim and case.slim else []
         return Start((*subject.ours[:at], *flags, *subject.ours[at:]), subject.variables())
-    threads = row.threads or (2 if side == UPSTREAM else 1)
+    threads = row.threads or (2 if side in (UPSTREAM, VARIANT) else 1)
     planned = subject.planned
-    argv = [sys.executable, bare, "-t", str(threads)]
-    for flag, name in (("-m", "-m"), ("-n", "-n"), ("-p", "-p"), ("-c", "-c"), ("--temp", "-temp")):
+    argv = [sys.executable, case.bare, "-t", str(threads), "-p", prompt]
+    for flag, name in (("-m", "-m"), ("-n", "-n"), ("-c", "-c"), ("--temp", "-temp")):
         argv += [name, planned[planned.index(flag) + 1]]
     argv += [flag for flag in ("--ignore-eos", "-no-cnv") if flag in planned]
+    argv += ["-b", "1"] if side == VARIANT else []
     return Start(tuple(argv), BOUND if side == ONE_BOUND else UNBOUND)
+
+
+def answer_all(number: int, side: str, row: Row, case: Case) -> Sample:
+    """Answer many prompts, in one run of ours or in as many runs of upstream's, one after the
+    other, and return the tokens per second of the whole time."""
+    texts = [f"{PROMPT} {index}?" for index in range(1, case.prompts + 1)]
+    answer = _with_prompts if side == OURS else _one_by_one
+    began = time.monotonic()
+    tokens, threads, problem = answer(side, row, case, texts)
+    seconds = time.monotonic() - began
+    speed = None if problem else tokens / seconds
+    return Sample(row.name, number, side, speed, seconds, threads, None, problem)
+
+
+_Answered = tuple[int, int | None, str | None]
+"""Tokens, threads and why it failed."""
+
+
+def _with_prompts(side: str, row: Row, case: Case, texts: Sequence[str]) -> _Answered:
+    subject = case.subject
+    with tempfile.TemporaryDirectory(dir=subject.state) as folder:
+        file, out = Path(folder, "prompts.jsonl"), Path(folder, "answers.jsonl")
+        file.write_text("".join(json.dumps(text) + "\n" for text in texts))
+        script = str(REPOSITORY / "run_inference_optimized.py")
+        named = subject.ours[2 : subject.ours.index("-p")]
+        flags = ("--prompts", str(file), "-n", str(case.tokens), "-temp", "0.8", "-o", str(out))
+        done = started((sys.executable, script, *named, *flags), subject.variables())
+        if problem := failure(done, SECONDS):
+            return 0, None, problem
+        answers = [json.loads(line) for line in out.read_text().splitlines()]
+    refused = next((each["error"] for each in answers if "error" in each), None)
+    if refused or len(answers) < len(texts):
+        return 0, None, refused or f"only {len(answers)} answers"
+    return sum(each["tokens"] for each in answers), None, None
+
+
+def _one_by_one(side: str, row: Row, case: Case, texts: Sequence[str]) -> _Answered:
+    tokens, threads = 0, None
+    for text in texts:
+        start = start_of(side, row, case, text)
+        argv = list(start.argv)
+        argv[argv.index("-temp") + 1] = "0.8"  # both launchers' default
+        done = started(argv, start.variables)
+        read = read_sample(row.name, 0, side, done, 0.0)
+        found = parse_timings(done.stderr).generation
+        if read.problem or found is None:
+            return 0, None, read.problem
+        # The first token comes from the prompt's own computation.
+        tokens, threads = tokens + found.tokens + 1, read.threads
+    return tokens, threads, None
 
 
 def write_bare(subject: Subject, folder: str) -> str:
@@ -269,33 +232,66 @@ def busy_cpus(family: Family) -> set[int]:
     return found
 
 
-def measure(
-    subject: Subject, rows: Sequence[Row], rounds: int, bare: str
-) -> Iterator[list[Sample]]:
-    """Yield the samples of one row in one round after another."""
-    for number in range(1, rounds + 1):
-        for row in random.sample(rows, len(rows)):
-            sides = random.sample(row.sides, len(row.sides))
-            with neighbours(row.weather):
-                found = [_run(row, number, side, subject, bare) for side in sides]
+def measure(row: Row, case: Case, options: argparse.Namespace) -> Iterator[list[Sample]]:
+    """Yield the samples of one round of a row after another. It ends before the last one if its
+    verdict is clear, if a side has failed twice, or if the next round would take the row longer
+    than ``row_seconds``."""
+    sides, runs = row.sides(options.more), list[Sample]()
+    with neighbours(row.weather):
+        began = time.monotonic()
+        for number in range(1, options.rounds + 1):
+            spent = time.monotonic() - began
+            if number > LEAST_ROUNDS and spent * number / (number - 1) > options.row_seconds:
+                return
+            found = [_run(row, number, side, case) for side in turns(sides, number)]
             yield found
+            runs += found
+            failed = Counter(each.setting for each in runs if each.problem)
+            if is_clear(runs) or max(failed.values(), default=0) >= FAILURES:
+                return
+
+
+def is_clear(runs: Sequence[Sample]) -> bool:
+    """Return whether the ratio of speeds is decided at the level of a look before the last one."""
+    ratios = paired(runs, OURS, UPSTREAM)
+    return bool(ratios) and (verdict(statistics.estimate(ratios, INTERIM), level=INTERIM) != OPEN)
 
 
 def possible(rows: Sequence[Row]) -> list[Row]:
     """Return the rows without those whose quota cannot be set here, which are named on stderr."""
+    if all(row.quota is None for row in rows):
+        return list(rows)
     try:
         with quota_group(1.0, "bitnet-upstream"):
             return list(rows)
     except OSError as error:
-        left = [row.name for row in rows if row.quota is not None]
-        if left:
-            reason = f"no CPU quota can be set here ({error})"
-            print(f"left out: {', '.join(left)}: {reason}", file=sys.stderr)
-        return [row for row in rows if row.quota is None]
+        left = [row for row in rows if row.quota is not None]
+        return without(rows, left, f"no CPU quota can be set here ({error})")
 
 
-def _run(row: Row, number: int, side: str, subject: Subject, bare: str) -> Sample:
-    start = start_of(side, row, subject, bare)
+def without(rows: Sequence[Row], left: Sequence[Row], reason: str) -> list[Row]:
+    """Return the rows that are not left out for a reason, which is printed on stderr."""
+    print(f"left out: {', '.join(row.name for row in left)}: {reason}", file=sys.stderr)
+    return [row for row in rows if row not in left]
+
+
+def write_slim(subject: Subject, folder: str) -> tuple[str | None, str]:
+    """Write the slim copy of the subject's model into a folder, with the command that users have.
+    Return its path, or None and what the command said."""
+    model = subject.planned[subject.planned.index("-m") + 1]
+    out = os.path.join(folder, "slim.gguf")
+    named = ("slim", model, "--engine", subject.engine.path, "-o", out)
+    variables = {**subject.variables(), "PYTHONPATH": str(REPOSITORY)}
+    print(f"writing a slim copy of {model}", file=sys.stderr)
+    done = started((sys.executable, "-m", "bitnet_tuning", "model", *named), variables)
+    said = (done.stderr or done.stdout).strip().splitlines() or [failure(done, SECONDS) or ""]
+    return (out if os.path.exists(out) else None), said[-1]
+
+
+def _run(row: Row, number: int, side: str, case: Case) -> Sample:
+    if row.many:
+        return answer_all(number, side, row, case)
+    start = start_of(side, row, case)
     with ExitStack() as stack:
         starts = []
         for index in range(row.programs):
@@ -311,183 +307,131 @@ def _run(row: Row, number: int, side: str, subject: Subject, bare: str) -> Sampl
         return sample(row.name, number, side, argv, variables=start.variables, cpus=cpus)
 
 
-class Compared(NamedTuple):
-    """This launcher against upstream's in one row."""
-
-    row: str
-    medians: Mapping[str, float]
-    """Median tokens/s by side."""
-    threads: str
-    """What this launcher chose."""
-    speed: Estimate | None
-    """Ratio of generated tokens/s."""
-    time: Estimate | None
-    """Ratio of whole times, upstream's over ours."""
-
-
-def compare(samples: Sequence[Sample]) -> list[Compared]:
-    """Return the outcome of every row that was measured."""
-    found = []
-    for name in dict.fromkeys([row.name for row in ROWS]):
-        runs = [each for each in samples if each.weather == name]
-        if runs:
-            speed = estimate(paired(runs, OURS, UPSTREAM))
-            whole = estimate(paired(runs, UPSTREAM, OURS, "seconds"))
-            found.append(Compared(name, medians(runs), thread_counts(runs, OURS), speed, whole))
-    return found
-
-
-def mean(compared: Iterable[Compared], names: Iterable[str] = ()) -> float | None:
-    """Return the geometric mean of the rows' ratios, of all rows or of those named."""
-    chosen = set(names)
-    ratios = [
-        each.speed.median for each in compared if each.speed and (each.row in chosen or not chosen)
-    ]
-    return geometric_mean(ratios) if ratios else None
-
-
-def show(engine: Mapping[str, Any]) -> None:
-    """Print the tables of one engine of a report."""
-    samples = load_samples(engine)
-    rounds = max((each.round for each in samples), default=0)
-    print(f"\n{engine['name']} ({engine['openmp']}), {engine['model']}: {rounds} rounds")
-    compared = compare(samples)
-    if not compared:
-        print("nothing was measured")
-        return
-    rows = [
-        (
-            each.row,
-            *(_number(each.medians.get(side)) for side in (UPSTREAM, OURS)),
-            each.threads,
-            words(each.speed),
-            words(each.time),
-        )
-        for each in compared
-    ]
-    headings = ("", "upstream, tokens/s", "ours, tokens/s", "threads", "tokens/s", "whole time")
-    print(markdown(headings, rows))
-    below = [each.row for each in compared if each.speed and each.speed.median < AIM]
-    usual = [each for each in compared if each.row in USUAL]
-    print(
-        f"geometric mean of {', '.join(each.row for each in usual) or 'no rows'}: "
-        f"{_number(mean(usual), 3)}; of all rows: {_number(mean(compared), 3)}"
+def expected_seconds(row: Row, run: float, options: argparse.Namespace, cpus: int) -> float:
+    """Return about how long a row takes if a run of upstream's launcher takes ``run`` seconds on
+    the idle machine. Threads that wait for each other may take much longer."""
+    busy = row.weather.programs
+    share = 1 if row.one_cpu else min(cpus, 2, row.quota or 2) / (1 + busy / max(cpus, 1))
+    one = run * max(1.0, 2 / share) * (1 + busy / 4)
+    if row.many:
+        one = run * options.prompts * 0.7  # ours loads the model once and takes less than half
+    turn = one * len(row.sides(options.more))
+    rounds = max(
+        min(options.rounds, LEAST_ROUNDS), min(options.rounds, options.row_seconds // turn)
     )
-    print(f"below {AIM}: {', '.join(below) or 'none'}")
-    show_pairs(samples)
-    for line in failures(samples):
-        print(line)
-
-
-def show_all(engines: Sequence[Mapping[str, Any]]) -> None:
-    """Print the tables of every engine of a report."""
-    for each in engines:
-        show(each)
-    if any(run["setting"] == ONE for each in engines for run in each["samples"]):
-        show_quotas(engines)
-
-
-def show_pairs(samples: Sequence[Sample]) -> None:
-    """Print what two programs at once reached, and how often they computed on the same CPU."""
-    lines = []
-    for row in ROWS:
-        for side in row.sides if row.programs > 1 else ():
-            runs = [
-                each
-                for each in samples
-                if each.weather == row.name and each.setting == side and each.speed
-            ]
-            if runs:
-                both = " + ".join(
-                    f"{median(part):.1f}"
-                    for part in zip(*(sorted(each.parts) for each in runs), strict=True)
-                )
-                looks = [each.crowded for each in runs if each.crowded is not None]
-                crowded = f"{median(looks):.0%}" if looks else "–"
-                lines.append((row.name, side, both, thread_counts(runs, side), crowded))
-    if lines:
-        print("\nTwo programs at once, tokens/s, the slower one first:")
-        print(markdown(("", "", "tokens/s", "threads", "both on one CPU"), lines))
-
-
-def show_quotas(engines: Sequence[Mapping[str, Any]]) -> None:
-    """Print what one and two threads reach under each quota, by engine."""
-    lines = []
-    for row in (each for each in ROWS if ONE in each.sides and each.programs == 1):
-        cells = [row.name]
-        for engine in engines:
-            runs = [each for each in load_samples(engine) if each.weather == row.name]
-            found = medians(runs)
-            speeds = ", ".join(_number(found.get(side)) for side in (ONE, UPSTREAM))
-            cells.append(f"{speeds}: {words(estimate(paired(runs, UPSTREAM, ONE)))}")
-        lines.append(cells)
-    print("\nUnder a quota, tokens/s with 1 and with 2 threads, and the ratio of 2 to 1:")
-    print(markdown(["", *(engine["name"] for engine in engines)], lines))
-
-
-def _number(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    return float(rounds * turn) + (SETTLE_SECONDS if busy else 0)
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add: Callable[..., object] = parser.add_argument
     engine = "folder with a llama-cli; may be repeated (default: those in BITNET_TEST_ENGINES)"
-    parser.add_argument("--engine", action="append", metavar="FOLDER", help=engine)
-    parser.add_argument("-m", "--model", help="model (default: as run_inference.py finds it)")
-    parser.add_argument("--rounds", type=int, default=8, help="rounds (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=16, help="tokens (default: %(default)s)")
-    rows = f"rows, with commas (default: all): {', '.join(row.name for row in ROWS)}"
-    parser.add_argument("--rows", type=_rows, default=ROWS, metavar="NAMES", help=rows)
-    parser.add_argument("--json", metavar="FILE", help="write every sample to this file")
-    parser.add_argument("--show", metavar="FILE", help="print the tables of such a file")
+    add("--engine", action="append", metavar="FOLDER", help=engine)
+    add("-m", "--model", help="model (default: as run_inference.py finds it)")
+    slim = "slim copy of the model (default: a temporary one is written)"
+    add("--slim", metavar="FILE", help=slim)
+    whole = integer(1)
+    add("--rounds", type=whole, default=6, help="most rounds of a row (default: %(default)s)")
+    most = "seconds after which a row begins no further round, but for the second (default: 60)"
+    add("--row-seconds", type=whole, default=60, metavar="S", help=most)
+    add("--tokens", type=whole, default=16, help="tokens (default: %(default)s)")
+    add("--prompts", type=whole, default=PROMPTS, help="prompts of that row (default: %(default)s)")
+    names = ", ".join(row.name for row in ROWS)
+    rows = f"rows, with commas, of: {names}; or all (default: {','.join(DEFAULT)})"
+    add("--rows", type=_rows, default=_rows(",".join(DEFAULT)), metavar="NAMES", help=rows)
+    add("--more", action="store_true", help="also run the sides described above")
+    add("--json", metavar="FILE", help="write every sample to this file")
+    add("--show", metavar="FILE", help="print the tables of such a file")
+    add("--svg", metavar="FILE", help="draw the ratios as a bar chart into this file")
     return parser.parse_args(arguments)
 
 
 def _rows(text: str) -> tuple[Row, ...]:
     known = {row.name: row for row in ROWS}
-    try:
-        return tuple(known[name.strip()] for name in text.split(","))
-    except KeyError as error:
-        raise ValueError(f"no such row: {error}") from error
+    names = [name.strip() for name in text.split(",")] if text != "all" else list(known)
+    if unknown := [name for name in names if name not in known]:
+        raise argparse.ArgumentTypeError(f"no such row: {', '.join(unknown)}")
+    return tuple(known[name] for name in names)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = read_options(arguments)
     if options.show:
-        show_all(json.loads(Path(options.show).read_text())["engines"])
+        try:
+            present(json.loads(Path(options.show).read_text()), options.svg)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SystemExit(f"{options.show} is no report of this benchmark: {error}") from error
         return 0
     stop_on_signals()
     facts = machine()
     warn_if_busy(facts)
-    report = Report(options.json, machine=facts, tokens=options.tokens)
+    report = Report(
+        options.json,
+        machine=facts,
+        tokens=options.tokens,
+        rounds=options.rounds,
+        kernel=f"{platform.system()} {platform.release()}",
+        date=time.strftime("%Y-%m-%d"),
+    )
+    code = 0
     try:
         with tempfile.TemporaryDirectory() as folder:
-            rows = possible(options.rows)
-            for engine in engine_folders(options.engine):
-                subject = prepare(engine, options.model, options.tokens, folder)
-                run_engine(subject, rows, options, report)
+            measure_all(options, report, folder)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        return 130
+        code = 130
     finally:
-        show_all(report.engines)
-    return 0
+        present(report.content(), options.svg)
+    return code
 
 
-def run_engine(
-    subject: Subject, rows: Sequence[Row], options: argparse.Namespace, report: Report
-) -> None:
-    keep = report.add(subject)
-    bare = write_bare(subject, subject.state)
-    sample("", 0, UPSTREAM, start_of(UPSTREAM, ROWS[0], subject, bare).argv)  # fills the page cache
-    began, total = time.monotonic(), options.rounds * len(rows)
-    for done, found in enumerate(measure(subject, rows, options.rounds, bare), 1):
-        keep(found)
-        left = (time.monotonic() - began) / done * (total - done)
-        where = f"round {found[0].round} of {options.rounds}, {found[0].weather}"
-        print(f"{subject.name}: {where}; {left / 60:.1f} minutes left", file=sys.stderr)
+def present(report: Mapping[str, Any], svg: str | None) -> None:
+    """Print the tables of a report and draw its chart."""
+    show_all(report)
+    if svg:
+        Path(svg).write_text(picture(report), encoding="utf-8")
+
+
+def measure_all(options: argparse.Namespace, report: Report, folder: str) -> None:
+    """Measure all rows of one engine after the other."""
+    rows = possible(options.rows)
+    subjects = [
+        prepare(engine, options.model, options.tokens, folder)
+        for engine in engine_folders(options.engine)
+    ]
+    slim = options.slim
+    if slim is None and (wanted := [row for row in rows if row.slim]):
+        slim, said = write_slim(subjects[0], folder)
+        rows = rows if slim else without(rows, wanted, said)
+    cases = [
+        Case(each, write_bare(each, folder), options.tokens, slim, options.prompts)
+        for each in subjects
+    ]
+    expected = sum(warm_up(case, rows, options) for case in cases)
+    print(
+        f"{len(rows)} rows of {len(cases)} builds: about {expected / 60:.0f} minutes, longer where "
+        "threads wait for each other",
+        file=sys.stderr,
+    )
+    began = time.monotonic()
+    for case in cases:
+        keep = report.add(case.subject)
+        for row in rows:
+            for found in measure(row, case, options):
+                keep(found)
+                where = f"{case.subject.name}, {row.name}, round {found[0].round}"
+                gone = clock(time.monotonic() - began)
+                print(f"{where}; {gone} of about {clock(expected)}", file=sys.stderr)
+
+
+def warm_up(case: Case, rows: Sequence[Row], options: argparse.Namespace) -> float:
+    """Run both launchers once, which fills the page cache and lets ours learn what it keeps, and
+    return about how many seconds the rows will take."""
+    runs = [_run(ROWS[0], 0, side, case) for side in (UPSTREAM, OURS, UPSTREAM)]
+    run, cpus = runs[-1].seconds, usable_cpus()
+    return sum(expected_seconds(row, run, options, cpus) for row in rows)
 
 
 if __name__ == "__main__":

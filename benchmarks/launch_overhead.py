@@ -47,7 +47,7 @@ parser.add_argument("-cnv", "--conversation", action="store_true")
 args, extra = parser.parse_known_args()
 command = [{engine!r}, "-m", args.model, "-n", str(args.n_predict), "-t", str(args.threads),
            "-p", args.prompt, "-ngl", "0", "-c", str(args.ctx_size),
-           "--temp", str(args.temperature), "-b", "1", *extra]
+           "--temp", str(args.temperature), *extra]
 subprocess.run(command, check=True)
 """
 

@@ -376,11 +376,15 @@ class Report:
 
         return keep
 
+    def content(self) -> dict[str, Any]:
+        """Return all that the file holds."""
+        return {**self._facts, "engines": self.engines}
+
     def save(self) -> None:
         """Write the file anew, in one step, so that a stop at any time leaves it whole."""
         if self.path is None:
             return
-        content = {**self._facts, "engines": self.engines}
+        content = self.content()
         target = Path(self.path).absolute()
         with tempfile.NamedTemporaryFile("w", dir=target.parent, delete=False) as file:
             json.dump(content, file, indent=1)
