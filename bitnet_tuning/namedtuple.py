@@ -16,11 +16,22 @@ TYPE_CHECKING = False  # type checkers treat a variable of this name as True
 if TYPE_CHECKING:
     from typing import NamedTuple
 else:
+    # Records share these properties, since making them for each class takes time at every start.
+    _GETTERS = [property(itemgetter(index)) for index in range(48)]
 
-    class _Record(tuple):
-        """Base of all records; each class adds its ``_fields`` and ``_field_defaults``."""
+    class _Maker(type):
+        """Metaclass that makes a record of the body of a class statement."""
 
-        __slots__ = ()
+        def __new__(cls, name, bases, body):
+            fields = tuple(body.get("__annotations__", ()))
+            body["_field_defaults"] = {field: body[field] for field in fields if field in body}
+            body["_fields"] = body["__match_args__"] = fields
+            body["__slots__"] = ()
+            body.update(zip(fields, _GETTERS, strict=False))
+            return type.__new__(cls, name, bases, body)
+
+    class NamedTuple(tuple, metaclass=_Maker):
+        """Base of all records; each class has its own ``_fields`` and ``_field_defaults``."""
 
         def __new__(cls, *values, **named):
             fields = cls._fields
@@ -43,26 +54,3 @@ else:
 
         def __getnewargs__(self):
             return tuple(self)
-
-    # Records share these properties, since making them for each class takes time at every start.
-    _GETTERS = [property(itemgetter(index)) for index in range(48)]
-
-    class _Maker(type):
-        """Metaclass that turns the body of a class statement into a subclass of ``_Record``."""
-
-        def __new__(cls, name, bases, body):
-            fields = tuple(body["__annotations__"])
-            body["_field_defaults"] = {field: body[field] for field in fields if field in body}
-            body["_fields"] = body["__match_args__"] = fields
-            body["__slots__"] = ()
-            body.update(zip(fields, _GETTERS, strict=False))
-            return type(name, (_Record,), body)
-
-    class _Base:
-        """Object to name as a base in a class statement; the class gets ``_Anchor`` instead."""
-
-        def __mro_entries__(self, bases):
-            return (_Anchor,)
-
-    _Anchor = type.__new__(_Maker, "_Anchor", (), {})
-    NamedTuple = _Base()

@@ -24,7 +24,7 @@ from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.memory import HUGE, LOCKED, least_tokens
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.threads import asked_threads, choose_threads
-from bitnet_tuning.store.state import State, default_folder
+from bitnet_tuning.store.state import State, read_file
 
 _LONGEST_PROMPT = 1 << 24
 """Largest prompt file, in bytes, that is read."""
@@ -35,7 +35,7 @@ def prepare(request: Request, root: str = "/") -> tuple[Facts, Plan]:
     stderr. Raise TuningError if the request cannot be run."""
     if request.prompt_file is not None:
         _check_prompt_file(request.prompt_file, request.chat)
-    state, system = State(default_folder(os.environ)), Root(root)
+    state, system = State(), Root(root)
     facts = read_facts(request, state, root)
     plan = make_plan(request, facts)
     # Other programs matter if their tasks and the plan's threads are too many for all cores.
@@ -283,15 +283,8 @@ def _check_prompt_file(path: str, chat: bool) -> None:
     # A pipe, as in ``-f <(command)``, can be read only once, by the engine.
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         return
-    try:
-        with open(path, "rb") as file:
-            # The engine drops one newline at the end of a prompt file.
-            empty = file.read(2) in (b"", b"\n")
-    except OSError as error:
-        raise MissingError(
-            f"cannot read the prompt file {path}: {error.strerror}", "name a readable file with -f"
-        ) from error
-    if empty:
+    begun = read_file(path, f"the prompt file {path}", "name a readable file with -f", 2)
+    if begun in (b"", b"\n"):  # the engine drops one newline at the end of a prompt file
         raise UsageError(f"argument -f/--file: the prompt in {path} is empty")
 
 

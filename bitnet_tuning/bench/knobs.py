@@ -187,7 +187,8 @@ def thread_changes(choices: Choices, default: Setting) -> tuple[Change, ...]:
     are worth trying."""
     counts = choices.options.threads or tuple(sorted(_counts(choices, default)))
     changes = (_threads(count, default, choices) for count in counts)
-    return tuple(change for change in changes if not _is_idle(change, default))
+    idle = set(default._asdict().items())
+    return tuple(change for change in changes if not idle.issuperset(change.fields))
 
 
 def _counts(choices: Choices, default: Setting) -> set[int]:
@@ -233,10 +234,6 @@ def _threads(count: int, default: Setting, choices: Choices) -> Change:
 
 def _is_bound(setting: Setting) -> bool:
     return set(BINDING) <= setting.variables.keys()
-
-
-def _is_idle(change: Change, default: Setting) -> bool:
-    return all(getattr(default, field) == value for field, value in change.fields)
 
 
 def knobs(choices: Choices, default: Setting) -> tuple[Knob, ...]:
@@ -307,10 +304,8 @@ def _flash_attention(choices: Choices, default: Setting) -> Iterator[Change]:
     # bitnet.cpp has it off and its -fa takes no value; newer engines choose themselves ("auto").
     if not choices.obeys("flash") or default.flash is not None:
         return
-    if flash_takes_value(choices.facts.engine):
-        yield Change("no flash attention", (("flash", False),))
-    else:
-        yield Change("flash attention", (("flash", True),))
+    used = not flash_takes_value(choices.facts.engine)
+    yield Change("flash attention" if used else "no flash attention", (("flash", used),))
 
 
 def _micro_batch(choices: Choices, default: Setting) -> Iterator[Change]:

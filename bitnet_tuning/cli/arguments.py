@@ -11,7 +11,7 @@ from bitnet_tuning.errors import MissingError, UsageError
 from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.memory import AUTO, WAYS
 from bitnet_tuning.plan.setting import MOST_THREADS_ENGINE
-from bitnet_tuning.store.state import State, default_folder
+from bitnet_tuning.store.state import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def add_commands(parser: Parser, default: str) -> Callable[..., argparse.Argumen
 def run_command(parser: Parser, arguments: list[str]) -> int:
     """Run the subcommand in the arguments, and warn if the state folder cannot be used."""
     options = parser.parse_args(arguments)
-    state = State(default_folder(os.environ))
+    state = State()
     try:
         code: int = options.action(options, state)
     finally:

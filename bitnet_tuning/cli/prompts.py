@@ -13,7 +13,7 @@ from bitnet_tuning.cli.run import finish
 from bitnet_tuning.cli.show import show_plan
 from bitnet_tuning.console import Progress, clock, counted, say
 from bitnet_tuning.engine.probe import Speed, rate_text
-from bitnet_tuning.errors import MissingError, TuningError, UsageError
+from bitnet_tuning.errors import TuningError, UsageError
 from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.memory import context_of
@@ -23,7 +23,7 @@ from bitnet_tuning.serve.answers import Answer, AnswerFile, AnswerStream
 from bitnet_tuning.serve.prompts import Prompt, parse
 from bitnet_tuning.serve.server import GoneError, Running
 from bitnet_tuning.serve.session import Totals, ask_all
-from bitnet_tuning.store.state import identity
+from bitnet_tuning.store.state import identity, read_file
 
 LOG_LINES = 12
 """Number of lines that are printed of the log of a server that ended."""
@@ -120,16 +120,10 @@ def _answer_rest(
 
 
 def _content(name: str) -> bytes:
-    try:
-        if name == "-":
-            return sys.stdin.buffer.read() if sys.stdin else b""
-        with open(name, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise MissingError(
-            f"cannot read the prompts in {name}: {error.strerror}",
-            "name another file with --prompts, or - for standard input",
-        ) from error
+    if name == "-":
+        return sys.stdin.buffer.read() if sys.stdin else b""
+    remedy = "name another file with --prompts, or - for standard input"
+    return read_file(name, f"the prompts in {name}", remedy)
 
 
 def _answers(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -13,7 +12,7 @@ from bitnet_tuning.errors import UsageError
 from bitnet_tuning.model.find import slim_hint
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.prepare import execute, prepare
-from bitnet_tuning.store.state import State, default_folder
+from bitnet_tuning.store.state import State
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,5 +63,5 @@ def finish(facts: Facts, code: int, quiet: bool = False) -> int:
     """Return the exit code. After a good run, print on a terminal what a smaller embedding would
     gain, unless the user knows."""
     if not (code or quiet or sys.stderr is None) and sys.stderr.isatty():
-        say(slim_hint(facts.model, State(default_folder(os.environ))))
+        say(slim_hint(facts.model, State()))
     return code

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 from bitnet_tuning.cli.arguments import Parser, add_engine, expanded
@@ -12,7 +11,7 @@ from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.failure import shorten
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.prepare import crowded_host, find_engine
-from bitnet_tuning.store.state import State, default_folder
+from bitnet_tuning.store.state import State
 from bitnet_tuning.verify.selftest import Report, Result, first_difference, run_selftest
 
 _VERDICTS = {True: "PASS", False: "FAIL", None: "SLOW"}
@@ -33,7 +32,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--model", type=expanded, metavar="FILE", help=what)
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
-    state = State(default_folder(os.environ))
+    state = State()
     engine = find_engine(options.engine, state)
     say(state.warning and f"warning: {state.warning}")
     host = crowded_host(read_host(), engine, state)

@@ -25,7 +25,7 @@ from bitnet_tuning.model.find import know, slim_copies
 from bitnet_tuning.plan.profile import load as load_profile
 from bitnet_tuning.plan.profiles import find_stale
 from bitnet_tuning.prepare import crowded_host, find_engine, find_model
-from bitnet_tuning.store.state import State, default_folder
+from bitnet_tuning.store.state import State
 from bitnet_tuning.verify.selftest import run_selftest
 
 Read = TypeVar("Read")
@@ -40,7 +40,7 @@ def gather(
     On this machine reading takes about a second, and the self-test a few more.
     """
     place = Root(root)
-    state = State(default_folder(os.environ))
+    state = State()
     case = _machine(place, with_windows_cores(read_host(root), root, ask=True))
     if place.live or engine is not None:
         case = _with_engine(case, engine, model, state)

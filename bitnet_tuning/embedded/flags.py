@@ -55,19 +55,16 @@ def parse(argv: Sequence[str], table: Sequence[CliFlag]) -> dict[str, Any]:
         if flag is None:
             raise TuningError(f"invalid argument: {word}")
         try:
-            options[flag.field] = _value(flag, name, words)
+            if not flag.metavar:
+                options[flag.field] = not name.startswith(("-no-", "--no-"))
+            elif words:
+                options[flag.field] = flag.convert(words.pop())
+            else:
+                raise ValueError("expected value for argument")
         except ValueError as error:
             raise TuningError(f'error while handling argument "{word}": {error}') from None
     options.pop("", None)
     return options
-
-
-def _value(flag: CliFlag, name: str, rest: list[str]) -> Any:
-    if not flag.metavar:
-        return not name.startswith(("-no-", "--no-"))
-    if not rest:
-        raise ValueError("expected value for argument")
-    return flag.convert(rest.pop())
 
 
 def number(kind: Callable[[str], Any], noun: str) -> Callable[[str], Any]:

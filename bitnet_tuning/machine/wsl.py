@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 from bitnet_tuning.launch.background import capture
 from bitnet_tuning.machine.cgroups import Mount
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.root import MAX_CPU, Root, as_integer, as_size, read_boot_id
 from bitnet_tuning.namedtuple import NamedTuple
-from bitnet_tuning.store.state import State, default_folder
+from bitnet_tuning.store.state import State
 
 POWERSHELL = "/mnt/c/Windows/System32/WindowsPowerShell/v1.0/powershell.exe"
 """Where PowerShell usually is if PATH lacks it (``appendWindowsPath=false`` in wsl.conf)."""
@@ -50,7 +48,7 @@ def with_windows_cores(host: Host, root: str, ask: bool = False) -> Host:
     place = Root(root)
     if not (host.cores_hidden and host.wsl and place.live):
         return host
-    state, key, boot = State(default_folder(os.environ)), host.brand or "", read_boot_id(place)
+    state, key, boot = State(), host.brand or "", read_boot_id(place)
     found = state.load("windows", key, WindowsCores)
     if ask and (found is None or (found.cores is None and found.boot != boot)):
         # Stored first: a run that is interrupted, or that can store nothing, asks only once.

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from bitnet_tuning.engine.find import Engine
-from bitnet_tuning.errors import MissingError, UnsupportedError
+from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.machine.host import Host, fingerprint
 from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.plan.profile import (
@@ -22,7 +22,7 @@ from bitnet_tuning.plan.profile import (
 )
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.store.codec import DamagedError, from_json, to_json
-from bitnet_tuning.store.state import SCHEMA, State, identity, moment
+from bitnet_tuning.store.state import SCHEMA, State, identity, moment, read_file
 
 
 def engine_key(engine: Engine) -> EngineKey:
@@ -124,12 +124,7 @@ _LARGEST = 1 << 20
 def read_profile(path: str) -> Profile:
     """Return the profile in an exported file. Raise MissingError if the file cannot be read,
     UnsupportedError if it holds no valid profile."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_LARGEST)
-    except (OSError, ValueError) as error:
-        what = error.strerror if isinstance(error, OSError) else error
-        raise MissingError(f"cannot read {path}: {what}", "name an exported profile") from error
+    content = read_file(path, path, "name an exported profile", _LARGEST)
     try:
         found: Any = json.loads(content)
         if not isinstance(found, dict):

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 
+from bitnet_tuning.errors import MissingError
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.store.codec import DamagedError, from_json, to_json
 
@@ -43,10 +44,11 @@ def default_folder(environ: Mapping[str, str]) -> str:
 
 
 class State:
-    """Records in a folder, by kind and key. ``warning`` is the first problem, or None."""
+    """Records in a folder, by kind and key; without one, in the ``default_folder``. ``warning`` is
+    the first problem, or None."""
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: str = "") -> None:
+        self.folder = folder or default_folder(os.environ)
         self.warning: str | None = None
 
     def load(self, kind: str, key: str, record: type[T], version: int = 1) -> T | None:
@@ -168,6 +170,17 @@ def digest(key: str) -> str:
 def moment(ago: float = 0) -> str:
     """Return the time some seconds ago as a ``Moment`` of the codec."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - ago))
+
+
+def read_file(path: str, what: str, remedy: str, most: int = -1) -> bytes:
+    """Return a file's first ``most`` bytes, by default all. Raise MissingError, which names the
+    file as ``what``, if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(most)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise MissingError(f"cannot read {what}: {why}", remedy) from error
 
 
 def write_atomically(path: str, data: bytes) -> None:

@@ -187,13 +187,8 @@ def _difference(states: Sequence[Thread]) -> Thread:
 def _at_most(process: Process, looks: Sequence[Process]) -> Process:
     """Return the process with the most memory that any look shows."""
     nodes = (look.nodes for look in looks if look.nodes is not None)
-    return process._replace(
-        resident=_most(look.resident for look in looks),
-        locked=_most(look.locked for look in looks),
-        huge=_most(look.huge for look in looks),
-        nodes=max(nodes, default=None, key=lambda held: sum(held.values())),
-    )
-
-
-def _most(sizes: Iterable[int | None]) -> int | None:
-    return max((size for size in sizes if size is not None), default=None)
+    held = max(nodes, default=None, key=lambda each: sum(each.values()))
+    sizes = ((look.resident, look.locked, look.huge) for look in looks)
+    known = ([size for size in each if size is not None] for each in zip(*sizes, strict=True))
+    resident, locked, huge = (max(each, default=None) for each in known)
+    return process._replace(resident=resident, locked=locked, huge=huge, nodes=held)
