@@ -11,7 +11,7 @@ launcher, one after the other; there, tokens/s are those of the whole time.
 
     python3 benchmarks/against_upstream.py --engine FOLDER [--engine FOLDER ...] -m MODEL \\
         --json FILE --svg FILE
-    python3 benchmarks/against_upstream.py --show FILE [--svg FILE]
+    python3 benchmarks/against_upstream.py --show FILE [FILE ...] [--svg FILE]
 
 With --more, upstream's launcher also runs with -b 1 in every row, and with -t 1 under quotas, which
 shows what quota deserves two threads. Two rows, which are not measured unless named, run two
@@ -43,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.launch_overhead import BARE
 from benchmarks.quota import inside, quota_group
 from benchmarks.upstream_rows import DEFAULT, ONE_BOUND, OURS, PROMPTS, ROWS, UPSTREAM, VARIANT, Row
-from benchmarks.upstream_tables import picture, show_all
+from benchmarks.upstream_tables import picture, show_all, table
 from benchmarks.weather import (
     BOUND,
     PROMPT,
@@ -343,7 +343,7 @@ def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--rows", type=_rows, default=_rows(",".join(DEFAULT)), metavar="NAMES", help=rows)
     add("--more", action="store_true", help="also run the sides described above")
     add("--json", metavar="FILE", help="write every sample to this file")
-    add("--show", metavar="FILE", help="print the tables of such a file")
+    add("--show", nargs="+", metavar="FILE", help="print the tables of such files, as one report")
     add("--svg", metavar="FILE", help="draw the ratios as a bar chart into this file")
     return parser.parse_args(arguments)
 
@@ -359,10 +359,7 @@ def _rows(text: str) -> tuple[Row, ...]:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = read_options(arguments)
     if options.show:
-        try:
-            present(json.loads(Path(options.show).read_text()), options.svg)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SystemExit(f"{options.show} is no report of this benchmark: {error}") from error
+        present(read_reports(options.show), options.svg)
         return 0
     stop_on_signals()
     facts = machine()
@@ -377,6 +374,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     code = 0
     try:
+        report.save()  # so that a place that cannot be written is known at once
+    except OSError as error:
+        raise SystemExit(f"cannot write {options.json}: {error.strerror}") from error
+    try:
         with tempfile.TemporaryDirectory() as folder:
             measure_all(options, report, folder)
     except KeyboardInterrupt:
@@ -387,11 +388,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+def read_reports(paths: Sequence[str]) -> Mapping[str, Any]:
+    """Return saved reports as one, with the engines of all and the machine of the first. Raise
+    SystemExit for a file that is none."""
+    reports = []
+    for path in paths:
+        try:
+            reports.append(json.loads(Path(path).read_text()))
+            table(reports[-1]["engines"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SystemExit(f"{path} is no report of this benchmark: {error}") from error
+    return {**reports[0], "engines": [each for report in reports for each in report["engines"]]}
+
+
 def present(report: Mapping[str, Any], svg: str | None) -> None:
     """Print the tables of a report and draw its chart."""
     show_all(report)
     if svg:
-        Path(svg).write_text(picture(report), encoding="utf-8")
+        try:
+            Path(svg).write_text(picture(report), encoding="utf-8")
+        except OSError as error:
+            raise SystemExit(f"cannot write {svg}: {error.strerror}") from error
 
 
 def measure_all(options: argparse.Namespace, report: Report, folder: str) -> None:

@@ -111,7 +111,8 @@ def _bar(bar: Bar, top: int, low: float) -> Iterator[str]:
     """Yield a bar from 1 to the ratio, its interval as a line, its name and its figures."""
     ratio, middle = bar.ratio, top + BAR / 2
     one, end = _place(1, low), _place(ratio.median, low)
-    kind = "more" if ratio.low > 1 else "less" if ratio.high < 1 else "same"
+    is_sure = ratio.count > 1 and not ratio.low <= 1 <= ratio.high
+    kind = ("more" if ratio.median > 1 else "less") if is_sure else "same"
     begin, upper, lower = min(one, end), middle - THICK / 2, middle + THICK / 2
     yield _text(10, middle + 5, bar.name)
     if ratio.median > HIGH:

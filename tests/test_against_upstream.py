@@ -311,6 +311,25 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+def test_reports_are_shown_as_one(tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(saved(*pairs([1.5]), openmp="none")))
+    done = shown(tmp_path, saved(*pairs([1.1])), str(other))
+    lines = [line for line in done.stdout.splitlines() if "one round" in line]
+    assert [line.split()[1] for line in lines] == ["libomp", "no"]
+
+
+def test_places_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "missing" / "file")
+    drawn = shown(tmp_path, saved(*pairs([1.1])), "--svg", nowhere)
+    command = [sys.executable, str(SCRIPT), "--json", nowhere]
+    kept = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    for done in (drawn, kept):
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith(f"cannot write {nowhere}: ")
+        assert "Traceback" not in done.stderr
+
+
 def test_failures_are_told_and_not_drawn(tmp_path: Path) -> None:
     died = samples("spin-2", ours=[1])[0]._replace(speed=None, problem="it died")
     report = saved(
@@ -327,7 +346,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 def test_the_chart_has_a_bar_for_every_row(tmp_path: Path) -> None:
     runs = samples("idle", ours=[11] * 6, upstream=[10] * 6)
     runs += samples("one CPU", ours=[90] * 2, upstream=[2] * 2)
-    runs += samples("quota 1", ours=[9], upstream=[10])
+    runs += samples("quota 1", ours=[9, 9], upstream=[10, 10])
+    runs += samples("quota 1.5", ours=[12], upstream=[10])
     report = saved(*runs)
     report["engines"] += saved(*runs, openmp="none")["engines"]
     file = tmp_path / "chart.svg"
@@ -337,13 +357,16 @@ def test_the_chart_has_a_bar_for_every_row(tmp_path: Path) -> None:
     texts = ["".join(each.itertext()) for each in drawn.iter(f"{SVG}text")]
     for build in ("libomp", "no OpenMP"):
         at = texts.index(build)
-        assert texts[at + 1 : at + 7] == [
+        assert texts[at + 1 : at + 9] == [
             *("idle", "×1.10 (1.10–1.10)"),
             *("pinned to one CPU", "×45.0 (45.0–45.0)"),
-            *("quota of 1 CPU", "×0.90 (one round)"),
+            *("quota of 1 CPU", "×0.90 (0.90–0.90)"),
+            *("quota of 1.5 CPUs", "×1.20 (one round)"),
         ]
-    kinds = [each.get("class") for each in drawn.iter() if each.get("class") in ("more", "less")]
-    assert kinds == ["more", "more", "less"] * 2
+    kinds = [
+        each.get("class") for each in drawn.iter() if each.get("class") in ("more", "less", "same")
+    ]
+    assert kinds == ["more", "more", "less", "same"] * 2
     assert "EPYC, 2 CPUs, 2026-11-28" in texts
 
 
