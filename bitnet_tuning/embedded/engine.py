@@ -25,8 +25,6 @@ BITNET_ONLY = ("i2_s", "tl1", "tl2")
 PREFIX = "llama_perf_context_print:"
 """Beginning of llama.cpp's lines of timings."""
 
-LOOPBACK = "127.0.0.1"
-
 ERRORS_ONLY = 1
 """llama.cpp's level of the log at which it prints errors only."""
 
@@ -62,7 +60,7 @@ def listen_privately(params: Any) -> None:
     # Requests are calls within this process, but the engine's HTTP server always listens.
     params.api_keys = [secrets.token_hex(32)]
     params.port = 0
-    set_host(params, LOOPBACK)
+    set_host(params, "127.0.0.1")
 
 
 class EmbeddedEngine:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,32 +68,26 @@ def parse(argv: Sequence[str], table: Sequence[CliFlag]) -> dict[str, Any]:
     return options
 
 
-def number(kind: Callable[[str], Any], noun: str) -> Callable[[str], Any]:
-    """Return a converter that says what it expected: ``'x' is not a whole number``."""
+def number(
+    kind: Callable[[str], Any], noun: str, least: float = float("-inf")
+) -> Callable[[str], Any]:
+    """Return a converter to numbers that are not below ``least``, which says what it expected:
+    ``'x' is not a whole number``."""
 
     def convert(text: str) -> Any:
         try:
-            return kind(text)
+            value = kind(text)
         except ValueError:
             raise ValueError(f"'{text}' is not a {noun}") from None
-
-    return convert
-
-
-whole = number(int, "whole number")
-real = number(float, "number")
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """Return a converter to integers that are not below ``least``."""
-
-    def convert(text: str) -> int:
-        value: int = whole(text)
         if value < least:
             raise ValueError(f"must be at least {least}")
         return value
 
     return convert
+
+
+at_least = partial(number, int, "whole number")
+whole, real = number(int, "whole number"), number(float, "number")
 
 
 def one_of(values: Mapping[str, Any]) -> Callable[[str], Any]:

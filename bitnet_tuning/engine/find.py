@@ -150,7 +150,12 @@ def _named(name: str, source: str) -> tuple[Location, ...]:
     path = os.path.abspath(os.path.expanduser(name))
     origin = f"named with {source}"
     if os.path.isfile(path):
-        _check_name(path, source)
+        name = os.path.basename(path)
+        is_model = name.endswith(".gguf")
+        if is_model or (name.startswith("llama-") and not name.startswith(_RUNNING)):
+            cause = f"{path} (from {source}) is {'a model' if is_model else name}, no engine"
+            remedy = "name a model with -m" if is_model else f"name the {_CLI} beside it"
+            raise MissingError(cause, remedy)
         return (Location(path, origin),)
     direct = os.path.join(path, _CLI)
     found = (direct,) if os.path.isfile(direct) else _built_below(path) or _programs(path)[:1]
@@ -161,17 +166,6 @@ def _named(name: str, source: str) -> tuple[Location, ...]:
     else:
         cause = f"no such engine: {path} (from {source})"
     raise MissingError(cause, f"name a {_CLI}, a folder that holds it, or a checkout with a build")
-
-
-def _check_name(path: str, source: str) -> None:
-    """Raise MissingError for a model, and for the other programs of llama.cpp."""
-    name = os.path.basename(path)
-    is_model = name.endswith(".gguf")
-    if is_model or (name.startswith("llama-") and not name.startswith(_RUNNING)):
-        raise MissingError(
-            f"{path} (from {source}) is {'a model' if is_model else name}, no engine",
-            "name a model with -m" if is_model else f"name the {_CLI} beside it",
-        )
 
 
 def _built_below(folder: str) -> tuple[str, ...]:

@@ -229,9 +229,8 @@ def _intel_efficiency_cpus(root: Root, cores: tuple[Core, ...]) -> frozenset[int
     """Return the CPUs of the efficiency cores; empty unless both kinds are online."""
     # perf names Intel's kinds so (tools/perf/Documentation/intel-hybrid.txt).
     online = cpus_of(cores)
-    fast = root.cpus("sys/devices/cpu_core/cpus") or frozenset()
-    atom = root.cpus("sys/devices/cpu_atom/cpus") or frozenset()
-    low_power = root.cpus("sys/devices/cpu_lowpower/cpus") or frozenset()
+    files = (f"sys/devices/cpu_{kind}/cpus" for kind in ("core", "atom", "lowpower"))
+    fast, atom, low_power = (root.cpus(file) or frozenset[int]() for file in files)
     slow = (atom | low_power) & online - fast
     return slow if fast & online else frozenset()
 

@@ -75,18 +75,15 @@ def output_matrix(parts: Iterable[Part]) -> Part | None:
 def slimmed(parts: Iterable[Part], kind: str) -> tuple[Part, ...]:
     """Return the parts with embedding and output matrix in the type named ``kind``, whose size
     must be known; one that would not become smaller stays."""
-    return tuple(_slim(part, kind) for part in parts)
-
-
-def _slim(part: Part, kind: str) -> Part:
-    if part.name not in (EMBEDDING, OUTPUT):
-        return part
-    size = types.tensor_bytes(types.NUMBERS[kind], part.weights)
-    if size >= part.size:
-        return part
-    return part._replace(
-        type=kind, size=size, read=None if part.read is None else part.read * size // part.size
-    )
+    made = []
+    for part in parts:
+        size = types.tensor_bytes(types.NUMBERS[kind], part.weights)
+        if part.name in (EMBEDDING, OUTPUT) and size < part.size:
+            read = None if part.read is None else part.read * size // part.size
+            made.append(part._replace(type=kind, size=size, read=read))
+        else:
+            made.append(part)
+    return tuple(made)
 
 
 def fits(model: ModelFile, kind: str) -> bool:

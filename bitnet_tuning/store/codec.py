@@ -263,16 +263,12 @@ class ObjectForm(Form):
         self.key, self.item = key, item
 
     def read(self, value: Any) -> Any:
-        _need_object(value)
+        if not isinstance(value, dict):
+            raise DamagedError(f"{_shown(value)} is not an object")
         return {self.key.read(key): _within(self.item, part, key) for key, part in value.items()}
 
     def write(self, value: Any) -> Any:
         return {key: self.item.write(part) for key, part in value.items()}
-
-
-def _need_object(value: Any) -> None:
-    if not isinstance(value, dict):
-        raise DamagedError(f"{_shown(value)} is not an object")
 
 
 class Record(Form):
@@ -306,7 +302,8 @@ class Record(Form):
 
     def read_fields(self, value: Any, required: Iterable[str]) -> dict[str, Any]:
         """Return the fields that ``value`` has. Raise DamagedError if a required one is missing."""
-        _need_object(value)
+        if not isinstance(value, dict):
+            raise DamagedError(f"{_shown(value)} is not an object")
         fields = {self.names.get(field, field): field for field in self.forms}
         for problem, names in (
             ("missing", {self.names.get(field, field) for field in required} - value.keys()),

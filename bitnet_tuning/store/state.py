@@ -70,10 +70,9 @@ class State:
 
         found = {}
         for path in sorted(glob(os.path.join(escape(self.folder), f"{kind}-*.json"))):
-            mark = os.path.basename(path)[len(kind) + 1 : -5]
             key, read = self._read(path, record, version)
-            if read is not None and digest(key) == mark:
-                found[mark] = read
+            if read is not None and path == self.path(kind, digest(key)):
+                found[digest(key)] = read
         return found
 
     def _read(self, path: str, record: type[T], version: int) -> tuple[str, T | None]:
