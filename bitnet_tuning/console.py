@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import zip_longest
 
 from bitnet_tuning.errors import TuningError, cause_of
@@ -45,10 +46,8 @@ def tell(text: str) -> None:
     """Print a text to stderr if that can be written; nothing fails for want of a message."""
     if sys.stderr is None:  # print would write to stdout instead
         return
-    try:
+    with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
-    except OSError:
-        pass
 
 
 def guarded(body: Callable[[list[str]], int], arguments: Sequence[str] | None = None) -> int:
@@ -182,28 +181,21 @@ def print_table(
 ) -> None:
     """Print rows to stdout: on a terminal with rich if it is installed, else as ``aligned`` text.
     ``styles`` are rich styles for the first cell of each row. NO_COLOR turns colours off."""
-    if not (sys.stdout and sys.stdout.isatty() and _print_rich(rows, headings, styles)):
-        print(aligned([headings, *rows] if headings else rows, text_width()))
+    if sys.stdout and sys.stdout.isatty():
+        with suppress(ImportError):
+            from rich import box  # noqa: PLC0415
+            from rich.console import Console  # noqa: PLC0415
+            from rich.table import Table  # noqa: PLC0415
+            from rich.text import Text  # noqa: PLC0415
 
-
-def _print_rich(
-    rows: Sequence[Sequence[str]], headings: Sequence[str], styles: Sequence[str]
-) -> bool:
-    """Return False if rich is not installed."""
-    try:
-        from rich import box  # noqa: PLC0415
-        from rich.console import Console  # noqa: PLC0415
-        from rich.table import Table  # noqa: PLC0415
-        from rich.text import Text  # noqa: PLC0415
-    except ImportError:
-        return False
-    table = Table(box=box.SIMPLE, pad_edge=False, show_header=bool(headings))
-    for heading in headings or [""] * max(map(len, rows), default=0):
-        table.add_column(heading, overflow="fold")
-    for row, style in zip_longest(rows, styles[: len(rows)], fillvalue=""):
-        table.add_row(Text(row[0], style=style), *map(Text, row[1:]))
-    Console(highlight=False).print(table)
-    return True
+            table = Table(box=box.SIMPLE, pad_edge=False, show_header=bool(headings))
+            for heading in headings or [""] * max(map(len, rows), default=0):
+                table.add_column(heading, overflow="fold")
+            for row, style in zip_longest(rows, styles[: len(rows)], fillvalue=""):
+                table.add_row(Text(row[0], style=style), *map(Text, row[1:]))
+            Console(highlight=False).print(table)
+            return
+    print(aligned([headings, *rows] if headings else rows, text_width()))
 
 
 class Progress:

@@ -206,10 +206,9 @@ def run_command(parser: Parser, arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     state = State()
     try:
-        code: int = options.action(options, state)
+        return int(options.action(options, state))
     finally:
         say(state.warning and f"warning: {state.warning}")
-    return code
 
 
 def add_optimized(parser: Parser) -> None:

@@ -41,8 +41,7 @@ def run(arguments: list[str]) -> int:
         print(json.dumps({"findings": every, "summary": found}, indent=2))
     else:
         show(findings)
-    code: int = found["exit_code"]
-    return code
+    return int(found["exit_code"])
 
 
 _WORDS = {BAD: "BAD", WARN: "WARN", UNKNOWN: "?", GOOD: "ok"}

@@ -91,10 +91,7 @@ def explain(
         name, remedy = _WINDOWS_CODES.get(code & 0xFFFFFFFF, ("an exception", ""))
         text = f"the engine ended with 0x{code & 0xFFFFFFFF:08X} ({name})"
         return f"{text}: {remedy}" if remedy else text
-    try:
-        name = signal.Signals(code - 128).name
-    except ValueError:
-        return None
+    name = next((each.name for each in signal.Signals if each == code - 128), "")
     if name not in _SIGNALS:
         return None
     remedy = _ASSERTION if name == "SIGABRT" and has_kernels else _SIGNALS[name]

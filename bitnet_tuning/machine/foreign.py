@@ -209,12 +209,10 @@ def _memory() -> Memory:
 
 def _ask(question: Callable[[Any], Any]) -> Any:
     """Return what ``question`` gets from psutil, or None if it gets no answer."""
-    try:
-        import psutil  # noqa: PLC0415
-    except ImportError:
-        return None
     # Which functions exist, and how they fail, depends on the system and on psutil's version.
-    try:
-        return question(psutil)
-    except (AttributeError, OSError, NotImplementedError, RuntimeError, psutil.Error):
-        return None
+    with suppress(ImportError, AttributeError, OSError, NotImplementedError, RuntimeError):
+        import psutil  # noqa: PLC0415
+
+        with suppress(psutil.Error):
+            return question(psutil)
+    return None

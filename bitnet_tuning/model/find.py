@@ -153,11 +153,10 @@ def original_of(model: ModelFile, state: State) -> ModelFile | None:
     before = _unmarked(stem)
     if before == stem or not os.path.isfile(before + end):
         return None
-    try:
+    with suppress(TuningError):
         original = know(before + end, state)
-    except TuningError:
-        return None
-    return original if parts.is_copy(model, original) else None
+        return original if parts.is_copy(model, original) else None
+    return None
 
 
 def file_beside(model: ModelFile, state: State) -> ModelFile | None:
