@@ -53,7 +53,7 @@ def test_the_reason_has_the_figures() -> None:
     line = speed_line(Engine(1.5, noise=0.0).compared(15), 15, 0)
     assert line.reason == (
         "faster: 30.0 tokens/s, 20.0 with the upstream default (2 threads, no environment): "
-        "×1.50 (1.50–1.50) in 7 rounds"
+        "×1.50 (1.50–1.50) in 7 rounds with llama-server"
     )
     assert line.facts is not None
     assert (line.facts["upstream"], line.facts["planned"]) == pytest.approx((20, 30))

@@ -129,8 +129,11 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "checkout"
 
 
-def fake(checkout: Path, build: str, bench: bool = True, **curve: object) -> FakeEngine:
-    return FakeEngine(checkout, bench=bench, build=build).curve(**{**QUIET, **curve})
+def fake(
+    checkout: Path, build: str, bench: bool = True, server: bool = False, **curve: object
+) -> FakeEngine:
+    made = FakeEngine(checkout, bench=bench, build=build, server=server)
+    return made.curve(**{**QUIET, **curve})
 
 
 def flags(checkout: Path, *more: str) -> list[str]:
@@ -190,7 +193,7 @@ def test_a_table_is_printed_and_nothing_saved_with_no_remember(
     lines = capsys.readouterr().out.splitlines()
     assert " ".join(lines[0].split()) == "build pp tokens/s tg tokens/s over build verdict"
     assert lines[2].startswith("build-slow") and lines[2].endswith(SLOWER)
-    assert lines[3] == "6 rounds"
+    assert lines[3] == "6 rounds with llama-bench"
     assert lines[4].startswith("run_inference.py uses ")
     assert list(own_state.glob("builds-*")) == []
 
@@ -227,6 +230,41 @@ def test_all_builds_are_measured_by_their_cli_if_one_has_no_llama_bench(
     assert len(found["builds"]) == 2
     assert fakes[0].benches() == []
     assert len(fakes[1].prompts()) == 6
+
+
+def servers(*fakes: FakeEngine) -> list[int]:
+    return [len(each.servers()) for each in fakes]
+
+
+def test_builds_that_all_have_servers_are_measured_by_them(checkout: Path, capsys: Capture) -> None:
+    quick = {"threads": {"1": 1000, "2": 1400}}
+    fakes = [fake(checkout, build, server=True, **quick) for build in ("build", "build-b")]
+    found, _ = compare(checkout, capsys, "--no-selftest")
+    assert (found["program"], found["rounds"]) == ("llama-server", 6)
+    assert servers(*fakes) == [1, 1]
+    assert [each.benches() for each in fakes] == [[], []]
+
+
+def test_if_one_server_fails_all_builds_are_measured_by_llama_bench(
+    checkout: Path, capsys: Capture
+) -> None:
+    quick = {"threads": {"1": 1000, "2": 1400}}
+    every = {f"threads={count}": "exit 3" for count in range(1, 300)}
+    fake(checkout, "build", server=True, **quick)
+    fake(checkout, "build-b", server=True, start=every, **quick)
+    found, said = compare(checkout, capsys, "--no-selftest")
+    assert found["program"] == "llama-bench"
+    assert "build-b: llama-server cannot measure, so llama-bench does: " in said
+    assert [each["verdict"] for each in found["builds"]] == [EQUAL, EQUAL]
+
+
+def test_builds_without_a_server_among_them_are_measured_by_llama_bench(
+    checkout: Path, capsys: Capture
+) -> None:
+    fakes = [fake(checkout, "build", server=True), fake(checkout, "build-b")]
+    found, _ = compare(checkout, capsys, "--no-selftest")
+    assert found["program"] == "llama-bench"
+    assert servers(*fakes) == [0, 0]
 
 
 def test_too_few_rounds_are_not_saved(

@@ -24,15 +24,18 @@ from bitnet_tuning.bench.results import (
 from bitnet_tuning.bench.runner import (
     FIRST,
     PHASE_SECONDS,
+    PROGRAMS,
     SECOND,
     SLICE_SECONDS,
     Runner,
     choose_sizes,
     find_bench,
+    patience_within,
 )
 from bitnet_tuning.console import Progress, clock, say
 from bitnet_tuning.engine.find import EMBEDDED
 from bitnet_tuning.errors import TuningError, UnsupportedError, UsageError
+from bitnet_tuning.launch.failure import NO_END
 from bitnet_tuning.launch.signals import Stop
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.conditions import Conditions
@@ -118,6 +121,9 @@ def self_tested(facts: Facts) -> str | None:
 def calibrate(subject: Subject, options: argparse.Namespace, shown: Progress) -> None:
     """Choose the sizes of all later runs from two short ones. Raise UnsupportedError if the
     default setting cannot be measured."""
+    if subject.runner.residents is not None:
+        budget = options.budget or BUDGETS[options.effort]
+        subject.runner.patience = patience_within(budget)
     run = first_runs(subject, lambda what: shown.running(f"preparing: {what}", 0))
     _checked(subject, run)
     pp, tg = (max(run.samples[phase]) for phase in (PP, TG))
@@ -137,9 +143,8 @@ def first_runs(subject: Subject, running: Callable[[str], None] = lambda what: N
         subject.runner.sizes = sizes
         run = warm(subject)
         if run.problem is not None and subject.runner.residents is not None:
-            say(f"the engine's server cannot measure, so processes do: {run.problem}")
-            subject.runner.close()
-            subject.runner.residents = None
+            subject.runner.use_processes()
+            say(f"{PROGRAMS[0]} cannot measure, so {subject.runner.program} does: {run.problem}")
             run = warm(subject)
         if run.problem is not None:
             break
@@ -147,9 +152,12 @@ def first_runs(subject: Subject, running: Callable[[str], None] = lambda what: N
 
 
 def warm(subject: Subject) -> Run:
-    """Run the default setting, again if it fails, so that the model is in memory."""
+    """Run the default setting, again if it fails without hanging, so that the model is in
+    memory."""
     run = subject.runner.measure(DEFAULT, subject.default)
-    return run if run.problem is None else subject.runner.measure(DEFAULT, subject.default)
+    if run.problem is None or run.problem.startswith(NO_END):
+        return run
+    return subject.runner.measure(DEFAULT, subject.default)
 
 
 def _checked(subject: Subject, run: Run) -> None:
@@ -241,6 +249,10 @@ def resume(subject: Subject, earlier: Results, stop: Stop, shown: Progress) -> R
     """
     if earlier.decision is not None or earlier.options.sizes is None:
         raise UsageError("nothing is left to do: that tuning is finished", "tune without --resume")
+    if earlier.engine.server is None:
+        subject.runner.use_processes()
+    elif subject.runner.residents is not None:
+        subject.runner.patience = patience_within(earlier.options.budget)
     _check_same(subject, earlier)
     subject.runner.sizes = earlier.options.sizes
     with stop.interruptible():
@@ -256,9 +268,12 @@ def _check_same(subject: Subject, earlier: Results) -> None:
     passing: dict[str, Any] = {"memory_available": None, "memory_total": None, "governor": None}
     # Whether it runs where no model is named depends on the folder and on variables.
     others = [each.beside and each.beside._replace(unnamed=False) for each in (earlier, new)]
+    engines = [each.engine._replace(bench=None, server=None) for each in (earlier, new)]
+    measuring = [(each.engine.bench, each.engine.server) for each in (earlier, new)]
     parts = {
         "machine": (earlier.host._replace(**passing), new.host._replace(**passing)),
-        "engine": (earlier.engine, new.engine),
+        "engine": (engines[0], engines[1]),
+        "program that measures": (measuring[0], measuring[1]),
         # Older results have fewer facts of a model.
         "model": (earlier.model[:6], new.model[:6]),
         "other file of the model": (others[0], others[0] and others[1]),

@@ -15,7 +15,7 @@ from bitnet_tuning.bench.begin import BUDGETS, Subject, longest_slice, make_subj
 from bitnet_tuning.bench.comparison import DEFAULT, Rounds, Run, compare, phases_of
 from bitnet_tuning.bench.resident import Residents, find_residents
 from bitnet_tuning.bench.results import stamp
-from bitnet_tuning.bench.runner import find_bench
+from bitnet_tuning.bench.runner import PROGRAMS, find_bench
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
 from bitnet_tuning.bench.summary import speed
 from bitnet_tuning.bench.tune import alone_in
@@ -62,6 +62,8 @@ class Compared(NamedTuple):
     builds: tuple[Build, ...]
     """The reference first, builds that write wrong words last."""
     rounds: int
+    program: str = PROGRAMS[0]
+    """The name of the program that measured."""
 
 
 def compare_builds(options: argparse.Namespace) -> int:
@@ -118,7 +120,9 @@ def _compare(
 
         left, near = budget - clock(), options.resolution
         rounds = compare(tuple(subjects), measure, objective, left, clock, resolution=near)
-    return judge(rounds, {name: each.facts.engine for name, each in subjects.items()}, out)
+        program = next(iter(subjects.values())).runner.program
+    engines = {name: each.facts.engine for name, each in subjects.items()}
+    return judge(rounds, engines, out)._replace(program=program)
 
 
 def judge(rounds: Rounds, engines: Mapping[str, Engine], out: tuple[Engine, ...] = ()) -> Compared:
@@ -187,11 +191,21 @@ def _subjects(
     subjects = [make_subject(*each) for each in zip(sound, benches, residents, strict=True)]
     for subject in subjects:
         ends.callback(subject.runner.close)
+    first, *others = (subject.runner for subject in subjects)
     begin.calibrate(subjects[0], options, shown)
-    for subject in subjects:
-        subject.runner.sizes = subjects[0].runner.sizes
-        if subjects[0].runner.residents is None:
-            subject.runner.residents = None
+    for subject, runner in zip(subjects[1:], others, strict=True):
+        runner.sizes, runner.patience = first.sizes, first.patience
+        if first.residents is not None:
+            run = begin.warm(subject)
+            if run.problem is not None:
+                name = build_name(subject.facts.engine.path)
+                first.use_processes()
+                say(f"{name}: {PROGRAMS[0]} cannot measure, so {first.program} does: {run.problem}")
+                begin.calibrate(subjects[0], options, shown)
+    for runner in others:
+        runner.sizes = first.sizes
+        if first.residents is None:
+            runner.use_processes()
     return {build_name(each.facts.engine.path): each for each in subjects}
 
 
@@ -215,4 +229,4 @@ def _as_text(compared: Compared) -> str:
         judged = each.ratio or each.verdict.startswith(OUT)
         verdict = verdict_words(each.verdict) if judged else "-"
         rows.append((each.name, pp, tg, times(*each.ratio) if each.ratio else "-", verdict))
-    return f"{aligned(rows)}\n{compared.rounds} rounds"
+    return f"{aligned(rows)}\n{compared.rounds} rounds with {compared.program}"

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections import OrderedDict
 from contextlib import ExitStack
 
 from bitnet_tuning.bench.llama_bench import FailedRunError, check_cli, checked, stale
 from bitnet_tuning.errors import TuningError, UnsupportedError
 from bitnet_tuning.launch.background import Captured
 from bitnet_tuning.launch.failure import failure
+from bitnet_tuning.launch.signals import handling, pausing, present
 from bitnet_tuning.machine.cgroups import read_cgroups
 from bitnet_tuning.machine.memory import read_memory
 from bitnet_tuning.machine.process import Family
@@ -45,7 +47,16 @@ START = 1
 VARIETY = 997
 """Number of different tokens in a prompt; every vocabulary is larger, but for toys'."""
 
-TOLERANCE, LEAST_SECONDS = 1.2, 0.1
+GENERATED = 50
+"""The token that is generated again and again, because a bias makes it the likeliest. Servers end a
+text at an end-of-turn token in spite of ``ignore_eos`` (process_token() in llama.cpp's server.cpp
+of 2024). This one is a character in vocabularies of bytes, and ends no text in any that BitNet
+models have."""
+
+BIAS = 1000.0
+"""What is added to the token's logit; the logits of a model are far smaller."""
+
+TOLERANCE, LEAST_SECONDS = 1.2, 0.05
 """Factor and seconds by which our own clock may contradict the engine's."""
 
 TRIES = 3
@@ -67,8 +78,6 @@ class _Loaded(NamedTuple):
     """What ends the server."""
     server: Running
     family: Family
-    private: int
-    """Bytes of memory that no other server shares."""
 
 
 class Residents:
@@ -79,7 +88,7 @@ class Residents:
         self.facts = facts
         self.server = server
         self.context = max(CONTEXT, context)
-        self._loaded: dict[str, _Loaded] = {}
+        self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
         """Running servers by the name of their setting, the one that was asked last at the end."""
 
     def ask(self, name: str, setting: Setting, phase: str, tokens: int, seconds: float) -> Slice:
@@ -89,8 +98,10 @@ class Residents:
         Raise UnsupportedError if the server does not start or answer, or if its times cannot be
         true.
         """
-        loaded = self._loaded.pop(name, None) or self._load(name, setting, seconds)
-        self._loaded[name] = loaded
+        if name not in self._loaded:
+            self._loaded[name] = self._load(setting, seconds)
+        self._loaded.move_to_end(name)
+        loaded = self._loaded[name]
         try:
             for left in reversed(range(TRIES)):
                 try:
@@ -124,13 +135,19 @@ class Residents:
             "n_predict": 1 if phase == PP else tokens + 1,
             "cache_prompt": False,
             "ignore_eos": True,
+            "logit_bias": [[GENERATED % vocabulary, BIAS]],
             "temperature": 0.0,
             "seed": 1,
         }
+        service, stops = loaded.server.service, list[int]()
+        # A stop of this process, as by Ctrl-Z, stops the server, too, and spoils the slice.
+        handlers = pausing(-service.pid)
+        handlers |= dict.fromkeys(present("SIGCONT"), lambda number, _: stops.append(number))
         before, began = _cpu_seconds(loaded.family), time.monotonic()
-        loaded.server.service.resume()
+        service.resume()
         try:
-            reply = loaded.server.client.complete(body, seconds)
+            with handling(handlers):
+                reply = loaded.server.client.complete(body, seconds)
         except RefusedError as refusal:
             raise UnsupportedError(f"the server refuses a slice: {refusal.reason}") from refusal
         except BrokenError as trouble:
@@ -143,8 +160,10 @@ class Residents:
                 done = Captured(error.code or 1, "", error.log)
             raise UnsupportedError(str(failure(done, seconds))) from trouble
         taken = time.monotonic() - began
-        loaded.server.service.pause()  # a waiting thread may spin, which is no part of the slice
+        service.pause()  # a waiting thread may spin, which is no part of the slice
         after = _cpu_seconds(loaded.family)
+        if stops:
+            raise FailedRunError(f"the benchmark was stopped during {phase}{tokens}")
         count, spent, whole = _timings(reply, phase)
         if count != tokens:
             raise FailedRunError(f"{phase} had {count} tokens instead of {tokens}")
@@ -156,20 +175,24 @@ class Residents:
         cpu = None if before is None or after is None else (after - before) / (size + tokens)
         return Slice(speed, cpu if phase != PP else None)
 
-    def _load(self, name: str, setting: Setting, seconds: float) -> _Loaded:
+    def _load(self, setting: Setting, seconds: float) -> _Loaded:
         """Start the setting's server; end others, the longest unused first, if memory lacks."""
         facts = self.facts
         check_cli(setting, self.server.flags)
         if setting.embedding is not None and facts.beside is not None:
             facts = facts._replace(model=facts.beside)
         private = _private(facts, setting, self.context)
-        while self._loaded and not _fits(private):
+        # Linux counts a mapped model as available memory, but its pages are needed. Two servers
+        # stay in any case: reading pages again costs less than to load a server for each slice.
+        while self._loaded and not _fits(private + facts.model.size * (len(self._loaded) > 1)):
             self._end(next(iter(self._loaded)))
         plan = make_plan(Request(ctx_size=self.context), facts, setting)
+        # Mainline would keep a copy of the last prompt's cache whenever another prompt comes.
+        extra = ("--cache-ram", "0") if "--cache-ram" in self.server.flags else ()
 
         def command(port: int) -> tuple[str, ...]:
             return server_command(
-                *(plan, Request(), self.server),
+                *(plan, Request(extra=extra), self.server),
                 model=facts.model.path,
                 slots=1,
                 context=self.context,
@@ -188,7 +211,7 @@ class Residents:
             except GoneError as gone:
                 done = Captured(gone.code or 1, "", gone.log)
                 raise UnsupportedError(str(failure(done, seconds))) from gone
-            return _Loaded(stack.pop_all(), ready, Family(Root(), ready.service.pid), private)
+            return _Loaded(stack.pop_all(), ready, Family(Root(), ready.service.pid))
 
 
 def _timings(reply: dict[str, object], phase: str) -> tuple[int, float, float]:

@@ -47,13 +47,15 @@ class Runner:
         self.residents = residents
         self.sizes = sizes
         self.patience = patience or Patience()
-        self._longest: dict[Sizes, float] = {}
-        """Seconds of the default's longest run, by its sizes."""
+        self._longest: dict[Sizes | None, float] = {}
+        """Seconds of the default's longest run, by its sizes; None stands for all runs for which a
+        server had to load the model."""
 
     def measure(self, name: str, setting: Setting, phases: tuple[str, ...] = (PP, TG)) -> Run:
         """Measure the phases once. A run that fails is returned with its ``problem``; nothing
         but an interrupt is raised."""
         started, cpu = time.monotonic(), None
+        sizes = self.sizes if self.residents is None or self.residents.has(name) else None
         try:
             if self.residents is not None:
                 samples, cpu = self._by_server(self.residents, name, setting, phases)
@@ -63,13 +65,23 @@ class Runner:
             return Run(name, {}, time.monotonic() - started, error.cause)
         taken = time.monotonic() - started
         if name == DEFAULT:
-            self._longest[self.sizes] = max(taken, self._longest.get(self.sizes, 0.0))
+            self._longest[sizes] = max(taken, self._longest.get(sizes, 0.0))
         return Run(name, samples, taken, cpu=cpu)
 
     def close(self) -> None:
         """End the servers that measured."""
         if self.residents is not None:
             self.residents.close()
+
+    def use_processes(self) -> None:
+        """Measure without servers from here on."""
+        self.close()
+        self.residents, self.patience = None, Patience()
+
+    @property
+    def program(self) -> str:
+        """The name of the program that measures."""
+        return PROGRAMS[0] if self.residents else PROGRAMS[1] if self.bench else PROGRAMS[2]
 
     @property
     def seconds(self) -> float:
@@ -82,8 +94,10 @@ class Runner:
         """Return the samples, and the CPU seconds per generated token."""
         samples: dict[str, list[float]] = {phase: [] for phase in phases}
         spent: list[float] = []
-        # Until a setting's server has loaded the model, the time limit is that for loading.
-        seconds = self.seconds if residents.has(name) else self.patience.first
+        seconds = self.seconds
+        if not residents.has(name):
+            loading = self._longest.get(None) if setting.embedding is None else None
+            seconds = self.patience.after(loading)
         for _ in range(self.sizes.repetitions):
             for phase, tokens in ((PP, self.sizes.n_prompt), (TG, self.sizes.n_gen)):
                 if phase in phases:
@@ -120,6 +134,9 @@ class Runner:
         return llama_bench.parse_cli(done.stderr, self.sizes, phases)
 
 
+PROGRAMS = ("llama-server", "llama-bench", "llama-cli")
+"""Names of the programs that can measure, the preferred one first."""
+
 TRIES = 3
 """Most runs of a cli whose output may lack its end. llama-completion of late 2026 sometimes exits
 before its log thread has written everything:
@@ -141,6 +158,14 @@ class Patience(NamedTuple):
         """Return the limit. ``longest`` is the longest run of the default in seconds; None before
         its first run."""
         return self.first if longest is None else max(self.least, self.factor * longest)
+
+
+def patience_within(budget: float) -> Patience:
+    """Return the time limits for servers. One that hangs leaves most of the ``budget``, which is in
+    seconds, to others."""
+    usual = Patience()
+    first = min(usual.first, max(30.0, budget / 2))
+    return Patience(first, min(usual.least, max(5.0, budget / 6)))
 
 
 def run_setting(setting: Setting, argv: tuple[str, ...], seconds: float) -> Captured:

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from math import ceil
 from typing import Any
 
@@ -15,7 +16,17 @@ from bitnet_tuning.bench import comparison
 from bitnet_tuning.bench.begin import Subject, first_runs, make_subject
 from bitnet_tuning.bench.comparison import DEFAULT, FILES, SLIM_FILE, UPSTREAM, Round, Rounds, Run
 from bitnet_tuning.bench.knobs import UNLOCKED, measurable, other_file
-from bitnet_tuning.bench.runner import FIRST, Runner, choose_sizes, find_bench
+from bitnet_tuning.bench.resident import find_residents
+from bitnet_tuning.bench.runner import (
+    FIRST,
+    PHASE_SECONDS,
+    PROGRAMS,
+    SLICE_SECONDS,
+    Runner,
+    choose_sizes,
+    find_bench,
+    patience_within,
+)
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS, estimate, geometric_mean
 from bitnet_tuning.bench.summary import digits
 from bitnet_tuning.bench.words import Checker
@@ -29,6 +40,7 @@ from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import TG, Objective
 from bitnet_tuning.plan.setting import UPSTREAM as UPSTREAM_SETTING
+from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.prepare import read_facts
 from bitnet_tuning.store.codec import to_json
 from bitnet_tuning.store.state import State, default_folder
@@ -69,10 +81,11 @@ def _run(arguments: list[str]) -> int:
     if not options.json:
         facts = subject.facts
         print(f"engine {facts.engine.path}\nmodel  {facts.model.path}", flush=True)
-    for line in _answers(plan, subject, options, lambda: time.monotonic() - started):
-        lines.append(line)
-        if not options.json:
-            print(f"{line.state}  {line.name:18}  {line.reason}", flush=True)
+    with closing(subject.runner):
+        for line in _answers(plan, subject, options, lambda: time.monotonic() - started):
+            lines.append(line)
+            if not options.json:
+                print(f"{line.state}  {line.name:18}  {line.reason}", flush=True)
     spent = time.monotonic() - started
     if options.json:
         print(json.dumps(_document(plan, subject, lines, spent), indent=2))
@@ -101,8 +114,8 @@ def _read(arguments: list[str]) -> argparse.Namespace:
 
 
 def _find(options: argparse.Namespace, state: State) -> tuple[Plan, Subject]:
-    """Return the plan, and its setting as far as llama-bench can apply it, ready to be measured.
-    Raise TuningError if there is no engine or model."""
+    """Return the plan, and its setting as far as it can be measured, ready for that. Raise
+    TuningError if there is no engine or model."""
     request = Request(
         engine=options.engine,
         model=options.model,
@@ -114,9 +127,16 @@ def _find(options: argparse.Namespace, state: State) -> tuple[Plan, Subject]:
     facts = facts._replace(beside=file_beside(facts.model, state))
     plan = make_plan(request, facts)
     say(facts.note, *(f"warning: {each}" for each in plan.warnings))
-    bench = find_bench(facts.engine)
-    setting = measurable(plan.setting, bench.flags if bench else None)
-    return plan, Subject(facts, setting, Runner(facts, bench, FIRST))
+    patience = patience_within(options.seconds or SECONDS)
+    runner = Runner(facts, find_bench(facts.engine), FIRST, patience, find_residents(facts))
+    return plan, Subject(facts, _applied(plan, runner), runner)
+
+
+def _applied(plan: Plan, runner: Runner) -> Setting:
+    """Return the plan's setting as far as the program that measures can apply it."""
+    if runner.residents is not None:
+        return plan.setting
+    return measurable(plan.setting, runner.bench.flags if runner.bench else None)
 
 
 def _answers(
@@ -127,6 +147,9 @@ def _answers(
     alone = make_plan(Request(), facts._replace(environ={}, profile=None))
     yield checks.detected(plan, alone.setting.threads, facts.host)
     run = first_runs(subject)
+    if _applied(plan, subject.runner) != subject.default:
+        subject = subject._replace(default=_applied(plan, subject.runner))
+        run = first_runs(subject)
     rate = max(run.samples.get(TG, (LIKELY_RATE,)))
     watched = _watched(facts, rate, options.performance_mode)
     yield checks.environment(plan, watched)
@@ -209,8 +232,9 @@ def _speeds(
     while len(names) > 1:
         # On a busy machine one of them may be a hundred times as fast as another.
         rate = geometric_mean([max(run.samples[TG]) for run in good])
-        runner.sizes = choose_sizes(rate, rate, facts.model.context_length, n_prompt=1)
-
+        length = PHASE_SECONDS if runner.residents is None else SLICE_SECONDS
+        context = facts.model.context_length
+        runner.sizes = choose_sizes(rate, rate, context, n_prompt=1, wanted=length)
         say(f"comparing speeds for up to {max(1.0, seconds - spent):.0f} s")
         rounds = comparison.compare(
             names,
@@ -227,7 +251,7 @@ def _speeds(
         spent += rounds.spent
     path = facts.beside.path if facts.beside else ""
     for name, rounds in found.items():
-        yield speed_line(rounds, seconds, earlier, name, path)
+        yield speed_line(rounds, seconds, earlier, name, path, program=runner.program)
 
 
 def summary(lines: Sequence[Line]) -> str:
@@ -254,11 +278,17 @@ NAME = "tokens/s"
 
 
 def speed_line(
-    rounds: Rounds, seconds: float, earlier: float, other: str = UPSTREAM, path: str = ""
+    rounds: Rounds,
+    seconds: float,
+    earlier: float,
+    other: str = UPSTREAM,
+    path: str = "",
+    *,
+    program: str = PROGRAMS[0],
 ) -> Line:
-    """Return what the rounds show of the plan and the ``other`` setting: upstream's, or the plan's
-    with the model's other file, at ``path``. ``seconds`` were allowed for them, after ``earlier``
-    ones."""
+    """Return what the rounds of the ``program`` show of the plan and the ``other`` setting:
+    upstream's, or the plan's with the model's other file, at ``path``. ``seconds`` were allowed
+    for them, after ``earlier`` ones."""
     is_file, is_slim = other in FILES, other == SLIM_FILE
     name, who, broken, keys = NAME, "upstream default", FAIL, ("upstream", "planned")
     if is_file:
@@ -282,7 +312,7 @@ def speed_line(
     base = "original file" if is_file else "upstream default (2 threads, no environment)"
     reason = (
         f"{verdict_words(judged.verdict)}: {digits(speeds[1])} tokens/s, {digits(speeds[0])} with "
-        f"the {base}: {times(*judged.ratio)} in {judged.ratio.count} rounds"
+        f"the {base}: {times(*judged.ratio)} in {judged.ratio.count} rounds with {program}"
     )
     if judged.verdict != (FASTER if is_slim else SLOWER):
         return Line(name, PASS, reason, facts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.program import Launch, shell_code
@@ -158,7 +158,8 @@ class Service:
 
     def _send(self, name: str) -> None:
         for number in present(name):  # Windows has neither
-            send(-self.pid, number)
+            with suppress(PermissionError):  # a sandbox may forbid it
+                send(-self.pid, number)
 
     def log(self) -> str:
         """Return the end of the log so far."""

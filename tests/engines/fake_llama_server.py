@@ -1,6 +1,15 @@
 #!/usr/bin/env python3
 """A program that answers like llama-server.
 
+A prompt of tokens takes the time that curve.py says for its threads, and the timings say so. In
+``curve.json``, ``crash`` and ``hang`` then concern such a prompt, and further keys are
+
+    "start": {"threads=2": "exit 3"}   or "hang": it never gets ready
+    "broken": {"threads=2": "lie"}     lie (ten times the speed), count (a token less), timings,
+                                       refuse, json (no JSON), zero
+    "odd": [2]                         numbers of such prompts, from 1, after which it claims to
+                                       have computed for another 10 seconds
+
 It appends a JSON line about its start to ``runs.jsonl`` beside itself and one about every
 completion to ``asked.jsonl``. FAKE_SERVER_* variables set its behaviour:
 
@@ -17,6 +26,7 @@ FAKE_SERVER_LEAVES   "1": a child of it stays in its group, as if a script had s
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -28,6 +38,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 HERE = os.path.dirname(os.path.abspath(sys.argv[0]))
+sys.path.insert(0, HERE)
+
+curves = importlib.import_module("curve")  # copied beside this program
 
 HELP = """\
 -h,    --help, --usage                  print usage and exit
@@ -36,6 +49,8 @@ HELP = """\
 -c,    --ctx-size N                     size of the prompt context
 -b,    --batch-size N                   logical maximum batch size
 -ub,   --ubatch-size N                  physical maximum batch size
+       --poll <0...100>                 level of busy waiting
+       --numa TYPE                      attempt optimizations that help on some NUMA systems
 -fa,   --flash-attn                     enable Flash Attention
 -np,   --parallel N                     number of parallel sequences to decode
 --mlock                                 force system to keep model in RAM
@@ -92,7 +107,43 @@ class Work:
             if said(name) and said(name) in body["prompt"]:
                 return status, {"error": {"code": status, "message": f"it is {status}"}}
         with self.slots:
+            if isinstance(body["prompt"], list):
+                return self._slice(number, len(body["prompt"]), body["n_predict"])
             return 200, self._reply(body)
+
+    def _slice(self, number: int, prompt: int, predicted: int) -> tuple[int, Any]:
+        curve, noise = curves.load(HERE), curves.Noise(curves.load(HERE), HERE)
+        facts = {flag: curves.seen(sys.argv, value(flag)) for flag in ("-t", "-tb")}
+        if any(curves.holds(condition, facts["-t"]) for condition in curve.get("hang", [])):
+            time.sleep(600)
+        crash = curves.chosen(curve.get("crash", {}), facts["-t"])
+        if isinstance(crash, str):
+            print("error: the fake engine fails as it was told to", file=sys.stderr, flush=True)
+            os._exit(int(crash.split()[1]))
+        if crash is not None:
+            os.kill(os.getpid(), crash)
+        how = curves.chosen(curve.get("broken", {}), facts["-t"])
+        if how == "refuse":
+            return 400, {"error": {"code": 400, "message": "it refuses tokens"}}
+        took = [
+            prompt / noise(curves.speed(curve, facts["-tb"], "pp")),
+            # The first token comes out of the prompt's last step.
+            (predicted - 1) / noise(curves.speed(curve, facts["-t"], "tg")),
+        ]
+        time.sleep(sum(took))
+        told = [seconds / (10 if how == "lie" else 1) for seconds in took]
+        told[0] += 10 if number in curve.get("odd", []) else 0
+        if how == "zero":
+            told = [0.0, 0.0]
+        timings = {
+            "prompt_n": prompt - (how == "count"),
+            "prompt_ms": 1000 * told[0],
+            "predicted_n": predicted - (how == "count"),
+            "predicted_ms": 1000 * told[1],
+        }
+        if how == "json":
+            return 200, None
+        return 200, {"content": "", **({} if how == "timings" else {"timings": timings})}
 
     def _misbehave(self, number: int) -> None:
         if said("DIES"):
@@ -120,7 +171,10 @@ class Handler(BaseHTTPRequestHandler):
     work: Work
 
     def do_GET(self) -> None:
-        self._send(200, {"status": "ok"})
+        start = curves.chosen(
+            curves.load(HERE).get("start", {}), curves.seen(sys.argv, value("-t"))
+        )
+        self._send(503 if start == "hang" else 200, {"status": "ok"})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -131,8 +185,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         self._send(*self.work.complete(body))
 
-    def _send(self, status: int, facts: dict[str, Any]) -> None:
-        data = json.dumps(facts).encode()
+    def _send(self, status: int, facts: dict[str, Any] | None) -> None:
+        data = b"words" if facts is None else json.dumps(facts).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
@@ -175,6 +229,10 @@ def main() -> int:
     if said("UNFIT"):
         print("error loading model: it is unfit", file=sys.stderr)
         return 1
+    start = curves.chosen(curves.load(HERE).get("start", {}), curves.seen(sys.argv, value("-t")))
+    if start and start != "hang":
+        print("error loading model: it fails as it was told to", file=sys.stderr)
+        return int(start.split()[1])
     if said("LEAVES"):
         child = subprocess.Popen([sys.executable, "-ISc", "import time; time.sleep(600)"])
         write_line("children.jsonl", {"pid": child.pid})
