@@ -7,6 +7,7 @@ import os
 import random
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,6 +97,7 @@ def test_the_best_setting_is_found_and_every_round_saved(
 ) -> None:
     kept: list[Results] = []
     monkeypatch.setattr("bitnet_tuning.bench.tune.save", lambda _, results: kept.append(results))
+    monkeypatch.setattr("bitnet_tuning.bench.tune.SAVE_SECONDS", 0)
     tuning = begun(tmp_path)
     done = decided(tuning)
     assert (done.winner, done.verdict) == ("no mmap", "faster")
@@ -105,6 +107,31 @@ def test_the_best_setting_is_found_and_every_round_saved(
     assert {run.setting for each in tuning.results.rounds for run in each.runs} <= set(
         tuning.results.settings
     )
+
+
+def test_saving_takes_a_small_share_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, saves = [0.0], [0]
+
+    def save(*_: object) -> None:
+        now[0] += 0.05
+        saves[0] += 1
+
+    monkeypatch.setattr("bitnet_tuning.bench.tune.save", save)
+    tuning = begun(tmp_path)
+    measure = tuning.subject.runner.measure
+
+    def measured(*arguments: Any) -> Run:
+        now[0] += 0.5
+        return measure(*arguments)
+
+    monkeypatch.setattr(tuning.subject.runner, "measure", measured)
+    monkeypatch.setattr(tuning, "clock", lambda: now[0])
+    decided(tuning)
+    checks = len(tuning.results.checks) + 1
+    assert saves[0] - checks <= now[0] / 5 + 1
+    assert len(tuning.results.rounds) > saves[0]
 
 
 def test_every_third_round_measures_both_phases() -> None:

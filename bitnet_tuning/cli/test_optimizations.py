@@ -235,6 +235,12 @@ def _speeds(
         length = PHASE_SECONDS if runner.residents is None else SLICE_SECONDS
         context = facts.model.context_length
         runner.sizes = choose_sizes(rate, rate, context, n_prompt=1, wanted=length)
+        least = sum(
+            runner.sizes.n_gen / max(run.samples[TG]) for run in good if run.setting in names
+        )
+        if VERDICT_ROUNDS * least > seconds - spent:
+            names = names[:2] if len(names) > 2 else []
+            continue
         say(f"comparing speeds for up to {max(1.0, seconds - spent):.0f} s")
         rounds = comparison.compare(
             names,
