@@ -237,7 +237,7 @@ def servers(*fakes: FakeEngine) -> list[int]:
 
 
 def test_builds_that_all_have_servers_are_measured_by_them(checkout: Path, capsys: Capture) -> None:
-    quick = {"threads": {"1": 1000, "2": 1400}}
+    quick: dict[str, Any] = {"threads": {"1": 1000, "2": 1400}}
     fakes = [fake(checkout, build, server=True, **quick) for build in ("build", "build-b")]
     found, _ = compare(checkout, capsys, "--no-selftest")
     assert (found["program"], found["rounds"]) == ("llama-server", 6)
@@ -248,7 +248,7 @@ def test_builds_that_all_have_servers_are_measured_by_them(checkout: Path, capsy
 def test_if_one_server_fails_all_builds_are_measured_by_llama_bench(
     checkout: Path, capsys: Capture
 ) -> None:
-    quick = {"threads": {"1": 1000, "2": 1400}}
+    quick: dict[str, Any] = {"threads": {"1": 1000, "2": 1400}}
     every = {f"threads={count}": "exit 3" for count in range(1, 300)}
     fake(checkout, "build", server=True, **quick)
     fake(checkout, "build-b", server=True, start=every, **quick)
