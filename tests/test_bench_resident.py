@@ -358,7 +358,7 @@ def test_a_killed_benchmark_leaves_no_server(
         assert all(map(alive, servers))
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
     until(lambda: not any(map(alive, servers)))
 
 
