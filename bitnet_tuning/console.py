@@ -26,8 +26,8 @@ LINE_SECONDS = 10.0
 NARROWEST, WIDEST = 60, 100
 """Smallest and largest width of folded text in characters, whatever the terminal's width."""
 
-LEAST_COLUMN = 12
-"""Smallest width in characters to which a column is folded."""
+LEAST_COLUMN, BAR = 12, 20
+"""Smallest width in characters to which a column is folded, and that of a bar of progress."""
 
 
 def say(*messages: str | None) -> None:
@@ -176,26 +176,19 @@ def _folded(lines: list[str], width: int) -> list[str]:
     return [piece for each in pieces for piece in each]
 
 
-def print_table(
-    rows: Sequence[Sequence[str]], headings: Sequence[str] = (), styles: Sequence[str] = ()
-) -> None:
-    """Print rows to stdout: on a terminal with rich if it is installed, else as ``aligned`` text.
-    ``styles`` are rich styles for the first cell of each row. NO_COLOR turns colours off."""
-    if sys.stdout and sys.stdout.isatty():
-        with suppress(ImportError):
-            from rich import box  # noqa: PLC0415
-            from rich.console import Console  # noqa: PLC0415
-            from rich.table import Table  # noqa: PLC0415
-            from rich.text import Text  # noqa: PLC0415
-
-            table = Table(box=box.SIMPLE, pad_edge=False, show_header=bool(headings))
-            for heading in headings or [""] * max(map(len, rows), default=0):
-                table.add_column(heading, overflow="fold")
-            for row, style in zip_longest(rows, styles[: len(rows)], fillvalue=""):
-                table.add_row(Text(row[0], style=style), *map(Text, row[1:]))
-            Console(highlight=False).print(table)
-            return
-    print(aligned([headings, *rows] if headings else rows, text_width()))
+def table(rows: Sequence[Sequence[str]], width: int) -> str:
+    """Return rows, headings first, that have a name, figures and a verdict. Names and verdicts are
+    folded to fit into ``width`` characters, or else stand above the figures, which stay whole."""
+    text = aligned(rows, width)
+    figures = [[cell.splitlines() for cell in row[1:-1]] for row in rows]
+    widest = max(len(line) for row in figures for cell in row for line in cell)
+    if widest <= LEAST_COLUMN and max(map(len, text.splitlines())) <= width:
+        return text
+    left, lines = iter(aligned([row[1:-1] for row in rows]).splitlines()), []
+    for row, cells in zip(rows, figures, strict=True):
+        lines.append(aligned([[f"{row[0]}: {', '.join(row[-1].splitlines())}"]], width))
+        lines += [f"  {next(left)}" for _ in range(max(map(len, cells)))]
+    return "\n".join(lines)
 
 
 class Progress:
@@ -222,11 +215,12 @@ class Progress:
             return self
         self._bar = progress.Progress(
             progress.TextColumn("{task.fields[left]}"),
-            progress.BarColumn(bar_width=20),
+            progress.BarColumn(bar_width=BAR),
             progress.TextColumn("{task.description}", markup=False),
             console=Console(stderr=True, highlight=False, soft_wrap=True),
             transient=True,
         )
+        self._columns = self._bar.columns
         self._bar.add_task("", total=self._total, left="")
         self._bar.start()
         return self
@@ -236,14 +230,20 @@ class Progress:
             self._bar.stop()
 
     def running(self, what: str, done: float) -> None:
-        """Show beside the bar what runs now. Without a bar nothing is printed."""
-        if self._bar is not None:
-            self._bar.update(
-                self._bar.task_ids[0],
-                completed=min(done, self._total),
-                description=f"{what} | {self._aside}" if self._aside else what,
-                left=self._left(done),
-            )
+        """Show beside the bar what runs now, on one line: where that is too long, the bar goes
+        first. Without a bar nothing is printed."""
+        if self._bar is None:
+            return
+        text, left = f"{what} | {self._aside}" if self._aside else what, self._left(done)
+        room = self._bar.console.width - len(left) - 2
+        fits = len(text) + BAR + 1 <= room
+        self._bar.columns = self._columns if fits else self._columns[::2]
+        self._bar.update(
+            self._bar.task_ids[0],
+            completed=min(done, self._total),
+            description=text if len(text) <= room else f"{text[: room - 1]}…",
+            left=left,
+        )
 
     def tell(self, line: str, news: object = None, aside: str = "") -> None:
         """Print a line if ``news`` changed or some time passed; a bar shows ``aside`` instead."""

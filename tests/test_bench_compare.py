@@ -87,7 +87,9 @@ def test_other_values_are_another_setting_with_the_same_name() -> None:
     found = compare.compare(sample_results(1), other._replace(settings=changed))
     assert (found.only_a, found.only_b) == (("default",), ("default",))
     assert "default" not in {pair.name for pair in found.settings}
-    assert "Only in before.json: default" in as_text(found, ("before.json", "after.json"))
+    text = as_text(found, ("before.json", "after.json"))
+    assert "Speed of B (after.json) over A (before.json):" in text
+    assert "Only in A: default; Only in B: default" in text
 
 
 def test_other_differences_come_first_with_advice() -> None:
@@ -112,7 +114,7 @@ def test_other_differences_come_first_with_advice() -> None:
 def test_json_has_the_whole_comparison() -> None:
     found = compare.compare(sample_results(1), sample_results(2, FASTER))
     facts = json.loads(json.dumps(to_json(found), allow_nan=False))
-    assert set(facts) == {"differences", "settings", "only_a", "only_b"}
+    assert set(facts) == {"differences", "settings", "only_a", "only_b", "resolution"}
     pair = facts["settings"][0]
     assert set(pair) == {"name", "other", "phase", "ratio", "verdict"}
     assert pair["ratio"]["low"] <= pair["ratio"]["median"] <= pair["ratio"]["high"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,20 +10,28 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from html import unescape
 from html.parser import HTMLParser
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from bitnet_tuning.bench import plots, report
 from bitnet_tuning.bench.comparison import CheckFacts, Round, Run
 from bitnet_tuning.bench.report import page, write_report
 from bitnet_tuning.bench.results import Part, Results, Surroundings
-from bitnet_tuning.bench.summary import Summary
+from bitnet_tuning.bench.summary import Curve, Summary
 from bitnet_tuning.console import times
 from bitnet_tuning.errors import MissingError, UsageError
+from bitnet_tuning.plan.profile import Estimate
 from tests.bench_samples import SNAPSHOT, SPEEDS, Simulator, sample_results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -117,14 +126,14 @@ def test_the_page_is_accessible(read: Page) -> None:
     assert len(drawings) == len(read.named("figcaption")) == 2
     assert {each.get("role") for each in drawings} == {"img"}
     labels = [each.get("aria-label") or "" for each in drawings]
-    assert "4: 27.3" in labels[0] and "Memory allows 41.2" in labels[0]
+    assert "4: 27.4" in labels[0] and "Memory allows 41.2" in labels[0]
     assert "4 threads + no mmap" in labels[1]
 
 
 def test_the_page_has_all_results(results: Results, read: Page) -> None:
     text, summary = read.text, Summary(results)
     assert summary.answer in text
-    assert summary.over_upstream in text
+    assert all(said in text for said in summary.details())
     for row in summary.rows:
         assert row.words in text
         if row.to_default:
@@ -237,6 +246,77 @@ def test_what_counts_as_equal_is_told(read: Page) -> None:
     assert "Inside the band, speeds are equal within 2 %." in read.text
 
 
+# Labels that have room
+
+
+def texts(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], str]) -> list[Bbox]:
+    """Return the boxes of all texts of a plot, and check that they lie inside it."""
+    figures: list[Figure] = []
+    make = Figure.__init__
+
+    def kept(self: Figure, *rest: Any, **more: Any) -> None:
+        make(self, *rest, **more)
+        figures.append(self)
+
+    monkeypatch.setattr(Figure, "__init__", kept)
+    draw()
+    figure = figures[0]
+    with matplotlib.rc_context(plots._STYLE):
+        figure.savefig(io.BytesIO(), format="png")
+    found: list[Text] = []
+    for axes in figure.axes:
+        found += [*axes.texts, axes.xaxis.label]
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = axis.get_view_interval()  # labels of ticks beyond it exist, too
+            ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
+            found += [label for place, label in ticks if low <= place <= high]
+    boxes = [text.get_window_extent() for text in found if text.get_text()]
+    width, height = figure.bbox.width, figure.bbox.height
+    for box in boxes:
+        assert box.x0 >= -1 and box.x1 <= width + 1 and box.y0 >= -1 and box.y1 <= height + 1
+    return boxes
+
+
+def overlaps(boxes: Sequence[Bbox]) -> list[tuple[Bbox, Bbox]]:
+    pairs = combinations(boxes, 2)
+    return [(a, b) for a, b in pairs if a.shrunk(0.9, 0.8).overlaps(b.shrunk(0.9, 0.8))]
+
+
+@pytest.mark.parametrize("counts", [(1, 2), (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 128)])
+@pytest.mark.parametrize("most", [24.7, 1235.0])
+def test_labels_of_thread_counts_do_not_touch(
+    monkeypatch: pytest.MonkeyPatch, counts: tuple[int, ...], most: float
+) -> None:
+    speeds = {
+        count: Estimate(most * part, 0.98 * most * part, 1.02 * most * part, 9)
+        for count, part in zip(
+            counts, [0.5, 1, 0.99, 0.98, 0.97, 0.96, 0.95, *[0.9] * 5], strict=False
+        )
+    }
+    curves = [Curve(phase, speeds, 2, None) for phase in ("tg", "pp")]
+    boxes = texts(monkeypatch, lambda: plots.curves_svg(curves, "x"))
+    assert overlaps(boxes) == []
+
+
+def test_many_thread_counts_share_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = {count: Estimate(count, 0.9 * count, 1.1 * count, 9) for count in range(1, 65)}
+    curve = Curve("tg", speeds, 2, None)
+    assert overlaps(texts(monkeypatch, lambda: plots.curves_svg([curve], "x"))) == []
+
+
+@pytest.mark.parametrize("ratios", [(0.995, 1.005), (0.9, 1.1), (0.3, 3.0), (0.04, 1.2), (0.1, 1)])
+def test_labels_of_ratios_do_not_touch(
+    monkeypatch: pytest.MonkeyPatch, ratios: tuple[float, float]
+) -> None:
+    name = "16 threads + KMP_BLOCKTIME=infinite + flash attention"
+    bars = [(name, Estimate(each, 0.999 * each, 1.001 * each, 9), True) for each in ratios]
+    boxes = texts(monkeypatch, lambda: plots.ratios_svg(bars, 0.02, "over the default", "x"))
+    assert overlaps(boxes) == []
+    assert (1 in plots.ticks_between(*ratios) and len(plots.ticks_between(*ratios)) > 1) or (
+        ratios == (0.995, 1.005)
+    )
+
+
 # In a browser
 
 PROBE = """
@@ -252,6 +332,11 @@ addEventListener("load", () => {
     width: document.documentElement.scrollWidth, view: innerWidth, page: body.backgroundColor,
     text: body.color, drawn: getComputedStyle(drawn).fill, said: said,
     size: drawn.getBoundingClientRect().height,
+    verdicts: [...document.querySelectorAll("td:last-child")].map(cell => {
+      const box = cell.getBoundingClientRect();
+      const shown = box.width > 0 && box.left >= 0 && box.right <= innerWidth;
+      return shown ? cell.textContent : "hidden";
+    }),
   };
   parent.document.title = JSON.stringify(facts);
 });
@@ -285,7 +370,7 @@ def probed(html: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("browser")
     copy = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
     (folder / "report.html").write_text(copy.replace("<title>", PROBE + "<title>"), "utf-8")
-    for width in (360, 1200):
+    for width in (360, 390, 1200):
         frame = f'<iframe src="report.html" width="{width}" height="3000"></iframe>'
         (folder / f"{width}.html").write_text(f"<!DOCTYPE html><title></title>{frame}")
     return folder
@@ -315,6 +400,13 @@ def test_on_a_phone_the_page_does_not_scroll_sideways(probed: Path) -> None:
     assert isinstance(facts["width"], int) and facts["width"] <= 360
     assert facts["said"] == []
     assert isinstance(facts["size"], (int, float)) and facts["size"] >= 9, "plots are legible"
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [390, 1200])
+def test_every_verdict_is_visible(probed: Path, results: Results, width: int) -> None:
+    shown = [row.verdict or "the default" for row in Summary(results).rows]
+    assert layout(probed, width)["verdicts"] == shown
 
 
 @needs_chromium

@@ -71,7 +71,7 @@ def test_the_winner_is_shown_and_saved(
     assert isinstance(saved, Setting) and saved.mmap is False
     out = capsys.readouterr().out
     assert "no mmap *" in out
-    assert "the upstream default (2 threads, no environment variables)" in out
+    assert re.search(r"Against bitnet.cpp's own 2 threads: ×1\.\d\d \(.*\), faster\.", out)
     assert f"Results: {output}" in out
 
 
@@ -103,7 +103,7 @@ def test_a_crash_of_upstreams_setting_is_a_reason_and_no_number(
     assert [run["samples"] for run in runs_of(output, "upstream")] == [{}, {}]
     out = capsys.readouterr().out
     assert "upstream: failed: the engine was killed by SIGSEGV" in out
-    assert "No comparison with the upstream default" in out
+    assert "Against bitnet.cpp's own 2 threads: not compared." in out
 
 
 def test_an_engine_that_always_crashes_is_an_error_with_its_reason(lab: Lab, output: Path) -> None:

@@ -203,9 +203,70 @@ def test_two_results_are_compared(tmp_path: Path, capsys: Capture) -> None:
     assert {each["phase"] for each in found["settings"]} == {"pp", "tg"}
 
 
+def test_saved_results_are_shown_and_written_in_other_formats(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    pytest.importorskip("matplotlib")
+    paths = [str(tmp_path / name) for name in ("a.json", "b.json", "x.csv", "x.html")]
+    for seed, path in enumerate(paths[:2]):
+        save(path, sample_results(seed))
+    saved = (tmp_path / "a.json").read_bytes()
+    files = ["--csv", paths[2], "--report", paths[3]]
+    assert main(["--from", paths[0], *files]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("setting ") and "Against bitnet.cpp's own 2 threads: " in out
+    assert out.endswith(f"Results: {paths[0]}\nCSV: {paths[2]}\nReport: {paths[3]}\n")
+    assert (tmp_path / "a.json").read_bytes() == saved
+    assert (tmp_path / "x.csv").read_text().startswith("round,stage,")
+    assert "<h1>BitNet" in (tmp_path / "x.html").read_text()
+    assert main(["--compare", *paths[:2], *files, "--json"]) == 0
+    done = capsys.readouterr()
+    assert json.loads(done.out)["settings"]
+    assert f"CSV: {paths[2]}" in done.err and f"Report: {paths[3]}" in done.err
+    assert (tmp_path / "x.csv").read_text().startswith("setting,other,phase,ratio,")
+    assert "<h1>Comparison of two" in (tmp_path / "x.html").read_text()
+
+
+def test_a_results_file_of_an_older_search_is_shown(tmp_path: Path, capsys: Capture) -> None:
+    """It has a noise floor and a verdict of its own, and lacks what was added later."""
+    path = tmp_path / "old.json"
+    save(str(path), sample_results(1))
+    facts = json.loads(path.read_text())
+    decision = {"winner": "default", "verdict": "no difference shown", "floor": 2.34}
+    facts["decision"] |= {**decision, "reason": "The noise floor is ×2.34: the default stays."}
+    del facts["decision"]["resolution"], facts["options"]["resolution"], facts["beside"]
+    del facts["options"]["remember"], facts["engine"]["server"]
+    for part in (facts["model"], *facts["settings"].values()):
+        part.pop("embedding", None)
+    for each in facts["rounds"]:
+        each["stage"] = {"fixed": "again"}.get(each["stage"], each["stage"])
+        for one in each["runs"]:
+            del one["cpu"]
+    path.write_text(json.dumps(facts))
+    assert main(["--from", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "Keep the default: nothing else was decided." in out
+    assert "The noise floor is ×2.34: the default stays." in out
+    path.write_text(json.dumps({**facts, "schema": 2}))
+    assert main(["--from", str(path)]) == 2
+    assert "written by a newer version" in capsys.readouterr().err
+    path.write_text(json.dumps({**facts, "rounds": 5}))
+    assert main(["--from", str(path)]) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "said"),
     [
+        (["--from", "x", "--resume", "y"], 2, "--resume: not allowed with --from"),
+        (["--from", "x", "--builds"], 2, "--from: not allowed with --builds"),
+        (["--from", "x", "--quick"], 2, "saved results are only shown, nothing is measured"),
+        (["--from", "x", "--compare", "a", "b"], 2, "--compare: not allowed with --from"),
+        (["--compare", "a", "b", "--output", "c"], 2, "--output: not allowed with --compare"),
+        (["--from", "no-such-file"], 2, "no-such-file"),
+        (["--from", "x", "--csv", "x"], 2, "--csv: the same file as --from"),
+        (["--compare", "a", "b", "--csv", "./b"], 2, "--csv: the same file as --compare"),
+        (["--from", "x", "--report", "/"], 2, "folder"),
         (["--quick", "--full"], 2, "not allowed with argument --quick"),
         (["--budget", "1"], 2, "--budget"),
         (["--threads", "1,x"], 2, "--threads"),

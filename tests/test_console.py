@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 
 from bitnet_tuning import console
-from bitnet_tuning.console import Progress, aligned, clock, print_table, say, size_text, times
+from bitnet_tuning.console import (
+    Progress,
+    aligned,
+    clock,
+    say,
+    size_text,
+    table,
+    times,
+)
+from tests.processes import until
 
 
 def test_columns_are_as_wide_as_their_cells() -> None:
@@ -45,9 +55,38 @@ def test_a_path_is_never_folded() -> None:
     assert path in aligned([("model", f"read {path} again")], 40)
 
 
-def test_a_table_outside_a_terminal_is_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table([("a", "1")], ("name", "value"), ["bold"])
-    assert capsys.readouterr().out == "name  value\na     1\n"
+ROWS = [
+    ("setting", "pp\ntokens/s", "over\ndefault", "verdict"),
+    ("four threads + no mmap *", "1235\n1190–1280", "×1.30\n1.24–1.37", "faster"),
+    ("default", "950\n940–961", "-", "-"),
+    ("two", "930\n890–999", "×0.98\n0.93–1.03", "not decided\n~12 s more"),
+]
+
+
+def test_a_table_folds_names_and_never_figures() -> None:
+    lines = table(ROWS, 50).split("\n")
+    assert lines[2:4] == [
+        "four threads +   1235       ×1.30      faster",
+        "no mmap *        1190–1280  1.24–1.37",
+    ]
+    assert max(map(len, lines)) <= 50
+
+
+def test_figures_of_a_narrow_table_stand_below_the_names() -> None:
+    assert table(ROWS, 40).split("\n") == [
+        "setting: verdict",
+        "  pp         over",
+        "  tokens/s   default",
+        "four threads + no mmap *: faster",
+        "  1235       ×1.30",
+        "  1190–1280  1.24–1.37",
+        "default: -",
+        "  950        -",
+        "  940–961",
+        "two: not decided, ~12 s more",
+        "  930        ×0.98",
+        "  890–999    0.93–1.03",
+    ]
 
 
 class Terminal(io.StringIO):
@@ -86,8 +125,30 @@ def test_messages_appear_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         progress.running("b [x]", 3)
         say("a message")
     shown = terminal.getvalue()
+    assert "━" in shown, "the bar has room"
     assert "3/10" in shown and "b [x] | a leads" in shown
     assert f"{console.NAME}: a message" in shown and "no line" not in shown
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_progress_is_one_line_and_the_bar_goes_before_text_does(
+    monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    pytest.importorskip("rich")
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("sys.stderr", terminal)
+    with Progress(60, lambda done: f"at most {60 - done:g} s left") as progress:
+        progress.running("short", 3)
+        until(lambda: "short" in terminal.getvalue())
+        progress.running("x" * 90, 3)
+        until(lambda: "…" in terminal.getvalue())
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", plain) if line.strip()]
+    assert max(map(len, lines)) <= width
+    assert any("━" in line and line.endswith("short") for line in lines)
+    assert any("━" not in line and line.endswith("…") and "57 s left" in line for line in lines)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(-3, "0:00"), (59.6, "1:00"), (605, "10:05")])

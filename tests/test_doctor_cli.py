@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import errno
 import io
 import json
@@ -162,21 +161,6 @@ def test_a_terminal_gets_colours_unless_no_color_is_set(monkeypatch: pytest.Monk
     plain = shown(monkeypatch)
     assert "BAD" in plain
     assert "\x1b[1;31m" not in plain
-
-
-def test_without_rich_a_terminal_gets_plain_lines(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    real: Callable[..., Any] = builtins.__import__
-
-    def without_rich(name: str, *rest: Any) -> Any:
-        if name.startswith("rich"):
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without_rich)
-    show(EVERY)
-    assert shown(monkeypatch) == capsys.readouterr().out
 
 
 def test_closed_output_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

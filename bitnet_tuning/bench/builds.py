@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
-from bitnet_tuning.bench import begin, statistics
+from bitnet_tuning.bench import begin
 from bitnet_tuning.bench.begin import BUDGETS, Subject, longest_slice, make_subject, progress_of
 from bitnet_tuning.bench.comparison import DEFAULT, Rounds, Run, compare, phases_of
 from bitnet_tuning.bench.resident import Residents, find_residents
@@ -50,7 +50,7 @@ class Build(NamedTuple):
     path: str
     isa: tuple[str, ...]
     speeds: dict[str, Estimate]
-    """Medians in tokens/s by phase, of the runs that did not fail."""
+    """Speeds in tokens/s by phase (see ``Rounds.relative``)."""
     ratio: Estimate | None
     """Ratio to the first build's speed; None for the first, and without a common round."""
     verdict: str
@@ -134,9 +134,10 @@ def judge(rounds: Rounds, engines: Mapping[str, Engine], out: tuple[Engine, ...]
         return Build(build_name(engine.path), engine.path, isa, {}, None, verdict)
 
     builds = []
+    every = {phase: rounds.relative(phase) for phase in (PP, TG)}
     for name, engine in engines.items():
-        found, judged, problem = rounds.speeds(name), rounds.judge(name), rounds.problem(name)
-        speeds = {phase: statistics.estimate(each) for phase, each in found.items() if each}
+        judged, problem = rounds.judge(name), rounds.problem(name)
+        speeds = {phase: each[name] for phase, each in every.items() if name in each}
         ratio = None if name == rounds.reference else judged.ratio
         made = build(engine, f"{OUT}: {problem}" if problem else judged.verdict)
         builds.append(made._replace(speeds=speeds, ratio=ratio))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 
 from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.results import Results, stamp
-from bitnet_tuning.bench.summary import Summary, facts
-from bitnet_tuning.console import aligned, times
-from bitnet_tuning.engine.builds import verdict_words
+from bitnet_tuning.bench.summary import Summary, csv_text, facts, stacked
+from bitnet_tuning.console import table, text_width, times
+from bitnet_tuning.engine.builds import EQUAL, FASTER, OPEN, SLOWER, verdict_words
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.profile import PP, TG, Estimate
 from bitnet_tuning.store.state import FileIdentity
@@ -44,6 +45,31 @@ class Comparison(NamedTuple):
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
     """Names of settings that only one benchmark has."""
+    resolution: float = statistics.RESOLUTION
+    """Share by which speeds may differ and count as equal."""
+
+    @property
+    def answer(self) -> str:
+        """One short sentence: how many verdicts there are of each kind."""
+        found = Counter(each.verdict for each in self.settings)
+        kinds = (FASTER, SLOWER, EQUAL, OPEN)
+        said = (f"{found[kind]} {verdict_words(kind, self.resolution)}" for kind in kinds)
+        return f"B against A: {', '.join(said)}."
+
+    @property
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Name, phase, ratio and verdict of each pair, as texts."""
+        rows = []
+        for name, other, phase, ratio, verdict in self.settings:
+            said = stacked(times(*ratio)), verdict_words(verdict, self.resolution)
+            rows.append((name if name == other else f"{name} = {other}", phase, *said))
+        return rows
+
+    @property
+    def rest(self) -> str:
+        """The settings that only one benchmark has, as a sentence; empty if there are none."""
+        every = (("A", self.only_a), ("B", self.only_b))
+        return "; ".join(f"Only in {name}: {', '.join(only)}" for name, only in every if only)
 
 
 def compare(a: Results, b: Results) -> Comparison:
@@ -55,6 +81,7 @@ def compare(a: Results, b: Results) -> Comparison:
         settings=tuple(pair for names in same for pair in _pairs(both, names)),
         only_a=tuple(name for name in a.settings if name not in {each for each, _ in same}),
         only_b=tuple(name for name in b.settings if name not in {each for _, each in same}),
+        resolution=b.options.resolution,
     )
 
 
@@ -111,6 +138,7 @@ def _when(nanoseconds: int) -> str:
 _ADVICE = {
     "tokens measured": "speeds depend on them: measure again with the same --n-prompt and --n-gen",
     "governor": "it sets the clock: measure again with the same governor",
+    "measured by": "loaded servers and whole processes differ: measure again with the same one",
 }
 """What to do about a difference that distorts the comparison, by ``Difference.what``."""
 
@@ -123,16 +151,13 @@ def as_text(comparison: Comparison, names: Sequence[str] = ("A", "B")) -> str:
         lines += [f"Not the same in both: {each.what}", f"  A  {each.a}", f"  B  {each.b}"]
         lines += [f"  ({_ADVICE[each.what]})"] if each.what in _ADVICE else []
     lines.append(f"Speed of B ({b}) over A ({a}):")
-    rows = [
-        (
-            f"  {each.name}{' = ' + each.other if each.other != each.name else ''}",
-            each.phase,
-            times(*each.ratio),
-            verdict_words(each.verdict),
-        )
-        for each in comparison.settings
-    ]
-    lines.append(aligned(rows) if rows else "  none: no setting was measured in both")
-    for name, only in ((a, comparison.only_a), (b, comparison.only_b)):
-        lines += [f"Only in {name}: {', '.join(only)}"] if only else []
-    return "\n".join(lines)
+    rows = [("setting", "phase", "B over A", "verdict"), *comparison.rows]
+    found = [table(rows, text_width()), "", comparison.answer]
+    lines += found if comparison.settings else ["  none: no setting was measured in both"]
+    return "\n".join((*lines, *filter(None, [comparison.rest])))
+
+
+def to_csv(comparison: Comparison) -> str:
+    """Return CSV with a line for each phase of a setting."""
+    columns = ("setting", "other", "phase", "ratio", "low", "high", "runs", "verdict")
+    return csv_text([columns, *((*each[:3], *each[3], each[4]) for each in comparison.settings)])

@@ -5,7 +5,7 @@ The tuner's search, ``--builds``, test_optimizations.py and benchmarks/ all judg
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import fsum, inf, log
 from statistics import median
@@ -201,6 +201,45 @@ class Rounds:
             ]
             for phase in (PP, TG)
         }
+
+    def relative(
+        self, goal: str, ratios: Mapping[str, Estimate | None] | None = None
+    ) -> dict[str, Estimate]:
+        """Return settings' speeds for a goal, of ``OBJECTIVES``, as the reference's times their
+        ``ratios``, by default those of ``linked``: so speeds that stand side by side agree with
+        their ratios, however the machine's speed drifts. The reference's is over all its runs."""
+        other = Rounds(self.objective._replace(name=goal), self, reference=self.reference)
+        values = {
+            name: [speed for run in runs if (speed := run.value(other.objective))]
+            for name, runs in self._runs.items()
+        }
+        if not values.get(self.reference):
+            return {name: statistics.estimate(each) for name, each in values.items() if each}
+        base = statistics.estimate(values[self.reference])
+        found = {name: ratios[name] if ratios else other.linked(name) for name in values}
+        scaled = {n: statistics.scaled(each, base.median) for n, each in found.items() if each}
+        return {**scaled, self.reference: base}
+
+    def linked(self, name: str, seen: frozenset[str] = frozenset()) -> Estimate | None:
+        """Return the ratio to the reference, of common rounds or else by way of another setting
+        that ran in the rounds of both; None without such rounds. ``seen`` are not the way."""
+        direct = self.shown(name).ratio or self.judge(name).ratio
+        if direct is not None:
+            return direct
+        seen |= {name}
+        rounds = (each.runs for each in self._rounds if _ran(each, name))
+        near = Counter(run.setting for runs in rounds for run in runs if run.setting not in seen)
+        for other, _ in near.most_common():
+            found = self.judge(name, other).ratio
+            if found and (base := self.linked(other, seen)):
+                inverse = statistics.quotient(Estimate(1, 1, 1, base.count), base)
+                return statistics.quotient(found, inverse)
+        return None
+
+    def cpu(self, name: str) -> float | None:
+        """Return the median of CPU seconds per generated token; None if no run has them."""
+        found = [run.cpu for run in self._runs[name] if run.cpu is not None]
+        return median(found) if found else None
 
     def fit(self) -> Fit:
         """Return estimates from all rounds, also for settings that share no round."""

@@ -7,9 +7,10 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from math import log
 from typing import Any
 
-from bitnet_tuning.bench.summary import Curve, Row, digits
+from bitnet_tuning.bench.summary import Curve, digits
 from bitnet_tuning.console import printable, times
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.plan.profile import PP, TG, Estimate
@@ -29,6 +30,9 @@ TEXT, MUTED, LINE, ACCENT, BAND, ROOF, PAGE = _VARIABLES
 WIDTH = 4.7
 """Width in inches of 72 SVG units. A phone's page is about that many pixels wide, so text keeps
 its size there."""
+
+_LONGEST = 32
+"""Most characters of a name that have room beside a ratio."""
 
 _PANEL, _BAR, _MARGIN = 2.3, 0.42, 0.75
 """Heights in inches of a panel, of a bar, and of what surrounds the bars."""
@@ -51,7 +55,16 @@ _POINT: dict[str, Any] = {"marker": "o", "markersize": 4.5, "capsize": 3}
 
 _TITLES = {TG: "generation, tokens/s", PP: "prompt processing, tokens/s"}
 
-_TICKS = (0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1, 1.2, 1.5, 2, 3, 5, 10)
+_TICKS = "1 2 .5 5 .2 10 .1 20 .05 50 .02 1.5 .7 3 .3 1.2 .8 1.1 .9 1.05 .95 1.02 .98 1.01 .99"
+"""Ratios that an axis may show, the first ones first, and the smallest distance between two of
+them as a share of the axis: about the width of a label."""
+_APART = 0.14
+
+_MOST_LABELS = 12
+"""Most labels of thread counts, and of speeds, that have room side by side."""
+
+Bar = tuple[str, Estimate, bool]
+"""A setting's name, its ratio, and whether it is the one to use."""
 
 
 def available() -> None:
@@ -80,25 +93,29 @@ def curves_svg(curves: Sequence[Curve], label: str) -> str:
 def _draw_curve(axes: Axes, curve: Curve) -> None:
     counts, found = list(curve.speeds), list(curve.speeds.values())
     middles = [speed.median for speed in found]
-    axes.errorbar(counts, middles, _arms(found), color=ACCENT, ecolor=MUTED, **_POINT)
-    for count, speed in curve.speeds.items():
-        axes.annotate(
-            digits(speed.median),
-            (count, speed.high),
-            (0, 4),
-            textcoords="offset points",
-            ha="center",
-            weight="bold" if count == curve.default else "normal",
-        )
+    # Counts are evenly spaced, since those of few threads would stand too close otherwise.
+    axes.errorbar(range(len(counts)), middles, _arms(found), color=ACCENT, ecolor=MUTED, **_POINT)
+    every = -(-len(counts) // _MOST_LABELS)
+    for place, (count, speed) in enumerate(curve.speeds.items()):
+        if place % every == 0:
+            axes.annotate(
+                digits(speed.median),
+                (place, speed.high),
+                (0, 4),
+                textcoords="offset points",
+                ha="center",
+                size="small" if len(counts) > _MOST_LABELS // 2 else None,
+                weight="bold" if count == curve.default else "normal",
+            )
     top = max(speed.high for speed in found)
     # A limit far above all speeds is only told in the caption.
     if curve.limit is not None and curve.limit <= 2 * top:
         top = max(top, curve.limit)
         axes.axhline(curve.limit, color=ROOF, linestyle="--", linewidth=1.2)
-        text, place = f"memory allows {digits(curve.limit)}", axes.get_yaxis_transform()
-        axes.text(0.01, curve.limit, text, transform=place, va="bottom", color=ROOF)
+        text, across = f"memory allows {digits(curve.limit)}", axes.get_yaxis_transform()
+        axes.text(0.01, curve.limit, text, transform=across, va="bottom", color=ROOF)
     axes.set_ylim(0, top * 1.2)
-    axes.set_xticks(counts)
+    axes.set_xticks(range(0, len(counts), every), [str(count) for count in counts[::every]])
     axes.margins(x=0.08)
     axes.set_title(_TITLES[curve.phase], loc="left", size="medium")
     axes.grid(axis="y", color=LINE, linewidth=0.6)
@@ -112,44 +129,55 @@ def _arms(found: Sequence[Estimate]) -> list[list[float]]:
     ]
 
 
-def ratios_svg(rows: Sequence[Row], resolution: float, label: str) -> str:
-    """Draw each setting's ratio to the default with its interval, and what is equal as a band.
-    ``label`` is the text for screen readers."""
-    bars = [(row, row.to_default) for row in rows if row.to_default is not None]
+def ratios_svg(bars: Sequence[Bar], resolution: float, title: str, label: str) -> str:
+    """Draw each setting's ratio with its interval, and what is equal as a band. ``title`` is that
+    of the axis, ``label`` the text for screen readers."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.set_xscale("log")
         axes.axvspan(1 / (1 + resolution), 1 + resolution, color=BAND, linewidth=0)
         axes.axvline(1, color=MUTED, linewidth=1)
-        for place, (row, ratio) in enumerate(bars):
-            _draw_bar(axes, -place, row, ratio)
+        for number, bar in enumerate(bars):
+            _draw_bar(axes, -number, *bar)
         axes.set_ylim(-len(bars) + 0.6, 0.8)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        low = min(0.9, *(ratio.low for _, ratio in bars)) * 0.95
-        high = max(1.1, *(ratio.high for _, ratio in bars)) * 1.05
-        axes.set_xlim(low, high)
-        ticks = [tick for tick in _TICKS if low <= tick <= high]
+        least = min(1 / (1 + resolution), *(ratio.low for _, ratio, _ in bars))
+        most = max(1 + resolution, *(ratio.high for _, ratio, _ in bars))
+        margin = (most / least) ** 0.05
+        axes.set_xlim(least / margin, most * margin)
+        ticks = ticks_between(least, most)
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-        axes.set_xlabel("speed as a multiple of the default's")
+        axes.set_xlabel(title)
 
     return _svg("ratios", label, len(bars) * _BAR + _MARGIN, draw)
 
 
-def _draw_bar(axes: Axes, place: int, row: Row, ratio: Estimate) -> None:
-    colour = ACCENT if row.winner else TEXT
+def ticks_between(low: float, high: float) -> list[float]:
+    """Return round ratios for a logarithmic axis, so far apart that their labels do not touch."""
+    found: list[float] = []
+    for tick in map(float, _TICKS.split()):
+        places = (abs(log(tick / each)) for each in found)
+        if low <= tick <= high and all(each >= _APART * log(high / low) for each in places):
+            found.append(tick)
+    return sorted(found)
+
+
+def _draw_bar(axes: Axes, place: int, name: str, ratio: Estimate, best: bool) -> None:
+    colour = ACCENT if best else TEXT
     axes.errorbar(ratio.median, place, xerr=_arms([ratio]), color=colour, **_POINT)
     above: dict[str, Any] = {
         "transform": axes.get_yaxis_transform(),
         "va": "bottom",
         "color": colour,
         "bbox": {"facecolor": PAGE, "linewidth": 0, "pad": 1},
-        "weight": "bold" if row.winner else "normal",
+        "weight": "bold" if best else "normal",
     }
-    name = clean(row.name)
-    axes.text(0, place + 0.2, name if len(name) <= 40 else f"{name[:37]}...", **above)
+    name = clean(name)
+    name = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+    axes.text(0, place + 0.2, name, **above)
     axes.text(1, place + 0.2, times(*ratio), ha="right", **above)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from statistics import median
 
 from bitnet_tuning.bench.begin import Subject
-from bitnet_tuning.bench.comparison import DEFAULT, UPSTREAM
+from bitnet_tuning.bench.comparison import DEFAULT
 from bitnet_tuning.bench.results import Kept, Results
+from bitnet_tuning.bench.summary import Summary
 from bitnet_tuning.console import word
 from bitnet_tuning.engine.builds import OPEN
 from bitnet_tuning.plan.openmp import BINDING_BY_USER, TUNABLE, user_set
@@ -78,17 +78,17 @@ def _objection(results: Results, environ: Mapping[str, str]) -> str | None:
 
 
 def _evidence(results: Results, path: str) -> Evidence:
-    decision, measured = results.decision, results.measured
+    decision, summary = results.decision, Summary(results)
     assert decision is not None
-    speeds = measured.speeds(decision.winner)
+    speeds = {phase: summary.speeds[phase].get(decision.winner) for phase in (PP, TG)}
     return Evidence(
         objective=results.options.objective,
         verdict=decision.verdict,
         ratio=decision.estimate,
         floor=None,
         resolution=decision.resolution,
-        against_upstream=measured.shown(decision.winner, UPSTREAM).ratio,
-        speeds={phase: median(speeds[phase]) if speeds[phase] else None for phase in (PP, TG)},
+        against_upstream=summary.over_upstream(decision.winner),
+        speeds={phase: found and found.median for phase, found in speeds.items()},
         results=os.path.abspath(path),
         budget=results.options.budget,
     )

@@ -6,18 +6,27 @@ The template is report.html. All text is escaped where it enters the page.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from string import Template
 
 from bitnet_tuning.bench import plots
+from bitnet_tuning.bench.compare import Comparison
 from bitnet_tuning.bench.plots import escape
 from bitnet_tuning.bench.results import Results, write
-from bitnet_tuning.bench.summary import Curve, Row, Summary, digits, facts, speed, stacked
+from bitnet_tuning.bench.summary import (
+    FAILED,
+    LEGEND,
+    WRONG,
+    Curve,
+    Summary,
+    digits,
+    facts,
+    figures,
+    headings,
+)
 from bitnet_tuning.console import times
-from bitnet_tuning.engine.builds import FASTER, SLOWER
 from bitnet_tuning.plan.profile import PP, TG
-
-_TITLES = ("Setting", "Generation", "Prompt", "Over upstream", "Over default", "Rounds", "Verdict")
 
 
 def write_report(results: Results, path: str) -> None:
@@ -32,24 +41,52 @@ def page(results: Results) -> str:
     summary, model, host = Summary(results), results.model, results.host
     name = model.name or os.path.basename(model.path)
     machine = host.brand or host.vendor or "this machine"
-    place = os.path.join(os.path.dirname(os.path.abspath(__file__)), "report.html")
-    with open(place, encoding="utf-8") as file:
-        template = Template(file.read())
     text = f"This benchmark is {results.state}: more rounds may change its results."
-    return template.substitute(
-        model=escape(model.name or model.path),
+    return _filled(
+        title=escape(f"Benchmark of {model.name or model.path}"),
         heading=escape(f"{name} ({model.quantization}) on {machine}"),
         answer=escape(summary.answer),
         unfinished="" if results.state == "finished" else paragraph(text, "unfinished"),
-        certainty=escape(summary.over_upstream),
+        certainty="".join(map(paragraph, summary.details())),
         warnings=section("What may skew the results", listing(results.warnings, "warnings")),
         plots=_curves(summary) + _ratios(summary),
-        table=section("All settings", _table(summary.rows)),
+        table=section("All settings", paragraph(LEGEND, "muted"), _settings(summary)),
         remarks=section("Remarks", listing(summary.remarks())),
         method=section("How it was measured", *_method(summary)),
         facts=section("Machine, engine and model", definitions(facts(results))),
-        created=escape(results.created),
+        created=escape(f"Benchmark started at {results.created}."),
     )
+
+
+def comparison_page(comparison: Comparison, names: Sequence[str]) -> str:
+    """Return the report of a comparison as HTML; ``names`` are the files of A and B. Raise
+    MissingError without matplotlib."""
+    plots.available()
+    rows = [(name, "", (phase, ratio), said) for name, phase, ratio, said in comparison.rows]
+    bars = [
+        (f"{name}, {phase}", each.ratio, False)
+        for each, (name, phase, *_) in zip(comparison.settings, comparison.rows, strict=True)
+    ]
+    title, what = "speed of B as a multiple of A's", "Ratios of all runs of both"
+    drawing = _bars(bars, comparison.resolution, title, what) if bars else ""
+    differences = {each.what: f"A: {each.a}; B: {each.b}" for each in comparison.differences}
+    return _filled(
+        title="Comparison of two benchmarks",
+        heading="Comparison of two benchmarks",
+        answer=escape(comparison.answer if rows else "No setting was measured in both."),
+        certainty=listing(f"{letter}: {name}" for letter, name in zip("AB", names, strict=True)),
+        plots=section("Speed of B over A", drawing),
+        table=section("All settings", _table(("phase", "B over A"), rows)),
+        remarks=section("Remarks", listing(filter(None, [comparison.rest]))),
+        facts=section("Not the same in both", definitions(differences) if differences else ""),
+    )
+
+
+def _filled(**parts: str) -> str:
+    place = os.path.join(os.path.dirname(os.path.abspath(__file__)), "report.html")
+    with open(place, encoding="utf-8") as file:
+        template = Template(file.read())
+    return template.substitute(defaultdict(str, parts))
 
 
 # Plots and the table
@@ -61,8 +98,8 @@ def _curves(summary: Summary) -> str:
         return ""
     words = " ".join(map(_curve_in_words, curves))
     caption = (
-        f"{words} Medians with 95 % intervals. Only the number of threads differs from the "
-        "default, whose number is bold."
+        f"{words} With 95 % intervals. Only the number of threads differs from the default, whose "
+        "number is bold."
     )
     return section("Speed by threads", _figure(plots.curves_svg(curves, words), caption))
 
@@ -75,51 +112,57 @@ def _curve_in_words(curve: Curve) -> str:
 
 
 def _ratios(summary: Summary) -> str:
-    shown = [row for row in summary.rows if row.to_default is not None and not row.is_out]
-    if not shown:
-        return ""
-    bars = ", ".join(f"{row.name} {times(*row.to_default)}" for row in shown if row.to_default)
-    near = summary.measured.resolution
+    bars = [(row.name, row.to_default, row.winner) for row in summary.rows if not row.is_out]
+    shown = [(name, ratio, best) for name, ratio, best in bars if ratio is not None]
+    near, title = summary.measured.resolution, "speed as a multiple of the default's"
+    drawing = _bars(shown, near, title, "Ratios to the default, paired by round") if shown else ""
+    return section("Speed compared with the default", drawing)
+
+
+def _bars(bars: Sequence[plots.Bar], near: float, title: str, what: str) -> str:
     caption = (
-        "Ratios to the default, paired by round, with 95 % intervals. Inside the band, speeds are "
-        f"equal within {100 * near:g} %."
+        f"{what}, with 95 % intervals. Inside the band, speeds are equal within {100 * near:g} %."
     )
-    drawing = plots.ratios_svg(shown, near, f"Speed divided by the default's: {bars}.")
-    return section("Speed compared with the default", _figure(drawing, caption))
+    said = ", ".join(f"{name} {times(*ratio)}" for name, ratio, _ in bars)
+    drawing = plots.ratios_svg(bars, near, title, f"{title.capitalize()}: {said}.")
+    return _figure(drawing, caption)
 
 
 def _figure(drawing: str, caption: str) -> str:
     return f"<figure>\n{drawing}\n<figcaption>{escape(caption)}</figcaption>\n</figure>"
 
 
-def _table(rows: Iterable[Row]) -> str:
-    explained = (
-        "Token generation and prompt processing in tokens/s; speed as a multiple of that with 2 "
-        "threads (upstream) and of the default's, compared within rounds. All are medians with "
-        "95 % intervals. Verdicts compare with the default."
+def _settings(summary: Summary) -> str:
+    rows = []
+    for row in summary.rows:
+        name = f"{row.name} (use this)" if row.winner else row.name
+        rows.append((name, row.words, figures(row), row.verdict or "the default"))
+    return _table(headings(summary.results.options.objective), rows)
+
+
+def _table(titles: Sequence[str], rows: Iterable[tuple[str, str, Sequence[str], str]]) -> str:
+    """Return a table of settings: name, description, figures and verdict. On a phone each row
+    becomes a block, in which every figure has its heading."""
+    titles = [" ".join(title.split()).replace(" /", "/") for title in titles]
+    top = "".join(
+        f'<th scope="col">{escape(each)}</th>' for each in ("setting", *titles, "verdict")
     )
-    top = "".join(f'<th scope="col">{heading}</th>' for heading in _TITLES)
-    body = "\n".join(map(_table_row, rows))
+    body = []
+    for name, words, shown, verdict in rows:
+        cells = ""
+        for title, figure in zip(titles, shown, strict=True):
+            middle, _, interval = figure.partition("\n")
+            text = f"{escape(middle)}<small>{escape(interval)}</small>"
+            cells += f'<td data-title="{escape(title)}">{text}</td>'
+        first = f'<th scope="row">{escape(name)}<small>{escape(words)}</small></th>'
+        style = "out" if verdict.startswith((FAILED, WRONG)) else verdict.split(",")[0]
+        last = f'<td><span class="{escape(style)}">{escape(verdict)}</span></td>'
+        body.append(f"<tr>{first}{cells}{last}</tr>")
+    lines = "\n".join(body)
     return (
-        f"{paragraph(explained, 'muted')}\n"
-        '<div class="wide" role="region" tabindex="0" aria-label="All settings">\n<table>\n'
+        f'<div class="wide" role="region" tabindex="0" aria-label="All settings">\n<table>\n'
         f"<caption>All settings that were measured</caption>\n<thead><tr>{top}</tr></thead>\n"
-        f"<tbody>\n{body}\n</tbody>\n</table>\n</div>"
-    )
-
-
-def _table_row(row: Row) -> str:
-    figures = [speed(found) if found else "-" for found in (row.tg, row.pp)]
-    figures += [times(*found) if found else "-" for found in (row.to_upstream, row.to_default)]
-    style = "out" if row.is_out else row.verdict if row.verdict in (FASTER, SLOWER) else ""
-    verdict = escape(row.verdict or "the default")
-    parts = (stacked(figure).partition("\n") for figure in figures)
-    cells = [f"{escape(middle)}<small>{escape(interval)}</small>" for middle, _, interval in parts]
-    cells += [str(row.rounds), f'<span class="{style}">{verdict}</span>']
-    return (
-        f'<tr class="{"winner" if row.winner else ""}"><th scope="row">{escape(row.name)}'
-        f"{' (use this)' if row.winner else ''}<small>{escape(row.words)}</small></th>"
-        f"{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        f"<tbody>\n{lines}\n</tbody>\n</table>\n</div>"
     )
 
 
@@ -137,7 +180,7 @@ def _method(summary: Summary) -> Iterator[str]:
     scope = {
         "optimized for": goals.get(wanted.name, requests),
         "rounds": f"{len(measured)} with {measured.runs} runs",
-        "time spent": f"{measured.spent:.0f} s of {options.budget:g} s",
+        "time spent": f"{measured.spent:.0f} s, with a budget of {options.budget:g} s",
     }
     yield definitions(scope)
 

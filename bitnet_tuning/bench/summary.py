@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -13,36 +13,37 @@ from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.comparison import DEFAULT, FILES, FIXED, UPSTREAM
 from bitnet_tuning.bench.results import Results
 from bitnet_tuning.console import counted, times, word
-from bitnet_tuning.engine.builds import FASTER, verdict_words
+from bitnet_tuning.engine.builds import EQUAL, FASTER, OPEN, SLOWER, verdict_words
 from bitnet_tuning.plan.openmp import THREAD_COUNTS
-from bitnet_tuning.plan.profile import PP, TG, Estimate
+from bitnet_tuning.plan.profile import PP, REQUEST, TG, Estimate, Objective
 from bitnet_tuning.plan.setting import Setting, describe
 
-TOO_FEW = "not enough rounds"
-UNCONFIRMED = "faster in the search, not confirmed"
-"""Verdict on a setting that led the search but not a duel: the best of many is often just lucky."""
 FAILED = "failed"
 WRONG = "wrong output"
 
 
 class Row(NamedTuple):
-    """The figures of one setting, with speeds in tokens/s."""
+    """The figures of one setting, with speeds in tokens/s (see ``Rounds.relative``)."""
 
     name: str
     words: str
     """Description of the setting."""
     pp: Estimate | None
     tg: Estimate | None
-    to_upstream: Estimate | None
-    """Ratio of the objective's speed to upstream's, paired by round; None for upstream itself
-    and without a common round."""
+    requests: Estimate | None
+    """Speed in requests/s if the objective is ``request``, else None."""
+    cpu: float | None
+    """CPU seconds per generated token; None if not known."""
     to_default: Estimate | None
-    """The same with the default."""
+    """Ratio of the objective's speed to the default's, paired by round (see ``Rounds.linked``);
+    None for the default itself and if there is none."""
+    to_upstream: Estimate | None
+    """The same with upstream, from both settings' ratios to the default."""
     rounds: int
     """Number of rounds that measured it."""
     verdict: str
-    """Verdict against the default, ``not enough rounds``, ``failed: …`` or ``wrong output: …``;
-    empty for the default itself."""
+    """Verdict against the default in words, if it is not decided with the time that it would need,
+    ``failed: …`` or ``wrong output: …``; empty for the default itself."""
     winner: bool
     """Whether this is the setting to use."""
 
@@ -77,34 +78,49 @@ class Summary:
     @cached_property
     def rows(self) -> tuple[Row, ...]:
         """Winner, default, upstream, then the others by their ratio to the default."""
-        shown = (row for row in self._rows() if row.rounds or row.verdict != TOO_FEW)
+        shown = (row for row in self._rows() if row.rounds or row.is_out)
         return tuple(sorted(shown, key=_rank))
 
     def _rows(self) -> Iterator[Row]:
         decision = self.results.decision
         for name, setting in self.results.settings.items():
-            speeds = self.measured.speeds(name)
             yield Row(
                 name=name,
                 words=describe(setting),
-                pp=statistics.estimate(speeds[PP]) if speeds[PP] else None,
-                tg=statistics.estimate(speeds[TG]) if speeds[TG] else None,
-                to_upstream=self.against(name, UPSTREAM),
-                to_default=self.against(name, DEFAULT),
+                pp=self.speeds[PP].get(name),
+                tg=self.speeds[TG].get(name),
+                requests=self.speeds.get(REQUEST, {}).get(name),
+                cpu=self.measured.cpu(name),
+                to_default=self.over_default[name],
+                to_upstream=self.over_upstream(name),
                 rounds=self.measured.count(name),
                 verdict=self._verdict(name),
                 winner=decision is not None and decision.winner == name,
             )
 
-    def against(self, name: str, reference: str) -> Estimate | None:
-        """Return the ratio of two settings' speeds, paired by round. For the winner against the
-        default it is the decision's. Return None for a setting against itself."""
-        decision = self.results.decision
-        if name == reference:
-            return None
-        if decision is not None and (name, reference) == (decision.winner, DEFAULT):
-            return decision.estimate
-        return self.measured.shown(name, reference).ratio
+    @cached_property
+    def speeds(self) -> dict[str, dict[str, Estimate]]:
+        """Speeds by goal and setting, which agree with the ratios to the default."""
+        goal = self.results.options.objective.name
+        ratios = {goal: self.over_default}
+        return {each: self.measured.relative(each, ratios.get(each)) for each in {PP, TG, goal}}
+
+    @cached_property
+    def over_default(self) -> dict[str, Estimate | None]:
+        """The ratio of each setting's speed for the objective to the default's, for the winner that
+        of the decision; None for the default itself and without rounds that link the two."""
+        decision, names = self.results.decision, self.results.settings
+        found = {name: self.measured.linked(name) for name in names if name != DEFAULT}
+        if decision is not None and decision.winner != DEFAULT:
+            found[decision.winner] = decision.estimate
+        return {**found, DEFAULT: None}
+
+    def over_upstream(self, name: str) -> Estimate | None:
+        """Return the same against upstream."""
+        same = Estimate(1, 1, 1, len(self.measured))
+        ours = same if name == DEFAULT else self.over_default[name]
+        theirs = self.over_default.get(UPSTREAM) if name != UPSTREAM else None
+        return statistics.quotient(ours, theirs) if ours and theirs else None
 
     def _verdict(self, name: str) -> str:
         decision, problem = self.results.decision, self.problem(name)
@@ -112,13 +128,20 @@ class Summary:
             return problem or ""
         if decision is not None and name == decision.winner:
             return self._words(decision.verdict)
-        judged = self.measured.shown(name)
-        if judged.ratio is None or judged.ratio.count < statistics.VERDICT_ROUNDS:
-            return TOO_FEW
+        _, ratio, verdict = self.measured.shown(name)
         searched = name not in FIXED and not self.measured.in_duel(name)
-        if searched and judged.verdict == FASTER:
-            return UNCONFIRMED
-        return self._words(judged.verdict)
+        if ratio is None or (searched and verdict == FASTER):
+            # The best of many is often just lucky, so only the fresh samples of a duel decide.
+            return self._open(name, statistics.VERDICT_ROUNDS)
+        return self._judged(name, ratio, verdict)
+
+    def _judged(self, name: str, ratio: Estimate, verdict: str) -> str:
+        rounds = statistics.more_rounds(ratio, self.measured.resolution)
+        return self._open(name, rounds) if verdict == OPEN else self._words(verdict)
+
+    def _open(self, name: str, rounds: int) -> str:
+        seconds = max(1.0, rounds * self.measured.cost((DEFAULT, name)))
+        return f"{OPEN}, would need about {seconds:.0f} s more"
 
     def _words(self, verdict: str) -> str:
         return verdict_words(verdict, self.measured.resolution)
@@ -140,44 +163,47 @@ class Summary:
         return tuple(each for each in found if len(each.speeds) > 1)
 
     def _curve(self, phase: str) -> Curve:
-        """Return the curve of a phase. Settings with equal threads in this phase are one point."""
+        """Return the curve of a phase. Settings with equal threads in this phase are one point, the
+        default's if it is among them."""
         default = self.results.settings[DEFAULT]
         seen, limit = (self.results.roof.facts or {}).get("limit_tokens_per_second"), None
         if phase == TG and isinstance(seen, (int, float)) and seen > 0 and seen is not True:
             limit = seen
-        found: dict[int, list[float]] = {}
-        for name, setting in self.results.settings.items():
-            if _but_threads(setting) == _but_threads(default) and self.problem(name) is None:
-                speeds = self.measured.speeds(name)[phase]
-                found.setdefault(_threads(setting, phase), []).extend(speeds)
-        points = {count: statistics.estimate(each) for count, each in sorted(found.items()) if each}
-        return Curve(phase, points, _threads(default, phase), limit)
+        found: dict[int, Estimate] = {}
+        for row in sorted(self.rows, key=lambda row: row.name != DEFAULT):
+            setting, speed = self.results.settings[row.name], row.pp if phase == PP else row.tg
+            if speed and _but_threads(setting) == _but_threads(default) and not row.is_out:
+                found.setdefault(_threads(setting, phase), speed)
+        return Curve(phase, dict(sorted(found.items())), _threads(default, phase), limit)
 
     @property
     def answer(self) -> str:
-        """One or two sentences: the setting to use, and its gain."""
+        """One short sentence: the setting to use, and its gain."""
         decision = self.results.decision
         if decision is None:
             return "Not finished: there is no decision yet."
-        words = describe(self.results.settings[decision.winner])
-        if decision.winner == DEFAULT:
-            return f"Keep the default ({words}). {decision.reason}"
-        ratio = decision.estimate
-        gain = f": {times(*ratio)} the default's speed" if ratio else ""
-        return f"Use {decision.winner} ({words}){gain}."
+        if decision.winner != DEFAULT:
+            ratio = decision.estimate
+            gain = f": {times(*ratio)} over the default" if ratio else ""
+            return f"Use {decision.winner}{gain}."
+        why = {
+            EQUAL: f"the best other setting is {self._words(EQUAL)}",
+            SLOWER: "the best other setting is slower",
+        }
+        return f"Keep the default: {why.get(decision.verdict, 'nothing else was decided')}."
 
-    @property
-    def over_upstream(self) -> str:
-        """The gain over what bitnet.cpp's own launcher does."""
-        ratio = self.against(self.winner, UPSTREAM)
-        what = "the default" if self.winner == DEFAULT else self.winner
-        upstream = "the upstream default (2 threads, no environment variables)"
-        if ratio is None:
-            return f"No comparison with {upstream} was possible."
-        if ratio.count < statistics.VERDICT_ROUNDS:
-            rounds = counted(ratio.count, "round")
-            return f"{rounds} cannot tell how {what} compares with {upstream}."
-        return f"Compared with {upstream}, {what} is {times(*ratio)} as fast."
+    def details(self) -> Iterator[str]:
+        """Yield what the setting to use consists of and why, and how it compares with bitnet.cpp's
+        own launcher."""
+        if self.winner in self.results.settings:
+            reason = self.results.decision.reason if self.results.decision else ""
+            what = f"{self.winner}: {describe(self.results.settings[self.winner])}. {reason}"
+            yield what.strip()
+        said = "not compared"
+        if ratio := self.over_upstream(self.winner):
+            verdict = statistics.verdict(ratio, self.measured.resolution)
+            said = f"{times(*ratio)}, {self._judged(UPSTREAM, ratio, verdict)}"
+        yield f"Against bitnet.cpp's own 2 threads: {said}."
 
     @property
     def better_file(self) -> str | None:
@@ -205,7 +231,7 @@ class Summary:
 
     def sentences(self) -> Iterator[str]:
         """Yield the sentences that a terminal shows below the table."""
-        yield from (self.answer, self.over_upstream)
+        yield from (self.answer, *self.details())
         yield from (f"Warning: {warning}" for warning in self.results.warnings)
         yield from self.remarks()
 
@@ -226,6 +252,11 @@ def facts(results: Results) -> dict[str, str]:
         "engine": f"{engine.path}, version {engine.version}, OpenMP: {engine.openmp or 'unknown'}, "
         f"built for {' '.join(engine.isa) or 'unknown CPUs'}",
         "engine's commit": str(engine.git_commit),
+        "measured by": "llama-server, loaded once per setting, by turns"
+        if engine.server
+        else "llama-bench processes"
+        if engine.bench
+        else "llama-cli's own timings",
         "model": f"{model.path}, {model.quantization}, {model.size} bytes",
         "other file": "none"
         if other is None
@@ -263,18 +294,38 @@ def digits(number: float) -> str:
     return f"{number:.{decimals}f}"
 
 
-HEADINGS = ("setting", "pp\ntokens/s", "tg\ntokens/s", "over\nupstream", "over\ndefault", "verdict")
+LEGEND = (
+    "pp: prompt processing, tg: token generation, with 95 % intervals. Speeds are the default's "
+    "times the ratio in common rounds, so that both agree."
+)
+"""Explanation of the table."""
 
 
-def cells(row: Row) -> tuple[str, ...]:
-    """Return a row's cells for ``HEADINGS``. Intervals stand below their medians, so that the
+def headings(objective: Objective) -> tuple[str, ...]:
+    """Return the headings of the figures."""
+    requests = ("requests\n/minute", "pp, tg\ntokens/s")
+    speeds = requests if objective.name == REQUEST else ("pp\ntokens/s", "tg\ntokens/s")
+    return (*speeds, "CPU s\n/token", "over\ndefault", "over\nupstream")
+
+
+def figures(row: Row) -> tuple[str, ...]:
+    """Return a row's figures for ``headings``. Intervals stand below their medians, so that the
     table fits into 80 characters."""
-    return (
-        f"{row.name} *" if row.winner else row.name,
-        *(stacked(speed(found) if found else "-") for found in (row.pp, row.tg)),
-        *(stacked(times(*found) if found else "-") for found in (row.to_upstream, row.to_default)),
-        row.verdict.partition(":")[0] or "-",
-    )
+    shown = [stacked(speed(found)) if found else "-" for found in (row.pp, row.tg)]
+    if row.requests:
+        minute = speed(statistics.scaled(row.requests, 60))
+        shown = [stacked(minute), "\n".join(each.split("\n")[0] for each in shown)]
+    ratios = (stacked(times(*each)) if each else "-" for each in (row.to_default, row.to_upstream))
+    return (*shown, "-" if row.cpu is None else f"{row.cpu:.3g}", *ratios)
+
+
+def cells(summary: Summary) -> list[tuple[str, ...]]:
+    """Return the table of a terminal, headings first."""
+    table = [("setting", *headings(summary.results.options.objective), "verdict")]
+    for row in summary.rows:
+        verdict = row.verdict.partition(":")[0].replace(", would need about ", "\n~") or "-"
+        table.append((f"{row.name} *" if row.winner else row.name, *figures(row), verdict))
+    return table
 
 
 def stacked(text: str) -> str:
@@ -285,22 +336,28 @@ def stacked(text: str) -> str:
 COLUMNS = (
     *("round", "stage", "position", "setting", "words"),
     *("phase", "sample", "tokens_per_second", "process_seconds", "problem"),
+    "cpu_seconds_per_token",
 )
 """Columns of the CSV file. ``position`` of a run in its round and ``sample`` count from 1."""
 
 
 def to_csv(results: Results) -> str:
     """Return CSV with a line for each sample, and one without a speed for each failed run."""
-    content = io.StringIO()
-    writer = csv.writer(content, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    rows: list[Sequence[object]] = [COLUMNS]
     for each in results.rounds:
         for position, run in enumerate(each.runs, 1):
             words = describe(results.settings[run.setting])
             start = (each.number, each.stage, position, run.setting, words)
             if run.problem is not None:
-                writer.writerow((*start, None, None, None, run.seconds, run.problem))
+                rows.append((*start, None, None, None, run.seconds, run.problem, None))
             for phase, speeds in run.samples.items():
-                for number, found in enumerate(speeds, 1):
-                    writer.writerow((*start, phase, number, found, run.seconds, None))
+                end = (run.seconds, None, run.cpu if phase == TG else None)
+                rows += [(*start, phase, *found, *end) for found in enumerate(speeds, 1)]
+    return csv_text(rows)
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Return rows as CSV."""
+    content = io.StringIO()
+    csv.writer(content, lineterminator="\n").writerows(rows)
     return content.getvalue()

@@ -29,9 +29,9 @@ from bitnet_tuning.bench.results import (
     write,
 )
 from bitnet_tuning.bench.search import Check, Decision, Measure, Search
-from bitnet_tuning.bench.summary import HEADINGS, Summary, cells, to_csv
+from bitnet_tuning.bench.summary import LEGEND, Summary, cells, to_csv
 from bitnet_tuning.bench.words import Checker
-from bitnet_tuning.console import Progress, aligned, counted, print_table, say, text_width, times
+from bitnet_tuning.console import Progress, aligned, counted, say, table, text_width, times
 from bitnet_tuning.errors import UnsupportedError, UsageError
 from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.machine import conditions
@@ -91,7 +91,7 @@ def tune(
             path = options.output or options.resume or new_path(state.folder)
             tuning = Tuning(subject, results, path, shown, lambda: spent + clock() - started)
             code = tuning.run(stop, engine, state)
-    _write(tuning.results, options, path)
+    publish(tuning.results, options, path)
     say(state.warning and f"warning: {state.warning}")
     return code
 
@@ -214,14 +214,14 @@ class Tuning:
     def _tell(self, done: Round) -> None:
         best = self.search.best
         found = self.search.rounds.shown(best).ratio
-        leads = "no setting beats the default so far"
+        leads, aside = "no setting beats the default so far", "the default leads"
         if best != DEFAULT and found is not None:
             leads = f"best so far: {best}, {times(*found)} over the default"
+            aside = f"best: {best} ×{found.median:.2f}"
         budget = self.results.options.budget
+        spent = f"{min(done.elapsed, budget):.0f} of {budget:.0f} s"
         self.shown.tell(
-            f"{done.elapsed:.0f} of {budget:.0f} s, round {done.number} ({done.stage}): {leads}",
-            news=(done.stage, best),
-            aside=leads,
+            f"{spent}, round {done.number} ({done.stage}): {leads}", (done.stage, best), aside
         )
 
     def _check(self, name: str, stop: Stop) -> None:
@@ -276,25 +276,26 @@ def _part(find: Callable[[], NamedTuple]) -> Part:
         return Part(None, str(why))
 
 
-def _write(results: Results, options: argparse.Namespace, path: str) -> None:
-    """Write the files that the user asked for and print the results. Raise UsageError if a file
+def publish(results: Results, options: argparse.Namespace, path: str) -> None:
+    """Print the results and write the files that the user asked for. Raise UsageError if a file
     cannot be written."""
-    if options.csv:
-        write(options.csv, to_csv(results), "the samples", "--csv")
-    if options.report:
-        write_report(results, options.report)
     if options.json:
         print(to_text(results), end="")
     else:
-        show(results)
-        print(f"Results: {path}")
+        summary, legend = Summary(results), f"*: the setting to use. {LEGEND}"
+        print(table(cells(summary), text_width()), aligned([[legend]], text_width()), sep="\n\n")
+        # Without a terminal each sentence stays on one line, for grep.
+        width = text_width() if sys.stdout is not None and sys.stdout.isatty() else None
+        print(aligned([[line] for line in summary.sentences()], width))
+    written("Results", path, options)
+    if options.csv:
+        write(options.csv, to_csv(results), "the samples", "--csv")
+        written("CSV", options.csv, options)
+    if options.report:
+        write_report(results, options.report)
+        written("Report", options.report, options)
 
 
-def show(results: Results) -> None:
-    """Print the table and the sentences below it to stdout."""
-    summary = Summary(results)
-    styles = ["bold" if row.winner else "" for row in summary.rows]
-    print_table([cells(row) for row in summary.rows], HEADINGS, styles)
-    # Without a terminal each sentence stays on one line, for grep.
-    width = text_width() if sys.stdout is not None and sys.stdout.isatty() else None
-    print(aligned([[line] for line in summary.sentences()], width))
+def written(what: str, path: str, options: argparse.Namespace) -> None:
+    """Print where a file is: to stderr if stdout gets JSON."""
+    (say if options.json else print)(f"{what}: {path}")

@@ -11,9 +11,10 @@ from bitnet_tuning.bench import compare
 from bitnet_tuning.bench.builds import compare_builds
 from bitnet_tuning.bench.knobs import MODES
 from bitnet_tuning.bench.plots import available
-from bitnet_tuning.bench.results import load
+from bitnet_tuning.bench.report import comparison_page
+from bitnet_tuning.bench.results import load, write
 from bitnet_tuning.bench.statistics import RESOLUTION
-from bitnet_tuning.bench.tune import tune
+from bitnet_tuning.bench.tune import publish, tune, written
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, expanded, integer, number
 from bitnet_tuning.console import guarded
 from bitnet_tuning.errors import UsageError
@@ -32,15 +33,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     options = read_options(arguments)
     if options.compare:
-        found = compare.compare(*map(load, options.compare))
-        facts = to_json(found)
-        print(
-            json.dumps(facts, indent=2) if options.json else compare.as_text(found, options.compare)
-        )
+        return _compare(options)
+    if source := getattr(options, "from"):
+        publish(load(source), options, source)
         return 0
     if options.builds:
         return compare_builds(options)
     return tune(options)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    """Print the comparison of two results, and write the files that the user asked for."""
+    found, names = compare.compare(*map(load, options.compare)), options.compare
+    print(json.dumps(to_json(found), indent=2) if options.json else compare.as_text(found, names))
+    if options.csv:
+        write(options.csv, compare.to_csv(found), "the comparison", "--csv")
+        written("CSV", options.csv, options)
+    if options.report:
+        write(options.report, comparison_page(found, names), "the report", "--report")
+        written("Report", options.report, options)
+    return 0
+
+
+_SEARCH = "budget quick full threads modes n_prompt n_gen objective resolution"
+"""Options of a search."""
 
 
 def read_options(arguments: list[str]) -> argparse.Namespace:
@@ -56,12 +72,16 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.builds:
         # Each build is measured with its default setting.
-        names = "threads modes output csv report resume compare"
+        names = "threads modes output csv report resume compare from"
         _exclude(options, names, "--builds", "leave it out")
+    for saved in filter(lambda name: getattr(options, name), ("from", "compare")):
+        names = f"engine model output no_remember no_selftest resume {_SEARCH}"
+        names += " compare" if saved == "from" else ""
+        remedy = "leave it out: saved results are only shown, nothing is measured"
+        _exclude(options, names, f"--{saved}", remedy)
     if options.resume:
         remedy = "leave it out: a benchmark is resumed with its own options"
-        names = "budget quick full threads modes n_prompt n_gen objective resolution"
-        _exclude(options, names, "--resume", remedy)
+        _exclude(options, _SEARCH, "--resume", remedy)
     options.effort = "quick" if options.quick else "full" if options.full else "normal"
     options.objective = options.objective or "tg"
     options.resolution = options.resolution or RESOLUTION
@@ -101,8 +121,10 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 def _add_output(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--output", type=expanded, metavar="FILE", help="results (default: a new file)")
-    add("--csv", type=expanded, metavar="FILE", help="write all samples as CSV")
+    add("--csv", type=expanded, metavar="FILE", help="write all samples, or a comparison, as CSV")
     add("--report", type=expanded, metavar="FILE", help="write an HTML page with plots")
+    what = "show saved results and write what --csv and --report ask for, measure nothing"
+    add("--from", type=expanded, metavar="FILE", help=what)
     add("--json", action="store_true", help="print JSON instead of text")
     add("--resume", type=expanded, metavar="FILE", help="go on with an interrupted benchmark")
     add("--no-remember", action="store_true", help="do not save a profile")
@@ -152,9 +174,10 @@ def _check_place(path: str | None) -> None:
 def _check_apart(options: argparse.Namespace) -> None:
     """Raise UsageError if two options name the same file: one would overwrite the other."""
     output = options.output or options.resume
-    named = {"-m": options.model, "--output": output, "--csv": options.csv}
+    named = [("-m", options.model), ("--output", output), ("--from", getattr(options, "from"))]
+    named += [("--compare", path) for path in options.compare or ()]
     places: dict[str, str] = {}
-    for flag, path in {**named, "--report": options.report}.items():
+    for flag, path in (*named, ("--csv", options.csv), ("--report", options.report)):
         other = places.setdefault(os.path.realpath(path), flag) if path else flag
         if other != flag:
             raise UsageError(f"argument {flag}: the same file as {other}", "name another file")

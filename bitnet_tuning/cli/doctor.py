@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import sys
 from collections.abc import Sequence
 
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_root
-from bitnet_tuning.console import print_table
+from bitnet_tuning.console import aligned, text_width
 from bitnet_tuning.doctor import examine
 from bitnet_tuning.doctor.case import BAD, GOOD, UNKNOWN, WARN, Finding, summary
 from bitnet_tuning.doctor.gather import gather
@@ -45,7 +48,8 @@ def run(arguments: list[str]) -> int:
 
 
 _WORDS = {BAD: "BAD", WARN: "WARN", UNKNOWN: "?", GOOD: "ok"}
-_STYLES = {BAD: "bold red", WARN: "yellow", UNKNOWN: "cyan", GOOD: "green"}
+_COLOURS = {BAD: "1;31", WARN: "33", UNKNOWN: "36", GOOD: "32"}
+"""Codes of ANSI colours on a terminal."""
 
 
 def show(findings: Sequence[Finding]) -> None:
@@ -55,5 +59,10 @@ def show(findings: Sequence[Finding]) -> None:
         advice = f"\n-> {each.advice}" if each.advice else ""
         source = "" if each.state == GOOD else f"\n(source: {each.source})"
         rows.append((_WORDS[each.state], each.name, f"{each.text}{advice}{source}"))
-    print_table(rows, styles=[_STYLES[each.state] for each in findings])
+    text = aligned(rows, text_width())
+    if sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        for state, word in _WORDS.items():
+            beginning = re.compile(rf"^{re.escape(word)}(?= )", re.MULTILINE)
+            text = beginning.sub(f"\x1b[{_COLOURS[state]}m{word}\x1b[0m", text)
+    print(text)
     print(f"\n{summary(findings)['text']}")

@@ -20,7 +20,7 @@ PP, TG = "pp", "tg"
 """Phases of a run, prompt processing and token generation, as samples and speeds name them."""
 Phase = Annotated[str, {"enum": [PP, TG]}]
 
-OBJECTIVES = (TG, PP, "request")
+OBJECTIVES = (TG, PP, REQUEST := "request")
 Goal = Annotated[str, {"enum": list(OBJECTIVES)}]
 
 
