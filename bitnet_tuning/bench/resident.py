@@ -56,7 +56,7 @@ models have."""
 BIAS = 1000.0
 """What is added to the token's logit; the logits of a model are far smaller."""
 
-TOLERANCE, LEAST_SECONDS = 1.2, 0.05
+TOLERANCE, LEAST_SECONDS = 1.2, 0.1
 """Factor and seconds by which our own clock may contradict the engine's."""
 
 TRIES = 3
