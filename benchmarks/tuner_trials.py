@@ -3,8 +3,10 @@
 
 A run's speed is the setting's true one with log-normal noise; one run in fifty takes five times as
 long. Three tuners look for the fastest setting: ours; a grid search that takes the highest mean of
-two runs, as simple tuners do; and Optuna's TPE with as many runs as ours used. A run costs one
-second of the budget.
+two runs, as simple tuners do; and Optuna's TPE with as many runs as ours used. Time is that of
+loaded servers with a model of 2B parameters: half a second for a phase of a run, one second more
+when a setting is loaded, four for a check of the output. ``--processes`` has whole processes of one
+second instead.
 
     python3 benchmarks/tuner_trials.py [--trials N] [--noise SHARE] [--budget SECONDS ...]
 """
@@ -23,7 +25,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bitnet_tuning.bench.comparison import Round, Rounds, Run
+from bitnet_tuning.bench.comparison import Round, Rounds, Run, phases_of
 from bitnet_tuning.bench.knobs import Knob, Space
 from bitnet_tuning.bench.search import Check, Decision, Measure, Search
 from bitnet_tuning.plan.profile import TG, Objective
@@ -117,15 +119,42 @@ class Weather(NamedTuple):
     """Amplitude of a slow wave with a period of 50 runs, as a logarithm."""
 
 
-class Lab:
-    """A simulated machine to measure, which counts the runs."""
+class Costs(NamedTuple):
+    """What measuring costs, in seconds of the budget."""
 
-    def __init__(self, machine: Machine, weather: Weather, seed: str) -> None:
+    phase: float = 0.5
+    """For one phase of a run."""
+    loading: float = 1.0
+    """For the first run of a setting, besides."""
+    check: float = 4.0
+    """For one check of a setting's output."""
+
+
+SERVERS, PROCESSES = Costs(), Costs(1.0, 0.0, 0.0)
+
+
+class Lab:
+    """A simulated machine to measure, which counts the runs and the seconds."""
+
+    def __init__(
+        self, machine: Machine, weather: Weather, seed: str, costs: Costs = SERVERS
+    ) -> None:
         self.machine = machine
+        self.costs = costs
         self.runs = 0
+        self.spent = 0.0
+        self._loaded = set[Setting]()
         self._weather = weather
         self._random = random.Random(seed)
         self.seed = self._random.randrange(1 << 30)
+
+    def run(self, name: str, setting: Setting, phases: int) -> Run:
+        """Return a run that measured so many phases."""
+        seconds = self.costs.phase * phases
+        seconds += 0.0 if setting in self._loaded else self.costs.loading
+        self._loaded.add(setting)
+        self.spent += seconds
+        return Run(name, {TG: (self.measure(setting),)}, seconds)
 
     def measure(self, setting: Setting) -> float:
         """Return the tokens/s of one run."""
@@ -152,18 +181,19 @@ def ours(lab: Lab, budget: float) -> Outcome:
     search = Search(lab.machine.space, Rounds(Objective(), budget=budget))
     while not isinstance(step := search.ask(), Decision):
         if isinstance(step, Check):
-            search.tell_check(step.name, None)
+            lab.spent += lab.costs.check
+            search.tell_check(step.name, None, lab.spent)
         else:
-            search.tell(_round(lab, step, search.settings))
+            search.tell(_round(lab, step, len(search.rounds) + 1, search.settings))
     winner = search.settings[step.winner]
     return Outcome(lab.machine.speed(winner), step.winner != "default", lab.runs)
 
 
-def _round(lab: Lab, step: Measure, settings: Mapping[str, Setting]) -> Round:
-    runs = tuple(
-        Run(name, {TG: (lab.measure(settings[name]),)}, seconds=1.0) for name in step.order
-    )
-    return Round(lab.runs, step.stage, runs, float(lab.runs))
+def _round(lab: Lab, step: Measure, number: int, settings: Mapping[str, Setting]) -> Round:
+    # A whole process costs a second, whatever phases it measures.
+    phases = len(phases_of(number, Objective())) if lab.costs.loading else 1
+    runs = tuple(lab.run(name, settings[name], phases) for name in step.order)
+    return Round(number, step.stage, runs, lab.spent)
 
 
 def _grid(space: Space) -> Iterator[Setting]:

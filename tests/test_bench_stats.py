@@ -244,14 +244,33 @@ def test_a_run_that_never_ended_is_named_before_one_that_crashed() -> None:
     assert rounds.problem("a") == hung.problem
 
 
+def told(number: int, elapsed: float, **seconds: float) -> Round:
+    """Return a round of runs that took so many seconds."""
+    runs = tuple(Run(name, {TG: (1.0,)}, each) for name, each in seconds.items())
+    return Round(number, "threads", runs, elapsed)
+
+
 def test_a_round_costs_what_its_settings_took_and_what_lay_between_runs() -> None:
-    ran = Round(1, "threads", (Run("a", {TG: (1.0,)}, 1.0), Run("b", {TG: (1.0,)}, 3.0)), 8.0)
-    rounds = Rounds(Objective(), [ran], budget=20.0)
+    ran = [told(1, 8.0, a=1.0, b=3.0), told(2, 16.0, a=1.0, b=3.0)]
+    rounds = Rounds(Objective(), ran, budget=28.0)
     assert rounds.cost(("a", "b")) == pytest.approx(8.0)
     assert rounds.cost(("a", "a", "never ran")) == pytest.approx(2 + 2 + 4)
-    assert rounds.affords(("a", "b", "a", "a")) and not rounds.affords(("a", "b", "a", "a", "a"))
-    assert rounds.affords(("a",), 10.0) and not rounds.affords(("b",), 10.0)
+    assert rounds.affords(("a", "b", "a")) and not rounds.affords(("a", "b", "a", "a", "a"))
+    assert rounds.affords(("a",), 18.0) and not rounds.affords(("b",), 18.0)
     assert Rounds(Objective()).cost(("a",)) == 0.0
+
+
+def test_neither_preparation_nor_loading_nor_a_check_makes_later_rounds_dear() -> None:
+    ran = [told(1, 30.0, a=1.5, b=1.5), told(2, 31.0, a=0.5, b=0.5)]
+    rounds = Rounds(Objective(), ran)
+    assert rounds.cost(("a", "b")) == pytest.approx(1.0)
+    assert rounds.cost(("a", "c"), rounds=3) == pytest.approx(3 * 1.0 + 1.0)
+    rounds.add_check("a", None, 35.0)
+    assert rounds.spent == 35.0
+    for each in (told(3, 36.0, a=0.5, b=0.5), told(4, 37.0, a=0.5, b=0.5)):
+        rounds.add(each)
+    assert rounds.cost(("a", "b")) == pytest.approx(1.0)
+    assert rounds.spent == 37.0
 
 
 def test_what_was_found_wrong_last_is_told() -> None:

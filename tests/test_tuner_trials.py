@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import tuner_trials
-from benchmarks.tuner_trials import EQUAL, MACHINES, Lab, Row, Weather, highest_mean, ours
+from benchmarks.tuner_trials import EQUAL, MACHINES, SERVERS, Lab, Row, Weather, highest_mean, ours
 
 NOISY = Weather(0.15, 0.0)
 THREADS, MMAP = MACHINES[1:3]
@@ -24,7 +24,7 @@ def test_equal_settings_hardly_ever_have_a_winner() -> None:
 def test_a_better_setting_is_mostly_found(machine: tuner_trials.Machine) -> None:
     outcomes = row(machine).outcomes
     assert sum(each.speed == pytest.approx(1.2) for each in outcomes) >= 4
-    assert max(each.runs for each in outcomes) <= 300
+    assert max(each.runs for each in outcomes) <= 300 / SERVERS.phase
 
 
 def test_the_highest_mean_of_two_runs_takes_noise_for_a_gain() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import fsum, inf, log
-from statistics import median
+from statistics import fmean, median
 
 from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.statistics import INTERIM, Fit
@@ -33,12 +33,14 @@ rounds."""
 FAILURES = 2
 """Number of failed runs after which a setting is out: one alone may be the machine's fault."""
 
-BOTH_EVERY = 3
+BOTH_EVERY = 8
 """Rounds from one measurement of both phases to the next. The others measure only the phase that
 is tuned, so that the other one gets an interval at little cost."""
 
 MOST_ROUNDS = 200
 """Most rounds of a comparison without a search: more would hardly narrow its intervals."""
+
+Seconds = Annotated[float, {"minimum": 0}]
 
 PhaseSpeeds = Annotated[tuple[Positive, ...], {"minItems": 1}]
 
@@ -103,6 +105,8 @@ class CheckFacts(NamedTuple):
     """What is wrong with the output; None if it is right."""
     after_round: Count
     """Number of the last round before the check; 0 for none."""
+    elapsed: Annotated[Seconds, LATER] = 0.0
+    """Seconds of the budget spent when the check ended; 0 if unknown."""
 
 
 class Judged(NamedTuple):
@@ -155,9 +159,10 @@ class Rounds:
         for run in told.runs:
             self._runs[run.setting].append(run)
 
-    def add_check(self, name: str, problem: str | None) -> None:
-        """Add the result of a check: what is wrong with a setting's output, or None."""
-        self.checks.append(CheckFacts(name, problem, len(self._rounds)))
+    def add_check(self, name: str, problem: str | None, elapsed: float = 0.0) -> None:
+        """Add the result of a check: what is wrong with a setting's output, or None; and the
+        seconds spent of the budget when it ended."""
+        self.checks.append(CheckFacts(name, problem, len(self._rounds), elapsed))
 
     def is_checked(self, name: str) -> bool:
         """Return whether the setting's output was checked."""
@@ -307,22 +312,38 @@ class Rounds:
     @property
     def spent(self) -> float:
         """Seconds spent of the budget."""
-        return self._rounds[-1].elapsed if self._rounds else 0.0
+        ends = [each.elapsed for each in (*self._rounds[-1:], *self.checks[-1:])]
+        return max(ends, default=0.0)
 
-    def cost(self, order: Sequence[str]) -> float:
-        """Return the seconds that a round in this order probably takes; 0 before the first run."""
-        every = [run.seconds for runs in self._runs.values() for run in runs]
-        if not every:
+    def cost(self, order: Sequence[str], rounds: int = 1) -> float:
+        """Return the seconds that so many rounds in this order probably take; 0 before the first
+        run. A first run often loads the model, so it tells nothing of later ones."""
+        taken = {name: [run.seconds for run in runs] for name, runs in self._runs.items() if runs}
+        if not taken:
             return 0.0
-        between = max(1.0, self.spent / fsum(every)) if fsum(every) else 1.0
-        usual = fsum(every) / len(every)
-        took = ([run.seconds for run in self._runs[name]] or [usual] for name in order)
-        return between * fsum(fsum(each) / len(each) for each in took)
+        first = median(each[0] for each in taken.values())
+        later = {name: fmean(each[1:]) for name, each in taken.items() if each[1:]}
+        usual = median(later.values()) if later else first
+        new = len([name for name in order if name not in taken])
+        runs = rounds * fsum(later.get(name, usual) for name in order) + new * (first - usual)
+        return runs * max(1.0, self._between)
 
-    def affords(self, order: Sequence[str], until: float = inf) -> bool:
-        """Return whether a round in this order probably ends within the budget, and within that
-        many seconds of it."""
-        return self.spent + self.cost(order) <= min(until, self.budget)
+    @property
+    def _between(self) -> float:
+        """Seconds that a round takes for each second of its runs. What comes before the first one
+        is preparation."""
+        pairs = zip(self._rounds, self._rounds[1:], strict=False)
+        found = [
+            (after.elapsed - before.elapsed) / seconds
+            for before, after in pairs
+            if (seconds := fsum(run.seconds for run in after.runs))
+        ]
+        return median(found) if found else 1.0
+
+    def affords(self, order: Sequence[str], until: float = inf, ahead: int = 1) -> bool:
+        """Return whether so many rounds in this order probably end within the budget, and within
+        ``until`` seconds of it."""
+        return self.spent + self.cost(order, ahead) <= min(until, self.budget)
 
 
 def _ran(each: Round, name: str) -> bool:

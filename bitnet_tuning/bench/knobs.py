@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from math import ceil
 
-from bitnet_tuning.bench.comparison import FILES, PERFORMANCE, UPSTREAM, Sizes
+from bitnet_tuning.bench.comparison import FILES, PERFORMANCE, UPSTREAM, Seconds, Sizes
 from bitnet_tuning.bench.statistics import RESOLUTION
 from bitnet_tuning.console import counted
 from bitnet_tuning.engine.find import GOMP, LLVM, NONE
@@ -44,8 +44,6 @@ UNLOCKED = "performance mode is measured without a locked model: this llama-benc
 
 FEW_CORES = 4
 """Number of usable cores up to which every thread count is tried."""
-
-Seconds = Annotated[float, {"minimum": 0}]
 
 FLAGS = {
     "mmap": ("-mmp", "-lm"),

@@ -3,17 +3,20 @@
     threads ──> other knobs, one on top of the other ──> duel with the default ──> decision
     (a race)    (races on top of the best so far)        (fresh samples)
 
-In a race, settings run in rounds; who is behind leaves, and the field is halved as time passes.
-Settings that cannot win, such as upstream's, run along until they have enough rounds. All rounds
-help to choose (``statistics.fit``), but only those of a duel decide: its finalists were chosen
-because they looked fast in the others. A search never measures: told the same rounds and checks
-again, it asks for the same next step, so a saved search can be resumed.
+In a race, settings run in rounds, in an order at random; who is clearly behind leaves. Of many
+thread counts, those halfway between the best and its neighbours join, round by round. Settings that
+cannot win, such as upstream's, run along until they have enough rounds. All rounds help to choose
+(``statistics.fit``), but only those of a duel decide: its finalists were chosen because they looked
+fast in the others. A search never measures: told the same rounds and checks again, it asks for the
+same next step, so a saved search can be resumed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
-from math import ceil, log, log2, sqrt
+from hashlib import sha256
+from math import log
+from operator import ge
 
 from bitnet_tuning.bench import comparison, statistics
 from bitnet_tuning.bench.comparison import DEFAULT, CheckFacts, Judged, Round, Rounds
@@ -29,16 +32,20 @@ from bitnet_tuning.store.codec import LATER, Annotated, Positive
 THREADS_SHARE, KNOBS_SHARE = 0.33, 0.7
 """Shares of the races' time left that the threads get, and each race of the other knobs."""
 
-DUEL_SHARES, DUEL_ROUNDS = (0.25, 0.5), 24
+DUEL_SHARES, DUEL_ROUNDS = (0.15, 0.5), 28
 """What the races leave to the duel: time for so many rounds, which show a gain of 20 % where runs
 vary by 15 %, but at least and at most these shares of the budget."""
 
-LOST, DROPPED, ADOPT, HOPE = 2.5, 1.0, 1.0, 0.8
-"""Standard errors behind the leader at which a setting leaves a race, and a duel, which needs its
-time for one; by which it must lead its base to be built upon, which does little harm where it is
-wrong, since only the duel decides; and that are added to a lead that may still win a duel."""
+LEAST, FEW = 3, 5
+"""Fewest runs of a setting that is built upon or leaves, since one of two may be disturbed; and
+most thread counts that all race from the beginning. Of more, those halfway between others join."""
 
-FINALISTS, TOGETHER = 2, 8
+LOST, ADOPT, HOPE = 2.0, 1.0, 0.8
+"""Standard errors behind the leader at which a setting leaves a race; by which it must lead its
+base to be built upon, which does little harm where it is wrong, since only the duel decides; and
+that are taken off a lead: of those alike, the one measured more often meets the default first."""
+
+FINALISTS, TOGETHER = 2, VERDICT_ROUNDS
 """Most finalists of a duel, and the rounds after which only the best of them stays."""
 
 INTERACTING = ("binding", "affinity")
@@ -80,7 +87,7 @@ class Decision(NamedTuple):
 
 Steps = Generator["Measure | Check", None, Decision]
 Choice = Generator["Measure | Check", None, str]
-Trial = Generator["Measure | Check", None, "Judged | None"]
+Trial = Generator["Measure | Check", None, Judged]
 
 
 class Search:
@@ -98,6 +105,8 @@ class Search:
         self._fixed = [name for name, _ in space.fixed]
         self._stacks: dict[str, tuple[Change, ...]] = {DEFAULT: ()}
         """The changes that turn the default into each setting."""
+        self._needless: list[str] = []
+        """Thread counts on the far side of slower ones."""
         self._steps = self._whole()
         self._pending: Measure | Check | Decision
         self._advance()
@@ -117,9 +126,10 @@ class Search:
             else:
                 self._advance()
 
-    def tell_check(self, name: str, problem: str | None) -> None:
-        """Add the result of a check: what is wrong with a setting's output, or None."""
-        self.rounds.add_check(name, problem)
+    def tell_check(self, name: str, problem: str | None, elapsed: float = 0.0) -> None:
+        """Add the result of a check: what is wrong with a setting's output, or None; and the
+        seconds spent of the budget when it ended."""
+        self.rounds.add_check(name, problem, elapsed)
         if isinstance(self._pending, Check) and self._pending.name == name:
             self._advance()
 
@@ -129,7 +139,8 @@ class Search:
         left = list(checks)
         for told in (*rounds, None):
             while left and (told is None or left[0].after_round < told.number):
-                self.tell_check(left[0].setting, left.pop(0).problem)
+                check = left.pop(0)
+                self.tell_check(check.setting, check.problem, check.elapsed)
             if told is None:
                 return
             ran = tuple(run.setting for run in told.runs)
@@ -159,7 +170,7 @@ class Search:
         while due := [name for name in self.rounds.good(self._fixed) if self._is_due(name)]:
             if not self.rounds.affords((DEFAULT, *due)):
                 break
-            yield Measure("fixed", self._turned((DEFAULT, *due)))
+            yield Measure("fixed", self._order((DEFAULT, *due)))
         return decision
 
     def _is_due(self, name: str) -> bool:
@@ -173,8 +184,11 @@ class Search:
         helped, too, and so on. Return the best."""
         owner = {change: knob.name for knob in self._space.knobs for change in knob.changes}
         changes, others = list(owner), list[str]()
-        for second in [name for name in self._ranked([DEFAULT, *counts]) if name != base][:1]:
-            others = self._variants(second, [c for c in changes if owner[c] in INTERACTING])
+        interacting = [change for change in changes if owner[change] in INTERACTING]
+        planned = [base, *(each.name for each in (*changes, *interacting))]
+        if self.rounds.affords(planned, self._races_end(), 2 * VERDICT_ROUNDS):
+            second = [name for name in self._ranked([DEFAULT, *counts]) if name != base][:1]
+            others = [new for name in second for new in self._variants(name, interacting)]
         while names := [*self._variants(base, changes), *others]:
             best = yield from self._race("knobs", base, names, KNOBS_SHARE)
             if best == base:
@@ -189,23 +203,32 @@ class Search:
         """Run a base and others in rounds, in that share of the races' time. Return the best whose
         output is right: the base, unless another one leads it."""
         rounds, start, aside = self.rounds, self.rounds.spent, 0.0
+        line = sorted([base, *names], key=lambda name: self.settings[name][:2])
+        is_line = stage == "threads" and len(names) > FEW
+        names = self._halfway(line, [base], [base]) if is_line else names
         field = [base, *names]
         while len(field) > 1:
             whole = share * (self._races_end() - start)
             end = start + aside + whole + rounds.cost(self._with_fixed(field)[len(field) :])
-            while len(field) > 2 and not rounds.affords(self._with_fixed(field), end):
+            # The first round does not tell how little time the next ones take.
+            end, ahead = (end, LEAST) if len(rounds) > 1 else (rounds.budget, 1)
+            while len(field) > 2 and not self._ran(field[-1]):
+                if rounds.affords(field, end, ahead):
+                    break
                 field.pop()
-            order = self._turned(self._with_fixed(field))
+            order = self._order(field)
             if len(rounds) and not rounds.affords(order, end):
                 break
             yield Measure(stage, order)
             aside += rounds.cost([name for name in order if name in self._fixed])
-            passed = min(1.0, max(0.0, rounds.spent - start - aside) / max(1e-9, whole))
-            keep = ceil((1 + len(names)) / 2 ** int(passed * log2(1 + len(names))))
             ranked = self._ranked(field)
             failed = [name for name in rounds.good(field) if name not in ranked]
-            field = [n for n in ranked[:keep] if not self._lost(n, ranked[0])] + failed
-            if not failed and all(self._near(ranked[0], name, 2.0) for name in field):
+            field = [name for name in ranked if not self._lost(name, ranked[0])] + failed
+            new = self._halfway(line, [base, *names], ranked) if is_line else []
+            names, field = [*names, *new], [*field, *new]
+            if is_line:
+                self._needless = [] if new else [name for name in line if name not in names]
+            if not (failed or new) and all(self._near(ranked[0], name, 2.0) for name in field):
                 break
         # To be built upon, a setting leads by its error and by half the resolution.
         while leaders := [
@@ -214,10 +237,24 @@ class Search:
             if self._errors(name, base) > ADOPT and not self._near(name, base)
         ]:
             best = self._simplest(leaders)
-            yield from self._checked(best)
+            if stage != "threads" or not self._space.knobs:
+                yield from self._checked(best)
             if rounds.problem(best) is None:
                 return best
         return base
+
+    def _halfway(
+        self, line: Sequence[str], tried: Sequence[str], ranked: Sequence[str]
+    ) -> list[str]:
+        """Return those in the line halfway between the leader and the next ones that were tried,
+        or the ends; if there are none, the same for the second, and so on."""
+        places = [line.index(name) for name in tried]
+        for at in (line.index(name) for name in ranked if not self._lost(name, ranked[0])):
+            below = max((place for place in places if place < at), default=-1)
+            above = min((place for place in places if place > at), default=len(line))
+            if found := {(below + at) // 2, (at + above + 1) // 2} - {below, at, above}:
+                return [line[place] for place in sorted(found)]
+        return []
 
     def _races_end(self) -> float:
         """Return the seconds of the budget after which no race goes on."""
@@ -225,22 +262,24 @@ class Search:
         wanted = DUEL_ROUNDS * self.rounds.cost((DEFAULT, self.best))
         return self.rounds.budget - min(most, max(least, wanted))
 
+    def _ran(self, name: str) -> bool:
+        return bool(self.rounds.measured(name) or self.rounds.failures(name))
+
     def _ranked(self, names: Iterable[str]) -> list[str]:
         """Return the settings that ran and are not out, the fastest first."""
-        found = self.rounds.fit()
-        ran = [name for name in self.rounds.good(names) if name in found.means]
-        return sorted(ran, key=found.score, reverse=True)
+        means = self.rounds.fit().means
+        return sorted((n for n in self.rounds.good(names) if n in means), key=lambda n: -means[n])
 
     def _lost(self, name: str, leader: str) -> bool:
         """Return whether a setting is clearly behind, and not by one disturbed run."""
-        found = self.rounds.fit()
-        behind = found.means[leader] - found.score(name)
-        return found.counts[name] > 1 and behind > LOST * found.error(leader, name)
+        return self._errors(leader, name, 1) > LOST
 
-    def _errors(self, name: str, other: str) -> float:
-        """Return by how many standard errors a setting leads another."""
+    def _errors(self, name: str, other: str, least: int = LEAST) -> float:
+        """Return by how many standard errors a setting leads another that ran ``LEAST`` times; 0
+        if it ran less often than ``least`` times."""
         found = self.rounds.fit()
-        known = name != other and {name, other} <= found.means.keys()
+        runs = (found.counts.get(each, 0) for each in (name, other))
+        known = name != other and all(map(ge, runs, (least, LEAST)))
         return found.gap(name, other) / found.error(name, other) if known else 0.0
 
     def _near(self, leader: str, name: str, errors: float = 0.0) -> bool:
@@ -258,14 +297,16 @@ class Search:
 
     def _with_fixed(self, names: Sequence[str]) -> list[str]:
         """Return the names with the fixed settings that need more rounds, if the default runs."""
-        fixed = self.rounds.good(self._fixed) if DEFAULT in names else []
-        return [*names, *(each for each in fixed if self.rounds.measured(each) < VERDICT_ROUNDS)]
+        fixed = [each for each in self.rounds.good(self._fixed) if DEFAULT in names]
+        due = [each for each in fixed if self.rounds.measured(each) < VERDICT_ROUNDS]
+        return list(dict.fromkeys((*names, *due)))
 
-    def _turned(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return an order that changes from round to round, so that no place is anybody's own."""
-        turn = len(self.rounds) // 2 % len(names)
-        order = (*names[turn:], *names[:turn])
-        return order[::-1] if len(self.rounds) % 2 else order
+    def _order(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the names with those of fixed settings that need more rounds, in an order at
+        random, so that no place is anybody's own; always the same for the same round, so that a
+        search can be resumed."""
+        seed, names = len(self.rounds), self._with_fixed(names)
+        return tuple(sorted(names, key=lambda name: sha256(f"{seed} {name}".encode()).digest()))
 
     def _variants(self, base: str, changes: Sequence[Change]) -> list[str]:
         """Name the base with each of the changes. Leave out settings that already have a name."""
@@ -286,23 +327,25 @@ class Search:
     def _final(self) -> Steps:
         """Let the most promising settings meet the default with fresh samples, then the next ones,
         as long as none is faster."""
-        met: list[str] = []
-        ends: list[Judged] = []
+        rounds, met, ends = self.rounds, list[str](), list[Judged]()
         while names := [name for name in self._promising() if name not in met]:
+            if not rounds.affords((DEFAULT, names[0]), ahead=VERDICT_ROUNDS):
+                break
             # What the best is built on comes along, so that the duel shows whether more helps.
             base = [n for n in names if self._stacks[n] == self._stacks[names[0]][:-1]]
             names = list(dict.fromkeys((names[0], *base, *names)))[:FINALISTS]
             met += names
-            for name in names:
-                yield from self._checked(name)
             # Every further setting gives chance another chance. All share the default's runs, so
             # half of Bonferroni's correction keeps false winners below 5 % (tuner_trials.py).
             level = 1 - (1 - LEVEL) / (1 + (len(met) - 1) / 2)
-            is_last = all(name in met for name in self._promising())
-            judged = yield from self._duel(self.rounds.good(names), level, is_last)
-            ends += [judged] if judged else []
-            if judged and judged.verdict == FASTER:
-                return self._decision(judged)
+            yield from self._checked(names[0])
+            judged = yield from self._duel(rounds.good(names), level)
+            if judged.verdict == FASTER:
+                yield from self._checked(judged.name)
+            if rounds.problem(judged.name) is None and judged.ratio:
+                ends.append(judged)
+            if ends and ends[-1].verdict == FASTER:
+                return self._decision(ends[-1])
         return self._decision(*sorted(ends, key=lambda each: each.verdict != OPEN)[:1])
 
     def _promising(self) -> list[str]:
@@ -314,43 +357,31 @@ class Search:
         names.sort(key=lambda name: gaps[name][0] - HOPE * gaps[name][1], reverse=True)
         return [n for n in names if gaps[n][0] + 2 * gaps[n][1] > near] or names[:1]
 
-    def _duel(self, names: list[str], level: float, is_last: bool) -> Trial:
-        """Run finalists against the default until the best is decided, time is up or, unless they
-        are the last ones, none can win. Return the verdict on the best, which is faster only at
-        that level; None without a round."""
-        rounds, since, best = self.rounds, len(self.rounds), ""
-        left = (rounds.budget - rounds.spent) / VERDICT_ROUNDS
-        while len(names) > 1 and rounds.cost(self._with_fixed((DEFAULT, *names))) > left:
-            names = names[:-1]
-        names = names if names and rounds.cost((DEFAULT, *names)) <= left else []
-        while names:
-            order = self._turned(self._with_fixed((DEFAULT, *names)))
-            if not rounds.affords(order):
-                break
+    def _duel(self, names: list[str], level: float) -> Trial:
+        """Run finalists against the default until the best is decided, time is up or, unless all
+        others are worse still, it is in vain. Return the verdict on the best, which is faster only
+        at that level."""
+        rounds, since, best = self.rounds, len(self.rounds), (*names, DEFAULT)[0]
+        if not rounds.affords(self._with_fixed((DEFAULT, *names)), ahead=VERDICT_ROUNDS):
+            names = names[:1]
+        others = len(self._promising()) > len(names)
+        while names and rounds.affords(order := self._order((DEFAULT, *names))):
             yield Measure(comparison.DUEL, order)
             names = self._ranked(names)
             best = self._simplest(names) if names else best
-            if rounds.judge(best, since=since, level=INTERIM).verdict != OPEN:
+            judged, ran = rounds.judge(best, since=since, level=INTERIM), len(rounds) - since
+            if judged.verdict != OPEN or (
+                others and ran >= TOGETHER and self._is_vain(best, since)
+            ):
                 break
-            if len(rounds) - since >= TOGETHER:
-                names = [best][: len(names)]
-            top = names[0] if names else ""
-            names = [n for n in names if self._near(top, n) or self._errors(n, top) > -DROPPED]
-            names = [name for name in names if is_last or self._may_win(name, since)]
-        if not best or rounds.problem(best) is not None:
-            return None
+            names = [best][: len(names)] if ran >= TOGETHER else names
         judged, strict = (rounds.judge(best, since=since, level=each) for each in (LEVEL, level))
         return strict if judged.verdict == FASTER != strict.verdict else judged
 
-    def _may_win(self, name: str, since: int) -> bool:
-        """Return whether a duel in the time left may show that the setting is faster."""
-        rounds, found = self.rounds, self.rounds.fit()
-        count = len(rounds.ratios(name, since=since))
-        left = (rounds.budget - rounds.spent) / rounds.cost((DEFAULT, name))
-        # An interval of 95 % reaches to 1.96 standard errors, s sqrt(2 / n) for n pairs.
-        shown = 1.96 * found.spread * sqrt(2 / max(1.0, count + left))
-        hoped = found.gap(name, DEFAULT) + HOPE * found.error(name, DEFAULT)
-        return count < VERDICT_ROUNDS or hoped > shown
+    def _is_vain(self, name: str, since: int) -> bool:
+        """Return whether a duel already shows, at a level of 80 %, that a setting hardly gains."""
+        ratio = self.rounds.judge(name, since=since, level=0.8).ratio
+        return ratio is not None and ratio.high < 1 + self.rounds.resolution
 
     def _decision(self, judged: Judged | None = None) -> Decision:
         """Return the decision that a verdict, of a duel if there was one, leads to."""
@@ -377,8 +408,8 @@ class Search:
 
     def _untried(self) -> list[str]:
         """Return the names of changes that no setting has that ran or is out."""
-        ran = [n for n in self._stacks if self.rounds.measured(n) or self.rounds.problem(n)]
-        tried = {change.name for name in ran for change in self._stacks[name]}
+        ran = [name for name in self._stacks if self._ran(name)]
+        tried = {change.name for name in ran for change in self._stacks[name]} | {*self._needless}
         changes = [*self._space.threads, *(c for knob in self._space.knobs for c in knob.changes)]
         new = [c for c in changes if apply(c, self._space.default) != self._space.default]
         return list(dict.fromkeys(change.name for change in new if change.name not in tried))

@@ -155,16 +155,10 @@ class Fit(NamedTuple):
     """Number of runs, by setting."""
     spread: float
     """Standard deviation of one run's logarithm; infinite if nothing tells it."""
-    tops: dict[str, float]
-    """Logarithm of the best run, by setting."""
 
     def gap(self, name: str, other: str) -> float:
         """Return the logarithm of the first setting's speed over the second's."""
         return self.means[name] - self.means[other]
-
-    def score(self, name: str) -> float:
-        """Return the mean, or of two runs the better one: nothing tells which is disturbed."""
-        return self.tops[name] if self.counts[name] < 3 else self.means[name]
 
     def error(self, name: str, other: str) -> float:
         """Return the standard error of ``gap``."""
@@ -188,10 +182,7 @@ def fit(runs: Sequence[tuple[int, str, float]]) -> Fit:
             squares = fsum(weight * each**2 for weight, each in zip(weights, left, strict=True))
             spread = max(LEAST_SPREAD, sqrt(squares / freedom))
         weights = [(TAILS + 1) / (TAILS + (each / spread) ** 2) for each in left]
-    tops = dict.fromkeys(means, -inf)
-    for (_, name, _), rest in zip(runs, left if runs else (), strict=True):
-        tops[name] = max(tops[name], means[name] + rest)
-    return Fit(means, Counter(name for _, name, _ in runs), spread, tops)
+    return Fit(means, Counter(name for _, name, _ in runs), spread)
 
 
 def _averages(values: Sequence[tuple[Key, float]], weights: Sequence[float]) -> dict[Key, float]:

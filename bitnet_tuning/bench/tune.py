@@ -76,7 +76,7 @@ def tune(
         subject = find(options, earlier, state)
         engine = engine_key(subject.facts.engine)
         budget = earlier.options.budget if earlier else options.budget or BUDGETS[options.effort]
-        spent = earlier.rounds[-1].elapsed if earlier and earlier.rounds else 0.0
+        spent = earlier.measured.spent if earlier else 0.0
         ends = contextlib.closing(subject.runner)
         with Stop() as stop, progress_of(budget) as shown, ends:
             try:
@@ -228,7 +228,7 @@ class Tuning:
         self.shown.running(f"checking the output: {name}", self.clock())
         with stop.interruptible():
             problem = self.checker.problem(self.search.settings[name])
-        self.search.tell_check(name, problem)
+        self.search.tell_check(name, problem, self.clock())
         self.keep()
         if problem:
             say(f"{name} is rejected: {problem}")
