@@ -102,7 +102,7 @@ def test_the_peak_is_found_and_confirmed_in_few_runs_if_noise_is_low() -> None:
     assert told.done.estimate is not None
     assert told.done.estimate.median == pytest.approx(1.2, abs=0.02)
     assert told.done.estimate.low > 1.18
-    assert len(told.runs) < 90
+    assert len(told.runs) < 100
     assert Check("3 threads") in told.asks
     assert "too short" not in told.done.reason
 
@@ -199,7 +199,8 @@ def test_of_many_thread_counts_those_halfway_to_the_best_are_tried() -> None:
     told = Lab(speed).drive(space)
     assert told.done.winner == "20 threads"
     assert len(told.rounds[0].runs) == 3
-    assert not {"2 threads", "64 threads"} & {*told.runs[8:]}
+    assert "2 threads" not in told.runs
+    assert told.runs.count("64 threads") <= 4
     assert "too short" not in told.done.reason
 
 
@@ -342,7 +343,7 @@ def test_costly_runs_mean_fewer() -> None:
 def test_without_a_search_the_fixed_settings_are_measured() -> None:
     told = Lab(FLAT).drive(Space(Setting(4, 4), FIXED, (), ()))
     assert told.done.winner == "default"
-    assert told.runs.count("upstream") == 6
+    assert told.runs.count("upstream") == 11  # which a level of 99.9 % needs
 
 
 @pytest.mark.parametrize("seconds", [0.3, 2.7])

@@ -48,3 +48,8 @@ def test_a_row_counts(capsys: pytest.CaptureFixture[str]) -> None:
     tuner_trials.show([Row(THREADS, "ours", [found, missed])])
     line = capsys.readouterr().out.splitlines()[1]
     assert line.split()[-6:] == ["ours", "1/2", "1/2", "0/2", "0.917", "150"]
+
+
+def test_quick_decides_threads_and_the_slim_file() -> None:
+    options = tuner_trials.parse(["--trials", "5", "--noise", "0.1"])
+    assert min(tuner_trials.quick(options)) >= 4

@@ -19,7 +19,7 @@ from math import log
 from operator import ge
 
 from bitnet_tuning.bench import comparison, statistics
-from bitnet_tuning.bench.comparison import DEFAULT, CheckFacts, Judged, Round, Rounds
+from bitnet_tuning.bench.comparison import DEFAULT, FILES, CheckFacts, Judged, Round, Rounds
 from bitnet_tuning.bench.knobs import Space
 from bitnet_tuning.bench.statistics import INTERIM, LEVEL, RESOLUTION, VERDICT_ROUNDS
 from bitnet_tuning.engine.builds import EQUAL, FASTER, OPEN, SLOWER
@@ -29,10 +29,11 @@ from bitnet_tuning.plan.profile import Estimate
 from bitnet_tuning.plan.setting import Change, apply
 from bitnet_tuning.store.codec import LATER, Annotated, Positive
 
-THREADS_SHARE, KNOBS_SHARE = 0.33, 0.7
-"""Shares of the races' time left that the threads get, and each race of the other knobs."""
+THREADS_SHARE, KNOBS_SHARE, SMALL_SHARE = 0.33, 0.7, 0.6
+"""Shares of the races' time left that the threads get, each race of the other knobs, and any race
+of one or two settings with their base."""
 
-DUEL_SHARES, DUEL_ROUNDS = (0.15, 0.5), 28
+DUEL_SHARES, DUEL_ROUNDS = (0.15, 0.4), 28
 """What the races leave to the duel: time for so many rounds, which show a gain of 20 % where runs
 vary by 15 %, but at least and at most these shares of the budget."""
 
@@ -174,7 +175,7 @@ class Search:
         return decision
 
     def _is_due(self, name: str) -> bool:
-        _, ratio, verdict = self.rounds.judge(name)
+        _, ratio, verdict = self.rounds.judge(name, level=INTERIM)
         count = ratio.count if ratio else 0
         most = VERDICT_ROUNDS * (1 if name == comparison.PERFORMANCE else 4)
         return count < VERDICT_ROUNDS or (verdict == OPEN and count < most)
@@ -207,6 +208,9 @@ class Search:
         is_line = stage == "threads" and len(names) > FEW
         names = self._halfway(line, [base], [base]) if is_line else names
         field = [base, *names]
+        # A small race costs little, and its losers are shown with a verdict.
+        is_small = len(names) < LEAST and not is_line
+        few, share = (VERDICT_ROUNDS, SMALL_SHARE) if is_small else (0, share)
         while len(field) > 1:
             whole = share * (self._races_end() - start)
             end = start + aside + whole + rounds.cost(self._with_fixed(field)[len(field) :])
@@ -220,10 +224,13 @@ class Search:
             if len(rounds) and not rounds.affords(order, end):
                 break
             yield Measure(stage, order)
+            if len(rounds) == 1:  # what came before it was preparation
+                start = rounds.spent - rounds.cost(order)
             aside += rounds.cost([name for name in order if name in self._fixed])
             ranked = self._ranked(field)
             failed = [name for name in rounds.good(field) if name not in ranked]
-            field = [name for name in ranked if not self._lost(name, ranked[0])] + failed
+            stays = {n for n in ranked if rounds.measured(n) < few or not self._lost(n, ranked[0])}
+            field = [name for name in ranked if name in stays] + failed
             new = self._halfway(line, [base, *names], ranked) if is_line else []
             names, field = [*names, *new], [*field, *new]
             if is_line:
@@ -298,7 +305,8 @@ class Search:
     def _with_fixed(self, names: Sequence[str]) -> list[str]:
         """Return the names with the fixed settings that need more rounds, if the default runs."""
         fixed = [each for each in self.rounds.good(self._fixed) if DEFAULT in names]
-        due = [each for each in fixed if self.rounds.measured(each) < VERDICT_ROUNDS]
+        few = {name for name in fixed if self.rounds.measured(name) < VERDICT_ROUNDS}
+        due = [name for name in fixed if name in few or (name in FILES and self._is_due(name))]
         return list(dict.fromkeys((*names, *due)))
 
     def _order(self, names: Sequence[str]) -> tuple[str, ...]:
