@@ -312,8 +312,8 @@ class Rounds:
     @property
     def spent(self) -> float:
         """Seconds spent of the budget."""
-        ends = [each.elapsed for each in (*self._rounds[-1:], *self.checks[-1:])]
-        return max(ends, default=0.0)
+        measured = self._rounds[-1].elapsed if self._rounds else 0.0
+        return max(measured, self.checks[-1].elapsed if self.checks else 0.0)
 
     def cost(self, order: Sequence[str], rounds: int = 1) -> float:
         """Return the seconds that so many rounds in this order probably take; 0 before the first
