@@ -18,7 +18,14 @@ from bitnet_tuning.bench import resident
 from bitnet_tuning.bench.comparison import Sizes
 from bitnet_tuning.bench.resident import find_residents
 from bitnet_tuning.bench.results import load
-from bitnet_tuning.bench.runner import Patience, Runner, find_bench, patience_within
+from bitnet_tuning.bench.runner import (
+    MOST_GENERATED,
+    MOST_PROMPT,
+    Patience,
+    Runner,
+    find_bench,
+    patience_within,
+)
 from bitnet_tuning.cli import test_optimizations
 from bitnet_tuning.cli.benchmark import main
 from bitnet_tuning.engine.find import EMBEDDED
@@ -88,6 +95,12 @@ def test_speeds_are_those_of_the_threads(fake: FakeEngine, runner: Runner) -> No
     assert runner.program == "llama-server"
 
 
+def test_the_longest_slices_fit_into_the_context(fake: FakeEngine, runner: Runner) -> None:
+    fake.curve(threads={"1": 10000}, pp=4)
+    runner.sizes = Sizes(MOST_PROMPT, MOST_GENERATED, 1)
+    assert runner.measure("a", ONE).problem is None
+
+
 def test_prompts_have_their_own_threads(runner: Runner) -> None:
     run = runner.measure("a", Setting(1, 2))
     assert run.samples[TG] + run.samples[PP] == pytest.approx((1000, 4 * 1800))
@@ -144,7 +157,7 @@ def test_every_knob_reaches_the_server(fake: FakeEngine, runner: Runner) -> None
         )
     for run in fake.servers():
         argv = run["argv"]
-        assert (argv[argv.index("-c") + 1], argv[argv.index("-np") + 1]) == ("512", "1")
+        assert (argv[argv.index("-c") + 1], argv[argv.index("-np") + 1]) == ("528", "1")
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity here")
@@ -317,7 +330,7 @@ def test_the_longest_unused_servers_make_room(
         runner.measure(name, each, (TG,))
     runner.measure("a", ONE, (TG,))
     first, second, third = (run["pid"] for run in fake.servers())
-    need = need_of(runner.facts.model, resident.CONTEXT, None)
+    need = need_of(runner.facts.model, resident.LONGEST + resident.MARGIN, None)
     free[0] = int((need.total - 1) / RESIDENT_SHARE)
     runner.measure("d", THREE._replace(flash=True), (TG,))
     assert [alive(each) for each in (first, second, third)] == [True, False, False]

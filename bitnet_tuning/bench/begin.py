@@ -61,10 +61,6 @@ def progress_of(budget: float) -> Progress:
     return Progress(budget, lambda spent: f"at most {clock(budget - spent)} left")
 
 
-MARGIN = 16
-"""Tokens of context besides those of a slice."""
-
-
 class Subject(NamedTuple):
     """An engine and a model to tune, and what measures them."""
 
@@ -91,8 +87,8 @@ def find_subject(options: argparse.Namespace, earlier: Results | None, state: St
 
 
 def longest_slice(options: argparse.Namespace) -> int:
-    """Return the tokens of context that slices need if the user named their lengths."""
-    return max(options.n_prompt or 0, options.n_gen or 0) + MARGIN
+    """Return the tokens of the longest slice that the user asked for; 0 if none was named."""
+    return max(options.n_prompt or 0, options.n_gen or 0)
 
 
 def make_subject(facts: Facts, bench: Bench | None, residents: Residents | None = None) -> Subject:

@@ -38,8 +38,8 @@ from bitnet_tuning.serve.server import (
 )
 from bitnet_tuning.serve.session import TIMINGS
 
-CONTEXT = 512
-"""Tokens of context of a server, unless longer slices are asked for."""
+LONGEST, MARGIN = 512, 16
+"""Tokens of the longest slice unless longer ones are asked for, and what else the context holds."""
 
 START = 1
 """Tokens of the prompt before generated tokens, so that all slices are at the same position."""
@@ -83,11 +83,11 @@ class _Loaded(NamedTuple):
 class Residents:
     """Servers of one engine with one model, each loaded when its setting is first measured."""
 
-    def __init__(self, facts: Facts, server: Server, context: int = CONTEXT) -> None:
-        """``context`` is the number of tokens of the longest slice."""
+    def __init__(self, facts: Facts, server: Server, longest: int = 0) -> None:
+        """``longest`` is the number of tokens of the longest slice."""
         self.facts = facts
         self.server = server
-        self.context = max(CONTEXT, context)
+        self.context = max(LONGEST, longest) + MARGIN
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
         """Running servers by the name of their setting, the one that was asked last at the end."""
 
@@ -247,14 +247,14 @@ def _fits(private: int) -> bool:
     return available is None or private <= RESIDENT_SHARE * available
 
 
-def find_residents(facts: Facts, context: int = CONTEXT) -> Residents | None:
+def find_residents(facts: Facts, longest: int = 0) -> Residents | None:
     """Return residents without a server so far; None if the engine has no server, or memory has no
     room for two."""
     try:
         server = server_of(facts.engine)
     except TuningError:
         return None
-    need = need_of(facts.model, max(CONTEXT, context), None)
+    need = need_of(facts.model, max(LONGEST, longest) + MARGIN, None)
     available = facts.host.memory.available
     room = available is None or need.total + need.cache + need.buffers <= RESIDENT_SHARE * available
-    return Residents(facts, server, context) if room else None
+    return Residents(facts, server, longest) if room else None

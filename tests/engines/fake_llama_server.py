@@ -122,6 +122,8 @@ class Work:
             os._exit(int(crash.split()[1]))
         if crash is not None:
             os.kill(os.getpid(), crash)
+        if prompt + predicted > int(value("-c")):
+            return 400, {"error": {"code": 400, "message": "the request exceeds the context"}}
         how = curves.chosen(curve.get("broken", {}), facts["-t"])
         if how == "refuse":
             return 400, {"error": {"code": 400, "message": "it refuses tokens"}}
