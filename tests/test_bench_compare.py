@@ -89,7 +89,7 @@ def test_other_values_are_another_setting_with_the_same_name() -> None:
     assert "default" not in {pair.name for pair in found.settings}
     text = as_text(found, ("before.json", "after.json"))
     assert "Speed of B (after.json) over A (before.json):" in text
-    assert "Only in A: default; Only in B: default" in text
+    assert "Only in A: default\nOnly in B: default" in text
 
 
 def test_other_differences_come_first_with_advice() -> None:
@@ -124,7 +124,7 @@ def test_results_without_a_common_setting_are_reported() -> None:
     one = sample_results(1)
     found = compare.compare(one, one._replace(settings={}, rounds=(), checks=(), decision=None))
     assert found.settings == ()
-    assert "no setting was measured in both" in as_text(found)
+    assert "No setting was measured in both." in as_text(found)
 
 
 def test_results_with_many_rounds_are_compared() -> None:

@@ -224,7 +224,7 @@ def test_saved_results_are_shown_and_written_in_other_formats(
     assert json.loads(done.out)["settings"]
     assert f"CSV: {paths[2]}" in done.err and f"Report: {paths[3]}" in done.err
     assert (tmp_path / "x.csv").read_text().startswith("setting,other,phase,ratio,")
-    assert "<h1>Comparison of two" in (tmp_path / "x.html").read_text()
+    assert "Comparison of two benchmarks</p>" in (tmp_path / "x.html").read_text()
 
 
 def test_a_results_file_of_an_older_search_is_shown(tmp_path: Path, capsys: Capture) -> None:
@@ -266,7 +266,7 @@ def test_a_results_file_of_an_older_search_is_shown(tmp_path: Path, capsys: Capt
         (["--from", "no-such-file"], 2, "no-such-file"),
         (["--from", "x", "--csv", "x"], 2, "--csv: the same file as --from"),
         (["--compare", "a", "b", "--csv", "./b"], 2, "--csv: the same file as --compare"),
-        (["--from", "x", "--report", "/"], 2, "folder"),
+        (["--from", "x", "--report", "/"], 2, "cannot write /"),
         (["--quick", "--full"], 2, "not allowed with argument --quick"),
         (["--budget", "1"], 2, "--budget"),
         (["--threads", "1,x"], 2, "--threads"),

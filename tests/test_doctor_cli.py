@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -142,10 +143,10 @@ class Terminal(io.StringIO):
         return True
 
 
-def shown(patch: pytest.MonkeyPatch) -> str:
-    """Return what a terminal with colours gets."""
+def shown(patch: pytest.MonkeyPatch, kind: str = "xterm-256color") -> str:
+    """Return what a terminal of that kind gets."""
     terminal = Terminal()
-    patch.setenv("TERM", "xterm-256color")
+    patch.setenv("TERM", kind)
     with patch.context() as context:
         context.setattr("sys.stdout", terminal)
         show(EVERY)
@@ -161,6 +162,16 @@ def test_a_terminal_gets_colours_unless_no_color_is_set(monkeypatch: pytest.Monk
     plain = shown(monkeypatch)
     assert "BAD" in plain
     assert "\x1b[1;31m" not in plain
+    monkeypatch.delenv("NO_COLOR")
+    assert "\x1b" not in shown(monkeypatch, "dumb")
+
+
+def test_without_rich_a_terminal_gets_plain_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(EVERY)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert shown(monkeypatch) == capsys.readouterr().out
 
 
 def test_closed_output_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

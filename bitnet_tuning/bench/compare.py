@@ -9,8 +9,8 @@ from datetime import datetime, timezone
 from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.results import Results, stamp
 from bitnet_tuning.bench.summary import Summary, csv_text, facts, stacked
-from bitnet_tuning.console import table, text_width, times
-from bitnet_tuning.engine.builds import EQUAL, FASTER, OPEN, SLOWER, verdict_words
+from bitnet_tuning.console import NARROWEST, table, times
+from bitnet_tuning.engine.builds import verdict_words
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.profile import PP, TG, Estimate
 from bitnet_tuning.store.state import FileIdentity
@@ -47,29 +47,6 @@ class Comparison(NamedTuple):
     """Names of settings that only one benchmark has."""
     resolution: float = statistics.RESOLUTION
     """Share by which speeds may differ and count as equal."""
-
-    @property
-    def answer(self) -> str:
-        """One short sentence: how many verdicts there are of each kind."""
-        found = Counter(each.verdict for each in self.settings)
-        kinds = (FASTER, SLOWER, EQUAL, OPEN)
-        said = (f"{found[kind]} {verdict_words(kind, self.resolution)}" for kind in kinds)
-        return f"B against A: {', '.join(said)}."
-
-    @property
-    def rows(self) -> list[tuple[str, str, str, str]]:
-        """Name, phase, ratio and verdict of each pair, as texts."""
-        rows = []
-        for name, other, phase, ratio, verdict in self.settings:
-            said = stacked(times(*ratio)), verdict_words(verdict, self.resolution)
-            rows.append((name if name == other else f"{name} = {other}", phase, *said))
-        return rows
-
-    @property
-    def rest(self) -> str:
-        """The settings that only one benchmark has, as a sentence; empty if there are none."""
-        every = (("A", self.only_a), ("B", self.only_b))
-        return "; ".join(f"Only in {name}: {', '.join(only)}" for name, only in every if only)
 
 
 def compare(a: Results, b: Results) -> Comparison:
@@ -143,18 +120,27 @@ _ADVICE = {
 """What to do about a difference that distorts the comparison, by ``Difference.what``."""
 
 
-def as_text(comparison: Comparison, names: Sequence[str] = ("A", "B")) -> str:
-    """Return the comparison as text for users. ``names`` are the files of A and B."""
-    a, b = names
-    lines: list[str] = []
+def as_text(
+    comparison: Comparison, names: Sequence[str] = ("A", "B"), width: int = NARROWEST
+) -> str:
+    """Return the comparison as text for users, its table folded to ``width`` characters. ``names``
+    are the files of A and B."""
+    (a, b), near, lines = names, comparison.resolution, list[str]()
     for each in comparison.differences:
         lines += [f"Not the same in both: {each.what}", f"  A  {each.a}", f"  B  {each.b}"]
         lines += [f"  ({_ADVICE[each.what]})"] if each.what in _ADVICE else []
     lines.append(f"Speed of B ({b}) over A ({a}):")
-    rows = [("setting", "phase", "B over A", "verdict"), *comparison.rows]
-    found = [table(rows, text_width()), "", comparison.answer]
-    lines += found if comparison.settings else ["  none: no setting was measured in both"]
-    return "\n".join((*lines, *filter(None, [comparison.rest])))
+    rows = [("setting", "phase", "B over A", "verdict")]
+    for name, other, phase, ratio, verdict in comparison.settings:
+        both = name if name == other else f"{name} = {other}"
+        rows.append((both, phase, stacked(times(*ratio)), verdict_words(verdict, near)))
+    found = Counter(verdict for *_, verdict in rows[1:])
+    said = ", ".join(f"{number} {verdict}" for verdict, number in found.most_common())
+    said = f"B against A: {said}." if said else "No setting was measured in both."
+    lines += [table(rows, width), "", said]
+    every = (("A", comparison.only_a), ("B", comparison.only_b))
+    lines += [f"Only in {name}: {', '.join(only)}" for name, only in every if only]
+    return "\n".join(lines)
 
 
 def to_csv(comparison: Comparison) -> str:

@@ -7,10 +7,9 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from math import log
 from typing import Any
 
-from bitnet_tuning.bench.summary import Curve, digits
+from bitnet_tuning.bench.summary import Curve
 from bitnet_tuning.console import printable, times
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.plan.profile import PP, TG, Estimate
@@ -55,13 +54,8 @@ _POINT: dict[str, Any] = {"marker": "o", "markersize": 4.5, "capsize": 3}
 
 _TITLES = {TG: "generation, tokens/s", PP: "prompt processing, tokens/s"}
 
-_TICKS = "1 2 .5 5 .2 10 .1 20 .05 50 .02 1.5 .7 3 .3 1.2 .8 1.1 .9 1.05 .95 1.02 .98 1.01 .99"
-"""Ratios that an axis may show, the first ones first, and the smallest distance between two of
-them as a share of the axis: about the width of a label."""
-_APART = 0.14
-
 _MOST_LABELS = 12
-"""Most labels of thread counts, and of speeds, that have room side by side."""
+"""Most labels of thread counts that have room side by side."""
 
 Bar = tuple[str, Estimate, bool]
 """A setting's name, its ratio, and whether it is the one to use."""
@@ -96,25 +90,12 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
     # Counts are evenly spaced, since those of few threads would stand too close otherwise.
     axes.errorbar(range(len(counts)), middles, _arms(found), color=ACCENT, ecolor=MUTED, **_POINT)
     every = -(-len(counts) // _MOST_LABELS)
-    for place, (count, speed) in enumerate(curve.speeds.items()):
-        if place % every == 0:
-            axes.annotate(
-                digits(speed.median),
-                (place, speed.high),
-                (0, 4),
-                textcoords="offset points",
-                ha="center",
-                size="small" if len(counts) > _MOST_LABELS // 2 else None,
-                weight="bold" if count == curve.default else "normal",
-            )
     top = max(speed.high for speed in found)
     # A limit far above all speeds is only told in the caption.
     if curve.limit is not None and curve.limit <= 2 * top:
         top = max(top, curve.limit)
         axes.axhline(curve.limit, color=ROOF, linestyle="--", linewidth=1.2)
-        text, across = f"memory allows {digits(curve.limit)}", axes.get_yaxis_transform()
-        axes.text(0.01, curve.limit, text, transform=across, va="bottom", color=ROOF)
-    axes.set_ylim(0, top * 1.2)
+    axes.set_ylim(0, top * 1.1)
     axes.set_xticks(range(0, len(counts), every), [str(count) for count in counts[::every]])
     axes.margins(x=0.08)
     axes.set_title(_TITLES[curve.phase], loc="left", size="medium")
@@ -135,7 +116,6 @@ def ratios_svg(bars: Sequence[Bar], resolution: float, title: str, label: str) -
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        axes.set_xscale("log")
         axes.axvspan(1 / (1 + resolution), 1 + resolution, color=BAND, linewidth=0)
         axes.axvline(1, color=MUTED, linewidth=1)
         for number, bar in enumerate(bars):
@@ -143,26 +123,9 @@ def ratios_svg(bars: Sequence[Bar], resolution: float, title: str, label: str) -
         axes.set_ylim(-len(bars) + 0.6, 0.8)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        least = min(1 / (1 + resolution), *(ratio.low for _, ratio, _ in bars))
-        most = max(1 + resolution, *(ratio.high for _, ratio, _ in bars))
-        margin = (most / least) ** 0.05
-        axes.set_xlim(least / margin, most * margin)
-        ticks = ticks_between(least, most)
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.minorticks_off()
         axes.set_xlabel(title)
 
     return _svg("ratios", label, len(bars) * _BAR + _MARGIN, draw)
-
-
-def ticks_between(low: float, high: float) -> list[float]:
-    """Return round ratios for a logarithmic axis, so far apart that their labels do not touch."""
-    found: list[float] = []
-    for tick in map(float, _TICKS.split()):
-        places = (abs(log(tick / each)) for each in found)
-        if low <= tick <= high and all(each >= _APART * log(high / low) for each in places):
-            found.append(tick)
-    return sorted(found)
 
 
 def _draw_bar(axes: Axes, place: int, name: str, ratio: Estimate, best: bool) -> None:

@@ -5,19 +5,18 @@ The template is report.html. All text is escaped where it enters the page.
 
 from __future__ import annotations
 
+import html
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from string import Template
 
 from bitnet_tuning.bench import plots
-from bitnet_tuning.bench.compare import Comparison
+from bitnet_tuning.bench.compare import Comparison, as_text
 from bitnet_tuning.bench.plots import escape
-from bitnet_tuning.bench.results import Results, write
+from bitnet_tuning.bench.results import Results
 from bitnet_tuning.bench.summary import (
-    FAILED,
     LEGEND,
-    WRONG,
     Curve,
     Summary,
     digits,
@@ -25,14 +24,11 @@ from bitnet_tuning.bench.summary import (
     figures,
     headings,
 )
-from bitnet_tuning.console import times
+from bitnet_tuning.console import printable, times
 from bitnet_tuning.plan.profile import PP, TG
 
-
-def write_report(results: Results, path: str) -> None:
-    """Write the report to ``path``, which is replaced atomically. Raise MissingError without
-    matplotlib, and UsageError if the file cannot be written."""
-    write(path, page(results), "the report", "--report")
+PHONE = 42
+"""Width of preformatted text in characters that a phone of 360 pixels shows."""
 
 
 def page(results: Results) -> str:
@@ -59,27 +55,12 @@ def page(results: Results) -> str:
 
 
 def comparison_page(comparison: Comparison, names: Sequence[str]) -> str:
-    """Return the report of a comparison as HTML; ``names`` are the files of A and B. Raise
-    MissingError without matplotlib."""
-    plots.available()
-    rows = [(name, "", (phase, ratio), said) for name, phase, ratio, said in comparison.rows]
-    bars = [
-        (f"{name}, {phase}", each.ratio, False)
-        for each, (name, phase, *_) in zip(comparison.settings, comparison.rows, strict=True)
-    ]
-    title, what = "speed of B as a multiple of A's", "Ratios of all runs of both"
-    drawing = _bars(bars, comparison.resolution, title, what) if bars else ""
-    differences = {each.what: f"A: {each.a}; B: {each.b}" for each in comparison.differences}
-    return _filled(
-        title="Comparison of two benchmarks",
-        heading="Comparison of two benchmarks",
-        answer=escape(comparison.answer if rows else "No setting was measured in both."),
-        certainty=listing(f"{letter}: {name}" for letter, name in zip("AB", names, strict=True)),
-        plots=section("Speed of B over A", drawing),
-        table=section("All settings", _table(("phase", "B over A"), rows)),
-        remarks=section("Remarks", listing(filter(None, [comparison.rest]))),
-        facts=section("Not the same in both", definitions(differences) if differences else ""),
-    )
+    """Return the text of a comparison as HTML, as wide as a phone; ``names`` are the files of A and
+    B."""
+    title, text = "Comparison of two benchmarks", as_text(comparison, names, PHONE)
+    text = html.escape(printable(text))
+    heading = escape(" and ".join(names))
+    return _filled(title=title, heading=heading, answer=title, table=f"<pre>{text}</pre>")
 
 
 def _filled(**parts: str) -> str:
@@ -97,16 +78,16 @@ def _curves(summary: Summary) -> str:
     if not curves:
         return ""
     words = " ".join(map(_curve_in_words, curves))
-    caption = (
-        f"{words} With 95 % intervals. Only the number of threads differs from the default, whose "
-        "number is bold."
-    )
+    caption = f"{words} With 95 % intervals. Only the number of threads differs from the default."
     return section("Speed by threads", _figure(plots.curves_svg(curves, words), caption))
 
 
 def _curve_in_words(curve: Curve) -> str:
     what = "Generation" if curve.phase == TG else "Prompt processing"
-    points = ", ".join(f"{count}: {digits(found.median)}" for count, found in curve.speeds.items())
+    points = ", ".join(
+        f"{count}{' (default)' if count == curve.default else ''}: {digits(found.median)}"
+        for count, found in curve.speeds.items()
+    )
     limit = "" if curve.limit is None else f" Memory allows {digits(curve.limit)}."
     return f"{what} in tokens/s by threads: {points}.{limit}"
 
@@ -114,18 +95,16 @@ def _curve_in_words(curve: Curve) -> str:
 def _ratios(summary: Summary) -> str:
     bars = [(row.name, row.to_default, row.winner) for row in summary.rows if not row.is_out]
     shown = [(name, ratio, best) for name, ratio, best in bars if ratio is not None]
+    if not shown:
+        return ""
     near, title = summary.measured.resolution, "speed as a multiple of the default's"
-    drawing = _bars(shown, near, title, "Ratios to the default, paired by round") if shown else ""
-    return section("Speed compared with the default", drawing)
-
-
-def _bars(bars: Sequence[plots.Bar], near: float, title: str, what: str) -> str:
+    said = ", ".join(f"{name} {times(*ratio)}" for name, ratio, _ in shown)
+    drawing = plots.ratios_svg(shown, near, title, f"{title.capitalize()}: {said}.")
     caption = (
-        f"{what}, with 95 % intervals. Inside the band, speeds are equal within {100 * near:g} %."
+        "Ratios to the default, paired by round, with 95 % intervals. Inside the band, speeds are "
+        f"equal within {100 * near:g} %."
     )
-    said = ", ".join(f"{name} {times(*ratio)}" for name, ratio, _ in bars)
-    drawing = plots.ratios_svg(bars, near, title, f"{title.capitalize()}: {said}.")
-    return _figure(drawing, caption)
+    return section("Speed compared with the default", _figure(drawing, caption))
 
 
 def _figure(drawing: str, caption: str) -> str:
@@ -133,36 +112,28 @@ def _figure(drawing: str, caption: str) -> str:
 
 
 def _settings(summary: Summary) -> str:
-    rows = []
-    for row in summary.rows:
-        name = f"{row.name} (use this)" if row.winner else row.name
-        rows.append((name, row.words, figures(row), row.verdict or "the default"))
-    return _table(headings(summary.results.options.objective), rows)
-
-
-def _table(titles: Sequence[str], rows: Iterable[tuple[str, str, Sequence[str], str]]) -> str:
-    """Return a table of settings: name, description, figures and verdict. On a phone each row
-    becomes a block, in which every figure has its heading."""
-    titles = [" ".join(title.split()).replace(" /", "/") for title in titles]
+    """Return the table of settings. On a phone each row becomes a block, in which every figure has
+    its heading."""
+    titles = headings(summary.results.options.objective)
+    titles = tuple(" ".join(title.split()).replace(" /", "/") for title in titles)
     top = "".join(
         f'<th scope="col">{escape(each)}</th>' for each in ("setting", *titles, "verdict")
     )
-    body = []
-    for name, words, shown, verdict in rows:
-        cells = ""
-        for title, figure in zip(titles, shown, strict=True):
+    lines = ""
+    for row in summary.rows:
+        name = f"{row.name} (use this)" if row.winner else row.name
+        cells = f'<th scope="row">{escape(name)}<small>{escape(row.words)}</small></th>'
+        for title, figure in zip(titles, figures(row), strict=True):
             middle, _, interval = figure.partition("\n")
             text = f"{escape(middle)}<small>{escape(interval)}</small>"
             cells += f'<td data-title="{escape(title)}">{text}</td>'
-        first = f'<th scope="row">{escape(name)}<small>{escape(words)}</small></th>'
-        style = "out" if verdict.startswith((FAILED, WRONG)) else verdict.split(",")[0]
-        last = f'<td><span class="{escape(style)}">{escape(verdict)}</span></td>'
-        body.append(f"<tr>{first}{cells}{last}</tr>")
-    lines = "\n".join(body)
+        style, verdict = "out" if row.is_out else row.verdict, row.verdict or "the default"
+        cells += f'<td><span class="{escape(style)}">{escape(verdict)}</span></td>'
+        lines += f"<tr>{cells}</tr>\n"
     return (
         f'<div class="wide" role="region" tabindex="0" aria-label="All settings">\n<table>\n'
         f"<caption>All settings that were measured</caption>\n<thead><tr>{top}</tr></thead>\n"
-        f"<tbody>\n{lines}\n</tbody>\n</table>\n</div>"
+        f"<tbody>\n{lines}</tbody>\n</table>\n</div>"
     )
 
 

@@ -16,7 +16,7 @@ from bitnet_tuning.bench.bandwidth import AbsentError, measure_bandwidth
 from bitnet_tuning.bench.begin import BUDGETS, Subject, begin, find_subject, progress_of, resume
 from bitnet_tuning.bench.comparison import DEFAULT, Round, Run, phases_of
 from bitnet_tuning.bench.remember import remembered
-from bitnet_tuning.bench.report import write_report
+from bitnet_tuning.bench.report import page
 from bitnet_tuning.bench.results import (
     Part,
     Results,
@@ -277,8 +277,8 @@ def _part(find: Callable[[], NamedTuple]) -> Part:
 
 
 def publish(results: Results, options: argparse.Namespace, path: str) -> None:
-    """Print the results and write the files that the user asked for. Raise UsageError if a file
-    cannot be written."""
+    """Print the results, from the file ``path``, and write the files that the user asked for. Raise
+    UsageError if a file cannot be written."""
     if options.json:
         print(to_text(results), end="")
     else:
@@ -287,15 +287,14 @@ def publish(results: Results, options: argparse.Namespace, path: str) -> None:
         # Without a terminal each sentence stays on one line, for grep.
         width = text_width() if sys.stdout is not None and sys.stdout.isatty() else None
         print(aligned([[line] for line in summary.sentences()], width))
-    written("Results", path, options)
-    if options.csv:
-        write(options.csv, to_csv(results), "the samples", "--csv")
-        written("CSV", options.csv, options)
-    if options.report:
-        write_report(results, options.report)
-        written("Report", options.report, options)
+    (say if options.json else print)(f"Results: {path}")
+    export(options, lambda: to_csv(results), lambda: page(results))
 
 
-def written(what: str, path: str, options: argparse.Namespace) -> None:
-    """Print where a file is: to stderr if stdout gets JSON."""
-    (say if options.json else print)(f"{what}: {path}")
+def export(options: argparse.Namespace, csv: Callable[[], str], html: Callable[[], str]) -> None:
+    """Write the files that the user asked for and print their paths, to stderr if stdout gets JSON.
+    Raise UsageError if a file cannot be written."""
+    for what, path, text in (("CSV", options.csv, csv), ("Report", options.report, html)):
+        if path:
+            write(path, text(), f"the {what.lower()} file", f"--{what.lower()}")
+            (say if options.json else print)(f"{what}: {path}")

@@ -12,11 +12,11 @@ from bitnet_tuning.bench.builds import compare_builds
 from bitnet_tuning.bench.knobs import MODES
 from bitnet_tuning.bench.plots import available
 from bitnet_tuning.bench.report import comparison_page
-from bitnet_tuning.bench.results import load, write
+from bitnet_tuning.bench.results import load
 from bitnet_tuning.bench.statistics import RESOLUTION
-from bitnet_tuning.bench.tune import publish, tune, written
+from bitnet_tuning.bench.tune import export, publish, tune
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, expanded, integer, number
-from bitnet_tuning.console import guarded
+from bitnet_tuning.console import guarded, text_width
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.plan.profile import OBJECTIVES
 from bitnet_tuning.plan.setting import MOST_THREADS_ENGINE
@@ -45,13 +45,9 @@ def _run(arguments: list[str]) -> int:
 def _compare(options: argparse.Namespace) -> int:
     """Print the comparison of two results, and write the files that the user asked for."""
     found, names = compare.compare(*map(load, options.compare)), options.compare
-    print(json.dumps(to_json(found), indent=2) if options.json else compare.as_text(found, names))
-    if options.csv:
-        write(options.csv, compare.to_csv(found), "the comparison", "--csv")
-        written("CSV", options.csv, options)
-    if options.report:
-        write(options.report, comparison_page(found, names), "the report", "--report")
-        written("Report", options.report, options)
+    text = "" if options.json else compare.as_text(found, names, text_width())
+    print(text or json.dumps(to_json(found), indent=2))
+    export(options, lambda: compare.to_csv(found), lambda: comparison_page(found, names))
     return 0
 
 
@@ -85,10 +81,10 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
     options.effort = "quick" if options.quick else "full" if options.full else "normal"
     options.objective = options.objective or "tg"
     options.resolution = options.resolution or RESOLUTION
-    for path in (options.output, options.csv, options.report):
+    for path in filter(None, (options.output, options.csv, options.report)):
         _check_place(path)
     _check_apart(options)
-    if options.report:
+    if options.report and not options.compare:
         available()
     return options
 
@@ -158,17 +154,11 @@ def _exclude(options: argparse.Namespace, names: str, by: str, remedy: str) -> N
             raise UsageError(f"argument --{flag}: not allowed with {by}", remedy)
 
 
-def _check_place(path: str | None) -> None:
+def _check_place(path: str) -> None:
     """Raise UsageError for a file that cannot be written, before minutes of measuring."""
-    if path is None:
-        return
-    folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path):
-        raise UsageError(f"{path} is a folder", "name a file in it")
-    if not os.path.isdir(folder):
-        raise UsageError(f"no such folder: {folder}", "create it, or name another one")
-    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        raise UsageError(f"{path} cannot be written", "name another file")
+    place = os.path.dirname(os.path.abspath(path)) if not os.path.exists(path) else path
+    if os.path.isdir(path) or not os.access(place, os.W_OK):
+        raise UsageError(f"cannot write {path}", "name a file in a folder that you may write to")
 
 
 def _check_apart(options: argparse.Namespace) -> None:

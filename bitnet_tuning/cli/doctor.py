@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import sys
 from collections.abc import Sequence
 
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_root
@@ -48,8 +46,7 @@ def run(arguments: list[str]) -> int:
 
 
 _WORDS = {BAD: "BAD", WARN: "WARN", UNKNOWN: "?", GOOD: "ok"}
-_COLOURS = {BAD: "1;31", WARN: "33", UNKNOWN: "36", GOOD: "32"}
-"""Codes of ANSI colours on a terminal."""
+_STYLES = {BAD: "bold red", WARN: "yellow", UNKNOWN: "cyan", GOOD: "green"}
 
 
 def show(findings: Sequence[Finding]) -> None:
@@ -60,9 +57,14 @@ def show(findings: Sequence[Finding]) -> None:
         source = "" if each.state == GOOD else f"\n(source: {each.source})"
         rows.append((_WORDS[each.state], each.name, f"{each.text}{advice}{source}"))
     text = aligned(rows, text_width())
-    if sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+    try:
+        from rich.console import Console  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+    except ImportError:
+        print(text)
+    else:
+        shown = Text(text)
         for state, word in _WORDS.items():
-            beginning = re.compile(rf"^{re.escape(word)}(?= )", re.MULTILINE)
-            text = beginning.sub(f"\x1b[{_COLOURS[state]}m{word}\x1b[0m", text)
-    print(text)
+            shown.highlight_regex(rf"(?m)^{re.escape(word)}(?= )", _STYLES[state])
+        Console(soft_wrap=True).print(shown)
     print(f"\n{summary(findings)['text']}")
