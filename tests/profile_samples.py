@@ -8,8 +8,15 @@ from pathlib import Path
 from bitnet_tuning.engine.find import Engine, Location
 from bitnet_tuning.machine.host import Host, fingerprint
 from bitnet_tuning.model.types import ModelFile
-from bitnet_tuning.plan.profile import EngineKey, Estimate, Evidence, ModelKey, Objective, Profile
-from bitnet_tuning.plan.profiles import engine_key
+from bitnet_tuning.plan.profile import (
+    EngineKey,
+    Estimate,
+    Evidence,
+    ModelKey,
+    Objective,
+    Profile,
+    engine_key,
+)
 from bitnet_tuning.plan.setting import Setting
 from tests.machines import Machine, x86_entries
 

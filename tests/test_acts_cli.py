@@ -29,7 +29,7 @@ from bitnet_tuning.model.find import slim_path
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.plan.facts import Plan, Request
 from bitnet_tuning.plan.openmp import THREAD_COUNTS
-from bitnet_tuning.plan.profiles import store
+from bitnet_tuning.plan.profile import store
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.plan.threads import choose_threads
 from bitnet_tuning.store.state import State

@@ -15,10 +15,12 @@ import pytest
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.machine.host import Fingerprint, fingerprint
-from bitnet_tuning.plan.profile import Profile, claim, load
-from bitnet_tuning.plan.profiles import (
+from bitnet_tuning.plan.profile import (
+    Profile,
     bound_to,
+    claim,
     find_stale,
+    load,
     new_profile,
     remove,
     store,
@@ -447,7 +449,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="signals")
 WRITER = """
 import sys
 from pathlib import Path
-from bitnet_tuning.plan.profiles import store
+from bitnet_tuning.plan.profile import store
 from bitnet_tuning.store.state import State
 from tests import profile_samples as samples
 

@@ -19,8 +19,7 @@ from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.model.find import Choice
-from bitnet_tuning.plan.profile import Profile
-from bitnet_tuning.plan.profiles import engine_key, store, stored_profiles
+from bitnet_tuning.plan.profile import Profile, engine_key, store, stored_profiles
 from bitnet_tuning.prepare import find_pair
 from bitnet_tuning.store.state import State
 from tests import profile_samples as samples

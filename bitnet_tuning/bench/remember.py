@@ -12,9 +12,17 @@ from bitnet_tuning.bench.summary import Summary
 from bitnet_tuning.console import word
 from bitnet_tuning.engine.builds import OPEN
 from bitnet_tuning.plan.openmp import BINDING_BY_USER, TUNABLE, user_set
-from bitnet_tuning.plan.profile import PP, TG, EngineKey, Evidence, claim, engine_changes
+from bitnet_tuning.plan.profile import (
+    PP,
+    TG,
+    EngineKey,
+    Evidence,
+    claim,
+    engine_changes,
+    new_profile,
+    store,
+)
 from bitnet_tuning.plan.profile import load as load_profile
-from bitnet_tuning.plan.profiles import new_profile, store
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.plan.threads import ENGINE_THREADS
 from bitnet_tuning.store.state import State

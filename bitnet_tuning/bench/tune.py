@@ -37,8 +37,7 @@ from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.conditions import between
 from bitnet_tuning.machine.warnings import warnings_after
-from bitnet_tuning.plan.profile import TG, EngineKey
-from bitnet_tuning.plan.profiles import engine_key
+from bitnet_tuning.plan.profile import TG, EngineKey, engine_key
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.store.codec import to_json
 from bitnet_tuning.store.state import State, alone, default_folder

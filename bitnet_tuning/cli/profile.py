@@ -10,7 +10,7 @@ from bitnet_tuning.console import aligned, counted, say, size_text, text_width, 
 from bitnet_tuning.engine.builds import verdict_words
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
 from bitnet_tuning.machine.detect import read_host
-from bitnet_tuning.plan import profiles
+from bitnet_tuning.plan import profile as profiles
 from bitnet_tuning.plan.profile import Estimate, Profile
 from bitnet_tuning.plan.setting import describe
 from bitnet_tuning.prepare import find_engine

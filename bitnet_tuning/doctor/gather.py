@@ -22,8 +22,8 @@ from bitnet_tuning.machine.root import Root
 from bitnet_tuning.machine.sensors import read_base_clock
 from bitnet_tuning.machine.wsl import read_wsl_configs, with_windows_cores
 from bitnet_tuning.model.find import know, slim_copies
+from bitnet_tuning.plan.profile import find_stale
 from bitnet_tuning.plan.profile import load as load_profile
-from bitnet_tuning.plan.profiles import find_stale
 from bitnet_tuning.prepare import crowded_host, find_engine, find_model
 from bitnet_tuning.store.state import State
 from bitnet_tuning.verify.selftest import run_selftest
