@@ -76,7 +76,7 @@ from bitnet_tuning.engine.builds import OPEN
 from bitnet_tuning.engine.probe import parse_timings
 from bitnet_tuning.launch.background import Captured, serve
 from bitnet_tuning.launch.failure import failure
-from bitnet_tuning.launch.program import Launch
+from bitnet_tuning.launch.start import Launch
 from bitnet_tuning.machine.process import Family
 from bitnet_tuning.machine.root import Root
 

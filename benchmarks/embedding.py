@@ -44,8 +44,7 @@ from bitnet_tuning.console import times
 from bitnet_tuning.engine.builds import verdict_words
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.model.find import know, slim_copies
-from bitnet_tuning.model.parts import bytes_per_token, output_matrix
-from bitnet_tuning.model.types import ModelFile
+from bitnet_tuning.model.types import ModelFile, bytes_per_token, output_matrix
 from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import TG, Objective

@@ -10,8 +10,8 @@ from bitnet_tuning.engine.find import EMBEDDED, Engine, Location, checkout_of, l
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA
 from bitnet_tuning.engine.known import check_start, know, know_crowding, with_architecture
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
-from bitnet_tuning.launch.program import FEED, INHERIT, INTERRUPT_GRACE, NO_INPUT, Launch, Outcome
 from bitnet_tuning.launch.run import run
+from bitnet_tuning.launch.start import FEED, INHERIT, INTERRUPT_GRACE, NO_INPUT, Launch, Outcome
 from bitnet_tuning.machine.cgroups import mount_holding, read_mounts, read_task_limits
 from bitnet_tuning.machine.detect import count_running, read_host, read_privileges
 from bitnet_tuning.machine.host import Crowding, Host

@@ -15,7 +15,7 @@ from bitnet_tuning.bench.runner import Runner
 from bitnet_tuning.bench.tune import tune
 from bitnet_tuning.cli.benchmark import read_options
 from bitnet_tuning.model.gguf import read_model
-from bitnet_tuning.model.parts import slimmed
+from bitnet_tuning.model.types import slimmed
 from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import PP, TG

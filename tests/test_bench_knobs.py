@@ -15,7 +15,7 @@ from bitnet_tuning.engine.find import GOMP, NONE
 from bitnet_tuning.machine.detect import Privileges
 from bitnet_tuning.machine.memory import HugePages
 from bitnet_tuning.model.gguf import read_model
-from bitnet_tuning.model.parts import slimmed
+from bitnet_tuning.model.types import slimmed
 from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.memory import need_of
 from bitnet_tuning.plan.plan import make_plan

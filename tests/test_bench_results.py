@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ from tests.machines import Machine as FakeMachine
 from tools.results_schema import document_schema
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-NOW = datetime(2026, 1, 31, 22, 59, 59, tzinfo=timezone(timedelta(hours=2)))
+NOW = "2026-01-31T20:59:59Z"
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning.engine import binary
+from bitnet_tuning.engine import probe
 from bitnet_tuning.engine.probe import trace_libraries
 
 ELF = b"\x7fELF\2\1\1" + bytes(57)
@@ -41,13 +41,13 @@ def test_compiled_programs_are_distinguished_from_scripts(
 ) -> None:
     path = tmp_path / "program"
     path.write_bytes(content)
-    assert binary.is_executable_image(str(path)) == compiled
+    assert probe.is_executable_image(str(path)) == compiled
 
 
 def test_a_missing_file_or_a_folder_is_not_a_program(tmp_path: Path) -> None:
-    assert not binary.is_executable_image(str(tmp_path / "gone"))
-    assert not binary.is_executable_image(str(tmp_path))
-    assert not binary.contains(str(tmp_path / "gone"), [b"x"])
+    assert not probe.is_executable_image(str(tmp_path / "gone"))
+    assert not probe.is_executable_image(str(tmp_path))
+    assert not probe.contains(str(tmp_path / "gone"), [b"x"])
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,8 @@ def test_the_openmp_runtime_is_recognised(
 ) -> None:
     program = image(tmp_path / "llama-cli")
     library = image(tmp_path / "libggml-cpu.so", *strings)
-    assert binary.openmp_runtime([program, library]) == runtime
-    assert binary.openmp_runtime([library]) == runtime
+    assert probe.openmp_runtime([program, library]) == runtime
+    assert probe.openmp_runtime([library]) == runtime
 
 
 def test_nothing_is_known_of_a_script_or_a_program_without_ggml(tmp_path: Path) -> None:
@@ -84,21 +84,21 @@ def test_nothing_is_known_of_a_script_or_a_program_without_ggml(tmp_path: Path) 
     starter = tmp_path / "starter"
     starter.write_bytes(ELF + b"\0libomp.so\0llama\0")
     for files in ([], [str(script)], [str(starter)]):
-        assert binary.openmp_runtime(files) is None
-        assert binary.knows_name(files, "llama") is None
+        assert probe.openmp_runtime(files) is None
+        assert probe.knows_name(files, "llama") is None
 
 
 def test_names_are_found_as_whole_c_strings(tmp_path: Path) -> None:
     files = [image(tmp_path / "a", b"i2_s", b"bitnet-b1.58"), image(tmp_path / "b", b"llama")]
     for name in ("i2_s", "bitnet-b1.58", "llama"):
-        assert binary.knows_name(files, name) is True
+        assert probe.knows_name(files, name) is True
     for name in ("bitnet", "bitnet-25", "tl1"):
-        assert binary.knows_name(files, name) is False
+        assert probe.knows_name(files, name) is False
 
 
 def test_iq2_s_is_not_mistaken_for_i2_s(tmp_path: Path) -> None:
     mainline = image(tmp_path / "libggml-base.so", b"iq2_s", b"q2_K", b"quantize_row_iq2_s")
-    assert binary.knows_name([mainline], "i2_s") is False
+    assert probe.knows_name([mainline], "i2_s") is False
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the dynamic loader's listing")
@@ -120,7 +120,7 @@ def test_an_engines_files_are_the_libraries_it_links_and_those_beside_it(tmp_pat
             "\tlibggml.so => not found\n"
         )
 
-    assert binary.own_files(str(program), trace) == tuple(map(str, (program, linked, beside)))
+    assert probe.own_files(str(program), trace) == tuple(map(str, (program, linked, beside)))
 
 
 def test_files_are_searched_beside_the_target_of_a_link(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_files_are_searched_beside_the_target_of_a_link(tmp_path: Path) -> None:
     image(program)
     image(program.parent / "libggml.so")
     (tmp_path / "llama-cli").symlink_to(program)
-    files = binary.own_files(str(tmp_path / "llama-cli"), lambda _: "")
+    files = probe.own_files(str(tmp_path / "llama-cli"), lambda _: "")
     assert files == (str(program), str(program.parent / "libggml.so"))
 
 
@@ -140,7 +140,7 @@ def test_a_script_is_not_traced(tmp_path: Path) -> None:
     def trace(_: str) -> str:
         raise AssertionError("it was run")
 
-    assert binary.own_files(str(script), trace) == (str(script),)
+    assert probe.own_files(str(script), trace) == (str(script),)
 
 
 SOURCE = """\
@@ -181,11 +181,11 @@ def test_a_real_program_is_understood_without_running_it(
         traced.append(trace_libraries(path))
         return traced[-1]
 
-    files = binary.own_files(str(program), trace)
+    files = probe.own_files(str(program), trace)
     assert files == ((str(program), str(library)) if shared else (str(program),))
-    assert binary.openmp_runtime(files) == runtime
-    assert binary.knows_name(files, "i2_s") is True
-    assert binary.knows_name(files, "qwen3") is False
+    assert probe.openmp_runtime(files) == runtime
+    assert probe.knows_name(files, "i2_s") is True
+    assert probe.knows_name(files, "qwen3") is False
     assert "it was run" not in "".join(traced)
 
 

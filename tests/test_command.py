@@ -8,7 +8,7 @@ import pytest
 
 from bitnet_tuning.cli.arguments import Parser, add_optimized, add_run, read_request
 from bitnet_tuning.engine.find import Engine, Location
-from bitnet_tuning.launch.program import FEED, NO_INPUT
+from bitnet_tuning.launch.start import FEED, NO_INPUT
 from bitnet_tuning.plan.command import build_command
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.setting import Setting

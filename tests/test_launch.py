@@ -17,9 +17,8 @@ import pytest
 from bitnet_tuning import demo
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.background import capture
-from bitnet_tuning.launch.program import Launch
 from bitnet_tuning.launch.run import run
-from bitnet_tuning.launch.start import Lifeline
+from bitnet_tuning.launch.start import Launch, Lifeline
 from tests.conftest import REPOSITORY
 from tests.engines import FakeEngine
 from tests.processes import SECONDS, alive, marked, state, still_running, until
@@ -34,7 +33,7 @@ HEAD = f"""
 import fcntl, os, signal, subprocess, sys
 sys.path.insert(0, {str(REPOSITORY)!r})
 from bitnet_tuning.launch import background, run as launch, start as ties
-from bitnet_tuning.launch.program import Launch
+from bitnet_tuning.launch.start import Launch
 """
 WITHOUT_KERNEL = "del fcntl.F_SETSIG"
 """Makes the lifeline work as on systems other than Linux, where a process watches it."""

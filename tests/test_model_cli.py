@@ -13,7 +13,7 @@ from bitnet_tuning.cli import model
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.model.find import DEFAULT
 from bitnet_tuning.model.gguf import read_model
-from bitnet_tuning.model.parts import slim_advice
+from bitnet_tuning.model.types import slim_advice
 from tests.gguf_files import write_bitnet, write_gguf, write_split
 from tests.machines import Machine
 

@@ -9,7 +9,9 @@ import pytest
 
 from bitnet_tuning import demo
 from bitnet_tuning.model.gguf import read_model, read_tensors
-from bitnet_tuning.model.parts import (
+from bitnet_tuning.model.types import (
+    Part,
+    TensorInfo,
     bytes_per_token,
     is_wide,
     make_parts,
@@ -17,7 +19,6 @@ from bitnet_tuning.model.parts import (
     possible_gain,
     slimmed,
 )
-from bitnet_tuning.model.types import Part, TensorInfo
 
 F32, F16, Q8_0, I2_S, UNKNOWN = 0, 1, 8, 36, 38
 

@@ -18,7 +18,7 @@ from bitnet_tuning.__main__ import main
 from bitnet_tuning.errors import UnsupportedError, UsageError
 from bitnet_tuning.model import slim
 from bitnet_tuning.model.gguf import read_model, read_tensors
-from bitnet_tuning.model.parts import slim_type, slimmed
+from bitnet_tuning.model.types import slim_type, slimmed
 from tests.engines import FakeEngine
 from tests.gguf_files import write_bitnet
 from tests.processes import alive, until

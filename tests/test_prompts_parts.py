@@ -14,9 +14,8 @@ from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.plan.facts import Plan, Request
 from bitnet_tuning.plan.memory import context_of
 from bitnet_tuning.plan.setting import Setting
-from bitnet_tuning.serve import answers
-from bitnet_tuning.serve.answers import Answer, AnswerStream
-from bitnet_tuning.serve.prompts import Prompt, parse
+from bitnet_tuning.serve import prompts as serving
+from bitnet_tuning.serve.prompts import Answer, AnswerStream, Prompt, parse
 from bitnet_tuning.serve.server import (
     MEMORY_SHARE,
     Server,
@@ -113,7 +112,7 @@ def test_the_reason_of_the_end_is_read_from_servers_of_either_generation(
     said: dict[str, Any], stop: str
 ) -> None:
     reply = {"content": "t", "tokens_predicted": 2, "tokens_evaluated": 3, **said}
-    facts = answers.from_reply(prompts("a")[0], reply).facts
+    facts = serving.from_reply(prompts("a")[0], reply).facts
     assert facts["stop"] == stop
     assert (facts["tokens"], facts["prompt_tokens"]) == (2, 3)
 
@@ -121,7 +120,7 @@ def test_the_reason_of_the_end_is_read_from_servers_of_either_generation(
 @pytest.mark.parametrize("reply", [{}, {"content": "t"}, {"content": "t", "tokens_predicted": []}])
 def test_a_reply_that_is_not_a_completion_is_an_error(reply: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="not a completion"):
-        answers.from_reply(prompts("a")[0], reply)
+        serving.from_reply(prompts("a")[0], reply)
 
 
 # Slots

@@ -13,14 +13,7 @@ from bitnet_tuning.bench.comparison import DEFAULT, Run
 from bitnet_tuning.bench.knobs import Assignment, Choices, Space, make_space
 from bitnet_tuning.bench.llama_bench import Bench
 from bitnet_tuning.bench.resident import Residents, find_residents
-from bitnet_tuning.bench.results import (
-    Results,
-    Surroundings,
-    engine_facts,
-    model_facts,
-    program,
-    stamp,
-)
+from bitnet_tuning.bench.results import Results, Surroundings, engine_facts, model_facts, program
 from bitnet_tuning.bench.runner import (
     FIRST,
     PHASE_SECONDS,
@@ -42,14 +35,13 @@ from bitnet_tuning.machine.conditions import Conditions
 from bitnet_tuning.machine.host import host_facts
 from bitnet_tuning.machine.warnings import warnings_before
 from bitnet_tuning.model.find import file_beside
-from bitnet_tuning.model.parts import gain_text, is_wide, slim_advice
-from bitnet_tuning.model.types import ModelFile
+from bitnet_tuning.model.types import ModelFile, gain_text, is_wide, slim_advice
 from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import PP, TG, Objective
 from bitnet_tuning.plan.setting import Setting, describe
 from bitnet_tuning.prepare import read_facts, runs_unnamed, with_all_means
-from bitnet_tuning.store.state import State, default_folder
+from bitnet_tuning.store.state import State, default_folder, moment
 from bitnet_tuning.verify import selftest
 
 BUDGETS = {"quick": 60.0, "normal": 300.0, "full": 1200.0}
@@ -218,7 +210,7 @@ def _document(subject: Subject, asked: Assignment, space: Space) -> Results:
     """Return results without a round. Raise MissingError if the model file is damaged."""
     facts, bench, residents = subject.facts, subject.runner.bench, subject.runner.residents
     measuring = (None, residents.server.program) if residents else (bench and bench.program, None)
-    created, beside = stamp(), facts.beside
+    created, beside = moment(), facts.beside
     return Results(
         created=created,
         updated=created,

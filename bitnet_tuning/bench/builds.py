@@ -14,7 +14,6 @@ from bitnet_tuning.bench import begin
 from bitnet_tuning.bench.begin import BUDGETS, Subject, longest_slice, make_subject, progress_of
 from bitnet_tuning.bench.comparison import DEFAULT, Rounds, Run, compare, phases_of
 from bitnet_tuning.bench.resident import Residents, find_residents
-from bitnet_tuning.bench.results import stamp
 from bitnet_tuning.bench.runner import PROGRAMS, find_bench
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
 from bitnet_tuning.bench.summary import speed
@@ -40,7 +39,7 @@ from bitnet_tuning.plan.facts import Facts
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
 from bitnet_tuning.prepare import find_builds
 from bitnet_tuning.store.codec import to_json
-from bitnet_tuning.store.state import State, default_folder
+from bitnet_tuning.store.state import State, default_folder, moment
 
 
 class Build(NamedTuple):
@@ -218,7 +217,7 @@ def _remember(every: list[Facts], state: State, compared: Compared, objective: s
         each.path: BuildResult(each.verdict, each.ratio and each.ratio[:3])
         for each in compared.builds
     }
-    found = ComparedBuilds(stamp(), objective, compared.builds[0].path, builds)
+    found = ComparedBuilds(moment(), objective, compared.builds[0].path, builds)
     engines = [each.engine for each in every]
     store_fastest(state, every[0].host, engines, every[0].model, found)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 
 from bitnet_tuning.bench import statistics
-from bitnet_tuning.bench.results import Results, stamp
+from bitnet_tuning.bench.results import Results
 from bitnet_tuning.bench.summary import Summary, csv_text, facts, stacked
 from bitnet_tuning.console import NARROWEST, table, times
 from bitnet_tuning.engine.builds import verdict_words
@@ -107,7 +107,8 @@ def _in_words(files: set[FileIdentity]) -> str:
 
 def _when(nanoseconds: int) -> str:
     try:
-        return stamp(datetime.fromtimestamp(nanoseconds // 10**9, timezone.utc))
+        seen = datetime.fromtimestamp(nanoseconds // 10**9, timezone.utc)
+        return seen.strftime("%Y-%m-%dT%H:%M:%SZ")
     except (OverflowError, ValueError, OSError):  # beyond the year 9999, in a damaged file
         return "at an unknown time"
 

@@ -14,18 +14,11 @@ from bitnet_tuning.bench.statistics import RESOLUTION
 from bitnet_tuning.console import counted
 from bitnet_tuning.engine.find import GOMP, LLVM, NONE
 from bitnet_tuning.machine.host import Host
-from bitnet_tuning.model.parts import output_matrix
+from bitnet_tuning.model.types import output_matrix
 from bitnet_tuning.namedtuple import NamedTuple
+from bitnet_tuning.plan import memory
 from bitnet_tuning.plan.command import flash_takes_value, obeys
 from bitnet_tuning.plan.facts import Facts, Request
-from bitnet_tuning.plan.memory import (
-    DEFAULT_UBATCH,
-    HUGE_PAGES,
-    has_room,
-    need_of,
-    no_huge,
-    no_lock,
-)
 from bitnet_tuning.plan.openmp import BINDING, WAITING_BY_USER, user_binding, user_set
 from bitnet_tuning.plan.placement import DISTRIBUTE, ISOLATE, all_usable, usable_nodes
 from bitnet_tuning.plan.plan import make_plan
@@ -244,15 +237,15 @@ def knobs(choices: Choices, default: Setting) -> tuple[Knob, ...]:
 
 def _memory(choices: Choices, default: Setting) -> Iterator[Change]:
     """Yield the ways to load the model that memory and limits allow."""
-    can_copy = has_room(choices.host, choices.facts.model) and choices.obeys("mmap")
+    can_copy = memory.has_room(choices.host, choices.facts.model) and choices.obeys("mmap")
     if can_copy and default.mmap is None:
         yield Change("no mmap", (("mmap", False),))
-        if no_huge(choices.facts.huge, choices.facts.environ) is None:
-            yield Change("huge pages", (("mmap", False),), tuple(HUGE_PAGES.items()))
+        if memory.no_huge(choices.facts.huge, choices.facts.environ) is None:
+            yield Change("huge pages", (("mmap", False),), tuple(memory.HUGE_PAGES.items()))
     # Older llama-benches cannot lock it.
     if choices.is_full and not default.mlock and choices.obeys("mlock"):
-        need = need_of(choices.facts.model, choices.n_prompt, None)
-        if no_lock(choices.facts, False, need) is None:
+        need = memory.need_of(choices.facts.model, choices.n_prompt, None)
+        if memory.no_lock(choices.facts, False, need) is None:
             yield Change("locked", (("mlock", True),))
 
 
@@ -312,7 +305,7 @@ def _micro_batch(choices: Choices, default: Setting) -> Iterator[Change]:
         return
     sizes = (64, 128, 256, 1024, 2048) if choices.is_full else (128, 256, 1024)
     for size in sizes:
-        if min(size, choices.n_prompt) != min(DEFAULT_UBATCH, choices.n_prompt):
+        if min(size, choices.n_prompt) != min(memory.DEFAULT_UBATCH, choices.n_prompt):
             yield Change(f"micro-batch {size}", (("ubatch", size),))
 
 

@@ -11,18 +11,9 @@ from bitnet_tuning.bench.results import Kept, Results
 from bitnet_tuning.bench.summary import Summary
 from bitnet_tuning.console import word
 from bitnet_tuning.engine.builds import OPEN
+from bitnet_tuning.plan import profile as profiles
 from bitnet_tuning.plan.openmp import BINDING_BY_USER, TUNABLE, user_set
-from bitnet_tuning.plan.profile import (
-    PP,
-    TG,
-    EngineKey,
-    Evidence,
-    claim,
-    engine_changes,
-    new_profile,
-    store,
-)
-from bitnet_tuning.plan.profile import load as load_profile
+from bitnet_tuning.plan.profile import PP, TG, EngineKey, Evidence, claim, engine_changes
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.plan.threads import ENGINE_THREADS
 from bitnet_tuning.store.state import State
@@ -41,17 +32,19 @@ def remembered(
     assert results.decision is not None
     name = results.decision.winner
     setting: Setting | None = None if name == DEFAULT else results.settings[name]
-    profile = new_profile(facts.host, engine, facts.model, setting, _evidence(results, path))
+    profile = profiles.new_profile(
+        facts.host, engine, facts.model, setting, _evidence(results, path)
+    )
     if changes := engine_changes(profile):
         return not_remembered(f"the engine changed during the tuning: {changes[0]}")
-    before = load_profile(state, facts.host, facts.engine, facts.model)
+    before = profiles.load(state, facts.host, facts.engine, facts.model)
     if setting is None and before is not None and before.setting is not None:
         # A shorter search without a winner does not replace a faster setting.
         then, now = before.evidence, profile.evidence
         if then.objective == now.objective and (then.budget or 0.0) > (now.budget or 0.0):
             longer = f"the saved profile {before.id} comes from a longer tuning: {claim(before)}"
             return not_remembered(longer)
-    mark = store(state, profile)
+    mark = profiles.store(state, profile)
     if mark is None:
         return not_remembered(str(state.warning))
     flag = "" if results.model.unnamed else f" -m {word(results.model.path)}"

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from itertools import count
 from typing import Any
 
@@ -22,27 +21,18 @@ from bitnet_tuning.errors import UsageError
 from bitnet_tuning.launch.background import capture
 from bitnet_tuning.machine.conditions import Conditions, Meanwhile
 from bitnet_tuning.machine.host import HostFacts
-from bitnet_tuning.model.parts import bytes_per_token, output_matrix
-from bitnet_tuning.model.types import ModelFile
+from bitnet_tuning.model.types import ModelFile, bytes_per_token, output_matrix
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.setting import Setting, describe
-from bitnet_tuning.store.codec import (
-    LATER,
-    Annotated,
-    Count,
-    DamagedError,
-    Moment,
-    Record,
-    from_json,
-    to_json,
-)
-from bitnet_tuning.store.state import FileIdentity, identity, write_atomically
+from bitnet_tuning.store import codec
+from bitnet_tuning.store.codec import LATER, Annotated, Count, DamagedError, Moment
+from bitnet_tuning.store.state import FileIdentity, identity, moment, write_atomically
 
 SCHEMA = 1
 
 Commit = Annotated[str, {"pattern": "^([0-9a-f]{40}|[0-9a-f]{64})$"}]
 Generation = Annotated[str, {"enum": ["classic", "completion", "embedded"]}]
-Worded = Annotated[Setting, Record(Setting, texts={"words": describe})]
+Worded = Annotated[Setting, codec.Record(Setting, texts={"words": describe})]
 
 
 class Program(NamedTuple):
@@ -164,25 +154,19 @@ class Results(NamedTuple):
 
 def to_document(results: Results) -> dict[str, Any]:
     """Return the results as JSON data, in which every setting has a description in words."""
-    return {"schema": SCHEMA, **to_json(results)}
+    return {"schema": SCHEMA, **codec.to_json(results)}
 
 
 LARGEST = 1 << 28
 """Most bytes that are read of a file; the results of an hour take less than 1 MiB."""
 
 
-def stamp(moment: datetime | None = None) -> str:
-    """Return a time, by default the present one, as 2026-01-31T23:59:59Z (ISO 8601, UTC)."""
-    utc = moment.astimezone(timezone.utc) if moment else datetime.now(timezone.utc)
-    return utc.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def new_path(folder: str, now: datetime | None = None) -> str:
-    """Create a new file in ``folder``, such as results-2026-01-31T23-59-59Z.json, and return its
-    path. Programs that begin in the same second get different files."""
+def new_path(folder: str, begun: str = "") -> str:
+    """Create a new file in ``folder``, such as results-2026-01-31T23-59-59Z.json for the moment
+    ``begun`` (default: now), and return its path. Programs of one second get different files."""
     with contextlib.suppress(OSError):
         os.makedirs(folder, exist_ok=True)
-    base = os.path.join(folder, f"results-{stamp(now).replace(':', '-')}")
+    base = os.path.join(folder, f"results-{(begun or moment()).replace(':', '-')}")
     for number in count(1):
         path = f"{base}.json" if number == 1 else f"{base}-{number}.json"
         try:
@@ -249,7 +233,7 @@ def from_document(facts: object, source: str) -> Results:
             "update bitnet-tuning, or measure again",
         )
     try:
-        return from_json(Results, {name: facts[name] for name in facts if name != "schema"})
+        return codec.from_json(Results, {name: facts[name] for name in facts if name != "schema"})
     except DamagedError as error:
         raise _damaged(source, str(error)) from error
 

@@ -24,7 +24,6 @@ from bitnet_tuning.bench.results import (
     load,
     new_path,
     save,
-    stamp,
     to_text,
     write,
 )
@@ -40,7 +39,7 @@ from bitnet_tuning.machine.warnings import warnings_after
 from bitnet_tuning.plan.profile import TG, EngineKey, engine_key
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.store.codec import to_json
-from bitnet_tuning.store.state import State, alone, default_folder
+from bitnet_tuning.store.state import State, alone, default_folder, moment
 
 LOCK = "benchmark.lock"
 NOTHING = "interrupted before anything was measured"
@@ -138,7 +137,7 @@ class Tuning:
         """Save the results with what the search knows and with ``changes``."""
         rounds, began = self.search.rounds, self.clock()
         self.results = self.results._replace(
-            updated=stamp(),
+            updated=moment(),
             rounds=tuple(rounds),
             checks=tuple(rounds.checks),
             settings=dict(self.search.settings),

@@ -17,11 +17,10 @@ from bitnet_tuning.engine.find import Location, find_quantizer, locate_all
 from bitnet_tuning.errors import MissingError, UnsupportedError, UsageError
 from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.machine.root import Root
-from bitnet_tuning.model import find, parts, slim
+from bitnet_tuning.model import find, slim, types
 from bitnet_tuning.model.download import get_model
 from bitnet_tuning.model.find import REPOSITORY
 from bitnet_tuning.model.gguf import read_model
-from bitnet_tuning.model.parts import MEASURED, SLIM, WIDE
 from bitnet_tuning.model.types import EMBEDDING, OUTPUT, TERNARY, ModelFile, Part, part_paths
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.prepare import (
@@ -81,13 +80,13 @@ def _slim(options: argparse.Namespace, state: State) -> int:
     found = find_pair(options.engine, options.file, state)[1].model
     model = find.original_of(found, state) or found
     matrices = [part for part in model.parts if part.name in (EMBEDDING, OUTPUT)]
-    if kind is None and not any(part.type in WIDE for part in matrices):
+    if kind is None and not any(part.type in types.WIDE for part in matrices):
         kinds = "/".join(part.type for part in matrices)
         print(f"{model.path} has a small embedding already: {kinds}")
         return 0
-    kind = kind or parts.slim_type(model)
+    kind = kind or types.slim_type(model)
     slim.check_model(model, kind)
-    after = parts.slimmed(model.parts, kind)
+    after = types.slimmed(model.parts, kind)
     if after == model.parts:
         print(f"{model.path} has nothing to gain: {kind} makes no matrix of it smaller")
         return 0
@@ -159,8 +158,8 @@ def _text(facts: Facts, plan: Plan, request: Request) -> str:
 
 def _gains(model: ModelFile, after: Sequence[Part]) -> list[str]:
     """Return what each smaller matrix gains."""
-    whole, gain = parts.output_matrix(model.parts), parts.bound(model.parts, after)
-    reads = [size_text(parts.bytes_per_token(each) or 0) for each in (after, model.parts)]
+    whole, gain = types.output_matrix(model.parts), types.bound(model.parts, after)
+    reads = [size_text(types.bytes_per_token(each) or 0) for each in (after, model.parts)]
     lines = []
     for old, new in zip(model.parts, after, strict=True):
         if old == new:
@@ -168,8 +167,8 @@ def _gains(model: ModelFile, after: Sequence[Part]) -> list[str]:
         text = "one row read per token: less memory and disk, not faster"
         if old is whole and gain:
             text = f"{' instead of '.join(reads)} read per token: up to ×{gain:.2f} as fast"
-            text += f"; {MEASURED}" if (old.type, new.type) == ("f16", SLIM) else ""
-        if old.type not in WIDE:
+            text += f"; {types.MEASURED}" if (old.type, new.type) == ("f16", types.SLIM) else ""
+        if old.type not in types.WIDE:
             text += f"; it loses more than {new.type} made from the original"
         sizes = f"{old.type} {size_text(old.size)}, now {new.type} {size_text(new.size)}"
         lines.append(f"{old.name}: {sizes}; {text}")
@@ -220,7 +219,7 @@ def _show(options: argparse.Namespace, state: State) -> int:
     choice = find_model(options.file, _located(options.engine), state)
     say(choice.note)
     model = choice.model
-    read, gain = parts.bytes_per_token(model.parts), parts.possible_gain(model)
+    read, gain = types.bytes_per_token(model.parts), types.possible_gain(model)
     facts = {**to_json(model), "bytes_per_token": read, "possible_gain": gain}
     text = json.dumps(facts, indent=2) if options.json else "\n".join(_lines(model, state))
     print(printable(text))
@@ -239,30 +238,30 @@ def _lines(model: ModelFile, state: State) -> list[str]:
 
 def _notes(model: ModelFile, state: State) -> list[str]:
     """Return sentences about what wastes bytes or time, and about copies; the advice is last."""
-    notes, kind = [slow_drive(model.path, Root(), wsl=True)], parts.slim_type(model)
+    notes, kind = [slow_drive(model.path, Root(), wsl=True)], types.slim_type(model)
     if original := find.original_of(model, state):
-        gain = parts.bound(original.parts, model.parts)
+        gain = types.bound(original.parts, model.parts)
         faster = f": up to ×{gain:.2f} as fast as that" if gain else ""
         notes.append(f"made from {original.path}{faster}")
         if find.is_older(model.path, original.path):
             check = f"python3 -m bitnet_tuning model slim {word(original.path)}"
             notes.append(f"it is older than the original, so check it: {check}")
-    if parts.is_wide(model):
-        notes.append(parts.gain_text(model))
+    if types.is_wide(model):
+        notes.append(types.gain_text(model))
     # A token reads all of the output matrix, but of a token embedding beside it a single row.
-    rows = [part for part in model.parts if part.type in WIDE and part.read != part.size]
-    saved = sum(part.size for part in rows) - sum(part.size for part in parts.slimmed(rows, kind))
+    rows = [part for part in model.parts if part.type in types.WIDE and part.read != part.size]
+    saved = sum(part.size for part in rows) - sum(part.size for part in types.slimmed(rows, kind))
     if saved:
         less = f"{size_text(saved)} less memory"
         notes.append(f"token embedding, one row read per token (in {kind} {less}, not faster)")
-    if (saved and model.quantization in TERNARY) or parts.is_wide(model):
-        notes.append(parts.slim_advice(model, find.slim_copies(model, state)))
+    if (saved and model.quantization in TERNARY) or types.is_wide(model):
+        notes.append(types.slim_advice(model, find.slim_copies(model, state)))
     return [note for note in notes if note]
 
 
 def _rows(model: ModelFile) -> list[tuple[str, ...]]:
     """Return a table of the parts: their sizes, and what a token reads of them."""
-    total = parts.bytes_per_token(model.parts)
+    total = types.bytes_per_token(model.parts)
     rows = [("part", "type", "weights", "in the file", "read per token")]
     for part in model.parts:
         read = "not known" if part.read is None else size_text(part.read)

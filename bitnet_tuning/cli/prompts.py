@@ -19,8 +19,7 @@ from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.memory import context_of
 from bitnet_tuning.prepare import explain_death, prepare
 from bitnet_tuning.serve import server
-from bitnet_tuning.serve.answers import Answer, AnswerFile, AnswerStream
-from bitnet_tuning.serve.prompts import Prompt, parse
+from bitnet_tuning.serve.prompts import Answer, AnswerFile, AnswerStream, Prompt, parse
 from bitnet_tuning.serve.server import GoneError, Running
 from bitnet_tuning.serve.session import Totals, ask_all
 from bitnet_tuning.store.state import identity, read_file

@@ -10,7 +10,7 @@ from bitnet_tuning.cli.run import finish, planned
 from bitnet_tuning.console import guarded, say
 from bitnet_tuning.engine.probe import parse_timings, rate_text
 from bitnet_tuning.errors import UsageError
-from bitnet_tuning.launch.program import Outcome
+from bitnet_tuning.launch.start import Outcome
 from bitnet_tuning.machine.detect import SET_PERFORMANCE
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.plan.facts import Request

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bitnet_tuning.console import printable
-from bitnet_tuning.doctor import build, clock, cpus, environment, model, wsl
+from bitnet_tuning.doctor import build, clock, cpus, model, wsl
 from bitnet_tuning.doctor.case import WORST_FIRST, Case, Check, Finding, bad, unknown
 from bitnet_tuning.errors import TuningError, cause_of
 
@@ -17,7 +17,6 @@ CHECKS: tuple[Check, ...] = (
     *build.CHECKS,
     *model.CHECKS,
     *cpus.CHECKS,
-    *environment.CHECKS,
     *clock.CHECKS,
     *wsl.CHECKS,
 )

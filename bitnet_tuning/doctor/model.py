@@ -11,8 +11,7 @@ from bitnet_tuning.engine.known import check_pair
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.cgroups import mount_holding
 from bitnet_tuning.machine.warnings import MEMORY, MEMORY_FACTOR, SWAPPED
-from bitnet_tuning.model.parts import gain_text, is_wide, slim_advice
-from bitnet_tuning.model.types import I2_S, TERNARY
+from bitnet_tuning.model.types import I2_S, TERNARY, gain_text, is_wide, slim_advice
 
 _TO_I2_S = "convert the model: python3 setup_env.py -md MODEL_FOLDER -q i2_s"
 

@@ -83,7 +83,7 @@ def with_architecture(engine: Engine, name: str) -> Engine:
     """Return the engine with an entry for this model architecture added, if its files tell."""
     if name in engine.architectures or engine.i2_s is None:
         return engine
-    from bitnet_tuning.engine.binary import knows_name  # noqa: PLC0415 (seldom)
+    from bitnet_tuning.engine.probe import knows_name  # noqa: PLC0415 (seldom)
 
     found = knows_name(engine.files, name)
     known = {} if found is None else {name: found}

@@ -3,17 +3,19 @@ this machine runs at once. known.py stores both."""
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from glob import escape, glob
 from shlex import quote
 
 from bitnet_tuning import demo
 from bitnet_tuning.console import say
-from bitnet_tuning.engine import binary
-from bitnet_tuning.engine.find import ARCHITECTURES, Engine, Location, beside, embedded_library
+from bitnet_tuning.engine import find
+from bitnet_tuning.engine.find import Engine, Location
 from bitnet_tuning.launch.background import Captured, capture
 from bitnet_tuning.launch.failure import ADD_LIBRARIES, BUILD_HERE, NO_THREAD, loader_error
 from bitnet_tuning.machine.detect import read_flags
@@ -44,7 +46,7 @@ def probe(location: Location) -> tuple[Engine, bool]:
     """Return what is known of the engine after it was asked for its help, its version and one
     token, and whether that is complete enough to be remembered. Raise nothing for an engine that
     fails: what it did not tell is empty or None, and an engine that cannot start has a fault."""
-    completion = None if location.embedded else beside(location.cli, "llama-completion")
+    completion = None if location.embedded else find.beside(location.cli, "llama-completion")
     chat = (sys.executable, location.cli) if location.embedded else (location.cli,)
     once = (completion,) if completion else chat
     help_text = capture((*once, "--help"))
@@ -53,8 +55,8 @@ def probe(location: Location) -> tuple[Engine, bool]:
     version = capture((*chat, "--version"))
     files = _files(location)
     # Its own libraries, which tell, may be those that are missing.
-    i2_s = None if fault else binary.knows_name(files, "i2_s")
-    names = ((name, binary.knows_name(files, name)) for name in ARCHITECTURES)
+    i2_s = None if fault else knows_name(files, "i2_s")
+    names = ((name, knows_name(files, name)) for name in find.ARCHITECTURES)
     # Only a run prints the ``system_info`` line and shows whether the CPU has every instruction.
     model = demo.I2_S if i2_s else demo.TQ2_0
     token = (*once, "-m", model, "-p", "a", "-n", "1", "-t", "1", "-c", "64", "-ngl", "0")
@@ -71,7 +73,7 @@ def probe(location: Location) -> tuple[Engine, bool]:
         version=parse_version(version.stdout + version.stderr),
         flags=frozenset(parse_flags(help_text.stdout + help_text.stderr)),
         chat_flags=frozenset(parse_flags(chat_help.stdout + chat_help.stderr)),
-        openmp=binary.openmp_runtime(files),
+        openmp=openmp_runtime(files),
         isa=frozenset(parse_system_info(log)),
         i2_s=i2_s,
         architectures={} if fault else {name: known for name, known in names if known is not None},
@@ -111,8 +113,8 @@ def _fault(program: str, done: Captured) -> tuple[str, str] | None:
 
 def _files(location: Location) -> tuple[str, ...]:
     if not location.embedded:
-        return binary.own_files(location.cli, trace_libraries)
-    library = embedded_library() or ""
+        return own_files(location.cli, trace_libraries)
+    library = find.embedded_library() or ""
     names = sorted(os.listdir(library)) if library else []
     modules = [os.path.join(library, name) for name in names if name.endswith((".so", ".pyd"))]
     return (os.path.abspath(location.cli), *modules)
@@ -262,3 +264,79 @@ def _others() -> float | None:
     """Return the seconds in which other programs used a CPU or the hypervisor withheld one."""
     times = read_cpu_times(Root())
     return times and times.busy + times.steal - own_cpu_seconds()
+
+
+_OWN_LIBRARY = r"(?i)(lib)?(ggml|llama|mtmd|bitnet|xllamacpp)[^/\\]*\.(so|dylib|dll)"
+_EXECUTABLE_MAGIC = (
+    b"\x7fELF",
+    b"MZ",  # Windows
+    b"\xcf\xfa\xed\xfe",  # macOS: mach-o/loader.h, little-endian
+    b"\xfe\xed\xfa\xcf",
+    b"\xca\xfe\xba\xbe",  # macOS, several architectures: mach-o/fat.h
+)
+
+# Each runtime by its library, and GNU's and LLVM's also by a variable that they read, for static
+# linking. LLVM's comes last: ggml sets KMP_BLOCKTIME in every build with OpenMP (ggml-cpu.c,
+# ggml_cpu_init), so its name is in builds with the other runtimes, too.
+_RUNTIMES = (
+    (find.GOMP, (b"libgomp.so", b"libgomp-1.dll", b"libgomp.1.dylib", b"GOMP_SPINCOUNT")),
+    (find.MSVC, (b"vcomp140",)),
+    (find.LLVM, (b"libomp.so", b"libiomp5", b"libomp140", b"libomp.dylib", b"KMP_BLOCKTIME")),
+)
+
+
+def is_executable_image(path: str) -> bool:
+    """Return whether the file is a compiled program or library, and not a script."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(4).startswith(_EXECUTABLE_MAGIC)
+    except OSError:
+        return False
+
+
+def own_files(program: str, trace: Callable[[str], str]) -> tuple[str, ...]:
+    """Return the real paths of the program and of the libraries that were built with it: those
+    that it links, by what ``trace`` returns as ``ldd`` would print it, and those beside it, since
+    ggml's backends are loaded at run time."""
+    beside = os.path.dirname(os.path.realpath(program))
+    found, linked = [os.path.realpath(program)], list[str]()
+    if sys.platform.startswith("linux") and is_executable_image(program):
+        # Lines are ``name => /path (0x…)`` or ``/path (0x…)``.
+        linked = re.findall(r"(?:^\s*|=> )(/\S.*?) \(0x", trace(program), re.MULTILINE)
+    found += [path for path in linked if re.search(_OWN_LIBRARY, os.path.basename(path))]
+    files = sorted(glob(f"{escape(beside)}/*"))
+    found += [path for path in files if re.match(_OWN_LIBRARY, os.path.basename(path))]
+    return tuple(dict.fromkeys(os.path.realpath(path) for path in found))
+
+
+def openmp_runtime(files: Iterable[str]) -> str | None:
+    """Return GOMP, LLVM, MSVC or NONE; None if no file is compiled code of ggml."""
+    images = _ggml_images(files)
+    for runtime, names in _RUNTIMES:
+        if any(contains(path, names) for path in images):
+            return runtime
+    return find.NONE if images else None
+
+
+def _ggml_images(files: Iterable[str]) -> list[str]:
+    """Return the compiled files, or none if ggml is not in them: the llama-cli that was named
+    may be a script or a program that starts another one."""
+    images = [path for path in files if is_executable_image(path)]
+    return images if any(contains(path, (b"ggml_",)) for path in images) else []
+
+
+def knows_name(files: Iterable[str], name: str) -> bool | None:
+    """Return whether a file holds ``name``, of a tensor type or an architecture, as a whole C
+    string; None if no file is compiled code of ggml."""
+    images = _ggml_images(files)
+    mark = name.encode() + b"\0"
+    return any(contains(path, (mark,)) for path in images) if images else None
+
+
+def contains(path: str, marks: Iterable[bytes]) -> bool:
+    """Return whether the file holds any of the ``marks``; False if it cannot be read."""
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return any(data.find(mark) >= 0 for mark in marks)
+    except (OSError, ValueError):
+        return False

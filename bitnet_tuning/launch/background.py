@@ -8,9 +8,8 @@ import time
 from contextlib import contextmanager, suppress
 
 from bitnet_tuning.errors import UnsupportedError
-from bitnet_tuning.launch.program import Launch, shell_code
 from bitnet_tuning.launch.signals import handling, pausing, present, send
-from bitnet_tuning.launch.start import Lifeline, fill_standard_handles, popen
+from bitnet_tuning.launch.start import Launch, Lifeline, fill_standard_handles, popen, shell_code
 from bitnet_tuning.namedtuple import NamedTuple
 
 TYPE_CHECKING = False

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from bitnet_tuning.console import counted, size_text
 from bitnet_tuning.launch.background import Captured
-from bitnet_tuning.launch.program import CONTROL_C, TASK_LIMITS
+from bitnet_tuning.launch.start import CONTROL_C, TASK_LIMITS
 
 _OTHER_CPU = (
     "it is built for instructions that this CPU lacks; build it on this machine, "

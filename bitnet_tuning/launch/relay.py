@@ -11,9 +11,8 @@ import termios
 import time
 from collections.abc import Callable
 
-from bitnet_tuning.launch.program import INTERRUPT_GRACE, Launch, Outcome
 from bitnet_tuning.launch.signals import send
-from bitnet_tuning.launch.start import Pipes
+from bitnet_tuning.launch.start import INTERRUPT_GRACE, Launch, Outcome, Pipes
 
 LOG_KEPT = 1 << 20
 """Bytes at the end of an engine's log that are kept. Its timings come last."""

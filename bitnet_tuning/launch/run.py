@@ -9,10 +9,9 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from bitnet_tuning.launch import program
-from bitnet_tuning.launch.program import FEED, INHERIT, INTERRUPT_GRACE, NO_INPUT, Launch, Outcome
+from bitnet_tuning.launch import start
 from bitnet_tuning.launch.signals import Handler, handling, pausing, present, send
-from bitnet_tuning.launch.start import Lifeline, Pipes, fill_standard_handles, popen, spawn
+from bitnet_tuning.launch.start import Launch, Lifeline, Outcome, Pipes, popen, spawn
 
 _FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 """Signals that are passed on to an engine."""
@@ -28,8 +27,8 @@ def run(launch: Launch) -> Outcome:
 
 
 def _run_posix(launch: Launch) -> Outcome:
-    own_group = not (launch.stdin == INHERIT and os.isatty(0))
-    fill_standard_handles()
+    own_group = not (launch.stdin == start.INHERIT and os.isatty(0))
+    start.fill_standard_handles()
     # wait(2): no exit code of a child is kept while SIGCHLD is ignored, which is inherited.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pipes, lifeline = Pipes(launch), Lifeline()
@@ -40,7 +39,7 @@ def _run_posix(launch: Launch) -> Outcome:
         forwarder = _Forwarder(target, own_group, ends=not launch.interactive)
         with forwarder.installed():
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            if launch.keep_log or launch.echo is not None or launch.stdin == FEED:
+            if launch.keep_log or launch.echo is not None or launch.stdin == start.FEED:
                 from bitnet_tuning.launch.relay import relay  # noqa: PLC0415 (most runs do not)
 
                 outcome = relay(child, target, pipes, launch, wait)
@@ -68,11 +67,11 @@ def _start(
             return (
                 child,
                 -group,
-                lambda: program.shell_code(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])),
+                lambda: start.shell_code(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])),
             )
         started = popen(launch, pipes.streams, lifeline, os.setpgrp if own_group else None, mask)
         target = -started.pid if own_group else started.pid
-        return started.pid, target, lambda: program.shell_code(started.wait())
+        return started.pid, target, lambda: start.shell_code(started.wait())
 
 
 class _Forwarder:
@@ -103,7 +102,7 @@ class _Forwarder:
         # llama-cli prints its timings in its handler of SIGINT, under a lock that the interrupted
         # thread may hold, and so now and then hangs there for ever.
         if number == signal.SIGINT and self.own_group and self.ends:
-            signal.alarm(INTERRUPT_GRACE)
+            signal.alarm(start.INTERRUPT_GRACE)
 
     def _give_up(self, _number: int, _frame: FrameType | None) -> None:
         self.gave_up = True
@@ -114,7 +113,7 @@ def _run_windows(launch: Launch) -> Outcome:
     from subprocess import DEVNULL, PIPE  # noqa: PLC0415 (2 ms)
 
     streams = (
-        DEVNULL if launch.stdin == NO_INPUT else None,
+        DEVNULL if launch.stdin == start.NO_INPUT else None,
         None,
         PIPE if launch.keep_log else None,
     )
@@ -125,7 +124,7 @@ def _run_windows(launch: Launch) -> Outcome:
     if log and launch.show_log:
         sys.stderr.buffer.write(log)
     status = engine.returncode
-    if status & 0xFFFFFFFF == program.CONTROL_C:
+    if status & 0xFFFFFFFF == start.CONTROL_C:
         return Outcome(130, log)
     # sys.exit takes 32-bit exit codes as signed numbers.
     return Outcome(status - (1 << 32) if status >= 1 << 31 else status, log)

@@ -8,9 +8,8 @@ from contextlib import suppress
 
 from bitnet_tuning.console import word
 from bitnet_tuning.errors import MissingError, TuningError
-from bitnet_tuning.model import parts
-from bitnet_tuning.model.parts import GENTLE
-from bitnet_tuning.model.types import I2_S, NUMBERS, ModelFile, part_paths
+from bitnet_tuning.model import types
+from bitnet_tuning.model.types import GENTLE, I2_S, NUMBERS, ModelFile, part_paths
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.store.codec import Moment
 from bitnet_tuning.store.state import State, identity, moment
@@ -138,11 +137,11 @@ def slim_copies(
         except TuningError as error:
             if wrong is not None:
                 wrong.append(error.cause)
-    return tuple(sorted((each for each in copies if parts.is_copy(each, model)), key=_rank))
+    return tuple(sorted((each for each in copies if types.is_copy(each, model)), key=_rank))
 
 
 def _rank(copy: ModelFile) -> tuple[bool, int]:
-    matrix = parts.output_matrix(copy.parts)
+    matrix = types.output_matrix(copy.parts)
     return matrix is None or matrix.type not in GENTLE, copy.size
 
 
@@ -155,7 +154,7 @@ def original_of(model: ModelFile, state: State) -> ModelFile | None:
         return None
     with suppress(TuningError):
         original = know(before + end, state)
-        return original if parts.is_copy(model, original) else None
+        return original if types.is_copy(model, original) else None
     return None
 
 
@@ -171,7 +170,7 @@ def slim_hint(model: ModelFile, state: State) -> str | None:
     from bitnet_tuning import demo  # noqa: PLC0415 (most runs give no hint)
 
     path = os.path.realpath(model.path)
-    if not parts.is_wide(model) or path in demo.MODELS:
+    if not types.is_wide(model) or path in demo.MODELS:
         return None
     last = state.load("reminder", path, Reminder)
     if last and moment(_REMIND_S) < last.given <= moment():
@@ -179,8 +178,8 @@ def slim_hint(model: ModelFile, state: State) -> str | None:
     # If it cannot be stored, every run would give it.
     if not state.store("reminder", path, Reminder(moment())):
         return None
-    advice = parts.slim_advice(model, slim_copies(model, state))
-    return f"{parts.gain_text(model, measured=False)}; {advice}"
+    advice = types.slim_advice(model, slim_copies(model, state))
+    return f"{types.gain_text(model, measured=False)}; {advice}"
 
 
 def know(path: str, state: State) -> ModelFile:

@@ -14,8 +14,7 @@ from itertools import pairwise, takewhile
 
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.model import types
-from bitnet_tuning.model.parts import make_parts
-from bitnet_tuning.model.types import ModelFile, TensorInfo, TypeShare
+from bitnet_tuning.model.types import ModelFile, TensorInfo, TypeShare, make_parts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

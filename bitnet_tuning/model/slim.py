@@ -13,11 +13,10 @@ from bitnet_tuning.console import GIBIBYTE, Progress, clock, size_text
 from bitnet_tuning.errors import MissingError, UnsupportedError, UsageError
 from bitnet_tuning.launch.background import Captured, serve
 from bitnet_tuning.launch.failure import failure
-from bitnet_tuning.launch.program import Launch
+from bitnet_tuning.launch.start import Launch
 from bitnet_tuning.model import types
 from bitnet_tuning.model.find import MARK
 from bitnet_tuning.model.gguf import read_metadata, read_tensors
-from bitnet_tuning.model.parts import MATRIX, TOKENS, fits, slim_advice, slim_type
 from bitnet_tuning.model.types import EMBEDDING, OUTPUT, TERNARY, ModelFile, Part, TensorInfo
 from bitnet_tuning.store.state import hold_named
 
@@ -40,8 +39,8 @@ PATIENCE, SECONDS_PER_GIB = 60.0, 1200.0
 thread it takes 30 s for the 2B model on a machine of 2024."""
 
 _MATRICES = {
-    EMBEDDING: (TOKENS, "--token-embedding-type"),
-    OUTPUT: (MATRIX, "--output-tensor-type"),
+    EMBEDDING: (types.TOKENS, "--token-embedding-type"),
+    OUTPUT: (types.MATRIX, "--output-tensor-type"),
 }
 _REWRITTEN = "general.quantization_version"
 _CHUNK = 1 << 24
@@ -64,12 +63,12 @@ def check_model(model: ModelFile, kind: str) -> None:
         raise UnsupportedError(cause, f"name a model with layers in {', '.join(TERNARY)}")
     if (count := len(types.part_paths(model.path))) > 1:
         cause = f"{model.path} is the first of {count} files"
-        raise UnsupportedError(cause, slim_advice(model, ()))
-    if not fits(model, kind):
+        raise UnsupportedError(cause, types.slim_advice(model, ()))
+    if not types.fits(model, kind):
         # bitnet.cpp's llama-quantize ends with 0 and writes rows that no engine can read.
         rows = f"{model.path} has rows of {model.embedding_length} weights"
         cause = f"{rows}, and {kind} needs a multiple of {types.block_weights(types.NUMBERS[kind])}"
-        raise UsageError(cause, f"choose --embedding {slim_type(model)}")
+        raise UsageError(cause, f"choose --embedding {types.slim_type(model)}")
 
 
 def size_of(model: ModelFile, after: Sequence[Part], available: int | None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bitnet_tuning.engine.find import Engine
-from bitnet_tuning.launch.program import FEED
+from bitnet_tuning.launch.start import FEED
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.setting import Setting

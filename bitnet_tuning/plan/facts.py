@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bitnet_tuning.launch.program import NO_INPUT
+from bitnet_tuning.launch.start import NO_INPUT
 from bitnet_tuning.namedtuple import NamedTuple
 
 TYPE_CHECKING = False

@@ -9,7 +9,7 @@ from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, lacks_kernels
 from bitnet_tuning.engine.known import check_isa, check_pair
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.machine.host import Host
-from bitnet_tuning.model.parts import gain_text
+from bitnet_tuning.model.types import gain_text
 from bitnet_tuning.plan import memory
 from bitnet_tuning.plan.command import build_command, read_by_engine
 from bitnet_tuning.plan.facts import Facts, Plan, Request

@@ -20,7 +20,7 @@ from bitnet_tuning.engine.probe import flags_of
 from bitnet_tuning.errors import MissingError, TuningError, UnsupportedError
 from bitnet_tuning.launch.background import Service, serve
 from bitnet_tuning.launch.failure import NO_END
-from bitnet_tuning.launch.program import Launch
+from bitnet_tuning.launch.start import Launch
 from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.command import batch_flags, flash_takes_value, memory_policy, tuned_flags

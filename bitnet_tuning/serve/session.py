@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
 from typing import TypeVar
 
-from bitnet_tuning.serve.answers import Answer, from_refusal, from_reply
-from bitnet_tuning.serve.prompts import Prompt
+from bitnet_tuning.serve.prompts import Answer, Prompt, from_refusal, from_reply
 from bitnet_tuning.serve.server import BrokenError, Client, RefusedError, Running, Waiting
 
 Job = TypeVar("Job")

@@ -12,8 +12,7 @@ from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.process import Process
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.machine.topology import Core
-from bitnet_tuning.model.parts import gain_text, is_wide, slim_advice
-from bitnet_tuning.model.types import I2_S, ModelFile
+from bitnet_tuning.model.types import I2_S, ModelFile, gain_text, is_wide, slim_advice
 from bitnet_tuning.plan.facts import Plan
 from bitnet_tuning.plan.memory import TUNABLES
 from bitnet_tuning.plan.openmp import BINDING
