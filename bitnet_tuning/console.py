@@ -211,16 +211,20 @@ class Progress:
         try:
             from rich import progress  # noqa: PLC0415
             from rich.console import Console  # noqa: PLC0415
+            from rich.table import Column  # noqa: PLC0415
         except ImportError:
             return self
         self._bar = progress.Progress(
-            progress.TextColumn("{task.fields[left]}"),
             progress.BarColumn(bar_width=BAR),
-            progress.TextColumn("{task.description}", markup=False),
+            # On one line: where that is too long, the bar shrinks first, then the text's end goes.
+            progress.TextColumn(
+                "{task.fields[left]}  {task.description}",
+                markup=False,
+                table_column=Column(no_wrap=True, overflow="ellipsis"),
+            ),
             console=Console(stderr=True, highlight=False, soft_wrap=True),
             transient=True,
         )
-        self._columns = self._bar.columns
         self._bar.add_task("", total=self._total, left="")
         self._bar.start()
         return self
@@ -230,20 +234,14 @@ class Progress:
             self._bar.stop()
 
     def running(self, what: str, done: float) -> None:
-        """Show beside the bar what runs now, on one line: where that is too long, the bar goes
-        first. Without a bar nothing is printed."""
-        if self._bar is None:
-            return
-        text, left = f"{what} | {self._aside}" if self._aside else what, self._left(done)
-        room = self._bar.console.width - len(left) - 2
-        fits = len(text) + BAR + 1 <= room
-        self._bar.columns = self._columns if fits else self._columns[::2]
-        self._bar.update(
-            self._bar.task_ids[0],
-            completed=min(done, self._total),
-            description=text if len(text) <= room else f"{text[: room - 1]}…",
-            left=left,
-        )
+        """Show beside the bar what runs now. Without a bar nothing is printed."""
+        if self._bar is not None:
+            self._bar.update(
+                self._bar.task_ids[0],
+                completed=min(done, self._total),
+                description=f"{what} | {self._aside}" if self._aside else what,
+                left=self._left(done),
+            )
 
     def tell(self, line: str, news: object = None, aside: str = "") -> None:
         """Print a line if ``news`` changed or some time passed; a bar shows ``aside`` instead."""

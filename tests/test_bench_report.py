@@ -251,7 +251,7 @@ def test_a_comparison_is_a_page_that_fits_a_phone(results: Results) -> None:
     content = comparison_page(compare(results, sample_results(2)), names)
     read = Page(content)
     assert read.open == [] and "a" not in {tag for tag, _ in read.tags}
-    text = content.split("<pre>")[1].split("</pre>")[0]
+    text = content.split("<pre ")[1].split(">", maxsplit=1)[1].split("</pre>")[0]
     assert "Speed of B (b.json) over A (&lt;a&gt;.json):" in text
     table = text[text.index("setting") : text.index("B against A")]
     assert max(map(len, table.splitlines())) <= report.PHONE

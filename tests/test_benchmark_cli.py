@@ -224,7 +224,7 @@ def test_saved_results_are_shown_and_written_in_other_formats(
     assert json.loads(done.out)["settings"]
     assert f"CSV: {paths[2]}" in done.err and f"Report: {paths[3]}" in done.err
     assert (tmp_path / "x.csv").read_text().startswith("setting,other,phase,ratio,")
-    assert "Comparison of two benchmarks</p>" in (tmp_path / "x.html").read_text()
+    assert "<title>Comparison of two benchmarks" in (tmp_path / "x.html").read_text()
 
 
 def test_a_results_file_of_an_older_search_is_shown(tmp_path: Path, capsys: Capture) -> None:

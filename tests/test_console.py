@@ -147,7 +147,7 @@ def test_progress_is_one_line_and_the_bar_goes_before_text_does(
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
     lines = [line.rstrip() for line in re.split(r"[\r\n]+", plain) if line.strip()]
     assert max(map(len, lines)) <= width
-    assert any("━" in line and line.endswith("short") for line in lines)
+    assert any("━" in line and line.endswith("57 s left  short") for line in lines)
     assert any("━" not in line and line.endswith("…") and "57 s left" in line for line in lines)
 
 

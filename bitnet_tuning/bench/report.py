@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import html
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from string import Template
 
 from bitnet_tuning.bench import plots
@@ -18,6 +17,7 @@ from bitnet_tuning.bench.results import Results
 from bitnet_tuning.bench.summary import (
     LEGEND,
     Curve,
+    Row,
     Summary,
     digits,
     facts,
@@ -38,7 +38,13 @@ def page(results: Results) -> str:
     name = model.name or os.path.basename(model.path)
     machine = host.brand or host.vendor or "this machine"
     text = f"This benchmark is {results.state}: more rounds may change its results."
-    return _filled(
+    titles = [
+        " ".join(each.split()).replace(" /", "/") for each in headings(results.options.objective)
+    ]
+    place = os.path.join(os.path.dirname(os.path.abspath(__file__)), "report.html")
+    with open(place, encoding="utf-8") as file:
+        template = Template(file.read())
+    return template.substitute(
         title=escape(f"Benchmark of {model.name or model.path}"),
         heading=escape(f"{name} ({model.quantization}) on {machine}"),
         answer=escape(summary.answer),
@@ -46,10 +52,12 @@ def page(results: Results) -> str:
         certainty="".join(map(paragraph, summary.details())),
         warnings=section("What may skew the results", listing(results.warnings, "warnings")),
         plots=_curves(summary) + _ratios(summary),
-        table=section("All settings", paragraph(LEGEND, "muted"), _settings(summary)),
+        legend=escape(LEGEND),
+        titles="".join(f'<th scope="col">{each}</th>' for each in ("setting", *titles, "verdict")),
+        rows="".join(_row(row, titles) for row in summary.rows),
         remarks=section("Remarks", listing(summary.remarks())),
-        method=section("How it was measured", *_method(summary)),
-        facts=section("Machine, engine and model", definitions(facts(results))),
+        scope=definitions(_scope(summary)),
+        facts=definitions(facts(results)),
         created=escape(f"Benchmark started at {results.created}."),
     )
 
@@ -57,17 +65,14 @@ def page(results: Results) -> str:
 def comparison_page(comparison: Comparison, names: Sequence[str]) -> str:
     """Return the text of a comparison as HTML, as wide as a phone; ``names`` are the files of A and
     B."""
-    title, text = "Comparison of two benchmarks", as_text(comparison, names, PHONE)
-    text = html.escape(printable(text))
-    heading = escape(" and ".join(names))
-    return _filled(title=title, heading=heading, answer=title, table=f"<pre>{text}</pre>")
-
-
-def _filled(**parts: str) -> str:
-    place = os.path.join(os.path.dirname(os.path.abspath(__file__)), "report.html")
-    with open(place, encoding="utf-8") as file:
-        template = Template(file.read())
-    return template.substitute(defaultdict(str, parts))
+    text = html.escape(printable(as_text(comparison, names, PHONE)))
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        "<title>Comparison of two benchmarks</title>\n"
+        f'<pre style="white-space: pre-wrap; font-size: .8rem">{text}</pre>\n</html>\n'
+    )
 
 
 # Plots and the table
@@ -111,49 +116,28 @@ def _figure(drawing: str, caption: str) -> str:
     return f"<figure>\n{drawing}\n<figcaption>{escape(caption)}</figcaption>\n</figure>"
 
 
-def _settings(summary: Summary) -> str:
-    """Return the table of settings. On a phone each row becomes a block, in which every figure has
-    its heading."""
-    titles = headings(summary.results.options.objective)
-    titles = tuple(" ".join(title.split()).replace(" /", "/") for title in titles)
-    top = "".join(
-        f'<th scope="col">{escape(each)}</th>' for each in ("setting", *titles, "verdict")
-    )
-    lines = ""
-    for row in summary.rows:
-        name = f"{row.name} (use this)" if row.winner else row.name
-        cells = f'<th scope="row">{escape(name)}<small>{escape(row.words)}</small></th>'
-        for title, figure in zip(titles, figures(row), strict=True):
-            middle, _, interval = figure.partition("\n")
-            text = f"{escape(middle)}<small>{escape(interval)}</small>"
-            cells += f'<td data-title="{escape(title)}">{text}</td>'
-        style, verdict = "out" if row.is_out else row.verdict, row.verdict or "the default"
-        cells += f'<td><span class="{escape(style)}">{escape(verdict)}</span></td>'
-        lines += f"<tr>{cells}</tr>\n"
-    return (
-        f'<div class="wide" role="region" tabindex="0" aria-label="All settings">\n<table>\n'
-        f"<caption>All settings that were measured</caption>\n<thead><tr>{top}</tr></thead>\n"
-        f"<tbody>\n{lines}</tbody>\n</table>\n</div>"
-    )
+def _row(row: Row, titles: Sequence[str]) -> str:
+    """Return a row of the table. On a phone it becomes a block, in which every figure has its
+    heading, one of the ``titles``."""
+    name = f"{row.name} (use this)" if row.winner else row.name
+    cells = f'<th scope="row">{escape(name)}<small>{escape(row.words)}</small></th>'
+    for title, figure in zip(titles, figures(row), strict=True):
+        middle, _, interval = figure.partition("\n")
+        text = f"{escape(middle)}<small>{escape(interval)}</small>"
+        cells += f'<td data-title="{escape(title)}">{text}</td>'
+    style, verdict = "out" if row.is_out else row.verdict, row.verdict or "the default"
+    return f'<tr>{cells}<td><span class="{escape(style)}">{escape(verdict)}</span></td></tr>\n'
 
 
-def _method(summary: Summary) -> Iterator[str]:
+def _scope(summary: Summary) -> dict[str, str]:
     options, measured = summary.results.options, summary.measured
-    wanted = options.objective
-    yield paragraph(
-        "Each round ran its settings one after the other, in changing order, so that a disturbance "
-        "of the machine affects all of them. Ratios compare runs of the same round: they are "
-        "Hodges-Lehmann estimates with Wilcoxon's interval. A setting that looked fast was "
-        "measured again, in a duel with the default, before it could win."
-    )
-    requests = f"requests of {wanted.n_prompt} tokens with answers of {wanted.n_gen}"
-    goals = {TG: "token generation", PP: "prompt processing"}
-    scope = {
-        "optimized for": goals.get(wanted.name, requests),
+    goal, prompt, answer = options.objective
+    requests = f"requests of {prompt} tokens with answers of {answer}"
+    return {
+        "optimized for": {TG: "token generation", PP: "prompt processing"}.get(goal, requests),
         "rounds": f"{len(measured)} with {measured.runs} runs",
         "time spent": f"{measured.spent:.0f} s, with a budget of {options.budget:g} s",
     }
-    yield definitions(scope)
 
 
 def section(title: str, *parts: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import OrderedDict
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from bitnet_tuning.bench.llama_bench import FailedRunError, check_cli, checked, stale
 from bitnet_tuning.errors import TuningError, UnsupportedError
@@ -103,16 +103,13 @@ class Residents:
         self._loaded.move_to_end(name)
         loaded = self._loaded[name]
         try:
-            for left in reversed(range(TRIES)):
-                try:
+            for _ in range(TRIES - 1):
+                with suppress(FailedRunError):
                     return self._slice(loaded, phase, tokens, seconds)
-                except FailedRunError:
-                    if not left:
-                        raise
+            return self._slice(loaded, phase, tokens, seconds)
         except TuningError:
             self._end(name)
             raise
-        raise AssertionError("the last attempt returns or raises")
 
     def has(self, name: str) -> bool:
         """Return whether the setting's server is loaded."""
@@ -181,10 +178,14 @@ class Residents:
         check_cli(setting, self.server.flags)
         if setting.embedding is not None and facts.beside is not None:
             facts = facts._replace(model=facts.beside)
-        private = _private(facts, setting, self.context)
+        need = need_of(facts.model, self.context, setting.ubatch)
+        private = need.total if setting.mmap is False else need.total - need.model
         # Linux counts a mapped model as available memory, but its pages are needed. Two servers
         # stay in any case: reading pages again costs less than to load a server for each slice.
-        while self._loaded and not _fits(private + facts.model.size * (len(self._loaded) > 1)):
+        while self._loaded:
+            available = read_memory(Root(), read_cgroups(Root())).available
+            if _fits(private + facts.model.size * (len(self._loaded) > 1), available):
+                break
             self._end(next(iter(self._loaded)))
         plan = make_plan(Request(ctx_size=self.context), facts, setting)
         # Mainline would keep a copy of the last prompt's cache whenever another prompt comes.
@@ -237,14 +238,8 @@ def _cpu_seconds(family: Family) -> float | None:
         return None
 
 
-def _private(facts: Facts, setting: Setting, context: int) -> int:
-    need = need_of(facts.model, context, setting.ubatch)
-    return need.total if setting.mmap is False else need.total - need.model
-
-
-def _fits(private: int) -> bool:
-    available = read_memory(Root(), read_cgroups(Root())).available
-    return available is None or private <= RESIDENT_SHARE * available
+def _fits(need: int, available: int | None) -> bool:
+    return available is None or need <= RESIDENT_SHARE * available
 
 
 def find_residents(facts: Facts, longest: int = 0) -> Residents | None:
@@ -254,7 +249,7 @@ def find_residents(facts: Facts, longest: int = 0) -> Residents | None:
         server = server_of(facts.engine)
     except TuningError:
         return None
-    need = need_of(facts.model, max(LONGEST, longest) + MARGIN, None)
-    available = facts.host.memory.available
-    room = available is None or need.total + need.cache + need.buffers <= RESIDENT_SHARE * available
-    return Residents(facts, server, longest) if room else None
+    residents = Residents(facts, server, longest)
+    need = need_of(facts.model, residents.context, None)
+    two = need.total + need.cache + need.buffers
+    return residents if _fits(two, facts.host.memory.available) else None
