@@ -127,20 +127,16 @@ def _compare(
 def judge(rounds: Rounds, engines: Mapping[str, Engine], out: tuple[Engine, ...] = ()) -> Compared:
     """Judge every measured build against the first. Those in ``out`` write wrong words and were
     not measured."""
-
-    def build(engine: Engine, verdict: str) -> Build:
-        isa = tuple(sorted(engine.isa))
-        return Build(build_name(engine.path), engine.path, isa, {}, None, verdict)
-
     builds = []
     every = {phase: rounds.relative(phase) for phase in (PP, TG)}
-    for name, engine in engines.items():
-        judged, problem = rounds.judge(name), rounds.problem(name)
+    for name, engine in (*engines.items(), *((build_name(each.path), each) for each in out)):
+        judged = rounds.judge(name)
+        problem = "wrong words" if engine in out else rounds.problem(name)
+        verdict = f"{OUT}: {problem}" if problem else judged.verdict
         speeds = {phase: each[name] for phase, each in every.items() if name in each}
         ratio = None if name == rounds.reference else judged.ratio
-        made = build(engine, f"{OUT}: {problem}" if problem else judged.verdict)
-        builds.append(made._replace(speeds=speeds, ratio=ratio))
-    builds += [build(engine, f"{OUT}: wrong words") for engine in out]
+        isa = tuple(sorted(engine.isa))
+        builds.append(Build(build_name(engine.path), engine.path, isa, speeds, ratio, verdict))
     return Compared(tuple(builds), len(rounds))
 
 
@@ -153,10 +149,8 @@ def _measurable(
     for path, why in refused:
         say(f"{build_name(path)} is left out: it {why}")
     sound, out = [], []
-    for facts in every:
+    for facts in (each for each in every if each.engine in able):
         name = build_name(facts.engine.path)
-        if facts.engine not in able:
-            continue
         shown.running(f"self-test: {name}", clock())
         try:
             note = None if untested else begin.self_tested(facts)
@@ -164,8 +158,7 @@ def _measurable(
             say(f"{name} is left out: {error.cause}")
             out.append(facts.engine)
             continue
-        if note:
-            say(f"{name}: {note}")
+        say(note and f"{name}: {note}")
         sound.append(facts)
     if len(sound) < 2:
         raise UnsupportedError(

@@ -205,18 +205,6 @@ class Summary:
             said = f"{times(*ratio)}, {self._judged(UPSTREAM, ratio, verdict)}"
         yield f"Against bitnet.cpp's own 2 threads: {said}."
 
-    @property
-    def better_file(self) -> str | None:
-        """The recommendation of the other file of the model, if that is faster."""
-        other = self.results.beside
-        for row in self.rows:
-            if other and row.name in FILES and row.to_default and row.verdict == FASTER:
-                how = f"to run it: -m {word(other.path)}"
-                how = "to run it, leave out -m" if other.unnamed else how
-                gain = f"is {times(*row.to_default)} as fast as the default"
-                return f"The {row.name} {gain}, but its words may differ; {how}"
-        return None
-
     def remarks(self) -> Iterator[str]:
         """Yield what limits the speed, failures, what later runs use, a better file, and notes."""
         for what, part in (("Memory", self.results.roof), ("Energy", self.results.energy)):
@@ -226,7 +214,12 @@ class Summary:
         yield from (f"{row.name}: {row.verdict}." for row in self.rows if row.is_out)
         if self.results.profile is not None:
             yield self.results.profile.reason
-        yield from filter(None, [self.better_file])
+        other = self.results.beside
+        for row in self.rows:
+            if other and row.name in FILES and row.to_default and row.verdict == FASTER:
+                how = ", leave out -m" if other.unnamed else f": -m {word(other.path)}"
+                gain = f"is {times(*row.to_default)} as fast as the default"
+                yield f"The {row.name} {gain}, but its words may differ; to run it{how}"
         yield from (f"Note: {note}" for note in self.results.notes)
 
     def sentences(self) -> Iterator[str]:
