@@ -68,6 +68,10 @@ class Lab(Runner):
         speed *= 1 + 0.01 * ((number * 7919 % 101) / 50 - 1)
         return Run(name, {phase: (speed * (4 if phase == PP else 1),) for phase in phases}, 1.0)
 
+    def contradiction(self, name: str, setting: Setting, phases: tuple[str, ...]) -> str | None:
+        """Return nothing: no clock runs here."""
+        return None
+
     def add_slim(self, path: str = "/models/demo-embd-q6_k.gguf", size: int = 1 << 19) -> None:
         """Put a slim copy beside the model."""
         model = self.facts.model

@@ -32,7 +32,11 @@ from tests.test_bench_check import KNOWN
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="fake engines are scripts")
 
 SPEED = Objective(TG)
-QUIET: dict[str, Any] = {"threads": {"1": 10, "2": 14}, "noise": 0.01, "texts": KNOWN}
+QUIET: dict[str, Any] = {
+    "threads": {"1": 100_000, "2": 140_000},
+    "noise": 0.01,
+    "texts": KNOWN,
+}
 
 # Rounds without processes
 
@@ -157,7 +161,7 @@ def test_the_fastest_build_is_shown_saved_and_used(
     checkout: Path, own_state: Path, capsys: Capture
 ) -> None:
     first = fake(checkout, "build")
-    fast = fake(checkout, "build-fast", threads={"1": 13, "2": 18})
+    fast = fake(checkout, "build-fast", threads={"1": 130_000, "2": 180_000})
     assert taken(checkout, own_state) == str(first.cli)
     found, _ = compare(checkout, capsys, "--no-selftest")
     assert (found["chosen"], found["rounds"]) == (str(fast.cli), 6)
@@ -181,14 +185,14 @@ def test_of_equal_builds_the_instruction_sets_decide(
     assert "none was measured to be faster" in found["reason"]
     one, two = ([run["argv"][1:] for run in each.benches()] for each in fakes)
     assert one[-1] == two[-1], "both do the same work"
-    assert (len(one), len(two)) == (2 + 6, 6), "two runs choose the sizes"
+    assert (len(one), len(two)) == (4 + 6, 6), "two runs choose the sizes, two check the clock"
 
 
 def test_a_table_is_printed_and_nothing_saved_with_no_remember(
     checkout: Path, own_state: Path, capsys: Capture
 ) -> None:
     fake(checkout, "build")
-    fake(checkout, "build-slow", threads={"1": 7, "2": 9})
+    fake(checkout, "build-slow", threads={"1": 70_000, "2": 90_000})
     assert main(flags(checkout, "--no-selftest", "--no-remember")) == 0
     lines = capsys.readouterr().out.splitlines()
     assert " ".join(lines[0].split()) == "build pp tokens/s tg tokens/s over build verdict"
@@ -237,7 +241,7 @@ def servers(*fakes: FakeEngine) -> list[int]:
 
 
 def test_builds_that_all_have_servers_are_measured_by_them(checkout: Path, capsys: Capture) -> None:
-    quick: dict[str, Any] = {"threads": {"1": 1000, "2": 1400}}
+    quick: dict[str, Any] = {"threads": {"1": 1000, "2": 1400}, "lies": {}}
     fakes = [fake(checkout, build, server=True, **quick) for build in ("build", "build-b")]
     found, _ = compare(checkout, capsys, "--no-selftest")
     assert (found["program"], found["rounds"]) == ("llama-server", 6)
@@ -248,7 +252,7 @@ def test_builds_that_all_have_servers_are_measured_by_them(checkout: Path, capsy
 def test_if_one_server_fails_all_builds_are_measured_by_llama_bench(
     checkout: Path, capsys: Capture
 ) -> None:
-    quick: dict[str, Any] = {"threads": {"1": 1000, "2": 1400}}
+    quick: dict[str, Any] = {"threads": {"1": 1000, "2": 1400}, "lies": {}}
     every = {f"threads={count}": "exit 3" for count in range(1, 300)}
     fake(checkout, "build", server=True, **quick)
     fake(checkout, "build-b", server=True, start=every, **quick)
@@ -272,7 +276,7 @@ def test_too_few_rounds_are_not_saved(
 ) -> None:
     monkeypatch.setattr(comparison, "MOST_ROUNDS", 2)
     fake(checkout, "build")
-    fake(checkout, "build-fast", threads={"1": 30, "2": 40})
+    fake(checkout, "build-fast", threads={"1": 300_000, "2": 400_000})
     _, said = compare(checkout, capsys, "--no-selftest")
     assert "too few rounds" in said
     assert list(own_state.glob("builds-*")) == []

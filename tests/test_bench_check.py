@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from bitnet_tuning import demo
+from bitnet_tuning.bench.resident import Residents
 from bitnet_tuning.bench.runner import Patience
 from bitnet_tuning.bench.words import QUESTION, Checker
 from bitnet_tuning.engine.find import EMBEDDED
 from bitnet_tuning.launch.failure import NO_END
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.plan.setting import Setting
+from bitnet_tuning.serve.server import server_of
 from bitnet_tuning.verify import selftest
 from tests.bench_engines import FOLDERS, Engines, compiled, facts_of
 from tests.engines import FakeEngine
@@ -73,6 +76,27 @@ def test_the_same_words_are_right(make: Make, generation: str) -> None:
     assert checker.problem(TWO._replace(mmap=False)) is None
     assert not checker.notes
     assert prompts(fake) == [QUESTION] * 3, "the default's text is made once"
+
+
+def test_loaded_servers_write_the_texts_of_the_users_model(tmp_path: Path) -> None:
+    fake = FakeEngine(tmp_path / "checkout", server=True)
+    fake.curve(texts=KNOWN, text={"mmap=0": " other words"})
+    facts = facts_of(str(fake.cli), tmp_path)
+    facts = facts._replace(model=facts.model._replace(context_length=8192))
+    with closing(Residents(facts, server_of(facts.engine))) as residents:
+        checker = Checker(facts, DEFAULT, SOON, residents)
+        assert checker.problem(TWO, "2 threads") is None
+        assert checker.problem(TWO._replace(ubatch=64), "micro-batch") is None
+        asked = [each["prompt"] for each in fake.asked()]
+        assert asked == [QUESTION] * 3, "the default's text is made once"
+        assert len(prompts(fake)) == 2, "the servers' context is too short for the long prompt"
+        unmapped = TWO._replace(mmap=False)
+        assert "self-test" in str(checker.problem(unmapped, "no mmap"))
+        fake.curve(text={"mmap=0": " other words"})
+        problem = Checker(facts, DEFAULT, SOON, residents).problem(unmapped, "no mmap")
+        assert str(problem).startswith('writes other words than the default: "other words" instead')
+        assert not checker.notes
+    assert len(fake.servers()) == 4, "each is loaded once"
 
 
 @pytest.mark.parametrize("generation", ["bitnet", "mainline"])

@@ -410,7 +410,10 @@ def test_an_exception_ends_the_servers(fake: FakeEngine, runner: Runner) -> None
 
 # Whole programs
 
-QUIET: dict[str, Any] = {"threads": {"1": 1000, "2": 1400}, "noise": 0.01, "texts": KNOWN}
+QUIET: dict[str, Any] = {
+    **{"threads": {"1": 1000, "2": 1400}, "noise": 0.01, "texts": KNOWN},
+    "lies": {},
+}
 
 
 def tuned(fake: FakeEngine, path: Path, *more: str) -> list[str]:

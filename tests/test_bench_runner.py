@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="fake engines are script
 
 SIZES = Sizes(32, 8, 2)
 ONE, TWO = Setting(1, 1), Setting(2, 2)
-CURVE: dict[str, object] = {"threads": {"1": 10, "2": 18}, "pp": 4}
+CURVE: dict[str, object] = {"threads": {"1": 1e4, "2": 1.8e4}, "pp": 4}
 
 Make = Callable[..., tuple[FakeEngine, Runner]]
 
@@ -58,21 +58,21 @@ def test_a_run_has_samples_by_phase(make: Make, generation: str) -> None:
     fake, runner = make(generation)
     run = runner.measure("one", ONE)
     assert (run.setting, run.problem) == ("one", None)
-    assert run.samples == {PP: (40.0, 40.0), TG: (10.0, 10.0)}
+    assert run.samples == {PP: (4e4, 4e4), TG: (1e4, 1e4)}
     assert run.seconds > 0
     assert len(fake.benches()) == 1
 
 
 def test_one_phase_is_measured_alone(make: Make) -> None:
     fake, runner = make()
-    assert runner.measure("two", TWO, (TG,)).samples == {TG: (18.0, 18.0)}
+    assert runner.measure("two", TWO, (TG,)).samples == {TG: (1.8e4, 1.8e4)}
     (run,) = fake.benches()
     assert run["argv"][run["argv"].index("-p") + 1] == "0"
 
 
 def test_prompts_with_threads_of_their_own_take_a_second_process(make: Make) -> None:
     fake, runner = make()
-    assert runner.measure("x", Setting(1, 2)).samples == {PP: (72.0, 72.0), TG: (10.0, 10.0)}
+    assert runner.measure("x", Setting(1, 2)).samples == {PP: (7.2e4, 7.2e4), TG: (1e4, 1e4)}
     assert len(fake.benches()) == 2
 
 
@@ -88,7 +88,10 @@ def test_a_setting_with_an_embedding_runs_the_other_file(
         embedding: runner.measure("x", ONE._replace(embedding=embedding), (TG,)).samples[TG]
         for embedding in (None, "q6_k")
     }
-    assert {name: round(speed, 1) for name, (speed,) in speeds.items()} == {None: 10, "q6_k": 15}
+    assert {name: round(speed / 1000) for name, (speed,) in speeds.items()} == {
+        None: 10,
+        "q6_k": 15,
+    }
     os.remove(slim.path)
     fake.curve(**CURVE, crash={"model=slim.gguf": "exit 1"})
     assert "exit code 1" in str(runner.measure("x", ONE._replace(embedding="q6_k")).problem)
@@ -108,8 +111,8 @@ def test_every_knob_reaches_the_engine(make: Make, generation: str) -> None:
     factors = {condition: 1 / number for number, condition in enumerate(settings, 2)}
     _, runner = make(generation, factors=factors)
     speeds = {name: runner.measure("x", each, (TG,)).samples for name, each in settings.items()}
-    assert speeds == {name: {TG: (10 * factor,) * 2} for name, factor in factors.items()}
-    assert runner.measure("one", ONE, (TG,)).samples == {TG: (10.0, 10.0)}
+    assert speeds == {name: {TG: (1e4 * factor,) * 2} for name, factor in factors.items()}
+    assert runner.measure("one", ONE, (TG,)).samples == {TG: (1e4, 1e4)}
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity here")
@@ -171,7 +174,7 @@ def test_nonsense_is_a_reason_and_a_log_before_the_answer_is_not(make: Make) -> 
     _, runner = make(broken={"threads=2": "json", "threads=1": "log"})
     run = runner.measure("two", TWO)
     assert (run.samples, run.problem) == ({}, "llama-bench printed broken JSON")
-    assert runner.measure("one", ONE).samples[TG] == (10.0, 10.0)
+    assert runner.measure("one", ONE).samples[TG] == (1e4, 1e4)
 
 
 def test_a_knob_that_llama_bench_lacks_is_a_reason(make: Make) -> None:
@@ -242,8 +245,8 @@ def test_without_llama_bench_the_clis_timings_are_used(make: Make, generation: s
     run = runner.measure("x", Setting(2, 2, mmap=False))
     assert run.problem is None
     assert {phase: len(samples) for phase, samples in run.samples.items()} == {PP: 1, TG: 1}
-    assert run.samples[PP][0] == pytest.approx(36.0, rel=0.01)
-    assert run.samples[TG][0] == pytest.approx(9.0, rel=0.01)
+    assert run.samples[PP][0] == pytest.approx(3.6e4, rel=0.01)
+    assert run.samples[TG][0] == pytest.approx(9e3, rel=0.01)
     (started,) = fake.prompts()
     assert started["program"] == ("llama-cli" if generation == "bitnet" else "llama-completion")
     assert "--ignore-eos" in started["argv"]

@@ -55,6 +55,9 @@ class FakeRunner(Runner):
         speed = truth(setting) * self.random.lognormvariate(0, 0.02)
         return Run(name, dict.fromkeys(phases, (speed,)), 1.0)
 
+    def contradiction(self, name: str, setting: Setting, phases: tuple[str, ...]) -> str | None:
+        return None
+
 
 class FakeChecker(Checker):
     """A checker that finds what it is told."""
@@ -64,7 +67,7 @@ class FakeChecker(Checker):
         self.found = problem
         self.checked: list[Setting] = []
 
-    def problem(self, setting: Setting) -> str | None:
+    def problem(self, setting: Setting, name: str = "") -> str | None:
         self.checked.append(setting)
         return self.found
 

@@ -18,6 +18,7 @@ from bitnet_tuning.bench.results import load
 from bitnet_tuning.bench.tune import LOCK
 from bitnet_tuning.errors import UnsupportedError, UsageError
 from bitnet_tuning.machine import conditions
+from bitnet_tuning.machine.cgroups import Throttling
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.store.state import alone
 from tests.bench_lab import Lab
@@ -372,6 +373,71 @@ def test_an_engine_that_changes_during_the_tuning_is_not_saved(
     assert not profile["stored"]
     assert "the engine changed during the tuning" in profile["reason"]
     assert lab.facts.engine.path in profile["reason"]
+
+
+def beside(monkeypatch: pytest.MonkeyPatch, cpus: float, throttled: int = 0) -> None:
+    """Let other programs take so many CPUs from the first snapshot to the last, and a quota pause
+    the engine in so many of 100 periods."""
+    before = SNAPSHOT._replace(busy_cpu_seconds=0.0, own_cpu_seconds=0.0)
+    quota = (Throttling("sys/fs/cgroup", 110, 2 + throttled, 0.5),)
+    after = before._replace(
+        time=before.time + 100, busy_cpu_seconds=100 * cpus, quota_throttling=quota
+    )
+    snapshots = iter([before, after])
+    monkeypatch.setattr(conditions, "take", lambda host: next(snapshots))
+
+
+@pytest.mark.parametrize(("cpus", "throttled"), [(0.2, 5), (0.3, 0), (0.0, 6)])
+def test_beside_others_it_is_not_saved_that_the_default_stays(
+    lab: Lab,
+    output: Path,
+    own_state: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    cpus: float,
+    throttled: int,
+) -> None:
+    beside(monkeypatch, cpus, throttled)
+    lab.mmap, lab.threads = 1.0, dict.fromkeys((1, 2, 3, 4), 1.0)
+    assert lab.tune("--output", output) == 0
+    assert document(output)["decision"]["verdict"] == "equal"
+    out = capsys.readouterr().out
+    if cpus == 0.2:
+        assert lab.saved(own_state) == "default"
+        return
+    assert lab.saved(own_state) == "nothing"
+    if cpus:
+        said = (
+            "Not saved: other programs took 0.3 CPUs on average, and another setting may be best "
+        )
+        assert f"{said}without them; close them and tune again." in out
+        assert "Neighbours: other programs took 0.3 CPUs on average meanwhile" in out
+    else:
+        assert "Not saved: the CPU quota paused the engine meanwhile, and another setting" in out
+        assert "Quota: the CPU quota paused the engine in 6 of 100 periods" in out
+
+
+def test_beside_others_a_faster_setting_is_saved_unless_it_has_other_threads(
+    lab: Lab,
+    output: Path,
+    own_state: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    beside(monkeypatch, 1.0)
+    lab.mmap, lab.threads = 1.0, {1: 0.4, 2: 1.3, 3: 1.1, 4: 1.0}
+    assert lab.tune("--output", output) == 0
+    assert document(output)["decision"]["winner"] == "2 threads"
+    assert lab.saved(own_state) == "nothing"
+    assert (
+        "Not saved: other programs took 1 CPUs on average, and 2 threads may be best only because "
+        "of them; close them and tune again."
+    ) in capsys.readouterr().out
+    beside(monkeypatch, 1.0)
+    lab.mmap, lab.threads = 1.3, {1: 0.4, 2: 0.7, 3: 0.9, 4: 1.0}
+    assert lab.tune("--output", output) == 0
+    saved = lab.saved(own_state)
+    assert isinstance(saved, Setting) and saved.mmap is False
 
 
 # Interruptions

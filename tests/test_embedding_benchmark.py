@@ -24,7 +24,7 @@ def test_every_copy_is_compared_with_the_original(
         write_bitnet(slim_path(str(original), kind), embedding=kind)
     engine = FakeEngine(tmp_path / "checkout", bench=True)
     factors = {"model=m-embd-q6_k.gguf": 1.5, "model=m-embd-q8_0.gguf,threads=2": 1.2}
-    engine.curve(threads={"1": 10, "2": 20}, factors=factors, noise=0.005)
+    engine.curve(threads={"1": 10_000, "2": 20_000}, factors=factors, noise=0.005)
     report = tmp_path / "report.json"
     argv = [
         "--engine",

@@ -437,6 +437,12 @@ def test_the_claim_names_the_objective(bench: Bench, objective: str, end: str) -
     assert said.endswith(end)
 
 
+def test_the_claim_quotes_the_resolution(bench: Bench) -> None:
+    evidence = EVIDENCE._replace(resolution=0.02)
+    said = claim(bench.profile._replace(evidence=evidence))
+    assert said == f"{samples.CLAIM} (resolution 2 %)"
+
+
 def test_a_claim_without_a_ratio_has_only_the_date(bench: Bench) -> None:
     evidence = EVIDENCE._replace(ratio=None)
     assert claim(bench.profile._replace(evidence=evidence)) == "measured on 2026-11-23"

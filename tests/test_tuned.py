@@ -13,7 +13,7 @@ from bitnet_tuning.machine.memory import HugePages
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.openmp import BINDING
 from bitnet_tuning.plan.plan import make_plan
-from bitnet_tuning.plan.profile import EngineKey, Evidence, Objective
+from bitnet_tuning.plan.profile import EngineKey, Estimate, Evidence, Objective
 from bitnet_tuning.plan.setting import Setting
 from tests import profile_samples as samples
 from tests.machines import Machine
@@ -255,9 +255,15 @@ def test_a_binding_of_the_user_beside_exported_variables_stays(bench: Bench) -> 
 
 def test_the_reason_says_that_nothing_faster_was_found(bench: Bench) -> None:
     made, computed = bench.plan(setting=None), bench.computed()
-    note = "the tuning of 2026-11-23 found nothing faster"
+    over = "over the default"
+    note = f"the tuning of 2026-11-23 found nothing faster, at best ×1.21 (1.15–1.27) {over}"
     assert made.reasons["threads"] == f"{computed.reasons['threads']}; {note}"
     assert made._replace(reasons=computed.reasons) == computed
+    evidence = EVIDENCE._replace(ratio=Estimate(1.004, 0.99, 1.01, 14), resolution=0.02)
+    said = bench.plan(setting=None, evidence=evidence).reasons["threads"]
+    assert said.endswith(f"found nothing more than 2 % faster, at best ×1.00 (0.99–1.01) {over}")
+    older = bench.plan(setting=None, evidence=EVIDENCE._replace(ratio=None)).reasons["threads"]
+    assert older.endswith("found nothing faster")
     mine = HELLO._replace(threads=2)
     assert bench.plan(mine, setting=None) == bench.computed(mine)
 

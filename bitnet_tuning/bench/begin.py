@@ -107,8 +107,8 @@ def self_tested(facts: Facts) -> str | None:
 
 
 def calibrate(subject: Subject, options: argparse.Namespace, shown: Progress) -> None:
-    """Choose the sizes of all later runs from two short ones. Raise UnsupportedError if the
-    default setting cannot be measured."""
+    """Choose the sizes of all later runs from two short ones, and check the clock of what measures.
+    Raise UnsupportedError if the default setting cannot be measured."""
     if subject.runner.residents is not None:
         budget = options.budget or BUDGETS[options.effort]
         subject.runner.patience = patience_within(budget)
@@ -119,6 +119,10 @@ def calibrate(subject: Subject, options: argparse.Namespace, shown: Progress) ->
     seconds = PHASE_SECONDS if subject.runner.residents is None else SLICE_SECONDS
     named = options.n_prompt, options.n_gen
     subject.runner.sizes = choose_sizes(pp, tg, context, *named, wanted=seconds)
+    shown.running("preparing: checking the clock", 0)
+    phases = Objective(options.objective).phases
+    if wrong := subject.runner.contradiction(DEFAULT, subject.default, phases):
+        _checked(subject, Run(DEFAULT, {}, 0.0, wrong))
 
 
 def first_runs(subject: Subject, running: Callable[[str], None] = lambda what: None) -> Run:
@@ -196,13 +200,15 @@ def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Prog
 
 
 def _snapshot(subject: Subject, shown: Progress) -> tuple[Conditions, tuple[str, ...]]:
-    """Snapshot the machine before measuring and warn about anything that skews results."""
-    shown.running("preparing: the machine's state", 0)
+    """Snapshot the machine before measuring, warn about anything that skews results, and measure
+    the memory's bandwidth, against which all speeds are checked."""
+    shown.running("preparing: the machine's state and memory", 0)
     host = subject.facts.host
     before = conditions.take(host)
     found = warnings_before(before, host, subject.facts.model.size)
     warnings = tuple(warning.text for warning in found)
     say(*(f"warning: {warning}" for warning in warnings))
+    subject.runner.ceiling.look()
     return before, warnings
 
 

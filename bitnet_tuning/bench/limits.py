@@ -1,17 +1,82 @@
-"""Compare a speed with what the memory's bandwidth allows, and measure the energy per token."""
+"""Tell what limits a speed, refuse one that memory does not allow, and measure the energy per
+token."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import ceil
 from statistics import median
 
-from bitnet_tuning.bench.bandwidth import AbsentError, Bandwidth
+from bitnet_tuning.bench.bandwidth import AbsentError, Bandwidth, measure_bandwidth
+from bitnet_tuning.bench.results import Part
 from bitnet_tuning.errors import TuningError
+from bitnet_tuning.machine.conditions import Meanwhile
+from bitnet_tuning.machine.host import Host
+from bitnet_tuning.machine.load import QUIET
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.machine.sensors import Domain, counter_file, read_counter, read_domains
+from bitnet_tuning.machine.topology import read_last_level_caches
+from bitnet_tuning.machine.warnings import THROTTLED_SHARE
 from bitnet_tuning.namedtuple import NamedTuple
 
 GB = 10**9
+
+EXCESS = 1.15
+"""Factor by which a speed may exceed what memory was seen to allow."""
+
+HIDDEN_CACHE = 64 << 20
+"""Bytes that the caches are taken to hold at least: virtual machines may hide the last level."""
+
+
+class Ceiling:
+    """The best bandwidth of this machine's memory that was seen so far."""
+
+    def __init__(self, host: Host, root: Root | None = None) -> None:
+        self._host, self._root = host, root or Root()
+        self._again = 2
+        """How often it may still be measured again, because a speed seems impossible."""
+        self.found: Bandwidth | None = None
+        self.reason: str | None = None
+        """Why it is not known; None if it is, or was not looked for."""
+
+    def look(self) -> None:
+        """Measure the bandwidth with all CPUs that may be used, and keep the best result. This
+        takes about a second."""
+        usable = len(self._host.allowed)
+        try:
+            new = measure_bandwidth(min(usable, ceil(self._host.quota or usable)), self._host)
+        except AbsentError as why:
+            self.reason = self.reason or str(why)
+            return
+        if self.found is None or max(new.samples) > max(self.found.samples):
+            self.found = new
+
+    def objection(
+        self, read: int | None, speed: float, cpus: frozenset[int] | None = None
+    ) -> str | None:
+        """Return why generation cannot have a speed, in tokens/s, if it reads so many bytes per
+        token with these CPUs (None: all); None if nothing speaks against it.
+
+        What the last-level caches can hold need not come from memory. Other programs may have
+        used memory, too, when its bandwidth was measured, so it is measured again first.
+        """
+        caches = sum(read_last_level_caches(self._root, cpus or self._host.allowed))
+        needed = speed * ((read or 0) - max(HIDDEN_CACHE, caches))
+        if needed > 0 and not self.found and not self.reason:
+            self.look()
+        while (found := self.found) and needed > EXCESS * max(found.samples):
+            if found.reader_limits:
+                return None
+            if not self._again:
+                most = f"{max(found.samples) / GB:.3g} GB/s"
+                reads = f"{speed * (read or 0) / GB:.3g} GB/s"
+                rate = f"{speed:.3g}" if speed < 1e6 else f"{speed:.0f}"
+                return (
+                    f"{rate} tokens/s would read {reads}, but this memory delivers {most} at most"
+                )
+            self._again -= 1
+            self.look()
+        return None
 
 
 class Roof(NamedTuple):
@@ -53,6 +118,56 @@ def _words(achieved: float, most: float, share: float, at_least: bool) -> str:
     if at_least:
         percent, allowed = f"at most {percent}", f"at least {allowed}"
     return f"generation reads {reads} of {allowed}: {percent} of what memory allows"
+
+
+MEMORY_LIMITS, KERNELS_LIMIT, WAITING_LIMITS = 0.7, 0.5, 1.3
+"""Share of the bandwidth from which memory counts as a limit; share of a perfect gain by the last
+threads from which the kernels do; and factor by which a token's CPU time grows if threads wait."""
+
+
+def limiting(
+    roof: Part,
+    seconds: Mapping[int, float],
+    costs: Mapping[int, float],
+    meanwhile: Meanwhile | None,
+) -> Iterator[str]:
+    """Yield sentences on what limits generation, as far as measurements tell. ``seconds`` and
+    ``costs`` are wall and CPU time of a token in seconds, by number of threads up to the best."""
+    facts, found = roof.facts or {}, list[str]()
+    if said := facts.get("words", roof.reason):
+        yield f"Memory: {said}"
+    share = facts.get("share")
+    by_memory = isinstance(share, float) and share >= MEMORY_LIMITS
+    if len(seconds) > 1 and not by_memory:
+        fewer, threads = sorted(seconds)[-2:]
+        took, takes = seconds[fewer], seconds[threads]
+        if (took / takes - 1) / (threads / fewer - 1) > KERNELS_LIMIT:
+            found.append(
+                f"Kernels: a token takes {_ms(took)} with {fewer} and {_ms(takes)} with {threads} "
+                "threads; more cores would help"
+            )
+    if costs and (cost := costs[max(costs)]) > WAITING_LIMITS * (alone := costs[min(costs)]):
+        found.append(
+            f"Waiting: a token costs {_ms(alone)} of CPU time with {min(costs)} and {_ms(cost)} "
+            f"with {max(costs)} threads, which wait for each other or for memory in "
+            f"{100 * (1 - alone / cost):.0f} % of it"
+        )
+    if meanwhile and (others := meanwhile.other_load_cpus or 0.0) > QUIET:
+        found.append(f"Neighbours: other programs took {others:.2g} CPUs on average meanwhile")
+    if meanwhile and is_throttled(meanwhile):
+        paused, periods = meanwhile.quota_throttled_periods, meanwhile.quota_periods
+        found.append(f"Quota: the CPU quota paused the engine in {paused} of {periods} periods")
+    unknown = "Limit: not known; kernels, waiting, neighbours or a quota do not show in the figures"
+    yield from found or ([] if by_memory else [unknown])
+
+
+def is_throttled(meanwhile: Meanwhile) -> bool:
+    """Return whether a CPU quota slowed a measurement down."""
+    return meanwhile.quota_throttled_periods > THROTTLED_SHARE * meanwhile.quota_periods
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms"
 
 
 REPEATS = 3

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from bitnet_tuning.bench import limits
 from bitnet_tuning.bench.begin import Subject
 from bitnet_tuning.bench.comparison import DEFAULT
 from bitnet_tuning.bench.results import Kept, Results
 from bitnet_tuning.bench.summary import Summary
 from bitnet_tuning.console import word
-from bitnet_tuning.engine.builds import OPEN
+from bitnet_tuning.engine.builds import FASTER, OPEN
+from bitnet_tuning.machine.load import QUIET
 from bitnet_tuning.plan import profile as profiles
 from bitnet_tuning.plan.openmp import BINDING_BY_USER, TUNABLE, user_set
 from bitnet_tuning.plan.profile import PP, TG, EngineKey, Evidence, claim, engine_changes
@@ -68,14 +70,39 @@ def _objection(results: Results, environ: Mapping[str, str]) -> str | None:
         theirs.append("BITNET_THREADS")
     if theirs:
         return f"your {', '.join(theirs)} affected it; unset that and tune again"
-    if results.decision is None or results.decision.winner != DEFAULT:
-        return None
-    if results.decision.verdict == OPEN:
+    if results.decision is None or results.decision.verdict == OPEN:
         return "nothing was decided; allow more time with --budget"
+    if disturbed := _disturbed(results):
+        return disturbed
+    if results.decision.winner != DEFAULT:
+        return None
     # A search of only a part must not replace a faster setting that a whole tuning found.
     asked = results.options
     is_part = asked.threads is not None or "optimized" not in (asked.modes or ("optimized",))
     return "--threads or --modes limited the search" if is_part else None
+
+
+def _disturbed(results: Results) -> str | None:
+    """Return why the decision may not hold on a quiet machine; None if it does."""
+    meanwhile, decision = results.conditions.meanwhile, results.decision
+    if meanwhile is None or decision is None:
+        return None
+    others = meanwhile.other_load_cpus or 0.0
+    if others > QUIET:
+        cause, what = f"other programs took {others:.2g} CPUs on average", "them"
+        remedy = "close them and tune again"
+    elif limits.is_throttled(meanwhile):
+        cause, what = "the CPU quota paused the engine meanwhile", "it"
+        remedy = "raise it and tune again"
+    else:
+        return None
+    if decision.verdict != FASTER:
+        return f"{cause}, and another setting may be best without {what}; {remedy}"
+    settings = (results.settings[name] for name in (DEFAULT, decision.winner))
+    default, winner = ((each.threads, each.threads_batch, each.cpus) for each in settings)
+    if winner == default:
+        return None
+    return f"{cause}, and {decision.winner} may be best only because of {what}; {remedy}"
 
 
 def _evidence(results: Results, path: str) -> Evidence:

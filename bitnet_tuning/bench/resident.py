@@ -56,6 +56,9 @@ models have."""
 BIAS = 1000.0
 """What is added to the token's logit; the logits of a model are far smaller."""
 
+GREEDY: dict[str, object] = {"temperature": 0.0, "seed": 1}
+"""Fields of a request for the most likely tokens."""
+
 TOLERANCE, LEAST_SECONDS = 1.2, 0.1
 """Factor and seconds by which our own clock may contradict the engine's."""
 
@@ -98,10 +101,7 @@ class Residents:
         Raise UnsupportedError if the server does not start or answer, or if its times cannot be
         true.
         """
-        if name not in self._loaded:
-            self._loaded[name] = self._load(setting, seconds)
-        self._loaded.move_to_end(name)
-        loaded = self._loaded[name]
+        loaded = self._get(name, setting, seconds)
         try:
             for _ in range(TRIES - 1):
                 with suppress(FailedRunError):
@@ -110,6 +110,22 @@ class Residents:
         except TuningError:
             self._end(name)
             raise
+
+    def write(
+        self, name: str, setting: Setting, prompt: str, tokens: int, seconds: float
+    ) -> tuple[str, int]:
+        """Return the greedy text that a setting adds to a prompt, and the number of the prompt's
+        tokens, 0 if unknown. Raise UnsupportedError if the server does not start or answer."""
+        loaded = self._get(name, setting, seconds)
+        body = {"prompt": prompt, "n_predict": tokens, "cache_prompt": False, **GREEDY}
+        try:
+            reply, _ = _complete(loaded, body, seconds)
+        except TuningError:
+            self._end(name)
+            raise
+        timings, text = reply.get("timings"), reply.get("content")
+        count = timings.get("prompt_n") if isinstance(timings, dict) else 0
+        return text if isinstance(text, str) else "", count if isinstance(count, int) else 0
 
     def has(self, name: str) -> bool:
         """Return whether the setting's server is loaded."""
@@ -123,6 +139,12 @@ class Residents:
     def _end(self, name: str) -> None:
         self._loaded.pop(name).stack.close()
 
+    def _get(self, name: str, setting: Setting, seconds: float) -> _Loaded:
+        if name not in self._loaded:
+            self._loaded[name] = self._load(setting, seconds)
+        self._loaded.move_to_end(name)
+        return self._loaded[name]
+
     def _slice(self, loaded: _Loaded, phase: str, tokens: int, seconds: float) -> Slice:
         size = tokens if phase == PP else START
         vocabulary = min(VARIETY, self.facts.model.vocabulary or VARIETY)
@@ -133,33 +155,13 @@ class Residents:
             "cache_prompt": False,
             "ignore_eos": True,
             "logit_bias": [[GENERATED % vocabulary, BIAS]],
-            "temperature": 0.0,
-            "seed": 1,
+            **GREEDY,
         }
-        service, stops = loaded.server.service, list[int]()
-        # A stop of this process, as by Ctrl-Z, stops the server, too, and spoils the slice.
-        handlers = pausing(-service.pid)
-        handlers |= dict.fromkeys(present("SIGCONT"), lambda number, _: stops.append(number))
         before, began = _cpu_seconds(loaded.family), time.monotonic()
-        service.resume()
-        try:
-            with handling(handlers):
-                reply = loaded.server.client.complete(body, seconds)
-        except RefusedError as refusal:
-            raise UnsupportedError(f"the server refuses a slice: {refusal.reason}") from refusal
-        except BrokenError as trouble:
-            if time.monotonic() - began >= seconds:
-                done: Captured = Captured(None, "", "")
-            else:
-                error = loaded.server.check(trouble)
-                if not isinstance(error, GoneError):
-                    raise UnsupportedError(error.cause) from trouble
-                done = Captured(error.code or 1, "", error.log)
-            raise UnsupportedError(str(failure(done, seconds))) from trouble
+        reply, was_stopped = _complete(loaded, body, seconds)
         taken = time.monotonic() - began
-        service.pause()  # a waiting thread may spin, which is no part of the slice
         after = _cpu_seconds(loaded.family)
-        if stops:
+        if was_stopped:
             raise FailedRunError(f"the benchmark was stopped during {phase}{tokens}")
         count, spent, whole = _timings(reply, phase)
         if count != tokens:
@@ -213,6 +215,35 @@ class Residents:
                 done = Captured(gone.code or 1, "", gone.log)
                 raise UnsupportedError(str(failure(done, seconds))) from gone
             return _Loaded(stack.pop_all(), ready, Family(Root(), ready.service.pid))
+
+
+def _complete(
+    loaded: _Loaded, body: dict[str, object], seconds: float
+) -> tuple[dict[str, object], bool]:
+    """Return a server's reply, and whether this process was stopped meanwhile. The server is
+    stopped before and after. Raise UnsupportedError without a reply."""
+    service, stops = loaded.server.service, list[int]()
+    # A stop of this process, as by Ctrl-Z, stops the server, too, and spoils the slice.
+    handlers = pausing(-service.pid)
+    handlers |= dict.fromkeys(present("SIGCONT"), lambda number, _: stops.append(number))
+    began = time.monotonic()
+    service.resume()
+    try:
+        with handling(handlers):
+            reply = loaded.server.client.complete(body, seconds)
+    except RefusedError as refusal:
+        raise UnsupportedError(f"the server refuses a slice: {refusal.reason}") from refusal
+    except BrokenError as trouble:
+        if time.monotonic() - began >= seconds:
+            done: Captured = Captured(None, "", "")
+        else:
+            error = loaded.server.check(trouble)
+            if not isinstance(error, GoneError):
+                raise UnsupportedError(error.cause) from trouble
+            done = Captured(error.code or 1, "", error.log)
+        raise UnsupportedError(str(failure(done, seconds))) from trouble
+    service.pause()  # a waiting thread may spin, which is no part of the slice
+    return reply, bool(stops)
 
 
 def _timings(reply: dict[str, object], phase: str) -> tuple[int, float, float]:

@@ -9,13 +9,15 @@ from typing import NamedTuple
 
 from bitnet_tuning.bench import llama_bench
 from bitnet_tuning.bench.comparison import DEFAULT, Run, Sizes
+from bitnet_tuning.bench.limits import Ceiling
 from bitnet_tuning.bench.llama_bench import NEEDED, Bench, FailedRunError, Samples, check_cli, stale
-from bitnet_tuning.bench.resident import Residents
+from bitnet_tuning.bench.resident import LEAST_SECONDS, TOLERANCE, Residents
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.engine.probe import flags_of, parse_timings
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.background import Captured, capture
 from bitnet_tuning.launch.failure import failure
+from bitnet_tuning.model.types import bytes_per_token
 from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import PP, TG
@@ -47,6 +49,10 @@ class Runner:
         self.residents = residents
         self.sizes = sizes
         self.patience = patience or Patience()
+        self.ceiling = Ceiling(facts.host)
+        """What speeds are checked against."""
+        self._claimed = 0.0
+        """Seconds that the speeds of the latest run stand for."""
         self._longest: dict[Sizes | None, float] = {}
         """Seconds of the default's longest run, by its sizes; None stands for all runs for which a
         server had to load the model."""
@@ -56,6 +62,7 @@ class Runner:
         but an interrupt is raised."""
         started, cpu = time.monotonic(), None
         sizes = self.sizes if self.residents is None or self.residents.has(name) else None
+        self._claimed = 0.0
         try:
             if self.residents is not None:
                 samples, cpu = self._by_server(self.residents, name, setting, phases)
@@ -64,9 +71,53 @@ class Runner:
         except UnsupportedError as error:
             return Run(name, {}, time.monotonic() - started, error.cause)
         taken = time.monotonic() - started
+        read = bytes_per_token(self._facts(setting).model.parts)
+        speed = median(samples.get(TG, (0.0,)))
+        if problem := self.ceiling.objection(read, speed, setting.cpus):
+            return Run(name, {}, taken, problem)
         if name == DEFAULT:
             self._longest[sizes] = max(taken, self._longest.get(sizes, 0.0))
         return Run(name, samples, taken, cpu=cpu)
+
+    def contradiction(self, name: str, setting: Setting, phases: tuple[str, ...]) -> str | None:
+        """Return how our own clock contradicts the speeds that a setting's programs print, or why
+        they fail; None if all is well. What contradicts once may be another program's fault."""
+        problem, sizes = None, self.sizes
+        most = {PP: MOST_PROMPT, TG: MOST_GENERATED}
+        for phase in phases:
+            tokens = sizes.n_prompt if phase == PP else sizes.n_gen
+            if self.residents is not None and tokens < most[phase]:
+                continue  # each of such slices takes long enough to be checked
+            for _ in range(TRIES):
+                try:
+                    problem = self._doubt(name, setting, phase, sizes)
+                except FailedRunError as failed:
+                    return failed.cause
+                finally:
+                    self.sizes = sizes
+                if problem is None:
+                    break
+            if problem is not None:
+                break
+        return problem
+
+    def _doubt(self, name: str, setting: Setting, phase: str, sizes: Sizes) -> str | None:
+        """Compare a long run with a short one, so that loading cancels out."""
+        room = (self.facts.model.context_length or 6 * sizes.n_gen) // 2
+        room = min(room, self.residents.context // 2) if self.residents else room
+        long = Sizes(sizes.n_prompt, max(sizes.n_gen, min(3 * sizes.n_gen, room)), 1)
+        found = []
+        for self.sizes in (Sizes(max(1, sizes.n_prompt // 4), max(1, sizes.n_gen // 4), 1), long):
+            run = self.measure(name, setting, (phase,))
+            if run.problem is not None:
+                raise FailedRunError(run.problem)
+            found.append((run.seconds, self._claimed))
+        taken, claimed = (b - a for a, b in zip(*found, strict=True))
+        by_cli = self.residents is None and self.bench is None
+        spare = LEAST_SECONDS + (CHOOSING_SECONDS * long.n_gen if by_cli else 0.0)
+        if claimed <= TOLERANCE * taken + spare and taken <= TOLERANCE * claimed + spare:
+            return None
+        return f"{claimed:.3g} s more of {phase} by its own speed took {taken:.3g} s more"
 
     def close(self) -> None:
         """End the servers that measured."""
@@ -103,15 +154,15 @@ class Runner:
                 if phase in phases:
                     found = residents.ask(name, setting, phase, tokens, seconds)
                     samples[phase].append(found.speed)
+                    self._claimed += tokens / found.speed
                     spent += [found.cpu] if found.cpu else []
         cpu = median(spent) if spent else None
         return {phase: tuple(each) for phase, each in samples.items()}, cpu
 
     def _samples(self, setting: Setting, phases: tuple[str, ...]) -> Samples:
-        facts, seconds = self.facts, self.seconds
-        if setting.embedding is not None and facts.beside is not None:
-            # That file may not be in memory yet.
-            facts, seconds = facts._replace(model=facts.beside), self.patience.first
+        facts = self._facts(setting)
+        # The other file may not be in memory yet.
+        seconds = self.seconds if facts is self.facts else self.patience.first
         if self.bench is None:
             return self._by_cli(facts, setting, phases, seconds)
         commands = llama_bench.bench_commands(
@@ -119,19 +170,43 @@ class Runner:
         )
         samples: Samples = {}
         for command in commands:
+            started = time.monotonic()
             done = run_setting(setting, command.argv, seconds)
-            samples |= llama_bench.parse_bench(done.stdout, command)
+            found = llama_bench.parse_bench(done.stdout, command)
+            tokens = command.tokens
+            claimed = sum(tokens[phase] / each for phase in found for each in found[phase])
+            self._claim(claimed, time.monotonic() - started)
+            samples |= found
         return samples
+
+    def _facts(self, setting: Setting) -> Facts:
+        """Return the facts with the file that the setting runs."""
+        if setting.embedding is not None and self.facts.beside is not None:
+            return self.facts._replace(model=self.facts.beside)
+        return self.facts
+
+    def _claim(self, seconds: float, taken: float) -> None:
+        """Add the seconds that a process's speeds stand for. Raise FailedRunError if all of it
+        took less."""
+        self._claimed += seconds
+        if seconds > TOLERANCE * taken:
+            raise FailedRunError(f"{seconds:.3g} s by its own speeds, but it ran for {taken:.3g} s")
 
     def _by_cli(
         self, facts: Facts, setting: Setting, phases: tuple[str, ...], seconds: float
     ) -> Samples:
         request = llama_bench.cli_request(self.sizes, phases, facts.model, facts.engine.flags)
         for _ in range(TRIES):
+            started = time.monotonic()
             done = run_cli(facts, setting, request, seconds)
-            if None not in parse_timings(done.stderr):
+            taken = time.monotonic() - started
+            if None not in (timings := parse_timings(done.stderr)):
                 break
-        return llama_bench.parse_cli(done.stderr, self.sizes, phases)
+        samples = llama_bench.parse_cli(done.stderr, self.sizes, phases)
+        named = zip((PP, TG), timings, strict=True)
+        claimed = sum(each.milliseconds for phase, each in named if each and phase in phases)
+        self._claim(claimed / 1000, taken)
+        return samples
 
 
 PROGRAMS = ("llama-server", "llama-bench", "llama-cli")
@@ -141,6 +216,10 @@ TRIES = 3
 """Most runs of a cli whose output may lack its end. llama-completion of late 2026 sometimes exits
 before its log thread has written everything:
 https://github.com/ggml-org/llama.cpp/issues/22142"""
+
+
+CHOOSING_SECONDS = 0.001
+"""Most seconds for choosing a token and printing it, which the cli's timings do not include."""
 
 
 class Patience(NamedTuple):

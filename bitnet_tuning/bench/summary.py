@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.comparison import DEFAULT, FILES, FIXED, UPSTREAM
+from bitnet_tuning.bench.limits import limiting
 from bitnet_tuning.bench.results import Results
 from bitnet_tuning.console import counted, times, word
 from bitnet_tuning.engine.builds import EQUAL, FASTER, OPEN, SLOWER, verdict_words
@@ -170,11 +171,27 @@ class Summary:
         if phase == TG and isinstance(seen, (int, float)) and seen > 0 and seen is not True:
             limit = seen
         found: dict[int, Estimate] = {}
-        for row in sorted(self.rows, key=lambda row: row.name != DEFAULT):
-            setting, speed = self.results.settings[row.name], row.pp if phase == PP else row.tg
-            if speed and _but_threads(setting) == _but_threads(default) and not row.is_out:
+        for setting, row in self._alike():
+            if speed := row.pp if phase == PP else row.tg:
                 found.setdefault(_threads(setting, phase), speed)
         return Curve(phase, dict(sorted(found.items())), _threads(default, phase), limit)
+
+    def _alike(self) -> list[tuple[Setting, Row]]:
+        """Return the default, and the settings that differ from it in their threads only."""
+        settings = self.results.settings
+        default = _but_threads(settings[DEFAULT])
+        rows = sorted(self.rows, key=lambda row: row.name != DEFAULT)
+        found = [(settings[row.name], row) for row in rows if not row.is_out]
+        return [(each, row) for each, row in found if _but_threads(each) == default]
+
+    def _limits(self) -> Iterator[str]:
+        settings, seconds, costs = self.results.settings, dict[int, float](), dict[int, float]()
+        for setting, row in self._alike() if DEFAULT in settings else ():
+            if setting.threads <= settings[self.winner].threads:
+                seconds |= {setting.threads: 1 / row.tg.median} if row.tg else {}
+                costs |= {setting.threads: row.cpu} if row.cpu else {}
+        roof = self.results.roof
+        yield from limiting(roof, seconds, costs, self.results.conditions.meanwhile)
 
     @property
     def answer(self) -> str:
@@ -207,10 +224,11 @@ class Summary:
 
     def remarks(self) -> Iterator[str]:
         """Yield what limits the speed, failures, what later runs use, a better file, and notes."""
-        for what, part in (("Memory", self.results.roof), ("Energy", self.results.energy)):
-            said = (part.facts or {}).get("words", part.reason)
-            # A reason may end in a command to paste, so no full stop follows.
-            yield from [f"{what}: {said}"] if said else []
+        # A reason may end in a command to paste, so no full stop follows.
+        yield from self._limits() if self.results.decision else ()
+        energy = self.results.energy
+        said = (energy.facts or {}).get("words", energy.reason)
+        yield from [f"Energy: {said}"] if said else []
         yield from (f"{row.name}: {row.verdict}." for row in self.rows if row.is_out)
         if self.results.profile is not None:
             yield self.results.profile.reason

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from bitnet_tuning.bench import limits
-from bitnet_tuning.bench.bandwidth import AbsentError, measure_bandwidth
+from bitnet_tuning.bench.bandwidth import AbsentError
 from bitnet_tuning.bench.begin import BUDGETS, Subject, begin, find_subject, progress_of, resume
 from bitnet_tuning.bench.comparison import DEFAULT, Round, Run, phases_of
 from bitnet_tuning.bench.remember import remembered
@@ -49,8 +49,8 @@ SAVE_SHARE, SAVE_SECONDS = 0.01, 10.0
 """Largest share of the time for saving rounds, and most seconds from one save to the next. Results
 of 500 rounds take 0.03 s, of 2,000 rounds 0.11 s."""
 
-TAIL_SECONDS = 3.0
-"""Seconds of the budget kept for what follows the search, such as measuring bandwidth."""
+TAIL_SECONDS = 1.0
+"""Seconds of the budget kept for what follows the search, such as a look at the machine."""
 TAIL_SHARE = 0.15
 """Largest share of the budget that is kept for them."""
 
@@ -129,7 +129,8 @@ class Tuning:
         rounds.budget = budget - min(TAIL_SECONDS, TAIL_SHARE * budget)
         self.search = Search(results.space, rounds)
         self.search.replay(results.rounds, results.checks)
-        self.checker = Checker(subject.facts, subject.default)
+        residents = subject.runner.residents
+        self.checker = Checker(subject.facts, subject.default, residents=residents)
         self._due = 0.0
         """Seconds of the budget from which on a finished round is saved at once."""
 
@@ -153,11 +154,12 @@ class Tuning:
         self.keep()
         try:
             self.decide(stop)
+            self._look_back()
             # The profile comes first, so that a signal from here on cannot lose the decision.
             if self.results.options.remember:
                 self.keep(profile=remembered(self.results, self.subject, engine, state, self.path))
             with stop.interruptible():
-                self.shown.running("finishing: memory bandwidth and energy", self.clock())
+                self.shown.running("finishing: energy", self.clock())
                 self._finish()
         except Stopped as end:
             if self.results.decision is None:
@@ -225,14 +227,18 @@ class Tuning:
     def _check(self, name: str, stop: Stop) -> None:
         self.shown.running(f"checking the output: {name}", self.clock())
         with stop.interruptible():
-            problem = self.checker.problem(self.search.settings[name])
+            setting, phases = self.search.settings[name], self.search.rounds.objective.phases
+            problem = self.checker.problem(setting, name)
+            problem = problem or self.subject.runner.contradiction(name, setting, phases)
         self.search.tell_check(name, problem, self.clock())
         self.keep()
         if problem:
             say(f"{name} is rejected: {problem}")
 
-    def _finish(self) -> None:
-        """Add the machine's state since the beginning, memory bandwidth and energy."""
+    def _look_back(self) -> None:
+        """Add the machine's state since the beginning."""
+        # The CPU time of servers counts as this process's own when they have ended.
+        self.subject.runner.close()
         before, after = self.results.conditions.before, conditions.take(self.subject.facts.host)
         if before is not None:
             seen = (warning.text for warning in warnings_after(before, after))
@@ -240,14 +246,16 @@ class Tuning:
                 warnings=tuple(dict.fromkeys((*self.results.warnings, *seen))),
                 conditions=Surroundings(before, after, between(before, after)),
             )
+
+    def _finish(self) -> None:
+        """Add memory bandwidth and energy."""
         name = self.results.decision.winner if self.results.decision else DEFAULT
-        setting = self.results.settings[name]
+        setting, ceiling = self.results.settings[name], self.subject.runner.ceiling
         read, speeds = self.results.model.bytes_per_token, self.results.measured.speeds(name)[TG]
-        try:
-            found = measure_bandwidth(setting.threads, self.subject.facts.host, setting.cpus)
-            bandwidth, roof = Part(to_json(found)), _part(lambda: limits.roof(found, read, speeds))
-        except AbsentError as why:
-            bandwidth = roof = Part(None, str(why))
+        bandwidth = roof = Part(None, ceiling.reason)
+        if found := ceiling.found:
+            bandwidth = Part(to_json(found))
+            roof = _part(lambda: limits.roof(found, read, speeds))
         self.keep(bandwidth=bandwidth, roof=roof, energy=self._energy(name, setting))
 
     def _energy(self, name: str, setting: Setting) -> Part:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from functools import cached_property
 
+from bitnet_tuning.bench.comparison import DEFAULT
 from bitnet_tuning.bench.knobs import COMPUTING
 from bitnet_tuning.bench.llama_bench import TOKENS_PER_WORD, FailedRunError, words
+from bitnet_tuning.bench.resident import Residents
 from bitnet_tuning.bench.runner import TRIES, Patience, run_cli
 from bitnet_tuning.demo import right_model
 from bitnet_tuning.engine.probe import parse_timings
@@ -37,10 +39,20 @@ class Checker:
     """A check of settings' greedy texts: the demo model's must be the known ones, the user's
     model's must be the same as with the default setting."""
 
-    def __init__(self, facts: Facts, default: Setting, patience: Patience | None = None) -> None:
+    def __init__(
+        self,
+        facts: Facts,
+        default: Setting,
+        patience: Patience | None = None,
+        residents: Residents | None = None,
+    ) -> None:
+        """``residents`` write the texts of the user's model if there are any, else the cli."""
         self._facts = facts
         self._default = default
         self._patience = patience or Patience()
+        self._residents = residents
+        self._names = {default: DEFAULT}
+        """Names of the settings that were checked, under which servers are loaded."""
         self.notes: dict[str, str] = {}
         """Which of the two comparisons are not possible, and why."""
         self._texts: dict[str, list[str]] = {}
@@ -52,8 +64,10 @@ class Checker:
         self._unusable: dict[str, str] = {}
         """Why the default's text cannot serve for comparison, by prompt."""
 
-    def problem(self, setting: Setting) -> str | None:
-        """Return what is wrong with the output; None if nothing is known to be wrong."""
+    def problem(self, setting: Setting, name: str = "") -> str | None:
+        """Return what is wrong with the output; None if nothing is known to be wrong. ``name`` is
+        that of the setting's server, if servers measure."""
+        self._names.setdefault(setting, name)
         try:
             wrong = self._demo and _demo_problem(self._demo, setting)
             return f"the self-test failed: {wrong}" if wrong else self._other_words(setting)
@@ -121,8 +135,8 @@ class Checker:
         if prompt not in self._unusable:
             try:
                 return self._write(self._default, prompt)
-            except FailedRunError as failed:
-                self._unusable[prompt] = f"failed: {failed}"
+            except UnsupportedError as failed:
+                self._unusable[prompt] = f"failed: {failed.cause}"
         raise _ReferenceError(self._unusable[prompt])
 
     def _write(self, setting: Setting, prompt: str) -> str:
@@ -134,12 +148,18 @@ class Checker:
         )
         started = time.monotonic()
         seconds = self._patience.after(self._took.get(prompt))
-        done = run_cli(self._facts, setting, request, seconds)
+        if self._residents and context <= self._residents.context:
+            name = self._names[setting]
+            text, tokens = self._residents.write(name, setting, prompt, TOKENS, seconds)
+        else:
+            done = run_cli(self._facts, setting, request, seconds)
+            text = selftest.continuation(done.stdout, prompt)
+            timing = parse_timings(done.stderr).prompt
+            tokens = timing.tokens if timing else self._tokens.get(prompt, 0)
         if setting == self._default:
             self._took[prompt] = max(time.monotonic() - started, self._took.get(prompt, 0.0))
-            timing = parse_timings(done.stderr).prompt
-            self._tokens[prompt] = timing.tokens if timing else self._tokens.get(prompt, 0)
-        return selftest.continuation(done.stdout, prompt).strip()
+            self._tokens[prompt] = tokens
+        return text.strip()
 
     def _prompt(self, setting: Setting) -> str:
         """Return the prompt to compare: the question, and before it more words than a micro-batch

@@ -142,6 +142,8 @@ def claim(profile: Profile) -> str:
     when = f"measured on {profile.day}"
     ratio, name = profile.evidence.ratio, profile.evidence.objective.name
     what = {"pp": ", for prompts", "request": ", for whole requests"}.get(name, "")
+    near = profile.evidence.resolution
+    what += f" (resolution {100 * near:g} %)" if near else ""
     return when if ratio is None else f"{when}: {times(*ratio)} over the default{what}"
 
 

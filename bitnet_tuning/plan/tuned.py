@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bitnet_tuning.console import times
 from bitnet_tuning.plan import memory, openmp
 from bitnet_tuning.plan.command import KNOB_FLAGS, obeys, read_by_engine
 from bitnet_tuning.plan.facts import Facts, Plan, Request
@@ -25,6 +26,8 @@ def with_profile(plan: Plan, profile: Profile, request: Request, facts: Facts) -
         least = profile.evidence.resolution
         more = f"more than {100 * least:g} % faster" if least else "faster"
         nothing = f"the tuning of {profile.day} found nothing {more}"
+        if ratio := profile.evidence.ratio:
+            nothing += f", at best {times(*ratio)} over the default"
         return plan if theirs else _noted(plan, nothing)
     not_used = f"the measured profile ({describe(setting)}) is not used"
     if theirs:

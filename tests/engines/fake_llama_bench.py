@@ -135,6 +135,8 @@ def rows(
         if n_prompt or n_gen:
             rate = curves.speed(curve, facts, phase)
             rates = [noise(rate) for _ in range(int(chosen["-r"]))]
+            tokens = n_prompt + n_gen
+            rates = [curves.told(curve, facts, tokens, rate) for rate in rates]
             found.append(row(chosen, n_prompt, n_gen, rates))
     return found
 

@@ -164,9 +164,10 @@ def timings(prompt: bytes, curve: dict[str, Any], facts: dict[str, Any]) -> str:
     lines = []
     counts = (("prompt eval", "pp", len(prompt.split())), ("eval", "tg", int(value("-n")) - 1))
     for name, phase, count in counts:
-        milliseconds = count / noise(curves.speed(curve, facts, phase)) * 1000
+        rate = noise(curves.speed(curve, facts, phase))
+        milliseconds = count / curves.told(curve, facts, count, rate) * 1000
         unit = "tokens" if phase == "pp" else "runs"
-        lines.append(f"perf: {name} time = {milliseconds:10.2f} ms / {count:5d} {unit}")
+        lines.append(f"perf: {name} time = {milliseconds:10.3f} ms / {count:5d} {unit}")
     return "\n".join(lines)
 
 

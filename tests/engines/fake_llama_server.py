@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """A program that answers like llama-server.
 
-A prompt of tokens takes the time that curve.py says for its threads, and the timings say so. In
+Its text is the one in ``curve.json``, if there is one for its flags. A prompt of tokens takes the
+time that curve.py says for its threads, and the timings say so. In
 ``curve.json``, ``crash`` and ``hang`` then concern such a prompt, and further keys are
 
     "start": {"threads=2": "exit 3"}   or "hang": it never gets ready
@@ -158,8 +159,10 @@ class Work:
 
     def _reply(self, body: dict[str, Any]) -> dict[str, Any]:
         time.sleep(float(said("SECONDS") or 0))
+        texts, facts = curves.load(HERE).get("text", {}), curves.seen(sys.argv, value("-t"))
+        other = curves.chosen(texts, facts)
         return {
-            "content": f" and its answer, {body['prompt']!r}",
+            "content": other or f" and its answer, {body['prompt']!r}",
             "tokens_predicted": max(1, body["n_predict"]),
             "tokens_evaluated": len(body["prompt"].split()),
             "stopped_eos": body["n_predict"] < 0,
