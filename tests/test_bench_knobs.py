@@ -202,7 +202,7 @@ def test_a_knob_is_offered_only_where_both_programs_have_it(machine: Machine) ->
 
 def test_no_copy_of_a_model_that_hardly_fits_into_memory(machine: Machine) -> None:
     facts = known(machine.regular(8))
-    available = facts.host.memory.available
+    available = facts.facts.host.memory.available
     assert available is not None
     beside = need_of(MODEL._replace(size=0), 2048, None).total
     room = int(available * 0.8) - beside
@@ -324,13 +324,13 @@ def test_hybrids_may_leave_their_fast_cores(machine: Machine) -> None:
     default = default_of(facts)
     assert default.cpus is not None
     assert names(facts)["affinity"] == ["on any CPU"]
-    bound = len([core for core in facts.host.cores if core.cpus & default.cpus])
+    bound = len([core for core in facts.facts.host.cores if core.cpus & default.cpus])
     more = apply(changes_to(facts, default, bound + 1)[0], default)
     assert (more.threads, more.cpus) == (bound + 1, None)
     fewer = apply(changes_to(facts, default, 1)[0], default)
     assert fewer.cpus == default.cpus
     # Other systems start no program on chosen CPUs.
-    assert "affinity" not in names(replaced(facts, host=facts.host._replace(system="darwin")))
+    assert "affinity" not in names(replaced(facts, host=facts.facts.host._replace(system="darwin")))
 
 
 def test_every_change_has_an_effect_and_a_name_of_its_own(machine: Machine) -> None:

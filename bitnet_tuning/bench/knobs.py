@@ -13,13 +13,12 @@ from bitnet_tuning.bench.comparison import FILES, PERFORMANCE, UPSTREAM, Seconds
 from bitnet_tuning.bench.statistics import RESOLUTION
 from bitnet_tuning.console import counted
 from bitnet_tuning.engine.find import GOMP, LLVM, NONE
-from bitnet_tuning.machine.host import Host
 from bitnet_tuning.model.types import output_matrix
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan import memory
 from bitnet_tuning.plan.command import flash_takes_value, obeys
 from bitnet_tuning.plan.facts import Facts, Request
-from bitnet_tuning.plan.openmp import BINDING, WAITING_BY_USER, user_binding, user_set
+from bitnet_tuning.plan.openmp import BINDING, user_binding, user_waiting
 from bitnet_tuning.plan.placement import DISTRIBUTE, ISOLATE, all_usable, usable_nodes
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import PP, TG, Objective
@@ -104,11 +103,6 @@ class Choices(NamedTuple):
     """Flags of llama-bench; None if the engine's cli measures instead."""
 
     @property
-    def host(self) -> Host:
-        """The host to tune."""
-        return self.facts.host
-
-    @property
     def is_full(self) -> bool:
         """Whether every knob and value is to be tried."""
         return self.options.effort == FULL
@@ -184,7 +178,7 @@ def thread_changes(choices: Choices, default: Setting) -> tuple[Change, ...]:
 
 def _counts(choices: Choices, default: Setting) -> set[int]:
     """Return thread counts to try: a few up to the number of cores, and one per logical CPU."""
-    host, usable = choices.host, choices.host.usable_cores
+    host, usable = choices.facts.host, choices.facts.host.usable_cores
     # A quota of 1.5 CPUs may run two threads, one of them part of the time.
     fed = len(host.allowed) if host.quota is None else max(1, ceil(host.quota))
     logical = min(len(host.allowed), fed)
@@ -214,7 +208,7 @@ def _threads(count: int, default: Setting, choices: Choices) -> Change:
         fields["threads"] = count
     if PP in choices.options.objective.phases:
         fields["threads_batch"] = count
-    cores = choices.host.cores_in(default.cpus)
+    cores = choices.facts.host.cores_in(default.cpus)
     if default.cpus is not None and count > cores:
         fields["cpus"] = None
     # A plan binds only a team that fills its cores, and a profile runs as it was measured.
@@ -237,7 +231,7 @@ def knobs(choices: Choices, default: Setting) -> tuple[Knob, ...]:
 
 def _memory(choices: Choices, default: Setting) -> Iterator[Change]:
     """Yield the ways to load the model that memory and limits allow."""
-    can_copy = memory.has_room(choices.host, choices.facts.model) and choices.obeys("mmap")
+    can_copy = memory.has_room(choices.facts.host, choices.facts.model) and choices.obeys("mmap")
     if can_copy and default.mmap is None:
         yield Change("no mmap", (("mmap", False),))
         if memory.no_huge(choices.facts.huge, choices.facts.environ) is None:
@@ -258,7 +252,7 @@ def _binding(choices: Choices, default: Setting) -> Iterator[Change]:
 
 def _affinity(choices: Choices, default: Setting) -> Iterator[Change]:
     """Yield the other affinity on a hybrid CPU: performance cores only, or all CPUs."""
-    host = choices.host
+    host = choices.facts.host
     if host.hybrid is None or host.system != "linux" or user_binding(choices.facts.environ):
         return
     if default.cpus is not None:
@@ -273,17 +267,17 @@ def _affinity(choices: Choices, default: Setting) -> Iterator[Change]:
 def _waiting(choices: Choices, default: Setting) -> Iterator[Change]:
     """Yield other ways to wait between steps: spinning wakes faster but uses up a CPU quota."""
     runtime, environ, full = choices.facts.engine.openmp, choices.facts.environ, choices.is_full
-    if any(user_set(environ, name) for name in (*WAITING_BY_USER, "GOMP_SPINCOUNT")):
+    if user_waiting(environ):
         return
     if runtime == LLVM:
         yield Change("KMP_BLOCKTIME=infinite", set_env=(("KMP_BLOCKTIME", "infinite"),))
         if full and "KMP_BLOCKTIME" in dict(default.env):
             yield Change("KMP_BLOCKTIME unset", unset_env=("KMP_BLOCKTIME",))
-        if full or choices.host.quota_binds:
+        if full or choices.facts.host.quota_binds:
             yield Change("KMP_BLOCKTIME=0", set_env=(("KMP_BLOCKTIME", "0"),))
     elif runtime == GOMP:
         yield Change("OMP_WAIT_POLICY=active", set_env=(("OMP_WAIT_POLICY", "active"),))
-        if full or choices.host.quota_binds:
+        if full or choices.facts.host.quota_binds:
             yield Change("OMP_WAIT_POLICY=passive", set_env=(("OMP_WAIT_POLICY", "passive"),))
     elif runtime == NONE and choices.obeys("poll"):
         yield Change("poll 100", (("poll", 100),))
@@ -311,7 +305,7 @@ def _micro_batch(choices: Choices, default: Setting) -> Iterator[Change]:
 
 def _numa(choices: Choices, default: Setting) -> Iterator[Change]:
     """Yield ways other than the default's to place threads and memory on several NUMA nodes."""
-    host = choices.host
+    host = choices.facts.host
     nodes = usable_nodes(host)
     if len(nodes) < 2:
         return
@@ -333,8 +327,8 @@ def _prompt_threads(choices: Choices, default: Setting) -> Iterator[Change]:
     """Yield thread counts for prompts alone, one per core or per CPU, if requests are tuned."""
     if choices.options.objective.phases != (PP, TG):
         return
-    most = None if default.cpus is None else choices.host.cores_in(default.cpus)
-    for count in {choices.host.usable_cores, len(choices.host.allowed)}:
+    most = None if default.cpus is None else choices.facts.host.cores_in(default.cpus)
+    for count in {choices.facts.host.usable_cores, len(choices.facts.host.allowed)}:
         if count != default.threads_batch and (most is None or count <= most):
             yield Change(f"{count} threads for prompts", (("threads_batch", count),))
 

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Sequence
 
+from bitnet_tuning import prepare
 from bitnet_tuning.bench.llama_bench import FailedRunError
 from bitnet_tuning.bench.runner import Patience, run_cli
 from bitnet_tuning.bench.words import QUESTION, TOKENS, difference
@@ -23,14 +24,6 @@ from bitnet_tuning.model.find import REPOSITORY
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.model.types import EMBEDDING, OUTPUT, TERNARY, ModelFile, Part, part_paths
 from bitnet_tuning.plan.facts import Facts, Plan, Request
-from bitnet_tuning.prepare import (
-    engine_folders,
-    find_model,
-    find_pair,
-    prepare,
-    runs_unnamed,
-    slow_drive,
-)
 from bitnet_tuning.store.codec import to_json
 from bitnet_tuning.store.state import State
 from bitnet_tuning.verify.selftest import continuation, first_difference
@@ -77,7 +70,7 @@ def _slim(options: argparse.Namespace, state: State) -> int:
     kind: str | None = options.embedding
     if kind and not options.yes:
         slim.check_loss(kind)
-    found = find_pair(options.engine, options.file, state)[1].model
+    found = prepare.find_pair(options.engine, options.file, state)[1].model
     model = find.original_of(found, state) or found
     matrices = [part for part in model.parts if part.name in (EMBEDDING, OUTPUT)]
     if kind is None and not any(part.type in types.WIDE for part in matrices):
@@ -128,7 +121,7 @@ def _write(model: ModelFile, after: Sequence[Part], out: str, engine: str | None
     or Stopped, and leave nothing behind then."""
     named = Request(engine=engine, model=model.path, prompt=QUESTION)
     request = named._replace(n_predict=TOKENS, ctx_size=512, temperature=0.0)
-    facts, plan = prepare(request)
+    facts, plan = prepare.prepare(request)
     program = find_quantizer(facts.engine)
     size = slim.size_of(model, after, facts.host.memory.available)
     with Stop() as stop, stop.interruptible(), slim.drafted(out, size) as draft:
@@ -195,11 +188,13 @@ def _use(out: str, options: argparse.Namespace, state: State) -> str:
 def _flags(path: str, engine: str | None, state: State) -> str:
     """Return the flags with which a run has that engine and model, where it needs any."""
     flags = f" --engine {word(engine)}" if engine else ""
-    return flags if runs_unnamed(path, _located(engine), state) else f"{flags} -m {word(path)}"
+    return (
+        flags if prepare.runs_unnamed(path, _located(engine), state) else f"{flags} -m {word(path)}"
+    )
 
 
 def _get(options: argparse.Namespace, state: State) -> int:
-    model = find.know(get_model(options.repo, options.file, engine_folders()), state)
+    model = find.know(get_model(options.repo, options.file, prepare.engine_folders()), state)
     run = f'python3 run_inference.py{_flags(model.path, None, state)} -p "Your prompt here"'
     print(printable("\n".join([*_lines(model, state), "", "To run this file:", run])))
     return 0
@@ -208,7 +203,7 @@ def _get(options: argparse.Namespace, state: State) -> int:
 def _located(engine: str | None) -> Location | None:
     """Return the engine of a run; None if none is named and there is none."""
     try:
-        return locate_all(engine, os.environ, engine_folders())[0]
+        return locate_all(engine, os.environ, prepare.engine_folders())[0]
     except MissingError:
         if engine:
             raise
@@ -216,7 +211,7 @@ def _located(engine: str | None) -> Location | None:
 
 
 def _show(options: argparse.Namespace, state: State) -> int:
-    choice = find_model(options.file, _located(options.engine), state)
+    choice = prepare.find_model(options.file, _located(options.engine), state)
     say(choice.note)
     model = choice.model
     read, gain = types.bytes_per_token(model.parts), types.possible_gain(model)
@@ -238,7 +233,7 @@ def _lines(model: ModelFile, state: State) -> list[str]:
 
 def _notes(model: ModelFile, state: State) -> list[str]:
     """Return sentences about what wastes bytes or time, and about copies; the advice is last."""
-    notes, kind = [slow_drive(model.path, Root(), wsl=True)], types.slim_type(model)
+    notes, kind = [prepare.slow_drive(model.path, Root(), wsl=True)], types.slim_type(model)
     if original := find.original_of(model, state):
         gain = types.bound(original.parts, model.parts)
         faster = f": up to ×{gain:.2f} as fast as that" if gain else ""

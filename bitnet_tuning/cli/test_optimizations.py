@@ -9,24 +9,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from math import ceil
-from typing import Any
 
 from bitnet_tuning import demo
 from bitnet_tuning.bench import comparison
+from bitnet_tuning.bench import runner as runners
 from bitnet_tuning.bench.begin import Subject, first_runs, make_subject
 from bitnet_tuning.bench.comparison import DEFAULT, FILES, SLIM_FILE, UPSTREAM, Round, Rounds, Run
 from bitnet_tuning.bench.knobs import UNLOCKED, measurable, other_file
 from bitnet_tuning.bench.resident import find_residents
-from bitnet_tuning.bench.runner import (
-    FIRST,
-    PHASE_SECONDS,
-    PROGRAMS,
-    SLICE_SECONDS,
-    Runner,
-    choose_sizes,
-    find_bench,
-    patience_within,
-)
+from bitnet_tuning.bench.runner import Runner
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS, estimate, geometric_mean
 from bitnet_tuning.bench.summary import digits
 from bitnet_tuning.bench.words import Checker
@@ -87,13 +78,21 @@ def _run(arguments: list[str]) -> int:
             if not options.json:
                 print(f"{line.state}  {line.name:18}  {line.reason}", flush=True)
     spent = time.monotonic() - started
+    passed = not any(line.state == FAIL for line in lines)
     if options.json:
-        print(json.dumps(_document(plan, subject, lines, spent), indent=2))
+        found = {
+            "engine": subject.facts.engine.path,
+            "model": subject.facts.model.path,
+            "setting": to_json(plan.setting),
+            "passed": passed,
+            "seconds": round(spent, 3),
+            "lines": [line._asdict() for line in lines],
+        }
+        print(json.dumps(found, indent=2))
     else:
         print(f"{summary(lines)}, in {spent:.0f} s")
-    if state.warning:
-        say(f"warning: {state.warning}")
-    return 1 if any(line.state == FAIL for line in lines) else 0
+    say(state.warning and f"warning: {state.warning}")
+    return 0 if passed else 1
 
 
 def _read(arguments: list[str]) -> argparse.Namespace:
@@ -127,8 +126,10 @@ def _find(options: argparse.Namespace, state: State) -> tuple[Plan, Subject]:
     facts = facts._replace(beside=file_beside(facts.model, state))
     plan = make_plan(request, facts)
     say(facts.note, *(f"warning: {each}" for each in plan.warnings))
-    patience = patience_within(options.seconds or SECONDS)
-    runner = Runner(facts, find_bench(facts.engine), FIRST, patience, find_residents(facts))
+    patience = runners.patience_within(options.seconds or SECONDS)
+    runner = Runner(
+        facts, runners.find_bench(facts.engine), runners.FIRST, patience, find_residents(facts)
+    )
     return plan, Subject(facts, _applied(plan, runner), runner)
 
 
@@ -232,9 +233,9 @@ def _speeds(
     while len(names) > 1:
         # On a busy machine one of them may be a hundred times as fast as another.
         rate = geometric_mean([max(run.samples[TG]) for run in good])
-        length = PHASE_SECONDS if runner.residents is None else SLICE_SECONDS
+        length = runners.PHASE_SECONDS if runner.residents is None else runners.SLICE_SECONDS
         context = facts.model.context_length
-        runner.sizes = choose_sizes(rate, rate, context, n_prompt=1, wanted=length)
+        runner.sizes = runners.choose_sizes(rate, rate, context, n_prompt=1, wanted=length)
         least = sum(
             runner.sizes.n_gen / max(run.samples[TG]) for run in good if run.setting in names
         )
@@ -266,19 +267,6 @@ def summary(lines: Sequence[Line]) -> str:
     return f"{state}: {counts[PASS]} passed, {counts[FAIL]} failed, {counts[SKIP]} skipped"
 
 
-def _document(
-    plan: Plan, subject: Subject, lines: Sequence[Line], seconds: float
-) -> dict[str, Any]:
-    return {
-        "engine": subject.facts.engine.path,
-        "model": subject.facts.model.path,
-        "setting": to_json(plan.setting),
-        "passed": not any(line.state == FAIL for line in lines),
-        "seconds": round(seconds, 3),
-        "lines": [line._asdict() for line in lines],
-    }
-
-
 NAME = "tokens/s"
 """Name of the line that compares speeds."""
 
@@ -290,7 +278,7 @@ def speed_line(
     other: str = UPSTREAM,
     path: str = "",
     *,
-    program: str = PROGRAMS[0],
+    program: str = runners.PROGRAMS[0],
 ) -> Line:
     """Return what the rounds of the ``program`` show of the plan and the ``other`` setting:
     upstream's, or the plan's with the model's other file, at ``path``. ``seconds`` were allowed

@@ -22,8 +22,7 @@ from bitnet_tuning.machine.root import Root
 from bitnet_tuning.machine.sensors import read_base_clock
 from bitnet_tuning.machine.wsl import read_wsl_configs, with_windows_cores
 from bitnet_tuning.model.find import know, slim_copies
-from bitnet_tuning.plan.profile import find_stale
-from bitnet_tuning.plan.profile import load as load_profile
+from bitnet_tuning.plan import profile as profiles
 from bitnet_tuning.prepare import crowded_host, find_engine, find_model
 from bitnet_tuning.store.state import State
 from bitnet_tuning.verify.selftest import run_selftest
@@ -54,8 +53,8 @@ def gather(
         case = case._replace(model=found, model_path=inside[len(base) :])
     ready, known = case.known_engine, case.known_model
     if ready and known:
-        profile = load_profile(state, case.host, ready, known)
-        stale = None if profile else find_stale(state, case.host, ready, known)
+        profile = profiles.load(state, case.host, ready, known)
+        stale = None if profile else profiles.find_stale(state, case.host, ready, known)
         case = case._replace(profile=profile, stale=stale)
     # This machine would run the trial and the self-test, which say nothing about a recorded one.
     if ready is None or not place.live:

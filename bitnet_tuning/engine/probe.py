@@ -188,11 +188,8 @@ _PHASES = (_LINE.format(r"prompt eval"), _LINE.format(r"(?<!prompt )eval"))
 
 def parse_timings(log: str) -> Timings:
     """Return the figures of llama.cpp's timing lines, in the spelling of any generation."""
-    return Timings(*(_speed(re.search(pattern, log)) for pattern in _PHASES))
-
-
-def _speed(found: re.Match[str] | None) -> Speed | None:
-    return Speed(int(found[2]), float(found[1])) if found else None
+    found = (re.search(pattern, log) for pattern in _PHASES)
+    return Timings(*(each and Speed(int(each[2]), float(each[1])) for each in found))
 
 
 BATCH, BATCH_S = 32, 0.01

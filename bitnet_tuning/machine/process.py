@@ -95,26 +95,23 @@ def _read(root: Root, process: int, huge: bool, nodes: bool) -> Process | None:
     # Z is a zombie, which has ended and was not waited for; X is dead (proc_pid_stat(5)).
     if read_stat(root, folder)[1][:1] in ([], ["Z"], ["X"]):
         return None
+    environ = root.read(f"{folder}/environ", _ENVIRONMENT)
+    pairs = (entry.partition("=") for entry in (environ or "").split("\0"))
+    variables = {name: value for name, equals, value in pairs if equals}
     names = sorted(int(name) for name in root.names(f"{folder}/task") if name.isdecimal())
     threads = (_thread(root, f"{folder}/task/{name}", name) for name in names)
     status = root.numbers(f"{folder}/status")
+    # Pages that an administrator reserved count as well as transparent ones.
+    pages = root.numbers(f"{folder}/smaps_rollup").get("AnonHugePages") if huge else None
     return Process(
         process,
-        _variables(root, folder),
+        None if environ is None else variables,
         tuple(thread for thread in threads if thread is not None),
         status.get("VmRSS"),
         status.get("VmLck"),
-        _huge(root, folder, status) if huge else None,
+        None if pages is None else pages + status.get("HugetlbPages", 0),
         read_numa_maps(root, str(process)) if nodes else None,
     )
-
-
-def _variables(root: Root, folder: str) -> dict[str, str] | None:
-    text = root.read(f"{folder}/environ", _ENVIRONMENT)
-    if text is None:
-        return None
-    pairs = (entry.partition("=") for entry in text.split("\0"))
-    return {name: value for name, equals, value in pairs if equals}
 
 
 def _thread(root: Root, folder: str, name: int) -> Thread | None:
@@ -133,9 +130,3 @@ def _thread(root: Root, folder: str, name: int) -> Thread | None:
     niceness = as_integer(words[_NICENESS]) if len(words) > _NICENESS else None
     cpus = root.fields(f"{folder}/status").get("Cpus_allowed_list")
     return Thread(name, *seconds, parse_or_none(parse_list, cpus), niceness)
-
-
-def _huge(root: Root, folder: str, status: Mapping[str, int]) -> int | None:
-    """Return the bytes in transparent huge pages and in pages that an administrator reserved."""
-    transparent = root.numbers(f"{folder}/smaps_rollup").get("AnonHugePages")
-    return None if transparent is None else transparent + status.get("HugetlbPages", 0)

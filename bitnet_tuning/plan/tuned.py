@@ -40,8 +40,7 @@ def with_profile(plan: Plan, profile: Profile, request: Request, facts: Facts) -
 
 
 def _noted(plan: Plan, note: str) -> Plan:
-    reasons = {**plan.reasons, "threads": f"{plan.reasons['threads']}; {note}"}
-    return plan._replace(reasons=reasons)
+    return plan.updated(plan.setting, {"threads": f"{plan.reasons['threads']}; {note}"})
 
 
 def _tuned(plan: Plan, found: Setting, why: str, request: Request, facts: Facts) -> Plan:

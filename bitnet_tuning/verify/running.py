@@ -166,8 +166,14 @@ def summed_up(looks: Sequence[tuple[Process, ...]]) -> Watched:
 
 def _threads(looks: Sequence[Process]) -> list[Thread]:
     """Return each thread with the time that it ran and waited between its first and last look."""
-    states = _by_id(thread for process in looks for thread in process.threads)
-    return [_difference(each) for each in states]
+    found = []
+    for states in _by_id(thread for process in looks for thread in process.threads):
+        first, last = states[0], states[-1]
+        # The CPUs in most looks: when it ends, a runtime may unbind its threads.
+        cpus = Counter(state.cpus for state in states).most_common(1)[0][0]
+        ran, waited = last.ran - first.ran, last.waited - first.waited
+        found.append(last._replace(ran=ran, waited=waited, cpus=cpus))
+    return found
 
 
 def _by_id(seen: Iterable[Seen]) -> list[list[Seen]]:
@@ -175,13 +181,6 @@ def _by_id(seen: Iterable[Seen]) -> list[list[Seen]]:
     for each in seen:
         found[each.id].append(each)
     return list(found.values())
-
-
-def _difference(states: Sequence[Thread]) -> Thread:
-    first, last = states[0], states[-1]
-    # The CPUs in most looks: when it ends, a runtime may unbind its threads.
-    cpus = Counter(state.cpus for state in states).most_common(1)[0][0]
-    return last._replace(ran=last.ran - first.ran, waited=last.waited - first.waited, cpus=cpus)
 
 
 def _at_most(process: Process, looks: Sequence[Process]) -> Process:

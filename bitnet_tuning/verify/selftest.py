@@ -155,7 +155,11 @@ def run_selftest(engine: Engine, host: Host, model_path: str | None = None) -> R
         threads = max(result.variant.threads for result in results)
         named = thread_shortage(read_task_limits(Root()), threads)
         return report._replace(cause=named or NO_THREADS)
-    cause, remedy = next(causes(report, engine, host, _control(report, engine, host)))
+    control = None
+    if report.model == demo.I2_S and engine.i2_s is not False:  # else it cannot be tried
+        tq2_0, first = read_model(demo.TQ2_0), report.results[0]
+        control = run_case(engine, host, tq2_0, first.case, Variant(1)).passed
+    cause, remedy = next(causes(report, engine, host, control))
     return report._replace(cause=cause, remedy=remedy)
 
 
@@ -207,15 +211,6 @@ def first_difference(got: str, expected: str) -> int:
     """Return the index of the first character that differs, or the length of the shorter text."""
     pairs = enumerate(zip(got, expected, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(got), len(expected)))
-
-
-def _control(report: Report, engine: Engine, host: Host) -> bool | None:
-    """Return whether the same weights as TQ2_0 give the right text; None where that cannot be
-    tried."""
-    if report.model != demo.I2_S or engine.i2_s is False:
-        return None
-    first = report.results[0]
-    return run_case(engine, host, read_model(demo.TQ2_0), first.case, Variant(1)).passed
 
 
 def causes(
