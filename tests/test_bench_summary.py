@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bitnet_tuning.bench.comparison import CheckFacts, Round, Run
-from bitnet_tuning.bench.results import Results
+from bitnet_tuning.bench.results import Part, Results
 from bitnet_tuning.bench.summary import (
     Row,
     Summary,
@@ -21,6 +21,7 @@ from bitnet_tuning.bench.summary import (
 from bitnet_tuning.console import table, times
 from bitnet_tuning.engine.builds import EQUAL, FASTER, OPEN, SLOWER
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
+from bitnet_tuning.plan.setting import Setting
 from tests.bench_samples import SPEEDS, Simulator, sample_results
 
 WINNER = "4 threads + no mmap"
@@ -353,6 +354,42 @@ def test_settings_with_equal_threads_are_one_point() -> None:
     generation, prompts = Summary(results).curves
     assert prompts.speeds[12] == by_name(results)["default"].pp
     assert generation.speeds[4] == by_name(results)["4 threads"].tg, "as in the table"
+
+
+@pytest.mark.parametrize(
+    ("alone", "together", "cost", "said"),
+    [
+        (10.0, 19.0, 0.105, "Kernels: a token takes 100 ms with 1 and 52.6 ms with 2 threads"),
+        (10.0, 11.0, 0.2, "Waiting: a token costs 100 ms of CPU time with 1 and 200 ms with 2"),
+        (10.0, 11.0, 0.11, "Limit: not known; "),
+    ],
+)
+def test_the_limits_come_from_the_thread_counts_up_to_the_one_to_use(
+    alone: float, together: float, cost: float, said: str
+) -> None:
+    results = sample_results()
+    bound = (("OMP_NUM_THREADS", "2"), ("OMP_PLACES", "cores"), ("OMP_PROC_BIND", "true"))
+    settings = {
+        "default": Setting(2, 2, env=bound),
+        "1 thread": Setting(1, 2, env=(("OMP_NUM_THREADS", "1"),)),
+        "4 threads": Setting(4, 4, env=(("OMP_NUM_THREADS", "4"),)),
+    }
+    runs = (
+        Run("1 thread", {TG: (alone,)}, 1.0, cpu=0.1),
+        Run("default", {TG: (together,)}, 1.0, cpu=cost),
+        Run("4 threads", {TG: (together,)}, 1.0, cpu=1.0),
+    )
+    assert results.decision is not None
+    results = results._replace(
+        settings=settings,
+        rounds=(Round(1, "threads", runs, 3.0),),
+        checks=(),
+        decision=results.decision._replace(winner="default", verdict=EQUAL),
+        roof=Part({"share": 0.3, "words": "some"}),
+    )
+    memory, limit, *_ = Summary(results).remarks()
+    assert memory == "Memory: some"
+    assert limit.startswith(said)
 
 
 def test_one_thread_count_makes_no_curve() -> None:

@@ -15,7 +15,7 @@ from bitnet_tuning.bench.limits import limiting
 from bitnet_tuning.bench.results import Results
 from bitnet_tuning.console import counted, times, word
 from bitnet_tuning.engine.builds import EQUAL, FASTER, OPEN, SLOWER, verdict_words
-from bitnet_tuning.plan.openmp import THREAD_COUNTS
+from bitnet_tuning.plan.openmp import BINDING, THREAD_COUNTS
 from bitnet_tuning.plan.profile import PP, REQUEST, TG, Estimate, Objective
 from bitnet_tuning.plan.setting import Setting, describe
 
@@ -181,15 +181,18 @@ class Summary:
         settings = self.results.settings
         default = _but_threads(settings[DEFAULT])
         rows = sorted(self.rows, key=lambda row: row.name != DEFAULT)
-        found = [(settings[row.name], row) for row in rows if not row.is_out]
+        rows = [row for row in rows if row.name not in FIXED[1:] and not row.is_out]
+        found = [(settings[row.name], row) for row in rows]
         return [(each, row) for each, row in found if _but_threads(each) == default]
 
     def _limits(self) -> Iterator[str]:
         settings, seconds, costs = self.results.settings, dict[int, float](), dict[int, float]()
         for setting, row in self._alike() if DEFAULT in settings else ():
             if setting.threads <= settings[self.winner].threads:
-                seconds |= {setting.threads: 1 / row.tg.median} if row.tg else {}
-                costs |= {setting.threads: row.cpu} if row.cpu else {}
+                if row.tg:
+                    seconds.setdefault(setting.threads, 1 / row.tg.median)
+                if row.cpu:
+                    costs.setdefault(setting.threads, row.cpu)
         roof = self.results.roof
         yield from limiting(roof, seconds, costs, self.results.conditions.meanwhile)
 
@@ -289,7 +292,8 @@ def _threads(setting: Setting, phase: str) -> int:
 
 
 def _but_threads(setting: Setting) -> Setting:
-    env = tuple(pair for pair in setting.env if pair[0] not in THREAD_COUNTS)
+    # A count of its own may come without the binding, which depends on the count.
+    env = tuple(pair for pair in setting.env if pair[0] not in (*THREAD_COUNTS, *BINDING))
     return setting._replace(threads=1, threads_batch=1, env=env)
 
 
