@@ -157,7 +157,7 @@ def test_a_quota_bounds_the_threads_that_read(seen: Callable[..., Ceiling]) -> N
 
 CALM = Meanwhile(100.0, 0.1, 0.0, 0, 0, 0.0, None, None)
 EVEN = {1: 0.1, 2: 0.1}
-UNKNOWN = "Limit: not known; kernels, waiting, neighbours or a quota do not show in the figures"
+UNKNOWN = "Limit: none of memory, kernels, waiting, neighbours and quota stands out"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def test_a_fast_machine_gets_longer_ones_and_more_samples() -> None:
 
 
 def test_a_slow_machine_generates_a_minimum_of_tokens() -> None:
-    assert choose_sizes(4, 1, 4096) == Sizes(16, 8, 1)
+    assert choose_sizes(4, 1, 4096) == Sizes(16, 4, 1)
 
 
 def test_sizes_that_the_user_names_are_used_as_they_are() -> None:
@@ -37,9 +37,9 @@ def test_a_small_context_is_not_exceeded() -> None:
 def test_any_speed_gives_usable_sizes(prompt: float, generation: float) -> None:
     sizes = choose_sizes(prompt, generation, None)
     assert 16 <= sizes.n_prompt <= 512
-    assert 8 <= sizes.n_gen <= 128
+    assert 4 <= sizes.n_gen <= 128
     assert 1 <= sizes.repetitions <= 5
-    if sizes.n_gen > 8:
+    if sizes.n_gen > 4:
         assert sizes.n_gen / generation <= PHASE_SECONDS * (1 + 1e-9)
 
 

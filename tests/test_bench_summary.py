@@ -361,7 +361,7 @@ def test_settings_with_equal_threads_are_one_point() -> None:
     [
         (10.0, 19.0, 0.105, "Kernels: a token takes 100 ms with 1 and 52.6 ms with 2 threads"),
         (10.0, 11.0, 0.2, "Waiting: a token costs 100 ms of CPU time with 1 and 200 ms with 2"),
-        (10.0, 11.0, 0.11, "Limit: not known; "),
+        (10.0, 11.0, 0.11, "Limit: none of "),
     ],
 )
 def test_the_limits_come_from_the_thread_counts_up_to_the_one_to_use(

@@ -16,10 +16,8 @@ from bitnet_tuning.bench.resident import Residents, find_residents
 from bitnet_tuning.bench.results import Results, Surroundings, engine_facts, model_facts, program
 from bitnet_tuning.bench.runner import (
     FIRST,
-    PHASE_SECONDS,
     PROGRAMS,
     SECOND,
-    SLICE_SECONDS,
     Runner,
     choose_sizes,
     find_bench,
@@ -116,9 +114,7 @@ def calibrate(subject: Subject, options: argparse.Namespace, shown: Progress) ->
     _checked(subject, run)
     pp, tg = (max(run.samples[phase]) for phase in (PP, TG))
     context = subject.facts.model.context_length
-    seconds = PHASE_SECONDS if subject.runner.residents is None else SLICE_SECONDS
-    named = options.n_prompt, options.n_gen
-    subject.runner.sizes = choose_sizes(pp, tg, context, *named, wanted=seconds)
+    subject.runner.sizes = choose_sizes(pp, tg, context, options.n_prompt, options.n_gen)
     shown.running("preparing: checking the clock", 0)
     phases = Objective(options.objective).phases
     if wrong := subject.runner.contradiction(DEFAULT, subject.default, phases):

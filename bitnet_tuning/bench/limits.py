@@ -157,7 +157,7 @@ def limiting(
     if meanwhile and is_throttled(meanwhile):
         paused, periods = meanwhile.quota_throttled_periods, meanwhile.quota_periods
         found.append(f"Quota: the CPU quota paused the engine in {paused} of {periods} periods")
-    unknown = "Limit: not known; kernels, waiting, neighbours or a quota do not show in the figures"
+    unknown = "Limit: none of memory, kernels, waiting, neighbours and quota stands out"
     yield from found or ([] if by_memory else [unknown])
 
 

@@ -266,13 +266,12 @@ def run_cli(facts: Facts, setting: Setting, request: Request, seconds: float) ->
     return run_setting(setting, make_plan(request, facts, setting).command, seconds)
 
 
-PHASE_SECONDS, SLICE_SECONDS = 0.6, 0.4
-"""Seconds that one phase of a process should take, and a slice of a loaded server. Many short runs
-are better than a few long ones: disturbances of a shared machine last for seconds, and a paired
-comparison needs rounds."""
+PHASE_SECONDS = 0.6
+"""Seconds that one phase of a run should take. Many short runs are better than a few long ones:
+disturbances of a shared machine last for seconds, and a paired comparison needs rounds."""
 
 LEAST_PROMPT, MOST_PROMPT = 16, 512
-LEAST_GENERATED, MOST_GENERATED = 8, 128
+LEAST_GENERATED, MOST_GENERATED = 4, 128
 MOST_REPETITIONS = 5
 """Limits of the sizes that ``choose_sizes`` chooses: tokens, and samples of each phase."""
 
@@ -289,21 +288,21 @@ def choose_sizes(
     context: int | None,
     n_prompt: int | None = None,
     n_gen: int | None = None,
-    *,
-    wanted: float = PHASE_SECONDS,
 ) -> Sizes:
-    """Return the sizes for measured rates in tokens/s, so that each phase takes about the seconds
-    ``wanted`` and fits into the model's ``context``, which is in tokens and None if it is not
-    known. ``n_prompt`` and ``n_gen`` are used as they are if the user named them."""
-    prompt = n_prompt or _power_of_two(prompt_rate * wanted, LEAST_PROMPT, MOST_PROMPT)
-    generated = n_gen or _power_of_two(generation_rate * wanted, LEAST_GENERATED, MOST_GENERATED)
+    """Return the sizes for measured rates in tokens/s, so that each phase takes about
+    ``PHASE_SECONDS`` and fits into the model's ``context``, which is in tokens and None if it is
+    not known. ``n_prompt`` and ``n_gen`` are used as they are if the user named them."""
+    prompt = n_prompt or _power_of_two(prompt_rate * PHASE_SECONDS, LEAST_PROMPT, MOST_PROMPT)
+    generated = n_gen or _power_of_two(
+        generation_rate * PHASE_SECONDS, LEAST_GENERATED, MOST_GENERATED
+    )
     if context is not None and not n_prompt:
         prompt = min(prompt, max(1, context // 2))
     if context is not None and not n_gen:
         generated = min(generated, max(1, context // 4))
     # The longer phase decides; the shorter one may take less time than it could.
     seconds = max(prompt / prompt_rate, generated / generation_rate)
-    repetitions = max(1, min(MOST_REPETITIONS, round(wanted / seconds)))
+    repetitions = max(1, min(MOST_REPETITIONS, round(PHASE_SECONDS / seconds)))
     return Sizes(prompt, generated, repetitions)
 
 

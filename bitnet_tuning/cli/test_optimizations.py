@@ -233,9 +233,8 @@ def _speeds(
     while len(names) > 1:
         # On a busy machine one of them may be a hundred times as fast as another.
         rate = geometric_mean([max(run.samples[TG]) for run in good])
-        length = runners.PHASE_SECONDS if runner.residents is None else runners.SLICE_SECONDS
         context = facts.model.context_length
-        runner.sizes = runners.choose_sizes(rate, rate, context, n_prompt=1, wanted=length)
+        runner.sizes = runners.choose_sizes(rate, rate, context, n_prompt=1)
         least = sum(
             runner.sizes.n_gen / max(run.samples[TG]) for run in good if run.setting in names
         )
