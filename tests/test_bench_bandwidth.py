@@ -43,7 +43,8 @@ def machine(tmp_path: Path) -> Machine:
 def size_of(
     machine: Machine, threads: int, cpus: frozenset[int] = frozenset(range(8))
 ) -> int | None:
-    return buffer_size(threads, machine.host(), cpus, Root(str(machine.path)))
+    host = machine.host()._replace(allowed=cpus)
+    return buffer_size(threads, host, Root(str(machine.path)))
 
 
 # Size of the buffer
@@ -112,7 +113,8 @@ def test_no_more_threads_than_cpus(
 
     monkeypatch.setattr(bandwidth, "read_together", record)
     monkeypatch.setattr(bandwidth, "cached_rate", lambda _: from_cache)
-    seen = measure_bandwidth(64, machine.host(), frozenset((1, 2)), Root(str(machine.path)))
+    host = machine.host()._replace(allowed=frozenset((1, 2)))
+    seen = measure_bandwidth(64, host, Root(str(machine.path)))
     assert (seen.threads, seen.median, seen.samples) == (64, 5e9, (8e9, 5e9, 2e9))
     assert sizes == [(2, LEAST_BUFFER // 2)]
     assert seen.reader_limits is limits

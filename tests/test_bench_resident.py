@@ -196,7 +196,7 @@ def test_a_server_without_api_keys_measures(
     fake = FakeEngine(tmp_path / "checkout", server=True).curve(**CURVE)
     residents = find_residents(facts_of(str(fake.cli), tmp_path))
     assert residents is not None
-    assert residents.ask("a", ONE, TG, 8, 60).speed == pytest.approx(1000)
+    assert residents.ask("a", ONE, TG, 8, 60)[0] == pytest.approx(1000)
     residents.close()
     assert "LLAMA_API_KEY" not in fake.servers()[0]["env"]
 
@@ -402,7 +402,7 @@ def test_an_exception_ends_the_servers(fake: FakeEngine, runner: Runner) -> None
 
     runner.measure("a", ONE)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(resident, "_timings", interrupt)
+        patch.setattr(resident, "agree", interrupt)
         runner.measure("a", ONE)
     runner.close()
     assert not alive(fake.servers()[0]["pid"])

@@ -222,14 +222,12 @@ def test_a_long_reason_is_cut() -> None:
 
 def test_the_limit_is_a_multiple_of_the_defaults_time(make: Make) -> None:
     _, runner = make()
-    runner.patience = Patience(first=120.0, least=0.0, factor=10.0)
-    assert runner.seconds == 120
     runner.measure("other", ONE)
-    assert runner.seconds == 120
+    assert runner.longest == {}
     default = runner.measure("default", ONE)
-    assert runner.seconds == pytest.approx(10 * default.seconds)
-    runner.sizes = Sizes(64, 16, 2)
-    assert runner.seconds == 120
+    assert runner.longest == {SIZES: default.seconds}
+    limits = [Patience(first=120.0, least=0.0).after(longest) for longest in (None, 2.0)]
+    assert limits == [120, 16]
 
 
 def test_the_limit_has_a_minimum() -> None:

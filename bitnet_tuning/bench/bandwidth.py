@@ -61,18 +61,12 @@ class Bandwidth(NamedTuple):
     this."""
 
 
-def measure_bandwidth(
-    threads: int,
-    host: Host,
-    cpus: frozenset[int] | None = None,
-    root: Root | None = None,
-) -> Bandwidth:
+def measure_bandwidth(threads: int, host: Host, root: Root | None = None) -> Bandwidth:
     """Read a buffer much larger than the caches in parallel. This takes about a second. Raise
     AbsentError if that is not possible.
 
-    ``cpus`` are the logical CPUs to use; None means all allowed ones. Every thread stays on a
-    CPU of its own, on separate physical cores as far as possible. With more threads than CPUs,
-    only as many threads as CPUs read.
+    Every thread stays on an allowed CPU of its own, on separate physical cores as far as
+    possible. With more threads than CPUs, only as many threads as CPUs read.
 
     The function that reads is the C library's ``memcmp``, which compares two halves of a buffer.
     Memory limits glibc's, not its own speed: on a virtual machine with two CPUs of an AMD EPYC it
@@ -80,25 +74,24 @@ def measure_bandwidth(
     memory; ``memchr``, which reads one stream, gets only 13 and 25 GB/s. musl's function looks at
     1 byte at a time; ``reader_limits`` tells.
     """
-    usable = (host.allowed if cpus is None else cpus & host.allowed) or host.allowed
-    team = spread(host, usable)[:threads]
-    size = buffer_size(len(team), host, usable, root or Root())
+    team = spread(host, host.allowed)[:threads]
+    size = buffer_size(len(team), host, root or Root())
     if size is None:
         raise AbsentError(
             "there is too little free memory to measure its bandwidth; close other programs"
         )
     read = reader()
-    cached = cached_rate(read)
+    limit = cached_rate(read) * len(team)
     rates = read_together(team, size // len(team), read)
     middle = median(rates)
-    limits = cached * len(team) < middle * _CLEARLY_FASTER
+    limits = limit < middle * _CLEARLY_FASTER
     return Bandwidth(middle, threads, tuple(rates), limits)
 
 
-def buffer_size(threads: int, host: Host, cpus: frozenset[int], root: Root) -> int | None:
+def buffer_size(threads: int, host: Host, root: Root) -> int | None:
     """Return the size of the buffer in bytes; None if too little memory is free."""
     # A thread fills one last-level cache at a time, so no more caches count than threads.
-    caches = sum(read_last_level_caches(root, cpus)[:threads])
+    caches = sum(read_last_level_caches(root, host.allowed)[:threads])
     least = max(SLICE * threads, _LEAST_FACTOR * caches)
     wanted = max(LEAST_BUFFER, least, CACHE_FACTOR * caches)
     free = host.memory.available

@@ -19,8 +19,6 @@ from bitnet_tuning.machine.topology import read_last_level_caches
 from bitnet_tuning.machine.warnings import THROTTLED_SHARE
 from bitnet_tuning.namedtuple import NamedTuple
 
-GB = 10**9
-
 EXCESS = 1.15
 """Factor by which a speed may exceed what memory was seen to allow."""
 
@@ -64,16 +62,13 @@ class Ceiling:
         needed = speed * ((read or 0) - max(HIDDEN_CACHE, caches))
         if needed > 0 and not self.found and not self.reason:
             self.look()
-        while (found := self.found) and needed > EXCESS * max(found.samples):
+        while (found := self.found) and needed > EXCESS * (most := max(found.samples)):
             if found.reader_limits:
                 return None
             if not self._again:
-                most = f"{max(found.samples) / GB:.3g} GB/s"
-                reads = f"{speed * (read or 0) / GB:.3g} GB/s"
                 rate = f"{speed:.3g}" if speed < 1e6 else f"{speed:.0f}"
-                return (
-                    f"{rate} tokens/s would read {reads}, but this memory delivers {most} at most"
-                )
+                needs = f"{rate} tokens/s would read {_rate(speed * (read or 0))}"
+                return f"{needs}, but this memory delivers {_rate(most)} at most"
             self._again -= 1
             self.look()
         return None
@@ -99,25 +94,26 @@ def roof(found: Bandwidth, read: int | None, speeds: Sequence[float]) -> Roof:
         raise AbsentError("generation was not measured")
     if read is None:
         raise AbsentError("the bytes per token are not known")
-    achieved = read * median(speeds)
+    achieved, at_least = read * median(speeds), found.reader_limits
     share = achieved / found.median
-    words = _words(achieved, found.median, share, found.reader_limits)
-    return Roof(share, found.median / read, words)
-
-
-def _words(achieved: float, most: float, share: float, at_least: bool) -> str:
-    # Bandwidth is given in GB/s (10**9 bytes), as in data sheets of memory.
-    reads, allowed = (f"{rate / GB:.3g} GB/s" for rate in (achieved, most))
+    reads, allowed = _rate(achieved), _rate(found.median)
     if share > 1:
         memory = "is faster than could be measured" if at_least else "was slower while measured"
-        return (
+        words = (
             f"generation reads {reads}, more than the {allowed} measured from memory: part of the "
             f"model stays in caches, or memory {memory}"
         )
-    percent = "less than 1 %" if share < 0.01 else f"{100 * share:.0f} %"
-    if at_least:
-        percent, allowed = f"at most {percent}", f"at least {allowed}"
-    return f"generation reads {reads} of {allowed}: {percent} of what memory allows"
+    else:
+        percent = "less than 1 %" if share < 0.01 else f"{100 * share:.0f} %"
+        if at_least:
+            percent, allowed = f"at most {percent}", f"at least {allowed}"
+        words = f"generation reads {reads} of {allowed}: {percent} of what memory allows"
+    return Roof(share, found.median / read, words)
+
+
+def _rate(rate: float) -> str:
+    # Bandwidth is given in GB/s (10**9 bytes), as in data sheets of memory.
+    return f"{rate / 1e9:.3g} GB/s"
 
 
 MEMORY_LIMITS, KERNELS_LIMIT, WAITING_LIMITS = 0.7, 0.5, 1.3
@@ -152,18 +148,22 @@ def limiting(
             f"with {max(costs)} threads, which wait for each other or for memory in "
             f"{100 * (1 - alone / cost):.0f} % of it"
         )
-    if meanwhile and (others := meanwhile.other_load_cpus or 0.0) > QUIET:
-        found.append(f"Neighbours: other programs took {others:.2g} CPUs on average meanwhile")
-    if meanwhile and is_throttled(meanwhile):
-        paused, periods = meanwhile.quota_throttled_periods, meanwhile.quota_periods
-        found.append(f"Quota: the CPU quota paused the engine in {paused} of {periods} periods")
+    found += [f"{name}: {cause}" for name, cause, _ in disturbances(meanwhile)]
     unknown = "Limit: none of memory, kernels, waiting, neighbours and quota stands out"
     yield from found or ([] if by_memory else [unknown])
 
 
-def is_throttled(meanwhile: Meanwhile) -> bool:
-    """Return whether a CPU quota slowed a measurement down."""
-    return meanwhile.quota_throttled_periods > THROTTLED_SHARE * meanwhile.quota_periods
+def disturbances(meanwhile: Meanwhile | None) -> Iterator[tuple[str, str, str]]:
+    """Yield what else slowed a measurement down: its name, a sentence, and what to do about it."""
+    if meanwhile is None:
+        return
+    if (others := meanwhile.other_load_cpus or 0.0) > QUIET:
+        cause = f"other programs took {others:.2g} CPUs on average meanwhile"
+        yield "Neighbours", cause, "close them"
+    paused, periods = meanwhile.quota_throttled_periods, meanwhile.quota_periods
+    if paused > THROTTLED_SHARE * periods:
+        cause = f"the CPU quota paused the engine in {paused} of {periods} periods"
+        yield "Quota", cause, "raise it"
 
 
 def _ms(seconds: float) -> str:
@@ -194,7 +194,15 @@ def tokens_per_joule(run: Callable[[int], None], root: Root | None = None) -> En
     if it raises TuningError, or if the machine does not tell the energy.
     """
     root = root or Root()
-    domains = find_domains(root)
+    domains = read_domains(root)
+    if not domains:
+        raise AbsentError("this machine shows no energy counters (RAPL)")
+    hidden = [domain for domain in domains if read_counter(root, domain) is None]
+    if hidden:
+        files = " ".join(f"/{counter_file(domain)}" for domain in hidden)
+        raise AbsentError(
+            f"only root may read the energy counters; allow it: sudo chmod a+r {files}"
+        )
     extra = []
     try:
         for _ in range(REPEATS):
@@ -216,38 +224,19 @@ def tokens_per_joule(run: Callable[[int], None], root: Root | None = None) -> En
     return Energy(middle, samples, tokens, words)
 
 
-def find_domains(root: Root) -> tuple[Domain, ...]:
-    """Return the energy counters of all packages. Raise AbsentError if they cannot be read."""
-    domains = read_domains(root)
-    if not domains:
-        raise AbsentError("this machine shows no energy counters (RAPL)")
-    hidden = [domain for domain in domains if read_counter(root, domain) is None]
-    if hidden:
-        files = " ".join(f"/{counter_file(domain)}" for domain in hidden)
-        raise AbsentError(
-            f"only root may read the energy counters; allow it: sudo chmod a+r {files}"
-        )
-    return domains
-
-
 def _joules(
     run: Callable[[int], None], tokens: int, root: Root, domains: tuple[Domain, ...]
 ) -> float:
-    """Return the joules that all packages use while the engine generates ``tokens``."""
-    before = [read_counter(root, domain) for domain in domains]
+    """Return the joules that all packages use while the engine generates ``tokens``. Raise
+    AbsentError if they are not known."""
+    before, used = [read_counter(root, domain) for domain in domains], 0
     run(tokens)
-    after = [read_counter(root, domain) for domain in domains]
-    spans = (domain.span for domain in domains)
-    return sum(map(_used, before, after, spans)) / 1e6
-
-
-def _used(before: int | None, now: int | None, span: int | None) -> int:
-    """Return the microjoules between two readings of a counter. Raise AbsentError if they are not
-    known."""
-    if before is not None and now is not None:
-        if now >= before:
-            return now - before
+    for domain, then in zip(domains, before, strict=True):
+        now = read_counter(root, domain)
         # A counter may wrap around once: the 65 kJ of common ones last five minutes at 200 W.
-        if span is not None and span >= before:
-            return now - before + span
-    raise AbsentError("the energy counters can no longer be read")
+        if now is not None and then is not None and now < then <= (domain.span or 0):
+            now += domain.span or 0
+        if now is None or then is None or now < then:
+            raise AbsentError("the energy counters can no longer be read")
+        used += now - then
+    return used / 1e6

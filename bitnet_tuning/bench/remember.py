@@ -12,7 +12,6 @@ from bitnet_tuning.bench.results import Kept, Results
 from bitnet_tuning.bench.summary import Summary
 from bitnet_tuning.console import word
 from bitnet_tuning.engine.builds import FASTER, OPEN
-from bitnet_tuning.machine.load import QUIET
 from bitnet_tuning.plan import profile as profiles
 from bitnet_tuning.plan.openmp import BINDING_BY_USER, TUNABLE, user_set
 from bitnet_tuning.plan.profile import PP, TG, EngineKey, Evidence, claim, engine_changes
@@ -84,25 +83,19 @@ def _objection(results: Results, environ: Mapping[str, str]) -> str | None:
 
 def _disturbed(results: Results) -> str | None:
     """Return why the decision may not hold on a quiet machine; None if it does."""
-    meanwhile, decision = results.conditions.meanwhile, results.decision
-    if meanwhile is None or decision is None:
+    causes, decision = tuple(limits.disturbances(results.conditions.meanwhile)), results.decision
+    if not causes or decision is None:
         return None
-    others = meanwhile.other_load_cpus or 0.0
-    if others > QUIET:
-        cause, what = f"other programs took {others:.2g} CPUs on average", "them"
-        remedy = "close them and tune again"
-    elif limits.is_throttled(meanwhile):
-        cause, what = "the CPU quota paused the engine meanwhile", "it"
-        remedy = "raise it and tune again"
-    else:
-        return None
+    _, cause, remedy = causes[0]
     if decision.verdict != FASTER:
-        return f"{cause}, and another setting may be best without {what}; {remedy}"
+        return f"{cause}, and another setting may be best without that; {remedy} and tune again"
     settings = (results.settings[name] for name in (DEFAULT, decision.winner))
     default, winner = ((each.threads, each.threads_batch, each.cpus) for each in settings)
     if winner == default:
         return None
-    return f"{cause}, and {decision.winner} may be best only because of {what}; {remedy}"
+    return (
+        f"{cause}, and {decision.winner} may be best only because of that; {remedy} and tune again"
+    )
 
 
 def _evidence(results: Results, path: str) -> Evidence:

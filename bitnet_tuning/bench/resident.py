@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import time
 from collections import OrderedDict
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 from bitnet_tuning.bench.llama_bench import FailedRunError, check_cli, checked, stale
 from bitnet_tuning.errors import TuningError, UnsupportedError
@@ -67,15 +68,6 @@ TRIES = 3
 way."""
 
 
-class Slice(NamedTuple):
-    """One answer of a server."""
-
-    speed: float
-    """Tokens/s of the phase, by the engine's clock."""
-    cpu: float | None
-    """CPU seconds per token of all threads, for the whole answer; None if unknown."""
-
-
 class _Loaded(NamedTuple):
     stack: ExitStack
     """What ends the server."""
@@ -94,35 +86,30 @@ class Residents:
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
         """Running servers by the name of their setting, the one that was asked last at the end."""
 
-    def ask(self, name: str, setting: Setting, phase: str, tokens: int, seconds: float) -> Slice:
+    def ask(
+        self, name: str, setting: Setting, phase: str, tokens: int, seconds: float
+    ) -> tuple[float, float | None]:
         """Process a prompt of so many ``tokens``, or generate them, with a setting whose name is
-        always the same. ``seconds`` is the time limit.
+        always the same. ``seconds`` is the time limit. Return the phase's speed in tokens/s by the
+        engine's clock, and the CPU seconds per token of the whole answer, None if unknown.
 
         Raise UnsupportedError if the server does not start or answer, or if its times cannot be
         true.
         """
-        loaded = self._get(name, setting, seconds)
-        try:
+        with self._server(name, setting, seconds) as loaded:
             for _ in range(TRIES - 1):
                 with suppress(FailedRunError):
                     return self._slice(loaded, phase, tokens, seconds)
             return self._slice(loaded, phase, tokens, seconds)
-        except TuningError:
-            self._end(name)
-            raise
 
     def write(
         self, name: str, setting: Setting, prompt: str, tokens: int, seconds: float
     ) -> tuple[str, int]:
         """Return the greedy text that a setting adds to a prompt, and the number of the prompt's
         tokens, 0 if unknown. Raise UnsupportedError if the server does not start or answer."""
-        loaded = self._get(name, setting, seconds)
         body = {"prompt": prompt, "n_predict": tokens, "cache_prompt": False, **GREEDY}
-        try:
+        with self._server(name, setting, seconds) as loaded:
             reply, _ = _complete(loaded, body, seconds)
-        except TuningError:
-            self._end(name)
-            raise
         timings, text = reply.get("timings"), reply.get("content")
         count = timings.get("prompt_n") if isinstance(timings, dict) else 0
         return text if isinstance(text, str) else "", count if isinstance(count, int) else 0
@@ -139,13 +126,21 @@ class Residents:
     def _end(self, name: str) -> None:
         self._loaded.pop(name).stack.close()
 
-    def _get(self, name: str, setting: Setting, seconds: float) -> _Loaded:
+    @contextmanager
+    def _server(self, name: str, setting: Setting, seconds: float) -> Iterator[_Loaded]:
+        """Yield the setting's server, loaded if it was not; a failure ends it."""
         if name not in self._loaded:
             self._loaded[name] = self._load(setting, seconds)
         self._loaded.move_to_end(name)
-        return self._loaded[name]
+        try:
+            yield self._loaded[name]
+        except TuningError:
+            self._end(name)
+            raise
 
-    def _slice(self, loaded: _Loaded, phase: str, tokens: int, seconds: float) -> Slice:
+    def _slice(
+        self, loaded: _Loaded, phase: str, tokens: int, seconds: float
+    ) -> tuple[float, float | None]:
         size = tokens if phase == PP else START
         vocabulary = min(VARIETY, self.facts.model.vocabulary or VARIETY)
         body = {
@@ -163,16 +158,23 @@ class Residents:
         after = _cpu_seconds(loaded.family)
         if was_stopped:
             raise FailedRunError(f"the benchmark was stopped during {phase}{tokens}")
-        count, spent, whole = _timings(reply, phase)
+        found = reply.get("timings")
+        timings = found if isinstance(found, dict) else {}
+        numbers = [each for name in TIMINGS if isinstance(each := timings.get(name), (int, float))]
+        if len(numbers) < len(TIMINGS):
+            raise FailedRunError("the server printed no timings")
+        prompt, prompt_ms, predicted, predicted_ms = numbers
+        whole = (prompt_ms + predicted_ms) / 1000
+        count, spent = (prompt, prompt_ms) if phase == PP else (predicted - 1, predicted_ms)
         if count != tokens:
-            raise FailedRunError(f"{phase} had {count} tokens instead of {tokens}")
-        if not whole / TOLERANCE - LEAST_SECONDS <= taken <= whole * TOLERANCE + LEAST_SECONDS:
+            raise FailedRunError(f"{phase} had {count:g} tokens instead of {tokens}")
+        if not agree(whole, taken):
             raise FailedRunError(
                 f"the engine says that {phase}{tokens} took {whole:.3g} s, but it took {taken:.3g}"
             )
-        speed = checked(count / spent if spent > 0 else 0.0, f"{phase}{tokens}")
+        speed = checked(1000 * count / spent if spent > 0 else 0.0, f"{phase}{tokens}")
         used = after - before if phase != PP and before and after else 0.0
-        return Slice(speed, used / (size + tokens) if used > 0 else None)
+        return speed, used / (size + tokens) if used > 0 else None
 
     def _load(self, setting: Setting, seconds: float) -> _Loaded:
         """Start the setting's server; end others, the longest unused first, if memory lacks."""
@@ -212,8 +214,7 @@ class Residents:
             try:
                 ready = stack.enter_context(start)
             except GoneError as gone:
-                done = Captured(gone.code or 1, "", gone.log)
-                raise UnsupportedError(str(failure(done, seconds))) from gone
+                raise _failed(gone, seconds) from gone
             return _Loaded(stack.pop_all(), ready, Family(Root(), ready.service.pid))
 
 
@@ -234,31 +235,23 @@ def _complete(
     except RefusedError as refusal:
         raise UnsupportedError(f"the server refuses a slice: {refusal.reason}") from refusal
     except BrokenError as trouble:
-        if time.monotonic() - began >= seconds:
-            done: Captured = Captured(None, "", "")
-        else:
-            error = loaded.server.check(trouble)
-            if not isinstance(error, GoneError):
-                raise UnsupportedError(error.cause) from trouble
-            done = Captured(error.code or 1, "", error.log)
-        raise UnsupportedError(str(failure(done, seconds))) from trouble
+        is_late = time.monotonic() - began >= seconds
+        raise _failed(None if is_late else loaded.server.check(trouble), seconds) from trouble
     service.pause()  # a waiting thread may spin, which is no part of the slice
     return reply, bool(stops)
 
 
-def _timings(reply: dict[str, object], phase: str) -> tuple[int, float, float]:
-    """Return the tokens of the phase, their seconds, and the seconds of the whole answer. Raise
-    FailedRunError if the reply does not tell."""
-    found = reply.get("timings")
-    timings = found if isinstance(found, dict) else {}
-    numbers = [each for name in TIMINGS if isinstance(each := timings.get(name), (int, float))]
-    if len(numbers) < len(TIMINGS):
-        raise FailedRunError("the server printed no timings")
-    prompt, prompt_ms, predicted, predicted_ms = numbers
-    whole = (prompt_ms + predicted_ms) / 1000
-    if phase == PP:
-        return int(prompt), prompt_ms / 1000, whole
-    return int(predicted) - 1, predicted_ms / 1000, whole
+def _failed(error: TuningError | None, seconds: float) -> UnsupportedError:
+    """Return why a server failed; no ``error`` means that it took longer than ``seconds``."""
+    if error is not None and not isinstance(error, GoneError):
+        return UnsupportedError(error.cause)
+    done = Captured(error.code or 1, "", error.log) if error else Captured(None, "", "")
+    return UnsupportedError(str(failure(done, seconds)))
+
+
+def agree(claimed: float, taken: float, spare: float = LEAST_SECONDS) -> bool:
+    """Return whether an engine's clock and ours agree: seconds that it claims, and that we saw."""
+    return claimed <= TOLERANCE * taken + spare and taken <= TOLERANCE * claimed + spare
 
 
 def _cpu_seconds(family: Family) -> float | None:

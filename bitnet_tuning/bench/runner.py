@@ -11,7 +11,7 @@ from bitnet_tuning.bench import llama_bench
 from bitnet_tuning.bench.comparison import DEFAULT, Run, Sizes
 from bitnet_tuning.bench.limits import Ceiling
 from bitnet_tuning.bench.llama_bench import NEEDED, Bench, FailedRunError, Samples, check_cli, stale
-from bitnet_tuning.bench.resident import LEAST_SECONDS, TOLERANCE, Residents
+from bitnet_tuning.bench.resident import LEAST_SECONDS, TOLERANCE, Residents, agree
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.engine.probe import flags_of, parse_timings
 from bitnet_tuning.errors import UnsupportedError
@@ -53,53 +53,54 @@ class Runner:
         """What speeds are checked against."""
         self._claimed = 0.0
         """Seconds that the speeds of the latest run stand for."""
-        self._longest: dict[Sizes | None, float] = {}
+        self.longest: dict[Sizes | None, float] = {}
         """Seconds of the default's longest run, by its sizes; None stands for all runs for which a
         server had to load the model."""
 
     def measure(self, name: str, setting: Setting, phases: tuple[str, ...] = (PP, TG)) -> Run:
         """Measure the phases once. A run that fails is returned with its ``problem``; nothing
         but an interrupt is raised."""
-        started, cpu = time.monotonic(), None
-        sizes = self.sizes if self.residents is None or self.residents.has(name) else None
+        started, cpu, facts = time.monotonic(), None, self._facts(setting)
+        residents, sizes = self.residents, self.sizes
+        loads = residents is None or not residents.has(name)
+        key = None if residents and loads else sizes
+        # The other file may not be in memory yet.
+        is_known = facts is self.facts or not loads
+        seconds = self.patience.after(self.longest.get(key) if is_known else None)
         self._claimed = 0.0
         try:
-            if self.residents is not None:
-                samples, cpu = self._by_server(self.residents, name, setting, phases)
+            if residents is not None:
+                samples, cpu = self._by_server(residents, name, setting, phases, seconds)
+            elif self.bench is not None:
+                samples = self._by_bench(self.bench, facts, setting, phases, seconds)
             else:
-                samples = self._samples(setting, phases)
+                samples = self._by_cli(facts, setting, phases, seconds)
+            read, speed = bytes_per_token(facts.model.parts), median(samples.get(TG, (0.0,)))
+            if problem := self.ceiling.objection(read, speed, setting.cpus):
+                raise FailedRunError(problem)
         except UnsupportedError as error:
             return Run(name, {}, time.monotonic() - started, error.cause)
         taken = time.monotonic() - started
-        read = bytes_per_token(self._facts(setting).model.parts)
-        speed = median(samples.get(TG, (0.0,)))
-        if problem := self.ceiling.objection(read, speed, setting.cpus):
-            return Run(name, {}, taken, problem)
         if name == DEFAULT:
-            self._longest[sizes] = max(taken, self._longest.get(sizes, 0.0))
+            self.longest[key] = max(taken, self.longest.get(key, 0.0))
         return Run(name, samples, taken, cpu=cpu)
 
     def contradiction(self, name: str, setting: Setting, phases: tuple[str, ...]) -> str | None:
         """Return how our own clock contradicts the speeds that a setting's programs print, or why
         they fail; None if all is well. What contradicts once may be another program's fault."""
-        problem, sizes = None, self.sizes
-        most = {PP: MOST_PROMPT, TG: MOST_GENERATED}
-        for phase in phases:
-            tokens = sizes.n_prompt if phase == PP else sizes.n_gen
-            if self.residents is not None and tokens < most[phase]:
-                continue  # each of such slices takes long enough to be checked
-            for _ in range(TRIES):
-                try:
-                    problem = self._doubt(name, setting, phase, sizes)
-                except FailedRunError as failed:
-                    return failed.cause
-                finally:
-                    self.sizes = sizes
-                if problem is None:
-                    break
-            if problem is not None:
-                break
-        return problem
+        sizes, most = self.sizes, {PP: MOST_PROMPT, TG: MOST_GENERATED}
+        try:
+            for phase in phases:
+                tokens = sizes.n_prompt if phase == PP else sizes.n_gen
+                if self.residents is not None and tokens < most[phase]:
+                    continue  # each of such slices takes long enough to be checked
+                if all(found := self._doubt(name, setting, phase, sizes) for _ in range(TRIES)):
+                    return found
+        except FailedRunError as failed:
+            return failed.cause
+        finally:
+            self.sizes = sizes
+        return None
 
     def _doubt(self, name: str, setting: Setting, phase: str, sizes: Sizes) -> str | None:
         """Compare a long run with a short one, so that loading cancels out."""
@@ -115,7 +116,7 @@ class Runner:
         taken, claimed = (b - a for a, b in zip(*found, strict=True))
         by_cli = self.residents is None and self.bench is None
         spare = LEAST_SECONDS + (CHOOSING_SECONDS * long.n_gen if by_cli else 0.0)
-        if claimed <= TOLERANCE * taken + spare and taken <= TOLERANCE * claimed + spare:
+        if agree(claimed, taken, spare):
             return None
         return f"{claimed:.3g} s more of {phase} by its own speed took {taken:.3g} s more"
 
@@ -134,63 +135,41 @@ class Runner:
         """The name of the program that measures."""
         return PROGRAMS[0] if self.residents else PROGRAMS[1] if self.bench else PROGRAMS[2]
 
-    @property
-    def seconds(self) -> float:
-        """The time limit, in seconds, for a process."""
-        return self.patience.after(self._longest.get(self.sizes))
-
     def _by_server(
-        self, residents: Residents, name: str, setting: Setting, phases: tuple[str, ...]
+        self,
+        residents: Residents,
+        name: str,
+        setting: Setting,
+        phases: tuple[str, ...],
+        limit: float,
     ) -> tuple[Samples, float | None]:
         """Return the samples, and the CPU seconds per generated token."""
         samples: dict[str, list[float]] = {phase: [] for phase in phases}
         spent: list[float] = []
-        seconds = self.seconds
-        if not residents.has(name):
-            loading = self._longest.get(None) if setting.embedding is None else None
-            seconds = self.patience.after(loading)
         for _ in range(self.sizes.repetitions):
             for phase, tokens in ((PP, self.sizes.n_prompt), (TG, self.sizes.n_gen)):
                 if phase in phases:
-                    found = residents.ask(name, setting, phase, tokens, seconds)
-                    samples[phase].append(found.speed)
-                    self._claimed += tokens / found.speed
-                    spent += [found.cpu] if found.cpu else []
-        cpu = median(spent) if spent else None
-        return {phase: tuple(each) for phase, each in samples.items()}, cpu
+                    speed, cpu = residents.ask(name, setting, phase, tokens, limit)
+                    samples[phase].append(speed)
+                    self._claimed += tokens / speed
+                    spent += [cpu] if cpu else []
+        used = median(spent) if spent else None
+        return {phase: tuple(each) for phase, each in samples.items()}, used
 
-    def _samples(self, setting: Setting, phases: tuple[str, ...]) -> Samples:
-        facts = self._facts(setting)
-        # The other file may not be in memory yet.
-        seconds = self.seconds if facts is self.facts else self.patience.first
-        if self.bench is None:
-            return self._by_cli(facts, setting, phases, seconds)
-        commands = llama_bench.bench_commands(
-            setting, self.bench, facts.model.path, self.sizes, phases
-        )
+    def _by_bench(
+        self, bench: Bench, facts: Facts, setting: Setting, phases: tuple[str, ...], seconds: float
+    ) -> Samples:
         samples: Samples = {}
+        commands = llama_bench.bench_commands(setting, bench, facts.model.path, self.sizes, phases)
         for command in commands:
             started = time.monotonic()
             done = run_setting(setting, command.argv, seconds)
             found = llama_bench.parse_bench(done.stdout, command)
             tokens = command.tokens
             claimed = sum(tokens[phase] / each for phase in found for each in found[phase])
-            self._claim(claimed, time.monotonic() - started)
+            self._claim(claimed, started)
             samples |= found
         return samples
-
-    def _facts(self, setting: Setting) -> Facts:
-        """Return the facts with the file that the setting runs."""
-        if setting.embedding is not None and self.facts.beside is not None:
-            return self.facts._replace(model=self.facts.beside)
-        return self.facts
-
-    def _claim(self, seconds: float, taken: float) -> None:
-        """Add the seconds that a process's speeds stand for. Raise FailedRunError if all of it
-        took less."""
-        self._claimed += seconds
-        if seconds > TOLERANCE * taken:
-            raise FailedRunError(f"{seconds:.3g} s by its own speeds, but it ran for {taken:.3g} s")
 
     def _by_cli(
         self, facts: Facts, setting: Setting, phases: tuple[str, ...], seconds: float
@@ -199,14 +178,26 @@ class Runner:
         for _ in range(TRIES):
             started = time.monotonic()
             done = run_cli(facts, setting, request, seconds)
-            taken = time.monotonic() - started
             if None not in (timings := parse_timings(done.stderr)):
                 break
-        samples = llama_bench.parse_cli(done.stderr, self.sizes, phases)
         named = zip((PP, TG), timings, strict=True)
         claimed = sum(each.milliseconds for phase, each in named if each and phase in phases)
-        self._claim(claimed / 1000, taken)
-        return samples
+        self._claim(claimed / 1000, started)
+        return llama_bench.parse_cli(done.stderr, self.sizes, phases)
+
+    def _facts(self, setting: Setting) -> Facts:
+        """Return the facts with the file that the setting runs."""
+        if setting.embedding is not None and self.facts.beside is not None:
+            return self.facts._replace(model=self.facts.beside)
+        return self.facts
+
+    def _claim(self, seconds: float, started: float) -> None:
+        """Add the seconds that a process's speeds stand for. Raise FailedRunError if all of it,
+        since it ``started``, took less."""
+        self._claimed += seconds
+        taken = time.monotonic() - started
+        if seconds > TOLERANCE * taken:
+            raise FailedRunError(f"{seconds:.3g} s by its own speeds, but it ran for {taken:.3g} s")
 
 
 PROGRAMS = ("llama-server", "llama-bench", "llama-cli")
@@ -292,22 +283,17 @@ def choose_sizes(
     """Return the sizes for measured rates in tokens/s, so that each phase takes about
     ``PHASE_SECONDS`` and fits into the model's ``context``, which is in tokens and None if it is
     not known. ``n_prompt`` and ``n_gen`` are used as they are if the user named them."""
-    prompt = n_prompt or _power_of_two(prompt_rate * PHASE_SECONDS, LEAST_PROMPT, MOST_PROMPT)
-    generated = n_gen or _power_of_two(
-        generation_rate * PHASE_SECONDS, LEAST_GENERATED, MOST_GENERATED
-    )
-    if context is not None and not n_prompt:
-        prompt = min(prompt, max(1, context // 2))
-    if context is not None and not n_gen:
-        generated = min(generated, max(1, context // 4))
+    room = context or 4 * MOST_PROMPT
+    most = min(MOST_PROMPT, room // 2), min(MOST_GENERATED, room // 4)
+    prompt = n_prompt or _tokens(prompt_rate, LEAST_PROMPT, most[0])
+    generated = n_gen or _tokens(generation_rate, LEAST_GENERATED, most[1])
     # The longer phase decides; the shorter one may take less time than it could.
     seconds = max(prompt / prompt_rate, generated / generation_rate)
     repetitions = max(1, min(MOST_REPETITIONS, round(PHASE_SECONDS / seconds)))
     return Sizes(prompt, generated, repetitions)
 
 
-def _power_of_two(wanted: float, least: int, most: int) -> int:
-    size = least
-    while size * 2 <= min(wanted, most):
-        size *= 2
-    return size
+def _tokens(rate: float, least: int, most: int) -> int:
+    """Return the largest power of two that takes up to ``PHASE_SECONDS``, within the limits."""
+    wanted = int(max(rate * PHASE_SECONDS, least))
+    return max(1, min(1 << wanted.bit_length() - 1, most))
