@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bitnet_tuning import demo
-from bitnet_tuning.bench.begin import Subject
 from bitnet_tuning.bench.comparison import Run, Sizes
 from bitnet_tuning.bench.llama_bench import Bench
 from bitnet_tuning.bench.runner import Runner
@@ -16,8 +15,7 @@ from bitnet_tuning.bench.tune import tune
 from bitnet_tuning.cli.benchmark import read_options
 from bitnet_tuning.model.gguf import read_model
 from bitnet_tuning.model.types import slimmed
-from bitnet_tuning.plan.facts import Facts, Request
-from bitnet_tuning.plan.plan import make_plan
+from bitnet_tuning.plan.facts import Facts
 from bitnet_tuning.plan.profile import PP, TG
 from bitnet_tuning.plan.profile import load as load_profile
 from bitnet_tuning.plan.setting import Setting
@@ -32,7 +30,7 @@ MEBIBYTE = 1 << 20
 class Lab(Runner):
     """A machine with four cores, an engine and the demo model. Each run takes one second.
 
-    It is the runner of its own subject: speeds follow ``threads``, ``mmap`` and ``flash`` with
+    It is its own runner: speeds follow ``threads``, ``mmap`` and ``flash`` with
     noise of 1 %, the same in every test.
     """
 
@@ -78,9 +76,9 @@ class Lab(Runner):
         slim = model._replace(path=path, size=size, parts=slimmed(model.parts, "q6_k"))
         self.facts = self.facts._replace(beside=slim)
 
-    def find(self, *_: object) -> Subject:
-        """Return this machine as the subject of a tuning, whatever its options."""
-        return Subject(self.facts, make_plan(Request(), self.facts).setting, self)
+    def find(self, *_: object) -> Runner:
+        """Return this machine as what a tuning measures, whatever its options."""
+        return self
 
     def clock(self) -> float:
         """Return the seconds that all runs took."""

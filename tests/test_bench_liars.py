@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from bitnet_tuning.bench.bandwidth import Bandwidth
-from bitnet_tuning.bench.begin import Subject, make_subject
 from bitnet_tuning.bench.comparison import Sizes
 from bitnet_tuning.bench.limits import Ceiling
 from bitnet_tuning.bench.resident import find_residents
-from bitnet_tuning.bench.runner import Runner, find_bench
+from bitnet_tuning.bench.runner import FIRST, Runner, find_bench
 from bitnet_tuning.bench.tune import tune
 from bitnet_tuning.cli.benchmark import main, read_options
 from bitnet_tuning.demo import I2_S
@@ -51,7 +50,7 @@ LIARS: dict[str, tuple[dict[str, object], str]] = {
 """The curve of each, and a part of the reason."""
 
 
-def subject_of(folder: Path, way: str, **curve: object) -> Subject:
+def runner_of(folder: Path, way: str, **curve: object) -> Runner:
     """Return a fake engine, measured in that way, with a model that reads 5 GB for each token."""
     fake = FakeEngine(folder / "checkout", bench=way == "bench", server=way == "server")
     facts = facts_of(str(fake.curve(**curve).cli), folder)
@@ -62,7 +61,7 @@ def subject_of(folder: Path, way: str, **curve: object) -> Subject:
     )
     residents = find_residents(facts) if way == "server" else None
     assert (residents is not None) == (way == "server")
-    return make_subject(facts, find_bench(facts.engine), residents)
+    return Runner(facts, find_bench(facts.engine), FIRST, residents=residents)
 
 
 @pytest.fixture(autouse=True)
@@ -81,10 +80,10 @@ def test_a_liar_never_wins(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str, liar: str
 ) -> None:
     curve, why = LIARS[liar]
-    subject = subject_of(tmp_path, way, **curve)
+    runner = runner_of(tmp_path, way, **curve)
     output = tmp_path / "results.json"
     options = read_options([*SEARCH, *LENGTHS, "--output", str(output)])
-    assert tune(options, lambda *_: subject) == 0
+    assert tune(options, lambda *_: runner) == 0
     facts = json.loads(output.read_text())
     assert facts["decision"]["winner"] == "default"
     assert (facts["engine"]["server"] is not None) == (way == "server")

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from bitnet_tuning.bench.begin import Subject
 from bitnet_tuning.bench.comparison import BOTH_EVERY, Run, Sizes, phases_of
 from bitnet_tuning.bench.knobs import Knob, Space
 from bitnet_tuning.bench.results import Results, load
@@ -80,9 +79,9 @@ def begun(folder: Path, earlier: Results | None = None, problem: str | None = No
     runner = FakeRunner(folder)
     spent = results.rounds[-1].elapsed if results.rounds else 0.0
     clock, progress = itertools.count(), Progress(300.0, str, quiet=True)
-    subject = Subject(runner.facts, SPACE.default, runner)
+    runner.default = SPACE.default
     path = str(folder / "results.json")
-    tuning = Tuning(subject, results, path, progress, lambda: spent + next(clock))
+    tuning = Tuning(runner, results, path, progress, lambda: spent + next(clock))
     tuning.checker = FakeChecker(runner, problem)
     return tuning
 
@@ -123,13 +122,13 @@ def test_saving_takes_a_small_share_of_the_time(
 
     monkeypatch.setattr("bitnet_tuning.bench.tune.save", save)
     tuning = begun(tmp_path)
-    measure = tuning.subject.runner.measure
+    measure = tuning.runner.measure
 
     def measured(*arguments: Any) -> Run:
         now[0] += 0.5
         return measure(*arguments)
 
-    monkeypatch.setattr(tuning.subject.runner, "measure", measured)
+    monkeypatch.setattr(tuning.runner, "measure", measured)
     monkeypatch.setattr(tuning, "clock", lambda: now[0])
     decided(tuning)
     checks = len(tuning.results.checks) + 1
@@ -155,8 +154,8 @@ def test_a_setting_with_wrong_output_is_out_however_fast(tmp_path: Path) -> None
 @pytest.mark.parametrize("at", [3, 9, 17, 30])
 def test_an_interrupted_tuning_goes_on_where_it_stopped(tmp_path: Path, at: int) -> None:
     first = begun(tmp_path)
-    assert isinstance(first.subject.runner, FakeRunner)
-    first.subject.runner.stop_at = at
+    assert isinstance(first.runner, FakeRunner)
+    first.runner.stop_at = at
     with Stop() as stop, pytest.raises(Stopped):
         first.decide(stop)
     runs = sum(len(each.runs) for each in first.results.rounds)

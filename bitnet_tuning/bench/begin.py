@@ -5,28 +5,16 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from bitnet_tuning import demo
 from bitnet_tuning.bench.comparison import DEFAULT, Run
 from bitnet_tuning.bench.knobs import Assignment, Choices, Space, make_space
-from bitnet_tuning.bench.llama_bench import Bench
-from bitnet_tuning.bench.resident import Residents, find_residents
 from bitnet_tuning.bench.results import Results, Surroundings, engine_facts, model_facts, program
-from bitnet_tuning.bench.runner import (
-    FIRST,
-    PROGRAMS,
-    SECOND,
-    Runner,
-    choose_sizes,
-    find_bench,
-    patience_within,
-)
+from bitnet_tuning.bench.runner import Runner, choose_sizes, make_runner
 from bitnet_tuning.console import Progress, clock, say
 from bitnet_tuning.engine.find import EMBEDDED
 from bitnet_tuning.errors import TuningError, UnsupportedError, UsageError
-from bitnet_tuning.launch.failure import NO_END
 from bitnet_tuning.launch.signals import Stop
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.conditions import Conditions
@@ -35,15 +23,11 @@ from bitnet_tuning.machine.warnings import warnings_before
 from bitnet_tuning.model.find import file_beside
 from bitnet_tuning.model.types import ModelFile, gain_text, is_wide, slim_advice
 from bitnet_tuning.plan.facts import Facts, Request
-from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import PP, TG, Objective
-from bitnet_tuning.plan.setting import Setting, describe
+from bitnet_tuning.plan.setting import describe
 from bitnet_tuning.prepare import read_facts, runs_unnamed, with_all_means
 from bitnet_tuning.store.state import State, default_folder, moment
 from bitnet_tuning.verify import selftest
-
-BUDGETS = {"quick": 60.0, "normal": 300.0, "full": 1200.0}
-"""Default time budgets in seconds, by effort."""
 
 
 def progress_of(budget: float) -> Progress:
@@ -51,18 +35,9 @@ def progress_of(budget: float) -> Progress:
     return Progress(budget, lambda spent: f"at most {clock(budget - spent)} left")
 
 
-class Subject(NamedTuple):
-    """An engine and a model to tune, and what measures them."""
-
-    facts: Facts
-    default: Setting
-    """The setting that the plan computes without a profile; all others are compared with it."""
-    runner: Runner
-
-
-def find_subject(options: argparse.Namespace, earlier: Results | None, state: State) -> Subject:
-    """Find the engine and the model that ``options`` name, else those of the ``earlier`` tuning.
-    Raise TuningError if one cannot be found or used."""
+def find_runner(options: argparse.Namespace, earlier: Results | None, state: State) -> Runner:
+    """Return what measures the engine and the model that ``options`` name, else those of the
+    ``earlier`` tuning. Raise TuningError if one cannot be found or used."""
     engine_named, model_named = options.engine, options.model
     if earlier is not None:
         embedded = earlier.engine.generation == "embedded"
@@ -72,19 +47,8 @@ def find_subject(options: argparse.Namespace, earlier: Results | None, state: St
     facts = with_all_means(read_facts(request, state))
     facts = facts._replace(beside=file_beside(facts.model, state))
     say(facts.note, state.warning)
-    residents = find_residents(facts, longest_slice(options))
-    return make_subject(facts, find_bench(facts.engine), residents)
-
-
-def longest_slice(options: argparse.Namespace) -> int:
-    """Return the tokens of the longest slice that the user asked for; 0 if none was named."""
-    return max(options.n_prompt or 0, options.n_gen or 0)
-
-
-def make_subject(facts: Facts, bench: Bench | None, residents: Residents | None = None) -> Subject:
-    """Return the subject with its default setting. Raise TuningError if there is no plan for it."""
-    default = make_plan(Request(), facts._replace(profile=None)).setting
-    return Subject(facts, default, Runner(facts, bench, SECOND, residents=residents))
+    budget = earlier.options.budget if earlier else options.budget
+    return make_runner(facts, budget, options.n_prompt, options.n_gen)
 
 
 def self_tested(facts: Facts) -> str | None:
@@ -104,60 +68,30 @@ def self_tested(facts: Facts) -> str | None:
     )
 
 
-def calibrate(subject: Subject, options: argparse.Namespace, shown: Progress) -> None:
+def calibrate(runner: Runner, options: argparse.Namespace, shown: Progress) -> None:
     """Choose the sizes of all later runs from two short ones, and check the clock of what measures.
     Raise UnsupportedError if the default setting cannot be measured."""
-    if subject.runner.residents is not None:
-        budget = options.budget or BUDGETS[options.effort]
-        subject.runner.patience = patience_within(budget)
-    run = first_runs(subject, lambda what: shown.running(f"preparing: {what}", 0))
-    _checked(subject, run)
+    run = runner.first_runs(lambda what: shown.running(f"preparing: {what}", 0))
+    _checked(runner, run)
     pp, tg = (max(run.samples[phase]) for phase in (PP, TG))
-    context = subject.facts.model.context_length
-    subject.runner.sizes = choose_sizes(pp, tg, context, options.n_prompt, options.n_gen)
+    context = runner.facts.model.context_length
+    runner.sizes = choose_sizes(pp, tg, context, options.n_prompt, options.n_gen)
     shown.running("preparing: checking the clock", 0)
     phases = Objective(options.objective).phases
-    if wrong := subject.runner.contradiction(DEFAULT, subject.default, phases):
-        _checked(subject, Run(DEFAULT, {}, 0.0, wrong))
+    if wrong := runner.contradiction(DEFAULT, runner.default, phases):
+        _checked(runner, Run(DEFAULT, {}, 0.0, wrong))
 
 
-def first_runs(subject: Subject, running: Callable[[str], None] = lambda what: None) -> Run:
-    """Measure two short runs: the first reads the model from disk, the second shows the engine's
-    speed. Return the second, or the first that failed. If the engine's server fails, other
-    programs measure from here on."""
-    run = Run(DEFAULT, {}, 0.0)
-    for sizes, what in ((FIRST, "loading the model"), (SECOND, "estimating the speed")):
-        running(what)
-        subject.runner.sizes = sizes
-        run = warm(subject)
-        if run.problem is not None and subject.runner.residents is not None:
-            subject.runner.use_processes()
-            say(f"{PROGRAMS[0]} cannot measure, so {subject.runner.program} does: {run.problem}")
-            run = warm(subject)
-        if run.problem is not None:
-            break
-    return run
-
-
-def warm(subject: Subject) -> Run:
-    """Run the default setting, again if it fails without hanging, so that the model is in
-    memory."""
-    run = subject.runner.measure(DEFAULT, subject.default)
-    if run.problem is None or run.problem.startswith(NO_END):
-        return run
-    return subject.runner.measure(DEFAULT, subject.default)
-
-
-def _checked(subject: Subject, run: Run) -> None:
+def _checked(runner: Runner, run: Run) -> None:
     """Raise UnsupportedError for a run that failed."""
     if run.problem is None:
         return
     remedy = "run the same engine and model with run_inference.py to see the engine's whole log"
     # llama-bench reads -m as a list with commas between; string_split() in llama.cpp's common.h
     # of 2024, which bitnet.cpp has, also cuts a name at its first space.
-    if subject.runner.bench is not None and set(" ,") & set(subject.facts.model.path):
+    if runner.bench is not None and set(" ,") & set(runner.facts.model.path):
         remedy = (
-            f"the path {subject.facts.model.path} has a space or a comma, which llama-bench may "
+            f"the path {runner.facts.model.path} has a space or a comma, which llama-bench may "
             "not accept: name a link to the model whose path has neither (ln -s)"
         )
     raise UnsupportedError(
@@ -165,52 +99,51 @@ def _checked(subject: Subject, run: Run) -> None:
     )
 
 
-def begin(subject: Subject, options: argparse.Namespace, stop: Stop, shown: Progress) -> Results:
+def begin(runner: Runner, options: argparse.Namespace, stop: Stop, shown: Progress) -> Results:
     """Return results that are ready for their first round. Raise Stopped if a signal interrupts
     this, and UnsupportedError if nothing can be measured."""
     with stop.interruptible():
         shown.running("preparing: self-test", 0)
-        note = None if options.no_selftest else self_tested(subject.facts)
-        before, warnings = _snapshot(subject, shown)
-        calibrate(subject, options, shown)
+        note = None if options.no_selftest else self_tested(runner.facts)
+        before, warnings = _snapshot(runner, shown)
+        calibrate(runner, options, shown)
     asked = Assignment(
-        budget=options.budget or BUDGETS[options.effort],
+        budget=options.budget,
         effort=options.effort,
         objective=Objective(options.objective, options.n_prompt or 128, options.n_gen or 128),
         threads=options.threads or None,
         modes=options.modes or None,
-        sizes=subject.runner.sizes,
+        sizes=runner.sizes,
         remember=not options.no_remember,
         resolution=options.resolution,
     )
-    bench = None if subject.runner.residents else subject.runner.bench
-    choices = Choices(subject.facts, asked, bench.flags if bench else None)
-    space, left_out = make_space(choices, subject.default)
-    notes, model = (*((note,) if note else ()), *left_out), subject.facts.model
-    if subject.facts.beside is None and is_wide(model) and model.path not in demo.MODELS:
+    choices = Choices(runner.facts, asked, runner.bench_flags)
+    space, left_out = make_space(choices, runner.default)
+    notes, model = (*((note,) if note else ()), *left_out), runner.facts.model
+    if runner.facts.beside is None and is_wide(model) and model.path not in demo.MODELS:
         notes += (f"{gain_text(model)}; {slim_advice(model, ())}",)
     say(*notes)
-    return _document(subject, asked, space)._replace(
+    return _document(runner, asked, space)._replace(
         notes=notes, warnings=warnings, conditions=Surroundings(before)
     )
 
 
-def _snapshot(subject: Subject, shown: Progress) -> tuple[Conditions, tuple[str, ...]]:
+def _snapshot(runner: Runner, shown: Progress) -> tuple[Conditions, tuple[str, ...]]:
     """Snapshot the machine before measuring, warn about anything that skews results, and measure
     the memory's bandwidth, against which all speeds are checked."""
     shown.running("preparing: the machine's state and memory", 0)
-    host = subject.facts.host
+    host = runner.facts.host
     before = conditions.take(host)
-    found = warnings_before(before, host, subject.facts.model.size)
+    found = warnings_before(before, host, runner.facts.model.size)
     warnings = tuple(warning.text for warning in found)
     say(*(f"warning: {warning}" for warning in warnings))
-    subject.runner.ceiling.look()
+    runner.ceiling.look()
     return before, warnings
 
 
-def _document(subject: Subject, asked: Assignment, space: Space) -> Results:
+def _document(runner: Runner, asked: Assignment, space: Space) -> Results:
     """Return results without a round. Raise MissingError if the model file is damaged."""
-    facts, bench, residents = subject.facts, subject.runner.bench, subject.runner.residents
+    facts, bench, residents = runner.facts, runner.bench, runner.residents
     measuring = (None, residents.server.program) if residents else (bench and bench.program, None)
     created, beside = moment(), facts.beside
     return Results(
@@ -233,28 +166,26 @@ def _is_default(facts: Facts, model: ModelFile) -> bool:
     return runs_unnamed(model.path, facts.engine.location, state)
 
 
-def resume(subject: Subject, earlier: Results, stop: Stop, shown: Progress) -> Results:
+def resume(runner: Runner, earlier: Results, stop: Stop, shown: Progress) -> Results:
     """Return the results of an earlier tuning, ready for the next round. Raise UsageError if it is
     finished or if machine, engine or model have changed, and Stopped if a signal interrupts this.
     """
     if earlier.decision is not None or earlier.options.sizes is None:
         raise UsageError("nothing is left to do: that tuning is finished", "tune without --resume")
     if earlier.engine.server is None:
-        subject.runner.use_processes()
-    elif subject.runner.residents is not None:
-        subject.runner.patience = patience_within(earlier.options.budget)
-    _check_same(subject, earlier)
-    subject.runner.sizes = earlier.options.sizes
+        runner.use_processes()
+    _check_same(runner, earlier)
+    runner.sizes = earlier.options.sizes
     with stop.interruptible():
-        before, warnings = _snapshot(subject, shown)
+        before, warnings = _snapshot(runner, shown)
         shown.running("preparing: loading the model", 0)
-        _checked(subject, warm(subject))
+        _checked(runner, runner.warm())
     warnings = tuple(dict.fromkeys((*earlier.warnings, *warnings)))
     return earlier._replace(state="running", warnings=warnings, conditions=Surroundings(before))
 
 
-def _check_same(subject: Subject, earlier: Results) -> None:
-    new = _document(subject, earlier.options, earlier.space)
+def _check_same(runner: Runner, earlier: Results) -> None:
+    new = _document(runner, earlier.options, earlier.space)
     passing: dict[str, Any] = {"memory_available": None, "memory_total": None, "governor": None}
     # Whether it runs where no model is named depends on the folder and on variables.
     others = [each.beside and each.beside._replace(unnamed=False) for each in (earlier, new)]
@@ -269,7 +200,7 @@ def _check_same(subject: Subject, earlier: Results) -> None:
         "other file of the model": (others[0], others[0] and others[1]),
         "program": (earlier.program.version, new.program.version),
         f"default setting (it was: {describe(earlier.space.default)}; "
-        f"it is: {describe(subject.default)})": (earlier.space.default, subject.default),
+        f"it is: {describe(runner.default)})": (earlier.space.default, runner.default),
     }
     changed = [f"the {name} has changed" for name, (then, now) in parts.items() if then != now]
     if changed:

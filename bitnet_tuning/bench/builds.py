@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 from bitnet_tuning.bench import begin
-from bitnet_tuning.bench.begin import BUDGETS, Subject, longest_slice, make_subject, progress_of
+from bitnet_tuning.bench.begin import progress_of
 from bitnet_tuning.bench.comparison import DEFAULT, Rounds, Run, compare, phases_of
-from bitnet_tuning.bench.resident import Residents, find_residents
-from bitnet_tuning.bench.runner import PROGRAMS, find_bench
+from bitnet_tuning.bench.runner import PROGRAMS, Runner, make_runner
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
 from bitnet_tuning.bench.summary import speed
 from bitnet_tuning.bench.tune import alone_in
@@ -104,23 +103,22 @@ def _compare(
 ) -> Compared:
     """Measure and judge. Raise Stopped if a signal interrupts it, and UnsupportedError if fewer
     than two builds can be measured."""
-    budget = options.budget or BUDGETS[options.effort]
+    budget = options.budget
     objective = Objective(options.objective, options.n_prompt or 128, options.n_gen or 128)
     with Stop() as stop, progress_of(budget) as shown, ExitStack() as ends, stop.interruptible():
         sound, out = _measurable(every, options.no_selftest, shown, clock)
-        subjects = _subjects(sound, options, shown, ends)
+        runners = _runners(sound, options, shown, ends)
 
         def measure(name: str, number: int) -> Run:
             shown.running(f"round {number}: {name}", clock())
             # A runner derives its time limit from the runs that are named DEFAULT.
-            runner, phases = subjects[name].runner, phases_of(number, objective)
-            run = runner.measure(DEFAULT, subjects[name].default, phases)
-            return run._replace(setting=name)
+            runner, phases = runners[name], phases_of(number, objective)
+            return runner.measure(DEFAULT, runner.default, phases)._replace(setting=name)
 
         left, near = budget - clock(), options.resolution
-        rounds = compare(tuple(subjects), measure, objective, left, clock, resolution=near)
-        program = next(iter(subjects.values())).runner.program
-    engines = {name: each.facts.engine for name, each in subjects.items()}
+        rounds = compare(tuple(runners), measure, objective, left, clock, resolution=near)
+        program = next(iter(runners.values())).program
+    engines = {name: each.facts.engine for name, each in runners.items()}
     return judge(rounds, engines, out)._replace(program=program)
 
 
@@ -169,37 +167,31 @@ def _measurable(
     return sound, tuple(out)
 
 
-def _subjects(
+def _runners(
     sound: list[Facts], options: argparse.Namespace, shown: Progress, ends: ExitStack
-) -> dict[str, Subject]:
-    """Return the builds by name. All get runs of the same length, measured by the same kind of
-    program. ``ends`` ends their servers."""
-    benches = [find_bench(facts.engine) for facts in sound]
-    if not all(benches):
-        benches = [None] * len(sound)
-    residents: list[Residents | None]
-    residents = [find_residents(facts, longest_slice(options)) for facts in sound]
-    if not all(residents):
-        residents = [None] * len(sound)
-    subjects = [make_subject(*each) for each in zip(sound, benches, residents, strict=True)]
-    for subject in subjects:
-        ends.callback(subject.runner.close)
-    first, *others = (subject.runner for subject in subjects)
-    begin.calibrate(subjects[0], options, shown)
-    for subject, runner in zip(subjects[1:], others, strict=True):
-        runner.sizes, runner.patience = first.sizes, first.patience
-        if first.residents is not None:
-            run = begin.warm(subject)
-            if run.problem is not None:
-                name = build_name(subject.facts.engine.path)
-                first.use_processes()
-                say(f"{name}: {PROGRAMS[0]} cannot measure, so {first.program} does: {run.problem}")
-                begin.calibrate(subjects[0], options, shown)
+) -> dict[str, Runner]:
+    """Return what measures each build, by name: all with runs of the same length and the same kind
+    of program. ``ends`` ends their servers."""
+    asked = options.budget, options.n_prompt, options.n_gen
+    runners = {build_name(facts.engine.path): make_runner(facts, *asked) for facts in sound}
+    first, *others = runners.values()
+    has_bench = all(each.bench for each in runners.values())
+    if not all(each.residents for each in runners.values()):
+        first.use_processes()
+    for runner in runners.values():
+        ends.callback(runner.close)
+        runner.bench = runner.bench if has_bench else None
+    begin.calibrate(first, options, shown)
+    for runner in others:
+        runner.sizes = first.sizes
+        if first.residents is not None and (problem := runner.warm().problem):
+            first.use_processes(problem, build_name(runner.facts.engine.path))
+            begin.calibrate(first, options, shown)
     for runner in others:
         runner.sizes = first.sizes
         if first.residents is None:
             runner.use_processes()
-    return {build_name(each.facts.engine.path): each for each in subjects}
+    return runners
 
 
 def _remember(every: list[Facts], state: State, compared: Compared, objective: str) -> None:

@@ -6,13 +6,13 @@ import os
 from collections.abc import Mapping
 
 from bitnet_tuning.bench import limits
-from bitnet_tuning.bench.begin import Subject
 from bitnet_tuning.bench.comparison import DEFAULT
 from bitnet_tuning.bench.results import Kept, Results
 from bitnet_tuning.bench.summary import Summary
 from bitnet_tuning.console import word
 from bitnet_tuning.engine.builds import FASTER, OPEN
 from bitnet_tuning.plan import profile as profiles
+from bitnet_tuning.plan.facts import Facts
 from bitnet_tuning.plan.openmp import BINDING_BY_USER, TUNABLE, user_set
 from bitnet_tuning.plan.profile import PP, TG, EngineKey, Evidence, claim, engine_changes
 from bitnet_tuning.plan.setting import Setting
@@ -20,14 +20,11 @@ from bitnet_tuning.plan.threads import ENGINE_THREADS
 from bitnet_tuning.store.state import State
 
 
-def remembered(
-    results: Results, subject: Subject, engine: EngineKey, state: State, path: str
-) -> Kept:
+def remembered(results: Results, facts: Facts, engine: EngineKey, state: State, path: str) -> Kept:
     """Save the decision as a profile, unless something speaks against it. Return the outcome.
 
     ``engine`` is the engine as it was when the tuning began, ``path`` the file of results.
     """
-    facts = subject.facts
     if objection := _objection(results, facts.environ):
         return not_remembered(objection)
     assert results.decision is not None

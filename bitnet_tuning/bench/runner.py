@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from statistics import median
 from typing import NamedTuple
 
@@ -11,12 +12,13 @@ from bitnet_tuning.bench import llama_bench
 from bitnet_tuning.bench.comparison import DEFAULT, Run, Sizes
 from bitnet_tuning.bench.limits import Ceiling
 from bitnet_tuning.bench.llama_bench import NEEDED, Bench, FailedRunError, Samples, check_cli, stale
-from bitnet_tuning.bench.resident import LEAST_SECONDS, TOLERANCE, Residents, agree
+from bitnet_tuning.bench.resident import LEAST_SECONDS, TOLERANCE, Residents, agree, find_residents
+from bitnet_tuning.console import say
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.engine.probe import flags_of, parse_timings
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.background import Captured, capture
-from bitnet_tuning.launch.failure import failure
+from bitnet_tuning.launch.failure import NO_END, failure
 from bitnet_tuning.model.types import bytes_per_token
 from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.plan import make_plan
@@ -31,6 +33,14 @@ def find_bench(engine: Engine) -> Bench | None:
     return Bench(program, flags) if flags >= NEEDED else None
 
 
+def make_runner(facts: Facts, budget: float, *lengths: int | None) -> Runner:
+    """Return a runner for a ``budget`` in seconds and the ``lengths`` of slices, in tokens, that
+    users named. Servers measure if they can. Raise TuningError if there is no plan."""
+    residents = find_residents(facts, max(filter(None, lengths), default=0))
+    patience = patience_within(budget) if residents else None
+    return Runner(facts, find_bench(facts.engine), FIRST, patience, residents)
+
+
 class Runner:
     """Measures settings of one engine with one model. ``sizes`` may change between runs."""
 
@@ -43,8 +53,10 @@ class Runner:
         residents: Residents | None = None,
     ) -> None:
         """``residents`` measure if there are any, else ``bench``, which is what ``find_bench``
-        returns; without both, the cli's own timings are used."""
+        returns; without both, the cli's own timings are used. Raise TuningError without a plan."""
         self.facts = facts
+        self.default = make_plan(Request(), facts._replace(profile=None)).setting
+        """The setting that the plan computes without a profile; all others are compared with it."""
         self.bench = bench
         self.residents = residents
         self.sizes = sizes
@@ -120,15 +132,46 @@ class Runner:
             return None
         return f"{claimed:.3g} s more of {phase} by its own speed took {taken:.3g} s more"
 
+    def first_runs(self, running: Callable[[str], None] = lambda what: None) -> Run:
+        """Measure two short runs of the default: the first reads the model from disk, the second
+        shows the engine's speed. Return the second, or the first that failed. If the engine's
+        server fails, other programs measure from here on."""
+        run = Run(DEFAULT, {}, 0.0)
+        for self.sizes, what in ((FIRST, "loading the model"), (SECOND, "estimating the speed")):
+            running(what)
+            run = self.warm()
+            if run.problem is not None and self.residents is not None:
+                self.use_processes(run.problem)
+                run = self.warm()
+            if run.problem is not None:
+                break
+        return run
+
+    def warm(self) -> Run:
+        """Run the default setting, again if it fails without hanging, so that the model is in
+        memory."""
+        run = self.measure(DEFAULT, self.default)
+        if run.problem is None or run.problem.startswith(NO_END):
+            return run
+        return self.measure(DEFAULT, self.default)
+
     def close(self) -> None:
         """End the servers that measured."""
         if self.residents is not None:
             self.residents.close()
 
-    def use_processes(self) -> None:
-        """Measure without servers from here on."""
+    def use_processes(self, why: str = "", build: str = "") -> None:
+        """Measure without servers from here on, and tell users ``why``: one failed, that of the
+        ``build`` if that is named."""
         self.close()
         self.residents, self.patience = None, Patience()
+        who = f"{build}: {PROGRAMS[0]}" if build else PROGRAMS[0]
+        say(why and f"{who} cannot measure, so {self.program} does: {why}")
+
+    @property
+    def bench_flags(self) -> frozenset[str] | None:
+        """The flags of llama-bench; None if something else measures."""
+        return self.bench.flags if self.bench and not self.residents else None
 
     @property
     def program(self) -> str:

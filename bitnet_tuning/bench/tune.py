@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from bitnet_tuning.bench import limits
 from bitnet_tuning.bench.bandwidth import AbsentError
-from bitnet_tuning.bench.begin import BUDGETS, Subject, begin, find_subject, progress_of, resume
+from bitnet_tuning.bench.begin import begin, find_runner, progress_of, resume
 from bitnet_tuning.bench.comparison import DEFAULT, Round, Run, phases_of
 from bitnet_tuning.bench.remember import remembered
 from bitnet_tuning.bench.report import page
@@ -27,6 +27,7 @@ from bitnet_tuning.bench.results import (
     to_text,
     write,
 )
+from bitnet_tuning.bench.runner import Runner
 from bitnet_tuning.bench.search import Check, Decision, Measure, Search
 from bitnet_tuning.bench.summary import LEGEND, Summary, cells, to_csv
 from bitnet_tuning.bench.words import Checker
@@ -57,13 +58,13 @@ TAIL_SHARE = 0.15
 
 def tune(
     options: argparse.Namespace,
-    find: Callable[[argparse.Namespace, Results | None, State], Subject] = find_subject,
+    find: Callable[[argparse.Namespace, Results | None, State], Runner] = find_runner,
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
     """Run a tuning, save the results and the profile, and print them. Return the exit code.
     Raise TuningError if nothing can be measured or a file cannot be written.
 
-    ``find`` returns the engine and the model to tune, ``clock`` a time in seconds.
+    ``find`` returns what measures the engine and the model to tune, ``clock`` a time in seconds.
     """
     started = clock()
     state = State(default_folder(os.environ))
@@ -71,23 +72,23 @@ def tune(
     if earlier and options.no_remember:
         earlier = earlier._replace(options=earlier.options._replace(remember=False))
     with alone_in(state, earlier is not None) as warnings:
-        subject = find(options, earlier, state)
-        engine = engine_key(subject.facts.engine)
-        budget = earlier.options.budget if earlier else options.budget or BUDGETS[options.effort]
+        runner = find(options, earlier, state)
+        engine = engine_key(runner.facts.engine)
+        budget = earlier.options.budget if earlier else options.budget
         spent = earlier.measured.spent if earlier else 0.0
-        ends = contextlib.closing(subject.runner)
+        ends = contextlib.closing(runner)
         with Stop() as stop, progress_of(budget) as shown, ends:
             try:
                 if earlier:
-                    results = resume(subject, earlier, stop, shown)
+                    results = resume(runner, earlier, stop, shown)
                 else:
-                    results = begin(subject, options, stop, shown)
+                    results = begin(runner, options, stop, shown)
             except Stopped as end:
                 say(f"interrupted: {options.resume} is unchanged" if earlier else NOTHING)
                 return 128 + end.number
             results = results._replace(warnings=(*warnings, *results.warnings))
             path = options.output or options.resume or new_path(state.folder)
-            tuning = Tuning(subject, results, path, shown, lambda: spent + clock() - started)
+            tuning = Tuning(runner, results, path, shown, lambda: spent + clock() - started)
             code = tuning.run(stop, engine, state)
     publish(tuning.results, options, path)
     say(state.warning and f"warning: {state.warning}")
@@ -114,7 +115,7 @@ class Tuning:
 
     def __init__(
         self,
-        subject: Subject,
+        runner: Runner,
         results: Results,
         path: str,
         shown: Progress,
@@ -122,15 +123,14 @@ class Tuning:
     ) -> None:
         """Go on from the rounds in ``results``, if any. ``path`` is the file of results;
         ``clock`` tells how many seconds of the budget are spent."""
-        self.subject, self.results, self.path = subject, results, path
+        self.runner, self.results, self.path = runner, results, path
         self.shown, self.clock = shown, clock
         budget = results.options.budget
         rounds = results._replace(rounds=(), checks=()).measured
         rounds.budget = budget - min(TAIL_SECONDS, TAIL_SHARE * budget)
         self.search = Search(results.space, rounds)
         self.search.replay(results.rounds, results.checks)
-        residents = subject.runner.residents
-        self.checker = Checker(subject.facts, subject.default, residents=residents)
+        self.checker = Checker(runner.facts, runner.default, residents=runner.residents)
         self._due = 0.0
         """Seconds of the budget from which on a finished round is saved at once."""
 
@@ -157,7 +157,9 @@ class Tuning:
             self._look_back()
             # The profile comes first, so that a signal from here on cannot lose the decision.
             if self.results.options.remember:
-                self.keep(profile=remembered(self.results, self.subject, engine, state, self.path))
+                self.keep(
+                    profile=remembered(self.results, self.runner.facts, engine, state, self.path)
+                )
             with stop.interruptible():
                 self.shown.running("finishing: energy", self.clock())
                 self._finish()
@@ -202,7 +204,7 @@ class Tuning:
                 self.shown.running(f"{step.stage}: {name}", self.clock())
                 setting = self.search.settings[name]
                 with stop.interruptible():
-                    runs.append(self.subject.runner.measure(name, setting, phases))
+                    runs.append(self.runner.measure(name, setting, phases))
         finally:
             if runs:
                 done = Round(number, step.stage, tuple(runs), self.clock())
@@ -229,7 +231,7 @@ class Tuning:
         with stop.interruptible():
             setting, phases = self.search.settings[name], self.search.rounds.objective.phases
             problem = self.checker.problem(setting, name)
-            problem = problem or self.subject.runner.contradiction(name, setting, phases)
+            problem = problem or self.runner.contradiction(name, setting, phases)
         self.search.tell_check(name, problem, self.clock())
         self.keep()
         if problem:
@@ -238,8 +240,8 @@ class Tuning:
     def _look_back(self) -> None:
         """Add the machine's state since the beginning."""
         # The CPU time of servers counts as this process's own when they have ended.
-        self.subject.runner.close()
-        before, after = self.results.conditions.before, conditions.take(self.subject.facts.host)
+        self.runner.close()
+        before, after = self.results.conditions.before, conditions.take(self.runner.facts.host)
         if before is not None:
             seen = (warning.text for warning in warnings_after(before, after))
             self.keep(
@@ -250,7 +252,7 @@ class Tuning:
     def _finish(self) -> None:
         """Add memory bandwidth and energy."""
         name = self.results.decision.winner if self.results.decision else DEFAULT
-        setting, ceiling = self.results.settings[name], self.subject.runner.ceiling
+        setting, ceiling = self.results.settings[name], self.runner.ceiling
         read, speeds = self.results.model.bytes_per_token, self.results.measured.speeds(name)[TG]
         bandwidth = roof = Part(None, ceiling.reason)
         if found := ceiling.found:
@@ -260,7 +262,7 @@ class Tuning:
 
     def _energy(self, name: str, setting: Setting) -> Part:
         """Return the tokens per joule of the setting, if the machine has energy counters."""
-        runner, sizes = self.subject.runner, self.subject.runner.sizes
+        runner, sizes = self.runner, self.runner.sizes
 
         def run(tokens: int) -> None:
             runner.sizes = sizes._replace(n_gen=tokens, repetitions=1)

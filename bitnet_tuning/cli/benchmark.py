@@ -22,6 +22,9 @@ from bitnet_tuning.plan.profile import OBJECTIVES
 from bitnet_tuning.plan.setting import MOST_THREADS_ENGINE
 from bitnet_tuning.store.codec import to_json
 
+BUDGETS = {"quick": 60.0, "normal": 300.0, "full": 1200.0}
+"""Default time budgets in seconds, by effort."""
+
 LEAST_BUDGET = 5.0
 _LONGEST = 7 * 24 * 3600.0
 
@@ -79,6 +82,7 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
         remedy = "leave it out: a benchmark is resumed with its own options"
         _exclude(options, _SEARCH, "--resume", remedy)
     options.effort = "quick" if options.quick else "full" if options.full else "normal"
+    options.budget = options.budget or BUDGETS[options.effort]
     options.objective = options.objective or "tg"
     options.resolution = options.resolution or RESOLUTION
     for path in filter(None, (options.output, options.csv, options.report)):

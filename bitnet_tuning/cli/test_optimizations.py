@@ -12,12 +12,9 @@ from math import ceil
 
 from bitnet_tuning import demo
 from bitnet_tuning.bench import comparison
-from bitnet_tuning.bench import runner as runners
-from bitnet_tuning.bench.begin import Subject, first_runs, make_subject
 from bitnet_tuning.bench.comparison import DEFAULT, FILES, SLIM_FILE, UPSTREAM, Round, Rounds, Run
 from bitnet_tuning.bench.knobs import UNLOCKED, measurable, other_file
-from bitnet_tuning.bench.resident import find_residents
-from bitnet_tuning.bench.runner import Runner
+from bitnet_tuning.bench.runner import PROGRAMS, Runner, choose_sizes, make_runner
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS, estimate, geometric_mean
 from bitnet_tuning.bench.summary import digits
 from bitnet_tuning.bench.words import Checker
@@ -31,7 +28,6 @@ from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import TG, Objective
 from bitnet_tuning.plan.setting import UPSTREAM as UPSTREAM_SETTING
-from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.prepare import read_facts
 from bitnet_tuning.store.codec import to_json
 from bitnet_tuning.store.state import State, default_folder
@@ -67,13 +63,13 @@ def _run(arguments: list[str]) -> int:
     started = time.monotonic()
     options = _read(arguments)
     state = State(default_folder(os.environ))
-    plan, subject = _find(options, state)
+    plan, runner = _find(options, state)
     lines = []
     if not options.json:
-        facts = subject.facts
+        facts = runner.facts
         print(f"engine {facts.engine.path}\nmodel  {facts.model.path}", flush=True)
-    with closing(subject.runner):
-        for line in _answers(plan, subject, options, lambda: time.monotonic() - started):
+    with closing(runner):
+        for line in _answers(plan, runner, options, lambda: time.monotonic() - started):
             lines.append(line)
             if not options.json:
                 print(f"{line.state}  {line.name:18}  {line.reason}", flush=True)
@@ -81,8 +77,8 @@ def _run(arguments: list[str]) -> int:
     passed = not any(line.state == FAIL for line in lines)
     if options.json:
         found = {
-            "engine": subject.facts.engine.path,
-            "model": subject.facts.model.path,
+            "engine": runner.facts.engine.path,
+            "model": runner.facts.model.path,
             "setting": to_json(plan.setting),
             "passed": passed,
             "seconds": round(spent, 3),
@@ -112,7 +108,7 @@ def _read(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _find(options: argparse.Namespace, state: State) -> tuple[Plan, Subject]:
+def _find(options: argparse.Namespace, state: State) -> tuple[Plan, Runner]:
     """Return the plan, and its setting as far as it can be measured, ready for that. Raise
     TuningError if there is no engine or model."""
     request = Request(
@@ -126,31 +122,22 @@ def _find(options: argparse.Namespace, state: State) -> tuple[Plan, Subject]:
     facts = facts._replace(beside=file_beside(facts.model, state))
     plan = make_plan(request, facts)
     say(facts.note, *(f"warning: {each}" for each in plan.warnings))
-    patience = runners.patience_within(options.seconds or SECONDS)
-    runner = Runner(
-        facts, runners.find_bench(facts.engine), runners.FIRST, patience, find_residents(facts)
-    )
-    return plan, Subject(facts, _applied(plan, runner), runner)
-
-
-def _applied(plan: Plan, runner: Runner) -> Setting:
-    """Return the plan's setting as far as the program that measures can apply it."""
-    if runner.residents is not None:
-        return plan.setting
-    return measurable(plan.setting, runner.bench.flags if runner.bench else None)
+    runner = make_runner(facts, options.seconds or SECONDS)
+    runner.default = measurable(plan.setting, runner.bench_flags)
+    return plan, runner
 
 
 def _answers(
-    plan: Plan, subject: Subject, options: argparse.Namespace, spent: Callable[[], float]
+    plan: Plan, runner: Runner, options: argparse.Namespace, spent: Callable[[], float]
 ) -> Iterator[Line]:
     """Yield the lines. ``spent`` returns the seconds since the start."""
-    facts = subject.facts
+    facts = runner.facts
     alone = make_plan(Request(), facts._replace(environ={}, profile=None))
     yield checks.detected(plan, alone.setting.threads, facts.host)
-    run = first_runs(subject)
-    if _applied(plan, subject.runner) != subject.default:
-        subject = subject._replace(default=_applied(plan, subject.runner))
-        run = first_runs(subject)
+    run = runner.first_runs()
+    if (applied := measurable(plan.setting, runner.bench_flags)) != runner.default:
+        runner.default = applied
+        run = runner.first_runs()
     rate = max(run.samples.get(TG, (LIKELY_RATE,)))
     watched = _watched(facts, rate, options.performance_mode)
     yield checks.environment(plan, watched)
@@ -161,7 +148,7 @@ def _answers(
     # A system without niceness has no plans that change it.
     niceness = os.getpriority(os.PRIO_PROCESS, 0) if hasattr(os, "getpriority") else 0
     yield from checks.kernel(plan, watched, facts.model.size, niceness, lockable)
-    words = _output(plan, subject)
+    words = _output(plan, runner)
     yield words
     yield checks.quantization(facts.engine, facts.model)
     if facts.beside is None and facts.model.path not in demo.MODELS:
@@ -171,7 +158,7 @@ def _answers(
         names = (NAME, checks.EMBEDDING) if facts.beside else (NAME,)
         yield from (left_out(why, name) for name in names)
         return
-    yield from _speeds(plan, subject, run, options.seconds, spent())
+    yield from _speeds(plan, runner, run, options.seconds, spent())
 
 
 def _watched(facts: Facts, rate: float, performance: bool) -> Watched:
@@ -194,28 +181,28 @@ def _watched(facts: Facts, rate: float, performance: bool) -> Watched:
     return max(tries, key=lambda watched: (watched.failed, len(watched.workers)))
 
 
-def _output(plan: Plan, subject: Subject) -> Line:
-    facts, setting = subject.facts, plan.setting
+def _output(plan: Plan, runner: Runner) -> Line:
+    facts, setting = runner.facts, plan.setting
     try:
         report = run_selftest(facts.engine, facts.host)
-        default = make_subject(facts, None).default
+        default = make_plan(Request(), facts._replace(profile=None)).setting
     except TuningError as error:
         return Line(checks.OUTPUT, SKIP, f"the self-test cannot be run: {error.cause}")
     problem = None
     if report.passed and setting != default:
-        problem = Checker(subject.facts, default).problem(setting)
+        problem = Checker(runner.facts, default).problem(setting)
     return checks.output(report, problem)
 
 
 def _speeds(
-    plan: Plan, subject: Subject, first: Run, limit: float | None, earlier: float
+    plan: Plan, runner: Runner, first: Run, limit: float | None, earlier: float
 ) -> Iterator[Line]:
     """Compare the plan with the upstream default, and with the other file of the model if there is
     one. ``limit`` is the seconds that the user allows for the whole program, of which ``earlier``
     are spent."""
-    runner, facts = subject.runner, subject.facts
-    settings = {UPSTREAM: UPSTREAM_SETTING, DEFAULT: subject.default}
-    settings |= other_file(facts, subject.default)
+    facts = runner.facts
+    settings = {UPSTREAM: UPSTREAM_SETTING, DEFAULT: runner.default}
+    settings |= other_file(facts, runner.default)
     if settings[DEFAULT] == settings[UPSTREAM]:
         yield left_out("the plan is the upstream default (2 threads, no environment)")
         del settings[UPSTREAM]
@@ -223,7 +210,7 @@ def _speeds(
     is_small = limit is None and facts.model.size <= SMALL_MODEL
     runs, others = [first], [name for name in settings if name != DEFAULT]
     if first.problem is None and others:
-        if subject.default != plan.setting:
+        if runner.default != plan.setting:
             say(UNLOCKED)
         runs += [runner.measure(name, settings[name], (TG,)) for name in others]
     good = [run for run in runs if run.problem is None]
@@ -234,7 +221,7 @@ def _speeds(
         # On a busy machine one of them may be a hundred times as fast as another.
         rate = geometric_mean([max(run.samples[TG]) for run in good])
         context = facts.model.context_length
-        runner.sizes = runners.choose_sizes(rate, rate, context, n_prompt=1)
+        runner.sizes = choose_sizes(rate, rate, context, n_prompt=1)
         least = sum(
             runner.sizes.n_gen / max(run.samples[TG]) for run in good if run.setting in names
         )
@@ -277,7 +264,7 @@ def speed_line(
     other: str = UPSTREAM,
     path: str = "",
     *,
-    program: str = runners.PROGRAMS[0],
+    program: str = PROGRAMS[0],
 ) -> Line:
     """Return what the rounds of the ``program`` show of the plan and the ``other`` setting:
     upstream's, or the plan's with the model's other file, at ``path``. ``seconds`` were allowed
