@@ -27,19 +27,30 @@ def remembered(results: Results, facts: Facts, engine: EngineKey, state: State, 
     """
     if objection := _objection(results, facts.environ):
         return not_remembered(objection)
-    assert results.decision is not None
-    name = results.decision.winner
+    decision, summary = results.decision, Summary(results)
+    assert decision is not None
+    name = decision.winner
     setting: Setting | None = None if name == DEFAULT else results.settings[name]
-    profile = profiles.new_profile(
-        facts.host, engine, facts.model, setting, _evidence(results, path)
+    speeds = {phase: summary.speeds[phase].get(name) for phase in (PP, TG)}
+    evidence = Evidence(
+        objective=results.options.objective,
+        verdict=decision.verdict,
+        ratio=decision.estimate,
+        floor=None,
+        resolution=decision.resolution,
+        against_upstream=summary.over_upstream(name),
+        speeds={phase: found and found.median for phase, found in speeds.items()},
+        results=os.path.abspath(path),
+        budget=results.options.budget,
     )
+    profile = profiles.new_profile(facts.host, engine, facts.model, setting, evidence)
     if changes := engine_changes(profile):
         return not_remembered(f"the engine changed during the tuning: {changes[0]}")
     before = profiles.load(state, facts.host, facts.engine, facts.model)
     if setting is None and before is not None and before.setting is not None:
         # A shorter search without a winner does not replace a faster setting.
-        then, now = before.evidence, profile.evidence
-        if then.objective == now.objective and (then.budget or 0.0) > (now.budget or 0.0):
+        then = before.evidence
+        if then.objective == evidence.objective and (then.budget or 0.0) > results.options.budget:
             longer = f"the saved profile {before.id} comes from a longer tuning: {claim(before)}"
             return not_remembered(longer)
     mark = profiles.store(state, profile)
@@ -92,21 +103,4 @@ def _disturbed(results: Results) -> str | None:
         return None
     return (
         f"{cause}, and {decision.winner} may be best only because of that; {remedy} and tune again"
-    )
-
-
-def _evidence(results: Results, path: str) -> Evidence:
-    decision, summary = results.decision, Summary(results)
-    assert decision is not None
-    speeds = {phase: summary.speeds[phase].get(decision.winner) for phase in (PP, TG)}
-    return Evidence(
-        objective=results.options.objective,
-        verdict=decision.verdict,
-        ratio=decision.estimate,
-        floor=None,
-        resolution=decision.resolution,
-        against_upstream=summary.over_upstream(decision.winner),
-        speeds={phase: found and found.median for phase, found in speeds.items()},
-        results=os.path.abspath(path),
-        budget=results.options.budget,
     )

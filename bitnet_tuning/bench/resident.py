@@ -194,19 +194,14 @@ class Residents:
         plan = make_plan(Request(ctx_size=self.context), facts, setting)
         # Mainline would keep a copy of the last prompt's cache whenever another prompt comes.
         extra = ("--cache-ram", "0") if "--cache-ram" in self.server.flags else ()
-
-        def command(port: int) -> tuple[str, ...]:
-            return server_command(
-                *(plan, Request(extra=extra), self.server),
-                model=facts.model.path,
-                slots=1,
-                context=self.context,
-                port=port,
-            )
-
+        request, path, context = Request(extra=extra), facts.model.path, self.context
         with ExitStack() as stack:
             start = running(
-                *(command, plan, "--api-key" in self.server.flags),
+                lambda port: server_command(
+                    plan, request, self.server, model=path, slots=1, context=context, port=port
+                ),
+                plan,
+                "--api-key" in self.server.flags,
                 unset=stale(setting, os.environ),
                 seconds=seconds,
                 follows=False,

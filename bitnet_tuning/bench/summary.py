@@ -79,13 +79,9 @@ class Summary:
     @cached_property
     def rows(self) -> tuple[Row, ...]:
         """Winner, default, upstream, then the others by their ratio to the default."""
-        shown = (row for row in self._rows() if row.rounds or row.is_out)
-        return tuple(sorted(shown, key=_rank))
-
-    def _rows(self) -> Iterator[Row]:
-        decision = self.results.decision
-        for name, setting in self.results.settings.items():
-            yield Row(
+        decision, places = self.results.decision, {DEFAULT: 1, UPSTREAM: 2}
+        rows = [
+            Row(
                 name=name,
                 words=describe(setting),
                 pp=self.speeds[PP].get(name),
@@ -98,6 +94,14 @@ class Summary:
                 verdict=self._verdict(name),
                 winner=decision is not None and decision.winner == name,
             )
+            for name, setting in self.results.settings.items()
+        ]
+
+        def rank(row: Row) -> tuple[int, float]:
+            place = 0 if row.winner else places.get(row.name, 3)
+            return place, -(row.to_default.median if row.to_default else 0.0)
+
+        return tuple(sorted((row for row in rows if row.rounds or row.is_out), key=rank))
 
     @cached_property
     def speeds(self) -> dict[str, dict[str, Estimate]]:
@@ -167,9 +171,8 @@ class Summary:
         """Return the curve of a phase. Settings with equal threads in this phase are one point, the
         default's if it is among them."""
         default = self.results.settings[DEFAULT]
-        seen, limit = (self.results.roof.facts or {}).get("limit_tokens_per_second"), None
-        if phase == TG and isinstance(seen, (int, float)) and seen > 0 and seen is not True:
-            limit = seen
+        seen = (self.results.roof.facts or {}).get("limit_tokens_per_second")
+        limit = seen if phase == TG and isinstance(seen, float) and seen > 0 else None
         found: dict[int, Estimate] = {}
         for setting, row in self._alike():
             if speed := row.pp if phase == PP else row.tg:
@@ -279,12 +282,6 @@ def facts(results: Results) -> dict[str, str]:
         "program": f"{program.name} {program.version}, commit {program.git_commit or 'unknown'}",
         "tokens measured": lengths,
     }
-
-
-def _rank(row: Row) -> tuple[int, float]:
-    places = {DEFAULT: 1, UPSTREAM: 2}
-    place = 0 if row.winner else places.get(row.name, 3)
-    return place, -(row.to_default.median if row.to_default else 0.0)
 
 
 def _threads(setting: Setting, phase: str) -> int:

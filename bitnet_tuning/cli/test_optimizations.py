@@ -217,20 +217,18 @@ def _speeds(
     names = [name for name in settings if name in {run.setting for run in good}]
     found = dict.fromkeys(others, Rounds(Objective(), [Round(1, "first", tuple(runs), 0.0)]))
     spent = 0.0
-    while len(names) > 1:
+    # Where there is no time for a verdict on three, there may be for one on two.
+    for some in (names, names[:2]) if len(names) > 2 else (names,) * (len(names) == 2):
         # On a busy machine one of them may be a hundred times as fast as another.
-        rate = geometric_mean([max(run.samples[TG]) for run in good])
-        context = facts.model.context_length
+        rates = {run.setting: max(run.samples[TG]) for run in good}
+        rate, context = geometric_mean(list(rates.values())), facts.model.context_length
         runner.sizes = choose_sizes(rate, rate, context, n_prompt=1)
-        least = sum(
-            runner.sizes.n_gen / max(run.samples[TG]) for run in good if run.setting in names
-        )
+        least = sum(runner.sizes.n_gen / rates[name] for name in some)
         if VERDICT_ROUNDS * least > seconds - spent:
-            names = names[:2] if len(names) > 2 else []
             continue
         say(f"comparing speeds for up to {max(1.0, seconds - spent):.0f} s")
         rounds = comparison.compare(
-            names,
+            some,
             lambda name, _: runner.measure(name, settings[name], (TG,)),
             Objective(),
             seconds - spent,
@@ -238,10 +236,10 @@ def _speeds(
             most=VERDICT_ROUNDS if is_small else MOST_SPEED_ROUNDS,
         )
         if not spent or len(rounds) > 1:
-            found |= dict.fromkeys(set(names) & set(others), rounds)
-        # Where there is no time for a verdict on three, there may be for one on two.
-        names = names[:2] if len(names) > 2 and len(rounds) == 1 else []
+            found |= dict.fromkeys(set(some) & set(others), rounds)
         spent += rounds.spent
+        if len(rounds) > 1:
+            break
     path = facts.beside.path if facts.beside else ""
     for name, rounds in found.items():
         yield speed_line(rounds, seconds, earlier, name, path, program=runner.program)
