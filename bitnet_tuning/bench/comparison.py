@@ -267,12 +267,12 @@ class Rounds:
 
         If one of them ran several times in a round, the geometric mean of its runs counts.
         """
-        chosen = [each for each in self._rounds[since:] if stage in (None, each.stage)]
+        names, mean = (name, reference or self.reference), statistics.geometric_mean
         pairs = (
-            [self._values(each, which) for which in (name, reference or self.reference)]
-            for each in chosen
+            [self._values(each, which) for which in names]
+            for each in self._rounds[since:]
+            if stage in (None, each.stage)
         )
-        mean = statistics.geometric_mean
         return [mean(ours) / mean(theirs) for ours, theirs in pairs if ours and theirs]
 
     def _values(self, each: Round, name: str) -> list[float]:
@@ -298,16 +298,11 @@ class Rounds:
         """Return whether the setting was measured in a duel."""
         return any(each.stage == DUEL and _ran(each, name) for each in self._rounds)
 
-    def shown(self, name: str, reference: str | None = None) -> Judged:
+    def shown(self, name: str) -> Judged:
         """Return the verdict on a setting for users. Only the rounds of duels count for one that
         entered a duel, since it was chosen because it looked fast in the others."""
         chosen = name not in FIXED and self.in_duel(name)
-        return self.judge(name, reference, stage=DUEL if chosen else None)
-
-    @property
-    def runs(self) -> int:
-        """Number of runs in all rounds."""
-        return sum(len(each.runs) for each in self._rounds)
+        return self.judge(name, stage=DUEL if chosen else None)
 
     @property
     def spent(self) -> float:

@@ -120,9 +120,6 @@ class Choices(NamedTuple):
         return measured and obeys(field, self.facts.engine.flags)
 
 
-Maker = Callable[[Choices, Setting], Iterator[Change]]
-
-
 def make_space(choices: Choices, default: Setting) -> tuple[Space, tuple[str, ...]]:
     """Return the settings that may be measured, and notes for users on those left out. Without
     the mode ``optimized`` there is nothing to search: only fixed settings and the default."""
@@ -130,7 +127,11 @@ def make_space(choices: Choices, default: Setting) -> tuple[Space, tuple[str, ..
     modes = options.modes or MODES[: 2 if options.effort == QUICK else 3]
     fixed = [(UPSTREAM, UPSTREAM_SETTING)] if "default" in modes else []
     if "performance" in modes:
-        performance = _performance(choices, notes)
+        # The plan of performance mode, as far as it can be measured.
+        facts = choices.facts._replace(profile=None)
+        planned = make_plan(Request(performance=True), facts).setting
+        performance = measurable(planned, choices.bench_flags)
+        notes += [UNLOCKED] if performance != planned else []
         if performance == default:
             notes.append("performance mode is not measured: this system permits none of it")
         else:
@@ -140,16 +141,6 @@ def make_space(choices: Choices, default: Setting) -> tuple[Space, tuple[str, ..
     fixed += other_file(choices.facts, default)
     threads = thread_changes(choices, default)
     return Space(default, tuple(fixed), threads, knobs(choices, default)), tuple(notes)
-
-
-def _performance(choices: Choices, notes: list[str]) -> Setting:
-    """Return the plan of performance mode as far as it can be measured; add notes on the rest."""
-    facts = choices.facts._replace(profile=None)
-    planned = make_plan(Request(performance=True), facts).setting
-    found = measurable(planned, choices.bench_flags)
-    if found != planned:
-        notes.append(UNLOCKED)
-    return found
 
 
 def other_file(facts: Facts, default: Setting) -> tuple[tuple[str, Setting], ...]:
@@ -333,7 +324,7 @@ def _prompt_threads(choices: Choices, default: Setting) -> Iterator[Change]:
             yield Change(f"{count} threads for prompts", (("threads_batch", count),))
 
 
-_MAKERS: tuple[tuple[str, Maker], ...] = (
+_MAKERS: tuple[tuple[str, Callable[[Choices, Setting], Iterator[Change]]], ...] = (
     ("mmap", _memory),
     ("binding", _binding),
     ("waiting", _waiting),

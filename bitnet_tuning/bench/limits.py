@@ -14,7 +14,7 @@ from bitnet_tuning.machine.conditions import Meanwhile
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.load import QUIET
 from bitnet_tuning.machine.root import Root
-from bitnet_tuning.machine.sensors import Domain, counter_file, read_counter, read_domains
+from bitnet_tuning.machine.sensors import counter_file, read_counter, read_domains
 from bitnet_tuning.machine.topology import read_last_level_caches
 from bitnet_tuning.machine.warnings import THROTTLED_SHARE
 from bitnet_tuning.namedtuple import NamedTuple
@@ -203,11 +203,22 @@ def tokens_per_joule(run: Callable[[int], None], root: Root | None = None) -> En
         raise AbsentError(
             f"only root may read the energy counters; allow it: sudo chmod a+r {files}"
         )
-    extra = []
+
+    def joules(tokens: int) -> float:
+        before, used = [read_counter(root, domain) for domain in domains], 0
+        run(tokens)
+        for domain, then in zip(domains, before, strict=True):
+            now = read_counter(root, domain)
+            # A counter may wrap around once: the 65 kJ of common ones last five minutes at 200 W.
+            if now is not None and then is not None and now < then <= (domain.span or 0):
+                now += domain.span or 0
+            if now is None or then is None or now < then:
+                raise AbsentError("the energy counters can no longer be read")
+            used += now - then
+        return used / 1e6
+
     try:
-        for _ in range(REPEATS):
-            short, long = (_joules(run, tokens, root, domains) for tokens in (SHORT, LONG))
-            extra.append(long - short)
+        extra = [-joules(SHORT) + joules(LONG) for _ in range(REPEATS)]
     except TuningError as error:
         raise AbsentError(f"energy could not be measured: {error.cause}") from error
     if min(extra) <= 0:
@@ -222,21 +233,3 @@ def tokens_per_joule(run: Callable[[int], None], root: Root | None = None) -> En
         "whole processor, other processes included, without memory"
     )
     return Energy(middle, samples, tokens, words)
-
-
-def _joules(
-    run: Callable[[int], None], tokens: int, root: Root, domains: tuple[Domain, ...]
-) -> float:
-    """Return the joules that all packages use while the engine generates ``tokens``. Raise
-    AbsentError if they are not known."""
-    before, used = [read_counter(root, domain) for domain in domains], 0
-    run(tokens)
-    for domain, then in zip(domains, before, strict=True):
-        now = read_counter(root, domain)
-        # A counter may wrap around once: the 65 kJ of common ones last five minutes at 200 W.
-        if now is not None and then is not None and now < then <= (domain.span or 0):
-            now += domain.span or 0
-        if now is None or then is None or now < then:
-            raise AbsentError("the energy counters can no longer be read")
-        used += now - then
-    return used / 1e6

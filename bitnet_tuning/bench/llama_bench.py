@@ -117,10 +117,26 @@ def known(names: tuple[str, ...], flags: frozenset[str]) -> str:
 def parse_bench(stdout: str, command: BenchCommand) -> Samples:
     """Return the samples if llama-bench printed what the command must print, else raise
     FailedRunError."""
-    found, wanted = _array(stdout), command.tokens
-    if len(found) != len(wanted):
-        raise FailedRunError(f"llama-bench printed {len(found)} rows instead of {len(wanted)}")
-    return {phase: _samples(phase, command, found) for phase in wanted}
+    found, read = _array(stdout), dict[str, tuple[float, ...]]()
+    if len(found) != len(command.tokens):
+        wanted = len(command.tokens)
+        raise FailedRunError(f"llama-bench printed {len(found)} rows instead of {wanted}")
+    for phase, tokens in command.tokens.items():
+        name, row = f"{phase}{tokens}", (tokens, 0) if phase == PP else (0, tokens)
+        same = [one for one in found if (one.get("n_prompt"), one.get("n_gen")) == row]
+        if not same:
+            raise FailedRunError(f"llama-bench printed no row for {name}")
+        for field, value in command.fields.items():
+            missing = None if field == "n_threads" else value
+            if same[0].get(field, missing) != value:
+                said = _shown(same[0][field]) if field in same[0] else "unknown"
+                raise FailedRunError(f"{name} ran with {field} = {said}, not {value}")
+        samples: Any = same[0].get("samples_ts")
+        count = len(samples) if isinstance(samples, list) else "none"
+        if count != command.samples:
+            raise FailedRunError(f"{name} has {count} of {command.samples} samples")
+        read[phase] = tuple(checked(sample, name) for sample in samples)
+    return read
 
 
 def _array(stdout: str) -> list[dict[str, Any]]:
@@ -135,24 +151,6 @@ def _array(stdout: str) -> list[dict[str, Any]]:
         if all(isinstance(row, dict) for row in array):
             return list(array)
     raise FailedRunError(f"llama-bench printed {'broken' if starts else 'no'} JSON")
-
-
-def _samples(phase: str, command: BenchCommand, found: list[dict[str, Any]]) -> tuple[float, ...]:
-    tokens = command.tokens[phase]
-    name, row = f"{phase}{tokens}", (tokens, 0) if phase == PP else (0, tokens)
-    same = [one for one in found if (one.get("n_prompt"), one.get("n_gen")) == row]
-    if not same:
-        raise FailedRunError(f"llama-bench printed no row for {name}")
-    for field, wanted in command.fields.items():
-        missing = None if field == "n_threads" else wanted
-        if same[0].get(field, missing) != wanted:
-            said = _shown(same[0][field]) if field in same[0] else "unknown"
-            raise FailedRunError(f"{name} ran with {field} = {said}, not {wanted}")
-    samples: Any = same[0].get("samples_ts")
-    count = len(samples) if isinstance(samples, list) else "none"
-    if count != command.samples:
-        raise FailedRunError(f"{name} has {count} of {command.samples} samples")
-    return tuple(checked(sample, name) for sample in samples)
 
 
 def checked(sample: Any, name: str) -> float:

@@ -79,28 +79,18 @@ def _objection(results: Results, environ: Mapping[str, str]) -> str | None:
         return f"your {', '.join(theirs)} affected it; unset that and tune again"
     if results.decision is None or results.decision.verdict == OPEN:
         return "nothing was decided; allow more time with --budget"
-    if disturbed := _disturbed(results):
-        return disturbed
-    if results.decision.winner != DEFAULT:
+    decision, settings = results.decision, results.settings
+    for _, cause, what in limits.disturbances(results.conditions.meanwhile):
+        remedy = f"{what} and tune again"
+        if decision.verdict != FASTER:
+            return f"{cause}, and another setting may be best without that; {remedy}"
+        both = settings[DEFAULT], settings[decision.winner]
+        default, winner = ((each.threads, each.threads_batch, each.cpus) for each in both)
+        if winner != default:
+            return f"{cause}, and {decision.winner} may be best only because of that; {remedy}"
+    if decision.winner != DEFAULT:
         return None
     # A search of only a part must not replace a faster setting that a whole tuning found.
     asked = results.options
     is_part = asked.threads is not None or "optimized" not in (asked.modes or ("optimized",))
     return "--threads or --modes limited the search" if is_part else None
-
-
-def _disturbed(results: Results) -> str | None:
-    """Return why the decision may not hold on a quiet machine; None if it does."""
-    causes, decision = tuple(limits.disturbances(results.conditions.meanwhile)), results.decision
-    if not causes or decision is None:
-        return None
-    _, cause, remedy = causes[0]
-    if decision.verdict != FASTER:
-        return f"{cause}, and another setting may be best without that; {remedy} and tune again"
-    settings = (results.settings[name] for name in (DEFAULT, decision.winner))
-    default, winner = ((each.threads, each.threads_batch, each.cpus) for each in settings)
-    if winner == default:
-        return None
-    return (
-        f"{cause}, and {decision.winner} may be best only because of that; {remedy} and tune again"
-    )

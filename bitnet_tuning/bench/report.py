@@ -135,7 +135,7 @@ def _scope(summary: Summary) -> dict[str, str]:
     requests = f"requests of {prompt} tokens with answers of {answer}"
     return {
         "optimized for": {TG: "token generation", PP: "prompt processing"}.get(goal, requests),
-        "rounds": f"{len(measured)} with {measured.runs} runs",
+        "rounds": f"{len(measured)} with {sum(len(each.runs) for each in measured)} runs",
         "time spent": f"{measured.spent:.0f} s, with a budget of {options.budget:g} s",
     }
 

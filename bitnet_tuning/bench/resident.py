@@ -178,10 +178,8 @@ class Residents:
 
     def _load(self, setting: Setting, seconds: float) -> _Loaded:
         """Start the setting's server; end others, the longest unused first, if memory lacks."""
-        facts = self.facts
+        facts = with_file(self.facts, setting)
         check_cli(setting, self.server.flags)
-        if setting.embedding is not None and facts.beside is not None:
-            facts = facts._replace(model=facts.beside)
         need = need_of(facts.model, self.context, setting.ubatch)
         private = need.total if setting.mmap is False else need.total - need.model
         # Linux counts a mapped model as available memory, but its pages are needed. Two servers
@@ -255,6 +253,13 @@ def _cpu_seconds(family: Family) -> float | None:
         return sum(time.clock_gettime((~each.id << 3) | 2) for each in family.look()) or None
     except (AttributeError, OSError):
         return None
+
+
+def with_file(facts: Facts, setting: Setting) -> Facts:
+    """Return the facts with the file that the setting runs."""
+    if setting.embedding is not None and facts.beside is not None:
+        return facts._replace(model=facts.beside)
+    return facts
 
 
 def _fits(need: int, available: int | None) -> bool:

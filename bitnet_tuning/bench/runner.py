@@ -12,7 +12,14 @@ from bitnet_tuning.bench import llama_bench
 from bitnet_tuning.bench.comparison import DEFAULT, Run, Sizes
 from bitnet_tuning.bench.limits import Ceiling
 from bitnet_tuning.bench.llama_bench import NEEDED, Bench, FailedRunError, Samples, check_cli, stale
-from bitnet_tuning.bench.resident import LEAST_SECONDS, TOLERANCE, Residents, agree, find_residents
+from bitnet_tuning.bench.resident import (
+    LEAST_SECONDS,
+    TOLERANCE,
+    Residents,
+    agree,
+    find_residents,
+    with_file,
+)
 from bitnet_tuning.console import say
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.engine.probe import flags_of, parse_timings
@@ -72,7 +79,7 @@ class Runner:
     def measure(self, name: str, setting: Setting, phases: tuple[str, ...] = (PP, TG)) -> Run:
         """Measure the phases once. A run that fails is returned with its ``problem``; nothing
         but an interrupt is raised."""
-        started, cpu, facts = time.monotonic(), None, self._facts(setting)
+        started, cpu, facts = time.monotonic(), None, with_file(self.facts, setting)
         residents, sizes = self.residents, self.sizes
         loads = residents is None or not residents.has(name)
         key = None if residents and loads else sizes
@@ -227,12 +234,6 @@ class Runner:
         claimed = sum(each.milliseconds for phase, each in named if each and phase in phases)
         self._claim(claimed / 1000, started)
         return llama_bench.parse_cli(done.stderr, self.sizes, phases)
-
-    def _facts(self, setting: Setting) -> Facts:
-        """Return the facts with the file that the setting runs."""
-        if setting.embedding is not None and self.facts.beside is not None:
-            return self.facts._replace(model=self.facts.beside)
-        return self.facts
 
     def _claim(self, seconds: float, started: float) -> None:
         """Add the seconds that a process's speeds stand for. Raise FailedRunError if all of it,
