@@ -187,22 +187,23 @@ def resume(runner: Runner, earlier: Results, stop: Stop, shown: Progress) -> Res
 def _check_same(runner: Runner, earlier: Results) -> None:
     new = _document(runner, earlier.options, earlier.space)
     passing: dict[str, Any] = {"memory_available": None, "memory_total": None, "governor": None}
-    # Whether it runs where no model is named depends on the folder and on variables.
-    others = [each.beside and each.beside._replace(unnamed=False) for each in (earlier, new)]
-    engines = [each.engine._replace(bench=None, server=None) for each in (earlier, new)]
-    measuring = [(each.engine.bench, each.engine.server) for each in (earlier, new)]
-    parts = {
-        "machine": (earlier.host._replace(**passing), new.host._replace(**passing)),
-        "engine": (engines[0], engines[1]),
-        "program that measures": (measuring[0], measuring[1]),
-        # Older results have fewer facts of a model.
-        "model": (earlier.model[:6], new.model[:6]),
-        "other file of the model": (others[0], others[0] and others[1]),
-        "program": (earlier.program.version, new.program.version),
-        f"default setting (it was: {describe(earlier.space.default)}; "
-        f"it is: {describe(runner.default)})": (earlier.space.default, runner.default),
-    }
-    changed = [f"the {name} has changed" for name, (then, now) in parts.items() if then != now]
+    settings = earlier.space.default, runner.default
+    was, now_is = map(describe, settings)
+    then, now = (
+        {
+            "machine": each.host._replace(**passing),
+            "engine": each.engine._replace(bench=None, server=None),
+            "program that measures": (each.engine.bench, each.engine.server),
+            # Older results have fewer facts of a model.
+            "model": each.model[:6],
+            # Whether it runs where no model is named depends on the folder and on variables.
+            "other file of the model": earlier.beside and each.beside and each.beside[:-1],
+            "program": each.program.version,
+            f"default setting (it was: {was}; it is: {now_is})": setting,
+        }
+        for each, setting in zip((earlier, new), settings, strict=True)
+    )
+    changed = [f"the {name} has changed" for name in then if then[name] != now[name]]
     if changed:
         raise UsageError(
             f"that tuning cannot be resumed: {', '.join(changed)}",

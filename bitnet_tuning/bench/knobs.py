@@ -260,16 +260,15 @@ def _waiting(choices: Choices, default: Setting) -> Iterator[Change]:
     runtime, environ, full = choices.facts.engine.openmp, choices.facts.environ, choices.is_full
     if user_waiting(environ):
         return
-    if runtime == LLVM:
-        yield Change("KMP_BLOCKTIME=infinite", set_env=(("KMP_BLOCKTIME", "infinite"),))
-        if full and "KMP_BLOCKTIME" in dict(default.env):
-            yield Change("KMP_BLOCKTIME unset", unset_env=("KMP_BLOCKTIME",))
+    if runtime in (LLVM, GOMP):
+        name, spin, sleep = ("KMP_BLOCKTIME", "infinite", "0")
+        if runtime == GOMP:
+            name, spin, sleep = ("OMP_WAIT_POLICY", "active", "passive")
+        yield Change(f"{name}={spin}", set_env=((name, spin),))
+        if full and runtime == LLVM and name in dict(default.env):
+            yield Change(f"{name} unset", unset_env=(name,))
         if full or choices.facts.host.quota_binds:
-            yield Change("KMP_BLOCKTIME=0", set_env=(("KMP_BLOCKTIME", "0"),))
-    elif runtime == GOMP:
-        yield Change("OMP_WAIT_POLICY=active", set_env=(("OMP_WAIT_POLICY", "active"),))
-        if full or choices.facts.host.quota_binds:
-            yield Change("OMP_WAIT_POLICY=passive", set_env=(("OMP_WAIT_POLICY", "passive"),))
+            yield Change(f"{name}={sleep}", set_env=((name, sleep),))
     elif runtime == NONE and choices.obeys("poll"):
         yield Change("poll 100", (("poll", 100),))
         yield Change("poll 0", (("poll", 0),))

@@ -13,8 +13,8 @@ from bitnet_tuning.bench.comparison import DEFAULT, Run, Sizes
 from bitnet_tuning.bench.limits import Ceiling
 from bitnet_tuning.bench.llama_bench import NEEDED, Bench, FailedRunError, Samples, check_cli, stale
 from bitnet_tuning.bench.resident import (
-    LEAST_SECONDS,
     TOLERANCE,
+    TRIES,
     Residents,
     agree,
     find_residents,
@@ -94,48 +94,52 @@ class Runner:
                 samples = self._by_bench(self.bench, facts, setting, phases, seconds)
             else:
                 samples = self._by_cli(facts, setting, phases, seconds)
-            read, speed = bytes_per_token(facts.model.parts), median(samples.get(TG, (0.0,)))
-            if problem := self.ceiling.objection(read, speed, setting.cpus):
-                raise FailedRunError(problem)
         except UnsupportedError as error:
             return Run(name, {}, time.monotonic() - started, error.cause)
         taken = time.monotonic() - started
+        read, speed = bytes_per_token(facts.model.parts), median(samples.get(TG, (0.0,)))
+        if problem := self.ceiling.objection(read, speed, setting.cpus):
+            return Run(name, {}, taken, problem)
         if name == DEFAULT:
             self.longest[key] = max(taken, self.longest.get(key, 0.0))
         return Run(name, samples, taken, cpu=cpu)
 
+    def measure_alone(self, name: str, setting: Setting, phase: str, sizes: Sizes) -> Run:
+        """Measure a phase once with other sizes. Raise FailedRunError if the run fails."""
+        usual, self.sizes = self.sizes, sizes
+        try:
+            run = self.measure(name, setting, (phase,))
+        finally:
+            self.sizes = usual
+        if run.problem is not None:
+            raise FailedRunError(run.problem)
+        return run
+
     def contradiction(self, name: str, setting: Setting, phases: tuple[str, ...]) -> str | None:
         """Return how our own clock contradicts the speeds that a setting's programs print, or why
         they fail; None if all is well. What contradicts once may be another program's fault."""
-        sizes, most = self.sizes, {PP: MOST_PROMPT, TG: MOST_GENERATED}
+        most = {PP: self.sizes.n_prompt >= MOST_PROMPT, TG: self.sizes.n_gen >= MOST_GENERATED}
+        # Each of a server's shorter slices takes long enough to be checked.
         try:
-            for phase in phases:
-                tokens = sizes.n_prompt if phase == PP else sizes.n_gen
-                if self.residents is not None and tokens < most[phase]:
-                    continue  # each of such slices takes long enough to be checked
-                if all(found := self._doubt(name, setting, phase, sizes) for _ in range(TRIES)):
+            for phase in (each for each in phases if most[each] or self.residents is None):
+                if all(found := self._doubt(name, setting, phase) for _ in range(TRIES)):
                     return found
         except FailedRunError as failed:
             return failed.cause
-        finally:
-            self.sizes = sizes
         return None
 
-    def _doubt(self, name: str, setting: Setting, phase: str, sizes: Sizes) -> str | None:
+    def _doubt(self, name: str, setting: Setting, phase: str) -> str | None:
         """Compare a long run with a short one, so that loading cancels out."""
+        sizes = self.sizes
         room = (self.facts.model.context_length or 6 * sizes.n_gen) // 2
         room = min(room, self.residents.context // 2) if self.residents else room
         long = Sizes(sizes.n_prompt, max(sizes.n_gen, min(3 * sizes.n_gen, room)), 1)
-        found = []
-        for self.sizes in (Sizes(max(1, sizes.n_prompt // 4), max(1, sizes.n_gen // 4), 1), long):
-            run = self.measure(name, setting, (phase,))
-            if run.problem is not None:
-                raise FailedRunError(run.problem)
-            found.append((run.seconds, self._claimed))
-        taken, claimed = (b - a for a, b in zip(*found, strict=True))
+        taken = claimed = 0.0
+        for each in (Sizes(max(1, sizes.n_prompt // 4), max(1, sizes.n_gen // 4), 1), long):
+            run = self.measure_alone(name, setting, phase, each)
+            taken, claimed = run.seconds - taken, self._claimed - claimed
         by_cli = self.residents is None and self.bench is None
-        spare = LEAST_SECONDS + (CHOOSING_SECONDS * long.n_gen if by_cli else 0.0)
-        if agree(claimed, taken, spare):
+        if agree(claimed, taken, CHOOSING_SECONDS * long.n_gen if by_cli else 0.0):
             return None
         return f"{claimed:.3g} s more of {phase} by its own speed took {taken:.3g} s more"
 
@@ -247,12 +251,6 @@ class Runner:
 PROGRAMS = ("llama-server", "llama-bench", "llama-cli")
 """Names of the programs that can measure, the preferred one first."""
 
-TRIES = 3
-"""Most runs of a cli whose output may lack its end. llama-completion of late 2026 sometimes exits
-before its log thread has written everything:
-https://github.com/ggml-org/llama.cpp/issues/22142"""
-
-
 CHOOSING_SECONDS = 0.001
 """Most seconds for choosing a token and printing it, which the cli's timings do not include."""
 
@@ -288,8 +286,7 @@ def run_setting(setting: Setting, argv: tuple[str, ...], seconds: float) -> Capt
     unset = stale(setting, os.environ)
     variables, nice = setting.variables, setting.nice
     done = capture(argv, variables, seconds, unset=unset, cpus=setting.cpus, nice=nice)
-    problem = failure(done, seconds)
-    if problem:
+    if problem := failure(done, seconds):
         raise FailedRunError(problem)
     return done
 

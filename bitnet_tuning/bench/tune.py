@@ -38,7 +38,6 @@ from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.conditions import between
 from bitnet_tuning.machine.warnings import warnings_after
 from bitnet_tuning.plan.profile import TG, EngineKey, engine_key
-from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.store.codec import to_json
 from bitnet_tuning.store.state import State, alone, default_folder, moment
 
@@ -76,8 +75,7 @@ def tune(
         engine = engine_key(runner.facts.engine)
         budget = earlier.options.budget if earlier else options.budget
         spent = earlier.measured.spent if earlier else 0.0
-        ends = contextlib.closing(runner)
-        with Stop() as stop, progress_of(budget) as shown, ends:
+        with Stop() as stop, progress_of(budget) as shown, contextlib.closing(runner):
             try:
                 if earlier:
                     results = resume(runner, earlier, stop, shown)
@@ -252,28 +250,19 @@ class Tuning:
     def _finish(self) -> None:
         """Add memory bandwidth and energy."""
         name = self.results.decision.winner if self.results.decision else DEFAULT
-        setting, ceiling = self.results.settings[name], self.runner.ceiling
+        setting, runner, ceiling = self.results.settings[name], self.runner, self.runner.ceiling
         read, speeds = self.results.model.bytes_per_token, self.results.measured.speeds(name)[TG]
         bandwidth = roof = Part(None, ceiling.reason)
         if found := ceiling.found:
             bandwidth = Part(to_json(found))
             roof = _part(lambda: limits.roof(found, read, speeds))
-        self.keep(bandwidth=bandwidth, roof=roof, energy=self._energy(name, setting))
-
-    def _energy(self, name: str, setting: Setting) -> Part:
-        """Return the tokens per joule of the setting, if the machine has energy counters."""
-        runner, sizes = self.runner, self.runner.sizes
 
         def run(tokens: int) -> None:
-            runner.sizes = sizes._replace(n_gen=tokens, repetitions=1)
-            try:
-                done = runner.measure(name, setting, (TG,))
-            finally:
-                runner.sizes = sizes
-            if done.problem is not None:
-                raise UnsupportedError(done.problem)
+            sizes = runner.sizes._replace(n_gen=tokens, repetitions=1)
+            runner.measure_alone(name, setting, TG, sizes)
 
-        return _part(lambda: limits.tokens_per_joule(run))
+        energy = _part(lambda: limits.tokens_per_joule(run))
+        self.keep(bandwidth=bandwidth, roof=roof, energy=energy)
 
 
 def _part(find: Callable[[], NamedTuple]) -> Part:

@@ -8,8 +8,8 @@ from functools import cached_property
 from bitnet_tuning.bench.comparison import DEFAULT
 from bitnet_tuning.bench.knobs import COMPUTING
 from bitnet_tuning.bench.llama_bench import TOKENS_PER_WORD, FailedRunError, words
-from bitnet_tuning.bench.resident import Residents
-from bitnet_tuning.bench.runner import TRIES, Patience, run_cli
+from bitnet_tuning.bench.resident import TRIES, Residents
+from bitnet_tuning.bench.runner import Patience, run_cli
 from bitnet_tuning.demo import right_model
 from bitnet_tuning.engine.probe import parse_timings
 from bitnet_tuning.errors import TuningError, UnsupportedError
