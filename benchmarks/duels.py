@@ -115,7 +115,7 @@ def duel(facts: Facts, options: argparse.Namespace) -> Duel:
     if problem or judged.ratio is None:
         raise SystemExit(f"the engine cannot be measured: {problem}")
     logs = [log(each) for each in rounds.ratios(OTHER)]
-    speed = median(rounds.speeds(DEFAULT)[TG])
+    speed = median(rounds.speeds(DEFAULT, TG))
     ratio = judged.ratio
     return Duel(judged.verdict, *ratio, seconds=passed(), spread=pstdev(logs), speed=speed)
 

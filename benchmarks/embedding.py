@@ -119,7 +119,7 @@ def show(engine: Mapping[str, Any]) -> None:
 def cells(kind: str, measured: Rounds, engine: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the cells of one file behind the number of threads."""
     read, most = engine["files"][kind], engine["files"][measured.reference]
-    speeds, judged = measured.speeds(kind)[TG], measured.judge(kind)
+    speeds, judged = measured.speeds(kind, TG), measured.judge(kind)
     is_other = kind != measured.reference and judged.ratio is not None
     return (
         kind,

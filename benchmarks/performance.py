@@ -142,7 +142,7 @@ def show(title: str, settings: Mapping[str, Setting], rounds: Sequence[Round]) -
                 print(f"    failed: {run.problem}")
         for phase in (PP, TG):
             measured = Rounds(Objective(phase), rounds, reference=first)
-            speeds = measured.speeds(name)[phase]
+            speeds = measured.speeds(name, phase)
             if speeds:
                 print(f"    {phase} {spread(speeds)} tokens/s{against(measured, name)}")
         walls = [run.seconds for run in runs if not run.problem]

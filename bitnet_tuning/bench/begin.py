@@ -134,8 +134,8 @@ def _snapshot(runner: Runner, shown: Progress) -> tuple[Conditions, tuple[str, .
     shown.running("preparing: the machine's state and memory", 0)
     host = runner.facts.host
     before = conditions.take(host)
-    found = warnings_before(before, host, runner.facts.model.size)
-    warnings = tuple(warning.text for warning in found)
+    seen = warnings_before(before, host, runner.facts.model.size)
+    warnings = tuple(warning.text for warning in seen)
     say(*(f"warning: {warning}" for warning in warnings))
     runner.ceiling.look()
     return before, warnings

@@ -74,12 +74,13 @@ def _same(a: Results, b: Results) -> Iterator[tuple[str, str]]:
 
 
 def _pairs(both: tuple[Summary, Summary], names: tuple[str, str]) -> Iterator[Pair]:
-    before, after = (each.measured.speeds(name) for each, name in zip(both, names, strict=True))
+    named = tuple(zip(both, names, strict=True))
     for phase in (PP, TG):
-        if before[phase] and after[phase]:
+        before, after = (each.measured.speeds(name, phase) for each, name in named)
+        if before and after:
             # Of many pairs at once, some differ by chance at a usual level.
             found, strict = (
-                statistics.unpaired(after[phase], before[phase], level)
+                statistics.unpaired(after, before, level)
                 for level in (statistics.LEVEL, statistics.INTERIM)
             )
             verdict = statistics.verdict(strict, both[1].measured.resolution, statistics.INTERIM)

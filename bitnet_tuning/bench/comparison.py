@@ -197,15 +197,11 @@ class Rounds:
         """Return the number of rounds in which a run of the setting went well."""
         return sum(1 for each in self._rounds if _ran(each, name))
 
-    def speeds(self, name: str) -> dict[str, list[float]]:
-        """Return, by phase, one speed in tokens/s for each run: the median of its samples, since
-        samples of the same process are not independent."""
-        return {
-            phase: [
-                median(run.samples[phase]) for run in self._runs[name] if run.samples.get(phase)
-            ]
-            for phase in (PP, TG)
-        }
+    def speeds(self, name: str, phase: str) -> list[float]:
+        """Return one speed in tokens/s for each run: the median of its samples, since samples of
+        the same process are not independent."""
+        found = (run.samples.get(phase) for run in self._runs[name])
+        return [median(samples) for samples in found if samples]
 
     def relative(
         self, goal: str, ratios: Mapping[str, Estimate | None] | None = None

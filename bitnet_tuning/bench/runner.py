@@ -89,7 +89,7 @@ class Runner:
         self._claimed = 0.0
         try:
             if residents is not None:
-                samples, cpu = self._by_server(residents, name, setting, phases, seconds)
+                samples, cpu = self._by_server(name, setting, phases, seconds)
             elif self.bench is not None:
                 samples = self._by_bench(self.bench, facts, setting, phases, seconds)
             else:
@@ -190,20 +190,16 @@ class Runner:
         return PROGRAMS[0] if self.residents else PROGRAMS[1] if self.bench else PROGRAMS[2]
 
     def _by_server(
-        self,
-        residents: Residents,
-        name: str,
-        setting: Setting,
-        phases: tuple[str, ...],
-        limit: float,
+        self, name: str, setting: Setting, phases: tuple[str, ...], seconds: float
     ) -> tuple[Samples, float | None]:
         """Return the samples, and the CPU seconds per generated token."""
+        assert self.residents is not None
         samples: dict[str, list[float]] = {phase: [] for phase in phases}
         spent: list[float] = []
         for _ in range(self.sizes.repetitions):
             for phase, tokens in ((PP, self.sizes.n_prompt), (TG, self.sizes.n_gen)):
                 if phase in phases:
-                    speed, cpu = residents.ask(name, setting, phase, tokens, limit)
+                    speed, cpu = self.residents.ask(name, setting, phase, tokens, seconds)
                     samples[phase].append(speed)
                     self._claimed += tokens / speed
                     spent += [cpu] if cpu else []

@@ -49,10 +49,9 @@ SAVE_SHARE, SAVE_SECONDS = 0.01, 10.0
 """Largest share of the time for saving rounds, and most seconds from one save to the next. Results
 of 500 rounds take 0.03 s, of 2,000 rounds 0.11 s."""
 
-TAIL_SECONDS = 1.0
-"""Seconds of the budget kept for what follows the search, such as a look at the machine."""
-TAIL_SHARE = 0.15
-"""Largest share of the budget that is kept for them."""
+TAIL_SECONDS, TAIL_SHARE = 1.0, 0.15
+"""Seconds of the budget, and the largest share of it, that are kept for what follows the search,
+such as a look at the machine."""
 
 
 def tune(
@@ -251,7 +250,7 @@ class Tuning:
         """Add memory bandwidth and energy."""
         name = self.results.decision.winner if self.results.decision else DEFAULT
         setting, runner, ceiling = self.results.settings[name], self.runner, self.runner.ceiling
-        read, speeds = self.results.model.bytes_per_token, self.results.measured.speeds(name)[TG]
+        read, speeds = self.results.model.bytes_per_token, self.results.measured.speeds(name, TG)
         bandwidth = roof = Part(None, ceiling.reason)
         if found := ceiling.found:
             bandwidth = Part(to_json(found))

@@ -278,7 +278,7 @@ def speed_line(
     ours, theirs = (other, DEFAULT) if is_slim else (DEFAULT, other)
     judged = rounds.judge(ours, theirs)
     assert judged.ratio is not None
-    speeds = [estimate(rounds.speeds(each)[TG]).median for each in (theirs, ours)]
+    speeds = [estimate(rounds.speeds(each, TG)).median for each in (theirs, ours)]
     facts = {
         "verdict": judged.verdict,
         "ratio": judged.ratio._asdict(),
