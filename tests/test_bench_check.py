@@ -85,15 +85,15 @@ def test_loaded_servers_write_the_texts_of_the_users_model(tmp_path: Path) -> No
     facts = facts._replace(model=facts.model._replace(context_length=8192))
     with closing(Residents(facts, server_of(facts.engine))) as residents:
         checker = Checker(facts, DEFAULT, SOON, residents)
-        assert checker.problem(TWO, "2 threads") is None
-        assert checker.problem(TWO._replace(ubatch=64), "micro-batch") is None
+        assert checker.problem(TWO) is None
+        assert checker.problem(TWO._replace(ubatch=64)) is None
         asked = [each["prompt"] for each in fake.asked()]
         assert asked == [QUESTION] * 3, "the default's text is made once"
         assert len(prompts(fake)) == 2, "the servers' context is too short for the long prompt"
         unmapped = TWO._replace(mmap=False)
-        assert "self-test" in str(checker.problem(unmapped, "no mmap"))
+        assert "self-test" in str(checker.problem(unmapped))
         fake.curve(text={"mmap=0": " other words"})
-        problem = Checker(facts, DEFAULT, SOON, residents).problem(unmapped, "no mmap")
+        problem = Checker(facts, DEFAULT, SOON, residents).problem(unmapped)
         assert str(problem).startswith('writes other words than the default: "other words" instead')
         assert not checker.notes
     assert len(fake.servers()) == 4, "each is loaded once"

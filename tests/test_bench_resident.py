@@ -132,7 +132,7 @@ def test_tokens_stay_inside_a_small_vocabulary(
     facts = probed[1]._replace(model=probed[1].model._replace(vocabulary=7))
     residents = find_residents(facts)
     assert residents is not None
-    residents.ask("a", ONE, PP, 20, 60)
+    residents.ask(ONE, PP, 20, 60)
     residents.close()
     (body,) = fake.asked()
     assert max(body["prompt"]) == 6
@@ -196,7 +196,7 @@ def test_a_server_without_api_keys_measures(
     fake = FakeEngine(tmp_path / "checkout", server=True).curve(**CURVE)
     residents = find_residents(facts_of(str(fake.cli), tmp_path))
     assert residents is not None
-    assert residents.ask("a", ONE, TG, 8, 60)[0] == pytest.approx(1000)
+    assert residents.ask(ONE, TG, 8, 60)[0] == pytest.approx(1000)
     residents.close()
     assert "LLAMA_API_KEY" not in fake.servers()[0]["env"]
 
@@ -269,7 +269,7 @@ def test_a_setting_that_fails_twice_is_out_and_others_go_on(
         run = runner.measure("two", TWO, (TG,))
         assert run.samples == {}
         assert words in str(run.problem)
-        assert runner.residents is not None and not runner.residents.has("two")
+        assert runner.residents is not None and not runner.residents.has(TWO)
         assert runner.measure("one", ONE, (TG,)).problem is None
     assert len([run for run in fake.servers() if "2" in run["argv"]]) == 2
 

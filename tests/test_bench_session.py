@@ -66,7 +66,7 @@ class FakeChecker(Checker):
         self.found = problem
         self.checked: list[Setting] = []
 
-    def problem(self, setting: Setting, name: str = "") -> str | None:
+    def problem(self, setting: Setting) -> str | None:
         self.checked.append(setting)
         return self.found
 

@@ -84,59 +84,57 @@ class Residents:
         self.facts = facts
         self.server = server
         self.context = max(LONGEST, longest) + MARGIN
-        self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
-        """Running servers by the name of their setting, the one that was asked last at the end."""
+        self._loaded: OrderedDict[Setting, _Loaded] = OrderedDict()
+        """Running servers by their setting, the one that was asked last at the end."""
 
     def ask(
-        self, name: str, setting: Setting, phase: str, tokens: int, seconds: float
+        self, setting: Setting, phase: str, tokens: int, seconds: float
     ) -> tuple[float, float | None]:
-        """Process a prompt of so many ``tokens``, or generate them, with a setting whose name is
-        always the same. ``seconds`` is the time limit. Return the phase's speed in tokens/s by the
-        engine's clock, and the CPU seconds per token of the whole answer, None if unknown.
+        """Process a prompt of so many ``tokens``, or generate them; ``seconds`` is the time limit.
+        Return the phase's speed in tokens/s by the engine's clock, and the CPU seconds per token
+        of the whole answer, None if unknown.
 
         Raise UnsupportedError if the server does not start or answer, or if its times cannot be
         true.
         """
-        with self._server(name, setting, seconds) as loaded:
+        with self._server(setting, seconds) as loaded:
             for _ in range(TRIES - 1):
                 with suppress(FailedRunError):
                     return self._slice(loaded, phase, tokens, seconds)
             return self._slice(loaded, phase, tokens, seconds)
 
-    def write(
-        self, name: str, setting: Setting, prompt: str, tokens: int, seconds: float
-    ) -> tuple[str, int]:
+    def write(self, setting: Setting, prompt: str, tokens: int, seconds: float) -> tuple[str, int]:
         """Return the greedy text that a setting adds to a prompt, and the number of the prompt's
         tokens, 0 if unknown. Raise UnsupportedError if the server does not start or answer."""
         body = {"prompt": prompt, "n_predict": tokens, "cache_prompt": False, **GREEDY}
-        with self._server(name, setting, seconds) as loaded:
+        with self._server(setting, seconds) as loaded:
             reply, _ = _complete(loaded, body, seconds)
         timings, text = reply.get("timings"), reply.get("content")
         count = timings.get("prompt_n") if isinstance(timings, dict) else 0
         return text if isinstance(text, str) else "", count if isinstance(count, int) else 0
 
-    def has(self, name: str) -> bool:
+    def has(self, setting: Setting) -> bool:
         """Return whether the setting's server is loaded."""
-        return name in self._loaded
+        return setting in self._loaded
 
     def close(self) -> None:
         """End all servers."""
-        for name in tuple(self._loaded):
-            self._end(name)
+        for setting in tuple(self._loaded):
+            self._end(setting)
 
-    def _end(self, name: str) -> None:
-        self._loaded.pop(name).stack.close()
+    def _end(self, setting: Setting) -> None:
+        self._loaded.pop(setting).stack.close()
 
     @contextmanager
-    def _server(self, name: str, setting: Setting, seconds: float) -> Iterator[_Loaded]:
+    def _server(self, setting: Setting, seconds: float) -> Iterator[_Loaded]:
         """Yield the setting's server, loaded if it was not; a failure ends it."""
-        if name not in self._loaded:
-            self._loaded[name] = self._load(setting, seconds)
-        self._loaded.move_to_end(name)
+        if setting not in self._loaded:
+            self._loaded[setting] = self._load(setting, seconds)
+        self._loaded.move_to_end(setting)
         try:
-            yield self._loaded[name]
+            yield self._loaded[setting]
         except TuningError:
-            self._end(name)
+            self._end(setting)
             raise
 
     def _slice(

@@ -81,7 +81,7 @@ class Runner:
         but an interrupt is raised."""
         started, cpu, facts = time.monotonic(), None, with_file(self.facts, setting)
         residents, sizes = self.residents, self.sizes
-        loads = residents is None or not residents.has(name)
+        loads = residents is None or not residents.has(setting)
         key = None if residents and loads else sizes
         # The other file may not be in memory yet.
         is_known = facts is self.facts or not loads
@@ -89,7 +89,7 @@ class Runner:
         self._claimed = 0.0
         try:
             if residents is not None:
-                samples, cpu = self._by_server(name, setting, phases, seconds)
+                samples, cpu = self._by_server(setting, phases, seconds)
             elif self.bench is not None:
                 samples = self._by_bench(self.bench, facts, setting, phases, seconds)
             else:
@@ -190,7 +190,7 @@ class Runner:
         return PROGRAMS[0] if self.residents else PROGRAMS[1] if self.bench else PROGRAMS[2]
 
     def _by_server(
-        self, name: str, setting: Setting, phases: tuple[str, ...], seconds: float
+        self, setting: Setting, phases: tuple[str, ...], seconds: float
     ) -> tuple[Samples, float | None]:
         """Return the samples, and the CPU seconds per generated token."""
         assert self.residents is not None
@@ -199,7 +199,7 @@ class Runner:
         for _ in range(self.sizes.repetitions):
             for phase, tokens in ((PP, self.sizes.n_prompt), (TG, self.sizes.n_gen)):
                 if phase in phases:
-                    speed, cpu = self.residents.ask(name, setting, phase, tokens, seconds)
+                    speed, cpu = self.residents.ask(setting, phase, tokens, seconds)
                     samples[phase].append(speed)
                     self._claimed += tokens / speed
                     spent += [cpu] if cpu else []

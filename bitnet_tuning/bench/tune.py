@@ -227,7 +227,7 @@ class Tuning:
         self.shown.running(f"checking the output: {name}", self.clock())
         with stop.interruptible():
             setting, phases = self.search.settings[name], self.search.rounds.objective.phases
-            problem = self.checker.problem(setting, name)
+            problem = self.checker.problem(setting)
             problem = problem or self.runner.contradiction(name, setting, phases)
         self.search.tell_check(name, problem, self.clock())
         self.keep()

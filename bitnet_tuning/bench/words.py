@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from functools import cached_property
 
-from bitnet_tuning.bench.comparison import DEFAULT
 from bitnet_tuning.bench.knobs import COMPUTING
 from bitnet_tuning.bench.llama_bench import TOKENS_PER_WORD, FailedRunError, words
 from bitnet_tuning.bench.resident import TRIES, Residents
@@ -51,8 +50,6 @@ class Checker:
         self._default = default
         self._patience = patience or Patience()
         self._residents = residents
-        self._names = {default: DEFAULT}
-        """Names of the settings that were checked, under which servers are loaded."""
         self.notes: dict[str, str] = {}
         """Which of the two comparisons are not possible, and why."""
         self._texts: dict[str, list[str]] = {}
@@ -64,10 +61,8 @@ class Checker:
         self._unusable: dict[str, str] = {}
         """Why the default's text cannot serve for comparison, by prompt."""
 
-    def problem(self, setting: Setting, name: str = "") -> str | None:
-        """Return what is wrong with the output; None if nothing is known to be wrong. ``name`` is
-        that of the setting's server, if servers measure."""
-        self._names.setdefault(setting, name)
+    def problem(self, setting: Setting) -> str | None:
+        """Return what is wrong with the output; None if nothing is known to be wrong."""
         try:
             wrong = self._demo and _demo_problem(self._demo, setting)
             return f"the self-test failed: {wrong}" if wrong else self._other_words(setting)
@@ -149,8 +144,7 @@ class Checker:
         started = time.monotonic()
         seconds = self._patience.after(self._took.get(prompt))
         if self._residents and context <= self._residents.context:
-            name = self._names[setting]
-            text, tokens = self._residents.write(name, setting, prompt, TOKENS, seconds)
+            text, tokens = self._residents.write(setting, prompt, TOKENS, seconds)
         else:
             done = run_cli(self._facts, setting, request, seconds)
             text = selftest.continuation(done.stdout, prompt)
