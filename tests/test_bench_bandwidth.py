@@ -199,7 +199,7 @@ def test_a_thread_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
         begin(thread)
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    with pytest.raises(AbsentError, match="start new thread"):
+    with pytest.raises(AbsentError, match="did not start"):
         read_together((NOWHERE,) * 2, 4096, do_nothing)
     started[0].join(10)
     assert not started[0].is_alive()

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 from statistics import median
 
@@ -144,38 +143,41 @@ def cached_rate(read: Read) -> float:
 def read_together(cpus: Sequence[int], each: int, read: Read) -> list[float]:
     """Return the bytes/s of each pass, in which a thread on each CPU reads ``each`` bytes of its
     own again and again. Raise AbsentError if a thread fails."""
+    rates: list[list[float]] = [[] for _ in cpus]
+    problems: list[str] = []
     barrier = threading.Barrier(len(cpus))
 
-    def work(cpu: int) -> list[float]:
+    def work(number: int) -> None:
         try:
             if hasattr(os, "sched_setaffinity"):
                 with contextlib.suppress(OSError):  # the CPU may not be available
-                    os.sched_setaffinity(0, {cpu})
+                    os.sched_setaffinity(0, {cpus[number]})
             # The thread writes its own memory first, so that Linux allocates it on the thread's
             # NUMA node.
             memory = (ctypes.c_char * each).from_buffer(mmap.mmap(-1, each))
             ctypes.memset(memory, FILL, each)
-            rates = []
             for _ in range(PASSES):
                 barrier.wait()
-                rates.append(_pass(ctypes.addressof(memory), each, read))
-            return rates
-        except (OSError, ValueError, OverflowError, MemoryError):
+                rates[number].append(_pass(ctypes.addressof(memory), each, read))
+        except threading.BrokenBarrierError:
+            pass  # another thread failed and said why
+        except (OSError, ValueError, OverflowError, MemoryError) as error:
+            problems.append(str(error) or type(error).__name__)
             barrier.abort()
-            raise
 
-    with ThreadPoolExecutor(len(cpus)) as pool:
-        try:
-            team = [pool.submit(work, cpu) for cpu in cpus]
-        except RuntimeError as error:
-            barrier.abort()
-            raise AbsentError(f"memory bandwidth was not measured: {error}") from error
-    for why in filter(None, (one.exception() for one in team)):
-        # Threads that waited for one that failed tell no reason.
-        if not isinstance(why, threading.BrokenBarrierError):
-            what = str(why) or type(why).__name__
-            raise AbsentError(f"memory bandwidth could not be measured: {what}") from why
-    return [sum(found) for found in zip(*(one.result() for one in team), strict=True)]
+    team = [threading.Thread(target=work, args=(at,), daemon=True) for at in range(len(cpus))]
+    try:
+        for thread in team:
+            thread.start()
+    except RuntimeError as error:
+        problems.append(f"a thread did not start ({error})")
+        barrier.abort()
+    else:
+        for thread in team:
+            thread.join()
+    if problems:
+        raise AbsentError(f"memory bandwidth could not be measured: {problems[0]}")
+    return [sum(found) for found in zip(*rates, strict=True)]
 
 
 def _pass(address: int, each: int, read: Read) -> float:
