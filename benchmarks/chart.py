@@ -140,7 +140,7 @@ def _place(ratio: float, low: float) -> float:
 
 def _times(ratio: Estimate) -> str:
     if ratio.count < 2:
-        return f"×{digits(ratio.median)} (one round)"
+        return f"×{digits(ratio.median)} (1 round)"
     return f"×{digits(ratio.median)} ({digits(ratio.low)}–{digits(ratio.high)})"
 
 

@@ -318,8 +318,8 @@ def estimate(ratios: Sequence[float]) -> Estimate | None:
 
 
 def words(found: Estimate | None) -> str:
-    """Return a ratio for a table."""
-    return times(*found) if found else "–"
+    """Return a ratio for a table; of few rounds with the lowest and the highest."""
+    return times(*found[: 3 if found.count > 1 else 4]) if found else "–"
 
 
 def thread_counts(samples: Iterable[Sample], setting: str) -> str:

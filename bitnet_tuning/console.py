@@ -120,11 +120,22 @@ def size_text(size: float) -> str:
     return f"{number:.{1 if 0 < number < 100 else 0}f} {name}"
 
 
-def times(median: float, low: float, high: float, count: int = 2) -> str:
-    """Return a ratio with its interval, such as ``×1.21 (1.15–1.27)``. A ``count`` of one round has
-    no interval."""
-    interval = f"{low:.2f}–{high:.2f}" if count > 1 else "one round"
-    return f"×{median:.2f} ({interval})"
+LEAST_COUNT = 6
+"""Fewest values that an interval of 95 % needs (see ``bench.statistics.least_rounds``)."""
+
+
+def times(median: float, low: float, high: float, count: int = LEAST_COUNT) -> str:
+    """Return a ratio with its interval, such as ``×1.21 (1.15–1.27)``, or with the number of its
+    rounds if they are too few for one."""
+    few = counted(count, "round") if count < LEAST_COUNT else ""
+    return f"×{median:.2f} ({few or f'{low:.2f}–{high:.2f}'})"
+
+
+def duration(seconds: float) -> str:
+    """Return a rough duration, such as ``45 s``, ``20 min`` or ``8 h``."""
+    sizes = ((3600, "h"), (60, "min"), (1, "s"))
+    size, unit = next(each for each in sizes if seconds >= 3 * each[0] or each[0] == 1)
+    return f"{max(1.0, seconds / size):.0f} {unit}"
 
 
 def clock(seconds: float) -> str:

@@ -289,7 +289,7 @@ def test_tables_of_a_report(tmp_path: Path) -> None:
         "libomp: geometric mean of idle, quota of 1 CPU: 0.995; of all rows: 0.995; "
         "below 0.97: quota of 1 CPU"
     ) in words
-    assert any("| 5.00 | 16.5 (11.0–22.0) (1) | ×2.20 (one round)" in line for line in words)
+    assert any("| 5.00 | 16.5 (11.0–22.0) (1) | ×2.20 (1 round)" in line for line in words)
     assert "| two runs at once | upstream | 2.0 + 4.0 | 1 | 50% |" in words
     assert any(line.startswith("| quota of 1 CPU | 40.0, 15.0: ×0.35") for line in words)
 
@@ -315,7 +315,7 @@ def test_reports_are_shown_as_one(tmp_path: Path) -> None:
     other = tmp_path / "other.json"
     other.write_text(json.dumps(saved(*pairs([1.5]), openmp="none")))
     done = shown(tmp_path, saved(*pairs([1.1])), str(other))
-    lines = [line for line in done.stdout.splitlines() if "one round" in line]
+    lines = [line for line in done.stdout.splitlines() if "1 round" in line]
     assert [line.split()[1] for line in lines] == ["libomp", "no"]
 
 
@@ -361,7 +361,7 @@ def test_the_chart_has_a_bar_for_every_row(tmp_path: Path) -> None:
             *("idle", "×1.10 (1.10–1.10)"),
             *("pinned to one CPU", "×45.0 (45.0–45.0)"),
             *("quota of 1 CPU", "×0.90 (0.90–0.90)"),
-            *("quota of 1.5 CPUs", "×1.20 (one round)"),
+            *("quota of 1.5 CPUs", "×1.20 (1 round)"),
         ]
     kinds = [
         each.get("class") for each in drawn.iter() if each.get("class") in ("more", "less", "same")

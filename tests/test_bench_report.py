@@ -221,7 +221,7 @@ def test_results_without_or_with_one_round_make_a_page(results: Results) -> None
     made = Simulator()
     made.add("threads", ["default", "4 threads"], SPEEDS)
     one = Page(page(begun._replace(rounds=tuple(made.rounds))))
-    assert len(one.named("svg")) == 2 and "one run" in one.text
+    assert len(one.named("svg")) == 2 and "1 run" in one.text
 
 
 def test_a_limit_far_above_all_speeds_is_only_written(results: Results) -> None:

@@ -143,7 +143,7 @@ UPSTREAM_ROUND = ("threads", {"default": 10.0, "upstream": 5.0})
 @pytest.mark.parametrize(
     ("rounds", "said"),
     [
-        ([UPSTREAM_ROUND], "×2.00 (one round), not decided, would need about 10 s more"),
+        ([UPSTREAM_ROUND], "×2.00 (1 round), not decided, would need about 10 s more"),
         ([UPSTREAM_ROUND] * 6, "×2.00 (2.00–2.00), faster"),
         ([("fixed", {"default": 10.0, "upstream": 10.1})] * 6, "×0.99 (0.99–0.99), equal within"),
         ([("fixed", {"default": 10.0, "upstream": 12.0})] * 6, "×0.83 (0.83–0.83), slower"),

@@ -158,4 +158,4 @@ def test_durations(seconds: float, text: str) -> None:
 
 def test_a_ratio_of_one_round_has_no_interval() -> None:
     assert times(1.214, 1.1, 1.35, 6) == "×1.21 (1.10–1.35)"
-    assert times(1.214, 1.214, 1.214, 1) == "×1.21 (one round)"
+    assert times(1.214, 1.214, 1.214, 1) == "×1.21 (1 round)"

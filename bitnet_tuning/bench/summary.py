@@ -13,7 +13,7 @@ from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.comparison import DEFAULT, FILES, FIXED, UPSTREAM
 from bitnet_tuning.bench.limits import limiting
 from bitnet_tuning.bench.results import Results
-from bitnet_tuning.console import counted, times, word
+from bitnet_tuning.console import LEAST_COUNT, counted, duration, times, word
 from bitnet_tuning.engine.builds import EQUAL, FASTER, OPEN, SLOWER, verdict_words
 from bitnet_tuning.plan.openmp import BINDING, THREAD_COUNTS
 from bitnet_tuning.plan.profile import PP, REQUEST, TG, Estimate, Objective
@@ -145,8 +145,8 @@ class Summary:
         return self._open(name, rounds) if verdict == OPEN else self._words(verdict)
 
     def _open(self, name: str, rounds: int) -> str:
-        seconds = max(1.0, rounds * self.measured.cost((DEFAULT, name)))
-        return f"{OPEN}, would need about {seconds:.0f} s more"
+        seconds = rounds * self.measured.cost((DEFAULT, name))
+        return f"{OPEN}, would need about {duration(seconds)} more"
 
     def _words(self, verdict: str) -> str:
         return verdict_words(verdict, self.measured.resolution)
@@ -295,9 +295,9 @@ def _but_threads(setting: Setting) -> Setting:
 
 
 def speed(found: Estimate) -> str:
-    """Return a speed as ``24.7 (23.9–25.2)``, or ``24.7 (one run)``."""
-    interval = f"{digits(found.low)}–{digits(found.high)}" if found.count > 1 else "one run"
-    return f"{digits(found.median)} ({interval})"
+    """Return a speed as ``24.7 (23.9–25.2)``, or ``24.7 (3 runs)`` if an interval needs more."""
+    few = counted(found.count, "run") if found.count < LEAST_COUNT else ""
+    return f"{digits(found.median)} ({few or f'{digits(found.low)}–{digits(found.high)}'})"
 
 
 def digits(number: float) -> str:
@@ -307,8 +307,8 @@ def digits(number: float) -> str:
 
 
 LEGEND = (
-    "pp: prompt processing, tg: token generation, with 95 % intervals. Speeds are the default's "
-    "times the ratio in common rounds, so that both agree."
+    "pp: prompt processing, tg: token generation, with 95 % intervals from 6 rounds on. "
+    "Speeds are the default's times the ratio in common rounds, so that both agree."
 )
 """Explanation of the table."""
 

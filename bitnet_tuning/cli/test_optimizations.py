@@ -278,7 +278,9 @@ def speed_line(
     ours, theirs = (other, DEFAULT) if is_slim else (DEFAULT, other)
     judged = rounds.judge(ours, theirs)
     assert judged.ratio is not None
-    speeds = [estimate(rounds.speeds(each, TG)).median for each in (theirs, ours)]
+    # So that the two speeds agree with the ratio, which compares within rounds.
+    base_speed = estimate(rounds.speeds(theirs, TG)).median
+    speeds = [base_speed, base_speed * judged.ratio.median]
     facts = {
         "verdict": judged.verdict,
         "ratio": judged.ratio._asdict(),
