@@ -319,7 +319,9 @@ def estimate(ratios: Sequence[float]) -> Estimate | None:
 
 def words(found: Estimate | None) -> str:
     """Return a ratio for a table; of few rounds with the lowest and the highest."""
-    return times(*found[: 3 if found.count > 1 else 4]) if found else "–"
+    if found is None:
+        return "–"
+    return times(*found[:3]) if found.count > 1 else times(*found)
 
 
 def thread_counts(samples: Iterable[Sample], setting: str) -> str:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ import pytest
 
 from bitnet_tuning import demo
 from bitnet_tuning.bench import resident
-from bitnet_tuning.bench.comparison import Sizes
+from bitnet_tuning.bench.comparison import DEFAULT, Sizes
 from bitnet_tuning.bench.resident import find_residents
 from bitnet_tuning.bench.results import load
 from bitnet_tuning.bench.runner import (
@@ -37,6 +41,7 @@ from bitnet_tuning.plan.facts import Facts
 from bitnet_tuning.plan.memory import RESIDENT_SHARE, need_of
 from bitnet_tuning.plan.profile import PP, TG
 from bitnet_tuning.plan.setting import Setting
+from bitnet_tuning.serve import server as serving
 from tests.bench_engines import FOLDERS, compiled, facts_of
 from tests.conftest import REPOSITORY
 from tests.engines import FakeEngine
@@ -258,6 +263,8 @@ def test_a_system_that_forbids_stopping_does_not_hinder(
         ({"broken": {"threads=2": "refuse"}}, "the server refuses a slice: it refuses tokens"),
         ({"broken": {"threads=2": "json"}}, "the reply is not JSON"),
         ({"broken": {"threads=2": "zero"}}, "the engine says that tg80 took 0 s"),
+        ({"broken": {"threads=2": "nan"}}, "the server printed no timings"),
+        ({"broken": {"threads=2": "huge"}}, "the server printed no timings"),
     ],
 )
 def test_a_setting_that_fails_twice_is_out_and_others_go_on(
@@ -284,6 +291,45 @@ def test_a_server_that_hangs_is_killed_after_the_defaults_time(
     assert str(run.problem).startswith(NO_END)
     assert float(str(run.problem).split()[-2]) < 60, "not the limit of the first run"
     assert not alive(fake.servers()[-1]["pid"])
+
+
+def test_a_lie_in_short_slices_is_seen_over_several(fake: FakeEngine, runner: Runner) -> None:
+    fake.curve(threads={"1": 400, "2": 400}, broken={"threads=2": "lie"})
+    runner.sizes = Sizes(32, 24, 1)
+    problems = [runner.measure("two", TWO, (TG,)).problem for _ in range(4)]
+    assert any("slices took" in str(each) for each in problems)
+    assert runner.measure("one", ONE, (TG,)).problem is None
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.05])
+def test_a_reply_that_does_not_end_is_a_failure(
+    pause: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "_REPLY", 1 << 20)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with suppress(OSError), server.accept()[0] as connection:
+                connection.recv(1 << 16)
+                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                while True:
+                    connection.sendall(b" " * (16 if pause else 1 << 16))
+                    time.sleep(pause)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        with pytest.raises(serving.BrokenError, match="does not end"):
+            serving.Client(server.getsockname()[1], None).complete({}, 0.3)
+        thread.join(30)
+
+
+def test_long_slices_have_time_also_while_a_server_loads(runner: Runner) -> None:
+    runner.patience = Patience(first=60.0, least=0.2, factor=1.0)
+    runner.sizes = Sizes(32, 1, 1)
+    assert runner.measure(DEFAULT, ONE).problem is None
+    runner.sizes = Sizes(32, 450, 1)
+    assert runner.measure(DEFAULT, ONE, (TG,)).problem is None
+    assert runner.measure("two", TWO, (TG,)).problem is None
 
 
 def test_a_slice_that_was_disturbed_is_asked_again(fake: FakeEngine, runner: Runner) -> None:

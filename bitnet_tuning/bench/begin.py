@@ -47,8 +47,9 @@ def find_runner(options: argparse.Namespace, earlier: Results | None, state: Sta
     facts = with_all_means(read_facts(request, state))
     facts = facts._replace(beside=file_beside(facts.model, state))
     say(facts.note, state.warning)
-    budget = earlier.options.budget if earlier else options.budget
-    return make_runner(facts, budget, options.n_prompt, options.n_gen)
+    if earlier and earlier.options.sizes:
+        return make_runner(facts, earlier.options.budget, *earlier.options.sizes[:2])
+    return make_runner(facts, options.budget, options.n_prompt, options.n_gen)
 
 
 def self_tested(facts: Facts) -> str | None:

@@ -63,10 +63,17 @@ GREEDY: dict[str, object] = {"temperature": 0.0, "seed": 1}
 TOLERANCE, LEAST_SECONDS = 1.2, 0.1
 """Factor and seconds by which our own clock may contradict the engine's."""
 
+MOST = 1e12
+"""Upper limit of a number of tokens or milliseconds that can be true."""
+
 TRIES = 3
 """Attempts where times contradict each other, since another program may have been in the way, or
 where the cli's output lacks its end: llama-completion of late 2026 sometimes exits before its log
 thread has written everything (https://github.com/ggml-org/llama.cpp/issues/22142)."""
+
+
+OWN_SECONDS = 0.02
+"""Seconds of an answer that may be ours: sending, waking up and reading."""
 
 
 class _Loaded(NamedTuple):
@@ -74,6 +81,8 @@ class _Loaded(NamedTuple):
     """What ends the server."""
     server: Running
     family: Family
+    times: list[tuple[float, float]]
+    """Seconds of each slice so far, by the engine's clock and by ours."""
 
 
 class Residents:
@@ -159,7 +168,9 @@ class Residents:
             raise FailedRunError(f"the benchmark was stopped during {phase}{tokens}")
         found = reply.get("timings")
         timings = found if isinstance(found, dict) else {}
-        numbers = [each for name in TIMINGS if isinstance(each := timings.get(name), (int, float))]
+        # JSON from Python's parser may hold NaN, infinity and any number of digits.
+        told = [each for name in TIMINGS if isinstance(each := timings.get(name), (int, float))]
+        numbers = [float(each) for each in told if 0 <= each < MOST]
         if len(numbers) < len(TIMINGS):
             raise FailedRunError("the server printed no timings")
         prompt, prompt_ms, predicted, predicted_ms = numbers
@@ -167,10 +178,15 @@ class Residents:
         count, spent = (prompt, prompt_ms) if phase == PP else (predicted - 1, predicted_ms)
         if count != tokens:
             raise FailedRunError(f"{phase} had {count:g} tokens instead of {tokens}")
-        if not agree(whole, taken):
-            raise FailedRunError(
-                f"the engine says that {phase}{tokens} took {whole:.3g} s, but it took {taken:.3g}"
-            )
+        # Over many slices, also a few milliseconds in each are seen.
+        for slices in ([(whole, taken)], [*loaded.times, (whole, taken)]):
+            claimed, seen = map(sum, zip(*slices, strict=True))
+            if not agree(claimed, seen, OWN_SECONDS * (len(slices) - 1)):
+                what = f"{phase}{tokens}" if len(slices) == 1 else f"{len(slices)} slices"
+                raise FailedRunError(
+                    f"the engine says that {what} took {claimed:.3g} s, but it took {seen:.3g}"
+                )
+        loaded.times.append((whole, taken))
         speed = checked(1000 * count / spent if spent > 0 else 0.0, f"{phase}{tokens}")
         used = after - before if phase != PP and before and after else 0.0
         return speed, used / (size + tokens) if used > 0 else None
@@ -207,7 +223,7 @@ class Residents:
                 ready = stack.enter_context(start)
             except GoneError as gone:
                 raise _failed(gone, seconds) from gone
-            return _Loaded(stack.pop_all(), ready, Family(Root(), ready.service.pid))
+            return _Loaded(stack.pop_all(), ready, Family(Root(), ready.service.pid), [])
 
 
 def _complete(

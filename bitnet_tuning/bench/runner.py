@@ -13,6 +13,7 @@ from bitnet_tuning.bench.comparison import DEFAULT, Run, Sizes
 from bitnet_tuning.bench.limits import Ceiling
 from bitnet_tuning.bench.llama_bench import NEEDED, Bench, FailedRunError, Samples, check_cli, stale
 from bitnet_tuning.bench.resident import (
+    LEAST_SECONDS,
     TOLERANCE,
     TRIES,
     Residents,
@@ -72,6 +73,8 @@ class Runner:
         """What speeds are checked against."""
         self._claimed = 0.0
         """Seconds that the speeds of the latest run stand for."""
+        self._rates: dict[str, float] = {}
+        """Tokens/s of the default's latest run, by phase."""
         self.longest: dict[Sizes | None, float] = {}
         """Seconds of the default's longest run, by its sizes; None stands for all runs for which a
         server had to load the model."""
@@ -85,7 +88,10 @@ class Runner:
         key = None if residents and loads else sizes
         # The other file may not be in memory yet.
         is_known = facts is self.facts or not loads
-        seconds = self.patience.after(self.longest.get(key) if is_known else None)
+        longest = self.longest.get(key) if is_known else None
+        if longest is not None and key is None:  # for loading, with slices of any length
+            longest += sum(map(self._expected, (PP, TG))) * sizes.repetitions
+        seconds = self.patience.after(longest)
         self._claimed = 0.0
         try:
             if residents is not None:
@@ -102,7 +108,13 @@ class Runner:
             return Run(name, {}, taken, problem)
         if name == DEFAULT:
             self.longest[key] = max(taken, self.longest.get(key, 0.0))
+            self._rates |= {phase: median(found) for phase, found in samples.items()}
         return Run(name, samples, taken, cpu=cpu)
+
+    def _expected(self, phase: str) -> float:
+        """Return the seconds that a phase should take at the default's speed; 0 if unknown."""
+        tokens = self.sizes.n_prompt if phase == PP else self.sizes.n_gen
+        return tokens / self._rates[phase] if phase in self._rates else 0.0
 
     def measure_alone(self, name: str, setting: Setting, phase: str, sizes: Sizes) -> Run:
         """Measure a phase once with other sizes. Raise FailedRunError if the run fails."""
@@ -118,10 +130,10 @@ class Runner:
     def contradiction(self, name: str, setting: Setting, phases: tuple[str, ...]) -> str | None:
         """Return how our own clock contradicts the speeds that a setting's programs print, or why
         they fail; None if all is well. What contradicts once may be another program's fault."""
-        most = {PP: self.sizes.n_prompt >= MOST_PROMPT, TG: self.sizes.n_gen >= MOST_GENERATED}
-        # Each of a server's shorter slices takes long enough to be checked.
+        # Slices of a server that last long enough are checked one by one.
+        too_short = {each for each in phases if self._expected(each) < LEAST_SECONDS}
         try:
-            for phase in (each for each in phases if most[each] or self.residents is None):
+            for phase in phases if self.residents is None else too_short:
                 if all(found := self._doubt(name, setting, phase) for _ in range(TRIES)):
                     return found
         except FailedRunError as failed:
@@ -133,7 +145,8 @@ class Runner:
         sizes = self.sizes
         room = (self.facts.model.context_length or 6 * sizes.n_gen) // 2
         room = min(room, self.residents.context // 2) if self.residents else room
-        long = Sizes(sizes.n_prompt, max(sizes.n_gen, min(3 * sizes.n_gen, room)), 1)
+        most = max(3 * sizes.n_gen, MOST_GENERATED)
+        long = Sizes(sizes.n_prompt, max(sizes.n_gen, min(most, room)), 1)
         taken = claimed = 0.0
         for each in (Sizes(max(1, sizes.n_prompt // 4), max(1, sizes.n_gen // 4), 1), long):
             run = self.measure_alone(name, setting, phase, each)

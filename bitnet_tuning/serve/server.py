@@ -36,6 +36,9 @@ HEALTH_SECONDS = 10.0
 _UNREACHABLE = (ENETUNREACH, EHOSTUNREACH, EADDRNOTAVAIL)
 """Errors of a network without a loopback interface, as in a new network namespace."""
 
+_REPLY = 1 << 26
+"""Most bytes of a reply; a full context of a million tokens takes a tenth of it."""
+
 _REASON = 500
 """Bytes that are kept of a refusal that is not JSON."""
 
@@ -105,7 +108,7 @@ class Client:
             return False
 
     def complete(self, body: dict[str, Any], seconds: float | None = None) -> dict[str, Any]:
-        """Return the reply to one prompt. ``seconds`` limits each wait for a part of it.
+        """Return the reply to one prompt, which must come within ``seconds`` if they are given.
 
         Raise RefusedError if the server refuses it, BrokenError if there is no complete reply.
         """
@@ -123,12 +126,16 @@ class Client:
     def _exchange(
         self, method: str, path: str, body: dict[str, Any] | None, seconds: float | None
     ) -> tuple[int, bytes]:
-        connection = HTTPConnection(LOOPBACK, self._port, timeout=seconds)
+        connection, began = HTTPConnection(LOOPBACK, self._port, timeout=seconds), time.monotonic()
         try:
             content = None if body is None else json.dumps(body).encode()
             connection.request(method, path, content, self._headers)
-            response = connection.getresponse()
-            return response.status, response.read()
+            response, read = connection.getresponse(), bytearray()
+            while part := response.read1(_REPLY):
+                read += part
+                if len(read) > _REPLY or time.monotonic() - began > (seconds or inf):
+                    raise BrokenError("the reply does not end")
+            return response.status, bytes(read)
         except (OSError, HTTPException) as error:
             if isinstance(error, OSError) and error.errno in _UNREACHABLE:
                 raise UnsupportedError(
