@@ -5,7 +5,7 @@ A run's speed is the setting's true one with log-normal noise; one run in fifty 
 long. Three tuners look for the fastest setting: ours; a grid search that takes the highest mean of
 two runs, as simple tuners do; and Optuna's TPE with as many runs as ours used. Time is that of
 loaded servers with a model of 2B parameters: half a second for a phase of a run, one second more
-when a setting is loaded, four for a check of the output. Rows of their own have whole processes of
+when a setting is loaded, 1.5 for a check of the output. Rows of their own have whole processes of
 one second, as where no server can be loaded.
 
     python3 benchmarks/tuner_trials.py [--trials N] [--noise SHARE] [--budget SECONDS ...]
@@ -127,7 +127,7 @@ class Costs(NamedTuple):
     """For one phase of a run."""
     loading: float = 1.0
     """For the first run of a setting, besides."""
-    check: float = 4.0
+    check: float = 1.5
     """For one check of a setting's output."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import geometric_mean, median
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -23,7 +23,6 @@ from benchmarks.weather import (
     thread_counts,
     words,
 )
-from bitnet_tuning.bench.statistics import geometric_mean
 from bitnet_tuning.bench.summary import digits
 from bitnet_tuning.console import counted
 from bitnet_tuning.engine.find import NONE

@@ -1,4 +1,4 @@
-"""Estimates with intervals, ratios, verdicts and the fit of all rounds."""
+"""Estimates with intervals, ratios, verdicts, runs and rounds."""
 
 from __future__ import annotations
 
@@ -179,47 +179,6 @@ def test_thousands_of_values_have_an_interval() -> None:
     found = statistics.estimate(values)
     assert found.count == statistics.MOST_VALUES
     assert found.low < median(values) < found.high
-
-
-# The fit of all rounds
-
-LEVELS = (0.0, 1.0, -0.5, 0.7, 0.2, -0.9, 0.4, 0.1)
-"""What rounds have in common, as logarithms."""
-TRUTH = {"default": 3.0, "a": 3.2, "b": 2.7}
-
-
-def fitted(rounds: dict[str, range], slow: tuple[int, str] | None = None) -> statistics.Fit:
-    """A fit of runs that vary by 2 %; one of them may be five times as slow."""
-    return statistics.fit(
-        [
-            (
-                number,
-                name,
-                TRUTH[name] + LEVELS[number] + wobble - log(5) * ((number, name) == slow),
-            )
-            for name, numbers in rounds.items()
-            for number in numbers
-            for wobble in [0.01 * ((number * 7 + 3 * len(name)) % 5 - 2)]
-        ]
-    )
-
-
-def test_settings_that_met_in_few_rounds_are_compared_by_all_of_them() -> None:
-    found = fitted({"default": range(8), "a": range(0, 8, 3), "b": range(1, 4)})
-    assert found.gap("a", "default") == pytest.approx(0.2, abs=0.03)
-    assert found.gap("b", "a") == pytest.approx(-0.5, abs=0.03)
-
-
-def test_one_run_that_was_five_times_as_slow_hardly_counts() -> None:
-    everywhere = dict.fromkeys(TRUTH, range(8))
-    found, disturbed = fitted(everywhere), fitted(everywhere, slow=(3, "a"))
-    assert disturbed.gap("a", "default") == pytest.approx(found.gap("a", "default"), abs=0.02)
-
-
-def test_the_spread_is_known_from_the_second_round_of_two_on() -> None:
-    first, second = ({name: range(count) for name in ("default", "a")} for count in (1, 2))
-    assert fitted(first).spread == float("inf") > fitted(second).spread
-    assert fitted(first).error("a", "default") == float("inf")
 
 
 # Runs and rounds

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from math import fsum, inf, log
-from statistics import fmean, median
+from math import fsum, inf
+from statistics import fmean, geometric_mean, median
 
 from bitnet_tuning.bench import statistics
-from bitnet_tuning.bench.statistics import INTERIM, Fit
+from bitnet_tuning.bench.statistics import INTERIM
 from bitnet_tuning.engine.builds import OPEN
 from bitnet_tuning.launch.failure import NO_END
 from bitnet_tuning.namedtuple import NamedTuple
@@ -140,7 +140,6 @@ class Rounds:
         self.budget = budget
         self.resolution = resolution
         self._rounds: list[Round] = []
-        self._fit: Fit | None = None
         self.checks = list(checks)
         self._runs: dict[str, list[Run]] = defaultdict(list)
         for each in rounds:
@@ -155,7 +154,6 @@ class Rounds:
     def add(self, told: Round) -> None:
         """Add the next round."""
         self._rounds.append(told)
-        self._fit = None
         for run in told.runs:
             self._runs[run.setting].append(run)
 
@@ -242,19 +240,6 @@ class Rounds:
         found = [run.cpu for run in self._runs[name] if run.cpu is not None]
         return median(found) if found else None
 
-    def fit(self) -> Fit:
-        """Return estimates from all rounds, also for settings that share no round."""
-        if self._fit is None:
-            self._fit = statistics.fit(
-                [
-                    (number, run.setting, log(speed))
-                    for number, each in enumerate(self._rounds)
-                    for run in each.runs
-                    if (speed := run.value(self.objective))
-                ]
-            )
-        return self._fit
-
     def ratios(
         self, name: str, reference: str | None = None, since: int = 0, stage: str | None = None
     ) -> list[float]:
@@ -263,13 +248,14 @@ class Rounds:
 
         If one of them ran several times in a round, the geometric mean of its runs counts.
         """
-        names, mean = (name, reference or self.reference), statistics.geometric_mean
+        names = (name, reference or self.reference)
         pairs = (
             [self._values(each, which) for which in names]
             for each in self._rounds[since:]
             if stage in (None, each.stage)
         )
-        return [mean(ours) / mean(theirs) for ours, theirs in pairs if ours and theirs]
+        means = (tuple(map(geometric_mean, pair)) for pair in pairs if all(pair))
+        return [ours / theirs for ours, theirs in means]
 
     def _values(self, each: Round, name: str) -> list[float]:
         runs = (run.value(self.objective) for run in each.runs if run.setting == name)

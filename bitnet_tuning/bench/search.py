@@ -3,20 +3,19 @@
     threads ──> other knobs, one on top of the other ──> duel with the default ──> decision
     (a race)    (races on top of the best so far)        (fresh samples)
 
-In a race, settings run in rounds, in an order at random; who is clearly behind leaves. Of many
-thread counts, those halfway between the best and its neighbours join, round by round. Settings that
-cannot win, such as upstream's, run along until they have enough rounds. All rounds help to choose
-(``statistics.fit``), but only those of a duel decide: its finalists were chosen because they looked
-fast in the others. A search never measures: told the same rounds and checks again, it asks for the
-same next step, so a saved search can be resumed.
+In a race, settings and what they are built on run in rounds, in an order at random; who is slower
+than the leader leaves. Of many thread counts, those halfway between the best and its neighbours
+race, and so on. Settings that cannot win, such as upstream's, run along until they have enough
+rounds. Races choose, but only the rounds of a duel decide: its finalists were chosen because they
+looked fast. Races and duels compare in the same way (``Rounds.judge``), at levels of their own. A
+search never measures: told the same rounds and checks again, it asks for the same next step, so a
+saved search can be resumed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
 from hashlib import sha256
-from math import log
-from operator import ge
 
 from bitnet_tuning.bench import comparison, statistics
 from bitnet_tuning.bench.comparison import DEFAULT, FILES, CheckFacts, Judged, Round, Rounds
@@ -29,25 +28,21 @@ from bitnet_tuning.plan.profile import Estimate
 from bitnet_tuning.plan.setting import Change, apply
 from bitnet_tuning.store.codec import LATER, Annotated, Positive
 
-THREADS_SHARE, KNOBS_SHARE, SMALL_SHARE = 0.33, 0.7, 0.6
-"""Shares of the races' time left that the threads get, each race of the other knobs, and any race
-of one or two settings with their base."""
+THREADS_SHARE, KNOBS_SHARE, DUEL_SHARE = 0.25, 0.9, 0.3
+"""Shares of the races' time left that each race of threads gets, and each of other knobs; and the
+share of the budget that races leave to duels."""
 
-DUEL_SHARES, DUEL_ROUNDS = (0.15, 0.4), 28
-"""What the races leave to the duel: time for so many rounds, which show a gain of 20 % where runs
-vary by 15 %, but at least and at most these shares of the budget."""
+LEAST, FEW = 5, 5
+"""Rounds that a race must afford, or it leaves out the last settings; and most thread counts that
+all race from the beginning."""
 
-LEAST, FEW = 3, 5
-"""Fewest runs of a setting that is built upon or leaves, since one of two may be disturbed; and
-most thread counts that all race from the beginning. Of more, those halfway between others join."""
+LOST, ADOPT = 0.8, 0.3
+"""Levels at which a setting loses against the leader of a race and leaves it, and at which it must
+lead its base to be built upon, which does little harm where it is wrong: only the duel decides."""
 
-LOST, ADOPT, HOPE = 2.0, 1.0, 0.8
-"""Standard errors behind the leader at which a setting leaves a race; by which it must lead its
-base to be built upon, which does little harm where it is wrong, since only the duel decides; and
-that are taken off a lead: of those alike, the one measured more often meets the default first."""
-
-FINALISTS, TOGETHER = 2, VERDICT_ROUNDS
-"""Most finalists of a duel, and the rounds after which only the best of them stays."""
+FINALISTS, FIXED_ROUNDS = 2, 4 * VERDICT_ROUNDS
+"""Most finalists of a duel, of which the best stays after ``VERDICT_ROUNDS``; and most rounds that
+a fixed setting without a verdict gets."""
 
 INTERACTING = ("binding", "affinity")
 """Knobs known to act differently with other thread counts: they are tried with the second best
@@ -163,158 +158,127 @@ class Search:
             self._pending = end.value
 
     def _whole(self) -> Steps:
-        counts = self._variants(DEFAULT, self._space.threads)
-        share = THREADS_SHARE if self._space.knobs else 1.0
-        self.best = yield from self._race("threads", DEFAULT, counts, share)
+        self.best = yield from self._threads(counts := self._variants(DEFAULT, self._space.threads))
         self.best = yield from self._knobs(self.best, counts)
         decision = yield from self._final()
-        while due := [name for name in self.rounds.good(self._fixed) if self._is_due(name)]:
-            if not self.rounds.affords((DEFAULT, *due)):
-                break
+        while (due := self._due(is_end=True)) and self.rounds.affords((DEFAULT, *due)):
             yield Measure("fixed", self._order((DEFAULT, *due)))
         return decision
 
-    def _is_due(self, name: str) -> bool:
-        _, ratio, verdict = self.rounds.judge(name, level=INTERIM)
-        count = ratio.count if ratio else 0
-        most = VERDICT_ROUNDS * (1 if name == comparison.PERFORMANCE else 4)
-        return count < VERDICT_ROUNDS or (verdict == OPEN and count < most)
+    def _due(self, is_end: bool = False) -> list[str]:
+        """Return the fixed settings that need more rounds: another file those for a verdict, the
+        others a few, and at the end upstream's as many as a file."""
+        exact, found = (*FILES, comparison.UPSTREAM) if is_end else FILES, []
+        for name in self.rounds.good(self._fixed):
+            _, ratio, verdict = self.rounds.judge(name, level=INTERIM)
+            most = FIXED_ROUNDS if name in exact and verdict == OPEN else VERDICT_ROUNDS
+            if ratio is None or ratio.count < most:
+                found.append(name)
+        return found
 
-    def _knobs(self, base: str, counts: Sequence[str]) -> Choice:
+    def _threads(self, counts: list[str]) -> Choice:
+        """Let few thread counts race at once; of many, those halfway between the best so far and
+        its neighbours, race by race. Return the best."""
+        line = sorted([DEFAULT, *counts], key=lambda name: self.settings[name][:2])
+        best, names, tried = DEFAULT, counts, [DEFAULT]
+        if len(counts) > FEW:
+            names = self._halfway(line, tried, best)
+        while names:
+            best = yield from self._race("threads", best, names)
+            tried += names
+            if not all(map(self._ran, names)):
+                return best
+            names = self._halfway(line, tried, best)
+        self._needless = [name for name in line if name not in tried]
+        return best
+
+    def _halfway(self, line: list[str], tried: list[str], best: str) -> list[str]:
+        """Return those in the line halfway between the best and the next ones that were tried."""
+        at, places = line.index(best), [line.index(name) for name in tried]
+        below = max((place for place in places if place < at), default=-1)
+        above = min((place for place in places if place > at), default=len(line))
+        found = {(below + at) // 2, (at + above + 1) // 2} - {below, at, above}
+        return [line[place] for place in sorted(found)]
+
+    def _knobs(self, base: str, counts: list[str]) -> Choice:
         """Try every other knob on top of ``base``, then on top of the best of them those that
         helped, too, and so on. Return the best."""
         owner = {change: knob.name for knob in self._space.knobs for change in knob.changes}
-        changes, others = list(owner), list[str]()
-        interacting = [change for change in changes if owner[change] in INTERACTING]
-        planned = [base, *(each.name for each in (*changes, *interacting))]
-        if self.rounds.affords(planned, self._races_end(), 2 * VERDICT_ROUNDS):
-            second = [name for name in self._ranked([DEFAULT, *counts]) if name != base][:1]
-            others = [new for name in second for new in self._variants(name, interacting)]
+        changes, interacting = list(owner), [c for c in owner if owner[c] in INTERACTING]
+        second = [name for name in self._ranked([DEFAULT, *counts]) if name != base][:1]
+        others = [new for name in second for new in self._variants(name, interacting)]
         while names := [*self._variants(base, changes), *others]:
-            best = yield from self._race("knobs", base, names, KNOBS_SHARE)
+            best = yield from self._race("knobs", base, names)
             if best == base:
                 break
-            helped = [n for n in self._ranked(names) if self.rounds.fit().gap(n, base) > 0]
+            helped = [n for n in self._ranked(names, base) if self._gain(n, base) > 1]
             changes = [self._stacks[name][-1] for name in helped]
             changes = [c for c in changes if owner[c] != owner[self._stacks[best][-1]]]
             base, others = best, []
         return base
 
-    def _race(self, stage: str, base: str, names: Sequence[str], share: float) -> Choice:
-        """Run a base and others in rounds, in that share of the races' time. Return the best whose
-        output is right: the base, unless another one leads it."""
-        rounds, start, aside = self.rounds, self.rounds.spent, 0.0
-        line = sorted([base, *names], key=lambda name: self.settings[name][:2])
-        is_line = stage == "threads" and len(names) > FEW
-        names = self._halfway(line, [base], [base]) if is_line else names
-        field = [base, *names]
-        # A small race costs little, and its losers are shown with a verdict.
-        is_small = len(names) < LEAST and not is_line
-        few, share = (VERDICT_ROUNDS, SMALL_SHARE) if is_small else (0, share)
-        while len(field) > 1:
-            whole = share * (self._races_end() - start)
-            end = start + aside + whole + rounds.cost(self._with_fixed(field)[len(field) :])
-            # The first round does not tell how little time the next ones take.
-            end, ahead = (end, LEAST) if len(rounds) > 1 else (rounds.budget, 1)
-            while len(field) > 2 and not self._ran(field[-1]):
-                if rounds.affords(field, end, ahead):
-                    break
-                field.pop()
-            order = self._order(field)
-            if len(rounds) and not rounds.affords(order, end):
-                break
+    def _race(self, stage: str, base: str, names: list[str]) -> Choice:
+        """Run a base and others in rounds until all have a verdict against the leader, at most for
+        a share of the races' time that is left. Return the best whose output is right:
+        the base, unless another one leads it."""
+        rounds, field = self.rounds, list(names)
+        end = races_end = (1 - DUEL_SHARE) * rounds.budget
+        share = THREADS_SHARE if stage == "threads" else KNOBS_SHARE
+        # A first race of few costs little, and its losers are shown with a verdict.
+        level = LEVEL if len(self._stacks) <= 3 else LOST
+        while len(field) > 1 and not rounds.affords(self._order((base, *field)), end, LEAST):
+            field.pop()
+        while field and rounds.affords(order := self._order((base, *field)), end):
             yield Measure(stage, order)
-            if len(rounds) == 1:  # what came before it was preparation
-                start = rounds.spent - rounds.cost(order)
-            aside += rounds.cost([name for name in order if name in self._fixed])
-            ranked = self._ranked(field)
-            failed = [name for name in rounds.good(field) if name not in ranked]
-            stays = {n for n in ranked if rounds.measured(n) < few or not self._lost(n, ranked[0])}
-            field = [name for name in ranked if name in stays] + failed
-            new = self._halfway(line, [base, *names], ranked) if is_line else []
-            names, field = [*names, *new], [*field, *new]
-            if is_line:
-                self._needless = [] if new else [name for name in line if name not in names]
-            if not (failed or new) and all(self._near(ranked[0], name, 2.0) for name in field):
+            # The first round, which loads models, does not count.
+            end = min(end, rounds.spent + share * (races_end - rounds.spent))
+            leader = (self._ranked((base, *field), base) or [base])[0]
+            others = {
+                name: rounds.judge(name, leader, level=level).verdict
+                for name in rounds.good((base, *field))
+                if name != leader
+            }
+            field = [n for n in rounds.good(field) if others.get(n) != SLOWER]
+            if OPEN not in others.values():
                 break
-        # To be built upon, a setting leads by its error and by half the resolution.
         while leaders := [
             name
-            for name in self._ranked(names)
-            if self._errors(name, base) > ADOPT and not self._near(name, base)
+            for name in self._ranked(names, base)
+            if rounds.judge(name, base, level=ADOPT).verdict == FASTER
         ]:
-            best = self._simplest(leaders)
-            if stage != "threads" or not self._space.knobs:
-                yield from self._checked(best)
+            best = self._simplest(leaders, base)
+            yield from self._checked(best)
             if rounds.problem(best) is None:
                 return best
         return base
 
-    def _halfway(
-        self, line: Sequence[str], tried: Sequence[str], ranked: Sequence[str]
-    ) -> list[str]:
-        """Return those in the line halfway between the leader and the next ones that were tried,
-        or the ends; if there are none, the same for the second, and so on."""
-        places = [line.index(name) for name in tried]
-        for at in (line.index(name) for name in ranked if not self._lost(name, ranked[0])):
-            below = max((place for place in places if place < at), default=-1)
-            above = min((place for place in places if place > at), default=len(line))
-            if found := {(below + at) // 2, (at + above + 1) // 2} - {below, at, above}:
-                return [line[place] for place in sorted(found)]
-        return []
-
-    def _races_end(self) -> float:
-        """Return the seconds of the budget after which no race goes on."""
-        least, most = (share * self.rounds.budget for share in DUEL_SHARES)
-        wanted = DUEL_ROUNDS * self.rounds.cost((DEFAULT, self.best))
-        return self.rounds.budget - min(most, max(least, wanted))
-
     def _ran(self, name: str) -> bool:
         return bool(self.rounds.measured(name) or self.rounds.failures(name))
 
-    def _ranked(self, names: Iterable[str]) -> list[str]:
-        """Return the settings that ran and are not out, the fastest first."""
-        means = self.rounds.fit().means
-        return sorted((n for n in self.rounds.good(names) if n in means), key=lambda n: -means[n])
+    def _gain(self, name: str, base: str = DEFAULT, since: int = 0) -> float:
+        """Return a setting's speed over a base's in their common rounds, 0 without any."""
+        ratio = self.rounds.judge(name, base, since).ratio
+        return ratio.median if ratio else 0.0
 
-    def _lost(self, name: str, leader: str) -> bool:
-        """Return whether a setting is clearly behind, and not by one disturbed run."""
-        return self._errors(leader, name, 1) > LOST
+    def _ranked(self, names: Iterable[str], base: str = DEFAULT, since: int = 0) -> list[str]:
+        """Return the settings that ran with a base and are not out, the fastest first."""
+        gains = {name: self._gain(name, base, since) for name in self.rounds.good(names)}
+        return sorted((name for name in gains if gains[name]), key=lambda name: -gains[name])
 
-    def _errors(self, name: str, other: str, least: int = LEAST) -> float:
-        """Return by how many standard errors a setting leads another that ran ``LEAST`` times; 0
-        if it ran less often than ``least`` times."""
-        found = self.rounds.fit()
-        runs = (found.counts.get(each, 0) for each in (name, other))
-        known = name != other and all(map(ge, runs, (least, LEAST)))
-        return found.gap(name, other) / found.error(name, other) if known else 0.0
-
-    def _near(self, leader: str, name: str, errors: float = 0.0) -> bool:
-        """Return whether a setting is less than half the resolution behind the leader, even if that
-        many standard errors are added."""
-        found, half = self.rounds.fit(), log(1 + self.rounds.resolution) / 2
-        if name == leader or name not in found.means:
-            return name == leader
-        return found.gap(leader, name) + (errors and errors * found.error(leader, name)) < half
-
-    def _simplest(self, ranked: Sequence[str]) -> str:
-        """Return the one with fewest threads, then changes, of those as fast as the first."""
-        alike = [(self.settings[name], name) for name in ranked if self._near(ranked[0], name)]
-        return min(alike, key=lambda each: (*each[0][:2], len(self._stacks[each[1]])))[1]
-
-    def _with_fixed(self, names: Sequence[str]) -> list[str]:
-        """Return the names with the fixed settings that need more rounds, if the default runs."""
-        fixed = [each for each in self.rounds.good(self._fixed) if DEFAULT in names]
-        few = {name for name in fixed if self.rounds.measured(name) < VERDICT_ROUNDS}
-        due = [name for name in fixed if name in few or (name in FILES and self._is_due(name))]
-        return list(dict.fromkeys((*names, *due)))
+    def _simplest(self, ranked: list[str], base: str = DEFAULT, since: int = 0) -> str:
+        """Return the one with fewest threads, then changes, of those less than half the resolution
+        behind the first."""
+        near = 1 + self.rounds.resolution / 2
+        gains = {name: self._gain(name, base, since) for name in ranked}
+        alike = [name for name in ranked if gains[name] * near > gains[ranked[0]]]
+        return min(alike, key=lambda name: (*self.settings[name][:2], len(self._stacks[name])))
 
     def _order(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return the names with those of fixed settings that need more rounds, in an order at
-        random, so that no place is anybody's own; always the same for the same round, so that a
+        """Return the names, with the default also fixed settings that need more rounds, in an order
+        at random, so that no place is anybody's own; always the same for the same round, so that a
         search can be resumed."""
-        seed, names = len(self.rounds), self._with_fixed(names)
-        return tuple(sorted(names, key=lambda name: sha256(f"{seed} {name}".encode()).digest()))
+        seed, whole = len(self.rounds), {*names, *(self._due() if DEFAULT in names else ())}
+        return tuple(sorted(whole, key=lambda name: sha256(f"{seed} {name}".encode()).digest()))
 
     def _variants(self, base: str, changes: Sequence[Change]) -> list[str]:
         """Name the base with each of the changes. Leave out settings that already have a name."""
@@ -359,30 +323,30 @@ class Search:
     def _promising(self) -> list[str]:
         """Return the settings that may be faster than the default, the most promising first; at
         least the best of all others, so that what is said of the default is decided."""
-        found, near = self.rounds.fit(), log(1 + self.rounds.resolution)
-        names = self._ranked(n for n in self._stacks if n != DEFAULT in found.means)
-        gaps = {name: (found.gap(name, DEFAULT), found.error(name, DEFAULT)) for name in names}
-        names.sort(key=lambda name: gaps[name][0] - HOPE * gaps[name][1], reverse=True)
-        return [n for n in names if gaps[n][0] + 2 * gaps[n][1] > near] or names[:1]
+        others = self.rounds.good([*self._stacks][1:])
+        known = {name: found for name in others if (found := self.rounds.linked(name))}
+        names = sorted(known, key=lambda name: (name != self.best, -known[name].median))
+        near = 1 + self.rounds.resolution
+        return [name for name in names if known[name].high > near] or names[:1]
 
     def _duel(self, names: list[str], level: float) -> Trial:
         """Run finalists against the default until the best is decided, time is up or, unless all
         others are worse still, it is in vain. Return the verdict on the best, which is faster only
         at that level."""
         rounds, since, best = self.rounds, len(self.rounds), (*names, DEFAULT)[0]
-        if not rounds.affords(self._with_fixed((DEFAULT, *names)), ahead=VERDICT_ROUNDS):
+        if not rounds.affords(self._order((DEFAULT, *names)), ahead=VERDICT_ROUNDS):
             names = names[:1]
         others = len(self._promising()) > len(names)
         while names and rounds.affords(order := self._order((DEFAULT, *names))):
             yield Measure(comparison.DUEL, order)
-            names = self._ranked(names)
-            best = self._simplest(names) if names else best
+            names = self._ranked(names, since=since)
+            best = self._simplest(names, since=since) if names else best
             judged, ran = rounds.judge(best, since=since, level=INTERIM), len(rounds) - since
             if judged.verdict != OPEN or (
-                others and ran >= TOGETHER and self._is_vain(best, since)
+                others and ran >= VERDICT_ROUNDS and self._is_vain(best, since)
             ):
                 break
-            names = [best][: len(names)] if ran >= TOGETHER else names
+            names = [best][: len(names)] if ran >= VERDICT_ROUNDS else names
         judged, strict = (rounds.judge(best, since=since, level=each) for each in (LEVEL, level))
         return strict if judged.verdict == FASTER != strict.verdict else judged
 
@@ -397,7 +361,7 @@ class Search:
         near, untried = self.rounds.resolution, ", ".join(self._untried())
         self.best = name if verdict == FASTER else DEFAULT
         if ratio is None:
-            tried = any(self._stacks[each] for each in self._ranked(self._stacks))
+            tried = any(map(self.rounds.measured, self.rounds.good([*self._stacks][1:])))
             short = "Time was too short for a duel (see --budget)."
             why = short if tried else "No other setting was tried."
         else:

@@ -9,19 +9,15 @@ noise is symmetric, as in the logarithm of the ratio of two equally disturbed ru
   Journal of Radiology 44, 1971: looks before the last one need a much stricter level
 - G. Y. Zou and A. Donner, "Construction of confidence limits about effect measures", Statistics in
   Medicine 27, 2008: the interval of a difference from those of its parts
-- K. Lange, R. Little and J. Taylor, "Robust Statistical Modeling Using the t Distribution",
-  Journal of the American Statistical Association 84, 1989: the weights of ``fit``
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import accumulate
-from math import ceil, exp, floor, fsum, hypot, inf, log, log2, sqrt
+from math import ceil, exp, floor, hypot, log, log2, sqrt
 from statistics import NormalDist, median
-from typing import NamedTuple, TypeVar
 
 from bitnet_tuning.engine.builds import EQUAL, FASTER, OPEN, SLOWER
 from bitnet_tuning.plan.profile import Estimate
@@ -36,12 +32,6 @@ RESOLUTION = 0.02
 EXACT, MOST_VALUES = 25, 201
 """Most values whose rank sum is counted out (above, the normal approximation is as good), and that
 an interval is computed from, evenly spaced, since time grows with their square."""
-
-TAILS, LEAST_SPREAD, PASSES = 4.0, 0.003, 8
-"""For ``fit``: degrees of freedom of the t distribution of a run's logarithm, its least standard
-deviation, and passes, after which means move by less than a tenth of their standard error."""
-
-Key = TypeVar("Key", int, str)
 
 
 def least_rounds(level: float = LEVEL) -> int:
@@ -109,11 +99,6 @@ def quotient(a: Estimate, b: Estimate) -> Estimate:
     return Estimate(middle, middle * exp(-low), middle * exp(high), min(a.count, b.count))
 
 
-def geometric_mean(speeds: Sequence[float]) -> float:
-    """Return the geometric mean of positive values."""
-    return exp(fsum(map(log, speeds)) / len(speeds))
-
-
 def _logs(values: Sequence[float]) -> list[float]:
     count = min(len(values), MOST_VALUES)
     return [log(values[index * len(values) // count]) for index in range(count)]
@@ -144,50 +129,3 @@ def _cut(mean: float, variance: float, level: float) -> int:
     """Return the same from the normal approximation, with continuity correction."""
     far = NormalDist().inv_cdf((1 + level) / 2) * sqrt(variance)
     return max(0, floor(mean - 0.5 - far))
-
-
-class Fit(NamedTuple):
-    """Speeds of settings, without what the runs of a round have in common."""
-
-    means: dict[str, float]
-    """Logarithm of the speed, by setting."""
-    counts: dict[str, int]
-    """Number of runs, by setting."""
-    spread: float
-    """Standard deviation of one run's logarithm; infinite if nothing tells it."""
-
-    def gap(self, name: str, other: str) -> float:
-        """Return the logarithm of the first setting's speed over the second's."""
-        return self.means[name] - self.means[other]
-
-    def error(self, name: str, other: str) -> float:
-        """Return the standard error of ``gap``."""
-        return self.spread * sqrt(1 / self.counts[name] + 1 / self.counts[other])
-
-
-def fit(runs: Sequence[tuple[int, str, float]]) -> Fit:
-    """Fit log(speed) = setting + round + error to runs: round, setting and logarithm.
-
-    Both are averaged in turn. With a residual r and the spread s, a run weighs
-    (TAILS + 1) / (TAILS + (r / s)^2): outliers hardly count (Lange, Little and Taylor).
-    """
-    weights, spread = [1.0] * len(runs), inf
-    means = {name: median([y for _, each, y in runs if each == name]) for _, name, _ in runs}
-    for _ in range(PASSES):
-        levels = _averages([(when, y - means[name]) for when, name, y in runs], weights)
-        means = _averages([(name, y - levels[when]) for when, name, y in runs], weights)
-        left = [y - means[name] - levels[when] for when, name, y in runs]
-        freedom = len(runs) - len(means) - len(levels) + 1
-        if freedom > 0:
-            squares = fsum(weight * each**2 for weight, each in zip(weights, left, strict=True))
-            spread = max(LEAST_SPREAD, sqrt(squares / freedom))
-        weights = [(TAILS + 1) / (TAILS + (each / spread) ** 2) for each in left]
-    return Fit(means, Counter(name for _, name, _ in runs), spread)
-
-
-def _averages(values: Sequence[tuple[Key, float]], weights: Sequence[float]) -> dict[Key, float]:
-    sums, totals = dict[Key, float](), dict[Key, float]()
-    for (key, value), weight in zip(values, weights, strict=True):
-        sums[key] = sums.get(key, 0.0) + weight * value
-        totals[key] = totals.get(key, 0.0) + weight
-    return {key: sums[key] / totals[key] for key in sums}

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from math import ceil
+from statistics import geometric_mean
 
 from bitnet_tuning import demo
 from bitnet_tuning.bench import comparison
 from bitnet_tuning.bench.comparison import DEFAULT, FILES, SLIM_FILE, UPSTREAM, Round, Rounds, Run
 from bitnet_tuning.bench.knobs import UNLOCKED, measurable, other_file
 from bitnet_tuning.bench.runner import PROGRAMS, Runner, choose_sizes, make_runner
-from bitnet_tuning.bench.statistics import VERDICT_ROUNDS, estimate, geometric_mean
+from bitnet_tuning.bench.statistics import VERDICT_ROUNDS, estimate
 from bitnet_tuning.bench.summary import digits
 from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_no_profile, number
