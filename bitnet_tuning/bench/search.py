@@ -223,9 +223,9 @@ class Search:
         the base, unless another one leads it."""
         rounds, field = self.rounds, list(names)
         end = races_end = (1 - DUEL_SHARE) * rounds.budget
-        share = THREADS_SHARE if stage == "threads" else KNOBS_SHARE
         # A first race of few costs little, and its losers are shown with a verdict.
         level = LEVEL if len(self._stacks) <= 3 else LOST
+        share = THREADS_SHARE if stage == "threads" and level == LOST else KNOBS_SHARE
         while len(field) > 1 and not rounds.affords(self._order((base, *field)), end, LEAST):
             field.pop()
         while field and rounds.affords(order := self._order((base, *field)), end):
