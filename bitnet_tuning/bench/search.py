@@ -28,7 +28,7 @@ from bitnet_tuning.plan.profile import Estimate
 from bitnet_tuning.plan.setting import Change, apply
 from bitnet_tuning.store.codec import LATER, Annotated, Positive
 
-THREADS_SHARE, KNOBS_SHARE, DUEL_SHARE = 0.25, 0.9, 0.3
+THREADS_SHARE, KNOBS_SHARE, DUEL_SHARE = 0.33, 0.9, 0.3
 """Shares of the races' time left that each race of threads gets, and each of other knobs; and the
 share of the budget that races leave to duels."""
 
