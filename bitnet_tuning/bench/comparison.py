@@ -354,8 +354,8 @@ def compare(
         good = rounds.good(names)
         if names[0] not in good or len(good) < 2:
             break
-        wanted = rounds.cost(good) * max(1, 1 + statistics.VERDICT_ROUNDS - number)
-        if number > 1 and rounds.spent + wanted > seconds:
+        wanted = max(1, 1 + statistics.VERDICT_ROUNDS - number)
+        if number > 1 and not rounds.affords(good, seconds, wanted):
             break
         if all(rounds.judge(each, level=INTERIM).verdict != OPEN for each in good[1:]):
             break

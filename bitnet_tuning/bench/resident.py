@@ -27,16 +27,7 @@ from bitnet_tuning.plan.memory import RESIDENT_SHARE, need_of
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import PP
 from bitnet_tuning.plan.setting import Setting
-from bitnet_tuning.serve.server import (
-    BrokenError,
-    GoneError,
-    RefusedError,
-    Running,
-    Server,
-    running,
-    server_command,
-    server_of,
-)
+from bitnet_tuning.serve import server as serving
 from bitnet_tuning.serve.session import TIMINGS
 
 LONGEST, MARGIN = 512, 16
@@ -71,7 +62,6 @@ TRIES = 3
 where the cli's output lacks its end: llama-completion of late 2026 sometimes exits before its log
 thread has written everything (https://github.com/ggml-org/llama.cpp/issues/22142)."""
 
-
 OWN_SECONDS = 0.02
 """Seconds of an answer that may be ours: sending, waking up and reading."""
 
@@ -79,7 +69,7 @@ OWN_SECONDS = 0.02
 class _Loaded(NamedTuple):
     stack: ExitStack
     """What ends the server."""
-    server: Running
+    server: serving.Running
     family: Family
     times: list[tuple[float, float]]
     """Seconds of each slice so far, by the engine's clock and by ours."""
@@ -88,7 +78,7 @@ class _Loaded(NamedTuple):
 class Residents:
     """Servers of one engine with one model, each loaded when its setting is first measured."""
 
-    def __init__(self, facts: Facts, server: Server, longest: int = 0) -> None:
+    def __init__(self, facts: Facts, server: serving.Server, longest: int = 0) -> None:
         """``longest`` is the number of tokens of the longest slice."""
         self.facts = facts
         self.server = server
@@ -209,8 +199,8 @@ class Residents:
         extra = ("--cache-ram", "0") if "--cache-ram" in self.server.flags else ()
         request, path, context = Request(extra=extra), facts.model.path, self.context
         with ExitStack() as stack:
-            start = running(
-                lambda port: server_command(
+            start = serving.running(
+                lambda port: serving.server_command(
                     plan, request, self.server, model=path, slots=1, context=context, port=port
                 ),
                 plan,
@@ -221,7 +211,7 @@ class Residents:
             )
             try:
                 ready = stack.enter_context(start)
-            except GoneError as gone:
+            except serving.GoneError as gone:
                 raise _failed(gone, seconds) from gone
             return _Loaded(stack.pop_all(), ready, Family(Root(), ready.service.pid), [])
 
@@ -240,9 +230,9 @@ def _complete(
     try:
         with handling(handlers):
             reply = loaded.server.client.complete(body, seconds)
-    except RefusedError as refusal:
+    except serving.RefusedError as refusal:
         raise UnsupportedError(f"the server refuses a slice: {refusal.reason}") from refusal
-    except BrokenError as trouble:
+    except serving.BrokenError as trouble:
         is_late = time.monotonic() - began >= seconds
         raise _failed(None if is_late else loaded.server.check(trouble), seconds) from trouble
     service.pause()  # a waiting thread may spin, which is no part of the slice
@@ -251,7 +241,7 @@ def _complete(
 
 def _failed(error: TuningError | None, seconds: float) -> UnsupportedError:
     """Return why a server failed; no ``error`` means that it took longer than ``seconds``."""
-    if error is not None and not isinstance(error, GoneError):
+    if error is not None and not isinstance(error, serving.GoneError):
         return UnsupportedError(error.cause)
     done = Captured(error.code or 1, "", error.log) if error else Captured(None, "", "")
     return UnsupportedError(str(failure(done, seconds)))
@@ -287,7 +277,7 @@ def find_residents(facts: Facts, longest: int = 0) -> Residents | None:
     """Return residents without a server so far; None if the engine has no server, or memory has no
     room for two."""
     try:
-        server = server_of(facts.engine)
+        server = serving.server_of(facts.engine)
     except TuningError:
         return None
     residents = Residents(facts, server, longest)

@@ -8,19 +8,10 @@ from collections.abc import Callable
 from statistics import median
 from typing import NamedTuple
 
-from bitnet_tuning.bench import llama_bench
+from bitnet_tuning.bench import llama_bench, resident
 from bitnet_tuning.bench.comparison import DEFAULT, Run, Sizes
 from bitnet_tuning.bench.limits import Ceiling
 from bitnet_tuning.bench.llama_bench import NEEDED, Bench, FailedRunError, Samples, check_cli, stale
-from bitnet_tuning.bench.resident import (
-    LEAST_SECONDS,
-    TOLERANCE,
-    TRIES,
-    Residents,
-    agree,
-    find_residents,
-    with_file,
-)
 from bitnet_tuning.console import say
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.engine.probe import flags_of, parse_timings
@@ -44,7 +35,7 @@ def find_bench(engine: Engine) -> Bench | None:
 def make_runner(facts: Facts, budget: float, *lengths: int | None) -> Runner:
     """Return a runner for a ``budget`` in seconds and the ``lengths`` of slices, in tokens, that
     users named. Servers measure if they can. Raise TuningError if there is no plan."""
-    residents = find_residents(facts, max(filter(None, lengths), default=0))
+    residents = resident.find_residents(facts, max(filter(None, lengths), default=0))
     patience = patience_within(budget) if residents else None
     return Runner(facts, find_bench(facts.engine), FIRST, patience, residents)
 
@@ -58,7 +49,7 @@ class Runner:
         bench: Bench | None,
         sizes: Sizes,
         patience: Patience | None = None,
-        residents: Residents | None = None,
+        residents: resident.Residents | None = None,
     ) -> None:
         """``residents`` measure if there are any, else ``bench``, which is what ``find_bench``
         returns; without both, the cli's own timings are used. Raise TuningError without a plan."""
@@ -82,7 +73,7 @@ class Runner:
     def measure(self, name: str, setting: Setting, phases: tuple[str, ...] = (PP, TG)) -> Run:
         """Measure the phases once. A run that fails is returned with its ``problem``; nothing
         but an interrupt is raised."""
-        started, cpu, facts = time.monotonic(), None, with_file(self.facts, setting)
+        started, cpu, facts = time.monotonic(), None, resident.with_file(self.facts, setting)
         residents, sizes = self.residents, self.sizes
         loads = residents is None or not residents.has(setting)
         key = None if residents and loads else sizes
@@ -131,10 +122,10 @@ class Runner:
         """Return how our own clock contradicts the speeds that a setting's programs print, or why
         they fail; None if all is well. What contradicts once may be another program's fault."""
         # Slices of a server that last long enough are checked one by one.
-        too_short = {each for each in phases if self._expected(each) < LEAST_SECONDS}
+        too_short = {each for each in phases if self._expected(each) < resident.LEAST_SECONDS}
         try:
             for phase in phases if self.residents is None else too_short:
-                if all(found := self._doubt(name, setting, phase) for _ in range(TRIES)):
+                if all(found := self._doubt(name, setting, phase) for _ in range(resident.TRIES)):
                     return found
         except FailedRunError as failed:
             return failed.cause
@@ -152,7 +143,7 @@ class Runner:
             run = self.measure_alone(name, setting, phase, each)
             taken, claimed = run.seconds - taken, self._claimed - claimed
         by_cli = self.residents is None and self.bench is None
-        if agree(claimed, taken, CHOOSING_SECONDS * long.n_gen if by_cli else 0.0):
+        if resident.agree(claimed, taken, CHOOSING_SECONDS * long.n_gen if by_cli else 0.0):
             return None
         return f"{claimed:.3g} s more of {phase} by its own speed took {taken:.3g} s more"
 
@@ -238,7 +229,7 @@ class Runner:
         self, facts: Facts, setting: Setting, phases: tuple[str, ...], seconds: float
     ) -> Samples:
         request = llama_bench.cli_request(self.sizes, phases, facts.model, facts.engine.flags)
-        for _ in range(TRIES):
+        for _ in range(resident.TRIES):
             started = time.monotonic()
             done = run_cli(facts, setting, request, seconds)
             if None not in (timings := parse_timings(done.stderr)):
@@ -253,7 +244,7 @@ class Runner:
         since it ``started``, took less."""
         self._claimed += seconds
         taken = time.monotonic() - started
-        if seconds > TOLERANCE * taken:
+        if seconds > resident.TOLERANCE * taken:
             raise FailedRunError(f"{seconds:.3g} s by its own speeds, but it ran for {taken:.3g} s")
 
 

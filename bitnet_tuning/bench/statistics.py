@@ -50,9 +50,14 @@ def estimate(values: Iterable[float], level: float = LEVEL) -> Estimate:
     So the estimate of inverse ratios is the inverse. With fewer than ``least_rounds(level)``
     values, the interval has a lower level than asked for.
     """
-    logs = _logs(list(values))
-    means = sorted((a + b) / 2 for number, a in enumerate(logs, 1) for b in logs[number - 1 :])
-    return _between(means, _signed_rank(len(logs), level), len(logs))
+    logs = tuple(_logs(list(values)))
+    return _between(_means(logs), _signed_rank(len(logs), level), len(logs))
+
+
+@lru_cache(maxsize=64)
+def _means(logs: tuple[float, ...]) -> list[float]:
+    """Return all pairs' means in order. A search asks for the same ones at several levels."""
+    return sorted((a + b) / 2 for number, a in enumerate(logs, 1) for b in logs[number - 1 :])
 
 
 def unpaired(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> Estimate:

@@ -305,8 +305,7 @@ def speed_line(
 
 def _too_few(rounds: Rounds, seconds: float, earlier: float) -> str:
     every = (rounds.reference, *(run.setting for each in rounds for run in each.runs))
-    names, order = tuple(dict.fromkeys(every)), comparison.turns
-    enough = 1.2 * sum(rounds.cost(order(names, turn + 1)) for turn in range(VERDICT_ROUNDS))
+    enough = 1.2 * rounds.cost(tuple(dict.fromkeys(every)), VERDICT_ROUNDS)
     return (
         f"a comparison needs {VERDICT_ROUNDS} rounds, here about {enough:.0f} s, and only "
         f"{max(0.0, seconds):.0f} s were left; allow more time: --seconds {ceil(earlier + enough)}"
