@@ -8,10 +8,13 @@ import re
 import pytest
 
 from bitnet_tuning import console
+from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
 from bitnet_tuning.console import (
+    LEAST_COUNT,
     Progress,
     aligned,
     clock,
+    duration,
     say,
     size_text,
     table,
@@ -154,6 +157,17 @@ def test_progress_is_one_line_and_the_bar_goes_before_text_does(
 @pytest.mark.parametrize(("seconds", "text"), [(-3, "0:00"), (59.6, "1:00"), (605, "10:05")])
 def test_durations(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+def test_an_interval_is_shown_from_as_many_rounds_as_it_needs() -> None:
+    assert LEAST_COUNT == VERDICT_ROUNDS
+    assert times(1.2, 1.1, 1.3, LEAST_COUNT - 1) == "×1.20 (5 rounds)"
+    assert times(1.2, 1.1, 1.3, LEAST_COUNT) == "×1.20 (1.10–1.30)"
+
+
+def test_long_waits_are_rough() -> None:
+    shown = [duration(each) for each in (0.2, 45, 179, 180, 10_799, 10_800, 27_212)]
+    assert shown == ["1 s", "45 s", "179 s", "3 min", "180 min", "3 h", "8 h"]
 
 
 def test_a_ratio_of_one_round_has_no_interval() -> None:

@@ -21,6 +21,7 @@ from bitnet_tuning.bench import comparison, statistics
 from bitnet_tuning.bench.comparison import DEFAULT, FILES, CheckFacts, Judged, Round, Rounds
 from bitnet_tuning.bench.knobs import Space
 from bitnet_tuning.bench.statistics import INTERIM, LEVEL, RESOLUTION, VERDICT_ROUNDS
+from bitnet_tuning.console import duration
 from bitnet_tuning.engine.builds import EQUAL, FASTER, OPEN, SLOWER
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.namedtuple import NamedTuple
@@ -371,7 +372,7 @@ class Search:
                 EQUAL: f"The best other setting, {name}, is equal within {100 * near:g} %.",
                 SLOWER: f"The best other setting, {name}, is slower.",
                 OPEN: f"{name} came closest, but whether it is faster is not decided: that would "
-                f"need about {seconds:.0f} s more (see --budget).",
+                f"need about {duration(seconds)} more (see --budget).",
             }[verdict]
         if untried:
             why += f" Time was too short to try {untried} (see --budget)."
