@@ -121,7 +121,7 @@ class Summary:
         return {**found, DEFAULT: None}
 
     def over_upstream(self, name: str) -> Estimate | None:
-        """Return the same against upstream."""
+        """Return the ratio of a setting's speed to upstream's; None if no rounds link the two."""
         same = Estimate(1, 1, 1, len(self.measured))
         ours = same if name == DEFAULT else self.over_default[name]
         theirs = self.over_default.get(UPSTREAM) if name != UPSTREAM else None
