@@ -13,6 +13,8 @@ from bitnet_tuning.errors import TuningError, cause_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import TextIO
+
     import rich.progress
 
 NAME = "bitnet-tuning"
@@ -110,6 +112,20 @@ def word(path: str) -> str:
 def counted(number: float, noun: str) -> str:
     """Return a number with its noun, such as ``1 thread`` or ``1.5 CPUs``."""
     return f"{number:g} {noun}{'' if number == 1 else 's'}"
+
+
+def painted(text: str, colour: str, stream: TextIO | None = None) -> str:
+    """Return a text in ``red``, ``yellow``, ``green`` or ``cyan`` for a stream (default: stdout)
+    that is a terminal with colours, unless NO_COLOR is set (no-color.org); else the text itself."""
+    stream, environ = stream or sys.stdout, os.environ
+    kind = environ.get("TERM") or environ.get("WT_SESSION") or "dumb"  # Windows Terminal's
+    if not text or kind == "dumb" or environ.get("NO_COLOR") or not (stream and stream.isatty()):
+        return text
+    return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
+
+
+_COLOURS = {"red": "1;31", "green": "32", "yellow": "33", "cyan": "36"}
+"""Parameters of the control sequence SGR (ECMA-48)."""
 
 
 def size_text(size: float) -> str:

@@ -15,6 +15,7 @@ from bitnet_tuning.console import (
     aligned,
     clock,
     duration,
+    painted,
     say,
     size_text,
     table,
@@ -42,6 +43,34 @@ def test_columns_are_as_wide_as_their_cells() -> None:
 )
 def test_sizes_use_the_largest_fitting_unit(size: float, text: str) -> None:
     assert size_text(size) == text
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("environ", "shown"),
+    [
+        ({"TERM": "xterm"}, "\x1b[1;31mBAD\x1b[0m"),
+        ({"WT_SESSION": "1"}, "\x1b[1;31mBAD\x1b[0m"),
+        ({"TERM": "xterm", "NO_COLOR": ""}, "\x1b[1;31mBAD\x1b[0m"),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, "BAD"),
+        ({"TERM": "dumb"}, "BAD"),
+        ({}, "BAD"),
+    ],
+)
+def test_colours_are_for_terminals_that_have_them(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], shown: str
+) -> None:
+    for name in ("TERM", "WT_SESSION", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stdout", _Terminal())
+    assert painted("BAD", "red") == shown
+    assert painted("BAD", "red", io.StringIO()) == "BAD"
 
 
 def test_the_widest_column_is_folded_first() -> None:
