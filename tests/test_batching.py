@@ -62,10 +62,7 @@ def test_the_reason_says_what_decided() -> None:
         (None, f"{default}the prompt's length is unknown before the start"),
     ):
         made = chosen(size)
-        assert made.reasons["ubatch"] == reason
-        assert made.reasons["batch"] == (
-            "64: the same as the micro-batch (ubatch)" if made.batch else reason
-        )
+        assert made.reasons["ubatch"] == made.reasons["batch"] == reason
 
 
 @pytest.mark.parametrize(

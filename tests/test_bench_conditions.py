@@ -16,7 +16,7 @@ from bitnet_tuning.machine import conditions as snapshot
 from bitnet_tuning.machine import load
 from bitnet_tuning.machine.cgroups import Throttling
 from bitnet_tuning.machine.conditions import Conditions, Meanwhile, between, take
-from bitnet_tuning.machine.detect import read_host
+from bitnet_tuning.machine.detect import SET_PERFORMANCE, read_host
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.load import Busy, ProcessTime, busiest, growth, other_load
 from bitnet_tuning.machine.root import Root
@@ -359,7 +359,7 @@ def test_governors_that_hold_the_clock_back(
 ) -> None:
     (line,) = before(host, governor=governor, frequency_driver=driver)
     assert words in line
-    assert line.endswith(": sudo cpupower frequency-set -g performance")
+    assert line.endswith(f": {SET_PERFORMANCE}")
 
 
 @pytest.mark.parametrize("governor", ["performance", None, "userspace"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import json
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -128,14 +127,48 @@ def test_without_a_terminal_findings_are_plain_lines(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     show(EVERY)
-    text = capsys.readouterr().out
-    assert text.splitlines()[:3] == [
-        "BAD   c  broken",
-        "         -> mend it",
-        "         (source: a manual)",
+    assert capsys.readouterr().out.splitlines() == [
+        "?     b: dark",
+        "WARN  d: worn",
+        "      -> oil it",
+        "BAD   c: broken",
+        "      -> mend it",
+        "",
+        "1 bad, 1 warning, 1 unknown; 1 check is fine (-v shows them)",
     ]
-    assert "somewhere" not in text  # a good finding does not show its source
-    assert text.splitlines()[-1] == case.summary(EVERY)["text"]
+    show(EVERY, verbose=True)
+    assert capsys.readouterr().out.splitlines() == [
+        "ok    a: fine",  # without its source
+        "?     b: dark",
+        "      (source: a lamp)",
+        "WARN  d: worn",
+        "      -> oil it",
+        "      (source: experience)",
+        "BAD   c: broken",
+        "      -> mend it",
+        "      (source: a manual)",
+        "",
+        "1 bad, 1 warning, 1 unknown; 1 check is fine",
+    ]
+
+
+def test_where_nothing_is_wrong_one_line_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    show([EVERY[3]] * 14)
+    assert capsys.readouterr().out == "14 checks are fine (-v shows them)\n"
+
+
+def test_text_is_folded_and_paths_stay_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = "/home/some-body/models/" + "a-long-name-" * 6 + ".gguf"
+    finding = Finding("model's drive", "warn", f"{path} lies on a slow drive", f"cp {path} ~/", "")
+    for width in (80, 60):
+        monkeypatch.setenv("COLUMNS", str(width))
+        show([finding])
+        lines = capsys.readouterr().out.splitlines()
+        assert sum(path in line for line in lines) == 2
+        assert all(len(line) <= width for line in lines if path not in line)
+        assert all(line.startswith("      ") for line in lines[1:-2])
 
 
 class Terminal(io.StringIO):
@@ -164,14 +197,6 @@ def test_a_terminal_gets_colours_unless_no_color_is_set(monkeypatch: pytest.Monk
     assert "\x1b[1;31m" not in plain
     monkeypatch.delenv("NO_COLOR")
     assert "\x1b" not in shown(monkeypatch, "dumb")
-
-
-def test_without_rich_a_terminal_gets_plain_lines(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    show(EVERY)
-    monkeypatch.setitem(sys.modules, "rich.console", None)
-    assert shown(monkeypatch) == capsys.readouterr().out
 
 
 def test_closed_output_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

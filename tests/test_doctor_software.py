@@ -104,6 +104,14 @@ def test_the_build_for_i2_s(machine: Machine, isa: set[str], quantization: str, 
     assert states(machine, "build for i2_s", engine=engine, model=model) == state
 
 
+def test_a_passed_self_test_answers_what_is_not_shown(machine: Machine) -> None:
+    engine, passed = ENGINE._replace(isa=frozenset()), report(True, True)
+    machine.cpuinfo(x86_entries(8, ""))
+    for name in ("CPU for i2_s", "build for i2_s"):
+        assert states(machine, name, engine=engine, selftest=report(False, False)) == "unknown"
+        assert states(machine, name, engine=engine, selftest=passed) == "good"
+
+
 @pytest.mark.parametrize(
     ("runtime", "text"), [("libomp", "libomp"), ("none", "none"), (None, "unknown")]
 )
@@ -233,7 +241,7 @@ def test_the_models_drive(machine: Machine) -> None:
     paths = {"/models/m.gguf": "good", "/mnt/c/m.gguf": "warn", "/net/m.gguf": "warn"}
     found = {path: states(machine, "model's drive", model_path=path) for path in paths}
     assert found == paths
-    assert states(machine, "model's drive", mounts=()) == "unknown"
+    assert states(machine, "model's drive", mounts=()) == "good"
 
 
 def test_without_a_model_windows_drives_are_named_under_wsl(machine: Machine) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bitnet_tuning.cli.show import plan_facts, shell_line
+from bitnet_tuning.cli.show import plan_facts, shell_line, show_plan
 from bitnet_tuning.engine.find import Engine, Location
 from bitnet_tuning.errors import UnsupportedError, UsageError
 from bitnet_tuning.machine.detect import Privileges
@@ -414,3 +415,29 @@ def test_a_binding_exported_by_our_shell_script_is_taken_back_where_it_is_unsafe
     exported = {**dict.fromkeys(THREAD_COUNTS, "4"), **BINDING}
     made = plan(HELLO, a_host(64), environ=exported)
     assert made.setting.variables["OMP_PROC_BIND"] == "false"
+
+
+def test_shown_reasons_begin_with_what_matters_and_repeat_nothing(
+    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reasons = {
+        "threads": "6: measured: twice as fast",
+        "threads_batch": "8: measured: twice as fast",
+        "batch": "64: holds the prompt",
+        "ubatch": "64: holds the prompt",
+        "numa": "nothing to choose: one NUMA node",
+        "env": "an OpenMP runtime",
+        "model": "named with -m",
+        "cpus": "not bound",
+        "engine": "named with -m",
+    }
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO()))
+    show_plan(Facts(a_host(4), ENGINE, MODEL, "", {}), plan()._replace(reasons=reasons), False)
+    assert capfdbinary.readouterr().err.decode().splitlines() == [
+        "  threads        6: measured: twice as fast",
+        "  cpus           not bound",
+        "  model, engine  named with -m",
+        "  threads_batch  8: as threads",
+        "  batch, ubatch  64: holds the prompt",
+        "  env            an OpenMP runtime",
+    ]

@@ -272,12 +272,19 @@ def test_the_printed_command_does_in_a_shell_what_the_program_does(
     assert bench.last()["raw"] == pasted["raw"]
 
 
-def test_the_reason_for_every_field_is_printed_on_stderr(bench: Bench) -> None:
-    done = bench.start(PLAIN, "--dry-run", "-p", "hello")
+@pytest.mark.parametrize("width", ["60", "80"])
+def test_the_reason_for_every_field_is_printed_on_stderr(bench: Bench, width: str) -> None:
+    done = bench.start(PLAIN, "--dry-run", "-p", "hello", COLUMNS=width)
     assert done.out.count(b"\n") == 1
-    fields = (line for line in done.err.splitlines() if line[:2] == "  " and line[2:3] != " ")
-    shown = {line.split()[0] for line in fields}
-    assert shown == set(planned(bench, "-p", "hello")["reasons"])
+    lines = done.err.splitlines()
+    starts = [line for line in lines if line[:2] == "  " and line[2:3] != " "]
+    fields = [name for line in starts for name in line[2:].split("  ")[0].split(", ")]
+    assert fields[:4] == ["threads", "cpus", "model", "engine"]
+    reasons = planned(bench, "-p", "hello")["reasons"]
+    assert reasons["numa"].startswith("nothing to choose")  # which is not printed
+    assert sorted([*fields, "numa"]) == sorted(reasons)
+    assert all(len(line) <= int(width) or "/" in line for line in lines)
+    assert len({line[17:] for line in starts}) == len(starts)
 
 
 def test_a_chat_cannot_read_its_prompt_from_its_own_input(bench: Bench) -> None:

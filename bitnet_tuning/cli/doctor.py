@@ -7,15 +7,15 @@ import re
 from collections.abc import Sequence
 
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_root
-from bitnet_tuning.console import aligned, text_width
+from bitnet_tuning.console import aligned, counted, painted, text_width
 from bitnet_tuning.doctor import examine
 from bitnet_tuning.doctor.case import BAD, GOOD, UNKNOWN, WARN, Finding, summary
 from bitnet_tuning.doctor.gather import gather
 
 _ABOUT = (
     "Check everything that speed depends on and print what to do about it, the worst finding "
-    "first. Nothing is changed, and root is not needed. Exit code: 0 if nothing is bad, 1 if "
-    "something is bad, 2 for warnings with --strict."
+    "last. Nothing is changed, and root is not needed. Exit code: 0 if nothing is bad, 1 if "
+    "something is bad (such as a missing engine), 2 for warnings with --strict and wrong flags."
 )
 
 
@@ -27,6 +27,8 @@ def run(arguments: list[str]) -> int:
         "and source; and `summary` with the number of findings in each state, exit_code and text"
     )
     add("--json", action="store_true", help=what)
+    what = "print what is fine, too, and what each check rests on"
+    add("-v", "--verbose", action="store_true", help=what)
     what = "check a machine recorded in this folder, and only the engine and model you name"
     add_root(parser, what)
     add("--strict", action="store_true", help="exit with 2 if there are warnings")
@@ -41,30 +43,32 @@ def run(arguments: list[str]) -> int:
         every = [finding._asdict() for finding in findings]
         print(json.dumps({"findings": every, "summary": found}, indent=2))
     else:
-        show(findings)
+        show(findings, options.verbose)
     return int(found["exit_code"])
 
 
 _WORDS = {BAD: "BAD", WARN: "WARN", UNKNOWN: "?", GOOD: "ok"}
-_STYLES = {BAD: "bold red", WARN: "yellow", UNKNOWN: "cyan", GOOD: "green"}
+_COLOURS = {"BAD": "red", "WARN": "yellow", "?": "cyan", "ok": "green"}
 
 
-def show(findings: Sequence[Finding]) -> None:
-    """Print a paragraph for each finding to stdout, and the summary."""
-    rows = []
-    for each in findings:
+def show(findings: Sequence[Finding], verbose: bool = False) -> None:
+    """Print a paragraph for each finding to stdout, the worst last, where a terminal stops, and
+    what is fine only if ``verbose``; then how many findings of each kind there are."""
+    rows, width = [], text_width()
+    for each in findings[::-1]:
         advice = f"\n-> {each.advice}" if each.advice else ""
-        source = "" if each.state == GOOD else f"\n(source: {each.source})"
-        rows.append((_WORDS[each.state], each.name, f"{each.text}{advice}{source}"))
-    text = aligned(rows, text_width())
-    try:
-        from rich.console import Console  # noqa: PLC0415
-        from rich.text import Text  # noqa: PLC0415
-    except ImportError:
-        print(text)
-    else:
-        shown = Text(text)
-        for state, word in _WORDS.items():
-            shown.highlight_regex(rf"(?m)^{re.escape(word)}(?= )", _STYLES[state])
-        Console(soft_wrap=True).print(shown)
-    print(f"\n{summary(findings)['text']}")
+        source = f"\n(source: {each.source})" if verbose and each.state != GOOD else ""
+        if verbose or each.state != GOOD:
+            rows.append((_WORDS[each.state], f"{each.name}: {each.text}{advice}{source}"))
+    pattern = f"(?m)^({'|'.join(map(re.escape, _COLOURS))})(?= )"
+    text = re.sub(pattern, lambda word: painted(word[0], _COLOURS[word[0]]), aligned(rows, width))
+    print(*filter(None, (text, aligned([[_closing(findings, verbose)]], width))), sep="\n\n")
+
+
+def _closing(findings: Sequence[Finding], verbose: bool) -> str:
+    found = summary(findings)
+    warnings, fine = counted(found[WARN], "warning"), counted(found[GOOD], "check")
+    kinds = ((BAD, f"{found[BAD]} bad"), (WARN, warnings), (UNKNOWN, f"{found[UNKNOWN]} unknown"))
+    problems = ", ".join(text for state, text in kinds if found[state])
+    fine += f" {'is' if found[GOOD] == 1 else 'are'} fine{'' if verbose else ' (-v shows them)'}"
+    return f"{problems}; {fine}" if problems else fine

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 
 from bitnet_tuning.console import aligned, text_width
 from bitnet_tuning.machine.root import format_list
@@ -41,8 +42,23 @@ def show_plan(facts: Facts, plan: Plan, as_json: bool) -> None:
     sys.stdout.buffer.write(os.fsencode(shell_line(plan)) + b"\n")
     sys.stdout.flush()
     with contextlib.suppress(OSError):
-        rows = [(f"  {field}", reason) for field, reason in plan.reasons.items()]
-        print(aligned(rows, text_width()), file=sys.stderr, flush=True)
+        print(aligned(_rows(plan.reasons), text_width()), file=sys.stderr, flush=True)
+
+
+def _rows(reasons: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return fields and reasons, what matters most first, no reason twice, and no field that this
+    machine leaves no choice for."""
+    fields: dict[str, str] = {}  # by their reasons
+    first: dict[str, str] = {}  # by the part of a reason that follows the value
+    for field in dict.fromkeys(("threads", "cpus", "model", "engine", *reasons)):
+        reason = reasons.get(field, "")
+        value, _, why = reason.partition(": ")
+        if reason in fields:
+            fields[reason] += f", {field}"
+        elif reason and value != "nothing to choose":
+            same = first.setdefault(why or reason, field)
+            fields[reason if same == field else f"{value}: as {same}"] = field
+    return [(f"  {field}", reason) for reason, field in fields.items()]
 
 
 def shell_line(plan: Plan) -> str:

@@ -51,7 +51,7 @@ def _age(case: Case) -> Finding | None:
     if case.built is None:
         return None
     days = int((case.now - case.built) / 86400)
-    text = f"built {counted(days, 'day')} ago"
+    text = f"built {counted(days, 'day')} ago" if days > 0 else "built today"
     if days <= OLD:
         return good(text)
     return warn(
@@ -62,7 +62,7 @@ def _age(case: Case) -> Finding | None:
 
 def _cpu_kernels(case: Case) -> Finding:
     if not case.host.isa:
-        return unknown("the CPU's instruction sets are not known", _SELFTEST)
+        return _untold(case, "the CPU's instruction sets are not known")
     cpu = has(case.host.isa)
     if "AVX2" in cpu:
         return good("the CPU has AVX2, which the i2_s kernels use")
@@ -84,7 +84,7 @@ def _build_kernels(case: Case) -> Finding | None:
     if engine is None:
         return None
     if not engine.isa:
-        return unknown(f"{engine.path} does not print what it is built for", _SELFTEST)
+        return _untold(case, f"{engine.path} does not print what it is built for")
     found = sorted(engine.isa & KERNEL_ISA)
     if found:
         return good(f"built with {', '.join(found)}")
@@ -93,6 +93,11 @@ def _build_kernels(case: Case) -> Finding | None:
         f"{engine.path} is built without AVX2 and NEON: with i2_s it prints garbage or aborts",
         "build it again with -DGGML_NATIVE=ON, or with -DGGML_AVX2=ON -DGGML_FMA=ON",
     )
+
+
+def _untold(case: Case, text: str) -> Finding:
+    passed = getattr(case.selftest, "passed", None)
+    return good(f"{text}, but the self-test passed") if passed else unknown(text, _SELFTEST)
 
 
 def _libraries(case: Case) -> Finding | None:

@@ -127,6 +127,11 @@ good, warn, bad, unknown = (partial(Finding, "", state) for state in (GOOD, WARN
 """Make a finding of a text and an advice; ``examine`` adds the check's name and source."""
 
 
+def moot(text: str) -> Finding:
+    """Return a good finding: what the check judges does not exist, or does not matter, here."""
+    return good(f"not applicable here: {text}")
+
+
 def warned(case: Case, kind: str) -> Finding | None:
     """Return the benchmark's warning of this kind as a finding; None without a warning."""
     warning = case.warning(kind)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bitnet_tuning.console import counted
-from bitnet_tuning.doctor.case import Case, Check, Finding, bad, good, unknown, warn, warned
+from bitnet_tuning.doctor.case import Case, Check, Finding, bad, good, moot, unknown, warn, warned
 from bitnet_tuning.machine import warnings
 from bitnet_tuning.machine.load import Neighbours
 from bitnet_tuning.plan.threads import free_cores
@@ -20,12 +20,8 @@ SLOWEST = 1000.0
 """Clock in MHz below which the clock is bad where neither other clock is known. Only a few 5 W
 processors with AVX2 have a lower base clock."""
 
-_GOVERNOR_REMEDY = "sudo cpupower frequency-set -g performance"
 _WINDOWS_POWER = "choose Windows' power plan High performance: powercfg.exe /setactive SCHEME_MIN"
-_CLOCK_REMEDY = (
-    f"{_GOVERNOR_REMEDY}; powerprofilesctl set performance; check the cooling, the power adapter "
-    "and the power limits in the firmware"
-)
+_CHECK_COOLING = "check the cooling, the power adapter and the power limits in the firmware"
 
 
 def _governor(case: Case) -> Finding:
@@ -33,10 +29,7 @@ def _governor(case: Case) -> Finding:
     if seen.governor is None and case.host.wsl:
         return unknown("WSL shows no governor: Windows' power plan sets the clock", _WINDOWS_POWER)
     if seen.governor is None:
-        return unknown(
-            "no governor is shown, as in virtual machines and where the firmware sets the clock",
-            f"in a virtual machine, the host sets the clock; run there: {_GOVERNOR_REMEDY}",
-        )
+        return moot("the host of this virtual machine, or the firmware, sets the clock")
     lowest = case.warning(warnings.LOWEST_CLOCK)
     if lowest:
         return bad(lowest.cause, lowest.remedy)
@@ -53,10 +46,7 @@ def _clock_limit(case: Case) -> Finding | None:
 def _clock(case: Case) -> Finding:
     seen, governor = case.conditions.clock, case.conditions.governor
     if seen is None:
-        return unknown(
-            "this machine does not show its clock",
-            "compare this machine's tokens/s with a similar machine's",
-        )
+        return moot("this machine does not show its clock")
     now, compared = seen.max_mhz, ""
     worse = bad if now < SLOWEST else None
     for reference, name, lowest_warn, lowest_good in (
@@ -72,23 +62,21 @@ def _clock(case: Case) -> Finding:
     if governor == "performance":
         compared += ", although the governor is performance"
     elif not case.live:
-        return unknown(f"{now:.0f} MHz{compared}, but this was recorded without a load")
-    remedy = _WINDOWS_POWER if case.host.wsl else _CLOCK_REMEDY
-    return worse(f"only {now:.0f} MHz under load{compared}", remedy)
+        return moot(f"{now:.0f} MHz{compared}, recorded without a load")
+    first = "" if case.host.wsl else "powerprofilesctl set performance; "
+    return worse(f"only {now:.0f} MHz under load{compared}", f"{first}{_CHECK_COOLING}")
 
 
 def _power(case: Case) -> Finding:
     if case.conditions.on_battery is None:
-        return unknown(
-            "no power supply is shown, as on most desktops, servers and virtual machines"
-        )
+        return moot("no power supply is shown, as on most desktops, servers, virtual machines")
     return warned(case, warnings.BATTERY) or good("the machine runs on mains power")
 
 
 def _heat(case: Case) -> Finding:
     seen = case.conditions.temperature
     if seen is None:
-        return unknown("no temperature is shown")
+        return moot("no temperature is shown")
     return warned(case, warnings.HEAT) or good(f"{seen.celsius:.0f} °C ({seen.sensor})")
 
 
@@ -96,7 +84,7 @@ def _others(case: Case) -> Finding:
     # Never bad: other programs come and go.
     used, cpus = case.conditions.other_load_cpus, case.conditions.online_cpus
     if used is None:
-        return unknown("the load of other processes is not known")
+        return moot("the load of other processes is not shown")
     found = warned(case, warnings.LOAD)
     if found is None:
         return good(f"other processes use {used:.1f} of {cpus} CPUs")

@@ -5,7 +5,17 @@ from __future__ import annotations
 import re
 
 from bitnet_tuning.console import counted
-from bitnet_tuning.doctor.case import BENCHMARK, Case, Check, Finding, bad, good, unknown, warn
+from bitnet_tuning.doctor.case import (
+    BENCHMARK,
+    Case,
+    Check,
+    Finding,
+    bad,
+    good,
+    moot,
+    unknown,
+    warn,
+)
 from bitnet_tuning.engine.find import GOMP, LLVM, NONE
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.machine.root import format_list, parse_list
@@ -91,10 +101,10 @@ def _smt(case: Case) -> Finding:
     cores = len(host.allowed_cores)
     if host.cores_hidden or not host.topology_known:
         hider = "hypervisor" if host.cores_hidden else "kernel"
-        return unknown(
-            f"the {hider} does not show which CPUs share a physical core, so each counts as a core",
-            _MEASURE_THREADS,
-        )
+        text = f"the {hider} does not show which CPUs share a physical core"
+        if case.profile:
+            return good(f"{text}, but a tuning measured which threads are fastest")
+        return unknown(f"{text}, so each counts as a core", _MEASURE_THREADS)
     try:
         asked = asked_threads(None, case.environ)
     except UsageError:  # the check of threads reports it
@@ -122,10 +132,7 @@ def _hybrid(case: Case) -> Finding:
             "unset OMP_PROC_BIND OMP_PLACES GOMP_CPU_AFFINITY KMP_AFFINITY",
         )
     if host.wsl or "hypervisor" in host.isa:
-        return unknown(
-            "all cores look alike, but a virtual machine may hide that some are efficiency cores",
-            _MEASURE_THREADS,
-        )
+        return moot("a virtual machine shows all cores as one kind")
     return good("all cores are of one kind")
 
 

@@ -6,7 +6,17 @@ from shlex import quote
 
 from bitnet_tuning import demo
 from bitnet_tuning.console import size_text
-from bitnet_tuning.doctor.case import BENCHMARK, Case, Check, Finding, bad, good, unknown, warn
+from bitnet_tuning.doctor.case import (
+    BENCHMARK,
+    Case,
+    Check,
+    Finding,
+    bad,
+    good,
+    moot,
+    unknown,
+    warn,
+)
 from bitnet_tuning.engine.known import check_pair
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.cgroups import mount_holding
@@ -50,7 +60,7 @@ def _drive(case: Case) -> Finding | None:
         return _drives(case)
     mount = mount_holding(path, case.mounts)
     if mount is None:
-        return unknown(f"the file system that holds {path} is not known")
+        return moot(f"the file system that holds {path} is not shown")
     if mount.slow:
         remedy = f"copy it to a local disk, then name the copy with -m: cp {quote(path)} ~/"
         return warn(f"{path} lies on {mount.slow}", remedy)
@@ -111,7 +121,7 @@ def _memory_limit(case: Case) -> Finding:
 def _swap(case: Case) -> Finding:
     swapped, free = case.conditions.swap_used, case.conditions.memory_available
     if swapped is None:
-        return unknown("the use of swap is not shown here")
+        return moot("the use of swap is not shown")
     if swapped < SWAPPED:
         return good("little or nothing is swapped out")
     text = f"{size_text(swapped)} are swapped out"
@@ -126,7 +136,7 @@ def _swap(case: Case) -> Finding:
 def _memory_lock(case: Case) -> Finding:
     limit, swapped = case.lock_limit, case.conditions.swap_used
     if limit is None:
-        return unknown("the limit of locked memory is not known")
+        return moot("no limit of locked memory is shown")
     if limit >= case.model_size:
         return good("the limit of locked memory has room for the model (--performance-mode)")
     text = f"only {size_text(limit)} may be locked in memory, less than the model's size"
@@ -142,7 +152,7 @@ def _memory_lock(case: Case) -> Finding:
 def _huge_pages(case: Case) -> Finding:
     chosen = case.huge_pages.transparent
     if chosen is None:
-        return unknown("the kernel does not show whether it uses transparent huge pages")
+        return moot("the kernel shows no transparent huge pages")
     if chosen != "never":
         return good(f"transparent huge pages: {chosen}")
     return warn(

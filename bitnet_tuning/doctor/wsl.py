@@ -1,11 +1,11 @@
-"""Checks of WSL: its version, .wslconfig and thread binding. Outside of WSL none applies."""
+"""Checks of WSL: its version and .wslconfig. Outside of WSL none applies."""
 
 from __future__ import annotations
 
 from math import ceil
 
 from bitnet_tuning.console import GIBIBYTE, counted, size_text
-from bitnet_tuning.doctor.case import BENCHMARK, Case, Check, Finding, bad, good, unknown, warn
+from bitnet_tuning.doctor.case import Case, Check, Finding, bad, good, unknown, warn
 from bitnet_tuning.doctor.model import need, needed
 
 ROOM = 3 * GIBIBYTE
@@ -95,18 +95,6 @@ def _config(case: Case) -> Finding | None:
     return good(found or "no readable .wslconfig: Windows' defaults apply")
 
 
-def _binding(case: Case) -> Finding | None:
-    if case.host.wsl is None:
-        return None
-    if case.profile:
-        return good("the effect of binding threads was measured here")
-    return unknown(
-        "binding threads may have little effect: Windows moves the virtual CPUs, and shows "
-        "performance and efficiency cores as one kind",
-        f"measure whether binding helps here: {BENCHMARK}",
-    )
-
-
 _SETTINGS = "Microsoft: Advanced settings configuration in WSL"
 
 CHECKS: tuple[Check, ...] = (
@@ -114,5 +102,4 @@ CHECKS: tuple[Check, ...] = (
     ("WSL memory", _memory, f"{_SETTINGS}, memory="),
     ("WSL processors", _processors, f"{_SETTINGS}, processors="),
     ("WSL config", _config, _SETTINGS),
-    ("WSL thread binding", _binding, "the hypervisor of Windows schedules the virtual CPUs"),
 )

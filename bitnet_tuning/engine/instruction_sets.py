@@ -147,9 +147,6 @@ def reason(engine: Engine, flags: Iterable[str], quantization: str) -> str:
     idle = ordered((cpu & WIDE) - engine.isa)
     if engine.isa and idle:
         text += f", not for this CPU's {', '.join(idle)}"
-    if quantization not in TERNARY or (cpu and not cpu & WIDE):
-        return text
-    return (
-        f"{text}; {quantization} kernels use AVX2 or NEON, so AVX-512 speeds up only the other "
-        "tensors (F16, F32), attention and softmax"
-    )
+        if quantization in TERNARY:  # is it worth building the engine again?
+            text += f", which would speed up other tensors, but not {quantization}"
+    return text

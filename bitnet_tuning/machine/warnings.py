@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from bitnet_tuning.console import size_text
 from bitnet_tuning.machine.conditions import Conditions, between
+from bitnet_tuning.machine.detect import SET_PERFORMANCE
 from bitnet_tuning.machine.host import Host
 
 BUSY_SHARE, BUSY_LEAST, BUSY_MOST = 0.05, 0.1, 0.5
@@ -40,7 +41,6 @@ SWAPPED = 16 << 20
 _DYNAMIC = ("intel_pstate", "amd-pstate-epp")
 """Drivers whose ``powersave`` governor follows the load instead of keeping the lowest clock
 (admin-guide/pm/intel_pstate.rst, admin-guide/pm/amd-pstate.rst)."""
-_GOVERNOR_REMEDY = "sudo cpupower frequency-set -g performance"
 
 LOAD, LOWEST_CLOCK, GOVERNOR, CLOCK, HEAT = "load", "lowest clock", "governor", "clock", "heat"
 MEMORY, BATTERY, QUOTA, STEAL = "memory", "battery", "quota", "steal"
@@ -160,7 +160,7 @@ def _governor(conditions: Conditions) -> Iterator[MachineWarning]:
         cause = f"the powersave governor of {driver} may hold the clock back"
     else:
         return
-    yield MachineWarning(kind, cause, _GOVERNOR_REMEDY)
+    yield MachineWarning(kind, cause, SET_PERFORMANCE)
 
 
 def _heat(conditions: Conditions) -> Iterator[MachineWarning]:

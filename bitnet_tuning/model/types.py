@@ -274,7 +274,7 @@ def is_wide(model: ModelFile) -> bool:
 def gain_text(model: ModelFile, measured: bool = True) -> str | None:
     """Return the type of the matrix that every token reads whole, the bytes that a token reads in
     all, and what a smaller type would gain: an upper bound, and with ``measured`` what others
-    measured if they did for these  None if the model has no such matrix."""
+    measured, if they did, for these types. Return None if the model has no such matrix."""
     matrix, total = output_matrix(model.parts), bytes_per_token(model.parts)
     if matrix is None:
         return None

@@ -116,7 +116,7 @@ def check_context(request: Request, facts: Facts) -> Iterator[str]:
     limit = f" (the model was trained on {trained} tokens)" if trained and size > trained else ""
     remedy = f"shorten it{limit}, or add -c {enough}, which holds it in any case"
     if facts.least_tokens > room:
-        has = f"the prompt has at least {facts.least_tokens} tokens"
+        has = f"the prompt has at least {counted(facts.least_tokens, 'token')}"
         raise UsageError(f"{has}, and the context {context}", remedy)
     if estimate(size) > room:
         yield f"the prompt has about {estimate(size)} tokens, and the context {context}: {remedy}"
@@ -173,7 +173,7 @@ def choose_batch(plan: Plan, request: Request, facts: Facts) -> Plan:
             f"{size}: holds the whole prompt of {counted(length, 'byte')} (about "
             f"{counted(estimate(length), 'token')}), and saves {size_text(saved)} of buffers"
         )
-        return _sized(plan, size, size, f"{size}: the same as the micro-batch (ubatch)", why)
+        return _sized(plan, size, size, why)
 
     def held(ubatch: int) -> Need:
         # A mapped model does not count: the kernel drops its pages if others need the memory.
@@ -182,7 +182,8 @@ def choose_batch(plan: Plan, request: Request, facts: Facts) -> Plan:
     if available is None or fits(held(DEFAULT_UBATCH), available, _BATCH_SHARE):
         why = "the prompt's length is unknown before the start"
         if length is not None:
-            why = f"a prompt of about {estimate(length)} tokens needs buffers of the usual size"
+            tokens = counted(estimate(length), "token")
+            why = f"a prompt of about {tokens} needs buffers of the usual size"
         return _sized(plan, None, None, f"{default}: {why}")
     size = DEFAULT_UBATCH // 2
     while size > LEAST_UBATCH and not fits(held(size), available, _BATCH_SHARE):
@@ -190,7 +191,7 @@ def choose_batch(plan: Plan, request: Request, facts: Facts) -> Plan:
     why = f"{size}: too little memory for {DEFAULT_UBATCH}: {sum_text(held(size), available)}"
     warning = f"too little memory for micro-batch {DEFAULT_UBATCH}, using {size}"
     plan = plan.updated(plan.setting, {}, (f"{warning}: long prompts will take longer",))
-    return _sized(plan, size, size, f"{size}: the same as the micro-batch (ubatch)", why)
+    return _sized(plan, size, size, why)
 
 
 def _sized(

@@ -102,7 +102,7 @@ _NO_NUMACTL = "numactl is not installed or not permitted"
 def _on_one(plan: Plan, facts: Facts, node: Node, flags: frozenset[str]) -> Plan:
     host, setting = facts.host, plan.setting
     cores = host.cores_in(node.cpus & host.allowed)
-    why = f"threads and memory fit on NUMA node {node.id} ({cores} cores, {_free(node)})"
+    why = f"threads and memory fit on NUMA node {node.id} ({counted(cores, 'core')}, {_free(node)})"
     setting = setting._replace(cpus=node.cpus & host.allowed)
     if facts.numactl:
         setting = setting._replace(node=node.id)
@@ -136,8 +136,9 @@ def _on_all(plan: Plan, facts: Facts, need: Need, flags: frozenset[str], is_aske
     ids = frozenset(node.id for node in nodes)
     reasons = {}
     why = (
-        f"{setting.threads} threads and {size_text(need.total)} do not fit on any of "
-        f"{len(nodes)} NUMA nodes (at most {largest} cores; {', '.join(map(_free, nodes))})"
+        f"{counted(setting.threads, 'thread')} and {size_text(need.total)} do not fit on any of "
+        f"{len(nodes)} NUMA nodes (at most {counted(largest, 'core')}; "
+        f"{', '.join(map(_free, nodes))})"
     )
     has_flag = obeys("numa", flags)
     if has_flag and all_usable(host, nodes):

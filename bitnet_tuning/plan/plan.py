@@ -104,7 +104,8 @@ def _unbound_reason(setting: Setting, host: Host) -> str | None:
         return "other programs under a CPU quota may be bound to the same cores"
     cores = host.cores_in(setting.cpus)
     if setting.threads < cores:
-        used = f"{setting.threads} of {cores} cores are used"
+        are = "is" if setting.threads == 1 else "are"
+        used = f"{setting.threads} of {cores} cores {are} used"
         return f"{used}, and other programs may choose the same"
     return None
 
