@@ -336,26 +336,6 @@ def test_numbers_have_three_significant_digits(number: float, text: str) -> None
     assert digits(number) == text
 
 
-# Curves
-
-
-def test_curves_have_the_settings_that_differ_in_threads_alone() -> None:
-    generation, prompts = Summary(sample_results()).curves
-    assert list(generation.speeds) == [1, 2, 4, 6, 8, 12]
-    assert list(prompts.speeds) == [1, 2, 4, 8, 12]
-    assert (generation.default, prompts.default) == (6, 12)
-    assert generation.limit == pytest.approx(34.1e9 / 827e6)
-    assert prompts.limit is None
-
-
-def test_settings_with_equal_threads_are_one_point() -> None:
-    # The default has 12 threads for prompts, as "12 threads" does.
-    results = sample_results()
-    generation, prompts = Summary(results).curves
-    assert prompts.speeds[12] == by_name(results)["default"].pp
-    assert generation.speeds[4] == by_name(results)["4 threads"].tg, "as in the table"
-
-
 @pytest.mark.parametrize(
     ("alone", "together", "cost", "said"),
     [
@@ -390,16 +370,3 @@ def test_the_limits_come_from_the_thread_counts_up_to_the_one_to_use(
     memory, limit, *_ = Summary(results).remarks()
     assert memory == "Memory: some"
     assert limit.startswith(said)
-
-
-def test_one_thread_count_makes_no_curve() -> None:
-    results = exact(sample_results(), [("threads", {"default": 10.0, "upstream": 5.0})])
-    assert Summary(results).curves == ()
-
-
-def test_settings_that_are_out_are_in_no_plot() -> None:
-    results = sample_results()
-    out = [row.name for row in Summary(results).rows if row.is_out]
-    assert out == ["4 threads + flash attention"]
-    wrong = results._replace(checks=(CheckFacts("4 threads", "other words", 3),))
-    assert 4 not in Summary(wrong).curves[0].speeds

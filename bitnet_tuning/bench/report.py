@@ -16,10 +16,8 @@ from bitnet_tuning.bench.plots import escape
 from bitnet_tuning.bench.results import Results
 from bitnet_tuning.bench.summary import (
     LEGEND,
-    Curve,
     Row,
     Summary,
-    digits,
     facts,
     figures,
     headings,
@@ -51,7 +49,7 @@ def page(results: Results) -> str:
         unfinished="" if results.state == "finished" else paragraph(text, "unfinished"),
         certainty="".join(map(paragraph, summary.details())),
         warnings=section("What may skew the results", listing(results.warnings, "warnings")),
-        plots=_curves(summary) + _ratios(summary),
+        plots=_ratios(summary),
         legend=escape(LEGEND),
         titles="".join(f'<th scope="col">{each}</th>' for each in ("setting", *titles, "verdict")),
         rows="".join(_row(row, titles) for row in summary.rows),
@@ -76,25 +74,6 @@ def comparison_page(comparison: Comparison, names: Sequence[str]) -> str:
 
 
 # Plots and the table
-
-
-def _curves(summary: Summary) -> str:
-    curves = summary.curves
-    if not curves:
-        return ""
-    words = " ".join(map(_curve_in_words, curves))
-    caption = f"{words} With 95 % intervals. Only the number of threads differs from the default."
-    return section("Speed by threads", _figure(plots.curves_svg(curves, words), caption))
-
-
-def _curve_in_words(curve: Curve) -> str:
-    what = "Generation" if curve.phase == TG else "Prompt processing"
-    points = ", ".join(
-        f"{count}{' (default)' if count == curve.default else ''}: {digits(found.median)}"
-        for count, found in curve.speeds.items()
-    )
-    limit = "" if curve.limit is None else f" Memory allows {digits(curve.limit)}."
-    return f"{what} in tokens/s by threads: {points}.{limit}"
 
 
 def _ratios(summary: Summary) -> str:

@@ -54,19 +54,6 @@ class Row(NamedTuple):
         return self.verdict.startswith((FAILED, WRONG))
 
 
-class Curve(NamedTuple):
-    """Speed of one phase by number of threads; all else is as in the default."""
-
-    phase: str
-    speeds: dict[int, Estimate]
-    """Speed in tokens/s by number of threads, ascending."""
-    default: int
-    """The default's number of threads."""
-    limit: float | None
-    """Speed in tokens/s that memory bandwidth allows; None for prompts, which it does not limit,
-    or if it is not known."""
-
-
 class Summary:
     """The evaluation of one benchmark."""
 
@@ -158,26 +145,6 @@ class Summary:
             return f"{WRONG}: {wrong}"
         is_out = self.measured.problem(name) or (failures and not self.measured.count(name))
         return f"{FAILED}: {failures[-1]}" if is_out else None
-
-    @property
-    def curves(self) -> tuple[Curve, ...]:
-        """Curves of generation and prompt processing, if they have two points or more."""
-        if DEFAULT not in self.results.settings:
-            return ()
-        found = map(self._curve, (TG, PP))
-        return tuple(each for each in found if len(each.speeds) > 1)
-
-    def _curve(self, phase: str) -> Curve:
-        """Return the curve of a phase. Settings with equal threads in this phase are one point, the
-        default's if it is among them."""
-        default = self.results.settings[DEFAULT]
-        seen = (self.results.roof.facts or {}).get("limit_tokens_per_second")
-        limit = seen if phase == TG and isinstance(seen, float) and seen > 0 else None
-        found: dict[int, Estimate] = {}
-        for setting, row in self._alike():
-            if speed := row.pp if phase == PP else row.tg:
-                found.setdefault(_threads(setting, phase), speed)
-        return Curve(phase, dict(sorted(found.items())), _threads(default, phase), limit)
 
     def _alike(self) -> list[tuple[Setting, Row]]:
         """Return the default, and the settings that differ from it in their threads only."""
@@ -282,10 +249,6 @@ def facts(results: Results) -> dict[str, str]:
         "program": f"{program.name} {program.version}, commit {program.git_commit or 'unknown'}",
         "tokens measured": lengths,
     }
-
-
-def _threads(setting: Setting, phase: str) -> int:
-    return setting.threads if phase == TG else setting.threads_batch
 
 
 def _but_threads(setting: Setting) -> Setting:
