@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from itertools import zip_longest
 
@@ -144,7 +144,9 @@ def times(median: float, low: float, high: float, count: int = LEAST_COUNT) -> s
     """Return a ratio with its interval, such as ``×1.21 (1.15–1.27)``, or with the number of its
     rounds if they are too few for one."""
     few = counted(count, "round") if count < LEAST_COUNT else ""
-    return f"×{median:.2f} ({few or f'{low:.2f}–{high:.2f}'})"
+    # A small ratio has two digits, too, and never becomes ×0.00.
+    shown = [f"{each:.2f}" if each >= 0.1 else f"{each:#.2g}" for each in (median, low, high)]
+    return f"×{shown[0]} ({few or '–'.join(shown[1:])})"
 
 
 def duration(seconds: float) -> str:
@@ -173,15 +175,22 @@ def text_width() -> int:
     return max(NARROWEST, min(WIDEST, columns()))
 
 
-def aligned(rows: Sequence[Sequence[str]], width: int | None = None) -> str:
+def aligned(
+    rows: Sequence[Sequence[str]], width: int | None = None, kept: Container[int] = ()
+) -> str:
     """Return rows as text in columns that are two spaces apart. A cell may have several lines. Rows
-    longer than ``width`` characters are folded between words, in the widest column first."""
+    longer than ``width`` characters are folded between words, in the widest column first, but not
+    in those that are ``kept``."""
     cells = [[cell.splitlines() or [""] for cell in row] for row in rows]
     widths = [
         max(len(line) for cell in column for line in cell) for column in zip(*cells, strict=True)
     ]
-    while width and sum(widths) + 2 * len(widths) - 2 > width and max(widths) > LEAST_COLUMN:
-        widths[widths.index(max(widths))] -= 1
+    while width and sum(widths) + 2 * len(widths) - 2 > width:
+        foldable = [at for at, _ in enumerate(widths) if at not in kept]
+        widest = max(foldable, key=lambda at: widths[at])
+        if widths[widest] <= LEAST_COLUMN:
+            break
+        widths[widest] -= 1
     lines = []
     for row in cells:
         folded = [_folded(cell, at) for cell, at in zip(row, widths, strict=True)]
@@ -206,15 +215,14 @@ def _folded(lines: list[str], width: int) -> list[str]:
 def table(rows: Sequence[Sequence[str]], width: int) -> str:
     """Return rows, headings first, that have a name, figures and a verdict. Names and verdicts are
     folded to fit into ``width`` characters, or else stand above the figures, which stay whole."""
-    text = aligned(rows, width)
-    figures = [[cell.splitlines() for cell in row[1:-1]] for row in rows]
-    widest = max(len(line) for row in figures for cell in row for line in cell)
-    if widest <= LEAST_COLUMN and max(map(len, text.splitlines())) <= width:
+    text = aligned(rows, width, range(1, len(rows[0]) - 1))
+    if max(map(len, text.splitlines())) <= width:
         return text
     left, lines = iter(aligned([row[1:-1] for row in rows]).splitlines()), []
-    for row, cells in zip(rows, figures, strict=True):
+    for row in rows:
         lines.append(aligned([[f"{row[0]}: {', '.join(row[-1].splitlines())}"]], width))
-        lines += [f"  {next(left)}" for _ in range(max(map(len, cells)))]
+        height = max(len(cell.splitlines()) for cell in row[1:-1])
+        lines += [f"  {next(left)}" for _ in range(height)]
     return "\n".join(lines)
 
 

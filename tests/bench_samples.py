@@ -251,7 +251,7 @@ def sample_results(
             verdict,
             found,
             None,
-            f"{winner} beat the default in a duel, with fresh samples.",
+            "Confirmed in a duel with the default, with fresh samples.",
         ),
         profile=Kept(winner != "default", "a1b2c3d4" if winner != "default" else None, "stored"),
     )

@@ -75,7 +75,7 @@ def counts(choices: Choices, named: tuple[int, ...] = ()) -> list[int]:
 
 @pytest.mark.parametrize(
     ("modes", "files"),
-    [(None, ["slim file"]), (("optimized",), ["slim file"]), (("default", "performance"), [])],
+    [(None, ["slim file"]), (("optimized",), ["slim file"]), (("upstream", "performance"), [])],
 )
 def test_another_file_is_measured_with_the_defaults_other_values(
     machine: Machine, modes: tuple[str, ...] | None, files: list[str]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bitnet_tuning.bench.comparison import CheckFacts, Round, Run
-from bitnet_tuning.bench.results import Part, Results
+from bitnet_tuning.bench.results import Kept, Part, Results, Surroundings
 from bitnet_tuning.bench.summary import (
     Row,
     Summary,
@@ -20,9 +20,11 @@ from bitnet_tuning.bench.summary import (
 )
 from bitnet_tuning.console import table, times
 from bitnet_tuning.engine.builds import EQUAL, FASTER, OPEN, SLOWER
+from bitnet_tuning.machine.conditions import between
+from bitnet_tuning.machine.warnings import warnings_after
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
 from bitnet_tuning.plan.setting import Setting
-from tests.bench_samples import SPEEDS, Simulator, sample_results
+from tests.bench_samples import SNAPSHOT, SPEEDS, Simulator, sample_results
 
 WINNER = "4 threads + no mmap"
 
@@ -183,6 +185,62 @@ def test_one_failure_among_many_runs_is_no_verdict() -> None:
     assert Summary(results).problem("default") is None
 
 
+def test_the_heading_tells_what_was_measured_where_when_and_how() -> None:
+    results = sample_results()
+    assert Summary(results).headings == (
+        "BitNet b1.58 2B 4T (i2_s) on Example Core i5-1235U",
+        "engine build 3960 (5eb47b72), llama-bench, 64 + 16 tokens per run, 2026-01-31T20:15:00Z",
+    )
+    bare = results._replace(
+        model=results.model._replace(name=""), host=results.host._replace(brand="", vendor="")
+    )
+    assert Summary(bare).headings[0] == "ggml-model-i2_s.gguf (i2_s) on this machine"
+
+
+def test_the_legend_explains_the_rows_that_are_there() -> None:
+    results = sample_results()
+    assert Summary(results).legend.startswith(
+        "default: run_inference.py before any measurement; upstream: bitnet.cpp's own 2 threads.\n"
+    )
+    fast = results.settings["default"]._replace(mlock=True)
+    runs = exact(results, [("fixed", {"default": 10.0, "performance": 10.0})])
+    runs = runs._replace(settings={**results.settings, "performance": fast})
+    assert "measurement; performance: --performance-mode." in Summary(runs).legend
+
+
+def test_a_single_run_of_the_other_phase_is_shown_for_the_default_alone() -> None:
+    results = sample_results()
+    speeds = {PP: (50.0,), TG: (10.0,)}
+    runs = tuple(Run(name, speeds, 1.0) for name in ("default", "4 threads"))
+    one = results._replace(rounds=(Round(1, "threads", runs, 1),), decision=None, checks=())
+    found = by_name(one)
+    assert found["default"].pp and found["4 threads"].tg and found["4 threads"].pp is None
+    for goal in (PP, "request"):
+        objective = results.options.objective._replace(name=goal)
+        tuned = one._replace(options=results.options._replace(objective=objective))
+        assert by_name(tuned)["4 threads"].pp
+
+
+def test_a_disturbance_is_told_once() -> None:
+    results = sample_results()
+    before = SNAPSHOT._replace(busy_cpu_seconds=0.0, own_cpu_seconds=0.0)
+    after = SNAPSHOT._replace(time=SNAPSHOT.time + 100, busy_cpu_seconds=160.0, own_cpu_seconds=1.0)
+    later = [each.text for each in warnings_after(before, after)]
+    assert sum("other processes used on average 1.6 of 4" in each for each in later) == 1
+    loaded = results._replace(
+        warnings=(*results.warnings, *later),
+        conditions=Surroundings(before, after, between(before, after)),
+        profile=None,
+    )
+    said = [*Summary(loaded).sentences()]
+    assert [each for each in said if "on average" in each] == [
+        "Neighbours: other programs took 1.6 CPUs on average meanwhile"
+    ]
+    reason = "Not saved: other programs took 1.6 CPUs on average meanwhile, and more."
+    kept = loaded._replace(profile=Kept(False, None, reason))
+    assert [each for each in Summary(kept).sentences() if "on average" in each] == [reason]
+
+
 def test_settings_without_a_run_are_not_shown() -> None:
     results = exact(sample_results(), [("threads", {"default": 10.0})])
     assert [row.name for row in Summary(results).rows] == ["default"]
@@ -212,16 +270,13 @@ def test_the_answer_is_one_short_sentence_with_details_below() -> None:
     gain = times(*results.decision.estimate)
     assert Summary(results).answer == f"Use {WINNER}: {gain} over the default."
     first, *_ = Summary(results).details()
-    assert first.startswith(f"{WINNER}: 4 threads, no mmap")
-    assert first.endswith("beat the default in a duel, with fresh samples.")
-    for verdict, said in (
-        (EQUAL, "Keep the default: the best other setting is equal within 2 %."),
-        (SLOWER, "Keep the default: the best other setting is slower."),
-        (OPEN, "Keep the default: nothing else was decided."),
-        ("no difference shown", "Keep the default: nothing else was decided."),
-    ):
-        kept = results.decision._replace(winner="default", verdict=verdict)
-        assert Summary(results._replace(decision=kept)).answer == said
+    assert first.startswith("4 threads, no mmap, OMP_PLACES=cores, ")
+    assert first.endswith(". Confirmed in a duel with the default, with fresh samples.")
+    reason = "The best other setting, 4 threads, is equal within 2 %."
+    kept = results.decision._replace(winner="default", verdict=EQUAL, reason=reason)
+    summary = Summary(results._replace(decision=kept))
+    first, *_ = summary.details()
+    assert summary.answer == "Keep the default." and first.endswith(f"=close. {reason}")
     assert Summary(results._replace(decision=None)).answer.startswith("Not finished")
 
 

@@ -179,8 +179,11 @@ def test_effort_and_budget_bound_the_tuning(
 
 
 def test_modes_and_threads_restrict_what_is_measured(lab: Lab, output: Path) -> None:
-    assert lab.tune("--output", output, "--modes", "default") == 0
-    assert set(document(output)["settings"]) == {"default", "upstream"}
+    for name in ("upstream", "default"):  # the latter is its name in older versions
+        assert lab.tune("--output", output, "--modes", name) == 0
+        facts = document(output)
+        assert set(facts["settings"]) == {"default", "upstream"}
+        assert facts["options"]["modes"] == ["upstream"]
     assert lab.tune("--output", output, "--modes", "optimized", "--threads", "1,5", "--quick") == 0
     settings = document(output)["settings"]
     assert {setting["threads"] for setting in settings.values()} == {4, 1, 5}
@@ -410,11 +413,10 @@ def test_beside_others_it_is_not_saved_that_the_default_stays(
         cause = "other programs took 0.3 CPUs on average meanwhile"
         said = f"Not saved: {cause}, and another setting may be best without that; close them"
         assert f"{said} and tune again." in out
-        assert f"Neighbours: {cause}" in out
     else:
         cause = "the CPU quota paused the engine in 6 of 100 periods"
         assert f"Not saved: {cause}, and another setting" in out
-        assert f"Quota: {cause}" in out
+    assert out.count(cause) == 1, "every fact once"
 
 
 def test_beside_others_a_faster_setting_is_saved_unless_it_has_other_threads(

@@ -202,6 +202,9 @@ def test_two_results_are_compared(tmp_path: Path, capsys: Capture) -> None:
     assert main(["--compare", *paths, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {each["phase"] for each in found["settings"]} == {"pp", "tg"}
+    save(str(tmp_path / "copy.json"), sample_results(0))
+    assert main(["--compare", paths[0], str(tmp_path / "copy.json")]) == 2
+    assert "are the same results" in capsys.readouterr().err
 
 
 def test_saved_results_are_shown_and_written_in_other_formats(
@@ -215,7 +218,8 @@ def test_saved_results_are_shown_and_written_in_other_formats(
     files = ["--csv", paths[2], "--report", paths[3]]
     assert main(["--from", paths[0], *files]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("setting ") and "Against bitnet.cpp's own 2 threads: " in out
+    assert out.startswith("BitNet b1.58 2B 4T (i2_s) on Example Core i5-1235U\nengine build 3960")
+    assert "\n\nsetting " in out and "Against bitnet.cpp's own 2 threads: " in out
     assert out.endswith(f"Results: {paths[0]}\nCSV: {paths[2]}\nReport: {paths[3]}\n")
     assert (tmp_path / "a.json").read_bytes() == saved
     assert (tmp_path / "x.csv").read_text().startswith("round,stage,")
@@ -246,7 +250,7 @@ def test_a_results_file_of_an_older_search_is_shown(tmp_path: Path, capsys: Capt
     path.write_text(json.dumps(facts))
     assert main(["--from", str(path)]) == 0
     out = capsys.readouterr().out
-    assert "Keep the default: nothing else was decided." in out
+    assert "\nKeep the default.\n" in out
     assert "The noise floor is ×2.34: the default stays." in out
     path.write_text(json.dumps({**facts, "schema": 2}))
     assert main(["--from", str(path)]) == 2

@@ -194,6 +194,11 @@ def test_an_interval_is_shown_from_as_many_rounds_as_it_needs() -> None:
     assert times(1.2, 1.1, 1.3, LEAST_COUNT) == "×1.20 (1.10–1.30)"
 
 
+def test_a_small_ratio_never_becomes_zero() -> None:
+    assert times(0.1, 0.0954, 0.11) == "×0.10 (0.095–0.11)"
+    assert times(0.0035, 0.00301, 0.004) == "×0.0035 (0.0030–0.0040)"
+
+
 def test_long_waits_are_rough() -> None:
     shown = [duration(each) for each in (0.2, 45, 179, 180, 10_799, 10_800, 27_212)]
     assert shown == ["1 s", "45 s", "179 s", "3 min", "180 min", "3 h", "8 h"]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timezone
+from contextlib import suppress
 
 from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.results import Results
 from bitnet_tuning.bench.summary import Summary, csv_text, facts, stacked
-from bitnet_tuning.console import NARROWEST, table, times
+from bitnet_tuning.console import NARROWEST, aligned, table, times
 from bitnet_tuning.engine.builds import verdict_words
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.profile import PP, TG, Estimate
-from bitnet_tuning.store.state import FileIdentity
+from bitnet_tuning.store.state import FileIdentity, moment_of
 
 
 class Difference(NamedTuple):
@@ -92,7 +92,8 @@ def _differences(a: Results, b: Results) -> tuple[Difference, ...]:
         {
             **facts(each),
             "engine's files": _in_words(set(each.engine.files) - set(other.engine.files)),
-            "warnings": "; ".join(each.warnings) or "none",
+            "model's size": f"{each.model.size} bytes",
+            "warnings": "; ".join(each.warnings),
         }
         for each, other in ((a, b), (b, a))
     )
@@ -100,26 +101,26 @@ def _differences(a: Results, b: Results) -> tuple[Difference, ...]:
 
 
 def _in_words(files: set[FileIdentity]) -> str:
-    found = (
-        f"{file.path}: {file.size} bytes, modified {_when(file.modified)}" for file in sorted(files)
-    )
-    return ", ".join(found) or "none"
-
-
-def _when(nanoseconds: int) -> str:
-    try:
-        seen = datetime.fromtimestamp(nanoseconds // 10**9, timezone.utc)
-        return seen.strftime("%Y-%m-%dT%H:%M:%SZ")
-    except (OverflowError, ValueError, OSError):  # beyond the year 9999, in a damaged file
-        return "at an unknown time"
+    found = []
+    for file in sorted(files):
+        when = "at an unknown time"
+        with suppress(OverflowError, ValueError, OSError):  # a damaged file may have any number
+            when = moment_of(file.modified / 1e9)
+        found.append(f"{file.path}: {file.size} bytes, modified {when}")
+    return "; ".join(found)
 
 
 _ADVICE = {
+    "model": "the ratios tell how the models differ, whatever else does",
+    "machine": "the ratios tell how the machines differ, whatever else does",
     "tokens measured": "speeds depend on them: measure again with the same --n-prompt and --n-gen",
     "governor": "it sets the clock: measure again with the same governor",
     "measured by": "loaded servers and whole processes differ: measure again with the same one",
 }
 """What to do about a difference that distorts the comparison, by ``Difference.what``."""
+
+_SAID_BY = {"engine's files": "engine", "model's size": "model", "model's path": "model"}
+"""Differences that another one, if there is it, explains well enough."""
 
 
 def as_text(
@@ -128,9 +129,15 @@ def as_text(
     """Return the comparison as text for users, its table folded to ``width`` characters. ``names``
     are the files of A and B."""
     (a, b), near, lines = names, comparison.resolution, list[str]()
-    for each in comparison.differences:
-        lines += [f"Not the same in both: {each.what}", f"  A  {each.a}", f"  B  {each.b}"]
-        lines += [f"  ({_ADVICE[each.what]})"] if each.what in _ADVICE else []
+    differ = {each.what for each in comparison.differences}
+    for what, *sides in comparison.differences:
+        if _SAID_BY.get(what) in differ:
+            continue
+        parts = "; " if what in ("engine's files", "warnings") else ", "
+        first, second = (_but(each, other, parts) for each, other in (sides, sides[::-1]))
+        lines.append(f"Not the same: {what}. A: {first}; B: {second}")
+        lines += [f"  ({_ADVICE[what]})"] if what in _ADVICE else []
+    lines = [aligned([[each] for each in lines], width)] if lines else []
     lines.append(f"Speed of B ({b}) over A ({a}):")
     rows = [("setting", "phase", "B over A", "verdict")]
     for name, other, phase, ratio, verdict in comparison.settings:
@@ -143,6 +150,12 @@ def as_text(
     every = (("A", comparison.only_a), ("B", comparison.only_b))
     lines += [f"Only in {name}: {', '.join(only)}" for name, only in every if only]
     return "\n".join(lines)
+
+
+def _but(text: str, other: str, separator: str) -> str:
+    """Return the parts of a text that the other one lacks."""
+    known = other.split(separator)
+    return separator.join(part for part in text.split(separator) if part not in known) or "-"
 
 
 def to_csv(comparison: Comparison) -> str:

@@ -28,9 +28,9 @@ from bitnet_tuning.store.codec import LATER, Annotated, Positive, Via
 
 QUICK, FULL = "quick", "full"
 
-MODES = ("default", "optimized", "performance")
+MODES = (UPSTREAM, "optimized", PERFORMANCE)
 """Values of --modes: what bitnet.cpp's own launcher does; the plan and the search that starts from
-it; performance mode."""
+it; performance mode. (Older results have ``default`` for the first.)"""
 
 UNLOCKED = "performance mode is measured without a locked model: this llama-bench cannot lock it"
 
@@ -125,8 +125,8 @@ def make_space(choices: Choices, default: Setting) -> tuple[Space, tuple[str, ..
     the mode ``optimized`` there is nothing to search: only fixed settings and the default."""
     options, notes = choices.options, list[str]()
     modes = options.modes or MODES[: 2 if options.effort == QUICK else 3]
-    fixed = [(UPSTREAM, UPSTREAM_SETTING)] if "default" in modes else []
-    if "performance" in modes:
+    fixed = [(UPSTREAM, UPSTREAM_SETTING)] if UPSTREAM in modes else []
+    if PERFORMANCE in modes:
         # The plan of performance mode, as far as it can be measured.
         facts = choices.facts._replace(profile=None)
         planned = make_plan(Request(performance=True), facts).setting

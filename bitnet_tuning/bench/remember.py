@@ -59,7 +59,7 @@ def remembered(results: Results, facts: Facts, engine: EngineKey, state: State, 
     flag = "" if results.model.unnamed else f" -m {word(results.model.path)}"
     what = f"run_inference.py{flag} now uses {name} automatically"
     if setting is None:
-        what = f"no setting beat the default, so run_inference.py{flag} keeps using it"
+        what = f"run_inference.py{flag} keeps using the default"
     return Kept(True, mark, f"Saved: {what} (profile {mark}).")
 
 
@@ -78,7 +78,7 @@ def _objection(results: Results, environ: Mapping[str, str]) -> str | None:
     if theirs:
         return f"your {', '.join(theirs)} affected it; unset that and tune again"
     if results.decision is None or results.decision.verdict == OPEN:
-        return "nothing was decided; allow more time with --budget"
+        return "nothing was decided"
     decision, settings = results.decision, results.settings
     for _, cause, what in limits.disturbances(results.conditions.meanwhile):
         remedy = f"{what} and tune again"

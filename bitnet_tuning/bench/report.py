@@ -15,7 +15,6 @@ from bitnet_tuning.bench.compare import Comparison, as_text
 from bitnet_tuning.bench.plots import escape
 from bitnet_tuning.bench.results import Results
 from bitnet_tuning.bench.summary import (
-    LEGEND,
     Row,
     Summary,
     facts,
@@ -32,9 +31,8 @@ PHONE = 42
 def page(results: Results) -> str:
     """Return the report as HTML. Raise MissingError without matplotlib."""
     plots.available()
-    summary, model, host = Summary(results), results.model, results.host
-    name = model.name or os.path.basename(model.path)
-    machine = host.brand or host.vendor or "this machine"
+    summary, model = Summary(results), results.model
+    what, how = summary.headings
     text = f"This benchmark is {results.state}: more rounds may change its results."
     titles = [
         " ".join(each.split()).replace(" /", "/") for each in headings(results.options.objective)
@@ -44,19 +42,19 @@ def page(results: Results) -> str:
         template = Template(file.read())
     return template.substitute(
         title=escape(f"Benchmark of {model.name or model.path}"),
-        heading=escape(f"{name} ({model.quantization}) on {machine}"),
+        heading=escape(what),
         answer=escape(summary.answer),
         unfinished="" if results.state == "finished" else paragraph(text, "unfinished"),
         certainty="".join(map(paragraph, summary.details())),
-        warnings=section("What may skew the results", listing(results.warnings, "warnings")),
+        warnings=section("What may skew the results", listing(summary.warnings, "warnings")),
         plots=_ratios(summary),
-        legend=escape(LEGEND),
+        legend=escape(summary.legend),
         titles="".join(f'<th scope="col">{each}</th>' for each in ("setting", *titles, "verdict")),
         rows="".join(_row(row, titles) for row in summary.rows),
         remarks=section("Remarks", listing(summary.remarks())),
         scope=definitions(_scope(summary)),
         facts=definitions(facts(results)),
-        created=escape(f"Benchmark started at {results.created}."),
+        created=escape(f"Benchmark: {how}."),
     )
 
 

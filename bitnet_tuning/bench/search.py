@@ -361,23 +361,28 @@ class Search:
         name, ratio, verdict = judged or Judged(DEFAULT, None, OPEN)
         near, untried = self.rounds.resolution, ", ".join(self._untried())
         self.best = name if verdict == FASTER else DEFAULT
+        short = [f"to try {untried}"] if untried else []
         if ratio is None:
-            tried = any(map(self.rounds.measured, self.rounds.good([*self._stacks][1:])))
-            short = "Time was too short for a duel (see --budget)."
-            why = short if tried else "No other setting was tried."
+            tried = [*filter(self._ran, [*self._stacks][1:])]
+            why = (
+                "No other setting that was tried works." if tried else "No other setting was tried."
+            )
+            if any(map(self.rounds.measured, self.rounds.good(tried))):
+                why, short = "", ["for a duel", *short]
         else:
             seconds = self.rounds.cost((DEFAULT, name)) * statistics.more_rounds(ratio, near)
             why = {
-                FASTER: f"{name} beat the default in a duel, with fresh samples.",
+                FASTER: "Confirmed in a duel with the default, with fresh samples.",
                 EQUAL: f"The best other setting, {name}, is equal within {100 * near:g} %.",
                 SLOWER: f"The best other setting, {name}, is slower.",
                 OPEN: f"{name} came closest, but whether it is faster is not decided: that would "
-                f"need about {duration(seconds)} more (see --budget).",
+                f"need about {duration(seconds)} more{'' if untried else ' (see --budget)'}.",
             }[verdict]
-        if untried:
-            why += f" Time was too short to try {untried} (see --budget)."
-            verdict = verdict if verdict == FASTER else OPEN
-        return Decision(self.best, verdict, ratio, None, why, near)
+        if untried and verdict != FASTER:
+            verdict = OPEN
+        if short:
+            why += f" Time was too short {' and '.join(short)} (see --budget)."
+        return Decision(self.best, verdict, ratio, None, why.strip(), near)
 
     def _untried(self) -> list[str]:
         """Return the names of changes that no setting has that ran or is out."""

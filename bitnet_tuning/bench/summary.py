@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
 from bitnet_tuning.bench import statistics
-from bitnet_tuning.bench.comparison import DEFAULT, FILES, FIXED, UPSTREAM
-from bitnet_tuning.bench.limits import limiting
-from bitnet_tuning.bench.results import Results
-from bitnet_tuning.console import LEAST_COUNT, counted, duration, times, word
-from bitnet_tuning.engine.builds import EQUAL, FASTER, OPEN, SLOWER, verdict_words
+from bitnet_tuning.bench.comparison import DEFAULT, FILES, FIXED, PERFORMANCE, UPSTREAM
+from bitnet_tuning.bench.limits import disturbances, limiting
+from bitnet_tuning.bench.results import ModelFacts, Results
+from bitnet_tuning.console import LEAST_COUNT, counted, duration, size_text, times, word
+from bitnet_tuning.engine.builds import FASTER, OPEN, build_name, verdict_words
+from bitnet_tuning.machine.host import Host, HostFacts
+from bitnet_tuning.machine.warnings import LOAD, QUOTA, warnings_after
+from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.plan.openmp import BINDING, THREAD_COUNTS
 from bitnet_tuning.plan.profile import PP, REQUEST, TG, Estimate, Objective
 from bitnet_tuning.plan.setting import Setting, describe
@@ -31,6 +35,8 @@ class Row(NamedTuple):
     """Description of the setting."""
     pp: Estimate | None
     tg: Estimate | None
+    """Speeds of the phases; None for another phase than the objective's after a single run, which
+    tells nothing beside the default's."""
     requests: Estimate | None
     """Speed in requests/s if the objective is ``request``, else None."""
     cpu: float | None
@@ -71,8 +77,8 @@ class Summary:
             Row(
                 name=name,
                 words=describe(setting),
-                pp=self.speeds[PP].get(name),
-                tg=self.speeds[TG].get(name),
+                pp=self._phase(PP, name),
+                tg=self._phase(TG, name),
                 requests=self.speeds.get(REQUEST, {}).get(name),
                 cpu=self.measured.cpu(name),
                 to_default=self.over_default[name],
@@ -89,6 +95,11 @@ class Summary:
             return place, -(row.to_default.median if row.to_default else 0.0)
 
         return tuple(sorted((row for row in rows if row.rounds or row.is_out), key=rank))
+
+    def _phase(self, phase: str, name: str) -> Estimate | None:
+        found = self.speeds[phase].get(name)
+        aside = name != DEFAULT and phase not in self.results.options.objective.phases
+        return None if found and aside and found.count == 1 else found
 
     @cached_property
     def speeds(self) -> dict[str, dict[str, Estimate]]:
@@ -146,25 +157,25 @@ class Summary:
         is_out = self.measured.problem(name) or (failures and not self.measured.count(name))
         return f"{FAILED}: {failures[-1]}" if is_out else None
 
-    def _alike(self) -> list[tuple[Setting, Row]]:
-        """Return the default, and the settings that differ from it in their threads only."""
-        settings = self.results.settings
-        default = _but_threads(settings[DEFAULT])
-        rows = sorted(self.rows, key=lambda row: row.name != DEFAULT)
-        rows = [row for row in rows if row.name not in FIXED[1:] and not row.is_out]
-        found = [(settings[row.name], row) for row in rows]
-        return [(each, row) for each, row in found if _but_threads(each) == default]
-
     def _limits(self) -> Iterator[str]:
+        """Yield what limits the speed, as the settings tell that differ from the default in their
+        threads only."""
         settings, seconds, costs = self.results.settings, dict[int, float](), dict[int, float]()
-        for setting, row in self._alike() if DEFAULT in settings else ():
-            if setting.threads <= settings[self.winner].threads:
+        rows = sorted(self.rows, key=lambda row: row.name != DEFAULT)
+        for row in rows if DEFAULT in settings else ():
+            setting, default = settings[row.name], settings[DEFAULT]
+            alike = _but_threads(setting) == _but_threads(default) and not row.is_out
+            fewer = setting.threads <= settings[self.winner].threads
+            if alike and fewer and row.name not in FIXED[1:]:
                 if row.tg:
                     seconds.setdefault(setting.threads, 1 / row.tg.median)
                 if row.cpu:
                     costs.setdefault(setting.threads, row.cpu)
-        roof = self.results.roof
-        yield from limiting(roof, seconds, costs, self.results.conditions.meanwhile)
+        roof, kept = self.results.roof, self.results.profile
+        for said in limiting(roof, seconds, costs, self.results.conditions.meanwhile):
+            # What kept the decision from being saved is said there.
+            if kept is None or said.partition(": ")[2] not in kept.reason:
+                yield said
 
     @property
     def answer(self) -> str:
@@ -172,23 +183,17 @@ class Summary:
         decision = self.results.decision
         if decision is None:
             return "Not finished: there is no decision yet."
-        if decision.winner != DEFAULT:
-            ratio = decision.estimate
-            gain = f": {times(*ratio)} over the default" if ratio else ""
-            return f"Use {decision.winner}{gain}."
-        why = {
-            EQUAL: f"the best other setting is {self._words(EQUAL)}",
-            SLOWER: "the best other setting is slower",
-        }
-        return f"Keep the default: {why.get(decision.verdict, 'nothing else was decided')}."
+        if decision.winner == DEFAULT:
+            return "Keep the default."
+        gain = f": {times(*decision.estimate)} over the default" if decision.estimate else ""
+        return f"Use {decision.winner}{gain}."
 
     def details(self) -> Iterator[str]:
         """Yield what the setting to use consists of and why, and how it compares with bitnet.cpp's
         own launcher."""
         if self.winner in self.results.settings:
             reason = self.results.decision.reason if self.results.decision else ""
-            what = f"{self.winner}: {describe(self.results.settings[self.winner])}. {reason}"
-            yield what.strip()
+            yield f"{describe(self.results.settings[self.winner])}. {reason}".strip()
         said = "not compared"
         if ratio := self.over_upstream(self.winner):
             verdict = statistics.verdict(ratio, self.measured.resolution)
@@ -213,11 +218,56 @@ class Summary:
                 yield f"The {row.name} {gain}, but its words may differ; to run it{how}"
         yield from (f"Note: {note}" for note in self.results.notes)
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What may skew the results, without the disturbances that ``remarks`` name as limits."""
+        before, after, meanwhile = self.results.conditions
+        if before is None or after is None or not self.results.decision:
+            return self.results.warnings
+        named = [*disturbances(meanwhile)]
+        later = (each for each in warnings_after(before, after) if each.kind in (LOAD, QUOTA))
+        known = {each.text for each in later} if named else set()
+        return tuple(each for each in self.results.warnings if each not in known)
+
     def sentences(self) -> Iterator[str]:
         """Yield the sentences that a terminal shows below the table."""
         yield from (self.answer, *self.details())
-        yield from (f"Warning: {warning}" for warning in self.results.warnings)
+        yield from (f"Warning: {warning}" for warning in self.warnings)
         yield from self.remarks()
+
+    @property
+    def headings(self) -> tuple[str, str]:
+        """What was measured where, and by which engine, when and how."""
+        results, sizes, engine = self.results, self.results.options.sizes, self.results.engine
+        how = [f"engine {build_name(engine.path)} {engine.version}".rstrip(), _program(results)]
+        how += [f"{sizes.n_prompt} + {sizes.n_gen} tokens per run"] if sizes else []
+        return heading(results.model, results.host), ", ".join((*how, results.created))
+
+    @property
+    def legend(self) -> str:
+        """Explanation of the table: its columns, and the rows that no search named."""
+        rows = {row.name for row in self.rows}
+        named = "; ".join(f"{name}: {what}" for name, what in _ROWS.items() if name in rows)
+        return f"{named}.\n{LEGEND}"
+
+
+def heading(model: ModelFile | ModelFacts, host: Host | HostFacts) -> str:
+    """Return which model was measured on which machine."""
+    name = model.name or os.path.basename(model.path)
+    machine = host.brand or host.vendor or "this machine"
+    return f"{name} ({model.quantization}) on {machine}"
+
+
+def _program(results: Results) -> str:
+    engine = results.engine
+    return "llama-server" if engine.server else "llama-bench" if engine.bench else "llama-cli"
+
+
+_METHODS = {
+    "llama-server": "llama-server, loaded once per setting, by turns",
+    "llama-bench": "llama-bench processes",
+    "llama-cli": "llama-cli's own timings",
+}
 
 
 def facts(results: Results) -> dict[str, str]:
@@ -230,22 +280,21 @@ def facts(results: Results) -> dict[str, str]:
         samples = counted(sizes.repetitions, "sample")
         lengths = f"a prompt of {sizes.n_prompt} tokens, {sizes.n_gen} tokens generated, {samples}"
     return {
-        "machine": f"{host.brand or host.vendor or 'unknown'}, {host.physical_cores} cores",
+        "machine": f"{host.brand or host.vendor or 'unknown'}, "
+        f"{counted(host.physical_cores, 'core')}",
         "usable CPUs": f"{len(host.allowed_cpus)} of {len(host.logical_cpus)}{quota}",
-        "governor": str(host.governor),
-        "engine": f"{engine.path}, version {engine.version}, OpenMP: {engine.openmp or 'unknown'}, "
-        f"built for {' '.join(engine.isa) or 'unknown CPUs'}",
-        "engine's commit": str(engine.git_commit),
-        "measured by": "llama-server, loaded once per setting, by turns"
-        if engine.server
-        else "llama-bench processes"
-        if engine.bench
-        else "llama-cli's own timings",
-        "model": f"{model.path}, {model.quantization}, {model.size} bytes",
+        "governor": host.governor or "unknown",
+        "engine": f"{engine.path}, version {engine.version or 'unknown'}, "
+        f"OpenMP: {engine.openmp or 'unknown'}, built for {' '.join(engine.isa) or 'unknown CPUs'}",
+        "engine's commit": engine.git_commit or "unknown",
+        "measured by": _METHODS[_program(results)],
+        "model": f"{model.name or 'unnamed'}, {model.quantization}, {size_text(model.size)}",
+        "model's path": model.path,
         "other file": "none"
         if other is None
-        else f"{other.path}, {other.embedding} embedding, "
-        f"{other.size} bytes, {other.bytes_per_token or 'an unknown number'} read for each token",
+        else f"{other.path}, {other.embedding} embedding, {size_text(other.size)}, "
+        f"{size_text(other.bytes_per_token) if other.bytes_per_token else 'an unknown part'} "
+        "read for each token",
         "program": f"{program.name} {program.version}, commit {program.git_commit or 'unknown'}",
         "tokens measured": lengths,
     }
@@ -270,10 +319,17 @@ def digits(number: float) -> str:
 
 
 LEGEND = (
-    "pp: prompt processing, tg: token generation, with 95 % intervals from 6 rounds on. "
+    "pp: prompt processing, tg: token generation; below, 95 % intervals. "
     "Speeds are the default's times the ratio in common rounds, so that both agree."
 )
-"""Explanation of the table."""
+"""Explanation of the table's columns."""
+
+_ROWS = {
+    DEFAULT: "run_inference.py before any measurement",
+    UPSTREAM: "bitnet.cpp's own 2 threads",
+    PERFORMANCE: "--performance-mode",
+}
+"""Explanations of the rows that no search named."""
 
 
 def headings(objective: Objective) -> tuple[str, ...]:

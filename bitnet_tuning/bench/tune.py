@@ -29,7 +29,7 @@ from bitnet_tuning.bench.results import (
 )
 from bitnet_tuning.bench.runner import Runner
 from bitnet_tuning.bench.search import Check, Decision, Measure, Search
-from bitnet_tuning.bench.summary import LEGEND, Summary, cells, to_csv
+from bitnet_tuning.bench.summary import Summary, cells, to_csv
 from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.console import Progress, aligned, counted, say, table, text_width, times
 from bitnet_tuning.errors import UnsupportedError, UsageError
@@ -198,7 +198,7 @@ class Tuning:
         runs: list[Run] = []
         try:
             for name in step.order:
-                self.shown.running(f"{step.stage}: {name}", self.clock())
+                self.shown.running(f"{_shown(step.stage)}: {name}", self.clock())
                 setting = self.search.settings[name]
                 with stop.interruptible():
                     runs.append(self.runner.measure(name, setting, phases))
@@ -220,7 +220,9 @@ class Tuning:
         budget = self.results.options.budget
         spent = f"{min(done.elapsed, budget):.0f} of {budget:.0f} s"
         self.shown.tell(
-            f"{spent}, round {done.number} ({done.stage}): {leads}", (done.stage, best), aside
+            f"{spent}, round {done.number} ({_shown(done.stage)}): {leads}",
+            (done.stage, best),
+            aside,
         )
 
     def _check(self, name: str, stop: Stop) -> None:
@@ -264,6 +266,10 @@ class Tuning:
         self.keep(bandwidth=bandwidth, roof=roof, energy=energy)
 
 
+def _shown(stage: str) -> str:
+    return "references" if stage == "fixed" else stage
+
+
 def _part(find: Callable[[], NamedTuple]) -> Part:
     """Return the facts that ``find`` returns, or the reason why they are absent."""
     try:
@@ -278,11 +284,13 @@ def publish(results: Results, options: argparse.Namespace, path: str) -> None:
     if options.json:
         print(to_text(results), end="")
     else:
-        summary, legend = Summary(results), f"*: the setting to use. {LEGEND}"
+        summary = Summary(results)
+        legend = f"*: the setting to use. {summary.legend}"
+        print(aligned([[line] for line in summary.headings], text_width()), end="\n\n")
         print(table(cells(summary), text_width()), aligned([[legend]], text_width()), sep="\n\n")
         # Without a terminal each sentence stays on one line, for grep.
         width = text_width() if sys.stdout is not None and sys.stdout.isatty() else None
-        print(aligned([[line] for line in summary.sentences()], width))
+        print("", aligned([[line] for line in summary.sentences()], width), sep="\n")
     (say if options.json else print)(f"Results: {path}")
     export(options, lambda: to_csv(results), lambda: page(results))
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from bitnet_tuning.bench import compare
 from bitnet_tuning.bench.builds import compare_builds
+from bitnet_tuning.bench.comparison import DEFAULT, UPSTREAM
 from bitnet_tuning.bench.knobs import MODES
 from bitnet_tuning.bench.plots import available
 from bitnet_tuning.bench.report import comparison_page
@@ -47,7 +48,10 @@ def _run(arguments: list[str]) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     """Print the comparison of two results, and write the files that the user asked for."""
-    found, names = compare.compare(*map(load, options.compare)), options.compare
+    (a, b), names = map(load, options.compare), options.compare
+    if a == b:
+        raise UsageError(f"{names[0]} and {names[1]} are the same results", "name two benchmarks")
+    found = compare.compare(a, b)
     text = "" if options.json else compare.as_text(found, names, text_width())
     print(text or json.dumps(to_json(found), indent=2))
     export(options, lambda: compare.to_csv(found), lambda: comparison_page(found, names))
@@ -104,8 +108,8 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     add("--builds", action="store_true", help="compare the builds of a checkout, not settings")
     add("--threads", type=counts, default=(), metavar="N,N", help="try only these thread counts")
     what = (
-        "measure only these: default (bitnet.cpp's own 2 threads), optimized (the plan, and a "
-        "search from there) and performance (performance mode)"
+        "besides run_inference.py's default, measure only these: upstream (bitnet.cpp's own 2 "
+        "threads), optimized (a search from the default) and performance (--performance-mode)"
     )
     add("--modes", type=several(_mode), default=(), metavar="MODE,MODE", help=what)
     what = "difference that counts as equal, in percent (default: 2)"
@@ -145,6 +149,7 @@ def _percent(text: str) -> float:
 
 
 def _mode(text: str) -> str:
+    text = UPSTREAM if text == DEFAULT else text  # its name in older versions
     if text not in MODES:
         raise argparse.ArgumentTypeError(f"unknown mode {text} (choose from {', '.join(MODES)})")
     return text

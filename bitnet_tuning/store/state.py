@@ -168,7 +168,13 @@ def digest(key: str) -> str:
 
 def moment(ago: float = 0) -> str:
     """Return the time some seconds ago as a ``Moment`` of the codec."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - ago))
+    return moment_of(time.time() - ago)
+
+
+def moment_of(seconds: float) -> str:
+    """Return seconds since 1970 as a ``Moment``. Raise OverflowError, ValueError or OSError if
+    there is no such date."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def read_file(path: str, what: str, remedy: str, most: int = -1) -> bytes:
