@@ -111,7 +111,8 @@ def word(path: str) -> str:
 
 def counted(number: float, noun: str) -> str:
     """Return a number with its noun, such as ``1 thread`` or ``1.5 CPUs``."""
-    return f"{number:g} {noun}{'' if number == 1 else 's'}"
+    shown = number if isinstance(number, int) else f"{number:g}"
+    return f"{shown} {noun}{'' if number == 1 else 's'}"
 
 
 def painted(text: str, colour: str, stream: TextIO | None = None) -> str:
@@ -124,8 +125,7 @@ def painted(text: str, colour: str, stream: TextIO | None = None) -> str:
     return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
 
 
-_COLOURS = {"red": "1;31", "green": "32", "yellow": "33", "cyan": "36"}
-"""Parameters of the control sequence SGR (ECMA-48)."""
+_COLOURS = {"red": "1;31", "green": "32", "yellow": "33", "cyan": "36"}  # SGR of ECMA-48
 
 
 def size_text(size: float) -> str:

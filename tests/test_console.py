@@ -14,6 +14,7 @@ from bitnet_tuning.console import (
     Progress,
     aligned,
     clock,
+    counted,
     duration,
     painted,
     say,
@@ -71,6 +72,11 @@ def test_colours_are_for_terminals_that_have_them(
     monkeypatch.setattr("sys.stdout", _Terminal())
     assert painted("BAD", "red") == shown
     assert painted("BAD", "red", io.StringIO()) == "BAD"
+
+
+def test_counts_are_whole_and_agree_with_their_nouns() -> None:
+    shown = [counted(number, "token") for number in (0, 1, 1_500_000, 1.5)]
+    assert shown == ["0 tokens", "1 token", "1500000 tokens", "1.5 tokens"]
 
 
 def test_the_widest_column_is_folded_first() -> None:

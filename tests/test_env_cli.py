@@ -53,9 +53,9 @@ def test_the_text_says_what_is_exported_and_why(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = printed(machine, capsys)
-    assert "threads: 6: this process may use 6 of 6 physical cores" in text
-    assert "exports: OMP_NUM_THREADS=6 MKL_NUM_THREADS=6 OPENBLAS_NUM_THREADS=6 KMP" in text
-    assert "OMP_PROC_BIND OMP_PLACES: exported only with BITNET_ENV_BIND=1" in text
+    assert "threads      6: this process may use 6 of 6 physical cores" in text
+    assert "exported     OMP_NUM_THREADS=6 MKL_NUM_THREADS=6 OPENBLAS_NUM_THREADS=6" in text
+    assert "OMP_PROC_BIND and OMP_PLACES are exported only with" in text
 
 
 def test_the_text_says_what_a_quota_changes(
@@ -64,7 +64,7 @@ def test_the_text_says_what_a_quota_changes(
     machine.cgroup2("/", {"cpu.max": "200000 100000"})
     text = printed(machine, capsys)
     assert "the CPU quota allows 2 CPUs" in text
-    assert "KMP_BLOCKTIME: not exported" in text
+    assert "waiting      no KMP_BLOCKTIME" in text
 
 
 def test_the_text_names_what_the_user_set(
@@ -73,8 +73,8 @@ def test_the_text_names_what_the_user_set(
     for name, value in {**EARLIER, **BINDING, "BITNET_THREADS": "4", "KMP_LIBRARY": "x"}.items():
         monkeypatch.setenv(name, value)
     text = printed(machine, capsys)
-    assert "threads: 4: set by BITNET_THREADS" in text
-    assert "set by you, not changed: KMP_LIBRARY\n" in text
+    assert "threads      4: set by BITNET_THREADS" in text
+    assert "not changed  set by you: KMP_LIBRARY\n" in text
 
 
 @pytest.mark.parametrize(

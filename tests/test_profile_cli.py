@@ -88,6 +88,8 @@ def test_without_a_command_it_is_the_list(bench: Bench) -> None:
     made = bench.remember()
     assert main(["profile"]) == 0
     assert bench.out().startswith(made.id)
+    assert main(["profile", "--json"]) == 0
+    assert json.loads(bench.out())[0]["id"] == made.id
 
 
 def test_the_list_shows_every_profile_in_100_columns(

@@ -15,7 +15,8 @@ from bitnet_tuning.doctor.gather import gather
 _ABOUT = (
     "Check everything that speed depends on and print what to do about it, the worst finding "
     "last. Nothing is changed, and root is not needed. Exit code: 0 if nothing is bad, 1 if "
-    "something is bad (such as a missing engine), 2 for warnings with --strict and wrong flags."
+    "something is bad (such as a missing engine), 2 for warnings with --strict and for wrong "
+    "flags, 3 if --root is no folder."
 )
 
 

@@ -14,6 +14,7 @@ import time
 
 import bitnet_tuning
 from bitnet_tuning.cli.arguments import Parser, add_root
+from bitnet_tuning.console import aligned, text_width
 from bitnet_tuning.machine.cgroups import read_cgroups
 from bitnet_tuning.machine.detect import read_host
 from bitnet_tuning.machine.host import Host
@@ -72,14 +73,14 @@ def as_text(host: Host) -> str:
     kept = [name for name in names if openmp.user_set(environ, name)]
     lines = {
         "threads": f"{threads}: set by {asked.by}" if asked else decided.reasons["threads"],
-        "exports": " ".join(f"{name}={value}" for name, value in exports.items()) or "nothing",
-        "set by you, not changed": " ".join(kept) or "-",
+        "exported": " ".join(f"{name}={value}" for name, value in exports.items()) or "nothing",
+        "not changed": f"set by you: {' '.join(kept)}" if kept else "-",
     }
     if host.quota_binds:
-        lines["KMP_BLOCKTIME"] = "not exported: spinning threads would use up the CPU quota"
+        lines["waiting"] = "no KMP_BLOCKTIME: spinning threads would use up the CPU quota"
     if environ.get("BITNET_ENV_BIND") != "1":
-        lines[" ".join(BINDING)] = "exported only with BITNET_ENV_BIND=1"
-    return "\n".join(f"{name}: {text}" for name, text in lines.items())
+        lines["binding"] = f"{' and '.join(BINDING)} are exported only with BITNET_ENV_BIND=1"
+    return aligned([*lines.items()], text_width())
 
 
 def may_keep(root: Root, looked: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from bitnet_tuning.cli.arguments import Parser, add_root
-from bitnet_tuning.console import GIBIBYTE, aligned
+from bitnet_tuning.console import aligned, size_text, text_width
 from bitnet_tuning.engine.instruction_sets import vector_flags
 from bitnet_tuning.machine import foreign
 from bitnet_tuning.machine.detect import read_host
@@ -46,8 +46,8 @@ def as_text(facts: HostFacts) -> str:
     for key in ("logical_cpus", "allowed_cpus"):
         shown[key] = f"{format_list(shown[key])} ({len(shown[key])})"
     for key in ("memory_total", "memory_available"):
-        shown[key] = None if shown[key] is None else f"{shown[key] / GIBIBYTE:.1f} GiB"
-    return aligned([(key, _plain(value)) for key, value in shown.items()])
+        shown[key] = shown[key] and size_text(shown[key])
+    return aligned([(key, _plain(value)) for key, value in shown.items()], text_width())
 
 
 def _plain(value: object) -> str:

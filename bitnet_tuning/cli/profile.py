@@ -21,7 +21,9 @@ _TUNE = "to measure one: python3 benchmark_optimized.py"
 
 def run(arguments: list[str]) -> int:
     """Run one of the subcommands."""
-    return run_command(_parser(), arguments or ["list"])
+    if not arguments or arguments[0] in ("--json", "--root"):
+        arguments = ["list", *arguments]
+    return run_command(_parser(), arguments)
 
 
 def _parser() -> Parser:

@@ -13,13 +13,7 @@ from bitnet_tuning.doctor import build, clock, cpus, model, wsl
 from bitnet_tuning.doctor.case import WORST_FIRST, Case, Check, Finding, bad, unknown
 from bitnet_tuning.errors import TuningError, cause_of
 
-CHECKS: tuple[Check, ...] = (
-    *build.CHECKS,
-    *model.CHECKS,
-    *cpus.CHECKS,
-    *clock.CHECKS,
-    *wsl.CHECKS,
-)
+CHECKS = (*build.CHECKS, *model.CHECKS, *cpus.CHECKS, *clock.CHECKS, *wsl.CHECKS)
 """All checks. Those that find an engine unable to run come first: among equally bad findings the
 user should start with the first."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from shlex import quote
 
 from bitnet_tuning.console import counted
-from bitnet_tuning.doctor.case import BENCHMARK, Case, Check, Finding, bad, good, unknown, warn
+from bitnet_tuning.doctor.case import MEASURE, Case, Check, Finding, bad, good, unknown, warn
 from bitnet_tuning.engine.find import NONE_COMPILED
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, has, refusal
 from bitnet_tuning.errors import TuningError
@@ -17,7 +17,7 @@ OLD = 365
 """Age in days from which an update is advised; bitnet.cpp's kernels change a few times a year."""
 
 _SELFTEST = "see whether the texts are right: python3 -m bitnet_tuning selftest"
-_MEASURE = f"measure which setting is fastest: {BENCHMARK}"
+_MEASURE = f"measure which setting is fastest: {MEASURE}"
 
 
 def _engine(case: Case) -> Finding | None:
@@ -35,10 +35,8 @@ def _engine(case: Case) -> Finding | None:
     if refused:
         return bad(f"{engine.path} {refused}", "build it on this machine")
     if not engine.flags:
-        return bad(
-            f"{engine.path} cannot be run: it does not answer --help",
-            f"look at what it prints: {quote(engine.path)} --help",
-        )
+        remedy = f"look at what it prints: {quote(engine.path)} --help"
+        return bad(f"{engine.path} cannot be run: it does not answer --help", remedy)
     kind = "mainline llama.cpp" if engine.i2_s is False else "bitnet.cpp"
     program = "llama-cli" if engine.completion is None else "llama-completion"
     kind = "the embedded engine" if engine.embedded else f"{kind} whose {program} completes prompts"
@@ -104,10 +102,8 @@ def _libraries(case: Case) -> Finding | None:
     if case.swapped is None:
         return None
     if case.swapped:
-        return bad(
-            f"LD_LIBRARY_PATH makes the engine load {', '.join(case.swapped)} of another build",
-            "unset LD_LIBRARY_PATH",
-        )
+        what = f"load {', '.join(case.swapped)} of another build"
+        return bad(f"LD_LIBRARY_PATH makes the engine {what}", "unset LD_LIBRARY_PATH")
     return good("the engine loads the libraries that it was built with")
 
 

@@ -21,7 +21,7 @@ from bitnet_tuning.plan.profile import Profile
 from bitnet_tuning.plan.threads import choose_threads
 from bitnet_tuning.verify.selftest import Report
 
-BENCHMARK = "python3 benchmark_optimized.py"
+MEASURE = "python3 benchmark_optimized.py"
 """The command that measures the settings, for remedies."""
 
 PUBLISHED_SIZE = 1_200_000_000

@@ -98,11 +98,7 @@ def _others(case: Case) -> Finding:
 CHECKS: tuple[Check, ...] = (
     ("governor", _governor, "kernel: admin-guide/pm/cpufreq and intel_pstate"),
     ("clock limit", _clock_limit, "kernel: scaling_max_freq, compared with cpuinfo_max_freq"),
-    (
-        "clock under load",
-        _clock,
-        "the clock after 30 ms of work, compared with the base or highest clock",
-    ),
+    ("clock under load", _clock, "the clock after 30 ms of work, and the base or highest clock"),
     ("power source", _power, "kernel: class/power_supply"),
     ("temperature", _heat, "kernel: hwmon and thermal zones; processors slow down at 95-105 °C"),
     ("other programs", _others, "observed for 0.5 s; every step waits for its slowest thread"),

@@ -5,17 +5,7 @@ from __future__ import annotations
 import re
 
 from bitnet_tuning.console import counted
-from bitnet_tuning.doctor.case import (
-    BENCHMARK,
-    Case,
-    Check,
-    Finding,
-    bad,
-    good,
-    moot,
-    unknown,
-    warn,
-)
+from bitnet_tuning.doctor.case import MEASURE, Case, Check, Finding, bad, good, unknown, warn
 from bitnet_tuning.engine.find import GOMP, LLVM, NONE
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.machine.root import format_list, parse_list
@@ -25,7 +15,7 @@ from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.threads import asked_threads, choose_threads, crowding_reason
 
 _OMP_COUNT = openmp.THREAD_COUNTS[0]
-_MEASURE_THREADS = f"measure how many threads are best: {BENCHMARK}"
+_MEASURE_THREADS = f"measure how many threads are best: {MEASURE}"
 
 
 def _threads(case: Case) -> Finding:
@@ -121,7 +111,7 @@ def _smt(case: Case) -> Finding:
 
 
 def _hybrid(case: Case) -> Finding:
-    host, kinds = case.host, case.host.hybrid
+    kinds = case.host.hybrid
     if kinds:
         fast, slow = kinds.performance_cores, kinds.efficiency_cores
         text = f"{fast} performance and {slow} efficiency cores"
@@ -131,9 +121,7 @@ def _hybrid(case: Case) -> Finding:
             f"{text}: you bind threads yourself, so they are not placed on the performance cores",
             "unset OMP_PROC_BIND OMP_PLACES GOMP_CPU_AFFINITY KMP_AFFINITY",
         )
-    if host.wsl or "hypervisor" in host.isa:
-        return moot("a virtual machine shows all cores as one kind")
-    return good("all cores are of one kind")
+    return good("all cores look alike")
 
 
 def _numa(case: Case) -> Finding:
@@ -147,7 +135,7 @@ def _numa(case: Case) -> Finding:
     return warn(
         f"the CPUs belong to {len(nodes)} NUMA nodes: a run stays on one node if it fits there, "
         "but whether that is fastest here was not measured",
-        f"measure it: {BENCHMARK}; install numactl so that memory can be placed, too",
+        f"measure it: {MEASURE}; install numactl so that memory can be placed, too",
     )
 
 
@@ -190,10 +178,8 @@ def _waiting(case: Case) -> Finding:
     shown = ", ".join(f"{name}={_value(case, name)}" for name in names)
     text = f"{shown} makes threads sleep whenever they wait for each other"
     if case.host.quota_binds:
-        return unknown(
-            f"{text}, which may help under a CPU quota",
-            f"measure it, with and without the variable: {BENCHMARK}",
-        )
+        remedy = f"measure it, with and without the variable: {MEASURE}"
+        return unknown(f"{text}, which may help under a CPU quota", remedy)
     return bad(text, f"unset {' '.join(names)}")
 
 
@@ -213,29 +199,23 @@ def _limit(case: Case) -> Finding:
 def _dynamic(case: Case) -> Finding:
     if _value(case, "OMP_DYNAMIC").lower() not in ("true", "1", "yes"):
         return good("OpenMP does not change the number of threads")
-    return bad(
-        "OMP_DYNAMIC lets OpenMP run fewer threads than -t says while the machine is busy",
-        "unset OMP_DYNAMIC",
-    )
+    what = "OMP_DYNAMIC lets OpenMP run fewer threads than -t says while the machine is busy"
+    return bad(what, "unset OMP_DYNAMIC")
 
 
 def _binding(case: Case) -> Finding:
     bound = _value(case, "OMP_PROC_BIND").lower()
     if bound.split(",")[0] in ("master", "primary"):
-        return bad(
-            f"OMP_PROC_BIND={bound} makes all threads share the CPUs of the first one",
-            "unset OMP_PROC_BIND",
-        )
+        what = f"OMP_PROC_BIND={bound} makes all threads share the CPUs of the first one"
+        return bad(what, "unset OMP_PROC_BIND")
     listed, threads = _value(case, "GOMP_CPU_AFFINITY"), case.wanted_threads
     try:
         cpus = parse_list(listed.replace(" ", ","))  # such as 0 3 4-7
     except ValueError:
         cpus = frozenset()
     if cpus and len(cpus) < threads:
-        return bad(
-            f"GOMP_CPU_AFFINITY={listed} names {counted(len(cpus), 'CPU')} for {threads} threads",
-            "unset GOMP_CPU_AFFINITY",
-        )
+        named = f"names {counted(len(cpus), 'CPU')} for {threads} threads"
+        return bad(f"GOMP_CPU_AFFINITY={listed} {named}", "unset GOMP_CPU_AFFINITY")
     yours = [name for name in openmp.BINDING_BY_USER if openmp.user_set(case.environ, name)]
     if yours:
         return good(f"you bind threads yourself: {', '.join(yours)}")

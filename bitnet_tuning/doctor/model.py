@@ -6,17 +6,7 @@ from shlex import quote
 
 from bitnet_tuning import demo
 from bitnet_tuning.console import size_text
-from bitnet_tuning.doctor.case import (
-    BENCHMARK,
-    Case,
-    Check,
-    Finding,
-    bad,
-    good,
-    moot,
-    unknown,
-    warn,
-)
+from bitnet_tuning.doctor.case import MEASURE, Case, Check, Finding, bad, good, moot, unknown, warn
 from bitnet_tuning.engine.known import check_pair
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.cgroups import mount_holding
@@ -94,7 +84,7 @@ def needed(case: Case) -> str:
 def _memory(case: Case) -> Finding:
     available = case.conditions.memory_available
     if available is None:
-        return unknown(f"the available memory is not known; {needed(case)}")
+        return moot(f"the available memory is not shown; {needed(case)}")
     text = f"{size_text(available)} of memory is available, {needed(case)}"
     if case.warning(MEMORY) is None:
         return good(text)
@@ -155,11 +145,9 @@ def _huge_pages(case: Case) -> Finding:
         return moot("the kernel shows no transparent huge pages")
     if chosen != "never":
         return good(f"transparent huge pages: {chosen}")
-    return warn(
-        "transparent huge pages are off (never), so a copied model cannot use them",
-        "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled; then measure whether "
-        f"they help: {BENCHMARK}",
-    )
+    enable = "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled"
+    what = "transparent huge pages are off (never), so a copied model cannot use them"
+    return warn(what, f"{enable}; then measure whether they help: {MEASURE}")
 
 
 CHECKS: tuple[Check, ...] = (

@@ -75,10 +75,8 @@ def _processors(case: Case) -> Finding | None:
     text = f"{path} gives WSL {counted(processors, 'CPU')}"
     if processors != online:
         return warn(f"{text}, but it has {online}", _APPLY)
-    return warn(
-        f"{text}; Windows may have more CPUs",
-        f"remove processors= from {path}, then run: {_RESTART}",
-    )
+    remedy = f"remove processors= from {path}, then run: {_RESTART}"
+    return warn(f"{text}; Windows may have more CPUs", remedy)
 
 
 def _config(case: Case) -> Finding | None:
