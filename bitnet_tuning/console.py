@@ -104,9 +104,47 @@ def _flush() -> None:
 
 def word(path: str) -> str:
     """Return a path as a word of a shell command that no program takes for a flag."""
-    from shlex import quote  # noqa: PLC0415 (most runs print no command)
+    if path.startswith("-"):
+        path = f"./{path}"
+    if path and path.isascii() and all(each.isalnum() or each in "_./:=+-" for each in path):
+        return path
+    from shlex import quote  # noqa: PLC0415 (most names need none, and it imports re)
 
-    return quote(f"./{path}" if path.startswith("-") else path)
+    return quote(path)
+
+
+_DOORS = {
+    "run": "run_inference.py",
+    "bench": "benchmark_optimized.py",
+    "test": "test_optimizations.py",
+}
+"""Scripts for commands."""
+
+
+def command(name: str) -> str:
+    """Return one of our commands as the user would type it, in the way this program was called:
+    as an installed program, as a module or as one of the scripts."""
+    called, typed = sys.argv[0], sys.orig_argv
+    folder, file = os.path.split(called)
+    here = os.path.dirname(os.path.realpath(__file__))
+    home = os.path.dirname(here)
+    if file.startswith("bitnet-"):
+        on_path = folder in os.environ.get("PATH", "").split(os.pathsep)
+        return f"{NAME if on_path else word(os.path.join(folder, NAME))} {name}"
+    python = word(typed[0])
+    if os.path.realpath(folder) == here:
+        return f"{python} -m bitnet_tuning {name}"
+    if os.path.realpath(called) == here:
+        return f"{python} {word(called)} {name}"
+    if not file.endswith(".py") or os.path.dirname(os.path.realpath(called)) != home:
+        python, folder = "python3", ""  # another program imported the package
+    elif os.path.islink(called):
+        folder = home
+    if name in _DOORS:
+        return f"{python} {word(os.path.join(folder, _DOORS[name]))}"
+    if os.path.abspath(folder) == os.getcwd() or not folder:
+        return f"{python} -m bitnet_tuning {name}"
+    return f"{python} {word(os.path.join(folder, 'bitnet_tuning'))} {name}"
 
 
 def counted(number: float, noun: str) -> str:

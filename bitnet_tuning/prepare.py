@@ -17,7 +17,7 @@ from bitnet_tuning.machine.detect import count_running, read_host, read_privileg
 from bitnet_tuning.machine.host import Crowding, Host
 from bitnet_tuning.machine.memory import cached_nodes, read_huge_pages
 from bitnet_tuning.machine.root import Root
-from bitnet_tuning.model.find import Choice, choose_model
+from bitnet_tuning.model.find import Choice, choose_model, slim_hint
 from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.plan.command import memory_policy
 from bitnet_tuning.plan.facts import Facts, Plan, Request
@@ -245,6 +245,14 @@ def execute(
     elif outcome.code not in (0, 130):
         say(explain_death(outcome.code, facts, plan))
     return outcome
+
+
+def finish(facts: Facts, code: int, quiet: bool = False) -> int:
+    """Return the exit code. After a good run, print on a terminal what a smaller embedding would
+    gain, unless the user knows."""
+    if not (code or quiet or sys.stderr is None) and sys.stderr.isatty():
+        say(slim_hint(facts.model, State()))
+    return code
 
 
 def explain_death(code: int, facts: Facts, plan: Plan) -> str | None:

@@ -198,7 +198,7 @@ def test_a_table_is_printed_and_nothing_saved_with_no_remember(
     assert " ".join(lines[0].split()) == "build pp tokens/s tg tokens/s over build verdict"
     assert lines[2].startswith("build-slow") and lines[2].endswith(SLOWER)
     assert lines[3] == "6 rounds with llama-bench"
-    assert lines[4].startswith("run_inference.py uses ")
+    assert lines[4].startswith("Runs use ")
     assert list(own_state.glob("builds-*")) == []
 
 

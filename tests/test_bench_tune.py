@@ -66,7 +66,7 @@ def test_the_winner_is_shown_and_saved(
     assert facts["decision"]["estimate"]["low"] > 1.2
     assert facts["decision"]["resolution"] == facts["options"]["resolution"] == 0.02
     assert facts["profile"]["stored"]
-    runs = f"Saved: run_inference.py -m {lab.facts.model.path} now uses"
+    runs = f"Saved: python3 run_inference.py -m {lab.facts.model.path} now uses"
     assert facts["profile"]["reason"].startswith(runs), "no run has it that names no model"
     saved = lab.saved(own_state)
     assert isinstance(saved, Setting) and saved.mmap is False

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bitnet_tuning.cli.arguments import Parser, add_optimized, add_run, read_request
+from bitnet_tuning.cli.arguments import Parser, add_run, read_request
 from bitnet_tuning.engine.find import Engine, Location
 from bitnet_tuning.launch.start import FEED, NO_INPUT
 from bitnet_tuning.plan.command import build_command
@@ -251,8 +251,7 @@ def test_no_knob_reaches_an_engine_that_does_not_list_it(engine: Engine) -> None
 def test_every_field_of_a_request_has_a_flag() -> None:
     """The parser stores each flag under the name of a field."""
     parser = Parser()
-    add_run(parser, prompt_required=False)
-    add_optimized(parser)
+    add_run(parser)
     request, options = read_request(parser, ["-f", "a", "-cnv", "-ub", "9", "--no-profile"])
     assert set(Request._fields) - {"extra", "named"} <= vars(options).keys()
     changed = {"prompt_file": "a", "chat": True, "ubatch": 9, "profile": False, "threads": 0}

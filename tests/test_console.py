@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -213,3 +215,61 @@ def test_long_waits_are_rough() -> None:
 def test_a_ratio_of_one_round_has_no_interval() -> None:
     assert times(1.214, 1.1, 1.35, 6) == "×1.21 (1.10–1.35)"
     assert times(1.214, 1.214, 1.214, 1) == "×1.21 (1 round)"
+
+
+DOORS = {
+    "python3 run_inference.py": ("python3 benchmark_optimized.py", "python3 -m bitnet_tuning host"),
+    "python3 -m bitnet_tuning": (
+        "python3 -m bitnet_tuning bench",
+        "python3 -m bitnet_tuning host",
+    ),
+    "python3 bitnet_tuning": ("python3 bitnet_tuning bench", "python3 bitnet_tuning host"),
+    "python3 ./run_inference.py": (
+        "python3 ./benchmark_optimized.py",
+        "python3 -m bitnet_tuning host",
+    ),
+    "python3 {0}/run_inference.py": (
+        "python3 {0}/benchmark_optimized.py",
+        "python3 -m bitnet_tuning host",
+    ),
+    "{0}/bitnet_tuning/bin/bitnet-run": (
+        "{0}/bitnet_tuning/bin/bitnet-tuning bench",
+        "{0}/bitnet_tuning/bin/bitnet-tuning host",
+    ),
+    "pytest": ("python3 benchmark_optimized.py", "python3 -m bitnet_tuning host"),
+}
+
+
+@pytest.mark.parametrize("typed", DOORS)
+def test_commands_are_named_as_the_program_was_called(
+    typed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Path(__file__).parents[1]
+    words = typed.format(home).split()
+    called = words[-1]
+    if "-m" in words:
+        called = str(home / "bitnet_tuning" / "__main__.py")
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(sys, "argv", [called])
+    monkeypatch.setattr(sys, "orig_argv", words)
+    found = tuple(console.command(name) for name in ("bench", "host"))
+    assert found == tuple(each.format(home) for each in DOORS[typed])
+
+
+def test_an_installed_program_on_the_path_needs_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"/bin:{tmp_path}")
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "bitnet-benchmark")])
+    assert console.command("run") == "bitnet-tuning run"
+
+
+def test_a_linked_script_names_the_folder_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Path(__file__).parents[1]
+    (tmp_path / "bn.py").symlink_to(home / "run_inference.py")
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "bn.py")])
+    monkeypatch.setattr(sys, "orig_argv", ["python3", str(tmp_path / "bn.py")])
+    monkeypatch.chdir(tmp_path)
+    assert console.command("run") == f"python3 {home / 'run_inference.py'}"

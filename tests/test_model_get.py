@@ -84,8 +84,8 @@ def test_the_default_is_downloaded_to_where_a_run_finds_it(checkout: Path, hub: 
     assert path.read_bytes() == hub.files[FILE]
     assert done.stderr == f"bitnet-tuning: downloading 15.8 MiB to {path}\n"
     assert done.stdout.startswith(f"{path}\nsmall, bitnet-b1.58, i2_s")
-    assert f"python3 -m bitnet_tuning model slim {path}\n" in done.stdout
-    assert done.stdout.endswith('\npython3 run_inference.py -p "Your prompt here"\n')
+    assert f"-m bitnet_tuning model slim {path}\n" in done.stdout
+    assert done.stdout.endswith(' -m bitnet_tuning run -p "Your prompt here"\n')
     assert [each.name for each in path.parent.iterdir()] == [FILE]
 
 
@@ -115,11 +115,11 @@ def test_another_repo_has_a_folder_of_its_name(checkout: Path, hub: FakeHub) -> 
     done = get(checkout, hub.url, hub.repository)
     path = checkout / "models/Falcon3-1B/Falcon3-i2_s.gguf"
     assert path.is_file(), done.stderr
-    assert done.stdout.endswith('\npython3 run_inference.py -p "Your prompt here"\n'), "the only"
+    assert done.stdout.endswith(' -m bitnet_tuning run -p "Your prompt here"\n'), "the only"
     get(checkout, hub.url, hub.repository)  # it is there already
     write_bitnet(checkout / "models" / "another-i2_s.gguf")
     done = get(checkout, hub.url, hub.repository)
-    assert f"python3 run_inference.py -m {path} -p" in done.stdout
+    assert f"-m bitnet_tuning run -m {path} -p" in done.stdout
 
 
 def test_without_a_name_the_only_i2_s_file_is_taken(checkout: Path, hub: FakeHub) -> None:

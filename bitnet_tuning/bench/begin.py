@@ -12,7 +12,7 @@ from bitnet_tuning.bench.comparison import DEFAULT, Run
 from bitnet_tuning.bench.knobs import Assignment, Choices, Space, make_space
 from bitnet_tuning.bench.results import Results, Surroundings, engine_facts, model_facts, program
 from bitnet_tuning.bench.runner import Runner, choose_sizes, make_runner
-from bitnet_tuning.console import Progress, clock, say
+from bitnet_tuning.console import Progress, clock, command, say
 from bitnet_tuning.engine.find import EMBEDDED
 from bitnet_tuning.errors import TuningError, UnsupportedError, UsageError
 from bitnet_tuning.launch.signals import Stop
@@ -65,7 +65,7 @@ def self_tested(facts: Facts) -> str | None:
         return f"the engine was not self-tested: {report.cause}"
     raise UnsupportedError(
         f"{facts.engine.path} writes wrong words, so its speed means nothing: {report.cause}",
-        "run `python3 -m bitnet_tuning selftest` to see them; --no-selftest measures it anyway",
+        f"run `{command('selftest')}` to see them; --no-selftest measures it anyway",
     )
 
 
@@ -87,7 +87,7 @@ def _checked(runner: Runner, run: Run) -> None:
     """Raise UnsupportedError for a run that failed."""
     if run.problem is None:
         return
-    remedy = "run the same engine and model with run_inference.py to see the engine's whole log"
+    remedy = f"run the same engine and model with `{command('run')} --verbose` to see the log"
     # llama-bench reads -m as a list with commas between; string_split() in llama.cpp's common.h
     # of 2024, which bitnet.cpp has, also cuts a name at its first space.
     if runner.bench is not None and set(" ,") & set(runner.facts.model.path):

@@ -93,7 +93,7 @@ def compare_builds(options: argparse.Namespace) -> int:
         print(json.dumps({"objective": options.objective, **facts}, indent=2))
     else:
         print(_as_text(compared))
-        print(f"run_inference.py uses {chosen.path}: {chosen.location.source}")
+        print(f"Runs use {chosen.path}: {chosen.location.source}")
     say(state.warning and f"warning: {state.warning}")
     return 0
 

@@ -9,7 +9,7 @@ from bitnet_tuning.bench import limits
 from bitnet_tuning.bench.comparison import DEFAULT
 from bitnet_tuning.bench.results import Kept, Results
 from bitnet_tuning.bench.summary import Summary
-from bitnet_tuning.console import word
+from bitnet_tuning.console import command, word
 from bitnet_tuning.engine.builds import FASTER, OPEN
 from bitnet_tuning.plan import profile as profiles
 from bitnet_tuning.plan.facts import Facts
@@ -57,9 +57,9 @@ def remembered(results: Results, facts: Facts, engine: EngineKey, state: State, 
     if mark is None:
         return not_remembered(str(state.warning))
     flag = "" if results.model.unnamed else f" -m {word(results.model.path)}"
-    what = f"run_inference.py{flag} now uses {name} automatically"
+    what = f"{command('run')}{flag} now uses {name} automatically"
     if setting is None:
-        what = f"run_inference.py{flag} keeps using the default"
+        what = f"{command('run')}{flag} keeps using the default"
     return Kept(True, mark, f"Saved: {what} (profile {mark}).")
 
 

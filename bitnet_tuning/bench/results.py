@@ -242,7 +242,7 @@ def _damaged(source: str, what: str) -> UsageError:
     return UsageError(f"{source} is damaged: {what}", _REMEDY)
 
 
-_REMEDY = "name a file that benchmark_optimized.py saved"
+_REMEDY = "name a results file that the benchmark saved"
 
 
 def program() -> Program:

@@ -31,7 +31,7 @@ from bitnet_tuning.bench.runner import Runner
 from bitnet_tuning.bench.search import Check, Decision, Measure, Search
 from bitnet_tuning.bench.summary import Summary, cells, to_csv
 from bitnet_tuning.bench.words import Checker
-from bitnet_tuning.console import Progress, aligned, counted, say, table, text_width, times
+from bitnet_tuning.console import Progress, aligned, command, counted, say, table, text_width, times
 from bitnet_tuning.errors import UnsupportedError, UsageError
 from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.machine import conditions
@@ -164,7 +164,7 @@ class Tuning:
             if self.results.decision is None:
                 self.keep(state="interrupted")
                 rounds = counted(len(self.results.rounds), "round")
-                how = f"python3 benchmark_optimized.py --resume {shlex.quote(self.path)}"
+                how = f"{command('bench')} --resume {shlex.quote(self.path)}"
                 found = f"interrupted after {rounds}; to go on: {how}"
                 say(found if self.results.rounds else NOTHING)
             return 128 + end.number
@@ -187,8 +187,8 @@ class Tuning:
             self.keep(state="interrupted")
             raise UnsupportedError(
                 f"the default setting cannot be measured: {problem}",
-                "run the engine with run_inference.py to see its whole log; the rounds so far are "
-                f"in {self.path}",
+                f"run the engine with `{command('run')} --verbose` to see its whole log; the "
+                f"rounds so far are in {self.path}",
             )
         self.keep(state="finished", decision=step)
 

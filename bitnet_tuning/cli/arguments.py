@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Mapping
 
-from bitnet_tuning.console import columns, say
+from bitnet_tuning.console import columns, command, say
 from bitnet_tuning.errors import MissingError, UsageError
 from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.memory import AUTO, WAYS
@@ -15,7 +15,7 @@ from bitnet_tuning.store.state import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
     Action = Callable[[argparse.Namespace, State], int]
 
@@ -44,6 +44,10 @@ argparse._ = str  # type: ignore[attr-defined]
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are UsageErrors, printed in one line that names the flag."""
+
+    def __init__(self, name: str | None = None, **options: Any) -> None:
+        """``name`` is that of a command of ours."""
+        super().__init__(**({"prog": command(name)} if name else {}) | options)
 
     def _get_formatter(self) -> argparse.HelpFormatter:
         # argparse makes a formatter for each added flag. To find the terminal's width, it would
@@ -141,18 +145,16 @@ def add_no_profile(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_run(parser: Parser, prompt_required: bool) -> None:
-    """Add the flags of bitnet.cpp's run_inference.py, and those that all of our runs have.
-
-    Here and in ``add_optimized``, a flag is stored under the name of its field in ``Request``.
-    """
+def add_run(parser: Parser) -> None:
+    """Add the flags of a run: those of bitnet.cpp's run_inference.py, and ours. Each is stored
+    under the name of its field in ``Request``."""
     add_model(parser.group(_MODEL))
     add_engine(parser.group(_MODEL))
     what = "run a build without AVX2 and NEON, which writes garbage with i2_s models"
     parser.group(_MODEL).add_argument("--force", action="store_true", help=what)
     add = parser.group(_PROMPT).add_argument
     what = "text to continue; with -cnv the system prompt"
-    add("-p", "--prompt", type=prompt, required=prompt_required, metavar="TEXT", help=what)
+    add("-p", "--prompt", type=prompt, metavar="TEXT", help=what)
     what = (
         "number of tokens to generate; -1: until the model ends, -2: until the context is full "
         "(default: %(default)s)"
@@ -173,46 +175,11 @@ def add_run(parser: Parser, prompt_required: bool) -> None:
     add = parser.group(_OUTPUT).add_argument
     add("--dry-run", action="store_true", help="print the command and its reasons; run nothing")
     add("--json", action="store_true", help="print the plan as JSON (with --dry-run)")
+    _add_more(parser)
+    _add_many(parser)
 
 
-def root_folder(text: str) -> str:
-    """Return the folder if it exists, else raise MissingError: an argparse type."""
-    if not os.path.isdir(expanded(text)):
-        raise MissingError(f"no such folder: {text}", "name a folder that contains sys and proc")
-    return expanded(text)
-
-
-def add_root(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add ``--root``, the folder that stands for the root of the machine to look at."""
-    parser.add_argument("--root", type=root_folder, default="/", metavar="DIR", help=what)
-
-
-def add_commands(parser: Parser, default: str) -> Callable[..., argparse.ArgumentParser]:
-    """Return a function that adds a subcommand, for its name, the function that runs it with the
-    options and the state folder, and its help."""
-    what = f"what to do (default: {default})"
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, help=what)
-
-    def command(name: str, action: Action, what: str) -> argparse.ArgumentParser:
-        added: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what)
-        added.set_defaults(action=action)
-        return added
-
-    return command
-
-
-def run_command(parser: Parser, arguments: list[str]) -> int:
-    """Run the subcommand in the arguments, and warn if the state folder cannot be used."""
-    options = parser.parse_args(arguments)
-    state = State()
-    try:
-        return int(options.action(options, state))
-    finally:
-        say(state.warning and f"warning: {state.warning}")
-
-
-def add_optimized(parser: Parser) -> None:
-    """Add the flags that only run_inference_optimized.py has."""
+def _add_more(parser: Parser) -> None:
     what = "read the prompt from this file"
     add = parser.group(_PROMPT).add_argument
     add("-f", "--file", dest="prompt_file", type=expanded, metavar="FILE", help=what)
@@ -249,6 +216,9 @@ def add_optimized(parser: Parser) -> None:
     add("--quiet", action="store_true", help="hide the engine's log unless the engine fails")
     what = "after the run, print speeds in tokens/s and the time to the first token in s"
     add("--stats", action="store_true", help=what)
+
+
+def _add_many(parser: Parser) -> None:
     add = parser.group(_MANY).add_argument
     what = "answer every prompt in this file of JSON lines (`-`: on standard input)"
     add("--prompts", type=expanded, metavar="FILE", help=what)
@@ -260,6 +230,42 @@ def add_optimized(parser: Parser) -> None:
         "memory allows)"
     )
     add("--slots", type=integer(1, MOST_SLOTS), metavar="N", help=what)
+
+
+def root_folder(text: str) -> str:
+    """Return the folder if it exists, else raise MissingError: an argparse type."""
+    if not os.path.isdir(expanded(text)):
+        raise MissingError(f"no such folder: {text}", "name a folder that contains sys and proc")
+    return expanded(text)
+
+
+def add_root(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--root``, the folder that stands for the root of the machine to look at."""
+    parser.add_argument("--root", type=root_folder, default="/", metavar="DIR", help=what)
+
+
+def add_commands(parser: Parser, default: str) -> Callable[..., argparse.ArgumentParser]:
+    """Return a function that adds a subcommand, for its name, the function that runs it with the
+    options and the state folder, and its help."""
+    what = f"what to do (default: {default})"
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, help=what)
+
+    def add(name: str, action: Action, what: str) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what)
+        added.set_defaults(action=action)
+        return added
+
+    return add
+
+
+def run_command(parser: Parser, arguments: list[str]) -> int:
+    """Run the subcommand in the arguments, and warn if the state folder cannot be used."""
+    options = parser.parse_args(arguments)
+    state = State()
+    try:
+        return int(options.action(options, state))
+    finally:
+        say(state.warning and f"warning: {state.warning}")
 
 
 _ENGINE_VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {

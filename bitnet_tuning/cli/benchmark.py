@@ -31,10 +31,11 @@ _LONGEST = 7 * 24 * 3600.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return guarded(_run, arguments)
+    return guarded(run, arguments)
 
 
-def _run(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> int:
+    """Run the program and return its exit code. Raise TuningError."""
     options = read_options(arguments)
     if options.compare:
         return _compare(options)
@@ -65,8 +66,9 @@ _SEARCH = "budget quick full threads modes n_prompt n_gen objective resolution"
 def read_options(arguments: list[str]) -> argparse.Namespace:
     """Return the parsed options. Raise UsageError for a mistake in them."""
     parser = Parser(
+        "bench",
         description="Find the fastest settings for this engine and this model on this machine, "
-        "and save them for run_inference.py.",
+        "and save them for all later runs.",
     )
     add_model(parser)
     add_engine(parser)

@@ -21,7 +21,7 @@ _ABOUT = (
 
 
 def run(arguments: list[str]) -> int:
-    parser = Parser(prog="python3 -m bitnet_tuning doctor", description=_ABOUT)
+    parser = Parser("doctor", description=_ABOUT)
     add = parser.add_argument
     what = (
         "print JSON: `findings`, each with name, state (good, warn, bad, unknown), text, advice "

@@ -39,7 +39,7 @@ OLDEST_S = 30 * 24 * 3600
 
 def run(arguments: list[str]) -> int:
     about = "Print which variables bitnet-env.sh exports to a shell, and why."
-    parser = Parser(prog="python3 -m bitnet_tuning env", description=about)
+    parser = Parser("env", description=about)
     add_root(parser, "describe the machine whose sys and proc are in this folder (default: /)")
     what = "for bitnet-env.sh: print the threads, and 1 if a CPU quota limits them, else 0"
     parser.add_argument("--sh", action="store_true", help=what)

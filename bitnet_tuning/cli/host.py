@@ -18,7 +18,7 @@ from bitnet_tuning.store.codec import to_json
 def run(arguments: list[str]) -> int:
     """Print the facts about this machine, or about the one whose files are below ``--root``."""
     about = "Print what is known about this machine: CPUs, limits and memory."
-    parser = Parser(prog="python3 -m bitnet_tuning host", description=about)
+    parser = Parser("host", description=about)
     add_root(parser, "describe the machine whose sys and proc are in this folder (default: /)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)

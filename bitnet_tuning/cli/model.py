@@ -13,7 +13,7 @@ from bitnet_tuning.bench.llama_bench import FailedRunError
 from bitnet_tuning.bench.runner import Patience, run_cli
 from bitnet_tuning.bench.words import QUESTION, TOKENS, difference
 from bitnet_tuning.cli.arguments import Parser, add_commands, add_engine, expanded, run_command
-from bitnet_tuning.console import Progress, aligned, printable, say, size_text, word
+from bitnet_tuning.console import Progress, aligned, command, printable, say, size_text, word
 from bitnet_tuning.engine.find import Location, find_quantizer, locate_all
 from bitnet_tuning.errors import MissingError, UnsupportedError, UsageError
 from bitnet_tuning.launch.signals import Stop, Stopped
@@ -42,7 +42,7 @@ def run(arguments: list[str]) -> int:
 
 def _parser() -> Parser:
     about = "Show what a model file costs per token, and improve it."
-    parser = Parser(prog="python3 -m bitnet_tuning model", description=about)
+    parser = Parser("model", description=about)
     command = add_commands(parser, "show")
     showing = command("show", _show, "Print what each token reads of a model, part by part.")
     showing.add_argument("file", metavar="FILE", nargs="?", type=expanded, help=_FILE)
@@ -181,8 +181,8 @@ def _compared(ours: str, theirs: str) -> str:
 def _use(out: str, options: argparse.Namespace, state: State) -> str:
     """Return how to run the copy, and how to tune it."""
     flags = _flags(out, options.engine, state)
-    use = f'to use it: python3 run_inference.py{flags} -p "Your prompt here"'
-    return f"{use}\nto measure it, and settings for it: python3 benchmark_optimized.py{flags}"
+    use = f'to use it: {command("run")}{flags} -p "Your prompt here"'
+    return f"{use}\nto measure it, and settings for it: {command('bench')}{flags}"
 
 
 def _flags(path: str, engine: str | None, state: State) -> str:
@@ -195,7 +195,7 @@ def _flags(path: str, engine: str | None, state: State) -> str:
 
 def _get(options: argparse.Namespace, state: State) -> int:
     model = find.know(get_model(options.repo, options.file, prepare.engine_folders()), state)
-    run = f'python3 run_inference.py{_flags(model.path, None, state)} -p "Your prompt here"'
+    run = f'{command("run")}{_flags(model.path, None, state)} -p "Your prompt here"'
     print(printable("\n".join([*_lines(model, state), "", "To run this file:", run])))
     return 0
 
@@ -239,7 +239,7 @@ def _notes(model: ModelFile, state: State) -> list[str]:
         faster = f": up to ×{gain:.2f} as fast as that" if gain else ""
         notes.append(f"made from {original.path}{faster}")
         if find.is_older(model.path, original.path):
-            check = f"python3 -m bitnet_tuning model slim {word(original.path)}"
+            check = f"{command('model')} slim {word(original.path)}"
             notes.append(f"it is older than the original, so check it: {check}")
     if types.is_wide(model):
         notes.append(types.gain_text(model))

@@ -6,7 +6,7 @@ import argparse
 import json
 
 from bitnet_tuning.cli.arguments import Parser, add_commands, add_engine, add_root, run_command
-from bitnet_tuning.console import aligned, counted, say, size_text, text_width, times
+from bitnet_tuning.console import aligned, command, counted, say, size_text, text_width, times
 from bitnet_tuning.engine.builds import verdict_words
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
 from bitnet_tuning.machine.detect import read_host
@@ -16,7 +16,7 @@ from bitnet_tuning.plan.setting import describe
 from bitnet_tuning.prepare import find_engine
 from bitnet_tuning.store.state import State
 
-_TUNE = "to measure one: python3 benchmark_optimized.py"
+_TUNE = f"to measure one: {command('bench')}"
 
 
 def run(arguments: list[str]) -> int:
@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> int:
 
 def _parser() -> Parser:
     about = "Manage profiles: settings measured to be fastest, which runs use automatically."
-    parser = Parser(prog="python3 -m bitnet_tuning profile", description=about)
+    parser = Parser("profile", description=about)
     command = add_commands(parser, "list")
     its_id = "id of the profile, or the beginning of the id"
     root = "compare with the machine whose sys and proc are in this folder (default: /)"

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
-from bitnet_tuning.cli.run import finish
 from bitnet_tuning.cli.show import show_plan
 from bitnet_tuning.console import Progress, clock, counted, say
 from bitnet_tuning.engine.probe import Speed, rate_text
@@ -17,7 +16,7 @@ from bitnet_tuning.errors import TuningError, UsageError
 from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.memory import context_of
-from bitnet_tuning.prepare import explain_death, prepare
+from bitnet_tuning.prepare import explain_death, finish, prepare
 from bitnet_tuning.serve import server
 from bitnet_tuning.serve.prompts import Answer, AnswerFile, AnswerStream, Prompt, parse
 from bitnet_tuning.serve.server import GoneError, Running

@@ -1,67 +1,101 @@
-"""run_inference.py: bitnet.cpp's own flags, with everything else chosen automatically."""
+"""Run a prompt, a chat or many prompts, with everything that is not asked chosen automatically."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from bitnet_tuning.cli.arguments import Parser, add_optimized, add_run, read_request, split_extra
+from bitnet_tuning.cli.arguments import Parser, add_run, read_request
 from bitnet_tuning.console import guarded, say
 from bitnet_tuning.errors import UsageError
-from bitnet_tuning.model.find import slim_hint
-from bitnet_tuning.plan.facts import Facts, Plan, Request
-from bitnet_tuning.prepare import execute, prepare
-from bitnet_tuning.store.state import State
+from bitnet_tuning.plan.facts import Request
+from bitnet_tuning.prepare import execute, finish, prepare
+
+_ABOUT = (
+    "Run a prompt with bitnet.cpp, with the threads, environment and flags that suit this machine."
+)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    return guarded(_run, arguments)
+def main(arguments: Sequence[str] | None = None, root: str = "/", report: bool = False) -> int:
+    """Run the program. ``root`` is the folder that contains the machine's ``sys`` and ``proc``.
+    With ``report``, the governor is printed before the run and statistics after it."""
+
+    def body(words: list[str]) -> int:
+        request, options = run_options(Parser("run", description=_ABOUT), words)
+        options.stats = options.stats or (report and not options.quiet)
+        return run_request(request, options, root, report)
+
+    return guarded(body, arguments)
 
 
-def _run(arguments: list[str]) -> int:
-    parser = Parser(
-        description="Run a prompt with bitnet.cpp, with the threads, environment and flags that "
-        "suit this machine."
-    )
-    add_run(parser, prompt_required=True)
-    try:
-        request, options = read_request(parser, arguments)
-    except UsageError as error:
-        raise _better(error, parser, arguments) from error
-    prepared = planned(request, options)
-    return 0 if prepared is None else finish(prepared[0], execute(request, *prepared).code)
+def run(arguments: list[str]) -> int:
+    """Run the command of the program ``bitnet-tuning`` and return its exit code."""
+    return main(arguments)
 
 
-def _better(error: UsageError, parser: Parser, arguments: list[str]) -> UsageError:
-    """Return an error that names the script for flags that only run_inference_optimized.py has."""
-    other = Parser()
-    add_optimized(other)
-    words = [word.partition("=")[0] for word in split_extra(arguments)[0]]
-    flags = [word for word in words if word in other._option_string_actions]
-    if not flags:
-        return error
-    script = "run_inference_optimized.py" if parser.prog.endswith(".py") else "bitnet-run-optimized"
-    what = f"{parser.prog} has no {' and no '.join(flags)}"
-    return UsageError(what, f"use {script}, which has all flags of {parser.prog} and more")
+def run_options(
+    parser: Parser, arguments: list[str], stand_in: str | None = None
+) -> tuple[Request, argparse.Namespace]:
+    """Add the flags to ``parser`` and parse them. Raise UsageError.
+
+    If no prompt is given, ``stand_in`` is used instead; None makes that an error.
+    """
+    add_run(parser)
+    request, options = read_request(parser, arguments)
+    _check_prompts(options)
+    if request.prompt is not None and request.prompt_file is not None:
+        raise UsageError("argument -f/--file: not allowed with -p/--prompt")
+    is_given = request.prompt is not None or request.prompt_file is not None or options.prompts
+    if not is_given and not request.chat:
+        if stand_in is None:
+            raise UsageError("argument -p/--prompt: a prompt is needed", "give one with -p or -f")
+        request = request._replace(prompt=stand_in)
+    return request, options
 
 
-def planned(
-    request: Request, options: argparse.Namespace, root: str = "/"
-) -> tuple[Facts, Plan] | None:
-    """Prepare a run. For a dry run, print the plan and return None. Raise TuningError."""
+def _check_prompts(options: argparse.Namespace) -> None:
+    """Raise UsageError for flags that ``--prompts`` excludes, or that need it."""
+    many = options.prompts is not None
+    flags = {"-o/--output": options.output, "--resume": options.resume, "--slots": options.slots}
+    what = "needs --prompts FILE"
+    if many:
+        flags = {"-p/--prompt": options.prompt, "-f/--file": options.prompt_file}
+        flags["-cnv/--conversation"] = options.chat
+        what = "not allowed with --prompts"
+    for flag, given in flags.items():
+        if given not in (None, False):
+            raise UsageError(f"argument {flag}: {what}")
+    if many and not options.prompts:
+        raise UsageError("argument --prompts: the file name is empty")
+    if many and options.resume and not options.output:
+        raise UsageError(
+            "argument --resume: needs -o FILE with the answers of the earlier run",
+            "a run that printed its answers to standard output cannot be resumed",
+        )
+
+
+def run_request(
+    request: Request, options: argparse.Namespace, root: str, report: bool = False
+) -> int:
+    """Run the request, or print its plan for a dry run; return the exit code. Raise TuningError."""
+    if options.prompts:
+        from bitnet_tuning.cli.prompts import run_prompts  # noqa: PLC0415 (few runs have prompts)
+
+        return run_prompts(request, options, root)
     facts, plan = prepare(request, root)
-    if not options.dry_run:
-        return facts, plan
-    from bitnet_tuning.cli.show import show_plan  # noqa: PLC0415 (most runs print none)
+    if options.dry_run:
+        from bitnet_tuning.cli.show import show_plan  # noqa: PLC0415 (most runs print none)
 
-    show_plan(facts, plan, options.json)
-    return None
+        show_plan(facts, plan, options.json)
+        return 0
+    if report and not options.quiet:
+        from bitnet_tuning.cli.stats import governor_line  # noqa: PLC0415 (not in plain runs)
 
+        say(f"threads {plan.reasons['threads']}")
+        say(governor_line(facts.host))
+    outcome = execute(request, facts, plan, quiet=options.quiet, keep_log=options.stats)
+    if options.stats:
+        from bitnet_tuning.cli.stats import stats_line  # noqa: PLC0415 (not in plain runs)
 
-def finish(facts: Facts, code: int, quiet: bool = False) -> int:
-    """Return the exit code. After a good run, print on a terminal what a smaller embedding would
-    gain, unless the user knows."""
-    if not (code or quiet or sys.stderr is None) and sys.stderr.isatty():
-        say(slim_hint(facts.model, State()))
-    return code
+        say(stats_line(outcome, request))
+    return finish(facts, outcome.code, options.quiet)

@@ -22,7 +22,7 @@ _SHOWN = 60
 
 def run(arguments: list[str]) -> int:
     parser = Parser(
-        prog="python3 -m bitnet_tuning selftest",
+        "selftest",
         description="Run the demo model, which knows some texts by heart, and compare what the "
         "engine prints. Exit code: 1 if a text is wrong; 4 if none is, but some runs did not end "
         "in time, which shows nothing.",

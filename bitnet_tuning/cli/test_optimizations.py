@@ -20,7 +20,7 @@ from bitnet_tuning.bench.statistics import VERDICT_ROUNDS, estimate
 from bitnet_tuning.bench.summary import digits
 from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_no_profile, number
-from bitnet_tuning.console import guarded, say, times, word
+from bitnet_tuning.console import command, guarded, say, times, word
 from bitnet_tuning.engine.builds import FASTER, SLOWER, verdict_words
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.root import Root
@@ -57,10 +57,11 @@ WATCHED_RUNS = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return guarded(_run, arguments)
+    return guarded(run, arguments)
 
 
-def _run(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> int:
+    """Run the program and return its exit code. Raise TuningError."""
     started = time.monotonic()
     options = _read(arguments)
     state = State(default_folder(os.environ))
@@ -94,6 +95,7 @@ def _run(arguments: list[str]) -> int:
 
 def _read(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
+        "test",
         description="Observe the engine while it runs and print for every optimisation whether it "
         "takes effect: PASS, FAIL or SKIP, with the reason. Exit code: 1 if anything fails.",
     )
@@ -297,7 +299,7 @@ def speed_line(
     )
     if judged.verdict != (FASTER if is_slim else SLOWER):
         return Line(name, PASS, reason, facts)
-    advice = "find a faster setting: python3 benchmark_optimized.py"
+    advice = f"find a faster setting: {command('bench')}"
     if is_file:
         advice = f"to run the {other}, whose words may differ: -m {word(path)}"
     return Line(name, SKIP if is_slim else FAIL, f"{reason}; {advice}", facts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bitnet_tuning.console import printable
+from bitnet_tuning.console import command, printable
 from bitnet_tuning.doctor import build, clock, cpus, model, wsl
 from bitnet_tuning.doctor.case import WORST_FIRST, Case, Check, Finding, bad, unknown
 from bitnet_tuning.errors import TuningError, cause_of
@@ -30,7 +30,7 @@ def examine(case: Case, checks: Sequence[Check] = CHECKS) -> list[Finding]:
             finding = unknown(
                 f"this check failed: {cause_of(error)}",
                 "this is a bug in bitnet-tuning; report it with the output of: "
-                "python3 -m bitnet_tuning host --json",
+                f"{command('host')} --json",
             )
         if finding:
             _, state, text, advice, _ = finding

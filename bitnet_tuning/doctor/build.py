@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shlex import quote
 
-from bitnet_tuning.console import counted
+from bitnet_tuning.console import command, counted
 from bitnet_tuning.doctor.case import MEASURE, Case, Check, Finding, bad, good, unknown, warn
 from bitnet_tuning.engine.find import NONE_COMPILED
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, has, refusal
@@ -16,7 +16,7 @@ from bitnet_tuning.plan.setting import describe
 OLD = 365
 """Age in days from which an update is advised; bitnet.cpp's kernels change a few times a year."""
 
-_SELFTEST = "see whether the texts are right: python3 -m bitnet_tuning selftest"
+_SELFTEST = f"see whether the texts are right: {command('selftest')}"
 _MEASURE = f"measure which setting is fastest: {MEASURE}"
 
 
@@ -146,5 +146,5 @@ CHECKS: tuple[Check, ...] = (
     ("build for i2_s", _build_kernels, f"the engine's system_info; {_KERNEL_SOURCE}"),
     ("libraries", _libraries, "ld.so(8): LD_LIBRARY_PATH goes before a program's RUNPATH"),
     ("self-test", _selftest, "the demo model: every correct kernel generates the same text"),
-    ("profile", _profile, "tunings that benchmark_optimized.py saved on this machine"),
+    ("profile", _profile, "tunings that the benchmark saved on this machine"),
 )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from bitnet_tuning.console import counted
+from bitnet_tuning.console import command, counted
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.cgroups import Mount
@@ -21,7 +21,7 @@ from bitnet_tuning.plan.profile import Profile
 from bitnet_tuning.plan.threads import choose_threads
 from bitnet_tuning.verify.selftest import Report
 
-MEASURE = "python3 benchmark_optimized.py"
+MEASURE = command("bench")
 """The command that measures the settings, for remedies."""
 
 PUBLISHED_SIZE = 1_200_000_000

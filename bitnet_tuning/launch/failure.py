@@ -6,7 +6,7 @@ import re
 import signal
 from collections.abc import Iterable
 
-from bitnet_tuning.console import counted, size_text
+from bitnet_tuning.console import command, counted, size_text
 from bitnet_tuning.launch.background import Captured
 from bitnet_tuning.launch.start import CONTROL_C, TASK_LIMITS
 
@@ -16,13 +16,13 @@ _OTHER_CPU = (
 )
 _ASSERTION = (
     "an assertion in the engine failed, see the last lines of its log; if it is about NaN, "
-    "run `python3 -m bitnet_tuning selftest` to check the AVX2 or NEON kernels"
+    f"run `{command('selftest')}` to check the AVX2 or NEON kernels"
 )
 _NO_KERNEL = (
     "most often because a build without AVX2 or NEON kernels computes NaN; "
-    "run `python3 -m bitnet_tuning selftest`"
+    f"run `{command('selftest')}`"
 )
-_NO_FIT = "the build may not support this model; run `python3 -m bitnet_tuning selftest`"
+_NO_FIT = f"the build may not support this model; run `{command('selftest')}`"
 
 _SIGNALS = {
     "SIGILL": _OTHER_CPU,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
-from bitnet_tuning.console import word
+from bitnet_tuning.console import command, word
 from bitnet_tuning.errors import MissingError, TuningError
 from bitnet_tuning.model import types
 from bitnet_tuning.model.types import GENTLE, I2_S, NUMBERS, ModelFile, part_paths
@@ -82,7 +82,7 @@ def choose_model(
     raise MissingError(
         f"found no model: there is no {DEFAULT} and no other i2_s file under models/ "
         f"in {', '.join(folders)}{f'; {wrong[0]}' if wrong else ''}",
-        "name one with -m or BITNET_MODEL, or download one: python3 -m bitnet_tuning model get",
+        f"name one with -m or BITNET_MODEL, or download one: {command('model')} get",
     )
 
 
@@ -94,7 +94,7 @@ def _slim_choice(model: ModelFile, reason: str, state: State) -> Choice:
         note = f"not using the copy with a smaller embedding: {wrong[0]}" if wrong else None
         return Choice(model, reason, note)
     if is_older(copies[0].path, model.path):
-        check = f"check the copy: python3 -m bitnet_tuning model slim {word(model.path)}"
+        check = f"check the copy: {command('model')} slim {word(model.path)}"
         return Choice(model, reason, f"{model.path} is newer than its slim copy; {check}")
     note = f"using {copies[0].path}, the copy of the model with a smaller embedding"
     return Choice(copies[0], f"the slim copy of {reason}", note)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from bitnet_tuning.console import size_text, word
+from bitnet_tuning.console import command, size_text, word
 from bitnet_tuning.namedtuple import NamedTuple
 
 I2_S = "i2_s"
@@ -292,8 +292,8 @@ def gain_text(model: ModelFile, measured: bool = True) -> str | None:
 def slim_advice(model: ModelFile, copies: Sequence[ModelFile]) -> str:
     """Return what to do about a wide embedding: to run the first slim copy, or to make one."""
     if copies:
-        run = f"python3 run_inference.py -m {word(copies[0].path)}"
+        run = f"{command('run')} -m {word(copies[0].path)}"
         return f"run the copy with a smaller embedding: {run}"
     if len(part_paths(model.path)) > 1:
         return f"merge its files first: llama-gguf-split --merge {word(model.path)} OUT.gguf"
-    return f"make a smaller copy: python3 -m bitnet_tuning model slim {word(model.path)}"
+    return f"make a smaller copy: {command('model')} slim {word(model.path)}"

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 
-from bitnet_tuning.console import times
+from bitnet_tuning.console import command, times
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.machine.host import Fingerprint, Host, fingerprint
@@ -294,7 +294,7 @@ def read_profile(path: str) -> Profile:
         what = error if isinstance(error, DamagedError) else "it is not JSON"
         raise UnsupportedError(
             f"{path} is not a valid profile: {what}",
-            "export it again: python3 -m bitnet_tuning profile export ID > FILE",
+            f"export it again: {command('profile')} export ID > FILE",
         ) from error
 
 
@@ -308,7 +308,7 @@ def bound_to(profile: Profile, host: Host, engine: EngineKey) -> Profile:
     if differences:
         raise UnsupportedError(
             f"the profile was measured on a different machine or engine: {'; '.join(differences)}",
-            "measure here: python3 benchmark_optimized.py",
+            f"measure here: {command('bench')}",
         )
     return profile._replace(engine=engine)
 

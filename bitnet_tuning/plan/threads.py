@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bitnet_tuning.console import counted
+from bitnet_tuning.console import command, counted
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.facts import Plan, Request
@@ -266,7 +266,7 @@ def _threads_reason(host: Host, count: int, most: int, limit: int | None) -> str
             f"this process may use {counted(len(host.allowed), 'CPU')}",
             "the hypervisor hides which of them are performance or efficiency cores or share one, "
             f"{told if host.windows_cores else 'so each counts as a core'}; "
-            "python3 benchmark_optimized.py measures what is fastest",
+            f"{command('bench')} measures what is fastest",
         ]
     elif host.threads_per_core > 1:
         parts.append("one thread per core, since a second one gains nothing")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import cycle
 
 from bitnet_tuning import demo
-from bitnet_tuning.console import counted
+from bitnet_tuning.console import command, counted
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.engine.instruction_sets import X86, has
 from bitnet_tuning.errors import MissingError
@@ -149,7 +149,7 @@ def run_selftest(engine: Engine, host: Host, model_path: str | None = None) -> R
     if report.passed:
         return report
     if report.passed is None:
-        idle = "try it when the machine is idle, and see `python3 -m bitnet_tuning doctor`"
+        idle = f"try it when the machine is idle, and see `{command('doctor')}`"
         return report._replace(cause="too slow to tell", remedy=idle)
     if NO_THREADS in " ".join(result.problem or "" for result in results):
         threads = max(result.variant.threads for result in results)
