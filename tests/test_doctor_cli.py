@@ -157,6 +157,16 @@ def test_where_nothing_is_wrong_one_line_says_so(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out == "14 checks are fine (-v shows them)\n"
 
 
+def test_a_command_that_does_not_fit_stands_in_its_own_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    command = "bitnet-tuning model slim /models/of-mine/m.gguf"
+    show([Finding("embedding", "warn", "wide", f"make a smaller copy: {command}", "")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:3] == ["      -> make a smaller copy:", f"      {command}"]
+
+
 def test_text_is_folded_and_paths_stay_whole(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -58,6 +58,8 @@ def show(findings: Sequence[Finding], verbose: bool = False) -> None:
     rows, width = [], text_width()
     for each in findings[::-1]:
         advice = f"\n-> {each.advice}" if each.advice else ""
+        if len(advice) + len("WARN  ") > width:  # a command in a line of its own can be copied
+            advice = ":\n".join(advice.rsplit(": ", 1))
         source = f"\n(source: {each.source})" if verbose and each.state != GOOD else ""
         if verbose or each.state != GOOD:
             rows.append((_WORDS[each.state], f"{each.name}: {each.text}{advice}{source}"))
