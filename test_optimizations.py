@@ -10,7 +10,7 @@ import sys
 # `python3 -I` and PYTHONSAFEPATH leave out the folder of the script, where the package may be.
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 
-from bitnet_tuning.cli.test_optimizations import main
+from bitnet_tuning.__main__ import test_optimizations as main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -287,6 +287,9 @@ class Progress:
             from rich.table import Column  # noqa: PLC0415
         except ImportError:
             return self
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        if console.is_dumb_terminal:
+            return self
         self._bar = progress.Progress(
             progress.BarColumn(bar_width=BAR),
             # On one line: where that is too long, the bar shrinks first, then the text's end goes.
@@ -295,8 +298,9 @@ class Progress:
                 markup=False,
                 table_column=Column(no_wrap=True, overflow="ellipsis"),
             ),
-            console=Console(stderr=True, highlight=False, soft_wrap=True),
+            console=console,
             transient=True,
+            redirect_stdout=False,
         )
         self._bar.add_task("", total=self._total, left="")
         self._bar.start()
@@ -315,6 +319,14 @@ class Progress:
                 description=f"{what} | {self._aside}" if self._aside else what,
                 left=self._left(done),
             )
+
+    def apart(self, write: Callable[[], object]) -> None:
+        """Take the bar away, call ``write``, which prints to stdout, and show the bar again."""
+        if self._bar is not None:
+            self._bar.stop()
+        write()
+        if self._bar is not None:
+            self._bar.start()
 
     def tell(self, line: str, news: object = None, aside: str = "") -> None:
         """Print a line if ``news`` changed or some time passed; a bar shows ``aside`` instead."""

@@ -52,7 +52,7 @@ def test_verdicts(gain: float, verdict: str, state: str) -> None:
 def test_the_reason_has_the_figures() -> None:
     line = speed_line(Engine(1.5, noise=0.0).compared(15), 15, 0)
     assert line.reason == (
-        "faster: 30.0 tokens/s, 20.0 with the upstream default (2 threads, no environment): "
+        "faster: 30.0 tokens/s, 20.0 with bitnet.cpp's own default (2 threads, no variables): "
         "×1.50 (1.50–1.50) in 7 rounds with llama-server"
     )
     assert line.facts is not None
@@ -75,18 +75,18 @@ def test_equal_settings_hardly_ever_get_a_verdict() -> None:
 
 def test_too_little_time_is_no_verdict() -> None:
     rounds = Engine(2.0, seconds=5).compared(30)
-    line = speed_line(rounds, 30, 12.5)
+    line = speed_line(rounds, 30, 42.5)
     assert line.state == SKIP
     assert len(rounds) == 1 < VERDICT_ROUNDS
     assert line.reason == (
-        "a comparison needs 6 rounds, here about 72 s, and only 30 s were left; "
-        "allow more time: --seconds 85"
+        "not decided: a comparison needs 6 rounds, here about 72 s, and only 30 s were left; "
+        "allow more time: --seconds 127"
     )
 
 
 @pytest.mark.parametrize(
     ("breaks", "state", "who"),
-    [(DEFAULT, FAIL, "the plan"), (UPSTREAM, SKIP, "the upstream default")],
+    [(DEFAULT, FAIL, "the plan"), (UPSTREAM, SKIP, "bitnet.cpp's own default")],
 )
 def test_what_cannot_be_measured(breaks: str, state: str, who: str) -> None:
     line = speed_line(Engine(1.0, breaks=breaks).compared(30), 30, 0)

@@ -56,7 +56,7 @@ def test_answers_come_in_the_order_of_the_prompts(prompts: FakePrompts) -> None:
         "stop": "length",
     }
     assert "ü".encode() in done.out
-    assert "3 prompts, 21 tokens generated" in done.err
+    assert re.search(r"answered 3 of 3 prompts in \S+ s: 21 tokens, \S+ tokens/s\n", done.err)
 
 
 def test_each_prompt_is_asked_with_its_own_parameters(prompts: FakePrompts) -> None:
@@ -136,7 +136,8 @@ def test_a_refused_prompt_is_an_error_of_its_own_and_the_others_are_answered(
     assert done.code == 1
     assert done.answers[1] == {"id": 1, "prompt": "too long", "error": "it is 400"}
     assert [answer["id"] for answer in done.answers] == [0, 1, 2]
-    assert "refused 1 of 3" in done.err
+    assert "answered 2 of 3 prompts in " in done.err
+    assert '; 1 failed, id 1: see their "error"\n' in done.err
 
 
 def test_a_prompt_at_which_the_server_fails_is_asked_once_more(prompts: FakePrompts) -> None:
@@ -311,6 +312,22 @@ def test_on_a_terminal_a_bar_shows_the_progress(prompts: FakePrompts) -> None:
     code, out, seen = run_at_terminal(*prompts.command("--slots", "1"), **variables)
     assert (code, out.count(b"\n")) == (0, 6)
     assert re.search(r"[1-6]/6", seen) and "tokens/s" in seen
+
+
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_an_answer_never_stands_in_the_line_of_the_progress(
+    prompts: FakePrompts, term: str
+) -> None:
+    pytest.importorskip("rich")
+    prompts.write([f"p{number}" for number in range(4)])
+    variables = {**prompts.variables(seconds=0.1), "TERM": term, "COLUMNS": "60"}
+    command = ("sh", "-c", 'exec "$0" "$@" >&2', *prompts.command("--slots", "1"))
+    code, _, seen = run_at_terminal(*command, **variables)
+    assert (code, "4/4" in seen) == (0, term == "xterm")
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", seen).split("\n")
+    answers = [json.loads(line)["id"] for line in lines if '"id"' in line]
+    assert answers == [0, 1, 2, 3]
+    assert "answered 4 of 4 prompts in " in lines[-2]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="affinity")

@@ -185,7 +185,7 @@ def test_a_complete_file_needs_no_server(prompts: FakePrompts) -> None:
     before = prompts.to_file("--slots", "1", refuses="long")
     done = prompts.to_file("--slots", "1", "--resume")
     assert (before.code, done.code, done.out) == (1, 1, before.out)
-    assert "refused 1 of 2" in done.err
+    assert '1 failed, id 1: see their "error" in' in done.err
     assert len(prompts.fake.servers()) == 1
 
 
@@ -273,7 +273,7 @@ def write(handle, data):
     )
     assert done.returncode == 1
     assert b"cannot write to" in done.stderr and b"No space left on device" in done.stderr
-    assert b"answered 3 of 12 prompts; add --resume to continue" in done.stderr
+    assert b"answered 3 of 12 prompts; to go on, add --resume to the same command" in done.stderr
     assert prompts.to_file("--slots", "1", "--resume").code == 0
     assert answered(prompts.out) == MANY
 

@@ -272,7 +272,7 @@ def test_after_a_slow_run_one_thread_is_tried(
     code, out, _ = run("--engine", str(fake.cli))
     total = len(selftest.load_cases())
     assert code == 4
-    assert f"SLOW: {total - 1} of {total} runs" in out
+    assert f"SLOW  {total - 1} of {total} runs" in out
 
 
 def test_batches_are_no_cause_if_nothing_else_was_run(tmp_path: Path) -> None:

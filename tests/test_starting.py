@@ -22,6 +22,7 @@ SCRIPTS = (
     "benchmark_optimized.py",
     "test_optimizations.py",
 )
+EMBEDDED = "bitnet_tuning/embedded/__main__.py"
 PATIENCE = 60.0
 
 
@@ -106,6 +107,38 @@ def test_copied_scripts_find_the_package_beside_them(
         done = run(*command, cwd=tmp_path, PYTHONSAFEPATH="1")
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.startswith("usage:")
+
+
+# Ctrl-C
+
+SITE = """\
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == os.environ["INTERRUPT_AT"]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="os.kill sends no SIGINT on Windows")
+@pytest.mark.parametrize("name", ["console", "cli.arguments"])
+def test_ctrl_c_while_modules_are_imported_is_no_traceback(tmp_path: Path, name: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SITE)
+    path = os.pathsep.join((str(tmp_path), str(REPOSITORY)))
+    module = f"bitnet_tuning.{name}"
+    with (REPOSITORY / "pyproject.toml").open() as file:
+        found = [line.partition('"')[2].rstrip('"\n') for line in file if ":" in line[:70]]
+    installed = [each for each in found if each.startswith("bitnet_tuning.")]
+    assert len(installed) == 5
+    doors = [f"from {each.replace(':', ' import ')} as door; door()" for each in installed]
+    commands = [[name] for name in SCRIPTS] + [["-c", code] for code in doors]
+    for command in (*commands, ["-m", "bitnet_tuning", "host"], [EMBEDDED]):
+        if (command, name) != ([EMBEDDED], "cli.arguments"):
+            done = run(sys.executable, *command, "host", PYTHONPATH=path, INTERRUPT_AT=module)
+            assert (done.returncode, done.stdout, done.stderr) == (130, "", ""), command
 
 
 # Full disks

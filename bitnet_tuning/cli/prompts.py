@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from bitnet_tuning.cli.show import show_plan
 from bitnet_tuning.console import Progress, clock, counted, say
 from bitnet_tuning.engine.probe import Speed, rate_text
 from bitnet_tuning.errors import TuningError, UsageError
+from bitnet_tuning.launch.failure import shorten
 from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.memory import context_of
@@ -23,8 +25,8 @@ from bitnet_tuning.serve.server import GoneError, Running
 from bitnet_tuning.serve.session import Totals, ask_all
 from bitnet_tuning.store.state import identity, read_file
 
-LOG_LINES = 12
-"""Number of lines that are printed of the log of a server that ended."""
+LOG_LINES, SHOWN_IDS = 12, 60
+"""Lines printed of the log of a server that ended, and characters of the ids of refused prompts."""
 
 SHOWN_PORT = 8080
 """Port in a plan that is only printed: the default of llama-server."""
@@ -69,9 +71,9 @@ def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") 
             server.running, command, plan, "--api-key" in program.flags, stop.interruptible
         )
         try:
-            _answer_rest(prompts, answers, start, slots, options=options, stop=stop)
+            totals = _answer_rest(prompts, answers, start, slots, options=options, stop=stop)
         except Stopped as stopped:
-            say(f"stopped by {stopped}: {_so_far(answers, len(prompts))}")
+            say(f"interrupted ({stopped}): {_so_far(answers, len(prompts))}")
             return 128 + stopped.number
         except GoneError as gone:
             lines = "\n".join(gone.log.strip().splitlines()[-LOG_LINES:])
@@ -82,9 +84,7 @@ def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") 
         except TuningError:
             say(_so_far(answers, len(prompts)))
             raise
-    if answers.refused:
-        refused = f"{answers.refused} of {len(prompts)} prompts"
-        say(f"the engine refused {refused}: see the field `error` of their answers")
+    say(_outcome(answers, len(prompts), None if options.quiet else totals))
     return finish(facts, 1 if answers.refused else 0, options.quiet)
 
 
@@ -96,25 +96,29 @@ def _answer_rest(
     *,
     options: argparse.Namespace,
     stop: Stop,
-) -> None:
-    """Start the server and ask it the prompts without an answer. Raise TuningError."""
+) -> Totals | None:
+    """Start the server, ask it the prompts without an answer, and return the sums over them; None
+    if every prompt has its answer. Raise TuningError."""
     todo = [prompt for prompt in prompts if prompt.id not in answers.answered]
     if not todo:
-        return
+        return None
     count, before = len(prompts), len(answers.answered)
-    with start() as ready:
-        with Progress(count, lambda done: f"{done:.0f}/{count}", options.quiet) as progress:
+    with Progress(count, lambda done: f"{done:.0f}/{count}", options.quiet) as progress:
+        progress.running("loading the model", before)
+        with start() as ready:
             progress.running("the first answers", before)
 
             def keep(answer: Answer, totals: Totals) -> None:
-                answers.add(answer)
+                progress.apart(lambda: answers.add(answer))
                 done = before + totals.prompts
-                left = totals.seconds / totals.prompts * (count - done)
-                progress.running(f"{_speed(totals)}, about {clock(left)} left", done)
-                progress.tell(f"{done} of {count} prompts, {_speed(totals)}")
+                left = clock(totals.seconds / totals.prompts * (count - done))
+                progress.running(f"{_speed(totals)}, about {left} left", done)
+                progress.tell(f"{done} of {count} prompts, {_speed(totals)}, about {left} left")
 
             totals = ask_all(todo, ready, slots, keep, stop.interruptible)
-        _report(totals, slots, ready.load_seconds, options)
+    if options.stats:
+        say(_stats(totals, ready.load_seconds))
+    return totals
 
 
 def _content(name: str) -> bytes:
@@ -147,23 +151,32 @@ def _resume(answers: AnswerFile, options: argparse.Namespace, count: int) -> Non
 
 def _so_far(answers: AnswerFile | AnswerStream, count: int) -> str:
     to_file = isinstance(answers, AnswerFile)
-    hint = "add --resume to continue" if to_file else "only a run with -o FILE can be resumed"
-    return f"answered {len(answers.answered)} of {count} prompts; {hint}"
+    hint = "; to go on, add --resume to the same command" if to_file else ""
+    return f"answered {len(answers.answered)} of {count} prompts{hint}"
 
 
-def _report(totals: Totals, slots: int, load_seconds: float, options: argparse.Namespace) -> None:
-    if not options.quiet:
-        done = f"{counted(totals.prompts, 'prompt')}, {counted(totals.tokens, 'token')} generated"
-        how = f"{_speed(totals)}, {totals.seconds:.1f} s, {counted(slots, 'slot')}"
-        say(f"{done}, {how}; the model was loaded in {load_seconds:.1f} s")
-    if options.stats and any(totals.timings.values()):
-        # The server measures each slot on its own, while the slots run at the same time.
-        found = totals.timings
-        prompt = rate_text(Speed(found["prompt_n"], found["prompt_ms"]))
-        generation = rate_text(Speed(found["predicted_n"], found["predicted_ms"]))
-        say(f"within one slot: prompt {prompt}, generation {generation}")
-    elif options.stats:
-        say("the server reported no timings")
+def _outcome(answers: AnswerFile | AnswerStream, count: int, totals: Totals | None) -> str:
+    """Return how many prompts were answered, how fast, and which ones the engine refused."""
+    parts, refused = [], answers.refused
+    if totals:
+        now = f", {totals.prompts} of them now," if totals.prompts < count else ""
+        how = f"in {totals.seconds:.1f} s: {counted(totals.tokens, 'token')}, {_speed(totals)}"
+        parts.append(f"answered {count - len(refused)} of {count} prompts{now} {how}")
+    if refused:
+        named = shorten(", ".join(map(json.dumps, refused)), SHOWN_IDS)
+        where = f" in {answers.path}" if isinstance(answers, AnswerFile) else ""
+        parts.append(f'{len(refused)} failed, id {named}: see their "error"{where}')
+    return "; ".join(parts)
+
+
+def _stats(totals: Totals, load_seconds: float) -> str:
+    loaded, found = f"the model was loaded in {load_seconds:.1f} s", totals.timings
+    if not any(found.values()):
+        return f"{loaded}; the server reported no timings"
+    # The server measures each slot on its own, while the slots run at the same time.
+    prompt = rate_text(Speed(found["prompt_n"], found["prompt_ms"]))
+    generation = rate_text(Speed(found["predicted_n"], found["predicted_ms"]))
+    return f"{loaded}; within one slot: prompt {prompt}, generation {generation}"
 
 
 def _speed(totals: Totals) -> str:

@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 from bitnet_tuning.cli.arguments import Parser, add_engine, expanded
-from bitnet_tuning.console import aligned, say
+from bitnet_tuning.cli.show import outcomes
+from bitnet_tuning.console import say
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.failure import shorten
 from bitnet_tuning.machine.detect import read_host
@@ -62,17 +63,19 @@ def report_facts(report: Report) -> dict[str, Any]:
 
 
 def as_text(report: Report) -> str:
-    """Return a paragraph for each run, and the verdict."""
-    verdict = _VERDICTS[report.passed]
-    total = len(report.results)
+    """Return the cause of a failure and what to do, a paragraph for each run with those that failed
+    first, and the verdict."""
+    verdict, rows = _VERDICTS[report.passed], sorted(map(_row, report.results))
+    label = "" if report.passed is None else "likely cause: "
+    why = [(verdict, f"{label}{report.cause}\n{report.remedy or ''}".strip())]
     lines = [
         f"engine {report.engine}",
         f"model  {report.model}",
-        aligned([_row(result) for result in report.results]),
-        f"{verdict}: {report.right} of {total} runs gave the expected text",
+        *([outcomes(why)] if report.cause else []),
+        outcomes(rows),
+        outcomes([(verdict, f"{report.right} of {len(rows)} runs gave the expected text")]),
     ]
-    label = "verdict" if report.passed is None else "likely cause"
-    return "\n".join(lines + ([f"{label}: {report.diagnosis}"] if report.diagnosis else []))
+    return "\n".join(lines)
 
 
 def _row(result: Result) -> tuple[str, str, str]:

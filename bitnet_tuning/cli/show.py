@@ -1,4 +1,4 @@
-"""Print a plan instead of running it, for ``--dry-run`` and ``python3 -m bitnet_tuning plan``."""
+"""Print a plan instead of running it, and the outcomes of checks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from bitnet_tuning.console import aligned, text_width
+from bitnet_tuning.console import aligned, painted, printable, text_width
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.plan.facts import Facts, Plan
 
@@ -70,3 +70,17 @@ def shell_line(plan: Plan) -> str:
     if setting.nice:
         words += ["nice", "-n", str(setting.nice)]
     return " ".join([*words, shlex.join(plan.command)])
+
+
+_COLOURS = {"PASS": "green", "FAIL": "red", "SKIP": "yellow", "SLOW": "yellow", "HINT": "cyan"}
+
+
+def outcomes(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows that begin with one of the words above, which a terminal shows in colour. There,
+    long texts are folded; elsewhere they stay in one line, for other programs."""
+    width = text_width() if sys.stdout is not None and sys.stdout.isatty() else None
+    lines = printable(aligned(rows, width)).splitlines()
+    return "\n".join(
+        painted(line[:4], _COLOURS[line[:4]]) + line[4:] if line[:4] in _COLOURS else line
+        for line in lines
+    )

@@ -6,8 +6,10 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from math import ceil
 from statistics import geometric_mean
 
@@ -15,12 +17,13 @@ from bitnet_tuning import demo
 from bitnet_tuning.bench import comparison
 from bitnet_tuning.bench.comparison import DEFAULT, FILES, SLIM_FILE, UPSTREAM, Round, Rounds, Run
 from bitnet_tuning.bench.knobs import UNLOCKED, measurable, other_file
-from bitnet_tuning.bench.runner import PROGRAMS, Runner, choose_sizes, make_runner
+from bitnet_tuning.bench.runner import PROGRAMS, SECOND, Runner, choose_sizes, make_runner
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS, estimate
 from bitnet_tuning.bench.summary import digits
 from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_no_profile, number
-from bitnet_tuning.console import command, guarded, say, times, word
+from bitnet_tuning.cli.show import outcomes
+from bitnet_tuning.console import Progress, command, counted, guarded, say, times, word
 from bitnet_tuning.engine.builds import FASTER, SLOWER, verdict_words
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.root import Root
@@ -29,16 +32,17 @@ from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import TG, Objective
 from bitnet_tuning.plan.setting import UPSTREAM as UPSTREAM_SETTING
+from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.prepare import read_facts
 from bitnet_tuning.store.codec import to_json
 from bitnet_tuning.store.state import State, default_folder
 from bitnet_tuning.verify import checks
-from bitnet_tuning.verify.checks import FAIL, PASS, SKIP, Line
+from bitnet_tuning.verify.checks import FAIL, HINT, PASS, SKIP, Line
 from bitnet_tuning.verify.running import TOO_SOON, Watched, watch, watched_request
 from bitnet_tuning.verify.selftest import run_selftest
 
-SECONDS = 55.0
-"""Seconds that the whole program takes by default."""
+SECONDS = 50.0
+"""Seconds that the whole program takes by default, unless a single run takes long."""
 
 SMALL_MODEL = 64 << 20
 """Size in bytes of models with which it takes no more rounds than a verdict needs."""
@@ -64,23 +68,30 @@ def run(arguments: list[str]) -> int:
     """Run the program and return its exit code. Raise TuningError."""
     started = time.monotonic()
     options = _read(arguments)
+    limit = options.seconds or SECONDS
     state = State(default_folder(os.environ))
     plan, runner = _find(options, state)
-    lines = []
+    facts, lines = runner.facts, list[Line]()
     if not options.json:
-        facts = runner.facts
         print(f"engine {facts.engine.path}\nmodel  {facts.model.path}", flush=True)
-    with closing(runner):
-        for line in _answers(plan, runner, options, lambda: time.monotonic() - started):
+    say(f"this takes up to {limit:.0f} s")
+    bar = Progress(limit, lambda done: f"{max(0.0, limit - done):.0f} s left")
+
+    def show(what: str) -> None:
+        bar.running(what, time.monotonic() - started)
+
+    with closing(runner), bar:
+        for line in _answers(plan, runner, options, started + limit, show):
             lines.append(line)
             if not options.json:
-                print(f"{line.state}  {line.name:18}  {line.reason}", flush=True)
+                text = outcomes([(line.state, f"{line.name:18}", line.reason)])
+                bar.apart(partial(print, text, flush=True))
     spent = time.monotonic() - started
     passed = not any(line.state == FAIL for line in lines)
     if options.json:
         found = {
-            "engine": runner.facts.engine.path,
-            "model": runner.facts.model.path,
+            "engine": facts.engine.path,
+            "model": facts.model.path,
             "setting": to_json(plan.setting),
             "passed": passed,
             "seconds": round(spent, 3),
@@ -88,7 +99,7 @@ def run(arguments: list[str]) -> int:
         }
         print(json.dumps(found, indent=2))
     else:
-        print(f"{summary(lines)}, in {spent:.0f} s")
+        print(outcomes([(PASS if passed else FAIL, f"{summary(lines)}, in {spent:.0f} s")]))
     say(state.warning and f"warning: {state.warning}")
     return 0 if passed else 1
 
@@ -97,7 +108,8 @@ def _read(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         "test",
         description="Observe the engine while it runs and print for every optimisation whether it "
-        "takes effect: PASS, FAIL or SKIP, with the reason. Exit code: 1 if anything fails.",
+        "takes effect, with the reason: PASS, FAIL, SKIP (it cannot be told) or HINT (what would "
+        "be faster). Exit code: 1 if anything fails.",
     )
     add = parser.add_argument
     add_model(parser)
@@ -131,18 +143,23 @@ def _find(options: argparse.Namespace, state: State) -> tuple[Plan, Runner]:
 
 
 def _answers(
-    plan: Plan, runner: Runner, options: argparse.Namespace, spent: Callable[[], float]
+    plan: Plan,
+    runner: Runner,
+    options: argparse.Namespace,
+    until: float,
+    show: Callable[[str], None],
 ) -> Iterator[Line]:
-    """Yield the lines. ``spent`` returns the seconds since the start."""
-    facts = runner.facts
-    alone = make_plan(Request(), facts._replace(environ={}, profile=None))
-    yield checks.detected(plan, alone.setting.threads, facts.host)
-    run = runner.first_runs()
+    """Yield the lines. ``until`` is when the time is up; ``show`` is told what runs."""
+    facts, half = runner.facts, (time.monotonic() + until) / 2  # the rest is for speeds
+    alone = make_plan(Request(), facts._replace(environ={}, profile=None)).setting
+    yield checks.detected(plan, alone.threads, facts.host)
+    run = runner.first_runs(show)
     if (applied := measurable(plan.setting, runner.bench_flags)) != runner.default:
         runner.default = applied
-        run = runner.first_runs()
+        run = runner.first_runs(show)
+    show("watching the engine's threads")
     rate = max(run.samples.get(TG, (LIKELY_RATE,)))
-    watched = _watched(facts, rate, options.performance_mode)
+    watched = _watched(facts, rate, options.performance_mode, half)
     yield checks.environment(plan, watched)
     yield checks.working(plan, watched)
     yield checks.places(plan, watched, facts.host, facts.engine.openmp)
@@ -151,7 +168,8 @@ def _answers(
     # A system without niceness has no plans that change it.
     niceness = os.getpriority(os.PRIO_PROCESS, 0) if hasattr(os, "getpriority") else 0
     yield from checks.kernel(plan, watched, facts.model.size, niceness, lockable)
-    words = _output(plan, runner)
+    show("checking the engine's texts")
+    words = _output(plan, runner, half)
     yield words
     yield checks.quantization(facts.engine, facts.model)
     if facts.beside is None and facts.model.path not in demo.MODELS:
@@ -161,14 +179,15 @@ def _answers(
         names = (NAME, checks.EMBEDDING) if facts.beside else (NAME,)
         yield from (left_out(why, name) for name in names)
         return
-    yield from _speeds(plan, runner, run, options.seconds, spent())
+    show("comparing speeds")
+    yield from _speeds(plan, runner, run, options.seconds, until)
 
 
-def _watched(facts: Facts, rate: float, performance: bool) -> Watched:
+def _watched(facts: Facts, rate: float, performance: bool, until: float) -> Watched:
     """Run the engine at about ``rate`` tokens/s and return what was observed.
 
     On a busy machine a run may be too short, because the speed was measured far too low, or a
-    thread may get hardly any CPU time. Then run again, with another text.
+    thread may get hardly any CPU time. Then run again, with another text, if there is time.
     """
     tries: list[Watched] = []
     for seed in range(1, WATCHED_RUNS + 1):
@@ -181,77 +200,72 @@ def _watched(facts: Facts, rate: float, performance: bool) -> Watched:
             rate *= RATE_MARGIN
         elif watched.process is None or len(watched.workers) >= plan.setting.threads:
             break
+        if time.monotonic() >= until:
+            break
     return max(tries, key=lambda watched: (watched.failed, len(watched.workers)))
 
 
-def _output(plan: Plan, runner: Runner) -> Line:
+def _output(plan: Plan, runner: Runner, until: float) -> Line:
     facts, setting = runner.facts, plan.setting
     try:
-        report = run_selftest(facts.engine, facts.host)
+        report = run_selftest(facts.engine, facts.host, until=until)
         default = make_plan(Request(), facts._replace(profile=None)).setting
     except TuningError as error:
         return Line(checks.OUTPUT, SKIP, f"the self-test cannot be run: {error.cause}")
     problem = None
     if report.passed and setting != default:
-        problem = Checker(runner.facts, default).problem(setting)
+        checker = Checker(facts, default, runner.patience, runner.residents)
+        problem = checker.problem(setting)
     return checks.output(report, problem)
 
 
 def _speeds(
-    plan: Plan, runner: Runner, first: Run, limit: float | None, earlier: float
+    plan: Plan, runner: Runner, first: Run, limit: float | None, until: float
 ) -> Iterator[Line]:
-    """Compare the plan with the upstream default, and with the other file of the model if there is
-    one. ``limit`` is the seconds that the user allows for the whole program, of which ``earlier``
-    are spent."""
+    """Compare the plan, whose ``first`` run is given, with bitnet.cpp's own default, and with the
+    other file of the model if there is one. ``limit`` is the seconds that the user allows for the
+    whole program."""
     facts = runner.facts
-    settings = {UPSTREAM: UPSTREAM_SETTING, DEFAULT: runner.default}
-    settings |= other_file(facts, runner.default)
-    if settings[DEFAULT] == settings[UPSTREAM]:
-        yield left_out("the plan is the upstream default (2 threads, no environment)")
-        del settings[UPSTREAM]
-    seconds = (limit or SECONDS) - earlier
+    others = {UPSTREAM: UPSTREAM_SETTING} | dict(other_file(facts, runner.default))
+    if runner.default == UPSTREAM_SETTING:
+        yield left_out("the plan is bitnet.cpp's own default (2 threads, no variables)")
+        del others[UPSTREAM]
+    if others and runner.default != plan.setting:
+        say(UNLOCKED)
     is_small = limit is None and facts.model.size <= SMALL_MODEL
-    runs, others = [first], [name for name in settings if name != DEFAULT]
-    if first.problem is None and others:
-        if runner.default != plan.setting:
-            say(UNLOCKED)
-        runs += [runner.measure(name, settings[name], (TG,)) for name in others]
-    good = [run for run in runs if run.problem is None]
-    names = [name for name in settings if name in {run.setting for run in good}]
-    found = dict.fromkeys(others, Rounds(Objective(), [Round(1, "first", tuple(runs), 0.0)]))
-    spent = 0.0
-    # Where there is no time for a verdict on three, there may be for one on two.
-    for some in (names, names[:2]) if len(names) > 2 else (names,) * (len(names) == 2):
-        # On a busy machine one of them may be a hundred times as fast as another.
-        rates = {run.setting: max(run.samples[TG]) for run in good}
-        rate, context = geometric_mean(list(rates.values())), facts.model.context_length
-        runner.sizes = choose_sizes(rate, rate, context, n_prompt=1)
-        least = sum(runner.sizes.n_gen / rates[name] for name in some)
-        if VERDICT_ROUNDS * least > seconds - spent:
-            continue
-        say(f"comparing speeds for up to {max(1.0, seconds - spent):.0f} s")
-        rounds = comparison.compare(
-            some,
-            lambda name, _: runner.measure(name, settings[name], (TG,)),
-            Objective(),
-            seconds - spent,
-            time.monotonic,
-            most=VERDICT_ROUNDS if is_small else MOST_SPEED_ROUNDS,
-        )
-        if not spent or len(rounds) > 1:
-            found |= dict.fromkeys(set(some) & set(others), rounds)
-        spent += rounds.spent
-        if len(rounds) > 1:
-            break
+    most = VERDICT_ROUNDS if is_small else MOST_SPEED_ROUNDS
     path = facts.beside.path if facts.beside else ""
-    for name, rounds in found.items():
-        yield speed_line(rounds, seconds, earlier, name, path, program=runner.program)
+    for shares, name in zip(range(len(others), 0, -1), others, strict=True):
+        seconds = (until - time.monotonic()) / shares
+        settings = {name: others[name], DEFAULT: runner.default}
+        rounds = _compared(runner, first, settings, seconds, most)
+        yield speed_line(rounds, seconds, limit or SECONDS, name, path, program=runner.program)
+
+
+def _compared(
+    runner: Runner, first: Run, settings: Mapping[str, Setting], seconds: float, most: int
+) -> Rounds:
+    def measure(name: str, _: int) -> Run:
+        return runner.measure(name, settings[name], (TG,))
+
+    began, runner.sizes = time.monotonic(), SECOND
+    runs = (first,) if first.problem else (first, measure(next(iter(settings)), 0))
+    rates = [max(run.samples[TG]) for run in runs if run.problem is None]
+    seconds -= time.monotonic() - began
+    if len(rates) == len(settings):
+        # On a busy machine one of them may be a hundred times as fast as the other.
+        rate = geometric_mean(rates)
+        runner.sizes = choose_sizes(rate, rate, runner.facts.model.context_length, n_prompt=1)
+        if VERDICT_ROUNDS * sum(runner.sizes.n_gen / each for each in rates) <= seconds:
+            names, clock = tuple(settings), time.monotonic
+            return comparison.compare(names, measure, Objective(), seconds, clock, most=most)
+    return Rounds(Objective(), [Round(1, "first", runs, 0.0)])
 
 
 def summary(lines: Sequence[Line]) -> str:
-    counts = {state: sum(line.state == state for line in lines) for state in (FAIL, PASS, SKIP)}
-    state = FAIL if counts[FAIL] else PASS
-    return f"{state}: {counts[PASS]} passed, {counts[FAIL]} failed, {counts[SKIP]} skipped"
+    counts = Counter(line.state for line in lines)
+    hints = f", {counted(counts[HINT], 'hint')}" if counts[HINT] else ""
+    return f"{counts[PASS]} passed, {counts[FAIL]} failed, {counts[SKIP]} skipped{hints}"
 
 
 NAME = "tokens/s"
@@ -261,23 +275,23 @@ NAME = "tokens/s"
 def speed_line(
     rounds: Rounds,
     seconds: float,
-    earlier: float,
+    limit: float,
     other: str = UPSTREAM,
     path: str = "",
     *,
     program: str = PROGRAMS[0],
 ) -> Line:
     """Return what the rounds of the ``program`` show of the plan and the ``other`` setting:
-    upstream's, or the plan's with the model's other file, at ``path``. ``seconds`` were allowed
-    for them, after ``earlier`` ones."""
+    upstream's, or the plan's with the model's other file, at ``path``. ``seconds`` of the
+    whole program's ``limit`` were left for them."""
     is_file, is_slim = other in FILES, other == SLIM_FILE
-    name, who, broken, keys = NAME, "upstream default", FAIL, ("upstream", "planned")
+    name, who, broken, keys = NAME, "bitnet.cpp's own default", FAIL, ("upstream", "planned")
     if is_file:
-        name, who, broken, keys = checks.EMBEDDING, other, SKIP, ("original", "slim")
-    for each, called, state in ((DEFAULT, "plan", broken), (other, who, SKIP)):
+        name, who, broken, keys = checks.EMBEDDING, f"the {other}", SKIP, ("original", "slim")
+    for each, called, state in ((DEFAULT, "the plan", broken), (other, who, SKIP)):
         failures = rounds.failures(each)
         if failures and (rounds.problem(each) or not rounds.count(each)):
-            return Line(name, state, f"the {called} cannot be measured: {failures[-1]}")
+            return Line(name, state, f"{called} cannot be measured: {failures[-1]}")
     ours, theirs = (other, DEFAULT) if is_slim else (DEFAULT, other)
     judged = rounds.judge(ours, theirs)
     assert judged.ratio is not None
@@ -291,26 +305,27 @@ def speed_line(
         "phase": TG,
     }
     if judged.ratio.count < VERDICT_ROUNDS:
-        return Line(name, SKIP, _too_few(rounds, seconds, earlier), facts)
-    base = "original file" if is_file else "upstream default (2 threads, no environment)"
+        return Line(name, SKIP, _too_few(rounds, seconds, limit), facts)
+    base = "the original file" if is_file else "bitnet.cpp's own default (2 threads, no variables)"
     reason = (
         f"{verdict_words(judged.verdict)}: {digits(speeds[1])} tokens/s, {digits(speeds[0])} with "
-        f"the {base}: {times(*judged.ratio)} in {judged.ratio.count} rounds with {program}"
+        f"{base}: {times(*judged.ratio)} in {judged.ratio.count} rounds with {program}"
     )
     if judged.verdict != (FASTER if is_slim else SLOWER):
         return Line(name, PASS, reason, facts)
     advice = f"find a faster setting: {command('bench')}"
     if is_file:
         advice = f"to run the {other}, whose words may differ: -m {word(path)}"
-    return Line(name, SKIP if is_slim else FAIL, f"{reason}; {advice}", facts)
+    return Line(name, HINT if is_slim else FAIL, f"{reason}; {advice}", facts)
 
 
-def _too_few(rounds: Rounds, seconds: float, earlier: float) -> str:
+def _too_few(rounds: Rounds, seconds: float, limit: float) -> str:
     every = (rounds.reference, *(run.setting for each in rounds for run in each.runs))
     enough = 1.2 * rounds.cost(tuple(dict.fromkeys(every)), VERDICT_ROUNDS)
+    more = ceil(limit + 2 * (enough - seconds))  # two comparisons may share what is left
     return (
-        f"a comparison needs {VERDICT_ROUNDS} rounds, here about {enough:.0f} s, and only "
-        f"{max(0.0, seconds):.0f} s were left; allow more time: --seconds {ceil(earlier + enough)}"
+        f"not decided: a comparison needs {VERDICT_ROUNDS} rounds, here about {enough:.0f} s, and "
+        f"only {max(0.0, seconds):.0f} s were left; allow more time: --seconds {more}"
     )
 
 

@@ -31,8 +31,6 @@ BROKEN_PIPE = 141
 
 def main(argv: list[str]) -> int:
     """Run one command line and return its exit code; every error is printed, none is raised."""
-    from bitnet_tuning.console import code_of, tell  # noqa: PLC0415 (needs the path above)
-
     try:
         _dispatch(argv)
         if sys.stdout is not None:
@@ -43,6 +41,8 @@ def main(argv: list[str]) -> int:
     except BrokenPipeError:
         return BROKEN_PIPE
     except Exception as error:
+        from bitnet_tuning.console import code_of, tell  # noqa: PLC0415 (needs the path above)
+
         return code_of(error, tell)
 
 

@@ -185,14 +185,14 @@ class AnswerStream:
         self, prompts: Sequence[Prompt], interruptible: Callable[[], AbstractContextManager[object]]
     ) -> None:
         self.answered: set[object] = set()
-        self.refused = 0
+        self.refused: list[object] = []
         self._order = deque(prompt.id for prompt in prompts)
         self._held_back: dict[object, Answer] = {}
         self._interruptible = interruptible
 
     def add(self, answer: Answer) -> None:
         """Write the answers whose turn it is. Raise BrokenPipeError if the reader is gone."""
-        self.refused += "error" in answer.facts
+        self.refused += [answer.facts["id"]] if "error" in answer.facts else []
         self._held_back[answer.facts["id"]] = answer
         while self._order and self._order[0] in self._held_back:
             ready = self._held_back.pop(self._order.popleft())
@@ -224,7 +224,7 @@ class AnswerFile:
         """
         self.path = path
         self.answered: set[object] = set()
-        self.refused = 0
+        self.refused: list[object] = []
         self._requests = {each.id: digest(json.dumps([*each, setting])) for each in prompts}
         self._prompts = {prompt.id: prompt for prompt in prompts}
         try:
@@ -293,7 +293,7 @@ class AnswerFile:
             return False
         if is_theirs and prompt.id not in self.answered:
             self.answered.add(prompt.id)
-            self.refused += "error" in facts
+            self.refused += [prompt.id] if "error" in facts else []
         return is_theirs
 
     def _refuse(self, number: int) -> None:
@@ -312,7 +312,7 @@ class AnswerFile:
         except OSError as error:
             raise TuningError(f"cannot write to {self.path}: {error.strerror}") from error
         self.answered.add(answer.facts["id"])
-        self.refused += "error" in answer.facts
+        self.refused += [answer.facts["id"]] if "error" in answer.facts else []
 
 
 def _line(facts: dict[str, Any]) -> bytes:

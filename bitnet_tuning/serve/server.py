@@ -53,17 +53,8 @@ KEY_VARIABLE = "LLAMA_API_KEY"
 """Variable from which the server reads its API key; other users cannot see it, as they would see
 a key in the arguments."""
 
-_IN_THE_WAY = frozenset(
-    (
-        KEY_VARIABLE,
-        "LLAMA_ARG_API_PREFIX",
-        "LLAMA_ARG_EMBEDDINGS",
-        "LLAMA_ARG_RERANKING",
-        "LLAMA_ARG_SSL_CERT_FILE",
-        "LLAMA_ARG_SSL_KEY_FILE",
-        "LLAMA_ARG_NO_CONT_BATCHING",
-    )
-)
+_ARGUMENTS = "API_PREFIX EMBEDDINGS RERANKING SSL_CERT_FILE SSL_KEY_FILE NO_CONT_BATCHING"
+_IN_THE_WAY = frozenset((KEY_VARIABLE, *(f"LLAMA_ARG_{name}" for name in _ARGUMENTS.split())))
 """Variables of llama.cpp that would change what the server serves, or how. They are removed."""
 
 _TRIES = 4

@@ -19,7 +19,8 @@ from bitnet_tuning.plan.openmp import BINDING
 from bitnet_tuning.verify.running import Watched
 from bitnet_tuning.verify.selftest import Report
 
-PASS, FAIL, SKIP = "PASS", "FAIL", "SKIP"
+PASS, FAIL, SKIP, HINT = "PASS", "FAIL", "SKIP", "HINT"
+"""States of a line: skipped is what cannot be told, and a hint names what would be faster."""
 
 EMBEDDING = "embedding"
 """Name of the line about the type of the embedding, or of the speed with a smaller one."""
@@ -61,10 +62,10 @@ def detected(plan: Plan, computed: int, host: Host) -> Line:
     name, reason = "threads detected", plan.reasons["threads"]
     if plan.setting.threads != computed:
         reason = f"{reason} (computed for this machine: {computed})"
-    if plan.setting.threads > len(host.allowed):
-        return Line(name, FAIL, f"{reason}; only {counted(len(host.allowed), 'CPU')} may be used")
-    if host.quota is not None and host.exceeds_quota(plan.setting.threads):
-        return Line(name, FAIL, f"{reason}; the quota is only {counted(host.quota, 'CPU')}")
+    over = host.quota is not None and host.exceeds_quota(plan.setting.threads)
+    if over or plan.setting.threads > len(host.allowed):
+        most = counted(host.quota if over and host.quota else len(host.allowed), "CPU")
+        return Line(name, FAIL, f"only {most} may be used; plan fewer threads than {reason}")
     return Line(name, PASS, reason)
 
 
@@ -83,7 +84,7 @@ def environment(plan: Plan, watched: Watched) -> Line:
     if not env:
         return Line(name, PASS, f"no variable is needed: {plan.reasons['env']}")
     shown = " ".join(f"{key}={text}" for key, text in env.items())
-    return Line(name, PASS, f"{shown} in the engine's process {process.id}")
+    return Line(name, PASS, f"the engine's process {process.id} has {shown}")
 
 
 def _unseen(name: str, watched: Watched) -> Line:
@@ -111,13 +112,11 @@ def working(plan: Plan, watched: Watched) -> Line:
     planned, count, most = plan.setting.threads, len(workers), max(worker.ran for worker in workers)
     surely = sum(worker.ran >= SURE_SHARE * most for worker in workers)
     if surely > planned:
-        seen = counted(surely, "thread")
-        reason = f"{seen} working, but {planned} planned: the engine starts more than -t says"
-        return Line(name, FAIL, reason)
+        why = f"look for a thread count in what starts the engine; {planned} are planned"
+        return Line(name, FAIL, f"{counted(surely, 'thread')} computing: {why}")
     if count < planned:
-        reason = f"{count} of {planned} threads working: {_why_fewer(watched)}"
-        return Line(name, FAIL, reason)
-    return Line(name, PASS, f"{counted(planned, 'thread')} working")
+        return Line(name, FAIL, f"{_why_fewer(watched)} ({count} of {planned} threads compute)")
+    return Line(name, PASS, f"{counted(planned, 'thread')} computing, as planned")
 
 
 def _why_fewer(watched: Watched) -> str:
@@ -126,7 +125,7 @@ def _why_fewer(watched: Watched) -> str:
     variables = (watched.process and watched.process.variables) or {}
     limit = variables.get("OMP_THREAD_LIMIT", "")
     if limit.isdecimal() and int(limit) <= len(watched.workers):
-        return f"OMP_THREAD_LIMIT={limit} allows no more, whatever -t says; unset OMP_THREAD_LIMIT"
+        return f"OMP_THREAD_LIMIT={limit} allows no more threads, whatever -t says; unset it"
     if variables.get("OMP_DYNAMIC", "").lower() in ("true", "1"):
         return "OMP_DYNAMIC lets the OpenMP runtime use fewer; unset OMP_DYNAMIC"
     return "the engine uses fewer threads than -t says, or other programs keep the CPUs busy"
@@ -145,7 +144,7 @@ def places(plan: Plan, watched: Watched, host: Host, runtime: str | None) -> Lin
         return Line(name, FAIL, wrong)
     different = sorted(set(masks), key=sorted)
     shown = " | ".join(map(format_list, different))
-    own = "each thread has its own: " if len(different) == len(masks) > 1 else ""
+    own = "each thread keeps to its own: " if len(different) == len(masks) > 1 else ""
     return Line(name, PASS, f"{own}{'CPU' if shown.isdecimal() else 'CPUs'} {shown}")
 
 
@@ -157,7 +156,7 @@ def _misplaced(
     if every - permitted:
         return (
             f"the threads may use CPUs {format_list(every)}, but the plan allows only "
-            f"{format_list(permitted)}"
+            f"{format_list(permitted)}: look for taskset in what starts the engine"
         )
     left_out = _crowded(masks, host.cores, permitted)
     if left_out:
@@ -279,10 +278,11 @@ def own_count(plan: Plan, watched: Watched) -> Line:
     threads, batch = int(found[1]), int(found[2] or found[1])
     # An engine that prints one number uses it for prompts, too.
     planned = plan.setting.threads, plan.setting.threads_batch if found[2] else plan.setting.threads
-    said = f"{threads} for generation and {batch} for prompts"
+    said = f"its log says {threads} for generation and {batch} for prompts"
     if (threads, batch) == planned:
-        return Line(name, PASS, said)
-    return Line(name, FAIL, f"{said} instead of {planned[0]} and {planned[1]} as planned")
+        return Line(name, PASS, f"{said}, as planned")
+    why = f"{planned[0]} and {planned[1]} are planned: look for -t in what starts the engine"
+    return Line(name, FAIL, f"{said}, but {why}")
 
 
 def output(report: Report, problem: str | None) -> Line:
@@ -291,10 +291,13 @@ def output(report: Report, problem: str | None) -> Line:
     if report.passed is None:
         return Line(OUTPUT, SKIP, f"the self-test is {report.cause}")
     if not report.passed:
-        return Line(OUTPUT, FAIL, f"the self-test fails: {report.diagnosis}")
+        count = f"{len(report.results) - report.right} of {len(report.results)}"
+        return Line(OUTPUT, FAIL, f"{report.diagnosis} ({count} known texts come out wrong)")
     if problem:
         return Line(OUTPUT, FAIL, f"with the planned setting: {problem}")
-    return Line(OUTPUT, PASS, f"all {report.right} texts of the self-test are right")
+    return Line(
+        OUTPUT, PASS, f"{counted(report.right, 'known text')} of the demo model came out right"
+    )
 
 
 def quantization(engine: Engine, model: ModelFile) -> Line:
@@ -302,7 +305,8 @@ def quantization(engine: Engine, model: ModelFile) -> Line:
     if kind == I2_S:
         weights = sum(share.weights for share in model.types)
         ternary = sum(share.weights for share in model.types if share.name == I2_S)
-        return Line(name, PASS, f"{ternary / max(1, weights):.0%} of the weights are i2_s")
+        share = f"{ternary / max(1, weights):.0%} of the weights"
+        return Line(name, PASS, f"{share} are in bitnet.cpp's fast format")
     if engine.i2_s is False:
         what = "the embedded engine" if engine.embedded else "mainline llama.cpp"
         return Line(name, SKIP, f"the model is {kind}; {what} has no i2_s kernels")
@@ -313,9 +317,9 @@ def quantization(engine: Engine, model: ModelFile) -> Line:
 
 def embedding(model: ModelFile) -> Iterator[Line]:
     """Yield a line on the embedding of a model without a slim copy, if it has an embedding."""
-    cost = gain_text(model)
+    cost = gain_text(model, measured=False)
     if is_wide(model):
-        yield Line(EMBEDDING, SKIP, f"{cost}; {slim_advice(model, ())}")
+        yield Line(EMBEDDING, HINT, f"{cost}; {slim_advice(model, ())}")
     elif cost:
         yield Line(EMBEDDING, PASS, cost)
 

@@ -22,7 +22,7 @@ PROMPT = "How many threads"
 WATCHED_SECONDS = 1.5
 """Seconds that the generation should take."""
 
-FEWEST, MOST = 24, 1500
+FEWEST, MOST = 12, 1500
 """Fewest and most tokens to generate."""
 
 CONTEXT = 2048

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from itertools import cycle
+from math import inf
 
 from bitnet_tuning import demo
 from bitnet_tuning.console import command, counted
@@ -131,10 +133,13 @@ def variants(cases: Sequence[KnownText], usable: int) -> Iterator[tuple[KnownTex
     yield from zip(sorted(cases, key=lambda case: -len(case.prompt)), cycle(ways), strict=False)
 
 
-def run_selftest(engine: Engine, host: Host, model_path: str | None = None) -> Report:
+def run_selftest(
+    engine: Engine, host: Host, model_path: str | None = None, until: float = inf
+) -> Report:
     """Run every case; after one that does not end in time, with one thread, until one of these does
-    not end either. ``model_path`` names another file of the demo model. Raise MissingError if the
-    file does not exist, UnsupportedError if the engine cannot load it."""
+    not end either. No case but the first starts after ``until``, by the monotonic clock.
+    ``model_path`` names another file of the demo model. Raise MissingError if the file does not
+    exist, UnsupportedError if the engine cannot load it."""
     model = read_model(model_path or demo.right_model(engine.i2_s))
     results: list[Result] = []
     is_slow = False
@@ -145,6 +150,8 @@ def run_selftest(engine: Engine, host: Host, model_path: str | None = None) -> R
             if way.threads == 1:
                 break
             is_slow = True
+        if time.monotonic() >= until:
+            break
     report = Report(engine.path, model.path, tuple(results))
     if report.passed:
         return report
