@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_root
-from bitnet_tuning.console import aligned, counted, painted, text_width
+from bitnet_tuning.cli.show import outcomes
+from bitnet_tuning.console import aligned, counted, text_width
 from bitnet_tuning.doctor import examine
 from bitnet_tuning.doctor.case import BAD, GOOD, UNKNOWN, WARN, Finding, summary
 from bitnet_tuning.doctor.gather import gather
@@ -49,7 +49,6 @@ def run(arguments: list[str]) -> int:
 
 
 _WORDS = {BAD: "BAD", WARN: "WARN", UNKNOWN: "?", GOOD: "ok"}
-_COLOURS = {"BAD": "red", "WARN": "yellow", "?": "cyan", "ok": "green"}
 
 
 def show(findings: Sequence[Finding], verbose: bool = False) -> None:
@@ -63,9 +62,10 @@ def show(findings: Sequence[Finding], verbose: bool = False) -> None:
         source = f"\n(source: {each.source})" if verbose and each.state != GOOD else ""
         if verbose or each.state != GOOD:
             rows.append((_WORDS[each.state], f"{each.name}: {each.text}{advice}{source}"))
-    pattern = f"(?m)^({'|'.join(map(re.escape, _COLOURS))})(?= )"
-    text = re.sub(pattern, lambda word: painted(word[0], _COLOURS[word[0]]), aligned(rows, width))
-    print(*filter(None, (text, aligned([[_closing(findings, verbose)]], width))), sep="\n\n")
+    print(
+        *filter(None, (outcomes(rows, width), aligned([[_closing(findings, verbose)]], width))),
+        sep="\n\n",
+    )
 
 
 def _closing(findings: Sequence[Finding], verbose: bool) -> str:

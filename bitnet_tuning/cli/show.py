@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -72,15 +73,15 @@ def shell_line(plan: Plan) -> str:
     return " ".join([*words, shlex.join(plan.command)])
 
 
-_COLOURS = {"PASS": "green", "FAIL": "red", "SKIP": "yellow", "SLOW": "yellow", "HINT": "cyan"}
+_WORDS = {"red": "FAIL BAD", "yellow": "SKIP SLOW WARN", "cyan": "HINT ?", "green": "PASS ok"}
+_COLOURS = {word: colour for colour, words in _WORDS.items() for word in words.split()}
 
 
-def outcomes(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows that begin with one of the words above, which a terminal shows in colour. There,
-    long texts are folded; elsewhere they stay in one line, for other programs."""
-    width = text_width() if sys.stdout is not None and sys.stdout.isatty() else None
-    lines = printable(aligned(rows, width)).splitlines()
-    return "\n".join(
-        painted(line[:4], _COLOURS[line[:4]]) + line[4:] if line[:4] in _COLOURS else line
-        for line in lines
-    )
+def outcomes(rows: Sequence[Sequence[str]], width: int | None = None) -> str:
+    """Return rows in columns, with colours on a terminal for the words above at the start. They are
+    folded at a ``width``, by default only on a terminal: other programs get whole lines."""
+    if width is None and sys.stdout is not None and sys.stdout.isatty():
+        width = text_width()
+    pattern = f"(?m)^({'|'.join(map(re.escape, _COLOURS))})(?= )"
+    text = printable(aligned(rows, width))
+    return re.sub(pattern, lambda word: painted(word[0], _COLOURS[word[0]]), text)
