@@ -23,7 +23,7 @@ from bitnet_tuning.bench.summary import digits
 from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_no_profile, number
 from bitnet_tuning.cli.show import outcomes
-from bitnet_tuning.console import Progress, command, counted, guarded, say, times, word
+from bitnet_tuning.console import Progress, columns, command, counted, guarded, say, times, word
 from bitnet_tuning.engine.builds import FASTER, SLOWER, verdict_words
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.root import Root
@@ -49,6 +49,9 @@ SMALL_MODEL = 64 << 20
 
 LIKELY_RATE = 20.0
 """Assumed speed in tokens/s where the engine cannot be measured."""
+
+WIDE = 80
+"""Characters of a terminal's width from which the reasons are a column of their own."""
 
 RATE_MARGIN = 20.0
 """Factor by which the first measured speed may be too low."""
@@ -84,8 +87,9 @@ def run(arguments: list[str]) -> int:
         for line in _answers(plan, runner, options, started + limit, show):
             lines.append(line)
             if not options.json:
-                text = outcomes([(line.state, f"{line.name:18}", line.reason)])
-                bar.apart(partial(print, text, flush=True))
+                words = [f"{line.name:18}", line.reason]
+                cells = words if columns() >= WIDE else [": ".join(map(str.strip, words))]
+                bar.apart(partial(print, outcomes([[line.state, *cells]]), flush=True))
     spent = time.monotonic() - started
     passed = not any(line.state == FAIL for line in lines)
     if options.json:
