@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -39,7 +41,7 @@ from bitnet_tuning.verify.selftest import load_cases
 from tests.conftest import REPOSITORY
 from tests.engines import FakeEngine
 from tests.gguf_files import write_bitnet
-from tests.processes import alive
+from tests.processes import alive, run_at_terminal, until
 from tests.profile_samples import profile
 
 SCRIPT = REPOSITORY / "test_optimizations.py"
@@ -369,6 +371,35 @@ def test_errors_have_their_exit_code(
     done = run(engine.cli, *flags)
     assert done.code == code
     assert done.err.startswith("bitnet-tuning: error: ")
+
+
+def test_ctrl_c_exits_with_130_and_leaves_no_engine(engine: FakeEngine) -> None:
+    flags = ("--engine", str(engine.cli), "-m", demo.I2_S)
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), *flags],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **engine.environment(sleep=600)},
+        text=True,
+    )
+    until(engine.prompts)
+    process.send_signal(signal.SIGINT)
+    assert "Traceback" not in process.communicate(timeout=300)[1]
+    assert process.returncode == 130
+    until(lambda: not any(alive(each["pid"]) for each in engine.prompts()))
+
+
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_a_terminal_gets_colours_and_folded_texts(engine: FakeEngine, term: str) -> None:
+    command = ("sh", "-c", 'exec "$0" "$@" >&2', sys.executable, str(SCRIPT), "--no-speed")
+    flags = ("--engine", str(engine.cli), "-m", demo.I2_S)
+    variables = {"TERM": term, "COLUMNS": "60", **working(engine)}
+    code, _, seen = run_at_terminal(*command, *flags, **variables)
+    assert (code, "\x1b[32mPASS\x1b[0m  environment: " in seen) == (0, term == "xterm")
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", seen).split("\n")
+    states = [line for line in plain if line.startswith(("PASS", "SKIP"))]
+    assert len(states) == 9 and max(map(len, states)) <= 60
+    assert any(line.startswith("      ") for line in plain), "a hanging indent"
 
 
 def test_pytest_finds_no_test_in_the_program() -> None:

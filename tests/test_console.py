@@ -154,6 +154,16 @@ def test_quiet_progress_prints_nothing(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err == ""
 
 
+def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr("sys.stderr", terminal)
+    with Progress(10, str) as progress:
+        progress.running("nothing", 1)
+        progress.tell("a line", "news")
+    assert terminal.getvalue() == f"{console.NAME}: a line\n"
+
+
 def test_messages_appear_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rich")
     terminal = Terminal()

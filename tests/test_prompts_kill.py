@@ -67,8 +67,11 @@ def test_a_launcher_ended_by_a_signal_leaves_no_program_and_can_be_resumed(
     process = prompts.begin(*flags, out=subprocess.DEVNULL, hangs=6, leaves=1)
     until(lambda: prompts.out.exists() and prompts.out.read_bytes().count(b"\n") >= 3)
     process.send_signal(number)
-    checked(0, b"", process.communicate(timeout=SECONDS)[1])
+    done = checked(0, b"", process.communicate(timeout=SECONDS)[1])
     assert process.returncode == ENDS[number]
+    if number != signal.SIGKILL:
+        assert f"interrupted ({number.name}): answered " in done.err
+        assert done.err.endswith(" of 12 prompts; to go on, add --resume to the same command\n")
     (server,) = prompts.fake.servers()
     child = json.loads((prompts.fake.bin / "children.jsonl").read_text())["pid"]
     until(lambda: not alive(server["pid"]) and not alive(child))

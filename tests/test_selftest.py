@@ -112,7 +112,17 @@ def test_wrong_words_fail_with_both_texts(tmp_path: Path, run: Run) -> None:
     assert "PASS" not in out
     assert "got       GGGGGGGG" in out
     assert "expected" in out
-    assert "likely cause:" in out
+    lines = out.splitlines()
+    assert lines[2].startswith("FAIL  likely cause: ") and lines[3].startswith("      ")
+    total = len(selftest.load_cases())
+    assert lines[-1] == f"FAIL  0 of {total} runs gave the expected text"
+
+
+def test_after_the_time_is_up_no_other_case_starts(tmp_path: Path) -> None:
+    fake = FakeEngine(tmp_path / "checkout")
+    engine = know(locate_all(str(fake.cli), {}, ())[0], State(str(tmp_path / "state")))
+    host = Machine(tmp_path / "host").host()
+    assert len(selftest.run_selftest(engine, host, demo.TQ2_0, until=0).results) == 1
 
 
 def test_an_engine_that_crashes_fails_with_its_reason(tmp_path: Path, run: Run) -> None:
