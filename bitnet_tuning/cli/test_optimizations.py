@@ -44,14 +44,12 @@ from bitnet_tuning.verify.selftest import run_selftest
 SECONDS = 50.0
 """Seconds that the whole program takes by default, unless a single run takes long."""
 
-SMALL_MODEL = 64 << 20
-"""Size in bytes of models with which it takes no more rounds than a verdict needs."""
+SMALL_MODEL, WIDE = 64 << 20, 80
+"""Size in bytes of models with which it takes no more rounds than a verdict needs; characters of a
+line in which names have a column of their own."""
 
 LIKELY_RATE = 20.0
 """Assumed speed in tokens/s where the engine cannot be measured."""
-
-WIDE = 80
-"""Characters of a terminal's width from which the reasons are a column of their own."""
 
 RATE_MARGIN = 20.0
 """Factor by which the first measured speed may be too low."""
@@ -87,8 +85,9 @@ def run(arguments: list[str]) -> int:
         for line in _answers(plan, runner, options, started + limit, show):
             lines.append(line)
             if not options.json:
-                words = [f"{line.name:18}", line.reason]
-                cells = words if columns() >= WIDE else [": ".join(map(str.strip, words))]
+                cells = [f"{line.name:18}", line.reason]
+                if columns() < WIDE:
+                    cells = [f"{line.name}: {line.reason}"]
                 bar.apart(partial(print, outcomes([[line.state, *cells]]), flush=True))
     spent = time.monotonic() - started
     passed = not any(line.state == FAIL for line in lines)
