@@ -17,7 +17,7 @@ from bitnet_tuning.verify.selftest import Report, Result, first_difference, run_
 
 _VERDICTS = {True: "PASS", False: "FAIL", None: "SLOW"}
 
-_SHOWN = 60
+_SHOWN = 44
 """Number of characters to show of a text, from the first one that differs."""
 
 
@@ -78,12 +78,12 @@ def as_text(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _row(result: Result) -> tuple[str, str, str]:
-    title = shorten(result.case.prompt, 32)
+def _row(result: Result) -> tuple[str, str]:
+    title = f"{shorten(result.case.prompt, 32)} ({result.variant})"
     if result.passed:
-        return "PASS", title, str(result.variant)
+        return "PASS", title
     texts = result.case.text.strip(), result.got.strip()
     at = first_difference(*texts)
-    expected, got = (shorten(text[at:], _SHOWN) for text in texts)
-    differs = f"the text differs from character {at + 1} on:\nexpected  {expected}\ngot       {got}"
-    return _VERDICTS[result.passed], title, f"{result.variant}\n{result.problem or differs}"
+    expected, got = (shorten(text[at:], _SHOWN) or "nothing" for text in texts)
+    differs = f"differs from character {at + 1} on:\nexpected  {expected}\ngot       {got}"
+    return _VERDICTS[result.passed], f"{title}: {result.problem or differs}"
