@@ -55,6 +55,7 @@ from benchmarks.weather import (
     Sample,
     Subject,
     engine_folders,
+    explained,
     machine,
     neighbours,
     paired,
@@ -452,4 +453,4 @@ def warm_up(case: Case, rows: Sequence[Row], options: argparse.Namespace) -> flo
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(explained(main))

@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.weather import machine, neighbours, parse_weather, warn_if_busy
+from benchmarks.weather import explained, machine, neighbours, parse_weather, warn_if_busy
 from bitnet_tuning.bench.comparison import DEFAULT, Run, Sizes, compare
 from bitnet_tuning.bench.llama_bench import Bench
 from bitnet_tuning.bench.resident import Residents, find_residents
@@ -194,4 +194,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(explained(main))

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.weather import (
     Report,
     engine_folders,
+    explained,
     machine,
     markdown,
     stop_on_signals,
@@ -214,4 +215,4 @@ def measure_engine(folder: str, options: argparse.Namespace, report: Report) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(explained(main))

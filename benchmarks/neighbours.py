@@ -50,6 +50,7 @@ from benchmarks.weather import (
     Weather,
     engine_folders,
     estimate,
+    explained,
     failures,
     has_autogroups,
     launcher,
@@ -395,4 +396,4 @@ def run_all(options: argparse.Namespace, facts: dict[str, object], state: str) -
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(explained(main))

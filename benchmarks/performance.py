@@ -24,6 +24,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.weather import explained
 from bitnet_tuning.bench.comparison import Round, Rounds, Run, Sizes, turns
 from bitnet_tuning.bench.llama_bench import words
 from bitnet_tuning.bench.runner import Runner, find_bench
@@ -259,4 +260,4 @@ COMPARISONS = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(explained(main))

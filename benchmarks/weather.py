@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bitnet_tuning.bench.statistics import estimate as estimated
-from bitnet_tuning.console import times
+from bitnet_tuning.console import code_of, say, times
 from bitnet_tuning.engine.find import GOMP, LLVM, Engine
 from bitnet_tuning.engine.probe import parse_timings
+from bitnet_tuning.errors import TuningError
 from bitnet_tuning.launch.background import Captured, capture
 from bitnet_tuning.launch.failure import failure
 from bitnet_tuning.machine.load import read_cpu_times
@@ -61,6 +62,15 @@ UNBOUND: Mapping[str, str] = {}
 BOUND = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
 PASSIVE = {LLVM: {"KMP_BLOCKTIME": "0"}, GOMP: {"OMP_WAIT_POLICY": "passive"}}
 """Variables that let waiting threads sleep at once, by OpenMP runtime."""
+
+
+def explained(main: Callable[[], int]) -> int:
+    """Run a benchmark, print what it lacks if that ends it, such as an engine or an extra, and
+    return the exit code."""
+    try:
+        return main()
+    except TuningError as error:
+        return code_of(error, say)
 
 
 class Weather(NamedTuple):

@@ -18,6 +18,7 @@ from benchmarks.weather import (
     Report,
     Sample,
     Weather,
+    explained,
     load_samples,
     markdown,
     neighbours,
@@ -27,6 +28,7 @@ from benchmarks.weather import (
     thread_counts,
 )
 from bitnet_tuning import demo
+from bitnet_tuning.errors import MissingError
 from bitnet_tuning.launch.background import Captured
 from tests.engines import FakeEngine
 from tests.processes import SECONDS, alive, programs, until
@@ -303,3 +305,34 @@ def test_without_an_engine_it_says_what_to_name() -> None:
     done = run("neighbours.py", "--rounds", "1")
     assert done.returncode == 1
     assert "--engine FOLDER" in done.stderr
+
+
+def test_a_benchmark_says_what_it_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    def lacking() -> int:
+        raise MissingError("no engine", "name one with --engine")
+
+    assert explained(lacking) == 3
+    assert capsys.readouterr().err == "bitnet-tuning: error: no engine\n  name one with --engine\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "module", "extra"),
+    [
+        ("benchmarks.tuner_trials", "optuna", "test"),
+        ("tools.train_demo_model", "torch", "train"),
+        ("tools.embedding_loss", "torch", "train"),
+    ],
+)
+def test_programs_name_the_extra_that_is_missing(program: str, module: str, extra: str) -> None:
+    hidden = f"import runpy, sys; sys.modules[{module!r}] = None; sys.path.insert(0, '.')"
+    code = f"{hidden}; runpy.run_module({program!r}, run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=SCRIPTS.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert len(done.stderr.splitlines()) == 1
+    assert f"the extra {extra}" in done.stderr

@@ -15,6 +15,11 @@ import re
 import subprocess
 import tempfile
 
+try:
+    import torch  # noqa: F401 (the modules below need it)
+except ImportError as error:
+    raise SystemExit(f"error: {error}; needs the extra train: pip install -e '.[train]'") from None
+
 from bitnet_tuning import demo
 from tools.demo_model import corpus, evaluate, network
 from tools.demo_model.vocabulary import learn_vocabulary

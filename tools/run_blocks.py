@@ -31,7 +31,9 @@ from tests.gguf_files import write_bitnet
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/usage.md", "docs/prompts.md")
 REPOSITORY, FILE = "microsoft/BitNet-b1.58-2B-4T-gguf", "ggml-model-i2_s.gguf"
-_BLOCK = re.compile(r"^(## )|(?:<!-- (not run|needs): (.+?) -->\n)?^```bash\n(.*?)^```$", re.M | re.S)
+_BLOCK = re.compile(
+    r"^(## )|(?:<!-- (not run|needs): (.+?) -->\n)?^```bash\n(.*?)^```$", re.M | re.S
+)
 _KEPT = re.compile(r"PATH|USER|TERM|LANG|.*_proxy|.*_PROXY|PIP_.*|UV_.*|SSL_.*|.*_CA_BUNDLE")
 """Variables of ours that a new user's shell might have, too."""
 
@@ -47,9 +49,9 @@ class Block(NamedTuple):
     """Why it does not run here."""
 
 
-def read_blocks(page: str) -> list[Block]:
+def read_blocks(page: Path) -> list[Block]:
     """Return the blocks of commands of a page, in order."""
-    text = (ROOT / page).read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     section, blocks = 0, []
     for found in _BLOCK.finditer(text):
         heading, mark, why, commands = found.groups()
@@ -71,7 +73,7 @@ def commands_of(block: Block) -> list[str]:
 
 def run_page(page: str) -> bool:
     """Run a page, list its commands, and return whether all that ran succeeded."""
-    blocks = read_blocks(page)
+    blocks = read_blocks(ROOT / page)
     failed: Block | None = None
     with _surroundings() as (folder, environment):
         for number in sorted({block.section for block in blocks}):
@@ -140,10 +142,11 @@ def main() -> int:
     options = parser.parse_args()
     if options.list:
         for page in options.pages:
-            for block in read_blocks(page):
+            for block in read_blocks(ROOT / page):
                 print(*(f"{page}:{block.line}  {line}" for line in commands_of(block)), sep="\n")
         return 0
-    return int(not all([run_page(page) for page in options.pages]))
+    failed = [page for page in options.pages if not run_page(page)]
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

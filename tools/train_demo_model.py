@@ -12,7 +12,10 @@ import argparse
 import os
 import time
 
-import torch
+try:
+    import torch
+except ImportError as error:
+    raise SystemExit(f"error: {error}; needs the extra train: pip install -e '.[train]'") from None
 
 from bitnet_tuning import demo
 from tools.demo_model import corpus, evaluate, export, network, training
