@@ -24,6 +24,7 @@ from pathlib import Path
 from shlex import quote
 from typing import NamedTuple
 
+from bitnet_tuning.verify.selftest import load_cases
 from tests.engines import FakeEngine
 from tests.fake_hub import fake_hub
 from tests.gguf_files import write_bitnet
@@ -115,7 +116,8 @@ def _surroundings() -> Iterator[tuple[Path, dict[str, str]]]:
         copy = base / "bitnet-tuning"
         left = shutil.ignore_patterns(".venv", ".*_cache", "__pycache__", "*.egg-info", "build")
         shutil.copytree(ROOT, copy, symlinks=True, ignore=left)
-        FakeEngine(base / "BitNet", bench=True, server=True, quantize=True)
+        engine = FakeEngine(base / "BitNet", bench=True, server=True, quantize=True)
+        engine.curve(texts={case.prompt: case.text for case in load_cases()})
         for name in ("home", "tmp"):
             (base / name).mkdir()
         hub.files = {FILE: write_bitnet(base / "model").read_bytes()}
