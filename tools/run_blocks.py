@@ -122,6 +122,7 @@ def _surroundings() -> Iterator[tuple[Path, dict[str, str]]]:
             (base / name).mkdir()
         hub.files = {FILE: write_bitnet(base / "model").read_bytes()}
         python = os.path.join(sys.base_prefix, "bin")
+        direct = f"127.0.0.1,{os.environ.get('no_proxy') or os.environ.get('NO_PROXY', '')}"
         environment = {
             **{name: value for name, value in os.environ.items() if _KEPT.fullmatch(name)},
             "PATH": f"{python}:{os.environ['PATH']}",
@@ -130,7 +131,7 @@ def _surroundings() -> Iterator[tuple[Path, dict[str, str]]]:
             "HF_ENDPOINT": hub.url,
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_XET": "1",
-            "NO_PROXY": "127.0.0.1",
+            **dict.fromkeys(("NO_PROXY", "no_proxy"), direct),
             "FAKE_COPY": str(write_bitnet(base / "slim", embedding="q6_k")),
         }
         yield copy, environment
