@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from bitnet_tuning.__main__ import COMMANDS, main
-from tools.run_blocks import PAGES, commands_of, read_blocks
+from tools.run_blocks import PAGES, read_commands
 
 _DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "bitnet_tuning/demo/README.md")
 _FOLDERS = (
@@ -64,7 +64,7 @@ def test_named_functions_exist(repository: Path) -> None:
 def spans(document: Path) -> list[str]:
     """Return the code in a document: its inline code, and the lines of its blocks of commands."""
     text = document.read_text(encoding="utf-8")
-    blocks = [line for block in read_blocks(document) for line in commands_of(block)]
+    blocks = [command.text.replace("\\\n", " ") for command in read_commands(document)]
     inline = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S))
     return [*blocks, *(code.replace("\\|", "|").replace("\n", " ") for code in inline)]
 
@@ -178,9 +178,11 @@ def test_flags_of_benchmarks_exist(repository: Path) -> None:
                     assert f'"{flag}"' in source, code
 
 
-def test_commands_in_guides_run_or_say_why_not(repository: Path) -> None:
-    """The commands themselves are run by tools/run_blocks.py, which takes many minutes."""
+def test_pages_that_are_run_have_commands(repository: Path) -> None:
+    """tools/run_blocks.py runs them, which takes many minutes."""
     for page in PAGES:
-        for block in read_blocks(repository / page):
-            assert commands_of(block), (page, block.line)
-            assert block.section or not block.skipped
+        commands = read_commands(repository / page)
+        assert [command for command in commands if not command.skipped]
+        lines = (repository / page).read_text(encoding="utf-8").splitlines()
+        for command in commands:
+            assert lines[command.line - 1] == command.text.splitlines()[0], (page, command)

@@ -39,72 +39,63 @@ _KEPT = re.compile(r"PATH|USER|TERM|LANG|.*_proxy|.*_PROXY|PIP_.*|UV_.*|SSL_.*|.
 """Variables of ours that a new user's shell might have, too."""
 
 
-class Block(NamedTuple):
-    """The commands between two fences."""
+class Command(NamedTuple):
+    """A command in a page, on one line or on several that end with a backslash."""
 
     line: int
-    """Line of the first command in the page, from 1."""
+    """Line in the page, from 1."""
     section: int
-    commands: str
+    text: str
     skipped: str | None
     """Why it does not run here."""
 
 
-def read_blocks(page: Path) -> list[Block]:
-    """Return the blocks of commands of a page, in order."""
+def read_commands(page: Path) -> list[Command]:
+    """Return the commands in a page's blocks, in order."""
     text = page.read_text(encoding="utf-8")
-    section, blocks = 0, []
+    section, commands = 0, []
     for found in _BLOCK.finditer(text):
-        heading, mark, why, commands = found.groups()
-        section += bool(heading)
+        heading, mark, why, block = found.groups()
         if heading:
+            section += 1
             continue
-        line = text.count("\n", 0, found.start(4)) + 1
         missing = mark == "needs" and not shutil.which(why)
         skipped = why if mark == "not run" else f"{why} is missing" if missing else None
-        blocks.append(Block(line, section, commands, skipped))
-    return blocks
-
-
-def commands_of(block: Block) -> list[str]:
-    """Return a block's lines, those that end with a backslash joined with the next."""
-    joined = re.sub(r"\\\n\s*", "", block.commands)
-    return [line for line in joined.splitlines() if line and not line.startswith("#")]
+        line = text.count("\n", 0, found.start(4)) + 1
+        for command in re.findall(r"(?:.*\\\n)*.*\n", block):
+            commands.append(Command(line, section, command.strip(), skipped))
+            line += command.count("\n")
+    return commands
 
 
 def run_page(page: str) -> bool:
     """Run a page, list its commands, and return whether all that ran succeeded."""
-    blocks = read_blocks(ROOT / page)
-    failed: Block | None = None
+    commands = read_commands(ROOT / page)
+    failed: Command | None = None
     with _surroundings() as (folder, environment):
-        for number in sorted({block.section for block in blocks}):
-            here = [block for block in blocks if block.section == number and not block.skipped]
-            failed = _run(here, folder, environment)
-            if failed:
-                break
-    reached = failed is None
-    for block in blocks:
-        state = "skip" if block.skipped else "ok" if failed is None or block < failed else "--"
-        state = "FAIL" if block is failed else state
-        why = f"  ({block.skipped})" if block.skipped else ""
-        for command in commands_of(block):
-            print(f"{state:4} {page}:{block.line}  {command}{why}", flush=True)
-    return reached
+        for number in sorted({command.section for command in commands}):
+            here = [each for each in commands if each.section == number and not each.skipped]
+            failed = failed or _run(here, folder, environment)
+    for command in commands:
+        state = "ok" if failed is None or command.line < failed.line else "--"
+        state = "FAIL" if command == failed else "skip" if command.skipped else state
+        why = f"  ({command.skipped})" if command.skipped else ""
+        print(f"{state:4} {page}:{command.line}  {command.text}{why}", flush=True)
+    return failed is None
 
 
-def _run(blocks: list[Block], folder: Path, environment: dict[str, str]) -> Block | None:
-    """Run one section; return the block that failed."""
+def _run(commands: list[Command], folder: Path, environment: dict[str, str]) -> Command | None:
+    """Run one section; return the command that failed."""
     begun, script = folder.parent / "begun", folder.parent / "section.sh"
     lines = ["set -eo pipefail", "[ ! -e .venv/bin/activate ] || . .venv/bin/activate"]
-    for position, block in enumerate(blocks):
-        lines += [f"echo {position} > '{begun}'", f"printf '%s\\n' {quote(block.commands)}"]
-        lines += [block.commands]
+    for position, command in enumerate(commands):
+        lines += [f"echo {position} > '{begun}'", f"printf '$ %s\\n' {quote(command.text)}"]
+        lines += [command.text]
     script.write_text("\n".join(lines), encoding="utf-8")
-    command = ["bash", str(script)]
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, cwd=folder, env=environment, check=False
+        ["bash", str(script)], stdin=subprocess.DEVNULL, cwd=folder, env=environment, check=False
     )
-    return blocks[int(begun.read_text())] if done.returncode else None
+    return commands[int(begun.read_text())] if done.returncode else None
 
 
 @contextmanager
@@ -145,8 +136,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.list:
         for page in options.pages:
-            for block in read_blocks(ROOT / page):
-                print(*(f"{page}:{block.line}  {line}" for line in commands_of(block)), sep="\n")
+            for command in read_commands(ROOT / page):
+                print(f"{page}:{command.line}  {command.text}")
         return 0
     failed = [page for page in options.pages if not run_page(page)]
     return int(bool(failed))
