@@ -35,8 +35,9 @@ REPOSITORY, FILE = "microsoft/BitNet-b1.58-2B-4T-gguf", "ggml-model-i2_s.gguf"
 _BLOCK = re.compile(
     r"^(## )|(?:<!-- (not run|needs): (.+?) -->\n)?^```bash\n(.*?)^```$", re.M | re.S
 )
-_KEPT = re.compile(r"PATH|USER|TERM|LANG|.*_proxy|.*_PROXY|PIP_.*|UV_.*|SSL_.*|.*_CA_BUNDLE")
-"""Variables of ours that a new user's shell might have, too."""
+_KEPT = re.compile(r"USER|TERM|LANG|.*_(proxy|PROXY)|(PIP|UV|SSL)_.*|.*_CA_BUNDLE|PYTEST_ADDOPTS")
+"""Variables of ours that a new user's shell might have, too. PYTEST_ADDOPTS can choose tests for the
+README's second command."""
 
 
 class Command(NamedTuple):
