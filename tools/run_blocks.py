@@ -36,8 +36,8 @@ _BLOCK = re.compile(
     r"^(## )|(?:<!-- (not run|needs): (.+?) -->\n)?^```bash\n(.*?)^```$", re.M | re.S
 )
 _KEPT = re.compile(r"USER|TERM|LANG|.*_(proxy|PROXY)|(PIP|UV|SSL)_.*|.*_CA_BUNDLE|PYTEST_ADDOPTS")
-"""Variables of ours that a new user's shell might have, too. PYTEST_ADDOPTS can choose tests for the
-README's second command."""
+"""Variables of ours that a new user's shell might have, too. PYTEST_ADDOPTS can choose tests for
+the README's second command."""
 
 
 class Command(NamedTuple):
