@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from bitnet_tuning.embedded import flags
 from bitnet_tuning.embedded.engine import EmbeddedEngine, PhaseTimes
 from bitnet_tuning.embedded.flags import LOAD_FLAGS, CliFlag, LoadOptions, LookAlike
 from bitnet_tuning.errors import TuningError
@@ -144,18 +143,11 @@ PROGRAM = LookAlike(
     "embedded bench: llama-bench made of xllamacpp (mainline llama.cpp, CPU only)",
     (
         *(flag for flag in LOAD_FLAGS if flag.field in _SHARED),
-        CliFlag("-p, --n-prompt N", "n_prompt", "prompt tokens (default: 512)", flags.at_least(0)),
-        CliFlag("-n, --n-gen N", "n_gen", "tokens to generate (default: 128)", flags.at_least(0)),
-        CliFlag(
-            "-r, --repetitions N",
-            "repetitions",
-            "runs of each test (default: 5)",
-            flags.at_least(1),
-        ),
-        CliFlag(
-            "-mmp, --mmap 0|1", "mmap", "map the model file", flags.one_of({"0": False, "1": True})
-        ),
-        CliFlag("-o, --output FORMAT", "output", "json (default)", flags.one_of({"json": "json"})),
+        CliFlag("-p, --n-prompt N", "n_prompt", "prompt tokens (default: 512)", int, 0),
+        CliFlag("-n, --n-gen N", "n_gen", "tokens to generate (default: 128)", int, 0),
+        CliFlag("-r, --repetitions N", "repetitions", "runs of each test (default: 5)", int, 1),
+        CliFlag("-mmp, --mmap 0|1", "mmap", "map the model file", {"0": False, "1": True}),
+        CliFlag("-o, --output FORMAT", "output", "json (default)", {"json": "json"}),
     ),
     BenchOptions,
     run,

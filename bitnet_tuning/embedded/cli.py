@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from bitnet_tuning.console import tell
-from bitnet_tuning.embedded import flags
 from bitnet_tuning.embedded.engine import ContextFullError, EmbeddedEngine, PhaseTimes, TextPiece
-from bitnet_tuning.embedded.flags import LOAD_FLAGS, CliFlag, LoadOptions, LookAlike
+from bitnet_tuning.embedded.flags import LOAD_FLAGS, CliFlag, LoadOptions, LookAlike, from_file
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.model.gguf import read_model
 
@@ -95,15 +95,6 @@ def complete(options: CliOptions, engine: EmbeddedEngine, rows: list[PhaseTimes]
     write(b"\n")
 
 
-def template_for(model: str) -> str:
-    """Return the template for a chat with the model at this path; "" if it has its own."""
-    try:
-        own = read_model(model).chat_template
-    except TuningError:
-        return ""  # Loading the model reports the error.
-    return "" if own else PLAIN_TEMPLATE
-
-
 def talk(options: CliOptions, engine: EmbeddedEngine, rows: list[PhaseTimes]) -> None:
     """Answer messages until standard input ends; append the times of each answer to ``rows``."""
     # -p is the system prompt, as in bitnet.cpp's llama-cli.
@@ -154,8 +145,9 @@ def _messages() -> Iterator[bytes]:
 
 def run(options: CliOptions) -> None:
     """Complete a prompt or chat. Raise TuningError for an unusable model or a refused prompt."""
-    if options.chat:
-        options.chat_template = template_for(options.model)
+    with suppress(TuningError):  # Loading the model reports the error.
+        if options.chat and not read_model(options.model).chat_template:
+            options.chat_template = PLAIN_TEMPLATE
     engine = EmbeddedEngine(options)
     if not options.quiet:
         tell(f"\n{engine.system_info()}\n")
@@ -173,16 +165,14 @@ PROGRAM = LookAlike(
     (
         *LOAD_FLAGS,
         CliFlag("-p, --prompt TEXT", "prompt", "prompt; in a chat the system prompt", os.fsencode),
-        CliFlag("-f, --file FNAME", "prompt", "file that holds the prompt", flags.from_file),
-        CliFlag("-n, --predict, --n-predict N", "n_predict", "tokens to generate", flags.whole),
-        CliFlag("-s, --seed SEED", "seed", "sampling seed (default: -1, random)", flags.whole),
-        CliFlag("--temp, --temperature N", "temperature", "temperature; 0 is greedy", flags.real),
-        CliFlag("--top-k N", "top_k", "top-k sampling; 0 is off", flags.whole),
-        CliFlag("--top-p N", "top_p", "top-p sampling; 1.0 is off", flags.real),
-        CliFlag("--min-p N", "min_p", "min-p sampling; 0.0 is off", flags.real),
-        CliFlag(
-            "--repeat-penalty N", "repeat_penalty", "repetition penalty; 1.0 is off", flags.real
-        ),
+        CliFlag("-f, --file FNAME", "prompt", "file that holds the prompt", from_file),
+        CliFlag("-n, --predict, --n-predict N", "n_predict", "tokens to generate", int),
+        CliFlag("-s, --seed SEED", "seed", "sampling seed (default: -1, random)", int),
+        CliFlag("--temp, --temperature N", "temperature", "temperature; 0 is greedy", float),
+        CliFlag("--top-k N", "top_k", "top-k sampling; 0 is off", int),
+        CliFlag("--top-p N", "top_p", "top-p sampling; 1.0 is off", float),
+        CliFlag("--min-p N", "min_p", "min-p sampling; 0.0 is off", float),
+        CliFlag("--repeat-penalty N", "repeat_penalty", "repetition penalty; 1.0 is off", float),
         CliFlag("--ignore-eos", "ignore_eos", "continue past the end of the text"),
         CliFlag("-cnv, --conversation", "chat", "chat: read messages from standard input"),
         CliFlag("-no-cnv, --no-conversation", "chat", "complete the prompt (default)"),

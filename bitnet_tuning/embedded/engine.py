@@ -295,7 +295,12 @@ def fill(binding: Any, options: LoadOptions) -> Any:
     flash = {True: "ENABLED", False: "DISABLED", None: "AUTO"}[options.flash]
     kinds = binding.llama_flash_attn_type
     params.flash_attn_type = getattr(kinds, f"LLAMA_FLASH_ATTN_TYPE_{flash}")
-    _set_load_mode(binding, params, options.mmap, options.mlock)
+    if not hasattr(params, "load_mode"):
+        set_known(params, {"use_mmap": options.mmap is not False, "use_mlock": options.mlock})
+    elif options.mmap is not None or options.mlock:
+        mapped, copied = ("MMAP_MLOCK", "MLOCK") if options.mlock else ("MMAP", "NONE")
+        name = copied if options.mmap is False else mapped
+        params.load_mode = getattr(binding.llama_load_mode, f"LLAMA_LOAD_MODE_{name}")
     # Reasoning of models is part of their text, as in llama-cli.
     params.reasoning_format = binding.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
     set_known(params, QUIET_SERVER)
@@ -315,12 +320,3 @@ def set_host(params: Any, host: str) -> None:
         params.hostnames = [host]
     else:
         params.hostname = host
-
-
-def _set_load_mode(binding: Any, params: Any, mmap: bool | None, mlock: bool) -> None:
-    if not hasattr(params, "load_mode"):
-        set_known(params, {"use_mmap": mmap is not False, "use_mlock": mlock})
-    elif mmap is not None or mlock:
-        mapped, copied = ("MMAP_MLOCK", "MLOCK") if mlock else ("MMAP", "NONE")
-        name = copied if mmap is False else mapped
-        params.load_mode = getattr(binding.llama_load_mode, f"LLAMA_LOAD_MODE_{name}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,36 +16,45 @@ from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.detect import read_mask
 from bitnet_tuning.machine.root import Root
 
+_NOUNS: dict[object, str] = {int: "whole number", float: "number"}
+"""What the texts of flags should be, by the function that converts them."""
+
 
 class CliFlag(NamedTuple):
-    """A flag and the option that it sets.
-
-    ``spec`` lists its names and, for a flag with a value, a placeholder. ``field`` is "" for a flag
-    that is accepted and ignored. A flag without a value sets False if its name begins with ``-no-``
-    or ``--no-``, else True.
-    """
+    """A flag and the option that it sets. A flag without a value sets False if its name begins
+    with ``-no-`` or ``--no-``, else True."""
 
     spec: str
+    """Its names and, for a flag with a value, a placeholder."""
     field: str
+    """The option; "" for a flag that is accepted and ignored."""
     help: str
-    convert: Callable[[str], Any] = str
+    convert: Callable[[str], Any] | Mapping[str, Any] = str
+    """How to make the value of the text: a function, or the value of each text that is allowed."""
+    least: float = float("-inf")
 
-    @property
-    def names(self) -> list[str]:
-        """Return the spellings of the flag."""
-        return [word.rstrip(",") for word in self.spec.split() if word.startswith("-")]
-
-    @property
-    def metavar(self) -> str:
-        """Return the placeholder of the value; "" for a flag without one."""
-        last = self.spec.split()[-1]
-        return "" if last.startswith("-") else last
+    def value(self, text: str) -> Any:
+        """Return the value in a text. Raise ValueError, which says what is wrong with it."""
+        if isinstance(self.convert, Mapping):
+            if text not in self.convert:
+                raise ValueError(f"'{text}' is not one of {', '.join(self.convert)}")
+            return self.convert[text]
+        try:
+            value = self.convert(text)
+        except ValueError:
+            raise ValueError(
+                f"'{text}' is not a {_NOUNS.get(self.convert, 'usable text')}"
+            ) from None
+        if self.convert is int and value < self.least:
+            raise ValueError(f"must be at least {self.least}")
+        return value
 
 
 def parse(argv: Sequence[str], table: Sequence[CliFlag]) -> dict[str, Any]:
     """Return the options that ``argv`` sets; the last occurrence of a flag counts. Raise
     TuningError for an unknown flag and for a missing or unusable value."""
-    by_name = {name: flag for flag in table for name in flag.names}
+    names = ((name.rstrip(","), flag) for flag in table for name in flag.spec.split())
+    by_name = {name: flag for name, flag in names if name.startswith("-")}
     options: dict[str, Any] = {}
     words = list(reversed(argv))
     while words:
@@ -56,49 +64,16 @@ def parse(argv: Sequence[str], table: Sequence[CliFlag]) -> dict[str, Any]:
         if flag is None:
             raise TuningError(f"invalid argument: {word}")
         try:
-            if not flag.metavar:
+            if flag.spec.split()[-1].startswith("-"):
                 options[flag.field] = not name.startswith(("-no-", "--no-"))
             elif words:
-                options[flag.field] = flag.convert(words.pop())
+                options[flag.field] = flag.value(words.pop())
             else:
                 raise ValueError("expected value for argument")
         except ValueError as error:
             raise TuningError(f'error while handling argument "{word}": {error}') from None
     options.pop("", None)
     return options
-
-
-def number(
-    kind: Callable[[str], Any], noun: str, least: float = float("-inf")
-) -> Callable[[str], Any]:
-    """Return a converter to numbers that are not below ``least``, which says what it expected:
-    ``'x' is not a whole number``."""
-
-    def convert(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise ValueError(f"'{text}' is not a {noun}") from None
-        if value < least:
-            raise ValueError(f"must be at least {least}")
-        return value
-
-    return convert
-
-
-at_least = partial(number, int, "whole number")
-whole, real = number(int, "whole number"), number(float, "number")
-
-
-def one_of(values: Mapping[str, Any]) -> Callable[[str], Any]:
-    """Return a converter that accepts the keys of ``values`` and returns the value for one."""
-
-    def convert(text: str) -> Any:
-        if text not in values:
-            raise ValueError(f"'{text}' is not one of {', '.join(values)}")
-        return values[text]
-
-    return convert
 
 
 def from_file(path: str) -> bytes:
@@ -169,16 +144,14 @@ LOAD_FLAGS = (
     CliFlag("-h, --help", "help", "print this text and exit"),
     CliFlag("--version", "version", "print the versions and exit"),
     CliFlag("-m, --model FNAME", "model", "model file (GGUF)"),
-    CliFlag(
-        "-c, --ctx-size N", "context", "context in tokens (default: 4096; 0: the model's)", whole
-    ),
-    CliFlag("-t, --threads N", "threads", "threads (default: CPUs this process may use)", whole),
-    CliFlag("-tb, --threads-batch N", "threads_batch", "threads for prompts (default: -t)", whole),
-    CliFlag("-b, --batch-size N", "batch", "logical batch size (default: 2048)", whole),
-    CliFlag("-ub, --ubatch-size N", "ubatch", "physical batch size (default: 512)", whole),
+    CliFlag("-c, --ctx-size N", "context", "tokens of context (default: 4096; 0: model's)", int),
+    CliFlag("-t, --threads N", "threads", "threads (default: CPUs this process may use)", int),
+    CliFlag("-tb, --threads-batch N", "threads_batch", "threads for prompts (default: -t)", int),
+    CliFlag("-b, --batch-size N", "batch", "logical batch size (default: 2048)", int),
+    CliFlag("-ub, --ubatch-size N", "ubatch", "physical batch size (default: 512)", int),
     CliFlag("--mmap, --no-mmap", "mmap", "map the model file into memory, or copy it"),
     CliFlag("--mlock", "mlock", "keep the model in RAM"),
-    CliFlag("-fa, --flash-attn MODE", "flash", "on, off or auto (default)", one_of(_FLASH)),
-    CliFlag("--numa TYPE", "numa", "distribute, isolate or numactl", one_of(_NUMA)),
+    CliFlag("-fa, --flash-attn MODE", "flash", "on, off or auto (default)", _FLASH),
+    CliFlag("--numa TYPE", "numa", "distribute, isolate or numactl", _NUMA),
     CliFlag("-ngl, --gpu-layers, --n-gpu-layers N", "", "accepted; everything runs on the CPU"),
 )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitnet_tuning.console import tell
-from bitnet_tuning.embedded import flags
 from bitnet_tuning.embedded.engine import EmbeddedEngine, set_host, set_known
 from bitnet_tuning.embedded.flags import LOAD_FLAGS, CliFlag, LoadOptions, LookAlike
 
@@ -52,9 +51,9 @@ PROGRAM = LookAlike(
     "embedded server: llama-server made of xllamacpp (mainline llama.cpp, CPU only)",
     (
         *LOAD_FLAGS,
-        CliFlag("-np, --parallel N", "slots", "prompts at a time (default: 1)", flags.at_least(1)),
+        CliFlag("-np, --parallel N", "slots", "prompts at a time (default: 1)", int, 1),
         CliFlag("--host HOST", "host", "address to listen on (default: 127.0.0.1)"),
-        CliFlag("--port PORT", "port", "port to listen on (default: 8080)", flags.whole),
+        CliFlag("--port PORT", "port", "port to listen on (default: 8080)", int),
         CliFlag("--api-key KEY", "api_key", f"key that requests must have (env: {KEY_VARIABLE})"),
     ),
     ServerOptions,
