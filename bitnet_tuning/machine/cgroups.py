@@ -20,10 +20,8 @@ _PERIOD = 100_000
 
 
 class Cgroups(NamedTuple):
-    """The folders, relative to the root folder, of the control groups that limit this process.
-
-    Each tuple has the group of this process first and then its parents, whose limits apply too.
-    """
+    """The folders, relative to the root folder, of the control groups that limit this process: its
+    own group first, and then the parents, whose limits apply, too."""
 
     unified: tuple[str, ...] = ()
     """Groups of version 2."""
@@ -53,8 +51,16 @@ def read_cgroups(root: Root) -> Cgroups:
 def _all_levels(root: Root, *controllers: str) -> Iterator[tuple[str, ...]]:
     """Yield, for each controller, the folders of this process's group and its parents."""
     mounts = [each for each in read_mounts(root, "cgroup") if each.kind in ("cgroup", "cgroup2")]
-    mounts = mounts or _usual_mounts(root)
-    paths = _paths(root)
+    if not mounts:
+        # A root folder without a mount table. systemd mounts version 2 alone, or at "unified"
+        # beside version 1 hierarchies whose folders have the names of their controllers.
+        base = "sys/fs/cgroup"
+        mounts = [Mount(point, "cgroup2", "", "") for point in (base, f"{base}/unified")]
+        mounts += [Mount(f"{base}/{name}", "cgroup", "", name) for name in sorted(root.names(base))]
+    paths: dict[str, str] = {}
+    for line in (root.read("proc/self/cgroup") or "").splitlines():
+        _, names, path = [*line.split(":", 2), "", ""][:3]
+        paths |= dict.fromkeys(names.split(",") if path else (), path)
     for controller in controllers:
         showing = [
             mount
@@ -62,26 +68,6 @@ def _all_levels(root: Root, *controllers: str) -> Iterator[tuple[str, ...]]:
             if controller in ([_UNIFIED] if mount.kind == "cgroup2" else mount.options.split(","))
         ]
         yield _levels(root, showing, paths.get(controller, "/"))
-
-
-def _usual_mounts(root: Root) -> list[Mount]:
-    """Return the usual mounts of control groups, for a root folder without a mount table."""
-    # systemd mounts version 2 alone, or at "unified" beside version 1 hierarchies whose
-    # folders have the names of their controllers.
-    base = "sys/fs/cgroup"
-    found = [Mount(point, "cgroup2", "", "") for point in (base, f"{base}/unified")]
-    names = sorted(root.names(base))
-    return found + [Mount(f"{base}/{name}", "cgroup", "", name) for name in names]
-
-
-def _paths(root: Root) -> dict[str, str]:
-    """Return the path of this process's group in its hierarchy, by controller."""
-    paths: dict[str, str] = {}
-    for line in (root.read("proc/self/cgroup") or "").splitlines():
-        fields = line.split(":", 2)
-        if len(fields) == 3:
-            paths.update((controller, fields[2]) for controller in fields[1].split(","))
-    return paths
 
 
 def _levels(root: Root, mounts: list[Mount], path: str) -> tuple[str, ...]:

@@ -69,15 +69,8 @@ class Family:
 
     def look(self, huge: bool = False, nodes: bool = False) -> tuple[Process, ...]:
         """Return the running members in the order of their ids; empty if the kernel shows none.
-
-        ``huge`` counts huge pages, ``nodes`` the pages on each NUMA node. Each of the two takes
-        about 30 ms per GiB of memory, all the rest 1 ms.
-        """
-        self._update_members()
-        found = (_read(self._root, member, huge, nodes) for member in sorted(self._members))
-        return tuple(process for process in found if process is not None)
-
-    def _update_members(self) -> None:
+        ``huge`` counts huge pages, ``nodes`` the pages on each NUMA node: each takes about 30 ms
+        per GiB of memory, all the rest 1 ms."""
         listed = {int(name) for name in self._root.names("proc") if name.isdecimal()}
         # A child has a higher id than its parent, except after the ids wrap around.
         for process in sorted(listed - self._members - self._others):
@@ -88,6 +81,8 @@ class Family:
             (self._members if is_member else self._others).add(process)
         self._members &= listed | {self._leader}
         self._others &= listed
+        found = (_read(self._root, member, huge, nodes) for member in sorted(self._members))
+        return tuple(process for process in found if process is not None)
 
 
 def _read(root: Root, process: int, huge: bool, nodes: bool) -> Process | None:
