@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 
 from bitnet_tuning.machine.root import Root, as_integer
 from bitnet_tuning.machine.topology import CPU, read_per_cpu
@@ -48,10 +49,8 @@ def read_temperature(root: Root) -> Temperature | None:
     """Return the highest temperature of the processors, or None without a sensor."""
     # hwmon comes first, because it knows critical temperatures.
     for sensors in (_chips(root), _zones(root)):
-        shown = ((_degrees(root, file), name, critical) for file, name, critical in sensors)
-        found = [
-            Temperature(now, name, critical) for now, name, critical in shown if now is not None
-        ]
+        shown = ((_degrees(root, file), *facts) for file, *facts in sensors)
+        found = [Temperature(now, *facts) for now, *facts in shown if now is not None]
         if found:
             return max(found, key=lambda seen: seen.celsius)
     return None
@@ -127,11 +126,10 @@ def read_on_battery(root: Root) -> bool | None:
             outlets.add(online)
         elif kind == "Battery" and scope != "Device":
             batteries.add(status)
-    if "1" in outlets:
-        return False
-    if "Discharging" in batteries:
+    if "1" not in outlets and "Discharging" in batteries:
         return True
-    return False if batteries & {"Charging", "Full", "Not charging"} else None
+    charged = batteries & {"Charging", "Full", "Not charging"}
+    return False if "1" in outlets or charged else None
 
 
 _HIGHEST_MHZ, _HIGHEST_BASE_MHZ = 20_000, 10_000
@@ -181,13 +179,9 @@ def _from_cpuinfo(root: Root, cpus: frozenset[int]) -> list[float]:
         if key == "processor":
             cpu = as_integer(value)
         elif key in ("cpu MHz", "clock") and cpu in cpus:
-            try:
-                clock = float(value.removesuffix("MHz"))
-            except ValueError:
-                continue
-            if 0 < clock <= _HIGHEST_MHZ:
-                found.append(clock)
-    return found
+            with suppress(ValueError):
+                found.append(float(value.removesuffix("MHz")))
+    return [clock for clock in found if 0 < clock <= _HIGHEST_MHZ]
 
 
 def read_base_clock(root: Root, cpus: frozenset[int], brand: str | None) -> float | None:
@@ -208,8 +202,5 @@ def read_base_clock(root: Root, cpus: frozenset[int], brand: str | None) -> floa
 
 def read_driver(root: Root, cpus: frozenset[int]) -> str | None:
     """Return the cpufreq driver, which decides what a governor does, or None if there is none."""
-    for cpu in sorted(cpus):
-        name = root.read(f"{CPU}/cpu{cpu}/cpufreq/scaling_driver") or ""
-        if name and name.isprintable() and len(name) <= 16:
-            return name
-    return None
+    names = (root.read(f"{CPU}/cpu{cpu}/cpufreq/scaling_driver") for cpu in sorted(cpus))
+    return next((name for name in names if name and name.isprintable() and len(name) <= 16), None)

@@ -57,7 +57,7 @@ def read_per_cpu(root: Root, cpus: frozenset[int], name: str) -> list[int]:
 def read_topology(root: Root, mask: frozenset[int] = frozenset()) -> Topology:
     """Return the topology of the machine. It has at least one CPU, whatever can be read. ``mask``
     is the affinity mask of this process, or empty if unknown."""
-    online = _online(root) or _listed_in_cpuinfo(root) or frozenset((0,))
+    online = _online(root)
     # lxcfs writes a list of online CPUs that only has the right length. The mask of a running
     # process has no other CPUs than online ones (sched_getaffinity(2)); a recorded one may have
     # possible CPUs, which have no topology.
@@ -73,32 +73,27 @@ def read_topology(root: Root, mask: frozenset[int] = frozenset()) -> Topology:
 
 
 def _online(root: Root) -> frozenset[int]:
-    listed = root.cpus(f"{CPU}/online")
-    if listed:
+    if listed := root.cpus(f"{CPU}/online"):
         return listed
     present = _numbered(root, CPU, "cpu")
     running = [cpu for cpu in present if _is_running(root, cpu)]
-    return frozenset(running or (cpu for cpu in present if _is_on(root, cpu)))
+    running = running or [cpu for cpu in present if root.read(f"{CPU}/cpu{cpu}/online") != "0"]
+    if running:
+        return frozenset(running)
+    # Lines are "processor : 3", and on s390 "processor 3: version = …".
+    text = root.read("proc/cpuinfo", limit=1 << 24) or ""
+    found = re.findall(r"^processor[ \t]*:?[ \t]*([0-9]+)[ \t]*(?:$|:)", text, re.M)
+    return frozenset(_ids(found) or (0,))
 
 
 def _is_running(root: Root, cpu: int) -> bool:
     # Old kernels show that a CPU is offline only by removing its topology folder.
-    return _is_on(root, cpu) and root.exists(f"{CPU}/cpu{cpu}/topology")
-
-
-def _is_on(root: Root, cpu: int) -> bool:
-    return root.read(f"{CPU}/cpu{cpu}/online") != "0"
+    folder = f"{CPU}/cpu{cpu}"
+    return root.read(f"{folder}/online") != "0" and root.exists(f"{folder}/topology")
 
 
 def _numbered(root: Root, folder: str, prefix: str) -> list[int]:
-    names = (name[len(prefix) :] for name in root.names(folder) if name.startswith(prefix))
-    return _ids(names)
-
-
-def _listed_in_cpuinfo(root: Root) -> frozenset[int]:
-    # Lines are "processor : 3", and on s390 "processor 3: version = …".
-    text = root.read("proc/cpuinfo", limit=1 << 24) or ""
-    return frozenset(_ids(re.findall(r"^processor[ \t]*:?[ \t]*([0-9]+)[ \t]*(?:$|:)", text, re.M)))
+    return _ids(name[len(prefix) :] for name in root.names(folder) if name.startswith(prefix))
 
 
 def _ids(texts: Iterable[str]) -> list[int]:
@@ -145,32 +140,25 @@ def _nodes(root: Root, online: frozenset[int]) -> tuple[Node, ...]:
     for node in ids:
         folder = f"{NODE}/node{node}"
         cpus = (root.cpus(f"{folder}/cpulist", f"{folder}/cpumap") or frozenset()) & online
-        free = _node_free(root, node) if len(ids) > 1 else None
+        stated = root.numbers(f"{folder}/meminfo") if len(ids) > 1 else {}
+        free = stated.get(f"Node {node} MemFree")
+        if free is not None:  # The kernel reclaims inactive file pages when memory gets short.
+            free += stated.get(f"Node {node} Inactive(file)", 0)
         twin = next((index for index, each in enumerate(nodes) if cpus and each.cpus == cpus), None)
         if twin is None:
             nodes.append(Node(node, cpus, free))
         else:
-            # Nodes with the same CPUs are parts of one that the kernel option numa=fake split, as
-            # Raspberry Pi OS does.
+            # Parts of a node that the kernel option numa=fake split, as Raspberry Pi OS does.
             other = nodes[twin].free
             both = None if free is None or other is None else free + other
             nodes[twin] = nodes[twin]._replace(free=both)
     return tuple(nodes) if any(node.cpus for node in nodes) else (Node(0, online),)
 
 
-def _node_free(root: Root, node: int) -> int | None:
-    # The kernel reclaims inactive file pages when memory gets short, so they count as free.
-    stated = root.numbers(f"{NODE}/node{node}/meminfo")
-    free = stated.get(f"Node {node} MemFree")
-    return None if free is None else free + stated.get(f"Node {node} Inactive(file)", 0)
-
-
 APART = 1.2
-"""Smallest ratio of the speeds of two kinds of cores.
-
-Cores of one kind differ by up to 1.09 (Ryzen 7950X3D: 5.7 and 5.25 GHz), cores of two kinds by
-at least 1.25 (Core Ultra 155U: 4.8 and 3.8 GHz; GB10: capacities 997 and 731).
-"""
+"""Smallest ratio of the speeds of two kinds of cores. Cores of one kind differ by up to 1.09 (Ryzen
+7950X3D: 5.7 and 5.25 GHz), cores of two kinds by at least 1.25 (Core Ultra 155U: 4.8 and 3.8 GHz;
+GB10: capacities 997 and 731)."""
 
 INTEL_EFFICIENCY_SHARE = 0.5
 """Work per clock cycle of an Intel efficiency core on 256-bit integer code, relative to a
@@ -185,9 +173,7 @@ ARM_EFFICIENCY_SPEED = 0.25
 capacities: on an RK3588, 4 Cortex-A76 generate twice as fast as all 8 cores."""
 
 _ARM = "0x41"
-_ARM_EFFICIENCY_PARTS = frozenset(
-    ("0xc05", "0xc07", "0xd03", "0xd04", "0xd05", "0xd46", "0xd80", "0xd8f")
-)
+_ARM_EFFICIENCY_PARTS = ("0xc05", "0xc07", "0xd03", "0xd04", "0xd05", "0xd46", "0xd80", "0xd8f")
 """Part numbers of ARM's own efficiency cores: Cortex-A5, A7, A53, A35, A55, A510, A520 and A320
 (arch/arm64/include/asm/cputype.h in Linux, sys-utils/lscpu-arm.c in util-linux)."""
 
@@ -204,11 +190,9 @@ class Hybrid(NamedTuple):
 def read_kinds(
     root: Root, cores: tuple[Core, ...], vendor: str | None
 ) -> tuple[Hybrid | None, tuple[Core, ...]]:
-    """Return the two kinds of ``cores``, or None if there is one, and the cores with their speeds.
-
-    Sources are the kernel's lists of Intel's kinds, else the scheduler's capacities of ARM cores
-    (scheduler/sched-capacity.rst), else their part numbers, else maximum frequencies.
-    """
+    """Return the two kinds of ``cores``, or None if there is one, and the cores with their speeds,
+    from the kernel's lists of Intel's kinds, else the scheduler's capacities of ARM cores
+    (scheduler/sched-capacity.rst), else their part numbers, else maximum frequencies."""
     frequencies = _per_core(root, cores, "cpufreq/cpuinfo_max_freq")
     capacities = _per_core(root, cores, "cpu_capacity")
     if slow := _intel_efficiency_cpus(root, cores):
@@ -259,23 +243,16 @@ def _slower_kind(cores: tuple[Core, ...], values: list[float]) -> frozenset[int]
     """Return the CPUs of the cores whose ``values`` are clearly lower than the highest ones."""
     # Values also differ a little within a kind, so look for the first large gap from the top.
     ranked = sorted(set(values), reverse=True)
-    for above, below in pairwise(ranked):
-        if above / below >= APART:
-            return cpus_of(
-                core for core, value in zip(cores, values, strict=True) if value <= below
-            )
-    return frozenset()
+    top = next((below for above, below in pairwise(ranked) if above / below >= APART), 0.0)
+    return cpus_of(core for core, value in zip(cores, values, strict=False) if value <= top)
 
 
 def _intel_speeds(
     cores: tuple[Core, ...], slow: frozenset[int], frequencies: list[float]
 ) -> list[float]:
-    if not frequencies:
-        return [INTEL_EFFICIENCY_SPEED if core.cpus & slow else 1.0 for core in cores]
-    return [
-        hertz * (INTEL_EFFICIENCY_SHARE if core.cpus & slow else 1.0)
-        for core, hertz in zip(cores, frequencies, strict=True)
-    ]
+    share = INTEL_EFFICIENCY_SHARE if frequencies else INTEL_EFFICIENCY_SPEED
+    pairs = zip(cores, frequencies or [1.0] * len(cores), strict=True)
+    return [hertz * (share if core.cpus & slow else 1.0) for core, hertz in pairs]
 
 
 def split_kinds(
@@ -289,9 +266,8 @@ def split_kinds(
         core._replace(speed=speed / top if core.cpus & slow else 1.0)
         for core, speed in zip(cores, speeds, strict=True)
     )
-    efficient = [core for core in cores if core.cpus & slow]
-    performance = len(cores) - len(efficient)
-    return Hybrid(performance, len(efficient), cpus_of(cores) - slow, slow), rated
+    efficient = sum(1 for core in cores if core.cpus & slow)
+    return Hybrid(len(cores) - efficient, efficient, cpus_of(cores) - slow, slow), rated
 
 
 def read_last_level_caches(root: Root, cpus: frozenset[int]) -> tuple[int, ...]:
