@@ -281,14 +281,14 @@ def test_a_snapshot_on_another_system_uses_psutil(monkeypatch: pytest.MonkeyPatc
         now[0] += seconds
 
     clock = SimpleNamespace(
-        time=lambda: 5.0, monotonic=lambda: now[0], perf_counter=time.perf_counter
+        time=lambda: 5.0, monotonic=lambda: now[0], perf_counter=time.perf_counter, sleep=sleep
     )
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(snapshot, "time", clock)
     monkeypatch.setattr(load, "own_cpu_seconds", lambda: 0.0)
     monkeypatch.setitem(sys.modules, "psutil", FakePsutil(lambda: now[0]))
     monkeypatch.setattr(Root, "names", lambda *_: [])  # there is no proc
-    seen = take(read_host(), Root(), 0.5, sleep)
+    seen = take(read_host(), Root(), 0.5)
     assert (seen.time, seen.busy_cpu_seconds, seen.steal_cpu_seconds) == (5.0, 105.5, None)
     assert seen.other_load_cpus == pytest.approx(1.0)
     ((name, cpus),) = seen.busiest

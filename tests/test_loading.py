@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.machine.detect import Privileges
-from bitnet_tuning.machine.memory import HugePages, parse_glibc
+from bitnet_tuning.machine.memory import HugePages, read_huge_pages
+from bitnet_tuning.machine.root import Root
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.memory import need_of
 from bitnet_tuning.plan.plan import make_plan
@@ -160,8 +164,11 @@ def test_an_engine_without_flags_for_loading_is_warned_about() -> None:
         ("glibc x.y", None),
     ],
 )
-def test_the_version_of_the_c_library_is_read(text: str, version: tuple[int, int] | None) -> None:
-    assert parse_glibc(text) == version
+def test_the_version_of_the_c_library_is_read(
+    text: str, version: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(os, "confstr", lambda _: text)
+    assert read_huge_pages(Root(str(tmp_path))).glibc == version
 
 
 def test_an_empty_variable_does_not_prevent_huge_pages() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from datetime import datetime, timezone
 
 from bitnet_tuning.machine import load, sensors
@@ -99,17 +98,12 @@ class _Sample(NamedTuple):
     processes: dict[int, ProcessTime]
 
 
-def take(
-    host: Host,
-    root: Root | None = None,
-    seconds: float = LOAD_SECONDS,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Conditions:
+def take(host: Host, root: Root | None = None, seconds: float = LOAD_SECONDS) -> Conditions:
     """Return the machine's state after watching other programs for ``seconds``. The load is only
     right if this process runs no engine meanwhile."""
     root = root or Root()
     first = _sample(root)
-    sleep(seconds)
+    time.sleep(seconds)
     second = _sample(root)
     now, elapsed = time.time(), second.at - first.at
     busy_until = time.perf_counter() + _SPIN_SECONDS

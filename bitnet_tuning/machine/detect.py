@@ -41,11 +41,9 @@ _USUAL_STEAL = 0.05
 
 
 def read_host(root: str = "/") -> Host:
-    """Read the Linux machine below the folder ``root``.
-
-    On macOS and Windows, the root "/" stands for the running system. This never fails: what
-    cannot be read is None or gets the simplest value, such as one NUMA node.
-    """
+    """Read the Linux machine below the folder ``root``; "/" is the running system on macOS and
+    Windows, too. This never fails: what cannot be read is None or gets the simplest value, such as
+    one NUMA node."""
     if root == "/" and not sys.platform.startswith("linux"):
         from bitnet_tuning.machine.foreign import read_foreign_host  # noqa: PLC0415
 
@@ -136,10 +134,8 @@ def read_wsl(root: Root) -> int | None:
 
 
 def read_governor(root: Root, cpus: frozenset[int]) -> str | None:
-    """Return the governor of ``cpus``; several are joined by commas, most frequent first.
-
-    Return None if the kernel shows none, as in virtual machines and WSL.
-    """
+    """Return the governor of ``cpus``; several are joined by commas, most frequent first. None if
+    the kernel shows none, as in virtual machines and WSL."""
     counts: dict[str, int] = {}
     for cpu in sorted(cpus):
         name = root.read(f"{CPU}/cpu{cpu}/cpufreq/scaling_governor") or ""

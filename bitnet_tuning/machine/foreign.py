@@ -59,18 +59,18 @@ def read_foreign_host() -> Host:
     """Read the running machine: with sysctl on macOS, kernel32.dll on Windows. Elsewhere each CPU
     counts as a core. Only psutil tells the available memory."""
     if sys.platform == "darwin":
-        values = _sysctl()
+        done = capture(("/usr/sbin/sysctl", *_SYSCTL), seconds=5)
+        pairs = (line.partition(":") for line in done.stdout.splitlines())
+        values = {key: value.strip() for key, _, value in pairs if value.strip()}
         host, brand, vendor = macos_host(values, _memory()), values.get(_BRAND), None
     else:
         # Such as "Intel64 Family 6 Model 183 Stepping 1, GenuineIntel".
         brand = os.environ.get("PROCESSOR_IDENTIFIER")
         vendor = brand and brand.rpartition(", ")[2]
         found, affinity = _ask_windows()
+        host = _host(numbered_cores(os.cpu_count() or 1), memory=_memory(), topology_known=False)
         if found:
             host = windows_host(found, affinity, vendor, _memory())
-        else:
-            cores = numbered_cores(os.cpu_count() or 1)
-            host = _host(cores, memory=_memory(), topology_known=False)
     return host._replace(brand=brand, vendor=vendor, system=sys.platform)
 
 
@@ -162,12 +162,6 @@ def numbered_cores(count: int, width: int = 1) -> tuple[Core, ...]:
 def _host(cores: tuple[Core, ...], **known: Any) -> Host:
     online = topology.cpus_of(cores)
     return Host(online, online, cores, (Node(0, online),))._replace(**known)
-
-
-def _sysctl() -> dict[str, str]:
-    done = capture(("/usr/sbin/sysctl", *_SYSCTL), seconds=5)
-    pairs = (line.partition(":") for line in done.stdout.splitlines())
-    return {key: value.strip() for key, _, value in pairs if value.strip()}
 
 
 def cpuinfo_flags() -> tuple[str, ...]:

@@ -151,9 +151,7 @@ def growth(before: Number | None, after: Number | None) -> Number | None:
 
 def other_load(busy: float | None, own: float | None, seconds: float) -> float | None:
     """Return the CPUs that other programs used on average in ``seconds`` of wall time, or None.
-
-    ``busy`` is the CPU time of the whole machine, ``own`` that of this process, both in seconds.
-    """
+    ``busy`` is the CPU time of the whole machine, ``own`` that of this process, both in seconds."""
     if busy is None or own is None or seconds <= 0:
         return None
     return max(0.0, busy - own) / seconds
@@ -170,10 +168,8 @@ def steal_share(busy: float | None, stolen: float | None) -> float | None:
 def shares(
     before: Mapping[int, ProcessTime], after: Mapping[int, ProcessTime], seconds: float
 ) -> dict[int, float]:
-    """Return how many CPUs each process used on average between two listings of processes.
-
-    A process that started in between counts from its start; one that ended does not count.
-    """
+    """Return how many CPUs each process used on average between two listings of processes. One that
+    started in between counts from its start; one that ended does not count."""
     used = {}
     for pid, process in after.items():
         # Less CPU time than before: the process ended, and a new one got its id.
@@ -307,9 +303,7 @@ def _lasts(pid: int, processes: Mapping[int, ProcessTime]) -> bool:
     short program after another; process 1 waits for all orphans, whatever they were."""
     for _ in range(16):  # ids that are used again could make a circle
         process = processes.get(pid) if pid != 1 else None
-        if process is None:
-            break
-        if process.family >= max(_LASTING_SECONDS, _LASTING_SHARE * process.age):
+        if process and process.family >= max(_LASTING_SECONDS, _LASTING_SHARE * process.age):
             return True
-        pid = process.parent
+        pid = process.parent if process else 1
     return False

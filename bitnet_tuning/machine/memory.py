@@ -72,13 +72,9 @@ def read_huge_pages(root: Root) -> HugePages:
         library = os.confstr("CS_GNU_LIBC_VERSION") or ""
     except (AttributeError, OSError, ValueError):
         library = ""
-    return HugePages(chosen[1] if chosen else None, parse_glibc(library))
-
-
-def parse_glibc(text: str) -> tuple[int, int] | None:
-    """Return the version in a text such as ``glibc 2.36`` as (2, 36), or None."""
-    found = re.match(r"(?a)glibc (\d+)\.(\d+)(?!\w)", text)
-    return (int(found[1]), int(found[2])) if found else None
+    version = re.match(r"(?a)glibc (\d+)\.(\d+)(?!\w)", library)
+    glibc = (int(version[1]), int(version[2])) if version else None
+    return HugePages(chosen[1] if chosen else None, glibc)
 
 
 def read_numa_balancing(root: Root) -> bool | None:
@@ -96,11 +92,8 @@ _PAGE_SIZE = r"(?a)\bkernelpagesize_kB=(\d+)"
 
 
 def cached_nodes(root: Root, path: str) -> dict[int, int] | None:
-    """Return how many bytes of a sample of the file each NUMA node has in its page cache.
-
-    The result is empty for a file that is not cached, and None if the kernel does not tell.
-    Nothing is read from disk.
-    """
+    """Return how many bytes of a sample of the file each NUMA node has in its page cache: nothing
+    for a file that is not cached, None if the kernel does not tell. The disk is not read."""
     import mmap  # noqa: PLC0415
 
     if not root.exists("proc/self/numa_maps"):

@@ -20,11 +20,8 @@ _FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 class Root:
-    """A folder with the ``sys`` and ``proc`` of the running system or of a recorded machine.
-
-    A file that is missing, unreadable or malformed is no error: the methods then return None or
-    an empty result.
-    """
+    """A folder with the ``sys`` and ``proc`` of the running system or of a recorded machine. For a
+    file that is missing, unreadable or malformed, the methods return None or an empty result."""
 
     def __init__(self, path: str = "/") -> None:
         self.path = path
@@ -90,8 +87,7 @@ class Root:
         # The kernel has a list such as "0-3,8" in some files and a bit mask in others.
         for name in names:
             parse = parse_list if name.endswith(("list", "/online", "/cpus")) else parse_mask
-            found = parse_or_none(parse, self.read(name))
-            if found:
+            if found := parse_or_none(parse, self.read(name)):
                 return found
         return None
 
@@ -105,10 +101,8 @@ def as_integer(text: str | None) -> int | None:
 
 
 def as_size(text: str | None) -> int | None:
-    """Return the bytes in a size such as ``512``, ``32768K`` or ``4 GB``, or None.
-
-    Units are powers of 1024.
-    """
+    """Return the bytes in a size such as ``512``, ``32768K`` or ``4 GB``, or None; units are powers
+    of 1024."""
     found = re.fullmatch(_SIZE, (text or "").strip())
     return int(found[1]) * _FACTORS[found[2].upper()] if found else None
 
@@ -131,11 +125,8 @@ def parse_list(text: str) -> frozenset[int]:
 
 
 def parse_mask(text: str) -> frozenset[int]:
-    """Return the ids in a CPU mask: ``"00000000,00001c07"`` -> {0, 1, 2, 10, 11, 12}.
-
-    A mask consists of hexadecimal words of 32 bits, the highest first. Raise ValueError if the
-    text is not a mask.
-    """
+    """Return the ids in a CPU mask, which consists of hexadecimal words of 32 bits, the highest
+    first: ``"00000000,00001c07"`` -> {0, 1, 2, 10, 11, 12}. Raise ValueError for other texts."""
     value = 0
     for word in text.strip().split(","):
         value = value << 32 | int(word, 16)

@@ -62,28 +62,22 @@ class MachineWarning(NamedTuple):
 def warnings_before(
     conditions: Conditions, host: Host, model_size: int | None = None
 ) -> Iterator[MachineWarning]:
-    """Yield warnings about what would skew a measurement that starts now.
-
-    ``model_size`` is the size of the model file in bytes; None leaves out memory.
-    """
+    """Yield warnings about what would skew a measurement that starts now. ``model_size`` is the
+    size of the model file in bytes; None leaves out memory."""
     yield from _load(conditions.other_load_cpus, conditions, "use")
     yield from _governor(conditions)
     clock = conditions.clock
-    if clock and clock.limit_mhz is not None and clock.highest_mhz is not None:
-        limit, highest = clock.limit_mhz, clock.highest_mhz
-        if limit < CLOCK_LIMIT * highest:
-            cause = f"cpufreq limits the clock to {limit:.0f} of {highest:.0f} MHz"
-            remedy = f"sudo cpupower frequency-set -u {highest:.0f}MHz"
-            yield MachineWarning(CLOCK, cause, remedy)
+    limit, highest = (clock.limit_mhz, clock.highest_mhz) if clock else (None, None)
+    if limit is not None and highest is not None and limit < CLOCK_LIMIT * highest:
+        cause = f"cpufreq limits the clock to {limit:.0f} of {highest:.0f} MHz"
+        yield MachineWarning(CLOCK, cause, f"sudo cpupower frequency-set -u {highest:.0f}MHz")
     yield from _heat(conditions)
     available, needed = conditions.memory_available, MEMORY_FACTOR * (model_size or 0)
     if available is not None and available < needed:
-        yield MachineWarning(
-            MEMORY,
-            f"only {size_text(available)} of memory is available, but the model needs about "
-            f"{size_text(needed)}",
-            "it may be read from disk again and again; close programs or use a smaller model",
-        )
+        has = f"only {size_text(available)} of memory is available"
+        cause = f"{has}, but the model needs about {size_text(needed)}"
+        remedy = "it may be read from disk again and again; close programs or use a smaller model"
+        yield MachineWarning(MEMORY, cause, remedy)
     if conditions.on_battery:
         cause = "the machine runs on battery, which lowers the clock"
         yield MachineWarning(BATTERY, cause, "plug it in")
@@ -127,8 +121,8 @@ def warnings_after(before: Conditions, after: Conditions) -> Iterator[MachineWar
         cause = f"the system read {size_text(seen.swapped_in)} back from swap"
         yield MachineWarning(MEMORY, cause, "close programs that use a lot of memory")
     if after.on_battery and not before.on_battery:
-        cause = "the machine switched to battery"
-        yield MachineWarning(BATTERY, cause, "plug it in and measure again")
+        remedy = "plug it in and measure again"
+        yield MachineWarning(BATTERY, "the machine switched to battery", remedy)
     if before.governor != after.governor:
         old, new = before.governor or "none", after.governor or "none"
         cause = f"the governor changed from {old} to {new}"

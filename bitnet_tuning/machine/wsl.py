@@ -41,10 +41,8 @@ class WindowsCores(NamedTuple):
 
 
 def with_windows_cores(host: Host, root: str, ask: bool = False) -> Host:
-    """Return the host with the number of cores that Windows told, where WSL hides the cores.
-
-    ``ask`` asks Windows if it was not asked before, or not since a boot in which it did not tell.
-    """
+    """Return the host with the number of cores that Windows told, where WSL hides the cores. With
+    ``ask``, ask Windows if that was not done, or not since a boot in which it did not tell."""
     place = Root(root)
     if not (host.cores_hidden and host.wsl and place.live):
         return host
@@ -72,14 +70,10 @@ def read_wsl_configs(root: Root, mounts: tuple[Mount, ...]) -> tuple[WslConfig, 
     """Return the ``.wslconfig`` files of all Windows users that can be read."""
     # Linux does not know which of the users started WSL.
     drives = [mount.point.strip("/") for mount in mounts if mount.windows]
-    found = []
-    for drive in dict.fromkeys((*drives, _CUSTOMARY)):
-        for user in sorted(root.names(f"{drive}/Users")):
-            name = f"{drive}/Users/{user}/.wslconfig"
-            text = root.read(name)
-            if text is not None:
-                found.append(parse_wsl_config(f"/{name}", text))
-    return tuple(found)
+    folders = (f"{drive}/Users" for drive in dict.fromkeys((*drives, _CUSTOMARY)))
+    users = (f"{folder}/{user}" for folder in folders for user in sorted(root.names(folder)))
+    read = ((f"{user}/.wslconfig", root.read(f"{user}/.wslconfig")) for user in users)
+    return tuple(parse_wsl_config(f"/{name}", text) for name, text in read if text is not None)
 
 
 def parse_wsl_config(path: str, text: str) -> WslConfig:
