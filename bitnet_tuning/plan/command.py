@@ -84,14 +84,13 @@ def batch_flags(plan: Plan) -> tuple[str, ...]:
 
 
 def tuned_flags(setting: Setting, flags: frozenset[str], takes_value: bool) -> tuple[str, ...]:
-    """Return the flags of a setting, except those for threads and batches.
-
-    ``flags`` are those that the program lists in its help. ``takes_value`` is what
-    ``flash_takes_value`` returns for the engine.
-    """
+    """Return the flags of a setting, except those for threads and batches. ``flags`` are those that
+    the program lists in its help, ``takes_value`` is what ``flash_takes_value`` returns."""
+    flash = None if setting.flash is None else "on" if setting.flash else "off"
+    switch = ("-fa",) if setting.flash else ()
     return (
         *_loading(setting, flags),
-        *(_flash(setting.flash, takes_value) if obeys("flash", flags) else ()),
+        *((_pair("-fa", flash) if takes_value else switch) if obeys("flash", flags) else ()),
         *(_pair("--poll", setting.poll) if obeys("poll", flags) else ()),
         *(_pair("--numa", setting.numa) if obeys("numa", flags) else ()),
     )
@@ -119,12 +118,6 @@ def _loading(setting: Setting, flags: frozenset[str]) -> tuple[str, ...]:
 def flash_takes_value(engine: Engine) -> bool:
     """Return whether ``-fa`` takes on or off; in bitnet.cpp's first generation it is a switch."""
     return engine.embedded or engine.completion is not None
-
-
-def _flash(wanted: bool | None, takes_value: bool) -> tuple[str, ...]:
-    if takes_value and wanted is not None:
-        return ("-fa", "on" if wanted else "off")
-    return ("-fa",) if wanted else ()
 
 
 def _mode(request: Request, flags: frozenset[str], feeds_stdin: bool) -> list[str]:

@@ -58,10 +58,8 @@ class Request(NamedTuple):
     def prompt_bytes(self, file_bytes: int | None) -> int | None:
         """Return the length of the prompt; None if it is unknown before the start, as in a chat.
         ``file_bytes`` is the length of the prompt file, if there is one."""
-        if self.chat:
-            return None
-        if self.prompt_file is not None:
-            return file_bytes
+        if self.chat or self.prompt_file is not None:
+            return None if self.chat else file_bytes
         return None if self.prompt is None else len(self.prompt.encode("utf-8", "surrogateescape"))
 
 

@@ -33,11 +33,8 @@ its manual). The value 2 would take pages from the pool that an administrator re
 FIRST_GLIBC = (2, 35)
 """First version of glibc with that tunable."""
 
-DEFAULT_BATCH = 2048
-"""Tokens of llama.cpp's default logical batch."""
-
-DEFAULT_UBATCH = 512
-"""Tokens of llama.cpp's default micro-batch."""
+DEFAULT_BATCH, DEFAULT_UBATCH = 2048, 512
+"""Tokens of llama.cpp's default logical batch and micro-batch."""
 
 LEAST_UBATCH = 64
 """Tokens of the smallest micro-batch that a plan chooses. llama.cpp pads the attention mask to 32
@@ -151,12 +148,10 @@ def has_room(host: Host, model: ModelFile) -> bool:
 
 
 def choose_batch(plan: Plan, request: Request, facts: Facts) -> Plan:
-    """Return the plan with its batch and micro-batch.
-
-    A micro-batch that holds the whole prompt gives the same text as a larger one, with smaller
-    buffers. One that splits the prompt may round differently, so only a measurement (which
-    compares greedy texts) or a lack of memory (with a warning) leads to it.
-    """
+    """Return the plan with its batch and micro-batch."""
+    # A micro-batch that holds the whole prompt gives the same text as a larger one, with smaller
+    # buffers. One that splits the prompt may round differently, so only a measurement (which
+    # compares greedy texts) or a lack of memory (with a warning) leads to it.
     model, available = facts.model, facts.host.memory.available
     length = request.prompt_bytes(facts.prompt_file_bytes)
     default = "the engine's default"
@@ -220,9 +215,12 @@ def choose_loading(plan: Plan, request: Request, facts: Facts, need: Need) -> Pl
     wanted, setting = request.memory, plan.setting
     warnings: list[str] = []
     if wanted in (COPIED, HUGE):
-        refused = _no_copy(facts, request.chat, need)
-        if refused is None and wanted == HUGE:
-            refused = no_huge(facts.huge, facts.environ)
+        mapped, available = "the model is mapped, not copied", facts.host.memory.available
+        refused = no_huge(facts.huge, facts.environ) if wanted == HUGE else None
+        if not obeys("mmap", facts.engine.flags_for(request.chat)):
+            refused = f"{mapped}: this engine cannot load it without mmap"
+        elif not fits(need, available, RESIDENT_SHARE):
+            refused = f"{mapped}: too little memory ({sum_text(need, available)})"
         if refused:
             warnings.append(refused)
         else:
@@ -248,16 +246,6 @@ def loading_reason(setting: Setting, need: Need, available: int | None) -> str:
     return f"{how}{locked}; {sum_text(need, available)}"
 
 
-def _no_copy(facts: Facts, chat: bool, need: Need) -> str | None:
-    """Return why the model must not be copied into memory, or None if it may be."""
-    available = facts.host.memory.available
-    if not obeys("mmap", facts.engine.flags_for(chat)):
-        return "the model is mapped, not copied: this engine cannot load it without mmap"
-    if not fits(need, available, RESIDENT_SHARE):
-        return f"the model is mapped, not copied: too little memory ({sum_text(need, available)})"
-    return None
-
-
 def no_huge(huge: HugePages | None, environ: Mapping[str, str]) -> str | None:
     """Return why malloc cannot be made to use huge pages, or None if it can."""
     if huge is None or huge.glibc is None:
@@ -266,10 +254,8 @@ def no_huge(huge: HugePages | None, environ: Mapping[str, str]) -> str | None:
         version, first = (".".join(map(str, each)) for each in (huge.glibc, FIRST_GLIBC))
         return f"no huge pages: they need glibc {first} or later, this system has {version}"
     if huge.transparent not in ("always", "madvise"):
-        return (
-            "no huge pages: they are turned off in the kernel; turn them on with `echo madvise | "
-            "sudo tee /sys/kernel/mm/transparent_hugepage/enabled`"
-        )
+        remedy = "`echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled`"
+        return f"no huge pages: they are turned off in the kernel; turn them on with {remedy}"
     if user_set(environ, TUNABLES):
         return f"no huge pages: you set {TUNABLES} yourself; add {HUGE_PAGES[TUNABLES]} to it"
     return None
@@ -283,7 +269,7 @@ def no_lock(facts: Facts, chat: bool, need: Need) -> str | None:
         return f"{unlocked}: this engine cannot do that"
     if not fits(need, available, RESIDENT_SHARE):
         return f"{unlocked}: too little memory ({sum_text(need, available)})"
-    if limit is not None and need.model > limit:
-        sizes = f"it takes {size_text(need.model)}, the limit (ulimit -l) is {size_text(limit)}"
-        return f"{unlocked}: {sizes}"
-    return None
+    if limit is None or need.model <= limit:
+        return None
+    sizes = f"it takes {size_text(need.model)}, the limit (ulimit -l) is {size_text(limit)}"
+    return f"{unlocked}: {sizes}"

@@ -23,14 +23,7 @@ BLOCKTIME_MS = "200"
 """Milliseconds that waiting threads of LLVM's OpenMP spin before they sleep. 200 is its documented
 default, but it is reported to use 0 on hybrid CPUs; 200 gave 24.7 tokens/s, 0 only 8.8."""
 
-BINDING_BY_USER = (
-    "OMP_PROC_BIND",
-    "OMP_PLACES",
-    "GOMP_CPU_AFFINITY",
-    "KMP_AFFINITY",
-    "KMP_HW_SUBSET",
-)
-
+BINDING_BY_USER = (*BINDING, "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "KMP_HW_SUBSET")
 WAITING_BY_USER = ("KMP_BLOCKTIME", "OMP_WAIT_POLICY", "KMP_LIBRARY")
 
 ACTIVE = {LLVM: ("KMP_BLOCKTIME", "infinite"), GOMP: ("OMP_WAIT_POLICY", "active")}
@@ -58,12 +51,9 @@ def choose_variables(
     *,
     unbound: str | None = None,
 ) -> tuple[dict[str, str], str]:
-    """Return the variables to set for an engine, and the reason for them.
-
-    ``runtime`` is its OpenMP runtime (None: unknown). ``unbound`` says why the threads are not to
-    be bound to cores; None binds them. Variables that the user set, or that the engine ignores, are
-    left out.
-    """
+    """Return the variables to set for an engine with this OpenMP ``runtime`` (None: unknown), and
+    the reason for them, without those that the user set or the engine ignores. ``unbound`` says why
+    the threads are not to be bound to cores; None binds them."""
     wanted = {} if runtime == NONE else dict.fromkeys(THREAD_COUNTS, str(threads))
     known = {
         None: "the engine's OpenMP runtime is unknown, so only portable variables are set",
@@ -101,8 +91,7 @@ def unbindable(runtime: str | None, system: str) -> str | None:
 def _waiting(quota_binds: bool, environ: Mapping[str, str]) -> tuple[dict[str, str], str]:
     """Return how long threads of LLVM's OpenMP spin before they sleep, and why."""
     # KMP_BLOCKTIME would take precedence over the user's OMP_WAIT_POLICY or KMP_LIBRARY.
-    chosen = _set(environ, WAITING_BY_USER)
-    if chosen:
+    if chosen := _set(environ, WAITING_BY_USER):
         return {}, f"threads wait as you set it: {chosen}"
     if quota_binds:
         return {}, "KMP_BLOCKTIME is not set: spinning threads would use up the CPU quota"
@@ -142,22 +131,17 @@ def user_set(environ: Mapping[str, str], name: str) -> bool:
 
 
 def exported(environ: Mapping[str, str]) -> frozenset[str]:
-    """Return the variables in ``environ`` that bitnet-env.sh set.
-
-    It sets groups: thread counts, binding, waiting; and ``MARK`` if it sets only the counts, as
-    under a CPU quota. Two groups with exactly the values that it writes are its own. One alone,
-    or one in which somebody changed a variable, is the user's.
-    """
+    """Return the variables in ``environ`` that bitnet-env.sh set. It sets groups: thread counts,
+    binding, waiting; and ``MARK`` if it sets only the counts, as under a CPU quota. Two groups with
+    exactly its values are its own. One alone, or with a changed variable, is the user's."""
     found = [group for group in _like_exported(environ) if group]
     return frozenset().union(*found) if len(found) > 1 else frozenset()
 
 
 def shell_exports(environ: Mapping[str, str], threads: int, quota_binds: bool) -> dict[str, str]:
-    """Return the variables that bitnet-env.sh exports to a shell with this environment.
-
-    The shell code in bitnet-env.sh follows the same rule: it exports nothing that the user set,
-    and nothing that ``exported`` could not recognise afterwards.
-    """
+    """Return the variables that bitnet-env.sh, whose shell code follows the same rule, exports to a
+    shell with this environment: none that the user set, or that ``exported`` could not recognise
+    afterwards."""
     own = {name: value for name, value in environ.items() if user_set(environ, name)}
     if any(_like_exported(own)):
         return {}
@@ -194,10 +178,8 @@ def _like_exported(environ: Mapping[str, str]) -> tuple[frozenset[str], ...]:
 
 def user_threads(environ: Mapping[str, str]) -> int | None:
     """Return the thread count in the user's own OMP_NUM_THREADS; None if there is no valid one."""
-    if not user_set(environ, "OMP_NUM_THREADS"):
-        return None
-    # A list has a count for each level of nested parallelism.
-    return _count(environ["OMP_NUM_THREADS"].split(",")[0])
+    text = environ["OMP_NUM_THREADS"] if user_set(environ, "OMP_NUM_THREADS") else ""
+    return _count(text.split(",")[0])  # a list has a count for each level of nesting
 
 
 def _count(text: str) -> int | None:
@@ -226,7 +208,5 @@ def count_warnings(runtime: str | None, environ: Mapping[str, str]) -> tuple[str
     if runtime == LLVM:
         # LLVM 16 aborts ("Assertion failure at kmp_runtime.cpp"), or takes all memory first.
         raise UsageError(f"{cause}: LLVM's OpenMP crashes on it", "unset OMP_NUM_THREADS")
-    return (
-        f"{cause}: the engine's OpenMP runtime may abort at it; remove it with "
-        "`unset OMP_NUM_THREADS`",
-    )
+    remedy = "remove it with `unset OMP_NUM_THREADS`"
+    return (f"{cause}: the engine's OpenMP runtime may abort at it; {remedy}",)

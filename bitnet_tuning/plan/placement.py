@@ -12,7 +12,7 @@ from bitnet_tuning.console import counted, size_text
 from bitnet_tuning.engine.find import NONE
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.root import format_list
-from bitnet_tuning.machine.topology import Node
+from bitnet_tuning.machine.topology import Node, cpus_of
 from bitnet_tuning.plan.command import obeys, read_by_engine
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.memory import Need
@@ -188,16 +188,6 @@ def _free(node: Node) -> str:
     return "free memory unknown" if node.free is None else f"{size_text(node.free)} free"
 
 
-def _chosen_cores(host: Host, count: int) -> frozenset[int]:
-    """Return the CPUs of ``count`` allowed cores: the fastest, and those of one node together."""
-    home = {cpu: node.id for node in host.nodes for cpu in node.cpus}
-    ranked = sorted(
-        host.allowed_cores,
-        key=lambda core: (-core.speed, home.get(min(core.cpus), 0), min(core.cpus)),
-    )
-    return frozenset().union(*(core.cpus for core in ranked[:count])) & host.allowed
-
-
 PERFORMANCE_NICE = -5
 """Niceness in performance mode: ahead of ordinary programs, but not of all others."""
 
@@ -246,10 +236,17 @@ def _waiting(facts: Facts, threads: int, chat: bool) -> tuple[dict[str, str], in
 
 
 def _affinity(facts: Facts, threads: int) -> tuple[frozenset[int] | None, str]:
+    """Return the CPUs of as many allowed cores as ``threads``, the fastest, and those of one node
+    together; None if they cannot be chosen. Return the reason, too."""
     host = facts.host
     if reason := unplaceable(host, facts.environ):
         return None, reason
     if host.quota_binds:
         return None, f"{NOT_BOUND}: other containers with a quota might be bound to the same CPUs"
-    count = min(threads, len(host.allowed_cores))
-    return _chosen_cores(host, threads), f"bound to {counted(count, 'core')} (performance mode)"
+    home = {cpu: node.id for node in host.nodes for cpu in node.cpus}
+    ranked = sorted(
+        host.allowed_cores,
+        key=lambda core: (-core.speed, home.get(min(core.cpus), 0), min(core.cpus)),
+    )[:threads]
+    reason = f"bound to {counted(len(ranked), 'core')} (performance mode)"
+    return cpus_of(ranked) & host.allowed, reason

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bitnet_tuning.console import size_text
 from bitnet_tuning.engine import instruction_sets
-from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, lacks_kernels
 from bitnet_tuning.engine.known import check_isa, check_pair
 from bitnet_tuning.errors import UnsupportedError
@@ -22,10 +21,8 @@ _WEAK = "is built without AVX2 and NEON, one of which i2_s models need: it write
 
 def make_plan(request: Request, facts: Facts, setting: Setting | None = None) -> Plan:
     """Return the plan for a request, with its command. A ``setting`` replaces the computed one.
-
     Raise UnsupportedError if engine, model and host cannot work together, and UsageError if
-    BITNET_THREADS is not a valid number or the prompt is too long.
-    """
+    BITNET_THREADS is not a valid number or the prompt is too long."""
     check_pair(facts.engine, facts.model)
     check_isa(facts.engine, facts.host)
     _check_kernels(facts)
@@ -70,9 +67,16 @@ def _computed(request: Request, facts: Facts) -> Plan:
 
         plan = choose_boost(plan, request, facts)
     plan = memory.choose_loading(plan, request, facts, need)
+    program = "llama-cli, which completes a prompt and exits"
+    if engine.embedded:
+        program = "the embedded engine, which takes llama-cli's flags"
+    elif request.chat:
+        program = "llama-cli, which runs chats"
+    elif engine.completion:
+        program = "llama-completion, since the llama-cli beside it only runs chats"
     cost = gain_text(model, measured=False)
     reasons = {
-        "command": _command_reason(engine, request),
+        "command": program,
         "engine": f"{'the embedded engine: ' if engine.embedded else ''}{engine.location.source}",
         "isa": instruction_sets.reason(engine, host.isa, model.quantization),
         "model": f"{facts.model_reason}: {model.architecture}, {model.quantization}"
@@ -108,16 +112,6 @@ def _unbound_reason(setting: Setting, host: Host) -> str | None:
         used = f"{setting.threads} of {cores} cores {are} used"
         return f"{used}, and other programs may choose the same"
     return None
-
-
-def _command_reason(engine: Engine, request: Request) -> str:
-    if engine.embedded:
-        return "the embedded engine, which takes llama-cli's flags"
-    if request.chat:
-        return "llama-cli, which runs chats"
-    if engine.completion:
-        return "llama-completion, since the llama-cli beside it only runs chats"
-    return "llama-cli, which completes a prompt and exits"
 
 
 def _check_kernels(facts: Facts) -> None:

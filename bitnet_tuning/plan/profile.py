@@ -113,12 +113,13 @@ class Profile(NamedTuple):
 
     def validate(self) -> None:
         """Raise DamagedError if no tuning can find this setting on this host."""
-        if self.setting is not None and self.setting.nice != 0:
+        if self.setting is None:
+            return
+        if self.setting.nice != 0:
             raise DamagedError("must be 0: no tuning changes the priority", ".setting.nice")
-        if self.setting is not None and self.setting.embedding is not None:
+        if self.setting.embedding is not None:
             raise DamagedError("must be null: no tuning changes the file", ".setting.embedding")
-        cpus = self.setting and self.setting.cpus
-        if cpus and not cpus <= parse_list(self.host.allowed):
+        if self.setting.cpus and not self.setting.cpus <= parse_list(self.host.allowed):
             raise DamagedError(f"must be among the host's {self.host.allowed}", ".setting.cpus")
 
     @property
@@ -175,9 +176,8 @@ def engine_changes(profile: Profile, engine: Engine | None = None) -> list[str]:
     if engine is None:
         return changes
     if profile.engine.version != engine.version:
-        changes.append(
-            f"engine version {profile.engine.version or '-'}, now {engine.version or '-'}"
-        )
+        was = profile.engine.version or "-"
+        changes.append(f"engine version {was}, now {engine.version or '-'}")
     others = set(engine.files) ^ {path for path, _, _ in profile.engine.files}
     return changes + [f"{path} was added or is no longer used" for path in sorted(others)]
 
@@ -299,26 +299,19 @@ def read_profile(path: str) -> Profile:
 
 
 def bound_to(profile: Profile, host: Host, engine: EngineKey) -> Profile:
-    """Return the profile for this host, with ``engine`` as the engine's place on it.
-
-    Folders and modification times of the engine's files may differ, their sizes may not. Raise
-    UnsupportedError, with the differences, if the host or the engine is another.
-    """
-    differences = [*host_changes(profile, host), *_engine_differences(profile.engine, engine)]
-    if differences:
+    """Return the profile for this host, with ``engine`` as the engine's place on it. Folders and
+    modification times of the engine's files may differ, their sizes may not. Raise
+    UnsupportedError, with the differences, if the host or the engine is another."""
+    differences, theirs = host_changes(profile, host), profile.engine
+    if theirs.version != engine.version:
+        differences.append(f"engine version {theirs.version or '-'}, here {engine.version or '-'}")
+    changed = {name for name, _ in _sizes(theirs) ^ _sizes(engine)}
+    if differences := differences + [f"{name} is not the same here" for name in sorted(changed)]:
         raise UnsupportedError(
             f"the profile was measured on a different machine or engine: {'; '.join(differences)}",
             f"measure here: {command('bench')}",
         )
     return profile._replace(engine=engine)
-
-
-def _engine_differences(theirs: EngineKey, ours: EngineKey) -> list[str]:
-    found = []
-    if theirs.version != ours.version:
-        found.append(f"engine version {theirs.version or '-'}, here {ours.version or '-'}")
-    changed = {name for name, _ in _sizes(theirs) ^ _sizes(ours)}
-    return found + [f"{name} is not the same here" for name in sorted(changed)]
 
 
 def _sizes(engine: EngineKey) -> set[tuple[str, int]]:

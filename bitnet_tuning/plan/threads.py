@@ -57,12 +57,9 @@ class Asked(NamedTuple):
 def choose_threads(
     request: Request, host: Host, environ: Mapping[str, str], limit: int | None = None
 ) -> Plan:
-    """Return a plan in which only the threads and their CPUs are decided.
-
-    Precedence: flag, BITNET_THREADS, LLAMA_ARG_THREADS, the user's OMP_NUM_THREADS, computed.
-    ``limit`` is OMP_THREAD_LIMIT. Raise UsageError if a variable that decides is not a number from
-    0 to ``MOST_THREADS_ENGINE``.
-    """
+    """Return a plan in which only the threads and their CPUs are decided. Precedence: flag,
+    BITNET_THREADS, LLAMA_ARG_THREADS, the user's OMP_NUM_THREADS, computed. ``limit`` is
+    OMP_THREAD_LIMIT. Raise UsageError as ``asked_threads`` does."""
     asked, batch = asked_threads(request.threads, environ), request.threads_batch
     if asked:
         count = asked.number
@@ -74,8 +71,7 @@ def choose_threads(
         plan = Plan(Setting(count, count), reasons, _oversubscribed(count, host, asked.by))
     else:
         most = request.max_threads or MOST_THREADS
-        most = min(most, limit or most)
-        plan = _computed(host, environ, most, limit)
+        plan = _computed(host, environ, min(most, limit or most), limit)
     if limit or (asked and asked.by == _OMP):
         plan = plan.updated(plan.setting, {}, _costly(asked, host, limit))
     if not batch:
@@ -124,7 +120,10 @@ def make_way(
     setting, free = plan.setting, free_cores(host, neighbours)
     if max(setting.threads, setting.threads_batch) <= free:
         return plan
-    busy = _busy(host, neighbours)
+    number = max(1, round(max(neighbours.cpus, neighbours.group)))
+    busy = f"{number} of {counted(len(host.allowed), 'CPU')} {'is' if number == 1 else 'are'} busy"
+    busy += " with other programs"
+    busy += f" ({', '.join(neighbours.programs)})" if neighbours.programs else ""
     if asked_threads(request.threads, environ):
         # Two threads on two CPUs, one of them busy, made 6.0 tokens/s bound to cores and 0.2 not,
         # with libgomp; with LLVM's OpenMP it made no difference.
@@ -148,19 +147,10 @@ def make_way(
     return plan.updated(changed, reasons, warnings)
 
 
-def _busy(host: Host, neighbours: Neighbours) -> str:
-    """Return how many CPUs are busy, and with what."""
-    number = max(1, round(max(neighbours.cpus, neighbours.group)))
-    programs = ", ".join(neighbours.programs)
-    are = "is" if number == 1 else "are"
-    busy = f"{number} of {counted(len(host.allowed), 'CPU')} {are} busy with other programs"
-    return f"{busy} ({programs})" if programs else busy
-
-
 def asked_threads(threads: int | None, environ: Mapping[str, str]) -> Asked | None:
     """Return the thread count that the user set, with a flag of value ``threads`` or a variable.
-    Return None if it is to be computed; raise UsageError if an invalid variable would decide.
-    """
+    None if it is to be computed. Raise UsageError if a variable that decides is not a number from 0
+    to ``MOST_THREADS_ENGINE``."""
     if threads:
         return Asked(threads, "-t")
     for name in ("BITNET_THREADS", ENGINE_THREADS):
@@ -190,10 +180,8 @@ def _oversubscribed(count: int, host: Host, by: str) -> tuple[str, ...]:
         limit = f"the {counted(host.usable_cores, 'physical core')} that this process may use"
     else:
         return ()
-    return (
-        f"{by} asks for {count} threads, more than {limit}: "
-        "threads will wait for each other, and generation slows down",
-    )
+    slow = "threads will wait for each other, and generation slows down"
+    return (f"{by} asks for {count} threads, more than {limit}: {slow}",)
 
 
 def _computed(host: Host, environ: Mapping[str, str], most: int, limit: int | None = None) -> Plan:
@@ -238,12 +226,10 @@ def unplaceable(host: Host, environ: Mapping[str, str]) -> str | None:
 
 
 def _best_count(speeds: list[float], most: int) -> int:
-    """Return how many of the fastest cores to use: at least 1, at most ``most``.
-
-    ``speeds`` are those of single cores, the fastest first. ggml gives every thread an equal share
-    of a step and waits for the last one, so k cores do the work of k times the slowest of them:
-    k * speeds[k - 1]. Slower cores join only if that grows by ``WORTHWHILE``.
-    """
+    """Return how many of the fastest cores to use: at least 1, at most ``most``. ``speeds`` are
+    those of single cores, the fastest first."""
+    # ggml gives every thread an equal share of a step and waits for the last one, so k cores do the
+    # work of k times the slowest of them. Slower cores join only if that grows by WORTHWHILE.
     best = 1
     for count in range(2, min(most, len(speeds)) + 1):
         gain = count * speeds[count - 1] / (best * speeds[best - 1])
@@ -256,10 +242,8 @@ def _threads_reason(host: Host, count: int, most: int, limit: int | None) -> str
     cores = len(host.allowed_cores)
     parts = [f"this process may use {cores} of {counted(len(host.cores), 'physical core')}"]
     if not host.topology_known:
-        parts = [
-            f"this process may use {counted(cores, 'CPU')}",
-            "which of them share a core is unknown",
-        ]
+        parts = [f"this process may use {counted(cores, 'CPU')}"]
+        parts.append("which of them share a core is unknown")
     elif host.cores_hidden:
         told = f"but Windows told that there are {host.windows_cores} cores (Win32_Processor)"
         parts = [
