@@ -41,8 +41,14 @@ def choose_build(
             "build it on this machine (cmake -B build -DGGML_NATIVE=ON), or name another engine "
             "with --engine",
         )
-    able, weak = _with_kernels(runnable, model)
+    # Leave out builds without kernels for i2_s, unless there are no others.
+    quantization = model.quantization if model else I2_S
+    able = tuple(each for each in runnable if not lacks_kernels(each, quantization))
+    if not any(each.isa for each in able):
+        able = runnable
     winner, reason = _best(able, host, measured)
+    lack = "is built without AVX2 and NEON, which i2_s needs"
+    weak = ((each.path, lack) for each in runnable if each not in able)
     left_out = (f"{build_name(path)} {what}" for path, what in (*refused, *weak))
     chosen = f"{winner.location.source}; chosen of {len(every)} builds: {reason}"
     source = "; ".join((chosen, *left_out))
@@ -71,19 +77,6 @@ def usable(
         except UnsupportedError as error:
             refused.append((engine.path, error.cause.removeprefix(f"{engine.path} ")))
     return tuple(fine), tuple(refused)
-
-
-def _with_kernels(
-    engines: tuple[Engine, ...], model: ModelFile | None
-) -> tuple[tuple[Engine, ...], Refused]:
-    """Leave out builds without kernels for i2_s, unless there are no others."""
-    quantization = model.quantization if model else I2_S
-    weak = [each for each in engines if lacks_kernels(each, quantization)]
-    able = tuple(each for each in engines if each not in weak)
-    if not weak or not any(each.isa for each in able):
-        return engines, ()
-    reason = "is built without AVX2 and NEON, which i2_s needs"
-    return able, tuple((each.path, reason) for each in weak)
 
 
 def _best(

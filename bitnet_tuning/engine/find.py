@@ -28,17 +28,8 @@ _BUILD = "build"
 """Beginning of the names of build folders; a folder of exactly this name comes first."""
 _BINS = (os.path.join("bin", "Release"), "bin")
 
-# bitnet.cpp of October 2024 knows ``bitnet``, but not ``bitnet-b1.58``.
-ARCHITECTURES = (
-    "bitnet",
-    "bitnet-25",
-    "bitnet-b1.58",
-    "llama",
-    "falcon",
-    "gemma",
-    "qwen2",
-    "qwen3",
-)
+_BITNET = ("bitnet", "bitnet-25", "bitnet-b1.58")  # bitnet.cpp of October 2024 lacks the last
+ARCHITECTURES = (*_BITNET, "llama", "falcon", "gemma", "qwen2", "qwen3")
 """Architectures of published ternary models, which a probe looks for in an engine's files."""
 
 
@@ -161,10 +152,9 @@ def _named(name: str, source: str) -> tuple[Location, ...]:
     found = (direct,) if os.path.isfile(direct) else _built_below(path) or _programs(path)[:1]
     if found:
         return tuple(Location(cli, origin) for cli in found)
+    cause = f"no such engine: {path} (from {source})"
     if os.path.isdir(path):
         cause = f"no {_CLI} in the folder {path} (from {source}), nor in a build*/bin below it"
-    else:
-        cause = f"no such engine: {path} (from {source})"
     raise MissingError(cause, f"name a {_CLI}, a folder that holds it, or a checkout with a build")
 
 
@@ -210,11 +200,8 @@ def on_path(path: str, name: str = _CLI) -> str | None:
 def embedded_library() -> str | None:
     """Return the folder of the installed package xllamacpp; None without one."""
     # By hand, so that a start does not import importlib.util.
-    for folder in sys.path:
-        candidate = os.path.join(folder or os.curdir, "xllamacpp")
-        if os.path.isfile(os.path.join(candidate, "__init__.py")):
-            return candidate
-    return None
+    found = (os.path.join(folder or os.curdir, "xllamacpp") for folder in sys.path)
+    return next((each for each in found if os.path.isfile(f"{each}/__init__.py")), None)
 
 
 def _embedded(source: str) -> Location:
@@ -226,11 +213,9 @@ def _embedded(source: str) -> Location:
 def beside(cli: str, name: str) -> str | None:
     """Return another program of the same build, such as ``llama-bench``, beside ``cli`` or, if it
     is a link, beside its target; None without one."""
-    for program in (cli, os.path.realpath(cli)):
-        path = os.path.join(os.path.dirname(program), name + _SUFFIX)
-        if os.path.isfile(path):
-            return path
-    return None
+    folders = (os.path.dirname(program) for program in (cli, os.path.realpath(cli)))
+    paths = (os.path.join(folder, name + _SUFFIX) for folder in folders)
+    return next(filter(os.path.isfile, paths), None)
 
 
 def find_quantizer(engine: Engine) -> str:

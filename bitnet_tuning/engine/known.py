@@ -110,19 +110,14 @@ def check_pair(engine: Engine, model: ModelFile) -> None:
     """Raise UnsupportedError if the engine would reject the model or compute garbage with it."""
     name = "the embedded engine" if engine.embedded else engine.path
     if model.quantization in ("tl1", "tl2"):
-        raise UnsupportedError(
-            f"{name} cannot run {model.path}: {model.quantization} files need a build that was "
-            "generated for that model's shape",
-            "use an i2_s file of the model (BitNet's python3 setup_env.py -md MODEL_FOLDER "
-            "-q i2_s makes one)",
-        )
+        why = f"{model.quantization} files need a build that was generated for that model's shape"
+        how = "BitNet's python3 setup_env.py -md MODEL_FOLDER -q i2_s makes one"
+        remedy = f"use an i2_s file of the model ({how})"
+        raise UnsupportedError(f"{name} cannot run {model.path}: {why}", remedy)
     if model.quantization == I2_S and engine.i2_s is False:
-        raise UnsupportedError(
-            f"{name} cannot run {model.path}: it is built from mainline llama.cpp, which has no "
-            "i2_s kernels",
-            "name a llama-cli built from bitnet.cpp with --engine, or a TQ2_0 file of the model "
-            "with -m",
-        )
+        why = "it is built from mainline llama.cpp, which has no i2_s kernels"
+        remedy = "name a llama-cli built from bitnet.cpp with --engine, or a TQ2_0 file with -m"
+        raise UnsupportedError(f"{name} cannot run {model.path}: {why}", remedy)
     if engine.architectures.get(model.architecture) is False:
         raise UnsupportedError(
             f"{name} does not know the architecture {model.architecture} of {model.path}",
@@ -145,13 +140,10 @@ def check_isa(engine: Engine, host: Host) -> None:
     if refused is None:
         return
     if engine.embedded:
-        raise UnsupportedError(
-            f"the embedded engine {refused}",
-            "build bitnet.cpp on this machine and name its llama-cli with --engine",
-        )
-    best = engine.checkout and f" (--engine {engine.checkout} selects the best of its builds)"
-    raise UnsupportedError(
-        f"{engine.path} {refused}",
-        "build it on this machine (cmake -B build -DGGML_NATIVE=ON), or name another build "
-        f"with --engine{best or ''}",
-    )
+        remedy = "build bitnet.cpp on this machine and name its llama-cli with --engine"
+        raise UnsupportedError(f"the embedded engine {refused}", remedy)
+    remedy = "build it on this machine (cmake -B build -DGGML_NATIVE=ON), or name another build "
+    remedy += "with --engine"
+    if engine.checkout:
+        remedy += f" (--engine {engine.checkout} selects the best of its builds)"
+    raise UnsupportedError(f"{engine.path} {refused}", remedy)

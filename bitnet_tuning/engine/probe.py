@@ -31,7 +31,6 @@ STATUS_ILLEGAL_INSTRUCTION (MS-ERREF 2.3.1), unsigned and signed."""
 
 _SYSTEM_INFO = "system_info:"
 _FEATURE = r"\b([A-Z][A-Z0-9_]*) = (\d+)"
-_VERSION = r"(?m)^version: .*$"
 
 _PACKAGES = {"libgomp": "libgomp1", "libomp": "libomp5"}
 """Debian's packages of the libraries that an engine needs and no build brings."""
@@ -114,9 +113,9 @@ def _fault(program: str, done: Captured) -> tuple[str, str] | None:
 def _files(location: Location) -> tuple[str, ...]:
     if not location.embedded:
         return own_files(location.cli, trace_libraries)
-    library = find.embedded_library() or ""
-    names = sorted(os.listdir(library)) if library else []
-    modules = [os.path.join(library, name) for name in names if name.endswith((".so", ".pyd"))]
+    library = find.embedded_library()
+    paths = sorted(glob(f"{escape(library)}/*")) if library else []
+    modules = [path for path in paths if path.endswith((".so", ".pyd"))]
     return (os.path.abspath(location.cli), *modules)
 
 
@@ -145,8 +144,8 @@ def parse_flags(help_text: str) -> set[str]:
 
 def parse_version(text: str) -> str:
     """Return the text after ``version:``, "" if no line begins with it."""
-    found = re.search(_VERSION, text)
-    return found[0].removeprefix("version: ").strip() if found else ""
+    found = re.search(r"(?m)^version: (.*)$", text)
+    return found[1].strip() if found else ""
 
 
 def parse_system_info(log: str) -> set[str]:
@@ -215,10 +214,8 @@ may take ``SLOWER`` times as long as the first one took, with loading."""
 
 def find_limit(planned: int, run: Callable[[int, int, float], Captured]) -> Crowding:
     """Compare the planned threads with one thread, in up to three rounds. If they are much slower
-    in all of them, find how many are not by halving.
-
-    ``run`` runs the demo model with numbers of threads and of tokens at a time, for some seconds.
-    """
+    in all of them, find how many are not by halving. ``run`` runs the demo model with numbers of
+    threads and of tokens at a time, for some seconds."""
     started, before = time.monotonic(), _others()
     limit, tokens, batch, ratios, most = _FIRST_S, 0, BATCH, list[float](), 0.0
 
