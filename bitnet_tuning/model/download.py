@@ -53,9 +53,8 @@ def get_model(repository: str, file: str | None, folders: Sequence[str]) -> str:
             url = hub.hf_hub_url(repository, name, revision=facts.commit_hash)
             _download(url, path, facts.size, checksum)
         elif _differs(path, facts.size, checksum):
-            raise TuningError(
-                f"{path} differs from the file in {repository}", "to download that, move it away"
-            )
+            cause = f"{path} differs from the file in {repository}"
+            raise TuningError(cause, "to download that, move it away")
         else:
             say(f"{path} is there already")
     except TuningError:
@@ -128,9 +127,8 @@ def _download(url: str, path: str, size: int | None, checksum: str | None) -> No
             raise
     if _differs(partial, size, checksum):
         os.unlink(partial)
-        raise TuningError(
-            f"the download of {url} had a wrong checksum; it was deleted", "download it again"
-        )
+        cause = f"the download of {url} had a wrong checksum; it was deleted"
+        raise TuningError(cause, "download it again")
     if not checksum and path.lower().endswith(".gguf"):
         try:
             read_model(partial)

@@ -137,12 +137,12 @@ def slim_copies(
         except TuningError as error:
             if wrong is not None:
                 wrong.append(error.cause)
-    return tuple(sorted((each for each in copies if types.is_copy(each, model)), key=_rank))
 
+    def rank(copy: ModelFile) -> tuple[bool, int]:
+        matrix = types.output_matrix(copy.parts)
+        return matrix is None or matrix.type not in GENTLE, copy.size
 
-def _rank(copy: ModelFile) -> tuple[bool, int]:
-    matrix = types.output_matrix(copy.parts)
-    return matrix is None or matrix.type not in GENTLE, copy.size
+    return tuple(sorted((each for each in copies if types.is_copy(each, model)), key=rank))
 
 
 def original_of(model: ModelFile, state: State) -> ModelFile | None:

@@ -35,12 +35,9 @@ _MIN_TENSOR = 8 + 4 + 4 + 8
 _MOST_DIMENSIONS, _LONGEST_TENSOR_NAME = 4, 63
 """Limits of ggml (GGML_MAX_DIMS, GGML_MAX_NAME): its loader refuses a file that exceeds them."""
 
-# Limits for counts that are wrong but would fit into a large file: following them would take
-# minutes. Real models have some thousand tensors and half a million merges of tokens.
-_MOST_TENSORS = 1 << 14
-_MOST_PAIRS = 1 << 12
-_MOST_STRINGS = 1 << 20
-_MOST_TYPES = 1 << 16
+_MOST_TENSORS, _MOST_PAIRS, _MOST_STRINGS, _MOST_TYPES = 1 << 14, 1 << 12, 1 << 20, 1 << 16
+"""Limits for counts that are wrong but would fit into a large file: following them would take
+minutes. Real models have some thousand tensors and half a million merges of tokens."""
 _LONGEST_NAME = (1 << 16) - 1
 """Longest key in bytes, as the format defines it."""
 _LONGEST_HEADER = 40 << 20
@@ -200,10 +197,8 @@ class _Reader:
         """Read a 64-bit count of things that take at least ``smallest`` bytes each."""
         count: int = self.number("Q")
         if count * smallest > self.size - self.at:
-            raise _CorruptError(
-                f"is truncated or damaged: its header claims {count} {what}, "
-                "more than the file can hold"
-            )
+            claims = f"its header claims {count} {what}, more than the file can hold"
+            raise _CorruptError(f"is truncated or damaged: {claims}")
         if most is not None and count > most:
             raise _CorruptError(f"is damaged: it claims {count} {what}; the limit is {most}")
         return count
@@ -279,24 +274,21 @@ def _array_length(reader: _Reader) -> int:
         width = struct.calcsize(_SCALARS[kind])
         length = reader.count("array entries", width)
         reader.skip(length * width)
-    elif kind == _STRING:
-        _skip_strings(reader, length := reader.count("strings", 8, _MOST_STRINGS))
-    else:
+        return length
+    if kind != _STRING:
         of = "arrays" if kind == _ARRAY else f"unknown type {kind}"
         raise _CorruptError(f"is damaged: its metadata has an array of {of}")
-    return length
-
-
-def _skip_strings(reader: _Reader, count: int) -> None:
+    length = reader.count("strings", 8, _MOST_STRINGS)
     # A vocabulary and its merges are 400,000 strings: a bare loop takes a fraction of the time
     # that the reader's methods would.
     unpack, data, at, end = struct.Struct("<Q").unpack_from, reader.data, reader.at, reader.end
-    for _ in range(count):
+    for _ in range(length):
         if at + 8 > end:
             at += 8
             break
         at += 8 + unpack(data, at)[0]
     reader.skip(at - reader.at)
+    return length
 
 
 def _tensor(reader: _Reader, alignment: int) -> TensorInfo:

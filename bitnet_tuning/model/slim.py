@@ -42,7 +42,6 @@ _MATRICES = {
     EMBEDDING: (types.TOKENS, "--token-embedding-type"),
     OUTPUT: (types.MATRIX, "--output-tensor-type"),
 }
-_REWRITTEN = "general.quantization_version"
 _CHUNK = 1 << 24
 
 
@@ -145,7 +144,7 @@ def problem(model: ModelFile, after: Sequence[Part], copy: str) -> str | None:
                 return f"has {name} in {found} {copied[name].shape}"
         meta, kept = read_metadata(model.path), read_metadata(copy)
         for key in meta:
-            if meta[key] != kept.get(key) and key != _REWRITTEN:
+            if meta[key] != kept.get(key) and key != "general.quantization_version":
                 return f"has another value of {key} in its metadata"
         with open(model.path, "rb") as ours, open(copy, "rb") as theirs:
             for name, info in tensors.items():

@@ -216,15 +216,15 @@ def output_matrix(parts: Iterable[Part]) -> Part | None:
 def slimmed(parts: Iterable[Part], kind: str) -> tuple[Part, ...]:
     """Return the parts with embedding and output matrix in the type named ``kind``, whose size
     must be known; one that would not become smaller stays."""
-    made = []
-    for part in parts:
+
+    def smaller(part: Part) -> Part:
         size = tensor_bytes(NUMBERS[kind], part.weights)
-        if part.name in (EMBEDDING, OUTPUT) and size < part.size:
-            read = None if part.read is None else part.read * size // part.size
-            made.append(part._replace(type=kind, size=size, read=read))
-        else:
-            made.append(part)
-    return tuple(made)
+        if part.name not in (EMBEDDING, OUTPUT) or size >= part.size:
+            return part
+        read = None if part.read is None else part.read * size // part.size
+        return part._replace(type=kind, size=size, read=read)
+
+    return tuple(map(smaller, parts))
 
 
 def fits(model: ModelFile, kind: str) -> bool:
