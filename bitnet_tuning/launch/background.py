@@ -34,12 +34,9 @@ _LOG_PATIENCE = 1.0
 
 @contextmanager
 def _running(launch: Launch, stderr: int) -> Iterator[Popen[bytes]]:
-    """Run a program in a session of its own until the end of the block, without input and with a
-    pipe for its stdout.
-
-    The program and its process group are killed at the end of the block, or when this process
-    dies before. Raise UnsupportedError if the program cannot be started.
-    """
+    """Run a program in a session of its own, without input and with a pipe for its stdout. It and
+    its process group are killed at the end of the block, or when this process dies before. Raise
+    UnsupportedError if it cannot be started."""
     from subprocess import DEVNULL, PIPE  # noqa: PLC0415 (2 ms)
 
     fill_standard_handles()
@@ -83,13 +80,10 @@ def capture(
     nice: int = 0,
     watch: Callable[[int], None] | None = None,
 ) -> Captured:
-    """Run a program without input for at most ``seconds`` and return its output.
-
-    A program that cannot be started has the exit code 127 and the error as its stderr. ``watch`` is
-    called repeatedly while the program runs, with its process id, which on POSIX systems is also
-    its group's. The program and its group are killed when the call ends, even by an exception, and
-    when this process dies.
-    """
+    """Run a program without input for at most ``seconds`` and return its output. A program that
+    cannot be started has the exit code 127 and the error as its stderr. ``watch`` is called
+    repeatedly with the id of the running process, which on POSIX systems is also its group's. Both
+    are killed when the call ends, even by an exception, and when this process dies."""
     from subprocess import PIPE, TimeoutExpired  # noqa: PLC0415 (2 ms)
 
     launch = Launch(argv, variables or {}, cpus, nice=nice, unset=unset)
@@ -176,12 +170,9 @@ class Service:
 
 @contextmanager
 def serve(launch: Launch, follows: bool = True) -> Iterator[Service]:
-    """Run a server until the end of the block and keep its log. If it ``follows``, Ctrl-Z stops it
-    together with this process.
-
-    The server is killed when this process dies, for whatever reason. Raise UnsupportedError if
-    it cannot be started.
-    """
+    """Run a server until the end of the block, or until this process dies, and keep its log. If it
+    ``follows``, Ctrl-Z stops it together with this process. Raise UnsupportedError if it cannot be
+    started."""
     from subprocess import STDOUT  # noqa: PLC0415 (2 ms)
 
     with _running(launch, STDOUT) as child, handling(pausing(-child.pid) if follows else {}):

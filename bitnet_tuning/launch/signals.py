@@ -63,10 +63,8 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stop:
-    """A context manager in which SIGINT, SIGTERM and SIGHUP interrupt only marked blocks.
-
-    A signal at any other time, as while results are saved, takes effect at the next marked block.
-    """
+    """A context manager in which SIGINT, SIGTERM and SIGHUP interrupt only marked blocks. At any
+    other time, as while results are saved, a signal takes effect at the next marked block."""
 
     def __init__(self) -> None:
         self._armed = False

@@ -102,12 +102,9 @@ ignores SIGINT in its background jobs, but one that is passed on is meant for th
 
 
 class Lifeline:
-    """A pipe that kills a program when its launcher ends for whatever reason (POSIX).
-
-    Only the launcher has the writing end, so that it closes when the launcher ends. A program is
-    tied to the pipe before it is executed, so that a launcher that is killed at any moment leaves
-    nothing behind.
-    """
+    """A pipe that kills a program when its launcher ends for whatever reason (POSIX). Only the
+    launcher has the writing end, which closes when it ends. A program is tied to the pipe before it
+    is executed, so that a launcher that is killed at any moment leaves nothing behind."""
 
     def __init__(self) -> None:
         self.far, self.near = os.pipe()
@@ -145,11 +142,9 @@ class Lifeline:
         return self.leader
 
     def tie(self, target: int) -> None:
-        """Kill ``target``, a process or a group as in ``send``, once the launcher has ended.
-
-        Call this in a child before it executes the program. Until then the child has the writing
-        end too, so that the death of the launcher takes effect when the program is executed.
-        """
+        """Kill ``target``, a process or a group as in ``send``, once the launcher has ended. Call
+        this in a child before it executes the program: until then the child has the writing end
+        too, so that the death of the launcher takes effect when the program is executed."""
         if self.by_kernel:
             import fcntl  # noqa: PLC0415 (not on Windows)
 
@@ -211,11 +206,8 @@ def fill_standard_handles() -> None:
 
 
 class Pipes:
-    """The pipes between this process and an engine.
-
-    ``stdin``, ``stdout`` and ``stderr`` are this process's ends, None for a stream without a
-    pipe; ``streams`` are the engine's ends.
-    """
+    """The pipes between this process and an engine. ``stdin``, ``stdout`` and ``stderr`` are this
+    process's ends, None for a stream without a pipe; ``streams`` are the engine's ends."""
 
     def __init__(self, launch: Launch) -> None:
         self.stdin = self.stdout = self.stderr = None
@@ -250,11 +242,9 @@ def _close(*handles: int | None) -> None:
 
 
 def spawn(launch: Launch, streams: Streams, group: int, mask: Collection[int]) -> int:
-    """Start a program in a group from ``Lifeline.lead``, and return its process id.
-
-    The program starts with the signals in ``mask`` blocked. This is quicker than ``popen``, which
-    imports ``subprocess`` and forks. Raise UnsupportedError if the program cannot be started.
-    """
+    """Start a program in a group from ``Lifeline.lead``, with the signals in ``mask`` blocked, and
+    return its process id. This is quicker than ``popen``, which imports ``subprocess`` and forks.
+    Raise UnsupportedError if the program cannot be started."""
     try:
         with inherited(launch.cpus, launch.nice):
             return os.posix_spawnp(
@@ -281,13 +271,10 @@ def popen(
     lead: Callable[[], object] | None = None,
     mask: Collection[int] = (),
 ) -> Popen[bytes]:
-    """Start a program that is tied to ``lifeline`` (None on Windows).
-
-    ``streams`` may contain the constants of ``subprocess``. ``lead``, ``os.setpgrp`` or
-    ``os.setsid``, makes the program the leader of a group, which is then tied as a whole. The
-    program starts with the signals in ``mask`` blocked. Raise UnsupportedError if it cannot be
-    started.
-    """
+    """Start a program that is tied to ``lifeline`` (None on Windows), with the signals in ``mask``
+    blocked. ``streams`` may contain the constants of ``subprocess``. ``lead``, ``os.setpgrp`` or
+    ``os.setsid``, makes the program the leader of a group, which is then tied as a whole. Raise
+    UnsupportedError if it cannot be started."""
     from subprocess import Popen, SubprocessError  # noqa: PLC0415 (2 ms)
 
     def tie() -> None:  # runs in the child; safe beside threads because it takes no lock

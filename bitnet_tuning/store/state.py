@@ -108,10 +108,8 @@ class State:
             os.makedirs(self.folder, exist_ok=True)
             write_atomically(path, json.dumps(fields, indent=1).encode())
         except OSError as error:
-            self.warn(
-                f"cannot save what was found in {self.folder} ({error.strerror}); "
-                "set BITNET_TUNING_HOME to a folder that can be written"
-            )
+            remedy = "set BITNET_TUNING_HOME to a folder that can be written"
+            self.warn(f"cannot save what was found in {self.folder} ({error.strerror}); {remedy}")
             return False
         return True
 
