@@ -58,9 +58,8 @@ def run(options: BenchOptions) -> None:
         limit = read_model(options.model).context_length
     for test in tests:
         if limit is not None and test.context > limit:
-            raise TuningError(
-                f"{test.name} needs a context of {test.context} tokens, the model has {limit}"
-            )
+            needs = f"{test.name} needs a context of {test.context} tokens"
+            raise TuningError(f"{needs}, the model has {limit}")
     context = max((test.context for test in tests), default=1)
     engine = EmbeddedEngine(replace(options, context=context))
     file = read_model(options.model)
@@ -128,10 +127,9 @@ def _run(engine: EmbeddedEngine, test: PhaseTest, vocabulary: int) -> int:
     for piece in engine.complete(request):
         newest = piece.times or newest
     if (newest.prompt_n, newest.runs) != (n_prompt, test.n_gen):
-        raise TuningError(
-            f"{test.name} stopped early: {newest.prompt_n} of {n_prompt} prompt tokens were "
-            f"processed and {newest.runs} of {test.n_gen} tokens generated"
-        )
+        read = f"{newest.prompt_n} of {n_prompt} prompt tokens were processed"
+        written = f"{newest.runs} of {test.n_gen} tokens generated"
+        raise TuningError(f"{test.name} stopped early: {read} and {written}")
     milliseconds = newest.predicted_ms + (newest.prompt_ms if test.n_prompt else 0.0)
     # The clock counts microseconds: 0 means less than one.
     return max(int(1e6 * milliseconds), 1)

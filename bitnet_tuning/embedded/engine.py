@@ -196,10 +196,9 @@ def _refusal(error: Any) -> TuningError:
     error = error if isinstance(error, dict) else {"message": error}
     if error.get("type") == "exceed_context_size_error":
         count, size = error.get("n_prompt_tokens"), error.get("n_ctx")
-        return ContextFullError(
-            f"prompt is too long ({count} tokens, the context holds {size})",
-            "shorten the prompt, or ask for a larger context with -c N, if the model has one",
-        )
+        remedy = "shorten the prompt, or ask for a larger context with -c N, if the model has one"
+        cause = f"prompt is too long ({count} tokens, the context holds {size})"
+        return ContextFullError(cause, remedy)
     return TuningError(f"the engine refused the request: {error.get('message', error)}")
 
 

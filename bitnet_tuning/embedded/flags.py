@@ -1,8 +1,6 @@
-"""Parse a command line as llama.cpp does, with the flags that all programs here share.
-
-argparse cannot: llama.cpp takes any argument after a flag as its value (``-p -foo``, ``-n -1``),
-has flags of several letters after one dash (``-ngl``) and exits with 1 after a usage error.
-"""
+"""Parse a command line as llama.cpp does, with the flags that all programs here share. argparse
+cannot: llama.cpp takes any argument after a flag as its value (``-p -foo``, ``-n -1``), has flags
+of several letters after one dash (``-ngl``) and exits with 1 after a usage error."""
 
 from __future__ import annotations
 
@@ -42,9 +40,8 @@ class CliFlag(NamedTuple):
         try:
             value = self.convert(text)
         except ValueError:
-            raise ValueError(
-                f"'{text}' is not a {_NOUNS.get(self.convert, 'usable text')}"
-            ) from None
+            noun = _NOUNS.get(self.convert, "usable text")
+            raise ValueError(f"'{text}' is not a {noun}") from None
         if self.convert is int and value < self.least:
             raise ValueError(f"must be at least {self.least}")
         return value

@@ -36,11 +36,11 @@ def choose_build(
     runnable, refused = usable(every, host, model)
     if not runnable:
         reasons = "; ".join(f"{path} {what}" for path, what in refused)
-        raise UnsupportedError(
-            f"none of the builds can be used here: {reasons}",
-            "build it on this machine (cmake -B build -DGGML_NATIVE=ON), or name another engine "
-            "with --engine",
+        remedy = (
+            "build it on this machine (cmake -B build -DGGML_NATIVE=ON), or name another engine"
         )
+        cause = f"none of the builds can be used here: {reasons}"
+        raise UnsupportedError(cause, f"{remedy} with --engine")
     # Leave out builds without kernels for i2_s, unless there are no others.
     quantization = model.quantization if model else I2_S
     able = tuple(each for each in runnable if not lacks_kernels(each, quantization))

@@ -133,10 +133,8 @@ def locate_all(
 def _named(name: str, source: str) -> tuple[Location, ...]:
     if name == EMBEDDED:
         if not embedded_library():
-            raise MissingError(
-                f"{source} selects the embedded engine, which is not installed",
-                "install it: pip install xllamacpp",
-            )
+            cause = f"{source} selects the embedded engine, which is not installed"
+            raise MissingError(cause, "install it: pip install xllamacpp")
         return (_embedded(f"selected with {source}"),)
     path = os.path.abspath(os.path.expanduser(name))
     origin = f"named with {source}"

@@ -1,8 +1,6 @@
-"""The table of instruction sets, and whether a CPU has what a build needs.
-
-llama.cpp names them in its ``system_info`` line (AVX512), the kernel in a CPU's flags (avx512f in
-/proc/cpuinfo). Nothing here reads the system.
-"""
+"""The table of instruction sets, and whether a CPU has what a build needs: llama.cpp names them in
+its ``system_info`` line (AVX512), the kernel in a CPU's flags (avx512f in /proc/cpuinfo). Nothing
+here reads the system."""
 
 from __future__ import annotations
 

@@ -119,10 +119,9 @@ def check_pair(engine: Engine, model: ModelFile) -> None:
         remedy = "name a llama-cli built from bitnet.cpp with --engine, or a TQ2_0 file with -m"
         raise UnsupportedError(f"{name} cannot run {model.path}: {why}", remedy)
     if engine.architectures.get(model.architecture) is False:
-        raise UnsupportedError(
-            f"{name} does not know the architecture {model.architecture} of {model.path}",
-            "name a newer build with --engine, or another file of the model with -m",
-        )
+        cause = f"{name} does not know the architecture {model.architecture} of {model.path}"
+        remedy = "name a newer build with --engine, or another file of the model with -m"
+        raise UnsupportedError(cause, remedy)
 
 
 def check_start(engine: Engine) -> Engine:

@@ -109,21 +109,16 @@ class Lifeline:
     def __init__(self) -> None:
         self.far, self.near = os.pipe()
         self.leader: int | None = None
-        self.by_kernel = self._arm()
-
-    def _arm(self) -> bool:
-        """Let the kernel send SIGKILL to the owner of the reading end when the other end closes;
-        return False where only a process of its own can watch it."""
+        self.by_kernel = False
+        # Let the kernel send SIGKILL to the owner of the reading end when the other end closes:
         # fcntl(2), F_SETSIG, which only Linux has. The parent-death signal of prctl(2) would do
         # the same, but Python reaches it only through ctypes.
-        try:
+        with suppress(ImportError, AttributeError, OSError):
             import fcntl  # noqa: PLC0415 (not on Windows)
 
             fcntl.fcntl(self.far, fcntl.F_SETSIG, int(signal.SIGKILL))
             fcntl.fcntl(self.far, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
-        except (ImportError, AttributeError, OSError):
-            return False
-        return True
+            self.by_kernel = True
 
     def lead(self) -> int | None:
         """Tie a new process group for a program to start in. Return its id, or None on failure."""

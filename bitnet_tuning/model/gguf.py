@@ -1,8 +1,6 @@
-"""Read the header of a GGUF model file without loading the model.
-
-The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. PyPI's ``gguf`` is not used:
-its reader refuses i2_s (tensor type 36), hangs on some damaged files and imports numpy.
-"""
+"""Read the header of a GGUF model file without loading the model. The format:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. PyPI's ``gguf`` is not used: its reader
+refuses i2_s (tensor type 36), hangs on some damaged files and imports numpy."""
 
 from __future__ import annotations
 
@@ -114,10 +112,9 @@ def _read(path: str) -> tuple[int, Metadata, tuple[TensorInfo, ...]]:
         _check_whole(metadata, infos)
         return size, metadata, infos
     except OSError as error:
-        raise MissingError(
-            f"cannot read the model {at}: {error.strerror or error}",
-            "check its permissions, or name another file with -m",
-        ) from error
+        cause = f"cannot read the model {at}: {error.strerror or error}"
+        remedy = "check its permissions, or name another file with -m"
+        raise MissingError(cause, remedy) from error
     except _CorruptError as error:
         marks = [mark for mark in _UNFINISHED if at.endswith(mark) or os.path.exists(at + mark)]
         note = f"; its download is not finished ({marks[0]})" if marks else ""

@@ -1,9 +1,6 @@
-"""Choose the environment variables of an engine, and tell the user's own from exported ones.
-
-ggml passes its thread count to OpenMP itself, and to BLAS libraries (ggml-blas.cpp), so
-OMP_NUM_THREADS affects only other code in the process. How threads are bound and how they wait is
-up to the variables.
-"""
+"""Choose the environment variables of an engine, and tell the user's own from exported ones. ggml
+passes its thread count to OpenMP itself, and to BLAS libraries (ggml-blas.cpp), so OMP_NUM_THREADS
+affects only other code. How threads are bound and how they wait is up to the variables."""
 
 from __future__ import annotations
 

@@ -1,10 +1,7 @@
-"""Choose the CPUs of the threads and the NUMA nodes of the memory.
-
-The engine's own ``--numa`` (ggml_numa_init in ggml's source) counts every node folder in sysfs,
-even of nodes without CPUs. It lets each thread run on all CPUs of its node, whatever the affinity
-mask allows, and stops reading a mapped model ahead. So a plan uses it only if every node has CPUs
-and this process may use all of them.
-"""
+"""Choose the CPUs of the threads and the NUMA nodes of the memory. The engine's own ``--numa``
+(ggml_numa_init in ggml's source) counts every node folder in sysfs, even of nodes without CPUs. It
+lets each thread run on all CPUs of its node, whatever the affinity mask allows, and stops reading a
+mapped model ahead. So a plan uses it only if every node has CPUs, all of which may be used."""
 
 from __future__ import annotations
 

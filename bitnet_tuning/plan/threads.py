@@ -158,10 +158,9 @@ def asked_threads(threads: int | None, environ: Mapping[str, str]) -> Asked | No
         if not text.strip("0") or (name, text) == (ENGINE_THREADS, "-1"):  # llama.cpp's default
             continue
         if not text.isdecimal() or len(text) > 9 or int(text) > MOST_THREADS_ENGINE:
-            raise UsageError(
-                f"{name} is {text!r}: it must be a whole number from 0 to {MOST_THREADS_ENGINE}",
-                f"set it to such a number (0 chooses automatically), or `unset {name}`",
-            )
+            must = f"must be a whole number from 0 to {MOST_THREADS_ENGINE}"
+            remedy = f"set it to such a number (0 chooses automatically), or `unset {name}`"
+            raise UsageError(f"{name} is {text!r}: it {must}", remedy)
         return Asked(int(text), name)
     users = user_threads(environ)
     return Asked(min(users, MOST_THREADS_ENGINE), _OMP) if users else None

@@ -123,10 +123,8 @@ def _too_short(found: Setting, request: Request, facts: Facts) -> str | None:
     cost = facts.model.size / COPY_RATE
     if saved <= 0 or tokens * saved >= cost:
         return None
-    return (
-        f"on: a copy of the model was measured faster, but loads about {cost:.1f} s longer; "
-        f"it pays off only for {cost / saved:.0f} tokens or more"
-    )
+    slow = f"a copy of the model was measured faster, but loads about {cost:.1f} s longer"
+    return f"on: {slow}; it pays off only for {cost / saved:.0f} tokens or more"
 
 
 def _environment(

@@ -1,8 +1,6 @@
-"""Keep small records between runs, each in a JSON file of its own.
-
-Files are replaced atomically, so that other processes see only complete records. A damaged file is
-renamed, and a record that cannot be written leads to a warning: neither stops a run.
-"""
+"""Keep small records between runs, each in a JSON file of its own, which is replaced atomically, so
+that other processes see only complete records. A damaged file is renamed, and a record that cannot
+be written leads to a warning: neither stops a run."""
 
 from __future__ import annotations
 
@@ -219,7 +217,14 @@ def hold(handle: int) -> bool:
     """Take the lock on an open file until it is closed; return False if another process holds it.
     Return True if the file system has no locks."""
     try:
-        _take(handle)
+        if sys.platform == "win32":
+            import msvcrt  # noqa: PLC0415
+
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl  # noqa: PLC0415
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     except OSError:
@@ -235,19 +240,6 @@ def hold_named(file: BinaryIO, path: str) -> bool:
         return hold(file.fileno()) and os.path.samestat(os.stat(path), os.fstat(file.fileno()))
     except FileNotFoundError:
         return False
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _take(handle: int) -> None:
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-
-else:
-    import fcntl
-
-    def _take(handle: int) -> None:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 class FileIdentity(NamedTuple):
