@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from bitnet_tuning.console import times
 from bitnet_tuning.engine.find import Engine, checkout_of
 from bitnet_tuning.engine.instruction_sets import lacks_kernels, matching
-from bitnet_tuning.engine.known import check_isa, check_pair
+from bitnet_tuning.engine.known import BUILD, check_isa, check_pair
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.machine.host import Host, fingerprint
 from bitnet_tuning.model.types import I2_S, ModelFile
@@ -36,11 +36,8 @@ def choose_build(
     runnable, refused = usable(every, host, model)
     if not runnable:
         reasons = "; ".join(f"{path} {what}" for path, what in refused)
-        remedy = (
-            "build it on this machine (cmake -B build -DGGML_NATIVE=ON), or name another engine"
-        )
         cause = f"none of the builds can be used here: {reasons}"
-        raise UnsupportedError(cause, f"{remedy} with --engine")
+        raise UnsupportedError(cause, f"{BUILD}, or name another engine with --engine")
     # Leave out builds without kernels for i2_s, unless there are no others.
     quantization = model.quantization if model else I2_S
     able = tuple(each for each in runnable if not lacks_kernels(each, quantization))

@@ -19,6 +19,8 @@ from bitnet_tuning.store.state import State, change_of, digest, identity, moment
 VERSION = 7
 """Version of the questions that a probe asks; records of another version are not used."""
 
+BUILD = "build it on this machine (cmake -B build -DGGML_NATIVE=ON)"
+
 CROWDED, FREE = "crowded", "uncrowded"
 """Kinds of stored trials: those that must be repeated some time, and those that found no limit."""
 
@@ -141,8 +143,6 @@ def check_isa(engine: Engine, host: Host) -> None:
     if engine.embedded:
         remedy = "build bitnet.cpp on this machine and name its llama-cli with --engine"
         raise UnsupportedError(f"the embedded engine {refused}", remedy)
-    remedy = "build it on this machine (cmake -B build -DGGML_NATIVE=ON), or name another build "
-    remedy += "with --engine"
-    if engine.checkout:
-        remedy += f" (--engine {engine.checkout} selects the best of its builds)"
+    best = engine.checkout and f" (--engine {engine.checkout} selects the best of its builds)"
+    remedy = f"{BUILD}, or name another build with --engine{best or ''}"
     raise UnsupportedError(f"{engine.path} {refused}", remedy)
