@@ -248,8 +248,7 @@ def load_binding() -> Any:
 
 
 def version_line() -> str:
-    """Return the line ``version: embedded (…)`` with all versions; raise MissingError without
-    xllamacpp."""
+    """Return the line ``version: embedded (…)``; raise MissingError without xllamacpp."""
     binding = load_binding()
     build = {"build_number": 0, "commit": "unknown", "compiler": "?", "build_target": "?"}
     build.update(getattr(binding, "BUILD_INFO", {}))

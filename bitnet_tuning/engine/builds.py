@@ -30,8 +30,7 @@ def choose_build(
 ) -> Engine:
     """Return the usable build that was measured fastest, else the one that uses most of the CPU's
     instruction sets, with the reason added to its location's source. ``measured`` is what
-    ``load_fastest`` returns; without a ``model``, choose for i2_s. Raise UnsupportedError if no
-    build is usable."""
+    ``load_fastest`` returns; a ``model`` of None means i2_s. Raise UnsupportedError without one."""
     every = tuple(engines)
     runnable, refused = usable(every, host, model)
     if not runnable:

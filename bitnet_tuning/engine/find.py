@@ -217,8 +217,7 @@ def beside(cli: str, name: str) -> str | None:
 
 
 def find_quantizer(engine: Engine) -> str:
-    """Return llama-quantize beside an engine or in another build of its checkout. Raise
-    MissingError without one."""
+    """Return llama-quantize beside an engine or in its checkout; raise MissingError without one."""
     checkout = engine.checkout
     for cli in (engine.path, *(_built_below(checkout) if checkout else ())):
         if found := beside(cli, "llama-quantize"):

@@ -1,6 +1,5 @@
-"""The table of instruction sets, and whether a CPU has what a build needs: llama.cpp names them in
-its ``system_info`` line (AVX512), the kernel in a CPU's flags (avx512f in /proc/cpuinfo). Nothing
-here reads the system."""
+"""The table of instruction sets by llama.cpp's names (AVX512 in its ``system_info`` line) and the
+kernel's (avx512f in /proc/cpuinfo), and whether a CPU has what a build needs."""
 
 from __future__ import annotations
 
@@ -129,8 +128,7 @@ def refusal(engine: Engine, flags: Iterable[str]) -> str | None:
 
 
 def lacks_kernels(engine: Engine, quantization: str) -> bool:
-    """Return whether the build is known to have no kernels for the model: it would compute garbage,
-    and report no error."""
+    """Return whether the build is known to lack kernels for the model: it would write garbage."""
     # The wide sets imply AVX2.
     return quantization == I2_S and bool(engine.isa) and not engine.isa & (KERNEL_ISA | WIDE)
 

@@ -134,8 +134,7 @@ def check_start(engine: Engine) -> Engine:
 
 
 def check_isa(engine: Engine, host: Host) -> None:
-    """Raise UnsupportedError if the system cannot start the build, or if it would die of an illegal
-    instruction on this CPU."""
+    """Raise UnsupportedError if the build cannot start, or uses instructions that the CPU lacks."""
     check_start(engine)
     refused = refusal(engine, host.isa)
     if refused is None:

@@ -36,9 +36,8 @@ _PACKAGES = {"libgomp": "libgomp1", "libomp": "libomp5"}
 """Debian's packages of the libraries that an engine needs and no build brings."""
 
 _DEFINITION = r"\s{0,19}((?:--?[A-Za-z]\S*\s*(?:[A-Z<{\[(.]\S*\s*)?)+)"
-"""Flags at the beginning of a line of a help text, each with at most one placeholder after it: -t
-and --threads of ``-t, --threads N  number of threads``. From column 20 on, a word with a dash is
-part of a description."""
+"""Flags at the beginning of a line of a help text, each with at most one placeholder: -t, --threads
+in ``-t, --threads N  number of threads``. From column 20 on, a dash is part of a description."""
 
 
 def probe(location: Location) -> tuple[Engine, bool]:
@@ -121,8 +120,7 @@ def _files(location: Location) -> tuple[str, ...]:
 
 def trace_libraries(program: str) -> str:
     """Return the libraries that the dynamic loader would map, as ``ldd`` prints them."""
-    # ldd works by setting this variable (ld.so(8)). A statically linked program ignores it and
-    # runs: --version ends it early.
+    # As ldd does (ld.so(8)). A statically linked program ignores it and runs: --version ends it.
     return capture((program, "--version"), {"LD_TRACE_LOADED_OBJECTS": "1"}).stdout
 
 

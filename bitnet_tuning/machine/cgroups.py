@@ -183,8 +183,7 @@ def read_task_limits(root: Root) -> list[tuple[str, int, int]]:
         limit, used = (root.integer(f"{level}/pids.{name}") for name in ("max", "current"))
         if limit is not None and used is not None:
             found.append((f"pids.max of the control group /{level}", limit, used))
-    # getrlimit(2): RLIMIT_NPROC counts the threads of a user, and root is exempt, but not the root
-    # of a user namespace.
+    # getrlimit(2): RLIMIT_NPROC counts a user's threads. Root is exempt, not a user namespace's.
     owner = root.fields("proc/self/status").get("Uid", "").split()[:1]
     stated = re.search(r"Max processes +(\d+)", root.read("proc/self/limits") or "")
     exempt = owner == ["0"] and (root.read("proc/self/uid_map") or "0 0").split()[1] == "0"

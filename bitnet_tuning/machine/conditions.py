@@ -21,9 +21,8 @@ LOAD_SECONDS = 0.5
 """Seconds for which other programs are watched; ticks of 10 ms then resolve 2 % of a CPU."""
 
 _SPIN_SECONDS = 0.03
-"""Seconds of work before the clock is read. An idle CPU shows a low clock; after 30 ms every
-governor has raised it (schedutil decides every few milliseconds, ondemand every 10), so that
-two snapshots can be compared."""
+"""Seconds of work before the clock, which is low on an idle CPU, is read. In 30 ms every governor
+raises it (schedutil decides in a few milliseconds, ondemand in 10): snapshots can be compared."""
 
 
 Seconds = Annotated[

@@ -20,8 +20,7 @@ _FLAG_KEYS = ("flags", "features", "isa")
 """Names of the line with the instruction sets: on x86, on ARM and s390, on RISC-V."""
 
 _BRAND_KEYS = ("model name", "cpu model", "processor", "hardware", "uarch", "cpu")
-"""Names of the line with the processor's name: on x86 and LoongArch, on MIPS, on 32-bit ARM
-(two), on RISC-V, on POWER."""
+"""Lines with the processor's name: on x86 and LoongArch, MIPS, 32-bit ARM (two), RISC-V, POWER."""
 
 _HYBRID_BRANDS = (
     r"Core\(TM\) (Ultra |[3579] (processor )?\d{3}|i[3579]-14\d{3})|1[2-4]th Gen .* i[3579]-"
@@ -41,9 +40,8 @@ _USUAL_STEAL = 0.05
 
 
 def read_host(root: str = "/") -> Host:
-    """Read the Linux machine below the folder ``root``; "/" is the running system on macOS and
-    Windows, too. This never fails: what cannot be read is None or gets the simplest value, such as
-    one NUMA node."""
+    """Read the Linux machine below the folder ``root``, or the running one, also macOS and Windows.
+    What cannot be read is no error: it is None or the simplest value, such as one NUMA node."""
     if root == "/" and not sys.platform.startswith("linux"):
         from bitnet_tuning.machine.foreign import read_foreign_host  # noqa: PLC0415
 
@@ -203,8 +201,8 @@ def _capabilities(root: Root) -> int:
 
 
 def read_mask(root: Root) -> frozenset[int]:
-    """Return the affinity mask of this process, or of the process that recorded the machine; empty
-    if unknown."""
+    """Return the affinity mask of this process, or of the one that recorded the machine; empty if
+    unknown."""
     if root.live:
         try:
             return frozenset(os.sched_getaffinity(0))

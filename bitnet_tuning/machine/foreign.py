@@ -165,8 +165,7 @@ def _host(cores: tuple[Core, ...], **known: Any) -> Host:
 
 
 def cpuinfo_flags() -> tuple[str, ...]:
-    """Return the instruction sets that py-cpuinfo finds, which takes more than a second; empty
-    if it is not installed."""
+    """Return what py-cpuinfo finds, which takes more than a second; nothing without it."""
     try:
         import cpuinfo  # noqa: PLC0415
     except ImportError:

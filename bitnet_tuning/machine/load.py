@@ -61,8 +61,7 @@ class Busy(NamedTuple):
 
 
 def read_cpu_times(root: Root, cpus: frozenset[int] | None = None) -> CpuTimes | None:
-    """Return the CPU times of some CPUs, or of the whole machine, even in a container; None if
-    they are unknown."""
+    """Return the times of some CPUs, or of the whole machine even in a container, if known."""
     rows = [line.split() for line in (root.read("proc/stat") or "").splitlines()]
     rows = [row for row in rows if row and row[0].startswith("cpu") and len(row) > 4]
     if not rows or rows[0][0] != "cpu":
@@ -198,9 +197,8 @@ QUIET = 0.25
 
 _LASTING_SECONDS, _LASTING_SHARE = 1.0, 0.3
 """CPU time that a program must have used, in seconds and as a share of its age, to be expected to
-go on. Of the processes that have run for a second, half run for at least as long again
-(Harchol-Balter and Downey 1997, "Exploiting process lifetime distributions"); younger ones seldom
-do."""
+go on. Of processes that have run for a second, half run for at least as long again, of younger ones
+few (Harchol-Balter and Downey 1997, "Exploiting process lifetime distributions")."""
 
 _LEAST_SHARE = 0.1
 """Share of a CPU from which a program is looked at."""

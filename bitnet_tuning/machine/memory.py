@@ -40,8 +40,7 @@ class HugePages(NamedTuple):
 def read_memory(root: Root, groups: Cgroups) -> Memory:
     """Return the memory of the machine, reduced to what the limits of ``groups`` leave."""
     stated = root.numbers("proc/meminfo")
-    # Kernels before 3.14 have no MemAvailable (proc_meminfo(5)). Free memory and page cache
-    # come near it.
+    # Kernels before 3.14 have no MemAvailable (proc_meminfo(5)); free and cached come near it.
     parts = [stated.get(key, 0) for key in ("MemFree", "Buffers", "Cached")]
     guess = sum(parts) if "MemFree" in stated else None
     total, available = stated.get("MemTotal"), stated.get("MemAvailable", guess)

@@ -101,8 +101,7 @@ def as_integer(text: str | None) -> int | None:
 
 
 def as_size(text: str | None) -> int | None:
-    """Return the bytes in a size such as ``512``, ``32768K`` or ``4 GB``, or None; units are powers
-    of 1024."""
+    """Return the bytes in a size such as ``512``, ``32768K`` or ``4 GB`` (GiB), or None."""
     found = re.fullmatch(_SIZE, (text or "").strip())
     return int(found[1]) * _FACTORS[found[2].upper()] if found else None
 

@@ -103,8 +103,7 @@ def _ids(texts: Iterable[str]) -> list[int]:
 
 def _sibling_groups(root: Root, online: frozenset[int]) -> tuple[list[frozenset[int]], bool]:
     """Return the CPUs of each core, and whether the kernel tells which CPUs share a core."""
-    # Sibling sets identify cores; core_id does not, because on several machines the ids repeat
-    # within a package.
+    # Sibling sets identify cores; core_id repeats within a package on several machines.
     groups: list[frozenset[int]] = []
     grouped: set[int] = set()
     complete = True
@@ -156,9 +155,8 @@ def _nodes(root: Root, online: frozenset[int]) -> tuple[Node, ...]:
 
 
 APART = 1.2
-"""Smallest ratio of the speeds of two kinds of cores. Cores of one kind differ by up to 1.09 (Ryzen
-7950X3D: 5.7 and 5.25 GHz), cores of two kinds by at least 1.25 (Core Ultra 155U: 4.8 and 3.8 GHz;
-GB10: capacities 997 and 731)."""
+"""Least ratio of the speeds of two kinds of cores. One kind differs by up to 1.09 (Ryzen 7950X3D:
+5.7, 5.25 GHz), two by at least 1.25 (Core Ultra 155U: 4.8, 3.8 GHz; GB10: capacity 997, 731)."""
 
 INTEL_EFFICIENCY_SHARE = 0.5
 """Work per clock cycle of an Intel efficiency core on 256-bit integer code, relative to a

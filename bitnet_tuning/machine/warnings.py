@@ -18,8 +18,7 @@ STEAL_SHARE = 0.05
 """Share of the needed CPU time above which steal is reported."""
 
 THROTTLED_SHARE = 0.05
-"""Share of throttled quota periods above which throttling is reported. An engine's start may use
-up the quota in 1 of 20 periods."""
+"""Share of throttled quota periods that is reported. An engine's start may use up 1 of 20."""
 
 CLOCK_LIMIT = 0.95
 """Share of the highest clock below which a limit is reported; steps of 100 MHz may round it."""

@@ -33,8 +33,7 @@ class WslConfig(NamedTuple):
 
 
 class WindowsCores(NamedTuple):
-    """The number of physical cores that Windows told, None if it told none, and the id of the boot
-    of Linux in which it was asked."""
+    """The physical cores that Windows told, if it did, and in which boot of Linux it was asked."""
 
     cores: int | None
     boot: str

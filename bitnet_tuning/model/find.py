@@ -107,15 +107,13 @@ def is_older(copy: str, model: str) -> bool:
 
 
 def slim_path(path: str, kind: str) -> str:
-    """Return the path of a model's copy whose embedding has the type named ``kind``; ``path`` may
-    be that of another copy."""
+    """Return the path of a copy with an embedding of type ``kind``, of a model or another copy."""
     stem, end = os.path.splitext(path)
     return f"{_unmarked(stem)}{MARK}{kind}{end}"
 
 
 def _unmarked(stem: str) -> str:
-    """Return the name of the original for that of a slim copy, else the same name; both without
-    their ends."""
+    """Return the original's name for that of a slim copy, else the same, both without suffix."""
     before, _, kind = stem.rpartition(MARK)
     return before if kind in NUMBERS else stem
 
@@ -146,8 +144,7 @@ def slim_copies(
 
 
 def original_of(model: ModelFile, state: State) -> ModelFile | None:
-    """Return the file beside a slim copy from which it was made; None if there is none, or if the
-    model is no slim copy."""
+    """Return the file beside a slim copy from which it was made; None without one."""
     stem, end = os.path.splitext(model.path)
     before = _unmarked(stem)
     if before == stem or not os.path.isfile(before + end):
@@ -159,8 +156,7 @@ def original_of(model: ModelFile, state: State) -> ModelFile | None:
 
 
 def file_beside(model: ModelFile, state: State) -> ModelFile | None:
-    """Return the original of a slim copy, or else a model's smallest slim copy, that lies beside
-    it. None if there is none."""
+    """Return the original of a slim copy, or else a model's best slim copy, that lies beside it."""
     return original_of(model, state) or next(iter(slim_copies(model, state)), None)
 
 

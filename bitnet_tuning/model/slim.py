@@ -99,8 +99,7 @@ def command(
 
 
 def write(argv: tuple[str, ...], draft: str, size: int, shown: Progress) -> None:
-    """Run llama-quantize, which writes a draft of ``size`` bytes. Raise UnsupportedError if it
-    fails or hangs."""
+    """Write a draft of ``size`` bytes; raise UnsupportedError if llama-quantize fails or hangs."""
     seconds = PATIENCE + SECONDS_PER_GIB * size / GIBIBYTE
     started = time.monotonic()
     with serve(Launch(argv, {})) as service:

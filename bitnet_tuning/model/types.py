@@ -172,8 +172,7 @@ _EXPERTS = ("_exps.weight", "_exps.bias")
 def make_parts(tensors: Sequence[TensorInfo], file_type: int | None) -> tuple[Part, ...]:
     """Return the parts of a model: its ternary weights, the token embedding, the output matrix if
     it has one of its own, and all other tensors. Parts without tensors are left out."""
-    # Without an output.weight the embeddings are tied: the token table is also the output matrix
-    # and is read whole.
+    # Without an output.weight, the token table is also the output matrix, and read whole.
     tied = all(info.name != MATRIX for info in tensors)
     groups: dict[str, list[TensorInfo]] = {"ternary": [], EMBEDDING: [], OUTPUT: [], "other": []}
     for info in tensors:
@@ -200,8 +199,7 @@ def _weights_read(info: TensorInfo, tied: bool) -> int:
 
 def bytes_per_token(parts: Iterable[Part]) -> int | None:
     """Return the bytes of weights read for one generated token, without the KV cache, which grows
-    with the text. Return None if a type's size is unknown, and with experts, of which a token
-    reads only some."""
+    with the text. None if a type's size is unknown, and with experts, of which few are read."""
     reads = [part.read for part in parts]
     return None if None in reads else sum(filter(None, reads)) or None
 
@@ -250,8 +248,7 @@ def possible_gain(model: ModelFile) -> float | None:
 
 
 def is_copy(copy: ModelFile, model: ModelFile) -> bool:
-    """Return whether a file is, by its header, the same model with a smaller embedding or output
-    matrix."""
+    """Return whether a file is, by its header, a smaller copy: only embedding and output differ."""
 
     def facts(each: ModelFile) -> list[object]:
         changed = (EMBEDDING, OUTPUT)
@@ -265,8 +262,7 @@ def is_copy(copy: ModelFile, model: ModelFile) -> bool:
 
 
 def is_wide(model: ModelFile) -> bool:
-    """Return whether every generated token of a ternary model reads an unquantized embedding or
-    output matrix."""
+    """Return whether each token of a ternary model reads an unquantized matrix for its output."""
     matrix = output_matrix(model.parts)
     return matrix is not None and matrix.type in WIDE and model.quantization in TERNARY
 

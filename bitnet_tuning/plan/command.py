@@ -97,8 +97,7 @@ def tuned_flags(setting: Setting, flags: frozenset[str], takes_value: bool) -> t
 
 
 def _prompt(request: Request, flags: frozenset[str]) -> tuple[str, ...]:
-    # In a chat the prompt is the system prompt. Engines with a flag -sys for that take -p as the
-    # user's first message.
+    # A chat's prompt is the system prompt. Engines with -sys take -p as the user's first message.
     flag, system, text = "-p", "-sys", request.prompt
     if request.prompt_file is not None:
         flag, system, text = "-f", "-sysf", request.prompt_file

@@ -13,8 +13,7 @@ THREAD_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 BINDING = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
 
 MARK = "BITNET_ENV_COUNT"
-"""Variable that repeats the thread count. bitnet-env.sh exports it if it exports only counts, so
-that they can be recognised."""
+"""Variable with which bitnet-env.sh repeats the count if it exports only counts, to mark them."""
 
 BLOCKTIME_MS = "200"
 """Milliseconds that waiting threads of LLVM's OpenMP spin before they sleep. 200 is its documented
@@ -136,9 +135,8 @@ def exported(environ: Mapping[str, str]) -> frozenset[str]:
 
 
 def shell_exports(environ: Mapping[str, str], threads: int, quota_binds: bool) -> dict[str, str]:
-    """Return the variables that bitnet-env.sh, whose shell code follows the same rule, exports to a
-    shell with this environment: none that the user set, or that ``exported`` could not recognise
-    afterwards."""
+    """Return the variables that bitnet-env.sh, whose code has the same rule, exports to a shell
+    with this environment: none that the user set, or that ``exported`` could not recognise."""
     own = {name: value for name, value in environ.items() if user_set(environ, name)}
     if any(_like_exported(own)):
         return {}
@@ -196,8 +194,7 @@ def thread_limit(runtime: str | None, environ: Mapping[str, str]) -> int | None:
 
 
 def count_warnings(runtime: str | None, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Warn if the user's OMP_NUM_THREADS is not a count. Raise UsageError if the engine's OpenMP
-    runtime cannot bear that."""
+    """Warn if the user's OMP_NUM_THREADS is not a count; raise UsageError if it crashes then."""
     text = invalid_count(environ)
     if runtime == NONE or text is None:
         return ()

@@ -15,8 +15,7 @@ MOST_THREADS_ENGINE = 512
 
 Threads = Annotated[int, {"minimum": 1, "maximum": MOST_THREADS_ENGINE}]
 Variable = Annotated[str, {"enum": sorted(TUNABLE)}]
-"""Name of a variable that a tuning may set. A profile may come from somebody else, so it must not
-set others, such as LD_PRELOAD."""
+"""Variable that a tuning may set. Somebody else's profile must not set others (LD_PRELOAD)."""
 Variables = Annotated[
     tuple[tuple[str, str], ...],
     Via(dict[Variable, Text], lambda env: tuple(sorted(env.items())), dict),
@@ -58,8 +57,7 @@ class Setting(NamedTuple):
     interleave: Annotated[CpuSet | None, LATER] = None
     """NUMA nodes over which numactl interleaves memory."""
     embedding: Annotated[Text | None, LATER] = None
-    """Type of the embedding of the file that a benchmark compares with the model's own; None for
-    the model's own file."""
+    """Type of the embedding of the file that a benchmark compares with the model's own."""
 
     @property
     def variables(self) -> dict[str, str]:

@@ -29,9 +29,8 @@ that has the core alone: two threads get 1.2 to 1.3 times the work of one done (
 2002, "Hyper-Threading Technology Architecture and Microarchitecture")."""
 
 _MOST_SHARED = 0.75
-"""Share of a CPU that other programs may use if a thread is to run there as well. Beside a program
-that computes for 50 of every 100 ms, two threads made 10 tokens/s and one 8.3; beside one that
-always does, 5.3 and 8.3."""
+"""Share of a CPU that others may use if a thread is to run there as well. Beside a program that
+computes for 50 of 100 ms, two threads made 10 tokens/s and one 8.3; for all 100, 5.3 and 8.3."""
 
 NOT_BOUND = "not bound to particular CPUs"
 """Beginning of the reason if the plan chooses no CPUs."""
@@ -148,9 +147,8 @@ def make_way(
 
 
 def asked_threads(threads: int | None, environ: Mapping[str, str]) -> Asked | None:
-    """Return the thread count that the user set, with a flag of value ``threads`` or a variable.
-    None if it is to be computed. Raise UsageError if a variable that decides is not a number from 0
-    to ``MOST_THREADS_ENGINE``."""
+    """Return the thread count that the user set with a flag of value ``threads`` or a variable, or
+    None. Raise UsageError if the variable that decides is no number up to MOST_THREADS_ENGINE."""
     if threads:
         return Asked(threads, "-t")
     for name in ("BITNET_THREADS", ENGINE_THREADS):
@@ -199,9 +197,8 @@ def _computed(host: Host, environ: Mapping[str, str], most: int, limit: int | No
     plan = Plan(Setting(count, usable), reasons)
     if host.hybrid is None:
         return plan
-    # One affinity mask applies to the whole process, so the prompt's threads stay on the cores
-    # that generate. On a few chips prompts would gain from the other cores, but an answer takes
-    # longer than its prompt.
+    # One affinity mask applies to the whole process, so the prompt's threads stay on these cores.
+    # On a few chips prompts would gain from the others, but an answer takes longer than its prompt.
     chosen = [core for core in host.allowed_cores if core.speed >= speeds[count - 1]]
     prompt = min(usable, len(chosen))
     setting = plan.setting._replace(threads_batch=prompt)

@@ -62,8 +62,8 @@ def _tuned(plan: Plan, found: Setting, why: str, request: Request, facts: Facts)
         nice=ours.nice,
     )
     if request.performance:
-        # Let threads spin, and bind them to the plan's CPUs if none were measured and these
-        # suffice for all threads.
+        # Let threads spin, and bind them to the plan's CPUs if none were measured and they suffice
+        # for all threads.
         held = max(wanted.threads, wanted.threads_batch) <= max(ours.threads, ours.threads_batch)
         wanted = wanted._replace(
             cpus=wanted.cpus or (ours.cpus if held else None),
@@ -81,8 +81,7 @@ def _tuned(plan: Plan, found: Setting, why: str, request: Request, facts: Facts)
 
 def _is_partial(wanted: Setting, found: Setting) -> bool:
     """Return whether a part of the measured setting is missing."""
-    # Performance mode only adds to it, and a prompt that fits in one micro-batch loses nothing by
-    # another size.
+    # Performance mode only adds to it, and a prompt in one micro-batch loses nothing by its size.
     without_additions = wanted._replace(
         env=found.env,
         nice=found.nice,

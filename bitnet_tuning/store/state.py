@@ -42,8 +42,7 @@ def default_folder(environ: Mapping[str, str]) -> str:
 
 
 class State:
-    """Records in a folder, by kind and key; without one, in the ``default_folder``. ``warning`` is
-    the first problem, or None."""
+    """Records in a folder, by default ``default_folder``. ``warning`` is the first problem."""
 
     def __init__(self, folder: str = "") -> None:
         self.folder = folder or default_folder(os.environ)
