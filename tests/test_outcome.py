@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
 
 from bitnet_tuning.engine.probe import Speed, Timings, parse_timings
@@ -85,6 +87,8 @@ def test_a_phase_without_duration_has_no_rate() -> None:
         (7, ("SIGBUS", "model file")),
         (8, ("SIGFPE", "selftest")),
         (11, ("SIGSEGV", "selftest")),
+        (24, ("SIGXCPU", "CPU time", "ulimit -t")),
+        (25, ("SIGXFSZ", "size", "ulimit -f")),
     ],
 )
 def test_a_deadly_signal_is_named_with_a_remedy(signal: int, words: tuple[str, ...]) -> None:
@@ -99,6 +103,13 @@ def test_sigkill_is_explained_with_the_size_of_model_and_memory() -> None:
     for part in ("SIGKILL", "memory", "3.0 GiB", "1.0 GiB"):
         assert part in line
     assert "unknown" in (explain(128 + 9, None, None) or "")
+
+
+def test_sigkill_under_a_limit_of_cpu_time_names_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (5, 7))
+    line = explain(128 + 9, GIBIBYTE, 8 * GIBIBYTE) or ""
+    assert "7 s of CPU time that `ulimit -t` allows" in line
+    assert "memory" not in line
 
 
 @pytest.mark.parametrize(

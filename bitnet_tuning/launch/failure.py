@@ -31,6 +31,8 @@ _SIGNALS = {
     "SIGFPE": _NO_FIT,
     "SIGKILL": "most often because the system ran out of memory",
     "SIGSEGV": _NO_FIT,
+    "SIGXCPU": "it used up the CPU time that `ulimit -t` allows",
+    "SIGXFSZ": "a file that it wrote reached the size that `ulimit -f` allows",
 }
 """Cause and remedy by the signal that killed an engine. Other signals end a run on purpose."""
 
@@ -95,11 +97,21 @@ def explain(
     if name not in _SIGNALS:
         return None
     remedy = _ASSERTION if name == "SIGABRT" and has_kernels else _SIGNALS[name]
-    if name == "SIGKILL":
+    if name == "SIGKILL" and (seconds := _cpu_limit()):
+        remedy = f"most likely it used up the {seconds} s of CPU time that `ulimit -t` allows"
+    elif name == "SIGKILL":
         sizes = (model_bytes, available_bytes)
         model, free = ("unknown" if size is None else size_text(size) for size in sizes)
         remedy += f" (model: {model}, available memory: {free}); try a smaller -c"
     return f"the engine was killed by {name}: {remedy}"
+
+
+def _cpu_limit() -> int | None:
+    """Return the seconds of CPU time after which the kernel kills a program; None for no limit."""
+    import resource  # noqa: PLC0415 (not on Windows)
+
+    limit = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def thread_shortage(limits: Iterable[tuple[str, int, int]], threads: int) -> str | None:

@@ -8,6 +8,7 @@ half     it writes half of the file and exits with 0, as bitnet.cpp's does on a 
 garbage  it writes no GGUF file and exits with 0
 fail     it writes half of the file, prints why it failed and exits with 1
 crash    it kills itself after half of the file
+xfsz     it does so with the signal for files that are larger than `ulimit -f` allows
 hang     it writes half of the file, then nothing more until it is killed
 """
 
@@ -32,8 +33,8 @@ def main() -> int:
     print("[   1/  22]   token_embd.weight - converting to q6_K .. ", file=sys.stderr, flush=True)
     with open(sys.argv[-3], "wb") as file:
         file.write(b"garbage" if way == "garbage" else data if whole else data[: len(data) // 2])
-    if way == "crash":
-        os.kill(os.getpid(), signal.SIGSEGV)
+    if way in ("crash", "xfsz"):
+        os.kill(os.getpid(), signal.SIGSEGV if way == "crash" else signal.SIGXFSZ)
     if way == "hang":
         time.sleep(120)
     if way == "fail":
