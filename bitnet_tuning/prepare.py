@@ -30,12 +30,12 @@ _LONGEST_PROMPT = 1 << 24
 """Largest prompt file, in bytes, that is read."""
 
 
-def prepare(request: Request, root: str = "/") -> tuple[Facts, Plan]:
+def prepare(request: Request, root: str = "/", state: State | None = None) -> tuple[Facts, Plan]:
     """Return the facts below the folder ``root`` and the plan for a request. Print warnings to
     stderr. Raise TuningError if the request cannot be run."""
     if request.prompt_file is not None:
         _check_prompt_file(request.prompt_file, request.chat)
-    state, system = State(), Root(root)
+    state, system = state or State(), Root(root)
     facts = read_facts(request, state, root)
     plan = make_plan(request, facts)
     # Other programs matter if their tasks and the plan's threads are too many for all cores.

@@ -171,6 +171,17 @@ def test_show_without_a_file_shows_the_one_that_a_run_would_use(
     assert capsys.readouterr().out.startswith(str(path))
 
 
+@pytest.mark.parametrize("words", [("show",), ()])
+def test_the_file_may_be_named_with_m_as_for_a_run(
+    words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_bitnet(tmp_path / "m.gguf")
+    assert main(["model", *words, "-m", str(path)]) == 0
+    assert capsys.readouterr().out.startswith(str(path))
+    assert main(["model", *words, f"--model={path}", str(path)]) == 2
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
 def test_show_of_a_missing_file_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["model", "show", "/none.gguf"]) == 3
     assert "no such model file: /none.gguf" in capsys.readouterr().err

@@ -272,6 +272,12 @@ def test_what_makes_no_connection_is_explained(checkout: Path) -> None:
     assert failure(get(checkout, nobody, "a/b/c"), 2).startswith("no such repo: a/b/c\n")
 
 
+def test_a_token_that_is_none_is_named(checkout: Path, hub: FakeHub) -> None:
+    cause = failure(get(checkout, hub.url, HF_TOKEN="hf_Größe"), 2)
+    assert cause.startswith("your Hugging Face token holds characters that no token has\n")
+    assert "HF_TOKEN" in cause
+
+
 def test_too_little_room_is_seen_before(checkout: Path, hub: FakeHub) -> None:
     hub.size = 1 << 60
     cause = failure(get(checkout, hub.url), 1)

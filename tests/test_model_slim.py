@@ -199,6 +199,28 @@ def test_no_file_is_overwritten(bench: Bench, content: bytes | None) -> None:
     assert ("is the model itself" in error) is (content is None)
 
 
+def test_a_name_of_one_of_several_files_is_refused(bench: Bench) -> None:
+    place = bench.model.parent / "x-00001-of-00003.gguf"
+    assert bench.slim("-o", str(place)) == 2
+    assert f"{place} is the name of one of several files" in bench.error()
+    assert bench.slim("-o", str(place.with_name("x-00001-of-00001.gguf"))) == 0
+
+
+def test_the_model_may_be_named_with_m(bench: Bench) -> None:
+    flags = ("--engine", str(bench.engine.checkout))
+    assert main(["model", "slim", "-m", str(bench.model), *flags]) == 0
+    assert bench.left() == [COPY]
+
+
+def test_a_state_folder_that_cannot_be_used_is_said_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (bench.model.parent.parent / "file").touch()
+    monkeypatch.setenv("BITNET_TUNING_HOME", str(bench.model.parent.parent / "file" / "home"))
+    assert bench.slim() == 0
+    assert bench.error().count("cannot save what was found") == 1
+
+
 def test_a_folder_gets_the_copy_under_its_usual_name(bench: Bench) -> None:
     folder = bench.model.with_name("elsewhere")
     folder.mkdir()
@@ -223,6 +245,7 @@ def test_the_copy_of_a_linked_model_lies_beside_the_link(bench: Bench) -> None:
         ("garbage", "is not a GGUF file"),
         ("fail", "llama-quantize failed: it ended with exit code 1: llama_model_quantize: failed"),
         ("crash", "llama-quantize failed: it was killed by SIGSEGV"),
+        ("xfsz", "by SIGXFSZ: a file that it wrote reached the size that `ulimit -f` allows"),
     ],
 )
 def test_a_failed_copy_leaves_nothing(

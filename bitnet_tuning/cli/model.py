@@ -35,7 +35,8 @@ _FILE = "GGUF model file (default: the one that a run would use)"
 
 def run(arguments: list[str]) -> int:
     """Run one of the subcommands."""
-    if not arguments or (arguments[0] not in ACTIONS and not arguments[0].startswith("-")):
+    first = arguments[0] if arguments else "-m"
+    if first not in ACTIONS and (first[:1] != "-" or first.startswith(("-m", "--model"))):
         arguments = ["show", *arguments]
     return run_command(_parser(), arguments)
 
@@ -45,7 +46,7 @@ def _parser() -> Parser:
     parser = Parser("model", description=about)
     command = add_commands(parser, "show")
     showing = command("show", _show, "Print what each token reads of a model, part by part.")
-    showing.add_argument("file", metavar="FILE", nargs="?", type=expanded, help=_FILE)
+    _add_file(showing)
     add_engine(showing)
     showing.add_argument("--json", action="store_true", help="print JSON")
     getting = command("get", _get, "Download a published model, or continue a download.")
@@ -55,15 +56,24 @@ def _parser() -> Parser:
     getting.add_argument("file", metavar="FILE", nargs="?", help=name)
     what = "Write a copy of a model with a smaller embedding beside it, and check the copy."
     slimming = command("slim", _slim, what)
+    _add_file(slimming)
     add_engine(slimming)
     add = slimming.add_argument
-    add("file", metavar="FILE", nargs="?", type=expanded, help=_FILE)
     what = f"type of the embedding: {', '.join(slim.PERPLEXITY)} (default: q6_k where it fits)"
     add("--embedding", type=str.lower, choices=slim.PERPLEXITY, metavar="TYPE", help=what)
     what = "file to write, or its folder (default: beside FILE, where runs find it)"
     add("-o", "--output", type=expanded, metavar="OUT", help=what)
     add("--yes", action="store_true", help="accept a type that loses more than q6_k")
     return parser
+
+
+def _add_file(parser: argparse.ArgumentParser) -> None:
+    """Add FILE, which may also be named with -m, as for a run."""
+    named = parser.add_mutually_exclusive_group()
+    absent = argparse.SUPPRESS
+    named.add_argument("file", metavar="FILE", nargs="?", default=absent, type=expanded, help=_FILE)
+    add = named.add_argument
+    add("-m", "--model", dest="file", metavar="FILE", type=expanded, help="the same as FILE")
 
 
 def _slim(options: argparse.Namespace, state: State) -> int:
@@ -95,7 +105,7 @@ def _slim(options: argparse.Namespace, state: State) -> int:
         print(printable(f"{out} is that copy already\n{_use(out, options, state)}"))
         return 0
     try:
-        compared = _write(model, after, out, options.engine)
+        compared = _write(model, after, out, options.engine, state)
     except Stopped as end:
         say(f"stopped by {end}: nothing was written")
         return 128 + end.number
@@ -113,15 +123,21 @@ def _place(named: str | None, beside: str) -> str:
         return os.path.join(os.path.abspath(named), os.path.basename(beside))
     if named.endswith(os.sep):
         raise UsageError(f"no such folder: {named}", "make it first, or name a file")
+    if part_paths(named) != [named]:
+        cause = f"{named} is the name of one of several files of a model"
+        raise UsageError(cause, "name another file with -o")
     return os.path.abspath(named)
 
 
-def _write(model: ModelFile, after: Sequence[Part], out: str, engine: str | None) -> str:
+def _write(
+    model: ModelFile, after: Sequence[Part], out: str, engine: str | None, state: State
+) -> str:
     """Write the copy, compare it with the model, and return how its text differs. Raise TuningError
     or Stopped, and leave nothing behind then."""
     named = Request(engine=engine, model=model.path, prompt=QUESTION)
     request = named._replace(n_predict=TOKENS, ctx_size=512, temperature=0.0)
-    facts, plan = prepare.prepare(request)
+    facts, plan = prepare.prepare(request, state=state)
+    state.warning = None  # it has been said
     program = find_quantizer(facts.engine)
     size = slim.size_of(model, after, facts.host.memory.available)
     with Stop() as stop, stop.interruptible(), slim.drafted(out, size) as draft:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.signals import handling, pausing, present, send
@@ -88,7 +88,9 @@ def capture(
 
     launch = Launch(argv, variables or {}, cpus, nice=nice, unset=unset)
     try:
-        with _running(launch, PIPE) as child:
+        with ExitStack() as pipes, _running(launch, PIPE) as child:
+            for stream in filter(None, (child.stdout, child.stderr)):
+                pipes.callback(stream.close)
             end = time.monotonic() + seconds
             step = seconds if watch is None else WATCH_SECONDS
             while not (watch and time.monotonic() >= end):
@@ -171,8 +173,7 @@ class Service:
 @contextmanager
 def serve(launch: Launch, follows: bool = True) -> Iterator[Service]:
     """Run a server until the end of the block, or until this process dies, and keep its log. If it
-    ``follows``, Ctrl-Z stops it together with this process. Raise UnsupportedError if it cannot be
-    started."""
+    ``follows``, Ctrl-Z stops it as well. Raise UnsupportedError if it cannot be started."""
     from subprocess import STDOUT  # noqa: PLC0415 (2 ms)
 
     with _running(launch, STDOUT) as child, handling(pausing(-child.pid) if follows else {}):

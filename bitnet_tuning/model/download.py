@@ -40,6 +40,10 @@ def get_model(repository: str, file: str | None, folders: Sequence[str]) -> str:
     if file is not None and os.path.basename(file) in ("", ".", ".."):
         raise UsageError(f"no such file in {repository}: {file}", "name a .gguf file")
     try:
+        # HF_TOKEN, or the file that `hf auth login` writes; anything else fits in no HTTP header.
+        if not all("!" <= letter <= "~" for letter in hub.get_token() or ""):
+            cause = "your Hugging Face token holds characters that no token has"
+            raise UsageError(cause, "copy it again into HF_TOKEN, or run: hf auth login")
         name = file or _choose(repository, hub.model_info(repository).siblings or ())
         facts = hub.get_hf_file_metadata(hub.hf_hub_url(repository, name))
         if not facts.commit_hash:
@@ -140,8 +144,7 @@ def _download(url: str, path: str, size: int | None, checksum: str | None) -> No
 
 
 def _differs(path: str, size: int | None, checksum: str | None) -> bool:
-    """Return whether a file is known to differ from the published one. huggingface_hub checks the
-    size only."""
+    """Return whether a file is known to differ from the published one, in size or checksum."""
     from huggingface_hub.utils.sha import sha_fileobj  # noqa: PLC0415 (an extra)
 
     if size is not None and os.path.getsize(path) != size:
@@ -151,8 +154,7 @@ def _differs(path: str, size: int | None, checksum: str | None) -> bool:
 
 
 def _explained(error: Exception, repository: str, endpoint: str) -> TuningError:
-    """Return what is wrong, and what to do, from an error of huggingface_hub, of its HTTP library
-    or of the system."""
+    """Return cause and remedy of an error of huggingface_hub, its HTTP library or the system."""
     if isinstance(error, OSError) and isinstance(error.errno, int):
         access = "check permissions and `ulimit -f`, or run this in another folder"
         remedy = _ROOM if error.errno in (errno.ENOSPC, errno.EDQUOT) else access
