@@ -36,7 +36,7 @@ class Machine:
 
     def conditions(self) -> Conditions:
         """A snapshot of its state, taken without waiting."""
-        return take(self.host(), Root(str(self.path)), 0, lambda _: None)
+        return take(self.host(), Root(str(self.path)), 0)
 
     # Any file
 

@@ -199,7 +199,8 @@ def test_a_snapshot_of_a_fake_machine(machine: Machine, monkeypatch: pytest.Monk
         assert seconds == 0.25
         machine.cpu_times(100_000, 0, 100, 900, 0, 0, 0, 50)
 
-    seen = take(machine.host(), Root(str(machine.path)), 0.25, others_work)
+    monkeypatch.setattr(time, "sleep", others_work)
+    seen = take(machine.host(), Root(str(machine.path)), 0.25)
     assert (seen.online_cpus, seen.busy_cpu_seconds, seen.steal_cpu_seconds) == (8, 1001.0, 0.5)
     assert seen.other_load_cpus is not None and seen.other_load_cpus > 1
     assert seen.busiest == ()

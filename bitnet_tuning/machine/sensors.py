@@ -49,8 +49,10 @@ def read_temperature(root: Root) -> Temperature | None:
     """Return the highest temperature of the processors, or None without a sensor."""
     # hwmon comes first, because it knows critical temperatures.
     for sensors in (_chips(root), _zones(root)):
-        shown = ((_degrees(root, file), *facts) for file, *facts in sensors)
-        found = [Temperature(now, *facts) for now, *facts in shown if now is not None]
+        shown = ((_degrees(root, file), name, critical) for file, name, critical in sensors)
+        found = [
+            Temperature(now, name, critical) for now, name, critical in shown if now is not None
+        ]
         if found:
             return max(found, key=lambda seen: seen.celsius)
     return None
