@@ -121,12 +121,13 @@ class Client:
         try:
             content = None if body is None else json.dumps(body).encode()
             connection.request(method, path, content, self._headers)
-            response, read = connection.getresponse(), bytearray()
-            while part := response.read1(_REPLY):
-                read += part
-                if len(read) > _REPLY or time.monotonic() - began > (seconds or inf):
-                    raise BrokenError("the reply does not end")
-            return response.status, bytes(read)
+            read = bytearray()
+            with connection.getresponse() as response:
+                while part := response.read1(_REPLY):
+                    read += part
+                    if len(read) > _REPLY or time.monotonic() - began > (seconds or inf):
+                        raise BrokenError("the reply does not end")
+                return response.status, bytes(read)
         except (OSError, HTTPException) as error:
             if isinstance(error, OSError) and error.errno in _UNREACHABLE:
                 raise UnsupportedError(

@@ -33,6 +33,7 @@ def main() -> int:
     print("[   1/  22]   token_embd.weight - converting to q6_K .. ", file=sys.stderr, flush=True)
     with open(sys.argv[-3], "wb") as file:
         file.write(b"garbage" if way == "garbage" else data if whole else data[: len(data) // 2])
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # which Python ignores
     if way in ("crash", "xfsz"):
         os.kill(os.getpid(), signal.SIGSEGV if way == "crash" else signal.SIGXFSZ)
     if way == "hang":
