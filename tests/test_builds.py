@@ -246,6 +246,7 @@ def test_a_build_that_was_measured_slower_or_wrong_is_not_chosen(
     measured = {FIRST.path: ranked(OPEN), WIDE.path: ranked(verdict, 0.8)}
     name, why = chosen(avx512, FIRST, WIDE, measured=measured)
     assert name == "build" and f"build-wide: {verdict} when measured" in why
+    assert "the only one not measured to be slower or to fail" in why
 
 
 def test_a_build_for_another_cpu_is_not_chosen_though_it_was_measured_fastest(avx2: Host) -> None:

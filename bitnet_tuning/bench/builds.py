@@ -13,12 +13,15 @@ from contextlib import ExitStack
 from bitnet_tuning.bench import begin
 from bitnet_tuning.bench.begin import progress_of
 from bitnet_tuning.bench.comparison import DEFAULT, Rounds, Run, compare, phases_of
+from bitnet_tuning.bench.limits import disturbances
 from bitnet_tuning.bench.runner import PROGRAMS, Runner, make_runner
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
-from bitnet_tuning.bench.summary import speed
+from bitnet_tuning.bench.summary import heading, speed, stacked
 from bitnet_tuning.bench.tune import alone_in
-from bitnet_tuning.console import Progress, aligned, say, times
+from bitnet_tuning.console import Progress, counted, say, table, text_width, times
 from bitnet_tuning.engine.builds import (
+    FASTER,
+    OPEN,
     OUT,
     BuildResult,
     ComparedBuilds,
@@ -32,7 +35,10 @@ from bitnet_tuning.engine.builds import (
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.errors import MissingError, UnsupportedError
 from bitnet_tuning.launch.signals import Stop, Stopped
+from bitnet_tuning.machine import conditions
+from bitnet_tuning.machine.conditions import Meanwhile
 from bitnet_tuning.machine.detect import read_host
+from bitnet_tuning.machine.warnings import warnings_before
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.facts import Facts
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
@@ -76,24 +82,27 @@ def compare_builds(options: argparse.Namespace) -> int:
             "compile another one in a folder of its own (cmake -B build-other …), or name a "
             "checkout that has several with --engine",
         )
-    host = read_host()
+    host, model = read_host(), choice.model
     every = [Facts(host, each, *choice[:2], os.environ, force=True) for each in engines]
     with alone_in(state):
+        before = conditions.take(host)
+        say(*(f"warning: {each.text}" for each in warnings_before(before, host, model.size)))
         try:
             compared = _compare(every, options, lambda: time.monotonic() - started)
         except Stopped as end:
             say("interrupted: nothing was saved")
             return 128 + end.number
-    if not options.no_remember:
-        _remember(every, state, compared, options.objective)
-    measured = load_fastest(state, host, engines, choice.model)
-    chosen = choose_build(engines, host, choice.model, measured)
+        meanwhile = conditions.between(before, conditions.take(host))
+    kept = None if options.no_remember else _remember(every, state, compared, options, meanwhile)
+    chosen = choose_build(engines, host, model, load_fastest(state, host, engines, model))
     if options.json:
         facts = {**to_json(compared), "chosen": chosen.path, "reason": chosen.location.source}
         print(json.dumps({"objective": options.objective, **facts}, indent=2))
+        say(kept)
     else:
-        print(_as_text(compared))
+        print(heading(model, host), _as_text(compared, options.resolution), sep="\n\n")
         print(f"Runs use {chosen.path}: {chosen.location.source}")
+        print(kept or "Not saved: --no-remember.")
     say(state.warning and f"warning: {state.warning}")
     return 0
 
@@ -194,24 +203,46 @@ def _runners(
     return runners
 
 
-def _remember(every: list[Facts], state: State, compared: Compared, objective: str) -> None:
+def _remember(
+    every: list[Facts],
+    state: State,
+    compared: Compared,
+    options: argparse.Namespace,
+    meanwhile: Meanwhile | None,
+) -> str:
+    """Save what was decided; of what was measured while something disturbed it, only that a build
+    is faster or out. Return a sentence that says where, or why nothing was saved."""
     if compared.rounds < VERDICT_ROUNDS:
-        say("not saved: too few rounds for a verdict; allow more time with --budget")
-        return
-    builds = {
-        each.path: BuildResult(each.verdict, each.ratio and each.ratio[:3])
-        for each in compared.builds
-    }
-    found = ComparedBuilds(moment(), objective, compared.builds[0].path, builds)
+        return "Not saved: too few rounds for a verdict; allow more time with --budget."
+    first, *others = compared.builds
+    disturbed = next(disturbances(meanwhile), None)
+    builds = {first.path: BuildResult(first.verdict, None)}
+    for each in others:
+        sure = not disturbed or each.verdict == FASTER or each.verdict.startswith(OUT)
+        ratio = each.ratio and each.ratio[:3]
+        builds[each.path] = BuildResult(each.verdict if sure else OPEN, ratio)
+    if all(builds[each.path].verdict == OPEN for each in others):
+        why = "nothing was decided; allow more time with --budget"
+        if disturbed:
+            _, cause, what = disturbed
+            why = f"{cause}, and another build may be best without that; {what} and compare again"
+        return f"Not saved: {why}."
+    found = ComparedBuilds(moment(), options.objective, first.path, builds)
     engines = [each.engine for each in every]
-    store_fastest(state, every[0].host, engines, every[0].model, found)
+    path = store_fastest(state, every[0].host, engines, every[0].model, found)
+    return f"Results: {path}" if path else "Not saved: the file cannot be written."
 
 
-def _as_text(compared: Compared) -> str:
-    rows = [("build", "pp tokens/s", "tg tokens/s", f"over {compared.builds[0].name}", "verdict")]
+def _as_text(compared: Compared, resolution: float) -> str:
+    first = compared.builds[0].name
+    rows: list[tuple[str, ...]] = [
+        ("build", "pp\ntokens/s", "tg\ntokens/s", f"over\n{first}", "verdict")
+    ]
     for each in compared.builds:
         pp, tg = (speed(each.speeds[phase]) if phase in each.speeds else "-" for phase in (PP, TG))
+        ratio = times(*each.ratio) if each.ratio else "-"
         judged = each.ratio or each.verdict.startswith(OUT)
-        verdict = verdict_words(each.verdict) if judged else "-"
-        rows.append((each.name, pp, tg, times(*each.ratio) if each.ratio else "-", verdict))
-    return f"{aligned(rows)}\n{compared.rounds} rounds with {compared.program}"
+        verdict = verdict_words(each.verdict, resolution) if judged else "-"
+        rows.append((each.name, *map(stacked, (pp, tg, ratio)), verdict))
+    rounds = counted(compared.rounds, "round")
+    return f"{table(rows, text_width())}\n\n{rounds} with {compared.program}"

@@ -14,7 +14,7 @@ from bitnet_tuning.machine.host import Host, fingerprint
 from bitnet_tuning.model.types import I2_S, ModelFile
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.store.codec import Moment, Positive, Text
-from bitnet_tuning.store.state import State, change_of, identity
+from bitnet_tuning.store.state import State, change_of, digest, identity
 
 Refused = tuple[tuple[str, str], ...]
 """Paths of builds, and why each cannot be used."""
@@ -90,6 +90,8 @@ def _best(
     worse = {path: each for path, each in known.items() if each.verdict.startswith((SLOWER, OUT))}
     left = tuple(each for each in engines if each.path not in worse)
     winner, reason = _widest(left or engines, host)
+    if len(left) == 1 and worse:
+        reason = "the only one not measured to be slower or to fail"
     if not worse:
         return winner, f"{reason}; none was measured to be faster" if known else reason
     results = (f"{build_name(path)}: {each.verdict} when measured" for path, each in worse.items())
@@ -142,14 +144,17 @@ class ComparedBuilds(NamedTuple):
 
 def store_fastest(
     state: State, host: Host, engines: Sequence[Engine], model: ModelFile, found: ComparedBuilds
-) -> bool:
-    """Store the results for these builds as they are now. Return whether that worked."""
+) -> str | None:
+    """Store the results for these builds as they are now. Return the file's path, or None if it
+    cannot be written."""
     builds = {
         engine.path: found.builds[engine.path]._replace(files=tuple(map(identity, engine.files)))
         for engine in engines
         if engine.path in found.builds
     }
-    return state.store(KIND, _key(host, engines[0], model), found._replace(builds=builds))
+    key = _key(host, engines[0], model)
+    saved = state.store(KIND, key, found._replace(builds=builds))
+    return state.path(KIND, digest(key)) if saved else None
 
 
 def load_fastest(
