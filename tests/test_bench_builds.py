@@ -189,7 +189,8 @@ def test_of_equal_builds_the_instruction_sets_decide(
     assert ("none was measured to be faster" in found["reason"]) == (verdict == EQUAL)
     one, two = ([run["argv"][1:] for run in each.benches()] for each in fakes)
     assert one[-1] == two[-1], "both do the same work"
-    assert (len(one), len(two)) == (4 + 6, 6), "two runs choose the sizes, two check the clock"
+    # Two runs choose the sizes, and two check the clock, again if something disturbed them.
+    assert len(one) >= 4 + 6 and len(two) == 6
 
 
 def test_a_table_is_printed_and_nothing_saved_with_no_remember(

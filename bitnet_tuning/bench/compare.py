@@ -128,16 +128,16 @@ def as_text(
 ) -> str:
     """Return the comparison as text for users, its table folded to ``width`` characters. ``names``
     are the files of A and B."""
-    (a, b), near, lines = names, comparison.resolution, list[str]()
+    (a, b), near, unlike = names, comparison.resolution, list[tuple[str, str]]()
     differ = {each.what for each in comparison.differences}
     for what, *sides in comparison.differences:
         if _SAID_BY.get(what) in differ:
             continue
         parts = "; " if what in ("engine's files", "warnings") else ", "
         first, second = (_but(each, other, parts) for each, other in (sides, sides[::-1]))
-        lines.append(f"Not the same: {what}. A: {first}; B: {second}")
-        lines += [f"  ({_ADVICE[what]})"] if what in _ADVICE else []
-    lines = [aligned([[each] for each in lines], width)] if lines else []
+        advice = f"\n({_ADVICE[what]})" if what in _ADVICE else ""
+        unlike.append((what, f"A: {first}\nB: {second}{advice}"))
+    lines = ["Not the same in both:", aligned(unlike, width), ""] if unlike else []
     lines.append(f"Speed of B ({b}) over A ({a}):")
     rows = [("setting", "phase", "B over A", "verdict")]
     for name, other, phase, ratio, verdict in comparison.settings:
