@@ -12,7 +12,7 @@ nox.options.sessions = ["lint", "tests"]
 @nox.session(python=PYTHONS[1])
 def lint(session: nox.Session) -> None:
     """Run ruff, mypy, import-linter and shellcheck."""
-    session.install("-e", ".[embedded,report,test,lint]")
+    session.install("-e", ".[embedded,test,lint]")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bitnet_tuning.bench.plots import escape
+from bitnet_tuning.bench.report import escape
 from bitnet_tuning.bench.summary import digits
 from bitnet_tuning.plan.profile import Estimate
 

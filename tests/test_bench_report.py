@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable, Sequence
 from html import unescape
 from html.parser import HTMLParser
-from itertools import combinations
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import pytest
-from matplotlib.figure import Figure
-from matplotlib.image import imread
-from matplotlib.text import Text
-from matplotlib.transforms import Bbox
 
-from bitnet_tuning.bench import plots, report
+from bitnet_tuning.bench import report
 from bitnet_tuning.bench.compare import compare
 from bitnet_tuning.bench.comparison import CheckFacts, Round, Run
 from bitnet_tuning.bench.report import comparison_page, page
@@ -33,7 +23,7 @@ from bitnet_tuning.bench.results import Part, Results, Surroundings
 from bitnet_tuning.bench.summary import Summary
 from bitnet_tuning.bench.tune import export
 from bitnet_tuning.console import times
-from bitnet_tuning.errors import MissingError, UsageError
+from bitnet_tuning.errors import UsageError
 from bitnet_tuning.plan.profile import Estimate
 from tests.bench_samples import SNAPSHOT, SPEEDS, Simulator, sample_results
 
@@ -95,13 +85,7 @@ def read(html: str) -> Page:
 def test_every_element_is_closed_and_ids_are_unique(read: Page) -> None:
     assert read.open == []
     ids = [attributes["id"] for _, attributes in read.tags if "id" in attributes]
-    assert len(ids) == len(set(ids)) > 10
-
-
-def test_references_in_plots_have_a_target(html: str, read: Page) -> None:
-    ids = {attributes["id"] for _, attributes in read.tags if "id" in attributes}
-    targets = set(re.findall(r'href="#([^"]+)"', html)) | set(re.findall(r"url\(#([^)]+)\)", html))
-    assert targets and targets <= ids
+    assert len(ids) == len(set(ids))
 
 
 def test_the_page_loads_nothing(html: str, read: Page) -> None:
@@ -149,7 +133,7 @@ def test_the_page_has_all_results(results: Results, read: Page) -> None:
 def test_plots_use_the_pages_colours(html: str) -> None:
     drawings = "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
     assert set(re.findall(r"#[0-9a-fA-F]{6}\b", drawings)) == set()
-    style = (Path(plots.__file__).parent / "report.html").read_text()
+    style = (Path(report.__file__).parent / "report.html").read_text()
     defined = set(re.findall(r"(--[a-z]+):", style))
     assert set(re.findall(r"var\((--[a-z]+)\)", html)) <= defined
 
@@ -218,15 +202,6 @@ def test_results_without_or_with_one_round_make_a_page(results: Results) -> None
     assert len(one.named("svg")) == 1 and "1 run" in one.text
 
 
-def test_without_matplotlib_the_error_says_what_to_install(
-    results: Results, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingError) as caught:
-        page(results)
-    assert "pip install" in caught.value.remedy
-
-
 def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     options = Namespace(csv=None, report=str(tmp_path / "nowhere" / "report.html"), json=False)
     with pytest.raises(UsageError, match="cannot write the report file"):
@@ -247,57 +222,20 @@ def test_a_comparison_is_a_page_that_fits_a_phone(results: Results) -> None:
 
 def test_markup_leaves_out_empty_parts() -> None:
     assert report.section("title", "", "") == ""
-    assert plots.escape("a\n\t<b>\x00") == "a &lt;b&gt;?"
+    assert report.escape("a\n\t<b>\x00") == "a &lt;b&gt;?"
 
 
 def test_what_counts_as_equal_is_told(read: Page) -> None:
     assert "Inside the band, speeds are equal within 2 %." in read.text
 
 
-# Labels that have room
-
-
-def texts(monkeypatch: pytest.MonkeyPatch, draw: Callable[[], str]) -> list[Bbox]:
-    """Return the boxes of all texts of a plot, and check that they lie inside it."""
-    figures: list[Figure] = []
-    make = Figure.__init__
-
-    def kept(self: Figure, *rest: Any, **more: Any) -> None:
-        make(self, *rest, **more)
-        figures.append(self)
-
-    monkeypatch.setattr(Figure, "__init__", kept)
-    draw()
-    figure = figures[0]
-    with matplotlib.rc_context(plots._STYLE):
-        figure.savefig(io.BytesIO(), format="png")
-    found: list[Text] = []
-    for axes in figure.axes:
-        found += [*axes.texts, axes.xaxis.label]
-        for axis in (axes.xaxis, axes.yaxis):
-            low, high = axis.get_view_interval()  # labels of ticks beyond it exist, too
-            ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
-            found += [label for place, label in ticks if low <= place <= high]
-    boxes = [text.get_window_extent() for text in found if text.get_text()]
-    width, height = figure.bbox.width, figure.bbox.height
-    for box in boxes:
-        assert box.x0 >= -1 and box.x1 <= width + 1 and box.y0 >= -1 and box.y1 <= height + 1
-    return boxes
-
-
-def overlaps(boxes: Sequence[Bbox]) -> list[tuple[Bbox, Bbox]]:
-    pairs = combinations(boxes, 2)
-    return [(a, b) for a, b in pairs if a.shrunk(0.9, 0.8).overlaps(b.shrunk(0.9, 0.8))]
-
-
-@pytest.mark.parametrize("ratios", [(0.995, 1.005), (0.9, 1.1), (0.3, 3.0), (0.04, 1.2), (0.1, 1)])
-def test_labels_of_ratios_do_not_touch(
-    monkeypatch: pytest.MonkeyPatch, ratios: tuple[float, float]
-) -> None:
+def test_long_names_leave_room_for_the_ratio() -> None:
     name = "16 threads + KMP_BLOCKTIME=infinite + flash attention"
-    bars = [(name, Estimate(each, 0.999 * each, 1.001 * each, 9), True) for each in ratios]
-    boxes = texts(monkeypatch, lambda: plots.ratios_svg(bars, 0.02, "over the default", "x"))
-    assert overlaps(boxes) == []
+    drawn = report.ratios_svg([(name, Estimate(0.04, 0.03, 11.5, 9), True)], 0.02)
+    read = Page(drawn)
+    assert "16 threads + KMP_BLOCKTIME=infin…" in read.text and "×0.040 (0.030–11.50)" in read.text
+    places = [float(each["cx"] or 0) for each in read.named("circle")]
+    assert all(0 < each < 340 for each in places)
 
 
 # In a browser
@@ -412,7 +350,6 @@ def test_a_screenshot_is_full_of_text_and_plots(html: str, tmp_path: Path) -> No
         "--window-size=800,1600",
         (tmp_path / "report.html").as_uri(),
     )
-    pixels = imread(str(shot))
-    assert pixels.shape[:2] == (1600, 800)
-    dark = (pixels[:, :, :3].mean(axis=2) < 0.5).mean(axis=1)
-    assert (dark > 0.005).sum() > 200, "lines of text and plots, all over the page"
+    header = shot.read_bytes()[:24]
+    assert [int.from_bytes(header[at : at + 4], "big") for at in (16, 20)] == [800, 1600]
+    assert shot.stat().st_size > 30_000, "text and a plot; an empty page has 6 kB"

@@ -146,7 +146,6 @@ def test_a_default_that_begins_to_fail_ends_the_tuning_and_keeps_the_rounds(
 
 
 def test_every_sample_is_kept_in_rounds_whose_order_changes(lab: Lab, output: Path) -> None:
-    pytest.importorskip("matplotlib")
     table, page = output.with_suffix(".csv"), output.with_suffix(".html")
     assert lab.tune("--output", output, "--csv", table, "--report", page) == 0
     rounds = document(output)["rounds"]

@@ -210,7 +210,6 @@ def test_two_results_are_compared(tmp_path: Path, capsys: Capture) -> None:
 def test_saved_results_are_shown_and_written_in_other_formats(
     tmp_path: Path, capsys: Capture
 ) -> None:
-    pytest.importorskip("matplotlib")
     paths = [str(tmp_path / name) for name in ("a.json", "b.json", "x.csv", "x.html")]
     for seed, path in enumerate(paths[:2]):
         save(path, sample_results(seed))

@@ -10,27 +10,18 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from string import Template
 
-from bitnet_tuning.bench import plots
 from bitnet_tuning.bench.compare import Comparison, as_text
-from bitnet_tuning.bench.plots import escape
 from bitnet_tuning.bench.results import Results
-from bitnet_tuning.bench.summary import (
-    Row,
-    Summary,
-    facts,
-    figures,
-    headings,
-)
+from bitnet_tuning.bench.summary import Row, Summary, facts, figures, headings
 from bitnet_tuning.console import printable, times
-from bitnet_tuning.plan.profile import PP, TG
+from bitnet_tuning.plan.profile import PP, TG, Estimate
 
 PHONE = 42
 """Width of preformatted text in characters that a phone of 360 pixels shows."""
 
 
 def page(results: Results) -> str:
-    """Return the report as HTML. Raise MissingError without matplotlib."""
-    plots.available()
+    """Return the report as HTML."""
     summary, model = Summary(results), results.model
     what, how = summary.headings
     text = f"This benchmark is {results.state}: more rounds may change its results."
@@ -71,7 +62,11 @@ def comparison_page(comparison: Comparison, names: Sequence[str]) -> str:
     )
 
 
-# Plots and the table
+# The plot and the table
+
+_WIDE, _ROW, _LONGEST = 340, 30, 32
+"""Width of the plot and height of a bar in SVG units, of which a phone's page is about as wide in
+pixels; and most characters of a name that have room beside a ratio."""
 
 
 def _ratios(summary: Summary) -> str:
@@ -79,18 +74,46 @@ def _ratios(summary: Summary) -> str:
     shown = [(name, ratio, best) for name, ratio, best in bars if ratio is not None]
     if not shown:
         return ""
-    near, title = summary.measured.resolution, "speed as a multiple of the default's"
-    said = ", ".join(f"{name} {times(*ratio)}" for name, ratio, _ in shown)
-    drawing = plots.ratios_svg(shown, near, title, f"{title.capitalize()}: {said}.")
+    near = summary.measured.resolution
     caption = (
-        "Ratios to the default, paired by round, with 95 % intervals. Inside the band, speeds are "
-        f"equal within {100 * near:g} %."
+        "Ratios to the default, paired by round, with 95 % intervals. The line is the default; "
+        f"inside the band, speeds are equal within {100 * near:g} %."
     )
-    return section("Speed compared with the default", _figure(drawing, caption))
+    drawing = f"{ratios_svg(shown, near)}\n<figcaption>{escape(caption)}</figcaption>"
+    return section("Speed compared with the default", f"<figure>\n{drawing}\n</figure>")
 
 
-def _figure(drawing: str, caption: str) -> str:
-    return f"<figure>\n{drawing}\n<figcaption>{escape(caption)}</figcaption>\n</figure>"
+def ratios_svg(bars: Sequence[tuple[str, Estimate, bool]], resolution: float) -> str:
+    """Draw ratios with their intervals, and what is equal as a band. A bar is a setting's name, its
+    ratio, and whether to use it."""
+    near, height = 1 + resolution, _ROW * len(bars)
+    left = min(1 / near, *(ratio.low for _, ratio, _ in bars))
+    right = max(near, *(ratio.high for _, ratio, _ in bars))
+
+    def at(ratio: float) -> float:
+        return round(4 + (_WIDE - 8) * (ratio - left) / (right - left), 1)
+
+    said = ", ".join(f"{name} {times(*ratio)}" for name, ratio, _ in bars)
+    band = f"M{at(1 / near)} 0H{at(near)}V{height}H{at(1 / near)}Z"
+    parts = [
+        f'<svg role="img" aria-label="{escape(f"Speed over the default: {said}.")}" '
+        f'viewBox="0 0 {_WIDE} {height}" font-size="11">',
+        f'<path d="{band}" fill="var(--band)"/>',
+        f'<path d="M{at(1)} 0V{height}" stroke="var(--muted)"/>',
+    ]
+    for number, (name, ratio, best) in enumerate(bars):
+        y, colour = _ROW * number + 22, f"var(--{'accent' if best else 'text'})"
+        short = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+        low, middle, high = at(ratio.low), at(ratio.median), at(ratio.high)
+        arms = f"M{low} {y}H{high}M{low} {y - 3}v6M{high} {y - 3}v6"
+        style = f'y="{y - 9}" fill="{colour}" class="{"best" if best else ""}"'
+        parts += [
+            f'<path d="{arms}" stroke="{colour}" fill="none"/>',
+            f'<circle cx="{middle}" cy="{y}" r="3" fill="{colour}"/>',
+            f'<text x="0" {style}>{escape(short)}</text>',
+            f'<text x="{_WIDE}" text-anchor="end" {style}>{escape(times(*ratio))}</text>',
+        ]
+    return "\n".join((*parts, "</svg>"))
 
 
 def _row(row: Row, titles: Sequence[str]) -> str:
@@ -138,3 +161,9 @@ def definitions(facts: Mapping[str, str]) -> str:
     """Return a list of names with their values."""
     rows = (f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
     return f"<dl>{''.join(f'<div>{row}</div>' for row in rows)}</dl>"
+
+
+def escape(text: object) -> str:
+    """Return the text for HTML, in an element or in a quoted attribute: escaped, on one line, with
+    ? for characters that cannot be printed."""
+    return html.escape(printable(" ".join(str(text).split())))

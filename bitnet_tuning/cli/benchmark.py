@@ -11,7 +11,6 @@ from bitnet_tuning.bench import compare
 from bitnet_tuning.bench.builds import compare_builds
 from bitnet_tuning.bench.comparison import DEFAULT, UPSTREAM
 from bitnet_tuning.bench.knobs import MODES
-from bitnet_tuning.bench.plots import available
 from bitnet_tuning.bench.report import comparison_page
 from bitnet_tuning.bench.results import load
 from bitnet_tuning.bench.statistics import RESOLUTION
@@ -94,8 +93,6 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
     for path in filter(None, (options.output, options.csv, options.report)):
         _check_place(path)
     _check_apart(options)
-    if options.report and not options.compare:
-        available()
     return options
 
 
@@ -128,7 +125,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--output", type=expanded, metavar="FILE", help="results (default: a new file)")
     add("--csv", type=expanded, metavar="FILE", help="write all samples, or a comparison, as CSV")
-    add("--report", type=expanded, metavar="FILE", help="write an HTML page with plots")
+    add("--report", type=expanded, metavar="FILE", help="write an HTML page with a plot")
     what = "show saved results and write what --csv and --report ask for, measure nothing"
     add("--from", type=expanded, metavar="FILE", help=what)
     add("--json", action="store_true", help="print JSON instead of text")
