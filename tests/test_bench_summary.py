@@ -200,12 +200,12 @@ def test_the_heading_tells_what_was_measured_where_when_and_how() -> None:
 def test_the_legend_explains_the_rows_that_are_there() -> None:
     results = sample_results()
     assert Summary(results).legend.startswith(
-        "default: run_inference.py before any measurement; upstream: bitnet.cpp's own 2 threads.\n"
+        "default: a run without measured settings; upstream: bitnet.cpp's own 2 threads.\n"
     )
     fast = results.settings["default"]._replace(mlock=True)
     runs = exact(results, [("fixed", {"default": 10.0, "performance": 10.0})])
     runs = runs._replace(settings={**results.settings, "performance": fast})
-    assert "measurement; performance: --performance-mode." in Summary(runs).legend
+    assert "settings; performance: --performance-mode." in Summary(runs).legend
 
 
 def test_a_single_run_of_the_other_phase_is_shown_for_the_default_alone() -> None:

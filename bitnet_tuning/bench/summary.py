@@ -325,7 +325,7 @@ LEGEND = (
 """Explanation of the table's columns."""
 
 _ROWS = {
-    DEFAULT: "run_inference.py before any measurement",
+    DEFAULT: "a run without measured settings",
     UPSTREAM: "bitnet.cpp's own 2 threads",
     PERFORMANCE: "--performance-mode",
 }

@@ -107,7 +107,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     add("--builds", action="store_true", help="compare the builds of a checkout, not settings")
     add("--threads", type=counts, default=(), metavar="N,N", help="try only these thread counts")
     what = (
-        "besides run_inference.py's default, measure only these: upstream (bitnet.cpp's own 2 "
+        "besides a run's default, measure only these: upstream (bitnet.cpp's own 2 "
         "threads), optimized (a search from the default) and performance (--performance-mode)"
     )
     add("--modes", type=several(_mode), default=(), metavar="MODE,MODE", help=what)
