@@ -281,8 +281,6 @@ class Progress:
     def __enter__(self) -> Progress:
         if self._quiet or sys.stderr is None or not sys.stderr.isatty():
             return self
-        if os.environ.get("TERM", "") in ("dumb", "unknown"):  # rich draws nothing there
-            return self
         try:
             from rich import progress  # noqa: PLC0415
             from rich.console import Console  # noqa: PLC0415

@@ -180,15 +180,6 @@ def test_messages_appear_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"{console.NAME}: a message" in shown and "no line" not in shown
 
 
-def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal()
-    monkeypatch.setenv("TERM", "dumb")
-    monkeypatch.setattr("sys.stderr", terminal)
-    with Progress(10, str) as progress:
-        progress.tell("at 3 of 10", "news")
-    assert terminal.getvalue() == f"{console.NAME}: at 3 of 10\n"
-
-
 @pytest.mark.parametrize("width", [60, 80])
 def test_progress_is_one_line_and_the_bar_goes_before_text_does(
     monkeypatch: pytest.MonkeyPatch, width: int

@@ -17,7 +17,7 @@ from bitnet_tuning.bench.limits import disturbances
 from bitnet_tuning.bench.runner import PROGRAMS, Runner, make_runner
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
 from bitnet_tuning.bench.summary import heading, speed, stacked
-from bitnet_tuning.bench.tune import alone_in
+from bitnet_tuning.bench.tune import alone_in, sentences
 from bitnet_tuning.console import Progress, counted, say, table, text_width, times
 from bitnet_tuning.engine.builds import (
     FASTER,
@@ -101,8 +101,8 @@ def compare_builds(options: argparse.Namespace) -> int:
         say(kept)
     else:
         print(heading(model, host), _as_text(compared, options.resolution), sep="\n\n")
-        print(f"Runs use {chosen.path}: {chosen.location.source}")
-        print(kept or "Not saved: --no-remember.")
+        used = f"Runs use {chosen.path}: {chosen.location.source}"
+        print(sentences((used, kept or "Not saved: --no-remember.")))
     say(state.warning and f"warning: {state.warning}")
     return 0
 

@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from bitnet_tuning.bench import limits
@@ -288,11 +288,15 @@ def publish(results: Results, options: argparse.Namespace, path: str) -> None:
         legend = f"*: the setting to use. {summary.legend}"
         print(aligned([[line] for line in summary.headings], text_width()), end="\n\n")
         print(table(cells(summary), text_width()), aligned([[legend]], text_width()), sep="\n\n")
-        # Without a terminal each sentence stays on one line, for grep.
-        width = text_width() if sys.stdout is not None and sys.stdout.isatty() else None
-        print("", aligned([[line] for line in summary.sentences()], width), sep="\n")
+        print("", sentences(summary.sentences()), sep="\n")
     (say if options.json else print)(f"Results: {path}")
     export(options, lambda: to_csv(results), lambda: page(results))
+
+
+def sentences(lines: Iterable[str]) -> str:
+    """Return sentences, one a line, folded on a terminal. Elsewhere none is, for grep."""
+    width = text_width() if sys.stdout is not None and sys.stdout.isatty() else None
+    return aligned([[line] for line in lines], width)
 
 
 def export(options: argparse.Namespace, csv: Callable[[], str], html: Callable[[], str]) -> None:
