@@ -35,7 +35,31 @@ LEAST_COLUMN, BAR = 12, 20
 def say(*messages: str | None) -> None:
     """Print messages to stderr, since stdout belongs to the engine; leave out empty ones."""
     for message in filter(None, messages):
-        tell(f"{NAME}: {printable(message)}")
+        text = f"{NAME}: {printable(message)}"
+        tell(folded(text, columns(2)) if at_terminal() else text)
+
+
+def at_terminal() -> bool:
+    """Return whether stderr, where messages go, is a terminal."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def folded(text: str, width: int) -> str:
+    """Return a text in lines of at most ``width`` characters, the second and later ones indented.
+    What may be copied stays whole: words, quotations, and commands after a colon."""
+    if max(map(len, text.splitlines())) <= width:
+        return text
+    import re  # noqa: PLC0415 (few lines are too long)
+    from textwrap import fill  # noqa: PLC0415
+
+    starts = rf"(?:sudo|\S*python\S*|{NAME}|apt-get|chmod|cmake|dd|echo|export|llama-\S+|pip|unset)"
+    whole = rf"`[^`]*`|(?<!\w)'[^']*'|(?<=: ){starts} [^;(]*[^;( ]"
+    marked = re.sub(whole, lambda found: found[0].replace(" ", "\0"), text)
+    lines = [
+        fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        for line in marked.splitlines()
+    ]
+    return "\n".join(lines).replace("\0", " ")
 
 
 def printable(text: str) -> str:
@@ -200,10 +224,10 @@ def clock(seconds: float) -> str:
     return f"{whole // 60}:{whole % 60:02}"
 
 
-def columns() -> int:
-    """Return the terminal's width in characters, as ``shutil.get_terminal_size`` does."""
+def columns(handle: int = 1) -> int:
+    """Return the width in characters of a terminal, as ``shutil.get_terminal_size`` does."""
     try:
-        return int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns) or 80
+        return int(os.environ.get("COLUMNS") or os.get_terminal_size(handle).columns) or 80
     except (OSError, ValueError):
         return 80
 
@@ -279,7 +303,7 @@ class Progress:
         self._said_at = time.monotonic()
 
     def __enter__(self) -> Progress:
-        if self._quiet or sys.stderr is None or not sys.stderr.isatty():
+        if self._quiet or not at_terminal():
             return self
         try:
             from rich import progress  # noqa: PLC0415

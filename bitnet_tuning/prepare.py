@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from bitnet_tuning.console import say
+from bitnet_tuning.console import at_terminal, printable, say, tell
 from bitnet_tuning.engine.find import EMBEDDED, Engine, Location, checkout_of, locate_all, on_path
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA
 from bitnet_tuning.engine.known import check_start, know, know_crowding, with_architecture
@@ -25,6 +25,9 @@ from bitnet_tuning.plan.memory import HUGE, LOCKED, least_tokens
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.threads import asked_threads, choose_threads
 from bitnet_tuning.store.state import State, read_file
+
+_ENDED_BY_USER = (1, 2, 3, 13, 15)
+"""Signals that end a run on purpose: SIGHUP, SIGINT, SIGQUIT, SIGPIPE and SIGTERM."""
 
 _LONGEST_PROMPT = 1 << 24
 """Largest prompt file, in bytes, that is read."""
@@ -49,9 +52,9 @@ def prepare(request: Request, root: str = "/", state: State | None = None) -> tu
     if facts.engine.embedded and EMBEDDED not in (request.engine, os.environ.get("BITNET_ENGINE")):
         say("no compiled engine found: using the embedded one")
     slow = slow_drive(facts.model.path, system, bool(facts.host.wsl))
-    warnings = (*plan.warnings, slow, state.warning)
-    say(facts.note, *(f"warning: {each}" for each in warnings if each))
-    return facts, plan
+    warnings = tuple(each for each in (*plan.warnings, slow, state.warning) if each)
+    say(facts.note, *(f"warning: {each}" for each in warnings))
+    return facts, plan._replace(warnings=warnings)
 
 
 def slow_drive(path: str, root: Root, wsl: bool = False) -> str | None:
@@ -221,36 +224,54 @@ def _choose(
 
 
 def execute(
-    request: Request, facts: Facts, plan: Plan, quiet: bool = False, keep_log: bool = False
+    request: Request,
+    facts: Facts,
+    plan: Plan,
+    *,
+    hidden: bool = False,
+    timed: bool = False,
+    watched: bool = False,
 ) -> Outcome:
-    """Run the engine to its end, and print what probably ended it if it was killed."""
+    """Run the engine to its end, and print what probably ended it if it was killed.
+
+    Its log is ``hidden`` unless it fails. With ``timed``, the outcome has the log and the time of
+    the first token; ``watched`` is as in ``Launch``.
+    """
     outcome = run(
         Launch(
             argv=plan.command,
             variables=plan.setting.variables,
             cpus=plan.setting.cpus,
             stdin=facts.stdin,
-            keep_log=keep_log or quiet,
-            show_log=not quiet,
-            echo=_prompt(request) if keep_log else None,
+            keep_log=timed or hidden,
+            show_log=not hidden,
+            echo=_prompt(request) if timed else None,
+            # The chat program of llama.cpp shows by itself that it loads, and writes to a terminal.
+            watched=watched and not (request.chat and facts.engine.completion),
             interactive=request.chat,
             nice=plan.setting.nice,
         )
     )
-    if quiet and outcome.code not in (0, 130) and sys.stderr is not None:
-        sys.stderr.flush()
-        sys.stderr.buffer.write(outcome.log)
     if outcome.gave_up:
         say(f"the engine did not exit within {INTERRUPT_GRACE} s after Ctrl-C and was killed")
     elif outcome.code not in (0, 130):
-        say(explain_death(outcome.code, facts, plan))
+        failed = None
+        if hidden and at_terminal() and outcome.code - 128 not in _ENDED_BY_USER:
+            from bitnet_tuning.launch.failure import excerpt  # noqa: PLC0415 (seldom)
+
+            tell(printable("\n".join(excerpt(outcome.log.decode("utf-8", "replace")))))
+            failed = f"the engine failed with exit code {outcome.code}; -v shows its whole log"
+        elif hidden and sys.stderr is not None:
+            sys.stderr.flush()
+            sys.stderr.buffer.write(outcome.log)
+        say(failed, explain_death(outcome.code, facts, plan))
     return outcome
 
 
 def finish(facts: Facts, code: int, quiet: bool = False) -> int:
     """Return the exit code. After a good run, print on a terminal what a smaller embedding would
     gain, unless the user knows."""
-    if not (code or quiet or sys.stderr is None) and sys.stderr.isatty():
+    if not (code or quiet) and at_terminal():
         say(slim_hint(facts.model, State()))
     return code
 

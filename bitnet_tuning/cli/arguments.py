@@ -212,10 +212,14 @@ def _add_more(parser: Parser) -> None:
         "the model in memory, at the expense of other programs"
     )
     add("--performance-mode", dest="performance", action="store_true", help=what)
+    either = parser.group(_OUTPUT).add_mutually_exclusive_group().add_argument
+    what = "show the engine's log on a terminal, too, where it is hidden unless the engine fails"
+    either("-v", "--verbose", action="store_true", help=what)
+    what = "hide the engine's log everywhere, and the lines that we print around the answer"
+    either("--quiet", action="store_true", help=what)
+    what = "print the speeds and the time to the first token after the run, or all figures as JSON"
     add = parser.group(_OUTPUT).add_argument
-    add("--quiet", action="store_true", help="hide the engine's log unless the engine fails")
-    what = "after the run, print speeds in tokens/s and the time to the first token in s"
-    add("--stats", action="store_true", help=what)
+    add("--stats", nargs="?", const=True, choices=("json",), metavar="json", help=what)
 
 
 def _add_many(parser: Parser) -> None:

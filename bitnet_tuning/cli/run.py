@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Sequence
 
 from bitnet_tuning.cli.arguments import Parser, add_run, read_request
-from bitnet_tuning.console import guarded, say
+from bitnet_tuning.console import at_terminal, guarded
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.plan.facts import Request
-from bitnet_tuning.prepare import execute, finish, prepare
+from bitnet_tuning.prepare import execute, prepare
 
 _ABOUT = (
     "Run a prompt with bitnet.cpp, with the threads, environment and flags that suit this machine."
@@ -22,7 +22,6 @@ def main(arguments: Sequence[str] | None = None, root: str = "/", report: bool =
 
     def body(words: list[str]) -> int:
         request, options = run_options(Parser("run", description=_ABOUT), words)
-        options.stats = options.stats or (report and not options.quiet)
         return run_request(request, options, root, report)
 
     return guarded(body, arguments)
@@ -61,6 +60,7 @@ def _check_prompts(options: argparse.Namespace) -> None:
     if many:
         flags = {"-p/--prompt": options.prompt, "-f/--file": options.prompt_file}
         flags["-cnv/--conversation"] = options.chat
+        flags["--stats json"] = options.stats == "json"
         what = "not allowed with --prompts"
     for flag, given in flags.items():
         if given not in (None, False):
@@ -81,6 +81,7 @@ def run_request(
     if options.prompts:
         from bitnet_tuning.cli.prompts import run_prompts  # noqa: PLC0415 (few runs have prompts)
 
+        options.stats = options.stats or (report and not options.quiet)
         return run_prompts(request, options, root)
     facts, plan = prepare(request, root)
     if options.dry_run:
@@ -88,14 +89,9 @@ def run_request(
 
         show_plan(facts, plan, options.json)
         return 0
-    if report and not options.quiet:
-        from bitnet_tuning.cli.stats import governor_line  # noqa: PLC0415 (not in plain runs)
+    report = report and not options.quiet
+    if not (at_terminal() or options.stats or report):
+        return execute(request, facts, plan, hidden=options.quiet).code
+    from bitnet_tuning.cli.stats import run_reported  # noqa: PLC0415 (not in plain runs)
 
-        say(f"threads {plan.reasons['threads']}")
-        say(governor_line(facts.host))
-    outcome = execute(request, facts, plan, quiet=options.quiet, keep_log=options.stats)
-    if options.stats:
-        from bitnet_tuning.cli.stats import stats_line  # noqa: PLC0415 (not in plain runs)
-
-        say(stats_line(outcome, request))
-    return finish(facts, outcome.code, options.quiet)
+    return run_reported(request, facts, plan, options, report)

@@ -137,7 +137,12 @@ NO_END = "did not finish within"
 NO_THREADS = "the limit on processes and threads is reached"
 """Beginning of the reason for a run that could not start its threads."""
 
-_SIGNS = ("error", "assert", "failed", "cannot", "invalid")
+_SIGNS = re.compile(
+    r"(?i)^[\d.]+ E |error|assert|fail|cannot|invalid|abort|unable|too long"
+    "|no such|not (found|enough|permitted)|out of memory"
+)
+_TIMES = re.compile(r"^[\d.]+ ")
+"""What mainline llama.cpp begins each line of its log with."""
 
 
 def failure(done: Captured, seconds: float) -> str | None:
@@ -156,9 +161,19 @@ def failure(done: Captured, seconds: float) -> str | None:
     # Leave out the remedy and the unknown sizes.
     cause = cause.partition(";")[0].partition(" (")[0]
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    errors = [line for line in lines if any(sign in line.lower() for sign in _SIGNS)]
+    errors = [line for line in lines if _SIGNS.search(line)]
     error = (errors or (lines if death is None else []) or [""])[-1]
     return shorten(f"{cause}{error and f': {error}'}")
+
+
+def excerpt(log: str, most: int = 12) -> list[str]:
+    """Return at most ``most`` lines of a failed engine's log: those that tell a cause, and the last
+    ones. Of lines that differ in their times only, the last is taken."""
+    last = {_TIMES.sub("", line): line for line in reversed(log.splitlines()) if line.strip()}
+    lines = [*reversed(last.values())]
+    causes = [line for line in lines if _SIGNS.search(line)][: most - 4]
+    kept = {*causes, *lines[-4 if causes else -most :]}
+    return [shorten(line, 2 * LONGEST) for line in lines if line in kept]
 
 
 def shorten(text: str, most: int = LONGEST) -> str:

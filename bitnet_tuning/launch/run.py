@@ -39,7 +39,7 @@ def _run_posix(launch: Launch) -> Outcome:
         forwarder = _Forwarder(target, own_group, ends=not launch.interactive)
         with forwarder.installed():
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            if launch.keep_log or launch.echo is not None or launch.stdin == start.FEED:
+            if launch.keep_log or pipes.stdout is not None or launch.stdin == start.FEED:
                 from bitnet_tuning.launch.relay import relay  # noqa: PLC0415 (most runs do not)
 
                 outcome = relay(child, target, pipes, launch, wait)

@@ -48,6 +48,9 @@ class Launch(NamedTuple):
     """True to copy a kept log to this program's stderr as it comes."""
     echo: bytes | None = None
     """The prompt, to measure the time of the first byte after its echo on stdout."""
+    watched: bool = False
+    """True if a user waits at the terminal that is stderr: with a hidden log, a line there shows
+    that the model loads until the output begins, and what follows the output begins a new line."""
     interactive: bool = False
     """True if an interrupt may end one answer instead of the whole run."""
     nice: int = 0
@@ -211,7 +214,7 @@ class Pipes:
             stdin, self.stdin = os.pipe()
         elif launch.stdin == NO_INPUT:
             stdin = os.open(os.devnull, os.O_RDONLY)
-        if launch.echo is not None:
+        if launch.echo is not None or launch.watched:
             self.stdout, stdout = os.pipe()
         if launch.keep_log:
             self.stderr, stderr = os.pipe()
