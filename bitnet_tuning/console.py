@@ -50,15 +50,16 @@ def folded(text: str, width: int) -> str:
     if max(map(len, text.splitlines())) <= width:
         return text
     import re  # noqa: PLC0415 (few lines are too long)
-    from textwrap import fill  # noqa: PLC0415
+    from textwrap import TextWrapper  # noqa: PLC0415
 
     starts = rf"(?:sudo|\S*python\S*|{NAME}|apt-get|chmod|cmake|dd|echo|export|llama-\S+|pip|unset)"
     whole = rf"`[^`]*`|(?<!\w)'[^']*'|(?<=: ){starts} [^;(]*[^;( ]"
-    marked = re.sub(whole, lambda found: found[0].replace(" ", "\0"), text)
-    lines = [
-        fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-        for line in marked.splitlines()
-    ]
+    text = re.sub(whole, lambda found: found[0].replace(" ", "\0"), text)
+    folder = TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+    lines = list[str]()
+    for line in text.splitlines():
+        folder.subsequent_indent = " " * (len(line) - len(line.lstrip()) + 2)
+        lines += folder.wrap(line)
     return "\n".join(lines).replace("\0", " ")
 
 

@@ -26,9 +26,6 @@ from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.threads import asked_threads, choose_threads
 from bitnet_tuning.store.state import State, read_file
 
-_ENDED_BY_USER = (1, 2, 3, 13, 15)
-"""Signals that end a run on purpose: SIGHUP, SIGINT, SIGQUIT, SIGPIPE and SIGTERM."""
-
 _LONGEST_PROMPT = 1 << 24
 """Largest prompt file, in bytes, that is read."""
 
@@ -224,19 +221,11 @@ def _choose(
 
 
 def execute(
-    request: Request,
-    facts: Facts,
-    plan: Plan,
-    *,
-    hidden: bool = False,
-    timed: bool = False,
-    watched: bool = False,
+    request: Request, facts: Facts, plan: Plan, hidden: bool = False, timed: bool = False
 ) -> Outcome:
-    """Run the engine to its end, and print what probably ended it if it was killed.
-
-    Its log is ``hidden`` unless it fails. With ``timed``, the outcome has the log and the time of
-    the first token; ``watched`` is as in ``Launch``.
-    """
+    """Run the engine to its end, and print what probably ended it if it was killed. Its log is
+    ``hidden`` unless it fails. If ``timed``, the outcome has the log and the time of the first
+    token, and a terminal shows that the model loads."""
     outcome = run(
         Launch(
             argv=plan.command,
@@ -247,7 +236,7 @@ def execute(
             show_log=not hidden,
             echo=_prompt(request) if timed else None,
             # The chat program of llama.cpp shows by itself that it loads, and writes to a terminal.
-            watched=watched and not (request.chat and facts.engine.completion),
+            watched=timed and at_terminal() and not (request.chat and facts.engine.completion),
             interactive=request.chat,
             nice=plan.setting.nice,
         )
@@ -255,16 +244,17 @@ def execute(
     if outcome.gave_up:
         say(f"the engine did not exit within {INTERRUPT_GRACE} s after Ctrl-C and was killed")
     elif outcome.code not in (0, 130):
-        failed = None
-        if hidden and at_terminal() and outcome.code - 128 not in _ENDED_BY_USER:
-            from bitnet_tuning.launch.failure import excerpt  # noqa: PLC0415 (seldom)
-
-            tell(printable("\n".join(excerpt(outcome.log.decode("utf-8", "replace")))))
-            failed = f"the engine failed with exit code {outcome.code}; -v shows its whole log"
-        elif hidden and sys.stderr is not None:
+        death = explain_death(outcome.code, facts, plan)
+        if hidden and sys.stderr is not None and not sys.stderr.isatty():
             sys.stderr.flush()
             sys.stderr.buffer.write(outcome.log)
-        say(failed, explain_death(outcome.code, facts, plan))
+        elif hidden and (death or outcome.code < 128):  # other signals end a run on purpose
+            from bitnet_tuning.launch.failure import excerpt  # noqa: PLC0415 (seldom)
+
+            tell(printable(excerpt(outcome.log.decode("utf-8", "replace"))))
+            more = "; -c N makes room for a longer prompt" * (b"too long" in outcome.log)
+            say(f"the engine failed with exit code {outcome.code}; -v shows its whole log{more}")
+        say(death)
     return outcome
 
 

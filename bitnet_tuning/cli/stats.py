@@ -13,7 +13,6 @@ from bitnet_tuning.launch.failure import shorten
 from bitnet_tuning.launch.start import Outcome
 from bitnet_tuning.machine.detect import SET_PERFORMANCE
 from bitnet_tuning.machine.host import Host
-from bitnet_tuning.model.types import ModelFile
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.plan.threads import asked_threads
@@ -24,51 +23,52 @@ if TYPE_CHECKING:
     from typing import Any
 
 _LONG = 150
-"""Tokens of a text after which warnings before it may have left a terminal of 24 lines."""
+"""Tokens with which a text may have moved earlier messages out of a terminal of 24 lines."""
 
 
 def run_reported(
     request: Request, facts: Facts, plan: Plan, options: argparse.Namespace, report: bool
 ) -> int:
-    """Run the engine with lines on stderr before and after its output: on a terminal, and where
-    ``--stats`` or a ``report`` asks for them. Return the exit code."""
+    """Run the engine, with lines on stderr around its output: on a terminal, and where ``--stats``
+    or a ``report`` asks for them. Return the exit code."""
     watched = at_terminal() and not options.quiet
-    if watched:
-        say(*_before(request, facts, plan))
-    elif report:
-        say(f"threads {plan.reasons['threads']}")
-    say(governor_line(facts.host) if report else None)
+    say(*(_before(request, facts, plan) if watched else ()))
+    if report:
+        say(None if watched else f"threads {plan.reasons['threads']}", governor_line(facts.host))
     hidden = options.quiet or (watched and not options.verbose)
-    timed = bool(watched or report or options.stats)
-    outcome = execute(request, facts, plan, hidden=hidden, timed=timed, watched=watched)
+    outcome = execute(request, facts, plan, hidden, watched or report or bool(options.stats))
     found, ended_well = figures(outcome, request, facts, plan), outcome.code in (0, 130)
     if options.stats == "json":
         import json  # noqa: PLC0415 (seldom)
 
-        tell(json.dumps(found))
-    elif options.stats or (timed and ended_well):
-        silent = None if watched and not options.stats else "the engine printed no timings"
-        say(stats_line(found) or silent)
-    tokens = (found["prompt_tokens"] or _LONG) + (found["tokens"] or _LONG)
-    if watched and ended_well and (request.chat or options.verbose or tokens >= _LONG):
+        rounded = {name: round(n, 3) if isinstance(n, float) else n for name, n in found.items()}
+        tell(json.dumps(rounded))
+    elif options.stats or report or (watched and ended_well):
+        no_figures = None if watched and not options.stats else "the engine printed no timings"
+        say(stats_line(found) or no_figures)
+    length = (found["prompt_tokens"] or _LONG) + (found["tokens"] or 0)
+    if watched and ended_well and (request.chat or options.verbose or length >= _LONG):
         say(*(shorten(f"as before: {each}", columns(2) - 15) for each in plan.warnings))
     return finish(facts, outcome.code, options.quiet)
 
 
 def _before(request: Request, facts: Facts, plan: Plan) -> Iterator[str]:
-    """Yield how the engine runs, and what a user at a terminal should know about this run."""
-    setting, host = plan.setting, facts.host
-    how = counted(setting.threads, "thread")
-    if asked := asked_threads(request.threads, facts.environ):
-        how += f" (set by {asked.by})"
-    how += f" {_place(setting, host)}"
+    """Yield how the engine runs, and what a user at a terminal should know of this run."""
+    threads, model = plan.setting.threads, facts.model
+    asked = asked_threads(request.threads, facts.environ)
+    how = f"{counted(threads, 'thread')}{f' (set by {asked.by})' if asked else ''}"
+    how += f" {_place(plan.setting, facts.host)}"
     if facts.profile:
         from bitnet_tuning.plan.profile import claim  # noqa: PLC0415 (many users have none)
 
-        is_used = plan.reasons["threads"].startswith(f"{setting.threads}: {claim(facts.profile)}")
-        how += " as measured here" if is_used else ""
-    yield f"{how}, {_model_name(facts.model)} (--dry-run explains)"
-    if os.path.realpath(facts.model.path) in demo.MODELS:
+        is_used = plan.reasons["threads"].startswith(f"{threads}: {claim(facts.profile)}")
+        how += ", as measured here" if is_used else ""
+    folder, file = os.path.split(os.path.abspath(model.path))
+    # The converters of BitNet name files ggml-model-i2_s.gguf, in a folder with the model's name.
+    name = file.removesuffix(".gguf").replace("ggml-model-", f"{os.path.basename(folder)} ")
+    name += "" if model.quantization in name.lower() else f" {model.quantization}"
+    yield f"{how}, {name} (--dry-run explains)"
+    if os.path.realpath(model.path) in demo.MODELS:
         real = f"`{command('model')} get` fetches a real one"
         yield f"the demo model knows one text, a guide to running BitNet on a CPU; {real}"
     if request.chat and not facts.engine.completion:  # else the engine says it
@@ -81,30 +81,18 @@ def _place(setting: Setting, host: Host) -> str:
     if host.quota_binds:
         return f"within the quota of {counted(host.quota or 0, 'CPU')}"
     mask = setting.cpus or host.allowed
-    kind = "core" if host.topology_known and not host.cores_hidden else "CPU"
-    node = next((node for node in host.nodes if node.cpus & host.allowed == mask), None)
-    end = ""
+    kind, end = "core" if host.topology_known and not host.cores_hidden else "CPU", ""
     if mask == host.allowed:
         end = "" if mask == host.online else " that this process may use"
-    elif node:
-        end = f" of NUMA node {node.id}"
     elif host.hybrid and mask == host.hybrid.performance_cpus & host.allowed:
         kind = "performance core"
+    elif node := next((each for each in host.nodes if each.cpus & host.allowed == mask), None):
+        end = f" of NUMA node {node.id}"
     else:
         mask = host.allowed
     every, used = host.cores_in(mask), min(setting.threads, host.cores_in(setting.cpus))
     some = "" if used == every else f"{used} of "
     return f"on {some}the {counted(every, kind) if every > 1 else kind}{end}"
-
-
-def _model_name(model: ModelFile) -> str:
-    """Return the name of a model by its file, with its type, such as ``BitNet-b1.58-2B-4T i2_s``.
-    The files of BitNet's converters have names like ggml-model-i2_s.gguf."""
-    folder, file = os.path.split(os.path.abspath(model.path))
-    stem = os.path.splitext(file)[0]
-    rest = stem.removeprefix("ggml-model-")
-    name = stem if rest == stem else f"{os.path.basename(folder)} {rest}"
-    return name if model.quantization in name.lower() else f"{name} {model.quantization}"
 
 
 def governor_line(host: Host) -> str:
@@ -119,22 +107,18 @@ def governor_line(host: Host) -> str:
 
 
 def figures(outcome: Outcome, request: Request, facts: Facts, plan: Plan) -> dict[str, Any]:
-    """Return the figures of a run that ``--stats json`` prints; None for what the engine did not
-    print. Speeds are in tokens/s."""
+    """Return the figures of a run, by the names that ``--stats json`` prints; None for what the
+    engine did not print. Speeds are in tokens/s."""
     prompt, generation = parse_timings(outcome.log.decode("utf-8", "replace"))
-    tokens = generation and generation.tokens
-    if generation and not request.chat:
-        # The first token comes with the prompt's, and is none of the runs, which are 1 if it was
-        # the only one (llama_perf_context_print of llama.cpp).
-        tokens = generation.tokens + 1 if generation.milliseconds else 1
-    rates = (each.rate if each else None for each in (prompt, generation))
-    prompt_rate, rate = (each and round(each, 2) for each in rates)
+    # The first token comes from the last step of the prompt, and llama.cpp counts other steps, at
+    # least one (llama_perf_context_print).
+    extra = 0 if request.chat or (generation and not generation.milliseconds) else 1
     return {
         "prompt_tokens": prompt and prompt.tokens,
-        "prompt_tokens_per_second": prompt_rate,
-        "tokens": tokens,
-        "tokens_per_second": rate,
-        "first_token_seconds": outcome.first_token and round(outcome.first_token, 3),
+        "prompt_tokens_per_second": prompt and prompt.rate,
+        "tokens": generation and generation.tokens + extra,
+        "tokens_per_second": generation and generation.rate,
+        "first_token_seconds": outcome.first_token,
         "threads": plan.setting.threads,
         "engine": facts.engine.path,
         "model": facts.model.path,

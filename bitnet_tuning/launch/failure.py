@@ -166,14 +166,14 @@ def failure(done: Captured, seconds: float) -> str | None:
     return shorten(f"{cause}{error and f': {error}'}")
 
 
-def excerpt(log: str, most: int = 12) -> list[str]:
+def excerpt(log: str, most: int = 12) -> str:
     """Return at most ``most`` lines of a failed engine's log: those that tell a cause, and the last
     ones. Of lines that differ in their times only, the last is taken."""
     last = {_TIMES.sub("", line): line for line in reversed(log.splitlines()) if line.strip()}
     lines = [*reversed(last.values())]
     causes = [line for line in lines if _SIGNS.search(line)][: most - 4]
     kept = {*causes, *lines[-4 if causes else -most :]}
-    return [shorten(line, 2 * LONGEST) for line in lines if line in kept]
+    return "\n".join(shorten(line, 2 * LONGEST) for line in lines if line in kept)
 
 
 def shorten(text: str, most: int = LONGEST) -> str:

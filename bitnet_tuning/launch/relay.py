@@ -20,8 +20,8 @@ LOG_KEPT = 1 << 20
 _CHUNK = 1 << 16
 _POLL_SECONDS = 0.02
 """Seconds between checks for events that select() does not report."""
-_SIGN_AFTER = 0.5
-"""Seconds until the sign of loading appears; most models that are in memory load faster."""
+_ERASE = b"\r\x1b[K"
+"""What removes the line on a terminal (EL of ECMA-48)."""
 _ENDED_AS_ASKED = (130, 137)
 """Exit codes of llama-cli after an interrupt at its prompt, and after SIGKILL if it hangs."""
 
@@ -36,14 +36,18 @@ def relay(
     log = bytearray()
     clock = FirstToken(launch.echo) if launch.echo is not None else None
     feeder = Feeder(target, pipes) if pipes.stdin is not None else None
-    sign, end = Sign(launch.watched and not launch.show_log), b"\n"
+    has_lines = os.environ.get("TERM", "dumb") != "dumb"
+    loading = launch.watched and not launch.show_log and has_lines
+    begun, end = time.monotonic(), b"\n"
     exited = _exit_handle(child)
     sources = {handle for handle in (pipes.stdout, pipes.stderr) if handle is not None}
     while sources or not _has_exited(exited, child):
-        timeout = _POLL_SECONDS if feeder or exited is None else None
+        timeout = _POLL_SECONDS if feeder or exited is None else 1 if loading else None
         extra = [0] if feeder and feeder.wants_input else []
         idle = [exited] if exited is not None and not sources else []
-        ready, _, _ = select.select([*sources, *extra, *idle], [], [], sign.due(timeout))
+        ready, _, _ = select.select([*sources, *extra, *idle], [], [], timeout)
+        if loading and not ready and (seconds := int(time.monotonic() - begun)):
+            _write_all(2, f"\rloading the model, {seconds} s".encode())
         for handle in sources.intersection(ready):
             data = os.read(handle, _CHUNK)
             if not data:
@@ -51,9 +55,10 @@ def relay(
             elif handle == pipes.stdout:
                 if clock:
                     clock.see(data)
-                sign.erase()
+                if loading:
+                    _write_all(2, _ERASE)
+                loading, end = False, data[-1:]
                 _write_all(1, data)
-                end = data[-1:]
             else:
                 log += data
                 if len(log) > 2 * LOG_KEPT:
@@ -62,9 +67,8 @@ def relay(
                     _write_all(2, data)
         if feeder:
             feeder.step(0 in ready)
-    sign.erase()
-    if launch.watched and end != b"\n" and os.isatty(1):
-        _write_all(2, b"\n")
+    if loading or (launch.watched and end != b"\n" and os.isatty(1)):
+        _write_all(2, _ERASE if loading else b"\n")
     code = wait()
     ended_by_us = feeder is not None and feeder.asked_to_end and code in _ENDED_AS_ASKED
     return Outcome(0 if ended_by_us else code, bytes(log), clock.seconds if clock else None)
@@ -91,32 +95,6 @@ def _write_all(handle: int, data: bytes) -> None:
     except BrokenPipeError:  # nobody reads it: end as the engine would, by SIGPIPE
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGPIPE)
-
-
-class Sign:
-    """A line on the terminal that shows for how long the model loads."""
-
-    def __init__(self, shown: bool) -> None:
-        self.begun = time.monotonic()
-        shown = shown and os.environ.get("TERM", "dumb") != "dumb"
-        self.next = self.begun + _SIGN_AFTER if shown else None
-        self.drawn = False
-
-    def due(self, timeout: float | None) -> float | None:
-        """Draw the line if it is time. Return the seconds until it changes, at most ``timeout``."""
-        if self.next is None:
-            return timeout
-        now = time.monotonic()
-        if now >= self.next:
-            self.drawn, self.next = True, now + 1
-            _write_all(2, f"\rloading the model, {now - self.begun:.0f} s".encode())
-        return min(self.next - now, timeout or 1)
-
-    def erase(self) -> None:
-        """Remove the line for good."""
-        if self.drawn:
-            _write_all(2, b"\r\x1b[K")  # EL of ECMA-48
-        self.drawn, self.next = False, None
 
 
 class FirstToken:
