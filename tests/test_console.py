@@ -18,6 +18,7 @@ from bitnet_tuning.console import (
     clock,
     counted,
     duration,
+    folded,
     painted,
     say,
     size_text,
@@ -283,3 +284,30 @@ def test_a_linked_script_names_the_folder_of_the_package(
     monkeypatch.setattr(sys, "orig_argv", ["python3", str(tmp_path / "bn.py")])
     monkeypatch.chdir(tmp_path)
     assert console.command("run") == f"python3 {home / 'run_inference.py'}"
+
+
+def test_long_messages_are_folded_but_not_what_is_copied() -> None:
+    slim = "/opt/python3.11/bin/python3 -m bitnet_tuning model slim '/a b/m.gguf'"
+    text = f"bitnet-tuning: a small copy reads less per token; make a smaller copy: {slim}"
+    assert folded(text, 60).split("\n") == [
+        "bitnet-tuning: a small copy reads less per token; make a",
+        "  smaller copy:",
+        f"  {slim}",
+    ]
+    assert folded("short\n  and two", 60) == "short\n  and two"
+    error = "bitnet-tuning: error: there is no engine in the folder\n  run `a b c d e f g` or more"
+    assert folded(error, 20).split("\n") == [
+        "bitnet-tuning:",
+        "  error: there is no",
+        "  engine in the",
+        "  folder",
+        "  run",
+        "    `a b c d e f g`",
+        "    or more",
+    ]
+    both = "it is the user's: sudo a --b c (or: echo 1 | sudo tee /proc/sys/vm/drop_caches)"
+    assert folded(both, 30).split("\n") == [
+        "it is the user's: sudo a --b c",
+        "  (or:",
+        "  echo 1 | sudo tee /proc/sys/vm/drop_caches)",
+    ]

@@ -172,8 +172,9 @@ def excerpt(log: str, most: int = 12) -> str:
     last = {_TIMES.sub("", line): line for line in reversed(log.splitlines()) if line.strip()}
     lines = [*reversed(last.values())]
     causes = [line for line in lines if _SIGNS.search(line)][: most - 4]
-    kept = {*causes, *lines[-4 if causes else -most :]}
-    return "\n".join(shorten(line, 2 * LONGEST) for line in lines if line in kept)
+    kept = {*causes, *lines[-3 if causes else -most :]}
+    chosen = [line for line in lines if line in kept]
+    return "\n".join(line if line in causes else shorten(line, 80) for line in chosen)
 
 
 def shorten(text: str, most: int = LONGEST) -> str:

@@ -42,7 +42,7 @@ def relay(
     exited = _exit_handle(child)
     sources = {handle for handle in (pipes.stdout, pipes.stderr) if handle is not None}
     while sources or not _has_exited(exited, child):
-        timeout = _POLL_SECONDS if feeder or exited is None else 1 if loading else None
+        timeout = _POLL_SECONDS if feeder or exited is None else 0.5 if loading else None
         extra = [0] if feeder and feeder.wants_input else []
         idle = [exited] if exited is not None and not sources else []
         ready, _, _ = select.select([*sources, *extra, *idle], [], [], timeout)

@@ -8,6 +8,7 @@ FAKE_OUTPUT   text printed after the prompt (default " and more text")
 FAKE_EXIT     exit code
 FAKE_KILL     number of the signal with which it kills itself after its output
 FAKE_SLEEP    seconds that it sleeps before it exits, but not after a single token
+FAKE_LOADS    seconds that it sleeps before its output
 FAKE_CATCH    numbers of signals (comma-separated) that it records instead of dying
 FAKE_HANG     "help": it hangs on --help
 FAKE_FA_TEXT  text printed instead with -fa
@@ -233,6 +234,8 @@ def main() -> int:
         os.kill(os.getpid(), signal.SIGILL)
     features = " | ".join(f"{name} = 1" for name in built["names"])
     print(f"system_info: n_threads = {said} | {features} | AVX512_BF16 = 0 |", file=sys.stderr)
+    if value("-n") != "1":
+        time.sleep(float(os.environ.get("FAKE_LOADS", "0")))
     if "-cnv" in sys.argv:
         return chat()
     prompt = os.fsencode(value("-p", "--prompt"))
