@@ -50,17 +50,12 @@ def folded(text: str, width: int) -> str:
     if max(map(len, text.splitlines())) <= width:
         return text
     import re  # noqa: PLC0415 (few lines are too long)
-    from textwrap import TextWrapper  # noqa: PLC0415
 
     starts = rf"(?:sudo|\S*python\S*|{NAME}|apt-get|chmod|cmake|dd|echo|export|llama-\S+|pip|unset)"
     whole = rf"`[^`]*`|(?<!\w)'[^']*'|(?<=: ){starts} [^;(]*[^;( ]"
     text = re.sub(whole, lambda found: found[0].replace(" ", "\0"), text)
-    folder = TextWrapper(width, break_long_words=False, break_on_hyphens=False)
-    lines = list[str]()
-    for line in text.splitlines():
-        folder.subsequent_indent = " " * (len(line) - len(line.lstrip()) + 2)
-        lines += folder.wrap(line)
-    return "\n".join(lines).replace("\0", " ")
+    lines = ((line, " " * (len(line) - len(line.lstrip()) + 2)) for line in text.splitlines())
+    return "\n".join("\n".join(_wrapped(line, width, to)) for line, to in lines).replace("\0", " ")
 
 
 def printable(text: str) -> str:
@@ -266,13 +261,16 @@ def aligned(
 def _folded(lines: list[str], width: int) -> list[str]:
     if all(len(line) <= width for line in lines):
         return lines
-    from textwrap import wrap  # noqa: PLC0415
+    return [piece for line in lines for piece in _wrapped(line, width) or [""]]
+
+
+def _wrapped(line: str, width: int, indent: str = "") -> list[str]:
+    from textwrap import TextWrapper  # noqa: PLC0415
 
     # A long word stays whole, so that a path can be copied.
-    pieces = (
-        wrap(line, width, break_long_words=False, break_on_hyphens=False) or [""] for line in lines
-    )
-    return [piece for each in pieces for piece in each]
+    wrapper = TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+    wrapper.subsequent_indent = indent
+    return wrapper.wrap(line)
 
 
 def table(rows: Sequence[Sequence[str]], width: int) -> str:
