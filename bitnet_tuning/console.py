@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import rich.progress
 
 NAME = "bitnet-tuning"
+ADDRESS = "https://github.com/bitnet-tuning/bitnet-tuning"
 
 MEBIBYTE, GIBIBYTE = 1 << 20, 1 << 30
 """Bytes in the units in which messages show sizes."""
@@ -161,7 +162,8 @@ def command(name: str) -> str:
     elif os.path.islink(called):
         folder = home
     if name in _DOORS:
-        return f"{python} {word(os.path.join(folder, _DOORS[name]))}"
+        door = file if file.startswith(_DOORS[name].removesuffix(".py")) else _DOORS[name]
+        return f"{python} {word(os.path.join(folder, door))}"
     if os.path.abspath(folder) == os.getcwd() or not folder:
         return f"{python} -m bitnet_tuning {name}"
     return f"{python} {word(os.path.join(folder, 'bitnet_tuning'))} {name}"

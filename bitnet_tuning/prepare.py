@@ -9,7 +9,7 @@ from bitnet_tuning.console import at_terminal, printable, say, tell
 from bitnet_tuning.engine.find import EMBEDDED, Engine, Location, checkout_of, locate_all, on_path
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA
 from bitnet_tuning.engine.known import check_start, know, know_crowding, with_architecture
-from bitnet_tuning.errors import MissingError, TuningError, UsageError
+from bitnet_tuning.errors import MissingError, TuningError
 from bitnet_tuning.launch.run import run
 from bitnet_tuning.launch.start import FEED, INHERIT, INTERRUPT_GRACE, NO_INPUT, Launch, Outcome
 from bitnet_tuning.machine.cgroups import mount_holding, read_mounts, read_task_limits
@@ -24,17 +24,15 @@ from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.memory import HUGE, LOCKED, least_tokens
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.threads import asked_threads, choose_threads
-from bitnet_tuning.store.state import State, read_file
+from bitnet_tuning.store.state import State
 
-_LONGEST_PROMPT = 1 << 24
+LONGEST_PROMPT = 1 << 24
 """Largest prompt file, in bytes, that is read."""
 
 
 def prepare(request: Request, root: str = "/", state: State | None = None) -> tuple[Facts, Plan]:
     """Return the facts below the folder ``root`` and the plan for a request. Print warnings to
     stderr. Raise TuningError if the request cannot be run."""
-    if request.prompt_file is not None:
-        _check_prompt_file(request.prompt_file, request.chat)
     state, system = state or State(), Root(root)
     facts = read_facts(request, state, root)
     plan = make_plan(request, facts)
@@ -286,25 +284,10 @@ def _prompt(request: Request) -> bytes | None:
         return None
     if path is None:
         return os.fsencode(request.prompt or "")
-    if not os.path.isfile(path) or os.path.getsize(path) > _LONGEST_PROMPT:
+    if not os.path.isfile(path) or os.path.getsize(path) > LONGEST_PROMPT:
         return None
     with open(path, "rb") as file:
         return file.read()
-
-
-def _check_prompt_file(path: str, chat: bool) -> None:
-    """Raise TuningError if the prompt file is unreadable, empty, or the input of a chat."""
-    if chat and _is_stdin(path):
-        raise UsageError(
-            "argument -f/--file: a chat reads your messages from standard input, so its prompt "
-            "cannot come from there"
-        )
-    # A pipe, as in ``-f <(command)``, can be read only once, by the engine.
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        return
-    begun = read_file(path, f"the prompt file {path}", "name a readable file with -f", 2)
-    if begun in (b"", b"\n"):  # the engine drops one newline at the end of a prompt file
-        raise UsageError(f"argument -f/--file: the prompt in {path} is empty")
 
 
 def engine_folders() -> tuple[str, ...]:
@@ -321,14 +304,15 @@ def engine_folders() -> tuple[str, ...]:
 def _stdin(request: Request, engine: Engine) -> str:
     """Return where the engine's standard input comes from, as in ``Launch.stdin``."""
     if not request.chat:
-        return INHERIT if _is_stdin(request.prompt_file) else NO_INPUT
+        return INHERIT if is_stdin(request.prompt_file) else NO_INPUT
     # A chat of bitnet.cpp's first generation does not notice the end of its input, so it is fed
     # through a pipe. On Windows only Ctrl-C ends it.
     notices_end = engine.embedded or engine.completion is not None
     return INHERIT if notices_end or os.name == "nt" else FEED
 
 
-def _is_stdin(path: str | None) -> bool:
+def is_stdin(path: str | None) -> bool:
+    """Return whether a path names this process's standard input."""
     try:
         return path is not None and os.path.samestat(os.stat(path), os.fstat(0))
     except OSError:

@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple
 import pytest
 
 from bitnet_tuning import demo
-from bitnet_tuning.cli.run_optimized import main
+from bitnet_tuning.cli.run import main
 from tests.engines import FakeEngine
 
 REPO = Path(__file__).resolve().parents[1]
@@ -67,7 +67,7 @@ class Prompts:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in self.variables(**behaviour).items():
                 patch.setenv(name, value)
-            code = main(self.arguments(*flags))
+            code = main(self.arguments(*flags), report=True)
         return checked(code, *self._capture.readouterr())
 
     def printed(self) -> bytes:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from bitnet_tuning.__main__ import COMMANDS, main
+from bitnet_tuning.__main__ import main
+from bitnet_tuning.cli.commands import COMMANDS
 from tools.run_blocks import PAGES, read_commands
 
 _DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "bitnet_tuning/demo/README.md")

@@ -241,7 +241,7 @@ def test_flags_that_do_not_go_together_are_refused(
 def test_flags_for_many_prompts_need_prompts(
     capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
 ) -> None:
-    assert main(["plan", "-p", "x", *flags]) == 2
+    assert main(["run", "-p", "x", *flags]) == 2
     assert "needs --prompts" in capsys.readouterr().err
 
 

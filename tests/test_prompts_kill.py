@@ -94,7 +94,7 @@ def patched(prompts: FakePrompts, code: str) -> subprocess.CompletedProcess[byte
     program = f"""
 import os, signal, sys
 sys.path.insert(0, {str(REPO)!r})
-from bitnet_tuning.cli.run_optimized import main
+from bitnet_tuning.cli.run import main
 
 whole, fsync, count = os.write, os.fsync, 0
 write, flush = whole, fsync

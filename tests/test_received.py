@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/p
 DRIVER = """\
 import sys
 sys.path.insert(0, {repo!r})
-from bitnet_tuning.cli.run_optimized import main
+from bitnet_tuning.cli.run import main
 sys.exit(main(sys.argv[2:], root=sys.argv[1]))
 """
 NUMACTL = (

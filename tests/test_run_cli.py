@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from bitnet_tuning import __main__, demo, prepare
-from bitnet_tuning.cli import run, run_optimized
+from bitnet_tuning.cli import run
 from bitnet_tuning.model.find import Reminder
 from bitnet_tuning.store.state import State, moment
 from tests.engines import FakeEngine
@@ -191,11 +191,12 @@ def test_arguments_after_two_dashes_go_to_the_engine_unchanged(bench: Bench, scr
         "-n5 -phello -t2 -c64 --temp 0.5",
     ],
 )
-@pytest.mark.parametrize("program", [run, run_optimized])
+@pytest.mark.parametrize("report", [False, True])
 def test_upstreams_flags_in_every_spelling(
-    bench: Bench, capsys: pytest.CaptureFixture[str], program: Any, flags: str
+    bench: Bench, capsys: pytest.CaptureFixture[str], report: bool, flags: str
 ) -> None:
-    assert program.main(bench.named("--dry-run", "--json", *flags.split())) == 0
+    words = bench.named("--dry-run", "--json", *flags.split())
+    assert run.main(words, report=report) == 0
     command = json.loads(capsys.readouterr().out)["command"]
     values = {"-n": "5", "-p": "hello", "-t": "2", "-c": "64", "--temp": "0.5", "-m": demo.I2_S}
     assert {flag: command[command.index(flag) + 1] for flag in values} == values
@@ -468,7 +469,7 @@ def test_a_prompt_that_looks_like_a_flag_is_a_prompt(
 def test_the_error_for_a_wrong_flag_of_run_inference_optimized_names_it(
     bench: Bench, capsys: pytest.CaptureFixture[str], flags: list[str], named: str
 ) -> None:
-    assert run_optimized.main(bench.named(*flags)) == 2
+    assert run.main(bench.named(*flags), report=True) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert named in printed.err
@@ -909,7 +910,7 @@ def test_a_model_on_a_slow_drive_is_a_warning_before_the_start(
         ("cifs", "//server/models", "rw", "a shared file system"),
     ):
         machine.mount(point, kind, source, options)
-        assert run_optimized.main(flags, str(machine.path)) == 0
+        assert run.main(flags, str(machine.path), report=True) == 0
         said = capsys.readouterr().err
         if words is None:
             assert "lies on" not in said

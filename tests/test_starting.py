@@ -133,7 +133,8 @@ def test_ctrl_c_while_modules_are_imported_is_no_traceback(tmp_path: Path, name:
         found = [line.partition('"')[2].rstrip('"\n') for line in file if ":" in line[:70]]
     installed = [each for each in found if each.startswith("bitnet_tuning.")]
     assert len(installed) == 5
-    doors = [f"from {each.replace(':', ' import ')} as door; door()" for each in installed]
+    call = "import sys; from {} as door; sys.exit(door())"  # as the installed programs do
+    doors = [call.format(each.replace(":", " import ")) for each in installed]
     commands = [[name] for name in SCRIPTS] + [["-c", code] for code in doors]
     for command in (*commands, ["-m", "bitnet_tuning", "host"], [EMBEDDED]):
         if (command, name) != ([EMBEDDED], "cli.arguments"):

@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Mapping
 
-from bitnet_tuning.console import columns, command, say
+from bitnet_tuning.console import ADDRESS, columns, command, say
 from bitnet_tuning.errors import MissingError, UsageError
 from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.memory import AUTO, WAYS
@@ -42,17 +42,51 @@ _SPEED = "threads, batches and memory (chosen automatically by default)"
 argparse._ = str  # type: ignore[attr-defined]
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, options: Any, *_: Any) -> NoReturn:
+        from bitnet_tuning.cli.version import version_text  # noqa: PLC0415 (seldom wanted)
+
+        print(version_text(getattr(options, "engine", None)))
+        parser.exit()
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are UsageErrors, printed in one line that names the flag."""
 
-    def __init__(self, name: str | None = None, **options: Any) -> None:
-        """``name`` is that of a command of ours."""
-        super().__init__(**({"prog": command(name)} if name else {}) | options)
+    def __init__(
+        self, name: str | None = None, form: str = "[options]", *examples: str, **options: Any
+    ) -> None:
+        """``name`` is that of a command of ours; the usage shows ``form`` after it, the help each
+        of the ``examples``."""
+        if name:
+            options |= {"prog": command(name), "usage": f"%(prog)s {form}"}
+        super().__init__(**options)
+        self._examples, self.exits = examples, "0 all well, 1 failed"
+        what = "print the version, and that of the engine if it is known"
+        self._optionals.add_argument("--version", action=_Version, nargs=0, help=what)
+
+    def format_help(self) -> str:
+        from textwrap import fill  # noqa: PLC0415 (only for help)
+
+        width, examples = columns() - 2, [f"  {self.prog} {each}" for each in self._examples]
+        codes = f"exit codes: {self.exits}, 2 wrong usage, 3 something missing, 4 not possible here"
+        self.description = fill(self.description or "", width)
+        examples = ["examples:", *examples, ""] if examples else []
+        self.epilog = "\n".join([*examples, fill(codes, width), ADDRESS])
+        return super().format_help()
+
+    def parse_args(self, arguments: list[str]) -> argparse.Namespace:  # type: ignore[override]
+        options, unknown = self.parse_known_args(arguments)
+        if unknown:
+            from bitnet_tuning.cli.commands import unknown_word  # noqa: PLC0415 (a mistake)
+
+            raise unknown_word(self, unknown[0])
+        return options
 
     def _get_formatter(self) -> argparse.HelpFormatter:
         # argparse makes a formatter for each added flag. To find the terminal's width, it would
         # import shutil and with it three compression libraries: a tenth of the time to start.
-        return argparse.HelpFormatter(prog=self.prog, width=columns() - 2)
+        return argparse.RawDescriptionHelpFormatter(prog=self.prog, width=columns() - 2)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, "--help lists all flags")
@@ -145,15 +179,16 @@ def add_no_profile(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_run(parser: Parser) -> None:
+def add_run(parser: Parser, plans: bool = False) -> None:
     """Add the flags of a run: those of bitnet.cpp's run_inference.py, and ours. Each is stored
-    under the name of its field in ``Request``."""
+    under the name of its field in ``Request``. With ``plans``, leave out those without effect on a
+    plan."""
     add_model(parser.group(_MODEL))
     add_engine(parser.group(_MODEL))
     what = "run a build without AVX2 and NEON, which writes garbage with i2_s models"
     parser.group(_MODEL).add_argument("--force", action="store_true", help=what)
     add = parser.group(_PROMPT).add_argument
-    what = "text to continue; with -cnv the system prompt"
+    what = "text to continue, with -cnv the system prompt; -: read it from standard input"
     add("-p", "--prompt", type=prompt, metavar="TEXT", help=what)
     what = (
         "number of tokens to generate; -1: until the model ends, -2: until the context is full "
@@ -173,14 +208,16 @@ def add_run(parser: Parser) -> None:
     add("-t", "--threads", type=threads, default=0, metavar="N", help=what)
     add_no_profile(parser.group(_SPEED))
     add = parser.group(_OUTPUT).add_argument
-    add("--dry-run", action="store_true", help="print the command and its reasons; run nothing")
-    add("--json", action="store_true", help="print the plan as JSON (with --dry-run)")
-    _add_more(parser)
-    _add_many(parser)
+    what = "print the command and its reasons; run nothing"
+    add("--dry-run", action="store_true", help=argparse.SUPPRESS if plans else what)
+    what = "print the plan as JSON"
+    add("--json", action="store_true", help=what if plans else f"{what} (with --dry-run)")
+    _add_more(parser, plans)
+    _add_many(parser, plans)
 
 
-def _add_more(parser: Parser) -> None:
-    what = "read the prompt from this file"
+def _add_more(parser: Parser, plans: bool) -> None:
+    what = "read the prompt from this file; -: from standard input"
     add = parser.group(_PROMPT).add_argument
     add("-f", "--file", dest="prompt_file", type=expanded, metavar="FILE", help=what)
     add = parser.group(_SAMPLING).add_argument
@@ -212,6 +249,8 @@ def _add_more(parser: Parser) -> None:
         "the model in memory, at the expense of other programs"
     )
     add("--performance-mode", dest="performance", action="store_true", help=what)
+    if plans:
+        return
     either = parser.group(_OUTPUT).add_mutually_exclusive_group().add_argument
     what = "show the engine's log on a terminal, too, where it is hidden unless the engine fails"
     either("-v", "--verbose", action="store_true", help=what)
@@ -222,18 +261,20 @@ def _add_more(parser: Parser) -> None:
     add("--stats", nargs="?", const=True, choices=("json",), metavar="json", help=what)
 
 
-def _add_many(parser: Parser) -> None:
+def _add_many(parser: Parser, plans: bool) -> None:
     add = parser.group(_MANY).add_argument
     what = "answer every prompt in this file of JSON lines (`-`: on standard input)"
     add("--prompts", type=expanded, metavar="FILE", help=what)
-    what = "append each answer to this file when it is complete (default: standard output)"
-    add("-o", "--output", type=expanded, metavar="FILE", help=what)
-    add("--resume", action="store_true", help="answer only prompts that -o has no answer to yet")
     what = (
         "prompts answered at a time (default: 1 with temperature 0 or a seed, else up to 4, as "
         "memory allows)"
     )
     add("--slots", type=integer(1, MOST_SLOTS), metavar="N", help=what)
+    if plans:
+        return
+    what = "append each answer to this file when it is complete (default: standard output)"
+    add("-o", "--output", type=expanded, metavar="FILE", help=what)
+    add("--resume", action="store_true", help="answer only prompts that -o has no answer to yet")
 
 
 def root_folder(text: str) -> str:
@@ -252,7 +293,7 @@ def add_commands(parser: Parser, default: str) -> Callable[..., argparse.Argumen
     """Return a function that adds a subcommand, for its name, the function that runs it with the
     options and the state folder, and its help."""
     what = f"what to do (default: {default})"
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, help=what)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, help=what, prog=parser.prog)
 
     def add(name: str, action: Action, what: str) -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what)
@@ -262,8 +303,12 @@ def add_commands(parser: Parser, default: str) -> Callable[..., argparse.Argumen
     return add
 
 
-def run_command(parser: Parser, arguments: list[str]) -> int:
-    """Run the subcommand in the arguments, and warn if the state folder cannot be used."""
+def run_command(parser: Parser, arguments: list[str], default: str) -> int:
+    """Run the subcommand in the arguments, by default ``default``, and warn if the state folder
+    cannot be used."""
+    first = arguments[0] if arguments else "-"
+    if first.startswith("-") and first not in ("-h", "--help", "--version"):
+        arguments = [default, *arguments]
     options = parser.parse_args(arguments)
     state = State()
     try:

@@ -64,16 +64,7 @@ _SEARCH = "budget quick full threads modes n_prompt n_gen objective resolution"
 
 def read_options(arguments: list[str]) -> argparse.Namespace:
     """Return the parsed options. Raise UsageError for a mistake in them."""
-    parser = Parser(
-        "bench",
-        description="Find the fastest settings for this engine and this model on this machine, "
-        "and save them for all later runs.",
-    )
-    add_model(parser)
-    add_engine(parser)
-    _add_search(parser)
-    _add_output(parser)
-    options = parser.parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     if options.builds:
         # Each build is measured with its default setting.
         names = "threads modes output csv report resume compare from"
@@ -94,6 +85,23 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
         _check_place(path)
     _check_apart(options)
     return options
+
+
+def make_parser() -> Parser:
+    parser = Parser(
+        "bench",
+        "[options]",
+        "--quick",
+        "--threads 2,4,6 --report report.html",
+        "--compare before.json after.json",
+        description="Find the fastest settings for this engine and this model on this machine, "
+        "and save them for all later runs.",
+    )
+    add_model(parser)
+    add_engine(parser)
+    _add_search(parser)
+    _add_output(parser)
+    return parser
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:

@@ -14,14 +14,25 @@ from bitnet_tuning.doctor.gather import gather
 
 _ABOUT = (
     "Check everything that speed depends on and print what to do about it, the worst finding "
-    "last. Nothing is changed, and root is not needed. Exit code: 0 if nothing is bad, 1 if "
-    "something is bad (such as a missing engine), 2 for warnings with --strict and for wrong "
-    "flags, 3 if --root is no folder."
+    "last. Nothing is changed, and root is not needed."
 )
 
 
 def run(arguments: list[str]) -> int:
+    options = make_parser().parse_args(arguments)
+    findings = examine(gather(options.root, options.engine, options.model, options.selftest))
+    found = summary(findings, options.strict)
+    if options.json:
+        every = [finding._asdict() for finding in findings]
+        print(json.dumps({"findings": every, "summary": found}, indent=2))
+    else:
+        show(findings, options.verbose)
+    return int(found["exit_code"])
+
+
+def make_parser() -> Parser:
     parser = Parser("doctor", description=_ABOUT)
+    parser.exits = "0 nothing bad, 1 something bad (such as no engine), 2 warnings with --strict"
     add = parser.add_argument
     what = (
         "print JSON: `findings`, each with name, state (good, warn, bad, unknown), text, advice "
@@ -37,15 +48,7 @@ def run(arguments: list[str]) -> int:
     add("--no-selftest", dest="selftest", action="store_false", help=what)
     add_engine(parser)
     add_model(parser)
-    options = parser.parse_args(arguments)
-    findings = examine(gather(options.root, options.engine, options.model, options.selftest))
-    found = summary(findings, options.strict)
-    if options.json:
-        every = [finding._asdict() for finding in findings]
-        print(json.dumps({"findings": every, "summary": found}, indent=2))
-    else:
-        show(findings, options.verbose)
-    return int(found["exit_code"])
+    return parser
 
 
 _WORDS = {BAD: "BAD", WARN: "WARN", UNKNOWN: "?", GOOD: "ok"}

@@ -38,14 +38,7 @@ OLDEST_S = 30 * 24 * 3600
 
 
 def run(arguments: list[str]) -> int:
-    about = "Print which variables bitnet-env.sh exports to a shell, and why."
-    parser = Parser("env", description=about)
-    add_root(parser, "describe the machine whose sys and proc are in this folder (default: /)")
-    what = "for bitnet-env.sh: print the threads, and 1 if a CPU quota limits them, else 0"
-    parser.add_argument("--sh", action="store_true", help=what)
-    for name in ("--key", "--keep", "--script", "--looked"):  # only bitnet-env.sh passes these
-        parser.add_argument(name, default="", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     host = with_windows_cores(read_host(options.root), options.root)
     if not options.sh:
         print(as_text(host))
@@ -57,6 +50,17 @@ def run(arguments: list[str]) -> int:
         with contextlib.suppress(OSError, ValueError):  # the next shell will ask again
             keep(options.keep, os.path.realpath(options.script), options.key, answer)
     return 0
+
+
+def make_parser() -> Parser:
+    about = "Print which variables bitnet-env.sh exports to a shell, and why."
+    parser = Parser("env", description=about)
+    add_root(parser, "describe the machine whose sys and proc are in this folder (default: /)")
+    what = "for bitnet-env.sh: print the threads, and 1 if a CPU quota limits them, else 0"
+    parser.add_argument("--sh", action="store_true", help=what)
+    for name in ("--key", "--keep", "--script", "--looked"):  # only bitnet-env.sh passes these
+        parser.add_argument(name, default="", help=argparse.SUPPRESS)
+    return parser
 
 
 def as_text(host: Host) -> str:

@@ -17,11 +17,7 @@ from bitnet_tuning.store.codec import to_json
 
 def run(arguments: list[str]) -> int:
     """Print the facts about this machine, or about the one whose files are below ``--root``."""
-    about = "Print what is known about this machine: CPUs, limits and memory."
-    parser = Parser("host", description=about)
-    add_root(parser, "describe the machine whose sys and proc are in this folder (default: /)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     host = with_windows_cores(read_host(options.root), options.root)
     if not host.isa and options.root == "/":
         # Only Linux lists them in a file. Elsewhere py-cpuinfo finds them, in over a second.
@@ -29,6 +25,14 @@ def run(arguments: list[str]) -> int:
     facts = host_facts(host)
     print(json.dumps(to_json(facts), indent=2) if options.json else as_text(facts))
     return 0
+
+
+def make_parser() -> Parser:
+    about = "Print what is known about this machine: CPUs, limits and memory."
+    parser = Parser("host", description=about)
+    add_root(parser, "describe the machine whose sys and proc are in this folder (default: /)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
 
 
 def as_text(facts: HostFacts) -> str:

@@ -35,15 +35,14 @@ _FILE = "GGUF model file (default: the one that a run would use)"
 
 def run(arguments: list[str]) -> int:
     """Run one of the subcommands."""
-    first = arguments[0] if arguments else "-m"
-    if first not in ACTIONS and (first[:1] != "-" or first.startswith(("-m", "--model"))):
+    if arguments and arguments[0] not in ACTIONS and not arguments[0].startswith("-"):
         arguments = ["show", *arguments]
-    return run_command(_parser(), arguments)
+    return run_command(make_parser(), arguments, "show")
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
     about = "Show what a model file costs per token, and improve it."
-    parser = Parser("model", description=about)
+    parser = Parser("model", "[COMMAND] [options]", "", "get", "slim", description=about)
     command = add_commands(parser, "show")
     showing = command("show", _show, "Print what each token reads of a model, part by part.")
     _add_file(showing)

@@ -21,14 +21,12 @@ _TUNE = f"to measure one: {command('bench')}"
 
 def run(arguments: list[str]) -> int:
     """Run one of the subcommands."""
-    if not arguments or arguments[0] in ("--json", "--root"):
-        arguments = ["list", *arguments]
-    return run_command(_parser(), arguments)
+    return run_command(make_parser(), arguments, "list")
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
     about = "Manage profiles: settings measured to be fastest, which runs use automatically."
-    parser = Parser("profile", description=about)
+    parser = Parser("profile", "[COMMAND] [options]", "", "show ID", description=about)
     command = add_commands(parser, "list")
     its_id = "id of the profile, or the beginning of the id"
     root = "compare with the machine whose sys and proc are in this folder (default: /)"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
+from bitnet_tuning.cli.input import cleaned, read_stdin
 from bitnet_tuning.cli.show import show_plan
 from bitnet_tuning.console import Progress, clock, counted, say
 from bitnet_tuning.engine.probe import Speed, rate_text
@@ -123,9 +124,9 @@ def _answer_rest(
 
 def _content(name: str) -> bytes:
     if name == "-":
-        return sys.stdin.buffer.read() if sys.stdin else b""
+        return read_stdin("the prompts, one JSON object or string a line")
     remedy = "name another file with --prompts, or - for standard input"
-    return read_file(name, f"the prompts in {name}", remedy)
+    return cleaned(read_file(name, f"the prompts in {name}", remedy), name)
 
 
 def _answers(

@@ -11,17 +11,13 @@ from bitnet_tuning.errors import UsageError
 from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.prepare import execute, prepare
 
-_ABOUT = (
-    "Run a prompt with bitnet.cpp, with the threads, environment and flags that suit this machine."
-)
-
 
 def main(arguments: Sequence[str] | None = None, root: str = "/", report: bool = False) -> int:
     """Run the program. ``root`` is the folder that contains the machine's ``sys`` and ``proc``.
     With ``report``, the governor is printed before the run and statistics after it."""
 
     def body(words: list[str]) -> int:
-        request, options = run_options(Parser("run", description=_ABOUT), words)
+        request, options = run_options(make_parser(), words)
         return run_request(request, options, root, report)
 
     return guarded(body, arguments)
@@ -32,14 +28,28 @@ def run(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def make_parser() -> Parser:
+    parser = Parser(
+        "run",
+        "-p TEXT [options] [-- flags of the engine]",
+        '-p "How many threads should I use?"',
+        '-cnv -p "You are a helpful assistant."',
+        "-p - -n 256 -temp 0 < prompt.txt",
+        description="Run a prompt with bitnet.cpp, with the threads, environment and flags that "
+        "suit this machine.",
+    )
+    parser.exits = "the engine's own, 128+N after signal N"
+    add_run(parser)
+    return parser
+
+
 def run_options(
     parser: Parser, arguments: list[str], stand_in: str | None = None
 ) -> tuple[Request, argparse.Namespace]:
-    """Add the flags to ``parser`` and parse them. Raise UsageError.
+    """Return what the arguments ask for, and all options. Raise TuningError.
 
     If no prompt is given, ``stand_in`` is used instead; None makes that an error.
     """
-    add_run(parser)
     request, options = read_request(parser, arguments)
     _check_prompts(options)
     if request.prompt is not None and request.prompt_file is not None:
@@ -47,8 +57,13 @@ def run_options(
     is_given = request.prompt is not None or request.prompt_file is not None or options.prompts
     if not is_given and not request.chat:
         if stand_in is None:
-            raise UsageError("argument -p/--prompt: a prompt is needed", "give one with -p or -f")
+            remedy = "give one with -p or -f; `-p -` reads it from standard input"
+            raise UsageError("argument -p/--prompt: a prompt is needed", remedy)
         request = request._replace(prompt=stand_in)
+    if request.prompt == "-" or request.prompt_file is not None:
+        from bitnet_tuning.cli.input import with_prompt  # noqa: PLC0415 (most prompts are words)
+
+        request = with_prompt(request)
     return request, options
 
 

@@ -22,17 +22,7 @@ _SHOWN = 44
 
 
 def run(arguments: list[str]) -> int:
-    parser = Parser(
-        "selftest",
-        description="Run the demo model, which knows some texts by heart, and compare what the "
-        "engine prints. Exit code: 1 if a text is wrong; 4 if none is, but some runs did not end "
-        "in time, which shows nothing.",
-    )
-    add_engine(parser)
-    what = "use another file of the demo model"
-    parser.add_argument("--model", type=expanded, metavar="FILE", help=what)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     state = State()
     engine = find_engine(options.engine, state)
     say(state.warning and f"warning: {state.warning}")
@@ -40,6 +30,20 @@ def run(arguments: list[str]) -> int:
     report = run_selftest(engine, host, options.model)
     print(json.dumps(report_facts(report), indent=2) if options.json else as_text(report))
     return {True: 0, False: 1, None: UnsupportedError.exit_code}[report.passed]
+
+
+def make_parser() -> Parser:
+    parser = Parser(
+        "selftest",
+        description="Run the demo model, which knows some texts by heart, and compare what the "
+        "engine prints.",
+    )
+    parser.exits = "0 all texts right, 1 one wrong, 4 some runs did not end in time"
+    add_engine(parser)
+    what = "use another file of the demo model"
+    parser.add_argument("--model", type=expanded, metavar="FILE", help=what)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
 
 
 def report_facts(report: Report) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(arguments: list[str]) -> int:
     """Run the program and return its exit code. Raise TuningError."""
     started = time.monotonic()
-    options = _read(arguments)
+    options = make_parser().parse_args(arguments)
     limit = options.seconds or SECONDS
     state = State(default_folder(os.environ))
     plan, runner = _find(options, state)
@@ -107,13 +107,14 @@ def run(arguments: list[str]) -> int:
     return 0 if passed else 1
 
 
-def _read(arguments: list[str]) -> argparse.Namespace:
+def make_parser() -> Parser:
     parser = Parser(
         "test",
         description="Observe the engine while it runs and print for every optimisation whether it "
         "takes effect, with the reason: PASS, FAIL, SKIP (it cannot be told) or HINT (what would "
-        "be faster). Exit code: 1 if anything fails.",
+        "be faster).",
     )
+    parser.exits = "0 nothing fails, 1 something does"
     add = parser.add_argument
     add_model(parser)
     add_engine(parser)
@@ -123,7 +124,7 @@ def _read(arguments: list[str]) -> argparse.Namespace:
     add("--no-speed", action="store_true", help="leave out the comparison of speeds")
     add_no_profile(parser)
     add("--json", action="store_true", help="print JSON")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def _find(options: argparse.Namespace, state: State) -> tuple[Plan, Runner]:

@@ -40,9 +40,8 @@ class Probed(NamedTuple):
 def know(location: Location, state: State) -> Engine:
     """Return what is known of the engine: from its stored record while its files are unchanged and
     the record holds for this CPU, otherwise from a new probe, which is stored."""
-    found = state.load("engine", location.cli, Probed, VERSION)
-    if found is not None and _is_current(found, location) and _holds_here(found.engine):
-        return found.engine._replace(location=location)
+    if found := recall(location, state):
+        return found
     from bitnet_tuning.engine.probe import probe  # noqa: PLC0415 (only for an unknown engine)
 
     engine, complete = probe(location)
@@ -50,6 +49,14 @@ def know(location: Location, state: State) -> Engine:
         probed = Probed(engine, tuple(map(identity, engine.files)))
         state.store("engine", location.cli, probed, VERSION)
     return engine
+
+
+def recall(location: Location, state: State) -> Engine | None:
+    """Return what the engine's stored record says; None without one that holds here and now."""
+    found = state.load("engine", location.cli, Probed, VERSION)
+    if found is not None and _is_current(found, location) and _holds_here(found.engine):
+        return found.engine._replace(location=location)
+    return None
 
 
 def know_crowding(
