@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bitnet_tuning.bench.comparison import SLIM_FILE, Round, Rounds, Run, phases_of
+from bitnet_tuning.bench.comparison import SLIM_FILE, Round, Rounds, Run
 from bitnet_tuning.bench.knobs import Knob, Space
 from bitnet_tuning.bench.search import Check, Decision, Search
 from bitnet_tuning.engine.builds import FASTER, SLOWER
@@ -148,18 +148,19 @@ class Lab:
         self.costs = costs
         self.runs = 0
         self.spent = 0.0
-        self._loaded = set[Setting]()
+        # Preparations load the default.
+        self._loaded = {machine.space.default}
         self._weather = weather
         self._random = random.Random(seed)
         self.seed = self._random.randrange(1 << 30)
 
-    def run(self, name: str, setting: Setting, speed: float, phases: int) -> Run:
-        """Return a run of a setting with that true speed, which measured so many phases."""
-        seconds = self.costs.phase * phases
+    def run(self, name: str, setting: Setting, speed: float, phases: Sequence[str]) -> Run:
+        """Return a run of a setting with that true speed, which measured these phases."""
+        seconds = self.costs.phase * len(phases)
         seconds += 0.0 if setting in self._loaded else self.costs.loading
         self._loaded.add(setting)
         self.spent += seconds
-        return Run(name, {TG: (self._measured(speed),)}, seconds)
+        return Run(name, {phase: (self._measured(speed),) for phase in phases}, seconds)
 
     def measure(self, setting: Setting) -> float:
         """Return the tokens/s of one run."""
@@ -199,12 +200,13 @@ def drive(search: Search, lab: Lab, speed: Callable[[Setting], float]) -> Decisi
             lab.spent += lab.costs.check
             search.tell_check(step.name, None, lab.spent)
             continue
-        number = len(search.rounds) + 1
-        # A whole process costs a second, whatever phases it measures.
-        phases = len(phases_of(number, Objective())) if lab.costs.loading else 1
-        settings = {name: search.settings[name] for name in step.order}
-        runs = tuple(lab.run(name, each, speed(each), phases) for name, each in settings.items())
-        search.tell(Round(number, step.stage, runs, lab.spent))
+        runs = []
+        for name in step.order:
+            # A whole process costs a second, whatever phases it measures.
+            phases = search.rounds.phases(name) if lab.costs.loading else (TG,)
+            setting = search.settings[name]
+            runs.append(lab.run(name, setting, speed(setting), phases))
+        search.tell(Round(len(search.rounds) + 1, step.stage, tuple(runs), lab.spent))
     return step
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from errno import EAGAIN, EMFILE, ENFILE, ENOMEM
+
 
 class TuningError(Exception):
     """An error with its cause and, where there is one, a remedy. Each is a line of text, without a
@@ -34,6 +36,32 @@ class UnsupportedError(TuningError):
     """This host, engine or model cannot do what was asked."""
 
     exit_code = 4
+
+
+class ShortageError(TuningError):
+    """This process or the system lacks something that programs need, whichever is started."""
+
+    exit_code = 4
+
+
+TASK_LIMITS = "ulimit -u, or pids.max of the control group"
+"""Names of the limits on processes and threads together."""
+
+_SHORTAGES = {
+    EMFILE: "allow more open files: ulimit -n 4096",
+    ENFILE: "close other programs: the system has too many open files",
+    ENOMEM: "close other programs, or allow more memory",
+    EAGAIN: f"the limit of processes is reached ({TASK_LIMITS}): end other programs",
+}
+
+
+def shortage(error: Exception, what: str) -> ShortageError | None:
+    """Return the error to raise if ``what`` failed for a lack that any program would have met; None
+    for another reason."""
+    number, cause = getattr(error, "errno", None), getattr(error, "strerror", None) or error
+    if isinstance(error, RuntimeError):  # Python names no reason for a thread that does not start
+        number = EAGAIN
+    return ShortageError(f"{what}: {cause}", _SHORTAGES[number]) if number in _SHORTAGES else None
 
 
 def cause_of(error: Exception) -> str:

@@ -257,6 +257,7 @@ def test_a_system_that_forbids_stopping_does_not_hinder(
         ({"crash": {"threads=2": 11}}, "the engine was killed by SIGSEGV"),
         ({"crash": {"threads=2": "exit 3"}}, "error: the fake engine fails as it was told to"),
         ({"start": {"threads=2": "exit 3"}}, "exit code 3: error loading model"),
+        ({"start": {"threads=2": "exit 0"}}, "the server ended with exit code 0"),
         ({"broken": {"threads=2": "lie"}}, "the engine says that tg80 took"),
         ({"broken": {"threads=2": "count"}}, "tg had 79 tokens instead of 80"),
         ({"broken": {"threads=2": "timings"}}, "the server printed no timings"),

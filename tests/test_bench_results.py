@@ -243,6 +243,20 @@ def test_a_failed_save_keeps_the_file_before(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["results.json"]
 
 
+def test_results_that_were_edited_by_hand_are_refused_with_a_reason() -> None:
+    facts = to_document(sample_results())
+    options = {**facts["options"], "sizes": {"n_prompt": 8, "n_gen": 8, "repetitions": 10**6}}
+    with pytest.raises(UsageError, match="repetitions: 1000000 is more than 100"):
+        from_document({**facts, "options": options}, "x.json")
+    default = {**facts["settings"]["default"], "embedding": "q6_k"}
+    spoilt = {**facts, "settings": {**facts["settings"], "default": default}}
+    with pytest.raises(UsageError, match='"default" runs another file, but there is none'):
+        from_document(spoilt, "x.json")
+    fixed = {"slim file": {**facts["space"]["default"], "embedding": "q6_k"}}
+    with pytest.raises(UsageError, match='"slim file" runs another file'):
+        from_document({**facts, "space": {**facts["space"], "fixed": fixed}}, "x.json")
+
+
 def test_unprintable_names_are_kept(tmp_path: Path) -> None:
     odd = "m\udcff\n<script>\u4f60.gguf"  # bytes that are not UTF-8, as os.fsdecode has them
     before = sample_results()

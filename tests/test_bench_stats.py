@@ -48,6 +48,41 @@ def test_the_interval_leaves_out_what_equal_settings_reach_too_rarely(
     assert 2 * sum(each <= outside + 1 for each in sums) / len(sums) > 1 - level
 
 
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.999])
+def test_intervals_are_those_of_scipys_tests(level: float) -> None:
+    """An end of an interval is where the test of a shift by it ceases to reject."""
+    scipy = pytest.importorskip("scipy.stats")
+    source = random.Random(7)
+    for count in (6, 11, 18, 25):
+        logs = [source.gauss(0.05, 0.1) for _ in range(count)]
+        found = statistics.estimate(map(exp, logs), level)
+        for end, step in ((log(found.low), 1e-9), (log(found.high), -1e-9)):
+            ps = [
+                scipy.wilcoxon([each - end + shift for each in logs], mode="exact").pvalue
+                for shift in (step, -step)
+            ]
+            at_an_end = 2 / 2**count > 1 - level
+            assert at_an_end or ps[0] <= 1 - level + 1e-9 < ps[1] + 2e-9, (count, ps)
+
+
+def test_the_ratio_of_samples_is_scipys_shift() -> None:
+    """The estimate is where the statistic of Mann and Whitney is in the middle."""
+    scipy = pytest.importorskip("scipy.stats")
+    source = random.Random(8)
+    a, b = ([source.lognormvariate(m, 0.2) for _ in range(9)] for m in (0.3, 0.0))
+    found = statistics.unpaired(a, b)
+    assert (
+        scipy.mannwhitneyu([log(x) - log(found.median) for x in a], [log(x) for x in b]).pvalue
+        > 0.9
+    )
+    for end, inside in ((found.low, 1.01), (found.high, 1 / 1.01)):
+        ps = [
+            scipy.mannwhitneyu([log(x) - log(each) for x in a], [log(x) for x in b]).pvalue
+            for each in (end * inside, end / inside)
+        ]
+        assert ps[1] < 0.06 and ps[0] > 0.04, ps
+
+
 @pytest.mark.parametrize(("count", "share"), [(6, 0.0), (12, 0.02), (30, 0.02)])
 def test_intervals_cover_the_truth_in_95_percent(count: int, share: float) -> None:
     """Runs with noise of 15 %, of which a share takes five times as long."""

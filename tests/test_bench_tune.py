@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import re
@@ -14,9 +15,10 @@ import jsonschema
 import pytest
 
 from bitnet_tuning import demo
+from bitnet_tuning.bench import results
 from bitnet_tuning.bench.results import load
 from bitnet_tuning.bench.tune import LOCK
-from bitnet_tuning.errors import UnsupportedError, UsageError
+from bitnet_tuning.errors import ShortageError, UnsupportedError, UsageError
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.cgroups import Throttling
 from bitnet_tuning.plan.setting import Setting
@@ -149,8 +151,8 @@ def test_every_sample_is_kept_in_rounds_whose_order_changes(lab: Lab, output: Pa
     table, page = output.with_suffix(".csv"), output.with_suffix(".html")
     assert lab.tune("--output", output, "--csv", table, "--report", page) == 0
     rounds = document(output)["rounds"]
-    first = [run["setting"] for run in rounds[0]["runs"]]
-    assert {"upstream", "performance"} <= set(first)
+    second = [run["setting"] for run in rounds[1]["runs"]]
+    assert {"upstream", "performance"} <= set(second)
     assert len({tuple(run["setting"] for run in each["runs"]) for each in rounds}) > 1
     runs = [run for each in rounds for run in each["runs"]]
     samples = sum(len(speeds) for run in runs for speeds in run["samples"].values())
@@ -499,8 +501,81 @@ def test_a_signal_after_the_decision_does_not_lose_it(
 
 def test_a_finished_tuning_is_not_resumed(lab: Lab, output: Path) -> None:
     assert lab.tune("--output", output) == 0
-    with pytest.raises(UsageError, match="nothing is left to do"):
+    with pytest.raises(UsageError, match="that tuning is finished") as caught:
         lab.tune("--resume", output)
+    assert f"--resume {output} --budget 300" in caught.value.remedy
+
+
+@pytest.mark.parametrize("more", [("--budget", 100), ("--quick",), ("--full",)])
+def test_a_finished_tuning_can_be_given_more_time(
+    lab: Lab, output: Path, more: tuple[object, ...]
+) -> None:
+    assert lab.tune("--output", output, "--budget", 20) == 0
+    before = document(output)
+    assert before["decision"]["verdict"] == "not decided"
+    assert lab.tune("--resume", output, *more) == 0
+    after = document(output)
+    assert after["rounds"][: len(before["rounds"])] == before["rounds"]
+    assert len(after["rounds"]) > len(before["rounds"])
+    assert after["options"]["budget"] == 20 + {"--budget": 100, "--quick": 60}.get(
+        str(more[0]), 1200
+    )
+    assert after["options"]["extended"] == [[before["rounds"][-1]["elapsed"], 20.0]]
+    if more != ("--quick",):
+        assert after["decision"]["winner"] == "no mmap"
+    lab.signals = {len(lab.runs) + 20: signal.SIGTERM}
+    again = lab.tune("--resume", output, "--budget", 300)
+    assert again in (0, 128 + signal.SIGTERM)
+    assert lab.tune("--resume", output, "--budget", 300) == 0
+    assert document(output)["decision"]["winner"] == "no mmap"
+
+
+def test_a_full_disk_does_not_end_a_tuning(
+    lab: Lab, output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(results, "write_atomically", full)
+    monkeypatch.setattr("bitnet_tuning.bench.tune.SAVE_SECONDS", 0)
+    output.write_text("an older file")
+    assert lab.tune("--output", output) == 0
+    assert output.read_text() == "an older file"
+    assert lab.tune() == 0
+    found = capsys.readouterr()
+    assert "Use no mmap" in found.out
+    assert f"Results: cannot write results to {output}: No space left" in found.out
+    assert found.err.count("No space left on device") == 2, "once for each tuning"
+
+
+def test_a_new_file_that_could_not_be_filled_is_removed(
+    lab: Lab, own_state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(results, "write_atomically", full)
+    assert lab.tune("--budget", 20) == 0
+    assert not list(own_state.glob("results-*"))
+
+
+def test_what_this_process_lacks_ends_the_tuning_and_keeps_the_rounds(
+    lab: Lab, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = lab.measure
+
+    def lacks(name: str, setting: Setting, *phases: Any) -> Any:
+        if len(lab.runs) > 20:
+            raise ShortageError("cannot start llama-bench: Too many open files", "ulimit -n 4096")
+        return measure(name, setting, *phases)
+
+    monkeypatch.setattr(lab, "measure", lacks)
+    with pytest.raises(ShortageError):
+        lab.tune("--output", output)
+    facts = document(output)
+    assert (facts["state"], facts["decision"]) == ("interrupted", None)
+    assert sum(len(each["runs"]) for each in facts["rounds"]) == 21
+    assert not any(run["problem"] for each in facts["rounds"] for run in each["runs"])
 
 
 def test_a_tuning_is_not_resumed_with_another_engine(lab: Lab, output: Path) -> None:

@@ -279,7 +279,7 @@ def test_a_results_file_of_an_older_search_is_shown(tmp_path: Path, capsys: Capt
         (["--objective", "all"], 2, "--objective"),
         (["--compare", "no-such-file", "no-other"], 2, "no-such-file"),
         (["--resume", "no-such-file"], 2, "no-such-file"),
-        (["--resume", "x", "--budget", "60"], 2, "--budget"),
+        (["--resume", "x", "--threads", "2"], 2, "--threads"),
         (["--output", "/no/such/folder/x.json"], 2, "/no/such/folder"),
         (["--report", "/"], 2, "folder"),
         (["--engine", "/no/such/engine"], 3, "/no/such/engine"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import shlex
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bitnet_tuning import demo
-from bitnet_tuning.errors import UnsupportedError
+from bitnet_tuning.errors import ShortageError, UnsupportedError
 from bitnet_tuning.launch.background import capture
 from bitnet_tuning.launch.run import run
 from bitnet_tuning.launch.start import Launch, Lifeline
@@ -285,6 +286,22 @@ def test_a_program_that_cannot_be_tied_is_not_executed(
         run(Launch(("echo", "executed"), {}))
     assert capture(("echo", "executed")).code == 127
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN])
+def test_what_this_process_lacks_is_no_fault_of_the_program(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def lack(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    for module, name in ((os, "pipe"), (subprocess, "Popen")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, lack)
+            with pytest.raises(ShortageError, match="cannot start echo: ") as caught:
+                capture(("echo", "executed"))
+            assert caught.value.remedy
+            assert caught.value.exit_code == 4
 
 
 def test_a_closed_pipe_ends_the_engine_without_a_message(engine: FakeEngine) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from typing import Any
 
 from bitnet_tuning import demo
@@ -167,12 +168,28 @@ def _is_default(facts: Facts, model: ModelFile) -> bool:
     return runs_unnamed(model.path, facts.engine.location, state)
 
 
+def extended(earlier: Results, more: float | None, path: str) -> Results:
+    """Return the results in the file ``path`` with so many seconds ``more`` to spend, if they are
+    given. Raise UsageError if the tuning is finished and gets none."""
+    if more is None and earlier.decision is not None:
+        again = f"benchmark_optimized.py --resume {shlex.quote(path)} --budget 300"
+        raise UsageError(
+            "that tuning is finished", f"to give it more time, in seconds: python3 {again}"
+        )
+    if more is None:
+        return earlier
+    options, spent = earlier.options, earlier.measured.spent
+    past = (*options.extended, (spent, options.budget))
+    options = options._replace(budget=max(spent, options.budget) + more, extended=past)
+    return earlier._replace(options=options, decision=None, profile=None)
+
+
 def resume(runner: Runner, earlier: Results, stop: Stop, shown: Progress) -> Results:
-    """Return the results of an earlier tuning, ready for the next round. Raise UsageError if it is
-    finished or if machine, engine or model have changed, and Stopped if a signal interrupts this.
+    """Return the results of an earlier tuning, ready for the next round. Raise UsageError if
+    machine, engine or model have changed, and Stopped if a signal interrupts this.
     """
-    if earlier.decision is not None or earlier.options.sizes is None:
-        raise UsageError("nothing is left to do: that tuning is finished", "tune without --resume")
+    if earlier.options.sizes is None:
+        raise UsageError("an older version began that tuning", "tune without --resume")
     if earlier.engine.server is None:
         runner.use_processes()
     _check_same(runner, earlier)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from hashlib import sha256
 from math import fsum, inf
 from statistics import fmean, geometric_mean, median
 
@@ -33,9 +34,9 @@ rounds."""
 FAILURES = 2
 """Number of failed runs after which a setting is out: one alone may be the machine's fault."""
 
-BOTH_EVERY = 8
-"""Rounds from one measurement of both phases to the next. The others measure only the phase that
-is tuned, so that the other one gets an interval at little cost."""
+BOTH_EVERY, FIRST_BOTH = 8, 3
+"""Rounds from one measurement of both phases to the next, and the first one of a search. The others
+measure only the phase that is tuned, so that the other one gets an interval at little cost."""
 
 MOST_ROUNDS = 200
 """Most rounds of a comparison without a search: more would hardly narrow its intervals."""
@@ -52,7 +53,7 @@ class Run(NamedTuple):
     """The setting's name within the comparison."""
     samples: Mapping[Phase, PhaseSpeeds]
     """Every sample in tokens/s, by phase; empty if the run failed."""
-    seconds: float
+    seconds: Seconds
     """Wall time in seconds, including that of loading the model if it was loaded for this run."""
     problem: str | None = None
     """Why the run failed; None if it went well."""
@@ -84,7 +85,7 @@ class Round(NamedTuple):
     """``threads``, ``knobs``, ``duel`` or ``fixed`` (only settings that cannot win)."""
     runs: tuple[Run, ...]
     """The runs in their order; in files of older versions, the default may run twice."""
-    elapsed: float
+    elapsed: Seconds
     """Seconds of the budget spent when the round ended."""
 
 
@@ -93,7 +94,7 @@ class Sizes(NamedTuple):
 
     n_prompt: Tokens
     n_gen: Tokens
-    repetitions: Tokens
+    repetitions: Annotated[int, {"minimum": 1, "maximum": 100}]
     """Number of samples of each phase that one process takes."""
 
 
@@ -241,17 +242,17 @@ class Rounds:
         return median(found) if found else None
 
     def ratios(
-        self, name: str, reference: str | None = None, since: int = 0, stage: str | None = None
+        self, name: str, reference: str | None = None, stage: str | None = None
     ) -> list[float]:
-        """Return the setting's speed over the reference's for each round that has both, from
-        the round with the index ``since`` on, of that stage or of all.
+        """Return the setting's speed over the reference's for each round, of that stage or of all,
+        that has both.
 
         If one of them ran several times in a round, the geometric mean of its runs counts.
         """
         names = (name, reference or self.reference)
         pairs = (
             [self._values(each, which) for which in names]
-            for each in self._rounds[since:]
+            for each in self._rounds
             if stage in (None, each.stage)
         )
         means = (tuple(map(geometric_mean, pair)) for pair in pairs if all(pair))
@@ -265,16 +266,22 @@ class Rounds:
         self,
         name: str,
         reference: str | None = None,
-        since: int = 0,
         level: float = statistics.LEVEL,
         stage: str | None = None,
     ) -> Judged:
         """Return the ratio (see ``ratios``), with an interval of that level, and the verdict."""
-        ratios = self.ratios(name, reference, since, stage)
+        ratios = self.ratios(name, reference, stage)
         if not ratios:
             return Judged(name, None, OPEN)
         found = statistics.estimate(ratios, level)
         return Judged(name, found, statistics.verdict(found, self.resolution, level))
+
+    def phases(self, name: str) -> tuple[str, ...]:
+        """Return the phases to measure in a setting's next run of a search. One that the search
+        chose and that lost every round so far never has its other phase measured."""
+        ratio, number = self.judge(name).ratio, len(self) + 2 - FIRST_BOTH
+        has_lost = name not in FIXED and ratio is not None and ratio.high < 1
+        return self.objective.phases if has_lost else phases_of(number, self.objective)
 
     def in_duel(self, name: str) -> bool:
         """Return whether the setting was measured in a duel."""
@@ -294,16 +301,20 @@ class Rounds:
 
     def cost(self, order: Sequence[str], rounds: int = 1) -> float:
         """Return the seconds that so many rounds in this order probably take; 0 before the first
-        run. A first run often loads the model, so it tells nothing of later ones."""
-        taken = {name: [run.seconds for run in runs] for name, runs in self._runs.items() if runs}
-        if not taken:
-            return 0.0
-        first = median(each[0] for each in taken.values())
-        later = {name: fmean(each[1:]) for name, each in taken.items() if each[1:]}
-        usual = median(later.values()) if later else first
-        new = len([name for name in order if name not in taken])
-        runs = rounds * fsum(later.get(name, usual) for name in order) + new * (first - usual)
-        return runs * max(1.0, self._between)
+        run. A first run often loads the model, unless it is the reference's, which is loaded before
+        all others; and one of both phases is rare. So these tell nothing of later ones."""
+        firsts, usual = list[float](), dict[str, float]()
+        for name, runs in self._runs.items():
+            later = runs if name == self.reference else runs[1:]
+            firsts += [runs[0].seconds] if runs and later is not runs else []
+            most = len(self.objective.phases)
+            if few := [each for each in later if len(each.samples) <= most] or later:
+                usual[name] = fmean(each.seconds for each in few)
+        known = median(usual.values() or firsts or [0.0])
+        new = [name for name in order if not self._runs.get(name)]
+        loading = median(firsts or [known]) - known
+        took = rounds * fsum(usual.get(name, known) for name in order) + len(new) * loading
+        return took * max(1.0, self._between)
 
     @property
     def _between(self) -> float:
@@ -364,10 +375,7 @@ def compare(
     return rounds
 
 
-def turns(names: Sequence[str], number: int) -> tuple[str, ...]:
-    """Return the order in which the round with that number runs the settings: the first one begins
-    and ends rounds by turns, and the others rotate."""
-    first, *others = names
-    turn = number // 2 % len(others) if others else 0
-    turned = (*others[turn:], *others[:turn])
-    return (first, *turned) if number % 2 else (*turned, first)
+def turns(names: Iterable[str], number: int) -> tuple[str, ...]:
+    """Return the order in which the round with that number runs the settings: at random, so that no
+    place is anybody's own, and always the same, so that a search can be resumed."""
+    return tuple(sorted({*names}, key=lambda name: sha256(f"{number} {name}".encode()).digest()))

@@ -92,6 +92,8 @@ class Assignment(NamedTuple):
     """Whether to save the winner for later runs."""
     resolution: Annotated[Positive, LATER] = RESOLUTION
     """Share by which speeds may differ and count as equal."""
+    extended: Annotated[tuple[tuple[Seconds, Seconds], ...], LATER] = ()
+    """When more time was given: the seconds spent by then, and the budget until then."""
 
 
 class Choices(NamedTuple):

@@ -243,8 +243,8 @@ def _failed(error: TuningError | None, seconds: float) -> UnsupportedError:
     """Return why a server failed; no ``error`` means that it took longer than ``seconds``."""
     if error is not None and not isinstance(error, serving.GoneError):
         return UnsupportedError(error.cause)
-    done = Captured(error.code or 1, "", error.log) if error else Captured(None, "", "")
-    return UnsupportedError(str(failure(done, seconds)))
+    done = Captured(error.code, "", error.log) if error else Captured(None, "", "")
+    return UnsupportedError(failure(done, seconds) or str(error))
 
 
 def agree(claimed: float, taken: float, uncounted: float = 0.0) -> bool:

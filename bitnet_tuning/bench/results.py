@@ -135,7 +135,8 @@ class Results(NamedTuple):
     profile: Kept | None = None
 
     def validate(self) -> None:
-        """Raise DamagedError if a round, a check or the decision names an unknown setting."""
+        """Raise DamagedError if a round, a check or the decision names an unknown setting, or a
+        setting runs another file that is unknown."""
         names = {check.setting: ".checks" for check in self.checks}
         for index, each in enumerate(self.rounds):
             names |= {run.setting: f".rounds[{index}]" for run in each.runs}
@@ -144,6 +145,11 @@ class Results(NamedTuple):
         for name, place in names.items():
             if name not in self.settings:
                 raise DamagedError(f"there is no setting named {json.dumps(name)}", place)
+        named = {**dict(self.space.fixed), "default": self.space.default, **self.settings}
+        for name, setting in named.items():
+            if setting.embedding is not None and self.beside is None:
+                what = f"{json.dumps(name)} runs another file, but there is none"
+                raise DamagedError(what, ".settings")
 
     @property
     def measured(self) -> Rounds:

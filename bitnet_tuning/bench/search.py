@@ -7,7 +7,8 @@ In a race, settings and what they are built on run in rounds, in an order at ran
 than the leader leaves. Of many thread counts, those halfway between the best and its neighbours
 race, and so on. Settings that cannot win, such as upstream's, run along until they have enough
 rounds. Races choose, but only the rounds of a duel decide: its finalists were chosen because they
-looked fast. Races and duels compare in the same way (``Rounds.judge``), at levels of their own. A
+looked fast. Races and duels compare in the same way (``Rounds.judge``), at levels of their own.
+Time that is left goes to settings without a verdict, and more can be given after a decision. A
 search never measures: told the same rounds and checks again, it asks for the same next step, so a
 saved search can be resumed.
 """
@@ -15,10 +16,18 @@ saved search can be resumed.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
-from hashlib import sha256
 
 from bitnet_tuning.bench import comparison, statistics
-from bitnet_tuning.bench.comparison import DEFAULT, FILES, CheckFacts, Judged, Round, Rounds
+from bitnet_tuning.bench.comparison import (
+    DEFAULT,
+    DUEL,
+    FILES,
+    CheckFacts,
+    Judged,
+    Round,
+    Rounds,
+    turns,
+)
 from bitnet_tuning.bench.knobs import Space
 from bitnet_tuning.bench.statistics import INTERIM, LEVEL, RESOLUTION, VERDICT_ROUNDS
 from bitnet_tuning.console import duration
@@ -34,8 +43,8 @@ THREADS_SHARE, KNOBS_SHARE, DUEL_SHARE = 0.33, 0.9, 0.3
 share of the budget that races leave to duels."""
 
 LEAST, FEW = 5, 5
-"""Rounds that a race must afford, or it leaves out the last settings; and most thread counts that
-all race from the beginning."""
+"""Rounds that a race must afford, the first one two, or it leaves out the last settings; and most
+thread counts that all race from the beginning."""
 
 LOST, ADOPT = 0.8, 0.3
 """Levels at which a setting loses against the leader of a race and leaves it, and at which it must
@@ -82,9 +91,8 @@ class Decision(NamedTuple):
     """Share by which speeds may differ and count as equal."""
 
 
-Steps = Generator["Measure | Check", None, Decision]
-Choice = Generator["Measure | Check", None, str]
-Trial = Generator["Measure | Check", None, Judged]
+Steps = Generator["Measure | Check | Decision", None, None]
+Choice = Generator["Measure | Check | Decision", None, str]
 
 
 class Search:
@@ -104,6 +112,12 @@ class Search:
         """The changes that turn the default into each setting."""
         self._needless: list[str] = []
         """Thread counts on the far side of slower ones."""
+        self._met: dict[str, float] = {}
+        """Settings that entered a duel, with the level at which they must beat the default."""
+        self._ends: list[str] = []
+        """The best of each duel."""
+        self._since = 0.0
+        """Seconds that were spent when the search got the budget that it has."""
         self._steps = self._whole()
         self._pending: Measure | Check | Decision
         self._advance()
@@ -130,14 +144,33 @@ class Search:
         if isinstance(self._pending, Check) and self._pending.name == name:
             self._advance()
 
-    def replay(self, rounds: Iterable[Round], checks: Iterable[CheckFacts]) -> None:
-        """Repeat in order what an earlier search was told. Raise UsageError if this search would
-        have asked for other rounds."""
-        left = list(checks)
+    def extend(self, since: float, budget: float) -> None:
+        """Give the search more time when ``since`` seconds are spent: a ``budget`` for the whole of
+        it, in seconds."""
+        self._since, self.rounds.budget = since, budget
+        if isinstance(self._pending, Decision):
+            self._advance()
+
+    def replay(
+        self,
+        rounds: Iterable[Round],
+        checks: Iterable[CheckFacts],
+        budgets: Iterable[tuple[float, float]] = (),
+    ) -> None:
+        """Repeat in order what an earlier search was told, and with which ``budgets`` it was
+        extended. Raise UsageError if this search would have asked for other rounds."""
+        left, more = list(checks), list(budgets)
         for told in (*rounds, None):
-            while left and (told is None or left[0].after_round < told.number):
-                check = left.pop(0)
-                self.tell_check(check.setting, check.problem, check.elapsed)
+            while True:
+                is_check = bool(left) and (told is None or left[0].after_round < told.number)
+                next_one = left[0] if is_check else told
+                if more and (next_one is None or more[0][0] < next_one.elapsed):
+                    self.extend(*more.pop(0))
+                elif is_check:
+                    check = left.pop(0)
+                    self.tell_check(check.setting, check.problem, check.elapsed)
+                else:
+                    break
             if told is None:
                 return
             ran = tuple(run.setting for run in told.runs)
@@ -149,22 +182,23 @@ class Search:
             self.tell(told)
 
     def _advance(self) -> None:
-        if self.rounds.problem(DEFAULT) is not None:
+        if self.rounds.problem(DEFAULT) is None:
+            self._pending = next(self._steps)
+        else:
             reason = "The default setting itself cannot be measured."
             self._pending = Decision(DEFAULT, OPEN, None, None, reason)
-            return
-        try:
-            self._pending = next(self._steps)
-        except StopIteration as end:
-            self._pending = end.value
 
     def _whole(self) -> Steps:
         self.best = yield from self._threads(counts := self._variants(DEFAULT, self._space.threads))
         self.best = yield from self._knobs(self.best, counts)
-        decision = yield from self._final()
-        while (due := self._due(is_end=True)) and self.rounds.affords((DEFAULT, *due)):
-            yield Measure("fixed", self._order((DEFAULT, *due)))
-        return decision
+        while True:
+            yield from self._duels()
+            yield from self._complete()
+            self.best = yield from self._chosen([*self._met], stage=DUEL)
+            yield self._decision()
+            # There is more time now.
+            missed = [n for n in self._stacks if not self._ran(n) and n not in self._needless]
+            self.best = yield from self._race("knobs", self.best, missed)
 
     def _due(self, is_end: bool = False) -> list[str]:
         """Return the fixed settings that need more rounds: another file those for a verdict, the
@@ -223,11 +257,13 @@ class Search:
         a share of the races' time that is left. Return the best whose output is right:
         the base, unless another one leads it."""
         rounds, field = self.rounds, list(names)
-        end = races_end = (1 - DUEL_SHARE) * rounds.budget
+        end = races_end = rounds.budget - DUEL_SHARE * (rounds.budget - self._since)
         # A first race of few costs little, and its losers are shown with a verdict.
         level = LEVEL if len(self._stacks) <= 3 else LOST
         share = THREADS_SHARE if stage == "threads" and level == LOST else KNOBS_SHARE
-        while len(field) > 1 and not rounds.affords(self._order((base, *field)), end, LEAST):
+        yield from self._begin(stage, names)
+        least = LEAST if len(rounds) > 1 else 2
+        while len(field) > 1 and not rounds.affords(self._order((base, *field)), end, least):
             field.pop()
         while field and rounds.affords(order := self._order((base, *field)), end):
             yield Measure(stage, order)
@@ -235,51 +271,74 @@ class Search:
             end = min(end, rounds.spent + share * (races_end - rounds.spent))
             leader = (self._ranked((base, *field), base) or [base])[0]
             others = {
-                name: rounds.judge(name, leader, level=level).verdict
+                name: rounds.judge(name, leader, level).verdict
                 for name in rounds.good((base, *field))
                 if name != leader
             }
             field = [n for n in rounds.good(field) if others.get(n) != SLOWER]
             if OPEN not in others.values():
                 break
+        return (yield from self._chosen(names, base))
+
+    def _begin(self, stage: str, names: Sequence[str]) -> Steps:
+        """Run the default and one other setting first: they tell what the others cost."""
+        if names and not len(self.rounds):
+            yield Measure(stage, self._order((DEFAULT, *(*self._fixed, *names)[:1])))
+
+    def _chosen(self, names: list[str], base: str = DEFAULT, stage: str | None = None) -> Choice:
+        """Return the best of the settings whose output is right, in all stages or in duels: the
+        base, unless another one beats it."""
         while leaders := [
             name
-            for name in self._ranked(names, base)
-            if rounds.judge(name, base, level=ADOPT).verdict == FASTER
+            for name in self._ranked(names, base, stage)
+            if self._judged(name, base, stage).verdict == FASTER
         ]:
-            best = self._simplest(leaders, base)
+            best = self._simplest(leaders, base, stage)
             yield from self._checked(best)
-            if rounds.problem(best) is None:
+            if self.rounds.problem(best) is None:
                 return best
         return base
+
+    def _judged(self, name: str, base: str = DEFAULT, stage: str | None = DUEL) -> Judged:
+        """Return the verdict on a setting, in a duel with the level at which it may win."""
+        if stage is None:
+            return self.rounds.judge(name, base, ADOPT)
+        usual = self.rounds.judge(name, stage=stage)
+        strict = self.rounds.judge(name, level=self._met[name], stage=stage)
+        return strict if usual.verdict == FASTER else usual
 
     def _ran(self, name: str) -> bool:
         return bool(self.rounds.measured(name) or self.rounds.failures(name))
 
-    def _gain(self, name: str, base: str = DEFAULT, since: int = 0) -> float:
+    def _gain(self, name: str, base: str = DEFAULT, stage: str | None = None) -> float:
         """Return a setting's speed over a base's in their common rounds, 0 without any."""
-        ratio = self.rounds.judge(name, base, since).ratio
+        ratio = self.rounds.judge(name, base, stage=stage).ratio
         return ratio.median if ratio else 0.0
 
-    def _ranked(self, names: Iterable[str], base: str = DEFAULT, since: int = 0) -> list[str]:
+    def _ranked(
+        self, names: Iterable[str], base: str = DEFAULT, stage: str | None = None
+    ) -> list[str]:
         """Return the settings that ran with a base and are not out, the fastest first."""
-        gains = {name: self._gain(name, base, since) for name in self.rounds.good(names)}
+        gains = {name: self._gain(name, base, stage) for name in self.rounds.good(names)}
         return sorted((name for name in gains if gains[name]), key=lambda name: -gains[name])
 
-    def _simplest(self, ranked: list[str], base: str = DEFAULT, since: int = 0) -> str:
+    def _simplest(self, ranked: list[str], base: str = DEFAULT, stage: str | None = None) -> str:
         """Return the one with fewest threads, then changes, of those less than half the resolution
         behind the first."""
         near = 1 + self.rounds.resolution / 2
-        gains = {name: self._gain(name, base, since) for name in ranked}
+        gains = {name: self._gain(name, base, stage) for name in ranked}
         alike = [name for name in ranked if gains[name] * near > gains[ranked[0]]]
         return min(alike, key=lambda name: (*self.settings[name][:2], len(self._stacks[name])))
 
     def _order(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return the names, with the default also fixed settings that need more rounds, in an order
-        at random, so that no place is anybody's own; always the same for the same round, so that a
-        search can be resumed."""
-        seed, whole = len(self.rounds), {*names, *(self._due() if DEFAULT in names else ())}
-        return tuple(sorted(whole, key=lambda name: sha256(f"{seed} {name}".encode()).digest()))
+        """Return the order of the next round, with the default also of fixed settings that need
+        more rounds: together they get up to half of the time that is left."""
+        rounds, whole = self.rounds, [*names]
+        half = rounds.spent + (rounds.budget - rounds.spent) / 2
+        for name in self._due() if DEFAULT in names and len(rounds) else ():
+            if rounds.affords((*whole, name), half):
+                whole.append(name)
+        return turns(whole, len(rounds) + 1)
 
     def _variants(self, base: str, changes: Sequence[Change]) -> list[str]:
         """Name the base with each of the changes. Leave out settings that already have a name."""
@@ -293,33 +352,31 @@ class Search:
                 found.append(name)
         return found
 
-    def _checked(self, name: str) -> Generator[Check, None, None]:
+    def _checked(self, name: str) -> Steps:
         if not self.rounds.is_checked(name):
             yield Check(name)
 
-    def _final(self) -> Steps:
+    def _duels(self) -> Steps:
         """Let the most promising settings meet the default with fresh samples, then the next ones,
         as long as none is faster."""
-        rounds, met, ends = self.rounds, list[str](), list[Judged]()
-        while names := [name for name in self._promising() if name not in met]:
+        rounds, winner = self.rounds, DEFAULT
+        while winner == DEFAULT and (names := [n for n in self._promising() if n not in self._met]):
             if not rounds.affords((DEFAULT, names[0]), ahead=VERDICT_ROUNDS):
                 break
             # What the best is built on comes along, so that the duel shows whether more helps.
             base = [n for n in names if self._stacks[n] == self._stacks[names[0]][:-1]]
             names = list(dict.fromkeys((names[0], *base, *names)))[:FINALISTS]
-            met += names
-            # Every further setting gives chance another chance. All share the default's runs, so
-            # half of Bonferroni's correction keeps false winners below 5 % (tuner_trials.py).
-            level = 1 - (1 - LEVEL) / (1 + (len(met) - 1) / 2)
+            self._enter(names)
             yield from self._checked(names[0])
-            judged = yield from self._duel(rounds.good(names), level)
-            if judged.verdict == FASTER:
-                yield from self._checked(judged.name)
-            if rounds.problem(judged.name) is None and judged.ratio:
-                ends.append(judged)
-            if ends and ends[-1].verdict == FASTER:
-                return self._decision(ends[-1])
-        return self._decision(*sorted(ends, key=lambda each: each.verdict != OPEN)[:1])
+            yield from self._duel(rounds.good(names))
+            winner = yield from self._chosen([*self._met], stage=DUEL)
+
+    def _enter(self, names: list[str]) -> None:
+        """Note that settings enter a duel."""
+        # Every further setting gives chance another chance. All share the default's runs, so half
+        # of Bonferroni's correction keeps false winners below 5 % (tuner_trials.py).
+        more = len({*self._met, *names}) - 1
+        self._met = {**dict.fromkeys(names, 1 - (1 - LEVEL) / (1 + more / 2)), **self._met}
 
     def _promising(self) -> list[str]:
         """Return the settings that may be faster than the default, the most promising first; at
@@ -330,38 +387,74 @@ class Search:
         near = 1 + self.rounds.resolution
         return [name for name in names if known[name].high > near] or names[:1]
 
-    def _duel(self, names: list[str], level: float) -> Trial:
+    def _duel(self, names: list[str]) -> Steps:
         """Run finalists against the default until the best is decided, time is up or, unless all
-        others are worse still, it is in vain. Return the verdict on the best, which is faster only
-        at that level."""
-        rounds, since, best = self.rounds, len(self.rounds), (*names, DEFAULT)[0]
+        others are worse still, it is in vain."""
+        rounds, ran, best = self.rounds, 0, ""
         if not rounds.affords(self._order((DEFAULT, *names)), ahead=VERDICT_ROUNDS):
             names = names[:1]
         others = len(self._promising()) > len(names)
         while names and rounds.affords(order := self._order((DEFAULT, *names))):
-            yield Measure(comparison.DUEL, order)
-            names = self._ranked(names, since=since)
-            best = self._simplest(names, since=since) if names else best
-            judged, ran = rounds.judge(best, since=since, level=INTERIM), len(rounds) - since
-            if judged.verdict != OPEN or (
-                others and ran >= VERDICT_ROUNDS and self._is_vain(best, since)
+            yield Measure(DUEL, order)
+            ran += 1
+            names = self._ranked(names, stage=DUEL)
+            best = self._simplest(names, stage=DUEL) if names else best
+            is_long = ran >= VERDICT_ROUNDS
+            if rounds.judge(best, level=INTERIM, stage=DUEL).verdict != OPEN or (
+                others and is_long and self._is_vain(best)
             ):
                 break
-            names = [best][: len(names)] if ran >= VERDICT_ROUNDS else names
-        judged, strict = (rounds.judge(best, since=since, level=each) for each in (LEVEL, level))
-        return strict if judged.verdict == FASTER != strict.verdict else judged
+            names = [best][: len(names)] if is_long else names
+        self._ends += [best] if best else []
 
-    def _is_vain(self, name: str, since: int) -> bool:
+    def _is_vain(self, name: str) -> bool:
         """Return whether a duel already shows, at a level of 80 %, that a setting hardly gains."""
-        ratio = self.rounds.judge(name, since=since, level=0.8).ratio
+        ratio = self.rounds.judge(name, level=0.8, stage=DUEL).ratio
         return ratio is not None and ratio.high < 1 + self.rounds.resolution
 
-    def _decision(self, judged: Judged | None = None) -> Decision:
-        """Return the decision that a verdict, of a duel if there was one, leads to."""
-        name, ratio, verdict = judged or Judged(DEFAULT, None, OPEN)
-        near, untried = self.rounds.resolution, ", ".join(self._untried())
-        self.best = name if verdict == FASTER else DEFAULT
-        short = [f"to try {untried}"] if untried else []
+    def _complete(self) -> Steps:
+        """Give settings without a verdict the rounds that they need, if there is time for them, the
+        fixed ones first."""
+        rounds = self.rounds
+        yield from self._begin("fixed", self._fixed)
+        while (due := self._due(is_end=True)) and rounds.affords(order := (DEFAULT, *due)):
+            yield Measure("fixed", turns(order, len(rounds) + 1))
+        while lacks := {
+            name: needed
+            for name in rounds.good([*self._stacks][1:])
+            if (needed := self._lacks(name)) and rounds.affords((DEFAULT, name), ahead=needed)
+        }:
+            name = min(lacks, key=lambda each: lacks[each])
+            _, ratio, verdict = rounds.shown(name)
+            if is_in := ratio is None or verdict == FASTER or rounds.in_duel(name):
+                self._enter([name])
+            # Few looks: each gives chance another chance.
+            for _ in range(max(lacks[name], VERDICT_ROUNDS)):
+                if rounds.affords((DEFAULT, name)):
+                    order = turns((DEFAULT, name), len(rounds) + 1)
+                    yield Measure(DUEL if is_in else "knobs", order)
+
+    def _lacks(self, name: str) -> int:
+        """Return about how many rounds a setting needs for its verdict; 0 if it has one or never
+        ran."""
+        is_in = self.rounds.in_duel(name)
+        _, ratio, verdict = self._judged(name) if is_in else self.rounds.shown(name)
+        if ratio and verdict == OPEN:
+            return statistics.more_rounds(ratio, self.rounds.resolution)
+        is_new = (ratio is None and self._ran(name)) or verdict == FASTER
+        return VERDICT_ROUNDS if is_new and not is_in else 0
+
+    def _decision(self) -> Decision:
+        """Return the decision that the verdicts of duels, if there were any, lead to."""
+        ends = [self._judged(name) for name in self.rounds.good(self._ends)]
+        ends = [each for each in ends if each.ratio]
+        ends.sort(key=lambda each: each.verdict != OPEN)
+        if self.best != DEFAULT:
+            ends = [self._judged(self.best)]
+        name, ratio, verdict = (*ends, Judged(DEFAULT, None, OPEN))[0]
+        near, untried = self.rounds.resolution, self._untried()
+        missing = [*untried, *(name for name in self._fixed if not self._ran(name))]
+        short = [f"to try {', '.join(missing)}"] if missing else []
         if ratio is None:
             tried = [*filter(self._ran, [*self._stacks][1:])]
             why = (

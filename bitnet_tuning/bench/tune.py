@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from bitnet_tuning.bench import limits
 from bitnet_tuning.bench.bandwidth import AbsentError
-from bitnet_tuning.bench.begin import begin, find_runner, progress_of, resume
-from bitnet_tuning.bench.comparison import DEFAULT, Round, Run, phases_of
+from bitnet_tuning.bench.begin import begin, extended, find_runner, progress_of, resume
+from bitnet_tuning.bench.comparison import DEFAULT, Round, Run
 from bitnet_tuning.bench.remember import remembered
 from bitnet_tuning.bench.report import page
 from bitnet_tuning.bench.results import (
@@ -32,7 +32,7 @@ from bitnet_tuning.bench.search import Check, Decision, Measure, Search
 from bitnet_tuning.bench.summary import Summary, cells, to_csv
 from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.console import Progress, aligned, command, counted, say, table, text_width, times
-from bitnet_tuning.errors import UnsupportedError, UsageError
+from bitnet_tuning.errors import TuningError, UnsupportedError, UsageError
 from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.conditions import between
@@ -67,6 +67,7 @@ def tune(
     started = clock()
     state = State(default_folder(os.environ))
     earlier = load(options.resume) if options.resume else None
+    earlier = earlier and extended(earlier, options.more, options.resume)
     if earlier and options.no_remember:
         earlier = earlier._replace(options=earlier.options._replace(remember=False))
     with alone_in(state, earlier is not None) as warnings:
@@ -86,8 +87,13 @@ def tune(
             results = results._replace(warnings=(*warnings, *results.warnings))
             path = options.output or options.resume or new_path(state.folder)
             tuning = Tuning(runner, results, path, shown, lambda: spent + clock() - started)
-            code = tuning.run(stop, engine, state)
-    publish(tuning.results, options, path)
+            try:
+                code = tuning.run(stop, engine, state)
+            finally:
+                with contextlib.suppress(OSError):
+                    if tuning.unsaved and not os.path.getsize(path):
+                        os.remove(path)  # what was created to be filled
+    publish(tuning.results, options, path, tuning.unsaved)
     say(state.warning and f"warning: {state.warning}")
     return code
 
@@ -122,12 +128,15 @@ class Tuning:
         ``clock`` tells how many seconds of the budget are spent."""
         self.runner, self.results, self.path = runner, results, path
         self.shown, self.clock = shown, clock
-        budget = results.options.budget
-        rounds = results._replace(rounds=(), checks=()).measured
-        rounds.budget = budget - min(TAIL_SECONDS, TAIL_SHARE * budget)
+        asked, rounds = results.options, results._replace(rounds=(), checks=()).measured
+        budgets = [*(each for _, each in asked.extended), asked.budget]
+        rounds.budget, *later = (each - min(TAIL_SECONDS, TAIL_SHARE * each) for each in budgets)
         self.search = Search(results.space, rounds)
-        self.search.replay(results.rounds, results.checks)
+        more = [(spent, each) for (spent, _), each in zip(asked.extended, later, strict=True)]
+        self.search.replay(results.rounds, results.checks, more)
         self.checker = Checker(runner.facts, runner.default, residents=runner.residents)
+        self.unsaved: str | None = None
+        """Why the latest results could not be saved."""
         self._due = 0.0
         """Seconds of the budget from which on a finished round is saved at once."""
 
@@ -141,7 +150,12 @@ class Tuning:
             settings=dict(self.search.settings),
             notes=tuple(dict.fromkeys((*self.checker.notes.values(), *self.results.notes))),
         )._replace(**changes)
-        save(self.path, self.results)
+        try:
+            save(self.path, self.results)
+            self.unsaved = None
+        except UsageError as error:
+            say(None if self.unsaved else f"warning: {error.cause}; {error.remedy}, or make room")
+            self.unsaved = error.cause
         now = self.clock()
         self._due = now + min(SAVE_SECONDS, (now - began) / SAVE_SHARE)
 
@@ -172,15 +186,16 @@ class Tuning:
 
     def decide(self, stop: Stop) -> None:
         """Search until there is a decision. Raise UnsupportedError if the default cannot be
-        measured, and Stopped if a signal interrupts it; every finished run is saved then."""
+        measured, ShortageError if nothing can, and Stopped if a signal interrupts it; every
+        finished run is saved then."""
         try:
             while not isinstance(step := self.search.ask(), Decision):
                 if isinstance(step, Check):
                     self._check(step.name, stop)
                 else:
                     self._measure(step, stop)
-        except Stopped:
-            self.keep()
+        except (Stopped, TuningError):
+            self.keep(state="interrupted")
             raise
         problem = self.search.rounds.problem(DEFAULT)
         if problem is not None:
@@ -194,12 +209,11 @@ class Tuning:
 
     def _measure(self, step: Measure, stop: Stop) -> None:
         number = len(self.search.rounds) + 1
-        phases = phases_of(number, self.search.rounds.objective)
         runs: list[Run] = []
         try:
             for name in step.order:
                 self.shown.running(f"{_shown(step.stage)}: {name}", self.clock())
-                setting = self.search.settings[name]
+                setting, phases = self.search.settings[name], self.search.rounds.phases(name)
                 with stop.interruptible():
                     runs.append(self.runner.measure(name, setting, phases))
         finally:
@@ -278,9 +292,11 @@ def _part(find: Callable[[], NamedTuple]) -> Part:
         return Part(None, str(why))
 
 
-def publish(results: Results, options: argparse.Namespace, path: str) -> None:
-    """Print the results, from the file ``path``, and write the files that the user asked for. Raise
-    UsageError if a file cannot be written."""
+def publish(
+    results: Results, options: argparse.Namespace, path: str, unsaved: str | None = None
+) -> None:
+    """Print the results, from the file ``path`` unless they are ``unsaved`` for a reason, and write
+    the files that the user asked for. Raise UsageError if a file cannot be written."""
     if options.json:
         print(to_text(results), end="")
     else:
@@ -289,7 +305,7 @@ def publish(results: Results, options: argparse.Namespace, path: str) -> None:
         print(aligned([[line] for line in summary.headings], text_width()), end="\n\n")
         print(table(cells(summary), text_width()), aligned([[legend]], text_width()), sep="\n\n")
         print("", sentences(summary.sentences()), sep="\n")
-    (say if options.json else print)(f"Results: {path}")
+    (say if options.json else print)(f"Results: {unsaved or path}")
     export(options, lambda: to_csv(results), lambda: page(results))
 
 

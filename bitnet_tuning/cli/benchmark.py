@@ -58,8 +58,8 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
-_SEARCH = "budget quick full threads modes n_prompt n_gen objective resolution"
-"""Options of a search."""
+_TIME, _SEARCH = "budget quick full", "threads modes n_prompt n_gen objective resolution"
+"""Options of a search: its time, and all others."""
 
 
 def read_options(arguments: list[str]) -> argparse.Namespace:
@@ -70,15 +70,17 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
         names = "threads modes output csv report resume compare from"
         _exclude(options, names, "--builds", "leave it out")
     for saved in filter(lambda name: getattr(options, name), ("from", "compare")):
-        names = f"engine model output no_remember no_selftest resume {_SEARCH}"
+        names = f"engine model output no_remember no_selftest resume {_TIME} {_SEARCH}"
         names += " compare" if saved == "from" else ""
         remedy = "leave it out: saved results are only shown, nothing is measured"
         _exclude(options, names, f"--{saved}", remedy)
     if options.resume:
-        remedy = "leave it out: a benchmark is resumed with its own options"
+        remedy = "leave it out: a benchmark is resumed with its own options, but for more time"
         _exclude(options, _SEARCH, "--resume", remedy)
     options.effort = "quick" if options.quick else "full" if options.full else "normal"
+    has_time = options.budget or options.quick or options.full
     options.budget = options.budget or BUDGETS[options.effort]
+    options.more = options.budget if has_time else None
     options.objective = options.objective or "tg"
     options.resolution = options.resolution or RESOLUTION
     for path in filter(None, (options.output, options.csv, options.report)):
@@ -106,7 +108,7 @@ def make_parser() -> Parser:
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    what = "time to spend (default: 300; --quick: 60; --full: 1200)"
+    what = "time to spend (default: 300; --quick: 60; --full: 1200); with --resume, more time"
     add("--budget", type=number(LEAST_BUDGET, _LONGEST), metavar="SECONDS", help=what)
     effort = parser.add_mutually_exclusive_group().add_argument
     effort("--quick", action="store_true", help="try threads and mmap only, in a minute")
@@ -137,7 +139,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     what = "show saved results and write what --csv and --report ask for, measure nothing"
     add("--from", type=expanded, metavar="FILE", help=what)
     add("--json", action="store_true", help="print JSON instead of text")
-    add("--resume", type=expanded, metavar="FILE", help="go on with an interrupted benchmark")
+    add("--resume", type=expanded, metavar="FILE", help="go on with a benchmark")
     add("--no-remember", action="store_true", help="do not save a profile")
     add("--compare", nargs=2, metavar=("A", "B"), help="compare results B with A, measure nothing")
 

@@ -7,7 +7,7 @@ import signal
 import time
 from contextlib import ExitStack, contextmanager, suppress
 
-from bitnet_tuning.errors import UnsupportedError
+from bitnet_tuning.errors import UnsupportedError, shortage
 from bitnet_tuning.launch.signals import handling, pausing, present, send
 from bitnet_tuning.launch.start import Launch, Lifeline, fill_standard_handles, popen, shell_code
 from bitnet_tuning.namedtuple import NamedTuple
@@ -40,7 +40,10 @@ def _running(launch: Launch, stderr: int) -> Iterator[Popen[bytes]]:
     from subprocess import DEVNULL, PIPE  # noqa: PLC0415 (2 ms)
 
     fill_standard_handles()
-    lifeline = None if os.name == "nt" else Lifeline()
+    try:
+        lifeline = None if os.name == "nt" else Lifeline()
+    except OSError as error:  # too many open files
+        raise launch.error(error) from error
     try:
         child = popen(launch, (DEVNULL, PIPE, stderr), lifeline, getattr(os, "setsid", None))
         try:
@@ -127,7 +130,10 @@ class Service:
         self._child = child
         self._log = bytearray()
         self._reader = Thread(target=self._read, args=(child.stdout,), daemon=True)
-        self._reader.start()
+        try:
+            self._reader.start()
+        except RuntimeError as error:
+            raise shortage(error, "cannot read a server's log") or error from error
 
     @property
     def pid(self) -> int:

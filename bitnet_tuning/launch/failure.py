@@ -7,8 +7,9 @@ import signal
 from collections.abc import Iterable
 
 from bitnet_tuning.console import command, counted, size_text
+from bitnet_tuning.errors import TASK_LIMITS
 from bitnet_tuning.launch.background import Captured
-from bitnet_tuning.launch.start import CONTROL_C, TASK_LIMITS
+from bitnet_tuning.launch.start import CONTROL_C
 
 _OTHER_CPU = (
     "it is built for instructions that this CPU lacks; build it on this machine, "

@@ -7,7 +7,7 @@ import os
 import signal
 from contextlib import ExitStack, contextmanager, suppress
 
-from bitnet_tuning.errors import UnsupportedError
+from bitnet_tuning.errors import TuningError, UnsupportedError, shortage
 from bitnet_tuning.launch.signals import present, send
 from bitnet_tuning.namedtuple import NamedTuple
 
@@ -25,9 +25,6 @@ input handed over line by line to an engine that does not end when its input end
 
 CONTROL_C = 0xC000013A
 """Exit code of a Windows program that Ctrl-C ended (MS-ERREF 2.3)."""
-
-TASK_LIMITS = "ulimit -u, or pids.max of the control group"
-"""Names of the limits on processes and threads together."""
 
 INTERRUPT_GRACE = 3
 """Seconds that an engine has to end after an interrupt before it is killed."""
@@ -63,14 +60,14 @@ class Launch(NamedTuple):
         kept = {name: value for name, value in os.environ.items() if name not in self.unset}
         return {**kept, **self.variables}
 
-    def error(self, error: Exception) -> UnsupportedError:
+    def error(self, error: Exception) -> TuningError:
         """Return the error to raise when the system refuses to start the program."""
         remedy = "build it for this system, or choose another engine with --engine"
         cause = getattr(error, "strerror", None) or error
+        if lack := shortage(error, f"cannot start {self.argv[0]}"):
+            return lack
         if isinstance(error, PermissionError):
             remedy = f"make it executable: chmod +x {self.argv[0]}"
-        elif isinstance(error, BlockingIOError):
-            remedy = f"the limit of processes is reached ({TASK_LIMITS}): end other programs"
         elif isinstance(error, FileNotFoundError) and os.path.exists(self.argv[0]):
             # execve(2): also if the interpreter of a script or the loader of a program is missing.
             cause = "the interpreter or the loader that it names is missing here"

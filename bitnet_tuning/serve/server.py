@@ -17,7 +17,12 @@ from typing import Any
 from bitnet_tuning.console import counted
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.engine.probe import flags_of
-from bitnet_tuning.errors import MissingError, TuningError, UnsupportedError
+from bitnet_tuning.errors import (
+    MissingError,
+    TuningError,
+    UnsupportedError,
+    shortage,
+)
 from bitnet_tuning.launch.background import Service, serve
 from bitnet_tuning.launch.failure import NO_END
 from bitnet_tuning.launch.start import Launch
@@ -134,6 +139,8 @@ class Client:
                     f"the server at {LOOPBACK} cannot be reached: {error.strerror}",
                     "turn the loopback interface on: sudo ip link set lo up",
                 ) from error
+            if lack := shortage(error, "cannot connect"):
+                raise lack from error
             raise BrokenError(str(error) or type(error).__name__) from error
         finally:
             connection.close()
@@ -269,9 +276,12 @@ def running(
     key = secrets.token_urlsafe(32) if has_key else None
     variables = {**plan.setting.variables, **({KEY_VARIABLE: key} if key else {})}
     for attempt in range(_TRIES):
-        with socket.socket() as free:  # a port that is free, at least for a moment
-            free.bind((LOOPBACK, 0))
-            port = int(free.getsockname()[1])
+        try:
+            with socket.socket() as free:  # a port that is free, at least for a moment
+                free.bind((LOOPBACK, 0))
+                port = int(free.getsockname()[1])
+        except OSError as error:
+            raise shortage(error, "cannot start a server") or error from error
         start = Launch(
             argv=command(port),
             variables=variables,
