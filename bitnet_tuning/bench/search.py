@@ -18,16 +18,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Sequence
 
 from bitnet_tuning.bench import comparison, statistics
-from bitnet_tuning.bench.comparison import (
-    DEFAULT,
-    DUEL,
-    FILES,
-    CheckFacts,
-    Judged,
-    Round,
-    Rounds,
-    turns,
-)
+from bitnet_tuning.bench.comparison import DEFAULT, DUEL, FILES, CheckFacts, Judged, Round, Rounds
 from bitnet_tuning.bench.knobs import Space
 from bitnet_tuning.bench.statistics import INTERIM, LEVEL, RESOLUTION, VERDICT_ROUNDS
 from bitnet_tuning.console import duration
@@ -288,11 +279,9 @@ class Search:
     def _chosen(self, names: list[str], base: str = DEFAULT, stage: str | None = None) -> Choice:
         """Return the best of the settings whose output is right, in all stages or in duels: the
         base, unless another one beats it."""
-        while leaders := [
-            name
-            for name in self._ranked(names, base, stage)
-            if self._judged(name, base, stage).verdict == FASTER
-        ]:
+        ranked = self._ranked(names, base, stage)
+        leaders = [n for n in ranked if self._judged(n, base, stage).verdict == FASTER]
+        while leaders := self.rounds.good(leaders):
             best = self._simplest(leaders, base, stage)
             yield from self._checked(best)
             if self.rounds.problem(best) is None:
@@ -303,9 +292,9 @@ class Search:
         """Return the verdict on a setting, in a duel with the level at which it may win."""
         if stage is None:
             return self.rounds.judge(name, base, ADOPT)
-        usual = self.rounds.judge(name, stage=stage)
+        found = self.rounds.judge(name, stage=stage)
         strict = self.rounds.judge(name, level=self._met[name], stage=stage)
-        return strict if usual.verdict == FASTER else usual
+        return strict if found.verdict == FASTER else found
 
     def _ran(self, name: str) -> bool:
         return bool(self.rounds.measured(name) or self.rounds.failures(name))
@@ -338,7 +327,10 @@ class Search:
         for name in self._due() if DEFAULT in names and len(rounds) else ():
             if rounds.affords((*whole, name), half):
                 whole.append(name)
-        return turns(whole, len(rounds) + 1)
+        return self._turns(whole)
+
+    def _turns(self, names: Sequence[str]) -> tuple[str, ...]:
+        return comparison.turns(names, len(self.rounds) + 1)
 
     def _variants(self, base: str, changes: Sequence[Change]) -> list[str]:
         """Name the base with each of the changes. Leave out settings that already have a name."""
@@ -418,7 +410,7 @@ class Search:
         rounds = self.rounds
         yield from self._begin("fixed", self._fixed)
         while (due := self._due(is_end=True)) and rounds.affords(order := (DEFAULT, *due)):
-            yield Measure("fixed", turns(order, len(rounds) + 1))
+            yield Measure("fixed", self._turns(order))
         while lacks := {
             name: needed
             for name in rounds.good([*self._stacks][1:])
@@ -431,8 +423,7 @@ class Search:
             # Few looks: each gives chance another chance.
             for _ in range(max(lacks[name], VERDICT_ROUNDS)):
                 if rounds.affords((DEFAULT, name)):
-                    order = turns((DEFAULT, name), len(rounds) + 1)
-                    yield Measure(DUEL if is_in else "knobs", order)
+                    yield Measure(DUEL if is_in else "knobs", self._turns((DEFAULT, name)))
 
     def _lacks(self, name: str) -> int:
         """Return about how many rounds a setting needs for its verdict; 0 if it has one or never
@@ -446,11 +437,8 @@ class Search:
 
     def _decision(self) -> Decision:
         """Return the decision that the verdicts of duels, if there were any, lead to."""
-        ends = [self._judged(name) for name in self.rounds.good(self._ends)]
-        ends = [each for each in ends if each.ratio]
-        ends.sort(key=lambda each: each.verdict != OPEN)
-        if self.best != DEFAULT:
-            ends = [self._judged(self.best)]
+        names = self.rounds.good(self._ends) if self.best == DEFAULT else [self.best]
+        ends = sorted(map(self._judged, names), key=lambda each: each.verdict != OPEN)
         name, ratio, verdict = (*ends, Judged(DEFAULT, None, OPEN))[0]
         near, untried = self.rounds.resolution, self._untried()
         missing = [*untried, *(name for name in self._fixed if not self._ran(name))]
@@ -469,7 +457,7 @@ class Search:
                 EQUAL: f"The best other setting, {name}, is equal within {100 * near:g} %.",
                 SLOWER: f"The best other setting, {name}, is slower.",
                 OPEN: f"{name} came closest, but whether it is faster is not decided: that would "
-                f"need about {duration(seconds)} more{'' if untried else ' (see --budget)'}.",
+                f"need about {duration(seconds)} more{'' if short else ' (see --budget)'}.",
             }[verdict]
         if untried and verdict != FASTER:
             verdict = OPEN
