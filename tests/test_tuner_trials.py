@@ -53,3 +53,4 @@ def test_a_row_counts(capsys: pytest.CaptureFixture[str]) -> None:
 def test_quick_decides_threads_and_the_slim_file() -> None:
     options = tuner_trials.parse(["--trials", "5", "--noise", "0.1"])
     assert min(tuner_trials.quick(options)) >= 4
+    assert min(tuner_trials.quick(options, 1.29, tuner_trials.BUSY)) >= 4
