@@ -36,7 +36,7 @@ _LOG_PATIENCE = 1.0
 def _running(launch: Launch, stderr: int) -> Iterator[Popen[bytes]]:
     """Run a program in a session of its own, without input and with a pipe for its stdout. It and
     its process group are killed at the end of the block, or when this process dies before. Raise
-    UnsupportedError if it cannot be started."""
+    UnsupportedError if it cannot be started, ShortageError if no program can."""
     from subprocess import DEVNULL, PIPE  # noqa: PLC0415 (2 ms)
 
     fill_standard_handles()
@@ -86,7 +86,8 @@ def capture(
     """Run a program without input for at most ``seconds`` and return its output. A program that
     cannot be started has the exit code 127 and the error as its stderr. ``watch`` is called
     repeatedly with the id of the running process, which on POSIX systems is also its group's. Both
-    are killed when the call ends, even by an exception, and when this process dies."""
+    are killed when the call ends, even by an exception, and when this process dies. Raise
+    ShortageError if no program can be started."""
     from subprocess import PIPE, TimeoutExpired  # noqa: PLC0415 (2 ms)
 
     launch = Launch(argv, variables or {}, cpus, nice=nice, unset=unset)
