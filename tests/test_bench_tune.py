@@ -574,7 +574,7 @@ def test_what_this_process_lacks_ends_the_tuning_and_keeps_the_rounds(
         lab.tune("--output", output)
     facts = document(output)
     assert (facts["state"], facts["decision"]) == ("interrupted", None)
-    assert sum(len(each["runs"]) for each in facts["rounds"]) == 21
+    assert sum(len(each["runs"]) for each in facts["rounds"]) == 19, "all but two of preparing"
     assert not any(run["problem"] for each in facts["rounds"] for run in each["runs"])
 
 

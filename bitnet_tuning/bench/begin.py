@@ -172,10 +172,8 @@ def extended(earlier: Results, more: float | None, path: str) -> Results:
     """Return the results in the file ``path`` with so many seconds ``more`` to spend, if they are
     given. Raise UsageError if the tuning is finished and gets none."""
     if more is None and earlier.decision is not None:
-        again = f"benchmark_optimized.py --resume {shlex.quote(path)} --budget 300"
-        raise UsageError(
-            "that tuning is finished", f"to give it more time, in seconds: python3 {again}"
-        )
+        again = f"{command('bench')} --resume {shlex.quote(path)} --budget 300"
+        raise UsageError("that tuning is finished", f"to give it 300 seconds more: {again}")
     if more is None:
         return earlier
     options, spent = earlier.options, earlier.measured.spent
