@@ -106,6 +106,8 @@ def test_the_lines_of_a_log_that_matter() -> None:
     twice = [f"0.00.0{n} {failed}" for n in range(10, 90)]
     lines = excerpt("\n".join([*log, cause, "", *twice, *log[:20]])).splitlines()
     assert lines[0] == cause and lines[1].endswith(failed) and lines[2:] == log[17:20]
+    trace = ["30\tin ../sysdeps/wait4.c: No such file", "get_batch: failed\tto add", *log[:9]]
+    assert excerpt("\n".join(trace)).splitlines() == ["get_batch: failed to add", *log[6:9]]
     errors = [f"error {n}: {'x' * 200}" for n in range(40)]
     lines = excerpt("\n".join([*errors, "y" * 500])).splitlines()
     assert lines[:8] == errors[:8] and len(lines) <= 12 and len(lines[-1]) == 80

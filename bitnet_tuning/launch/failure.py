@@ -140,7 +140,7 @@ NO_THREADS = "the limit on processes and threads is reached"
 
 _SIGNS = re.compile(
     r"(?i)^[\d.]+ E |error|assert|fail|cannot|invalid|abort|unable|too long"
-    "|no such|not (found|enough|permitted)|out of memory"
+    "|not (found|enough|permitted)|out of memory"
 )
 _TIMES = re.compile(r"^[\d.]+ ")
 """What mainline llama.cpp begins each line of its log with."""
@@ -170,8 +170,8 @@ def failure(done: Captured, seconds: float) -> str | None:
 def excerpt(log: str, most: int = 12) -> str:
     """Return at most ``most`` lines of a failed engine's log: those that tell a cause, and the last
     ones. Of lines that differ in their times only, the last is taken."""
-    last = {_TIMES.sub("", line): line for line in reversed(log.splitlines()) if line.strip()}
-    lines = [*reversed(last.values())]
+    found = [" ".join(line.split()) for line in log.splitlines() if line.strip()]
+    lines = [*reversed({_TIMES.sub("", line): line for line in reversed(found)}.values())]
     causes = [line for line in lines if _SIGNS.search(line)][: most - 4]
     kept = {*causes, *lines[-3 if causes else -most :]}
     chosen = [line for line in lines if line in kept]
