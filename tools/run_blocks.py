@@ -41,7 +41,7 @@ the README's second command."""
 
 
 class Command(NamedTuple):
-    """A command in a page, on one line or on several that end with a backslash."""
+    """A command in a page; lines that end with a backslash are joined with the next."""
 
     line: int
     """Line in the page, from 1."""
@@ -64,7 +64,8 @@ def read_commands(page: Path) -> list[Command]:
         skipped = why if mark == "not run" else f"{why} is missing" if missing else None
         line = text.count("\n", 0, found.start(4)) + 1
         for command in re.findall(r"(?:.*\\\n)*.*\n", block):
-            commands.append(Command(line, section, command.strip(), skipped))
+            joined = re.sub(r"\\\n\s*", "", command).strip()
+            commands.append(Command(line, section, joined, skipped))
             line += command.count("\n")
     return commands
 
