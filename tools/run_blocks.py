@@ -5,8 +5,9 @@ usage, from the repository's root: python3 -m tools.run_blocks [PAGE ...] [--lis
 Each page gets a copy of the checkout, an empty HOME and, beside the copy, a checkout of BitNet with
 fake engines; models are downloaded from a server on the loopback. Each section of a page is a new
 bash in the copy's folder, with the environment .venv active if an earlier section made it. The
-first command that fails ends the page. A comment before a block says why it cannot run
-everywhere: `<!-- not run: REASON -->`, or `<!-- needs: PROGRAM -->`, which runs where that is.
+first command that fails ends the page. A comment before a block says what is special about it:
+`<!-- not run: REASON -->`, `<!-- needs: PROGRAM -->`, without which it is not run, and
+`<!-- may exit with 1: REASON -->`, which is a judgement on the machine, not a failure.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from tests.gguf_files import write_bitnet
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/usage.md", "docs/prompts.md")
 REPOSITORY, FILE = "microsoft/BitNet-b1.58-2B-4T-gguf", "ggml-model-i2_s.gguf"
-_BLOCK = re.compile(
-    r"^(## )|(?:<!-- (not run|needs): (.+?) -->\n)?^```bash\n(.*?)^```$", re.M | re.S
-)
+_JUDGES = "may exit with 1"
+_MARK = rf"(?:<!-- (not run|needs|{_JUDGES}): (.+?) -->\n)?"
+_BLOCK = re.compile(rf"^(## )|{_MARK}^```bash\n(.*?)^```$", re.M | re.S)
 _KEPT = re.compile(r"USER|TERM|LANG|.*_(proxy|PROXY)|(PIP|UV|SSL)_.*|.*_CA_BUNDLE|PYTEST_ADDOPTS")
 """Variables of ours that a new user's shell might have, too. PYTEST_ADDOPTS can choose tests for
 the README's second command."""
@@ -49,6 +50,8 @@ class Command(NamedTuple):
     text: str
     skipped: str | None
     """Why it does not run here."""
+    judges: bool
+    """Whether the exit code 1 is no failure."""
 
 
 def read_commands(page: Path) -> list[Command]:
@@ -65,7 +68,7 @@ def read_commands(page: Path) -> list[Command]:
         line = text.count("\n", 0, found.start(4)) + 1
         for command in re.findall(r"(?:.*\\\n)*.*\n", block):
             joined = re.sub(r"\\\n\s*", "", command).strip()
-            commands.append(Command(line, section, joined, skipped))
+            commands.append(Command(line, section, joined, skipped, mark == _JUDGES))
             line += command.count("\n")
     return commands
 
@@ -92,7 +95,7 @@ def _run(commands: list[Command], folder: Path, environment: dict[str, str]) -> 
     lines = ["set -eo pipefail", "[ ! -e .venv/bin/activate ] || . .venv/bin/activate"]
     for position, command in enumerate(commands):
         lines += [f"echo {position} > '{begun}'", f"printf '$ %s\\n' {quote(command.text)}"]
-        lines += [command.text]
+        lines += ["{", command.text, "} || [ $? = 1 ]"] if command.judges else [command.text]
     script.write_text("\n".join(lines), encoding="utf-8")
     done = subprocess.run(
         ["bash", str(script)], stdin=subprocess.DEVNULL, cwd=folder, env=environment, check=False
