@@ -458,6 +458,18 @@ def test_settings_that_were_tried_and_failed_are_no_untried_ones() -> None:
     assert told.done.reason == "No other setting that was tried works."
 
 
+def test_what_every_good_thread_count_changes_too_is_no_untried_change() -> None:
+    """The planned binding goes with fewer threads, so the binding itself is left out."""
+    bound = (("OMP_PLACES", "cores"), ("OMP_PROC_BIND", "close"))
+    unset = tuple(name for name, _ in bound)
+    threads = tuple(with_threads(count)._replace(unset_env=unset) for count in (2, 3))
+    binding = Knob("binding", (Change("not bound", unset_env=unset),))
+    space = Space(Setting(4, 4, env=bound), (), threads, (binding,))
+    told = Lab(curve({2: 1.3, 3: 1.2, 4: 1.0})).drive(space)
+    assert told.done.winner == "2 threads"
+    assert "too short" not in told.done.reason
+
+
 def test_without_a_search_the_reason_claims_nothing() -> None:
     told = Lab(FLAT).drive(Space(Setting(4, 4), FIXED, (), ()))
     assert told.done.verdict == OPEN

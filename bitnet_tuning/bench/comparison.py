@@ -13,7 +13,7 @@ from statistics import fmean, geometric_mean, median
 
 from bitnet_tuning.bench import statistics
 from bitnet_tuning.bench.statistics import INTERIM
-from bitnet_tuning.engine.builds import OPEN
+from bitnet_tuning.engine.builds import FASTER, OPEN
 from bitnet_tuning.launch.failure import NO_END
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective, Phase
@@ -292,6 +292,15 @@ class Rounds:
         entered a duel, since it was chosen because it looked fast in the others."""
         chosen = name not in FIXED and self.in_duel(name)
         return self.judge(name, stage=DUEL if chosen else None)
+
+    def lacks(self, judged: Judged) -> int:
+        """Return about how many more rounds a setting needs for a verdict; 0 if that is one."""
+        name, ratio, verdict = judged
+        if ratio and verdict == OPEN:
+            return statistics.more_rounds(ratio, self.resolution)
+        # The best of many is often just lucky, so only the fresh samples of a duel decide.
+        is_chance = verdict == FASTER and name not in FIXED and not self.in_duel(name)
+        return statistics.VERDICT_ROUNDS if ratio is None or is_chance else 0
 
     @property
     def spent(self) -> float:

@@ -16,8 +16,9 @@ saved search can be resumed.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
+from math import inf
 
-from bitnet_tuning.bench import comparison, statistics
+from bitnet_tuning.bench import comparison
 from bitnet_tuning.bench.comparison import DEFAULT, DUEL, FILES, CheckFacts, Judged, Round, Rounds
 from bitnet_tuning.bench.knobs import Space
 from bitnet_tuning.bench.statistics import INTERIM, LEVEL, RESOLUTION, VERDICT_ROUNDS
@@ -82,8 +83,9 @@ class Decision(NamedTuple):
     """Share by which speeds may differ and count as equal."""
 
 
-Steps = Generator["Measure | Check | Decision", None, None]
-Choice = Generator["Measure | Check | Decision", None, str]
+Step = Measure | Check | Decision
+Steps = Generator[Step, None, None]
+Choice = Generator[Step, None, str]
 
 
 class Search:
@@ -99,10 +101,9 @@ class Search:
         """Name of the setting that is built upon so far. Its lead may still be noise."""
         self._space = space
         self._fixed = [name for name, _ in space.fixed]
+        self._owners = {change: knob.name for knob in space.knobs for change in knob.changes}
         self._stacks: dict[str, tuple[Change, ...]] = {DEFAULT: ()}
         """The changes that turn the default into each setting."""
-        self._needless: list[str] = []
-        """Thread counts on the far side of slower ones."""
         self._met: dict[str, float] = {}
         """Settings that entered a duel, with the level at which they must beat the default."""
         self._ends: list[str] = []
@@ -110,10 +111,10 @@ class Search:
         self._since = 0.0
         """Seconds that were spent when the search got the budget that it has."""
         self._steps = self._whole()
-        self._pending: Measure | Check | Decision
+        self._pending: Step
         self._advance()
 
-    def ask(self) -> Measure | Check | Decision:
+    def ask(self) -> Step:
         """Return the next step. It stays the same until its result is told."""
         return self._pending
 
@@ -129,10 +130,9 @@ class Search:
                 self._advance()
 
     def tell_check(self, name: str, problem: str | None, elapsed: float = 0.0) -> None:
-        """Add the result of a check: what is wrong with a setting's output, or None; and the
-        seconds spent of the budget when it ended."""
+        """Add the result of a check (see ``Rounds.add_check``)."""
         self.rounds.add_check(name, problem, elapsed)
-        if isinstance(self._pending, Check) and self._pending.name == name:
+        if self._pending == Check(name):
             self._advance()
 
     def extend(self, since: float, budget: float) -> None:
@@ -150,27 +150,22 @@ class Search:
     ) -> None:
         """Repeat in order what an earlier search was told, and with which ``budgets`` it was
         extended. Raise UsageError if this search would have asked for other rounds."""
-        left, more = list(checks), list(budgets)
-        for told in (*rounds, None):
-            while True:
-                is_check = bool(left) and (told is None or left[0].after_round < told.number)
-                next_one = left[0] if is_check else told
-                if more and (next_one is None or more[0][0] < next_one.elapsed):
-                    self.extend(*more.pop(0))
-                elif is_check:
-                    check = left.pop(0)
-                    self.tell_check(check.setting, check.problem, check.elapsed)
-                else:
-                    break
-            if told is None:
-                return
-            ran = tuple(run.setting for run in told.runs)
-            if not isinstance(self._pending, Measure) or self._pending.order[: len(ran)] != ran:
-                raise UsageError(
-                    "that tuning cannot be resumed: another version of the search began it",
-                    "tune without --resume",
-                )
-            self.tell(told)
+        more = list(budgets)
+        told: list[Round | CheckFacts] = [*rounds, *checks]
+        told.sort(key=lambda it: it.number if isinstance(it, Round) else it.after_round + 0.5)
+        for each in (*told, None):
+            while more and (each is None or more[0][0] < each.elapsed):
+                self.extend(*more.pop(0))
+            if isinstance(each, CheckFacts):
+                self.tell_check(each.setting, each.problem, each.elapsed)
+            elif each is not None:
+                ran = tuple(run.setting for run in each.runs)
+                if not isinstance(self._pending, Measure) or self._pending.order[: len(ran)] != ran:
+                    raise UsageError(
+                        "that tuning cannot be resumed: another version of the search began it",
+                        "tune without --resume",
+                    )
+                self.tell(each)
 
     def _advance(self) -> None:
         if self.rounds.problem(DEFAULT) is None:
@@ -188,34 +183,23 @@ class Search:
             self.best = yield from self._chosen([*self._met], stage=DUEL)
             yield self._decision()
             # There is more time now.
-            missed = [n for n in self._stacks if not self._ran(n) and n not in self._needless]
+            missed = [name for name in self._stacks if not self._ran(name)]
             self.best = yield from self._race("knobs", self.best, missed)
-
-    def _due(self, is_end: bool = False) -> list[str]:
-        """Return the fixed settings that need more rounds: another file those for a verdict, the
-        others a few, and at the end upstream's as many as a file."""
-        exact, found = (*FILES, comparison.UPSTREAM) if is_end else FILES, []
-        for name in self.rounds.good(self._fixed):
-            _, ratio, verdict = self.rounds.judge(name, level=INTERIM)
-            most = FIXED_ROUNDS if name in exact and verdict == OPEN else VERDICT_ROUNDS
-            if ratio is None or ratio.count < most:
-                found.append(name)
-        return found
 
     def _threads(self, counts: list[str]) -> Choice:
         """Let few thread counts race at once; of many, those halfway between the best so far and
         its neighbours, race by race. Return the best."""
         line = sorted([DEFAULT, *counts], key=lambda name: self.settings[name][:2])
-        best, names, tried = DEFAULT, counts, [DEFAULT]
-        if len(counts) > FEW:
-            names = self._halfway(line, tried, best)
+        best, tried = DEFAULT, [DEFAULT]
+        names = counts if len(counts) <= FEW else self._halfway(line, tried, best)
         while names:
             best = yield from self._race("threads", best, names)
             tried += names
             if not all(map(self._ran, names)):
                 return best
             names = self._halfway(line, tried, best)
-        self._needless = [name for name in line if name not in tried]
+        # The others are on the far side of slower ones.
+        self._stacks = {name: done for name, done in self._stacks.items() if name in tried}
         return best
 
     def _halfway(self, line: list[str], tried: list[str], best: str) -> list[str]:
@@ -229,17 +213,17 @@ class Search:
     def _knobs(self, base: str, counts: list[str]) -> Choice:
         """Try every other knob on top of ``base``, then on top of the best of them those that
         helped, too, and so on. Return the best."""
-        owner = {change: knob.name for knob in self._space.knobs for change in knob.changes}
+        owner = self._owners
         changes, interacting = list(owner), [c for c in owner if owner[c] in INTERACTING]
-        second = [name for name in self._ranked([DEFAULT, *counts]) if name != base][:1]
+        second = [name for name in self._gains([DEFAULT, *counts]) if name != base][:1]
         others = [new for name in second for new in self._variants(name, interacting)]
         while names := [*self._variants(base, changes), *others]:
             best = yield from self._race("knobs", base, names)
             if best == base:
                 break
-            helped = [n for n in self._ranked(names, base) if self._gain(n, base) > 1]
-            changes = [self._stacks[name][-1] for name in helped]
-            changes = [c for c in changes if owner[c] != owner[self._stacks[best][-1]]]
+            gains, used = self._gains(names, base), owner[self._stacks[best][-1]]
+            helped = [self._stacks[name][-1] for name in gains if gains[name] > 1]
+            changes = [change for change in helped if owner[change] != used]
             base, others = best, []
         return base
 
@@ -254,83 +238,99 @@ class Search:
         share = THREADS_SHARE if stage == "threads" and level == LOST else KNOBS_SHARE
         yield from self._begin(stage, names)
         least = LEAST if len(rounds) > 1 else 2
-        while len(field) > 1 and not rounds.affords(self._order((base, *field)), end, least):
+        while len(field) > 1 and not rounds.affords(self._joined((base, *field)), end, least):
             field.pop()
-        while field and rounds.affords(order := self._order((base, *field)), end):
-            yield Measure(stage, order)
+        while field and (yield from self._round(stage, self._joined((base, *field)), end)):
             # The first round, which loads models, does not count.
             end = min(end, rounds.spent + share * (races_end - rounds.spent))
-            leader = (self._ranked((base, *field), base) or [base])[0]
-            others = {
-                name: rounds.judge(name, leader, level).verdict
-                for name in rounds.good((base, *field))
-                if name != leader
-            }
-            field = [n for n in rounds.good(field) if others.get(n) != SLOWER]
-            if OPEN not in others.values():
+            leader = next(iter(self._gains((base, *field), base)), base)
+            others = [name for name in rounds.good((base, *field)) if name != leader]
+            verdicts = {name: rounds.judge(name, leader, level).verdict for name in others}
+            field = [name for name in rounds.good(field) if verdicts.get(name) != SLOWER]
+            if OPEN not in verdicts.values():
                 break
         return (yield from self._chosen(names, base))
 
     def _begin(self, stage: str, names: Sequence[str]) -> Steps:
         """Run the default and one other setting first: they tell what the others cost."""
         if names and not len(self.rounds):
-            yield Measure(stage, self._order((DEFAULT, *(*self._fixed, *names)[:1])))
+            yield from self._round(stage, (DEFAULT, *(*self._fixed, *names)[:1]))
 
-    def _chosen(self, names: list[str], base: str = DEFAULT, stage: str | None = None) -> Choice:
+    def _round(
+        self, stage: str, names: Sequence[str], until: float = inf
+    ) -> Generator[Step, None, bool]:
+        """Run one round of settings if it fits into ``until``. Return whether it did."""
+        if fits := self.rounds.affords(names, until):
+            yield Measure(stage, comparison.turns(names, len(self.rounds) + 1))
+        return fits
+
+    def _joined(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Add to the settings of a round, if the default is one of them, the fixed ones that need
+        more rounds: together they get up to half of the time that is left."""
+        rounds = self.rounds
+        half = (rounds.spent + rounds.budget) / 2
+        for name in self._due() if DEFAULT in names else ():
+            if rounds.affords((*names, name), half):
+                names += (name,)
+        return names
+
+    def _due(self, exact: Sequence[str] = FILES) -> list[str]:
+        """Return the fixed settings that need more rounds: the ``exact`` those for a verdict, the
+        others a few."""
+        found = []
+        for name in self.rounds.good(self._fixed):
+            _, ratio, verdict = self.rounds.judge(name, level=INTERIM)
+            most = FIXED_ROUNDS if name in exact and verdict == OPEN else VERDICT_ROUNDS
+            if ratio is None or ratio.count < most:
+                found.append(name)
+        return found
+
+    def _gains(
+        self, names: Iterable[str], base: str = DEFAULT, stage: str | None = None
+    ) -> dict[str, float]:
+        """Return the speeds over a base's, in common rounds, of the settings that are not out and
+        have such rounds, the fastest first."""
+        judged = (self.rounds.judge(name, base, stage=stage) for name in self.rounds.good(names))
+        gains = {name: ratio.median for name, ratio, _ in judged if ratio}
+        return dict(sorted(gains.items(), key=lambda each: -each[1]))
+
+    def _simplest(self, gains: dict[str, float]) -> str:
+        """Return the one with fewest threads, then changes, of those less than half the resolution
+        behind the fastest."""
+        near, most = 1 + self.rounds.resolution / 2, max(gains.values())
+        alike = [name for name in gains if gains[name] * near > most]
+        return min(alike, key=lambda name: (*self.settings[name][:2], len(self._stacks[name])))
+
+    def _chosen(
+        self, names: Sequence[str], base: str = DEFAULT, stage: str | None = None
+    ) -> Choice:
         """Return the best of the settings whose output is right, in all stages or in duels: the
         base, unless another one beats it."""
-        ranked = self._ranked(names, base, stage)
-        leaders = [n for n in ranked if self._judged(n, base, stage).verdict == FASTER]
-        while leaders := self.rounds.good(leaders):
-            best = self._simplest(leaders, base, stage)
+
+        def beats(name: str) -> bool:
+            found = self._judged(name) if stage else self.rounds.judge(name, base, ADOPT)
+            return found.verdict == FASTER
+
+        while leads := {n: gain for n, gain in self._gains(names, base, stage).items() if beats(n)}:
+            best = self._simplest(leads)
             yield from self._checked(best)
             if self.rounds.problem(best) is None:
                 return best
         return base
 
-    def _judged(self, name: str, base: str = DEFAULT, stage: str | None = DUEL) -> Judged:
-        """Return the verdict on a setting, in a duel with the level at which it may win."""
-        if stage is None:
-            return self.rounds.judge(name, base, ADOPT)
-        found = self.rounds.judge(name, stage=stage)
-        strict = self.rounds.judge(name, level=self._met[name], stage=stage)
-        return strict if found.verdict == FASTER else found
+    def _checked(self, name: str) -> Steps:
+        if not self.rounds.is_checked(name):
+            yield Check(name)
+
+    def _judged(self, name: str) -> Judged:
+        """Return the verdict on a setting: that it is faster, at the level at which it may win."""
+        found = self.rounds.shown(name)
+        if found.verdict != FASTER or name not in self._met:
+            return found
+        return self.rounds.judge(name, level=self._met[name], stage=DUEL)
 
     def _ran(self, name: str) -> bool:
         return bool(self.rounds.measured(name) or self.rounds.failures(name))
-
-    def _gain(self, name: str, base: str = DEFAULT, stage: str | None = None) -> float:
-        """Return a setting's speed over a base's in their common rounds, 0 without any."""
-        ratio = self.rounds.judge(name, base, stage=stage).ratio
-        return ratio.median if ratio else 0.0
-
-    def _ranked(
-        self, names: Iterable[str], base: str = DEFAULT, stage: str | None = None
-    ) -> list[str]:
-        """Return the settings that ran with a base and are not out, the fastest first."""
-        gains = {name: self._gain(name, base, stage) for name in self.rounds.good(names)}
-        return sorted((name for name in gains if gains[name]), key=lambda name: -gains[name])
-
-    def _simplest(self, ranked: list[str], base: str = DEFAULT, stage: str | None = None) -> str:
-        """Return the one with fewest threads, then changes, of those less than half the resolution
-        behind the first."""
-        near = 1 + self.rounds.resolution / 2
-        gains = {name: self._gain(name, base, stage) for name in ranked}
-        alike = [name for name in ranked if gains[name] * near > gains[ranked[0]]]
-        return min(alike, key=lambda name: (*self.settings[name][:2], len(self._stacks[name])))
-
-    def _order(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return the order of the next round, with the default also of fixed settings that need
-        more rounds: together they get up to half of the time that is left."""
-        rounds, whole = self.rounds, [*names]
-        half = rounds.spent + (rounds.budget - rounds.spent) / 2
-        for name in self._due() if DEFAULT in names and len(rounds) else ():
-            if rounds.affords((*whole, name), half):
-                whole.append(name)
-        return self._turns(whole)
-
-    def _turns(self, names: Sequence[str]) -> tuple[str, ...]:
-        return comparison.turns(names, len(self.rounds) + 1)
 
     def _variants(self, base: str, changes: Sequence[Change]) -> list[str]:
         """Name the base with each of the changes. Leave out settings that already have a name."""
@@ -344,23 +344,19 @@ class Search:
                 found.append(name)
         return found
 
-    def _checked(self, name: str) -> Steps:
-        if not self.rounds.is_checked(name):
-            yield Check(name)
-
     def _duels(self) -> Steps:
         """Let the most promising settings meet the default with fresh samples, then the next ones,
         as long as none is faster."""
         rounds, winner = self.rounds, DEFAULT
         while winner == DEFAULT and (names := [n for n in self._promising() if n not in self._met]):
-            if not rounds.affords((DEFAULT, names[0]), ahead=VERDICT_ROUNDS):
+            first, stack = names[0], self._stacks[names[0]]
+            if not rounds.affords((DEFAULT, first), ahead=VERDICT_ROUNDS):
                 break
             # What the best is built on comes along, so that the duel shows whether more helps.
-            base = [n for n in names if self._stacks[n] == self._stacks[names[0]][:-1]]
-            names = list(dict.fromkeys((names[0], *base, *names)))[:FINALISTS]
-            self._enter(names)
-            yield from self._checked(names[0])
-            yield from self._duel(rounds.good(names))
+            names.sort(key=lambda name: (name != first, self._stacks[name] != stack[:-1]))
+            self._enter(finalists := names[:FINALISTS])
+            yield from self._checked(first)
+            yield from self._duel(rounds.good(finalists))
             winner = yield from self._chosen([*self._met], stage=DUEL)
 
     def _enter(self, names: list[str]) -> None:
@@ -381,40 +377,38 @@ class Search:
 
     def _duel(self, names: list[str]) -> Steps:
         """Run finalists against the default until the best is decided, time is up or, unless all
-        others are worse still, it is in vain."""
+        others are worse still, a level of 80 % shows that it hardly gains."""
         rounds, ran, best = self.rounds, 0, ""
-        if not rounds.affords(self._order((DEFAULT, *names)), ahead=VERDICT_ROUNDS):
+        if not rounds.affords(self._joined((DEFAULT, *names)), ahead=VERDICT_ROUNDS):
             names = names[:1]
         others = len(self._promising()) > len(names)
-        while names and rounds.affords(order := self._order((DEFAULT, *names))):
-            yield Measure(DUEL, order)
+        while names and (yield from self._round(DUEL, self._joined((DEFAULT, *names)))):
             ran += 1
-            names = self._ranked(names, stage=DUEL)
-            best = self._simplest(names, stage=DUEL) if names else best
-            is_long = ran >= VERDICT_ROUNDS
-            if rounds.judge(best, level=INTERIM, stage=DUEL).verdict != OPEN or (
-                others and is_long and self._is_vain(best)
-            ):
+            if not (gains := self._gains(names, stage=DUEL)):
                 break
-            names = [best][: len(names)] if is_long else names
+            best = self._simplest(gains)
+            near = rounds.judge(best, level=0.8, stage=DUEL).ratio
+            is_long = ran >= VERDICT_ROUNDS
+            is_vain = is_long and others and near and near.high < 1 + rounds.resolution
+            if is_vain or rounds.judge(best, level=INTERIM, stage=DUEL).verdict != OPEN:
+                break
+            names = [best] if is_long else [*gains]
         self._ends += [best] if best else []
-
-    def _is_vain(self, name: str) -> bool:
-        """Return whether a duel already shows, at a level of 80 %, that a setting hardly gains."""
-        ratio = self.rounds.judge(name, level=0.8, stage=DUEL).ratio
-        return ratio is not None and ratio.high < 1 + self.rounds.resolution
 
     def _complete(self) -> Steps:
         """Give settings without a verdict the rounds that they need, if there is time for them, the
         fixed ones first."""
         rounds = self.rounds
         yield from self._begin("fixed", self._fixed)
-        while (due := self._due(is_end=True)) and rounds.affords(order := (DEFAULT, *due)):
-            yield Measure("fixed", self._turns(order))
+        exact = (*FILES, comparison.UPSTREAM)
+        while (due := self._due(exact)) and (yield from self._round("fixed", (DEFAULT, *due))):
+            pass
         while lacks := {
             name: needed
             for name in rounds.good([*self._stacks][1:])
-            if (needed := self._lacks(name)) and rounds.affords((DEFAULT, name), ahead=needed)
+            if self._ran(name)
+            and (needed := rounds.lacks(self._judged(name)))
+            and rounds.affords((DEFAULT, name), ahead=needed)
         }:
             name = min(lacks, key=lambda each: lacks[each])
             _, ratio, verdict = rounds.shown(name)
@@ -422,36 +416,25 @@ class Search:
                 self._enter([name])
             # Few looks: each gives chance another chance.
             for _ in range(max(lacks[name], VERDICT_ROUNDS)):
-                if rounds.affords((DEFAULT, name)):
-                    yield Measure(DUEL if is_in else "knobs", self._turns((DEFAULT, name)))
-
-    def _lacks(self, name: str) -> int:
-        """Return about how many rounds a setting needs for its verdict; 0 if it has one or never
-        ran."""
-        is_in = self.rounds.in_duel(name)
-        _, ratio, verdict = self._judged(name) if is_in else self.rounds.shown(name)
-        if ratio and verdict == OPEN:
-            return statistics.more_rounds(ratio, self.rounds.resolution)
-        is_new = (ratio is None and self._ran(name)) or verdict == FASTER
-        return VERDICT_ROUNDS if is_new and not is_in else 0
+                yield from self._round(DUEL if is_in else "knobs", (DEFAULT, name))
 
     def _decision(self) -> Decision:
         """Return the decision that the verdicts of duels, if there were any, lead to."""
-        names = self.rounds.good(self._ends) if self.best == DEFAULT else [self.best]
+        rounds, near, others = self.rounds, self.rounds.resolution, [*self._stacks][1:]
+        names = rounds.good(self._ends) if self.best == DEFAULT else [self.best]
         ends = sorted(map(self._judged, names), key=lambda each: each.verdict != OPEN)
-        name, ratio, verdict = (*ends, Judged(DEFAULT, None, OPEN))[0]
-        near, untried = self.rounds.resolution, self._untried()
-        missing = [*untried, *(name for name in self._fixed if not self._ran(name))]
+        end = (*ends, Judged(DEFAULT, None, OPEN))[0]
+        name, ratio, verdict = end
+        tried, changes = [*filter(self._ran, others)], (*self._space.threads, *self._owners)
+        left, done = (
+            {change.name for name in names for change in self._stacks[name]}
+            for names in (others, tried)
+        )
+        untried = list(dict.fromkeys(each.name for each in changes if each.name in left - done))
+        missing = [*untried, *(each for each in self._fixed if not self._ran(each))]
         short = [f"to try {', '.join(missing)}"] if missing else []
-        if ratio is None:
-            tried = [*filter(self._ran, [*self._stacks][1:])]
-            why = (
-                "No other setting that was tried works." if tried else "No other setting was tried."
-            )
-            if any(map(self.rounds.measured, self.rounds.good(tried))):
-                why, short = "", ["for a duel", *short]
-        else:
-            seconds = self.rounds.cost((DEFAULT, name)) * statistics.more_rounds(ratio, near)
+        if ratio:
+            seconds = rounds.cost((DEFAULT, name)) * rounds.lacks(end)
             why = {
                 FASTER: "Confirmed in a duel with the default, with fresh samples.",
                 EQUAL: f"The best other setting, {name}, is equal within {100 * near:g} %.",
@@ -459,16 +442,12 @@ class Search:
                 OPEN: f"{name} came closest, but whether it is faster is not decided: that would "
                 f"need about {duration(seconds)} more{'' if short else ' (see --budget)'}.",
             }[verdict]
+        elif any(map(rounds.measured, rounds.good(tried))):
+            why, short = "", ["for a duel", *short]
+        else:
+            why = f"No other setting {'that was tried works' if tried else 'was tried'}."
         if untried and verdict != FASTER:
             verdict = OPEN
         if short:
             why += f" Time was too short {' and '.join(short)} (see --budget)."
         return Decision(self.best, verdict, ratio, None, why.strip(), near)
-
-    def _untried(self) -> list[str]:
-        """Return the names of changes that no setting has that ran or is out."""
-        ran = [name for name in self._stacks if self._ran(name)]
-        tried = {change.name for name in ran for change in self._stacks[name]} | {*self._needless}
-        changes = [*self._space.threads, *(c for knob in self._space.knobs for c in knob.changes)]
-        new = [c for c in changes if apply(c, self._space.default) != self._space.default]
-        return list(dict.fromkeys(change.name for change in new if change.name not in tried))

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from bitnet_tuning.bench import statistics
-from bitnet_tuning.bench.comparison import DEFAULT, FILES, FIXED, PERFORMANCE, UPSTREAM
+from bitnet_tuning.bench.comparison import DEFAULT, FILES, FIXED, PERFORMANCE, UPSTREAM, Judged
 from bitnet_tuning.bench.limits import disturbances, limiting
 from bitnet_tuning.bench.results import ModelFacts, Results
 from bitnet_tuning.console import LEAST_COUNT, counted, duration, size_text, times, word
@@ -130,24 +130,14 @@ class Summary:
         if problem is not None or name == DEFAULT:
             return problem or ""
         if decision is not None and name == decision.winner:
-            return self._words(decision.verdict)
-        _, ratio, verdict = self.measured.shown(name)
-        searched = name not in FIXED and not self.measured.in_duel(name)
-        if ratio is None or (searched and verdict == FASTER):
-            # The best of many is often just lucky, so only the fresh samples of a duel decide.
-            return self._open(name, statistics.VERDICT_ROUNDS)
-        return self._judged(name, ratio, verdict)
+            return verdict_words(decision.verdict, self.measured.resolution)
+        return self._judged(self.measured.shown(name))
 
-    def _judged(self, name: str, ratio: Estimate, verdict: str) -> str:
-        rounds = statistics.more_rounds(ratio, self.measured.resolution)
-        return self._open(name, rounds) if verdict == OPEN else self._words(verdict)
-
-    def _open(self, name: str, rounds: int) -> str:
-        seconds = rounds * self.measured.cost((DEFAULT, name))
-        return f"{OPEN}, would need about {duration(seconds)} more"
-
-    def _words(self, verdict: str) -> str:
-        return verdict_words(verdict, self.measured.resolution)
+    def _judged(self, judged: Judged) -> str:
+        if rounds := self.measured.lacks(judged):
+            seconds = rounds * self.measured.cost((DEFAULT, judged.name))
+            return f"{OPEN}, would need about {duration(seconds)} more"
+        return verdict_words(judged.verdict, self.measured.resolution)
 
     def problem(self, name: str) -> str | None:
         """Return why a setting is out: wrong output or failed runs. Return None if it is in."""
@@ -197,7 +187,7 @@ class Summary:
         said = "not compared"
         if ratio := self.over_upstream(self.winner):
             verdict = statistics.verdict(ratio, self.measured.resolution)
-            said = f"{times(*ratio)}, {self._judged(UPSTREAM, ratio, verdict)}"
+            said = f"{times(*ratio)}, {self._judged(Judged(UPSTREAM, ratio, verdict))}"
         yield f"Against bitnet.cpp's own 2 threads: {said}."
 
     def remarks(self) -> Iterator[str]:
