@@ -213,8 +213,8 @@ class Search:
     def _knobs(self, base: str, counts: list[str]) -> Choice:
         """Try every other knob on top of ``base``, then on top of the best of them those that
         helped, too, and so on. Return the best."""
-        owner = self._owners
-        changes, interacting = list(owner), [c for c in owner if owner[c] in INTERACTING]
+        owner, changes = self._owners, list(self._owners)
+        interacting = [change for change in changes if owner[change] in INTERACTING]
         second = [name for name in self._gains([DEFAULT, *counts]) if name != base][:1]
         others = [new for name in second for new in self._variants(name, interacting)]
         while names := [*self._variants(base, changes), *others]:
@@ -229,8 +229,7 @@ class Search:
 
     def _race(self, stage: str, base: str, names: list[str]) -> Choice:
         """Run a base and others in rounds until all have a verdict against the leader, at most for
-        a share of the races' time that is left. Return the best whose output is right:
-        the base, unless another one leads it."""
+        a share of the races' time that is left. Return the best (see ``_chosen``)."""
         rounds, field = self.rounds, list(names)
         end = races_end = rounds.budget - DUEL_SHARE * (rounds.budget - self._since)
         # A first race of few costs little, and its losers are shown with a verdict.
@@ -306,15 +305,15 @@ class Search:
     ) -> Choice:
         """Return the best of the settings whose output is right, in all stages or in duels: the
         base, unless another one beats it."""
-
-        def beats(name: str) -> bool:
-            found = self._judged(name) if stage else self.rounds.judge(name, base, ADOPT)
-            return found.verdict == FASTER
-
-        while leads := {n: gain for n, gain in self._gains(names, base, stage).items() if beats(n)}:
+        rounds = self.rounds
+        while leads := {
+            name: gain
+            for name, gain in self._gains(names, base, stage).items()
+            if (self._judged(name) if stage else rounds.judge(name, base, ADOPT)).verdict == FASTER
+        }:
             best = self._simplest(leads)
             yield from self._checked(best)
-            if self.rounds.problem(best) is None:
+            if rounds.problem(best) is None:
                 return best
         return base
 
@@ -387,9 +386,8 @@ class Search:
             if not (gains := self._gains(names, stage=DUEL)):
                 break
             best = self._simplest(gains)
-            near = rounds.judge(best, level=0.8, stage=DUEL).ratio
-            is_long = ran >= VERDICT_ROUNDS
-            is_vain = is_long and others and near and near.high < 1 + rounds.resolution
+            ratio, is_long = rounds.judge(best, level=0.8, stage=DUEL).ratio, ran >= VERDICT_ROUNDS
+            is_vain = is_long and others and ratio and ratio.high < 1 + rounds.resolution
             if is_vain or rounds.judge(best, level=INTERIM, stage=DUEL).verdict != OPEN:
                 break
             names = [best] if is_long else [*gains]
@@ -400,9 +398,9 @@ class Search:
         fixed ones first."""
         rounds = self.rounds
         yield from self._begin("fixed", self._fixed)
-        exact = (*FILES, comparison.UPSTREAM)
-        while (due := self._due(exact)) and (yield from self._round("fixed", (DEFAULT, *due))):
-            pass
+        while due := self._due((*FILES, comparison.UPSTREAM)):
+            if not (yield from self._round("fixed", (DEFAULT, *due))):
+                break
         while lacks := {
             name: needed
             for name in rounds.good([*self._stacks][1:])
@@ -423,8 +421,7 @@ class Search:
         rounds, near, others = self.rounds, self.rounds.resolution, [*self._stacks][1:]
         names = rounds.good(self._ends) if self.best == DEFAULT else [self.best]
         ends = sorted(map(self._judged, names), key=lambda each: each.verdict != OPEN)
-        end = (*ends, Judged(DEFAULT, None, OPEN))[0]
-        name, ratio, verdict = end
+        name, ratio, verdict = end = (*ends, Judged(DEFAULT, None, OPEN))[0]
         tried, changes = [*filter(self._ran, others)], (*self._space.threads, *self._owners)
         left, done = (
             {change.name for name in names for change in self._stacks[name]}

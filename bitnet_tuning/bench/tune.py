@@ -43,6 +43,7 @@ from bitnet_tuning.store.state import State, alone, default_folder, moment
 
 LOCK = "benchmark.lock"
 NOTHING = "interrupted before anything was measured"
+SHOWN = {"fixed": "references"}  # what users read of a stage
 NOT_ALONE = "another benchmark is running: each disturbs the other's measurements"
 
 SAVE_SHARE, SAVE_SECONDS = 0.01, 10.0
@@ -212,7 +213,7 @@ class Tuning:
         runs: list[Run] = []
         try:
             for name in step.order:
-                self.shown.running(f"{_shown(step.stage)}: {name}", self.clock())
+                self.shown.running(f"{SHOWN.get(step.stage, step.stage)}: {name}", self.clock())
                 setting, phases = self.search.settings[name], self.search.rounds.phases(name)
                 with stop.interruptible():
                     runs.append(self.runner.measure(name, setting, phases))
@@ -234,7 +235,7 @@ class Tuning:
         budget = self.results.options.budget
         spent = f"{min(done.elapsed, budget):.0f} of {budget:.0f} s"
         self.shown.tell(
-            f"{spent}, round {done.number} ({_shown(done.stage)}): {leads}",
+            f"{spent}, round {done.number} ({SHOWN.get(done.stage, done.stage)}): {leads}",
             (done.stage, best),
             aside,
         )
@@ -278,10 +279,6 @@ class Tuning:
 
         energy = _part(lambda: limits.tokens_per_joule(run))
         self.keep(bandwidth=bandwidth, roof=roof, energy=energy)
-
-
-def _shown(stage: str) -> str:
-    return "references" if stage == "fixed" else stage
 
 
 def _part(find: Callable[[], NamedTuple]) -> Part:
