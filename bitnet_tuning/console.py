@@ -50,13 +50,8 @@ def folded(text: str, width: int) -> str:
     What may be copied stays whole: words, quotations, and commands after a colon."""
     if max(map(len, text.splitlines())) <= width:
         return text
-    import re  # noqa: PLC0415 (few lines are too long)
-
-    starts = rf"(?:sudo|\S*python\S*|{NAME}|apt-get|chmod|cmake|dd|echo|export|llama-\S+|pip|unset)"
-    whole = rf"`[^`]*`|(?<!\w)'[^']*'|(?<=: ){starts} [^;(]*[^;( ]"
-    text = re.sub(whole, lambda found: found[0].replace(" ", "\0"), text)
     lines = ((line, " " * (len(line) - len(line.lstrip()) + 2)) for line in text.splitlines())
-    return "\n".join("\n".join(_wrapped(line, width, to)) for line, to in lines).replace("\0", " ")
+    return "\n".join("\n".join(_wrapped(line, width, to)) for line, to in lines)
 
 
 def printable(text: str) -> str:
@@ -267,12 +262,17 @@ def _folded(lines: list[str], width: int) -> list[str]:
 
 
 def _wrapped(line: str, width: int, indent: str = "") -> list[str]:
+    import re  # noqa: PLC0415 (few lines are too long)
     from textwrap import TextWrapper  # noqa: PLC0415
 
+    starts = rf"sudo|\S*python\S*|{NAME}|apt-get|chmod|cmake|dd|echo|export|llama-[\w.-]+|pip|unset"
+    begin = r"(?:(?<=: )|^(?:-> )?(?!.*: ))"
+    whole = rf"`[^`]*`|(?<!\w)'[^']*'|{begin}(?:{starts}) [^;(]*[^;( ]"
+    line = re.sub(whole, lambda found: found[0].replace(" ", "\0"), line)
     # A long word stays whole, so that a path can be copied.
     wrapper = TextWrapper(width, break_long_words=False, break_on_hyphens=False)
     wrapper.subsequent_indent = indent
-    return wrapper.wrap(line)
+    return [piece.replace("\0", " ") for piece in wrapper.wrap(line)]
 
 
 def table(rows: Sequence[Sequence[str]], width: int) -> str:

@@ -91,6 +91,18 @@ def test_the_widest_column_is_folded_first() -> None:
     ]
 
 
+def test_a_command_in_a_cell_stays_in_one_line() -> None:
+    slim = "/opt/python3 -m bitnet_tuning model slim /a/long/path/to/m.gguf"
+    advice = f"a smaller embedding is read less per token\n-> make a smaller copy: {slim}"
+    lines = aligned([("WARN", advice), ("WARN", f"a name\n{slim}")], 60).split("\n")
+    assert lines[1:] == [
+        "      -> make a smaller copy:",
+        f"      {slim}",
+        "WARN  a name",
+        f"      {slim}",
+    ]
+
+
 def test_a_path_is_never_folded() -> None:
     path = "/a-b/" + "x" * 60
     assert path in aligned([("model", f"read {path} again")], 40)

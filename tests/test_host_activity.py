@@ -135,6 +135,7 @@ def test_without_proc_no_program_is_known(monkeypatch: pytest.MonkeyPatch) -> No
         ("", "?"),
         ("x" * 100, "x" * 40),
         ("kworker/0:1-events", "kworker"),
+        ("memfd:sealed-91", "?"),
         ("Größe", "Größe"),
     ],
 )

@@ -336,6 +336,7 @@ def test_a_thread_count_of_the_user_is_obeyed(
 
 @pytest.mark.parametrize("letters", ["\x1b[2J", "a)b"])
 def test_names_cannot_act_on_the_terminal(town: Town, letters: str) -> None:
+    town.spins(8, "memfd:sealed-91", town.now - 9, 0)  # is no name
     seen = town.spins(7, letters, town.now - 9, 0).watched()
     assert seen is not None
     assert seen.programs == (letters.replace("\x1b", "?"),)

@@ -358,7 +358,7 @@ def test_a_prompt_that_is_surely_longer_than_the_context_is_refused(
     with pytest.raises(UsageError) as caught:
         make_plan(request, context_facts(room + 1, engine)._replace(model=model))
     assert f"at least {room + 1} tokens" in caught.value.cause and "300" in caught.value.cause
-    assert "-c 2560" in caught.value.remedy
+    assert "-c 768," in caught.value.remedy
     make_plan(
         request._replace(extra=("-c", "9000")), context_facts(9000, engine)._replace(model=model)
     )
@@ -367,7 +367,9 @@ def test_a_prompt_that_is_surely_longer_than_the_context_is_refused(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"prompt": "x" * 9000}, ("about 2250 tokens", "2048", "-c 9216")),
+        ({"prompt": "x" * 9000}, ("about 2250 tokens", "2048", "-c 2560", "an estimate")),
+        ({"prompt": "x" * 16000}, ("about 4000 tokens", "-c 4096, which should")),
+        ({"prompt": "x" * 40000}, ("about 10000 tokens", "shorten it: ", "at most 4096 tokens")),
         ({"prompt": "x" * 8000}, ()),
         ({"n_predict": 2048}, ()),
         ({"n_predict": 2049}, ("-n 2049", "2048")),

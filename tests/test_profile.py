@@ -191,8 +191,10 @@ def test_a_profile_is_outdated_only_after_a_change(bench: Bench) -> None:
     host, model = bench.machine.host(), MODEL._replace(size=5)
     assert find_stale(bench.state, host, bench.engine, MODEL) is None
     assert bench.load(size=5) is None
-    changes = [f"model size {GIBIBYTE} bytes, now 5"]
+    changes = ["model size 1.0 GiB, now 0.0 KiB"]
     assert find_stale(bench.state, host, bench.engine, model) == (bench.profile, changes)
+    larger = find_stale(bench.state, host, bench.engine, MODEL._replace(size=GIBIBYTE + 1))
+    assert larger and larger[1] == ["model size 1,073,741,824 bytes, now 1,073,741,825 bytes"]
 
 
 def test_outdated_profiles_of_another_kind_of_model_are_not_listed(bench: Bench) -> None:

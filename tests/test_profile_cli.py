@@ -349,3 +349,19 @@ def test_the_plan_command_uses_profiles_too(bench: Bench) -> None:
 def test_what_the_machine_has_is_not_what_a_profile_for_another_says(bench: Bench) -> None:
     bench.remember(Machine(bench.home / "other root").regular(64).host())
     assert "measured" not in dry_run(bench)["reasons"]["threads"]
+
+
+def test_a_slim_copy_puts_the_profile_of_the_model_out_of_date(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BITNET_MODEL", demo.I2_S)
+    bench.remember()
+    assert bench.call("list") == 0 and "valid" in bench.out()
+    larger = tmp_path / "larger.gguf"
+    larger.write_bytes(Path(demo.I2_S).read_bytes() + bytes(1 << 20))
+    monkeypatch.setenv("BITNET_MODEL", str(larger))
+    assert bench.call("list") == 0
+    assert "out of date: model size " in " ".join(bench.out().split())
+    monkeypatch.setenv("BITNET_MODEL", "/no/such.gguf")
+    assert bench.call("list") == 0 and "valid" in bench.out()

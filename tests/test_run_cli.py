@@ -669,9 +669,9 @@ def test_a_prompt_longer_than_the_context_never_starts_the_engine(
     for script, given in ((PLAIN, ["-p", "word " * 3000]), (OPTIMIZED, ["-f", str(file)])):
         done = bench.start(script, *given, *flags)
         assert (done.code, done.out) == (2, b"")
-        assert "at least 3000 tokens" in done.err and "-c 15360" in done.err
+        assert "at least 3000 tokens" in done.err and "trained on at most 2048 " in done.err
     assert len(bench.fake.prompts()) == before
-    assert bench.start(PLAIN, "-p", "word " * 3000, "-c", "15360").code == 0
+    assert bench.start(PLAIN, "-p", "word " * 3000, "-c", "4096").code == 0
 
 
 def test_a_senselessly_small_context_is_refused(bench: Bench) -> None:

@@ -69,7 +69,9 @@ class Parser(argparse.ArgumentParser):
         from textwrap import fill  # noqa: PLC0415 (only for help)
 
         width, examples = columns() - 2, [f"  {self.prog} {each}" for each in self._examples]
-        codes = f"exit codes: {self.exits}, 2 wrong usage, 3 something missing, 4 not possible here"
+        usual = ("2 wrong usage", "3 something missing", "4 not possible here")
+        more = [each for each in usual if f" {each}" not in f", {self.exits}"]
+        codes = f"exit codes: {', '.join([self.exits, *more])}"
         self.description = fill(self.description or "", width)
         examples = ["examples:", *examples, ""] if examples else []
         self.epilog = "\n".join([*examples, fill(codes, width), ADDRESS])

@@ -76,7 +76,12 @@ def unknown_word(parser: argparse.ArgumentParser, word: str) -> UsageError:
     found = nearest(flag, own.union(*every.values()))
     remedy = "flags of the engine follow --; " if "--n-predict" in own else ""
     if not flag.startswith("-"):
-        return UsageError(f"unexpected argument: {word}", "put a text of several words in quotes")
+        advice = "put a text of several words in quotes"
+        if "--prompt" in own:
+            import shlex  # noqa: PLC0415 (a mistake)
+
+            advice = f"a prompt goes after -p, in quotes: {parser.prog} -p {shlex.quote(word)}"
+        return UsageError(f"unexpected argument: {word}", advice)
     if found in own:
         remedy = f"did you mean {found}? "
     elif found:

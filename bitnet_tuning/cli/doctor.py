@@ -32,7 +32,8 @@ def run(arguments: list[str]) -> int:
 
 def make_parser() -> Parser:
     parser = Parser("doctor", description=_ABOUT)
-    parser.exits = "0 nothing bad, 1 something bad (such as no engine), 2 warnings with --strict"
+    parser.exits = "0 nothing bad, 1 something bad (such as no engine), "
+    parser.exits += "2 wrong usage, or warnings with --strict"
     add = parser.add_argument
     what = (
         "print JSON: `findings`, each with name, state (good, warn, bad, unknown), text, advice "

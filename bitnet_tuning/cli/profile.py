@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+from contextlib import suppress
 
 from bitnet_tuning.cli.arguments import Parser, add_commands, add_engine, add_root, run_command
 from bitnet_tuning.console import aligned, command, counted, say, size_text, text_width, times
 from bitnet_tuning.engine.builds import verdict_words
+from bitnet_tuning.engine.find import locate_all
 from bitnet_tuning.errors import MissingError, TuningError, UsageError
 from bitnet_tuning.machine.detect import read_host
+from bitnet_tuning.machine.host import Host
 from bitnet_tuning.plan import profile as profiles
-from bitnet_tuning.plan.profile import Estimate, Profile
+from bitnet_tuning.plan.profile import Estimate, ModelKey, Profile
 from bitnet_tuning.plan.setting import describe
-from bitnet_tuning.prepare import find_engine
+from bitnet_tuning.prepare import engine_folders, find_engine, find_model
 from bitnet_tuning.store.state import State
 
 _TUNE = f"to measure one: {command('bench')}"
@@ -50,7 +54,7 @@ def make_parser() -> Parser:
 def _list(options: argparse.Namespace, state: State) -> int:
     host = read_host(options.root)
     every = profiles.stored_profiles(state)
-    found = [(profile, profiles.what_changed(profile, host)) for profile in every]
+    found = [(profile, _changes(profile, host, state)) for profile in every]
     if options.json:
         facts = [
             {"id": each.id, "valid": not changes, "changed": changes, **profiles.to_document(each)}
@@ -71,8 +75,19 @@ def _list(options: argparse.Namespace, state: State) -> int:
 
 def _show(options: argparse.Namespace, state: State) -> int:
     profile = _named(options.id, state)
-    print(_details(profile, profiles.what_changed(profile, read_host(options.root))))
+    print(_details(profile, _changes(profile, read_host(options.root), state)))
     return 0
+
+
+def _changes(profile: Profile, host: Host, state: State) -> list[str]:
+    """Return what changed since the tuning, also in the model that runs without -m."""
+    changes = profiles.what_changed(profile, host)
+    with suppress(TuningError):
+        engine = locate_all(profile.engine.path, os.environ, engine_folders())[0]
+        model = find_model(None, engine, state).model
+        if ModelKey.of(model)._replace(size=profile.model.size) == profile.model:
+            changes += profiles.model_changes(profile, model)
+    return changes
 
 
 def _named(start: str, state: State) -> Profile:

@@ -38,7 +38,8 @@ def make_parser() -> Parser:
         description="Run the demo model, which knows some texts by heart, and compare what the "
         "engine prints.",
     )
-    parser.exits = "0 all texts right, 1 one wrong, 4 some runs did not end in time"
+    parser.exits = "0 all texts right, 1 one wrong, 2 wrong usage, 3 something missing, "
+    parser.exits += "4 not possible here, or some runs did not end in time"
     add_engine(parser)
     what = "use another file of the demo model"
     parser.add_argument("--model", type=expanded, metavar="FILE", help=what)

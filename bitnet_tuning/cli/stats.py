@@ -7,9 +7,8 @@ import os
 from collections.abc import Iterator
 
 from bitnet_tuning import demo
-from bitnet_tuning.console import at_terminal, columns, command, counted, say, tell
+from bitnet_tuning.console import at_terminal, command, counted, say, tell
 from bitnet_tuning.engine.probe import parse_timings
-from bitnet_tuning.launch.failure import shorten
 from bitnet_tuning.launch.start import Outcome
 from bitnet_tuning.machine.detect import SET_PERFORMANCE
 from bitnet_tuning.machine.host import Host
@@ -48,7 +47,7 @@ def run_reported(
         say(stats_line(found) or no_figures)
     length = (found["prompt_tokens"] or _LONG) + (found["tokens"] or 0)
     if watched and ended_well and (request.chat or options.verbose or length >= _LONG):
-        say(*(shorten(f"as before: {each}", columns(2) - 15) for each in plan.warnings))
+        say(*(f"as before: {each}" for each in plan.warnings))
     return finish(facts, outcome.code, options.quiet)
 
 
@@ -72,8 +71,8 @@ def _before(request: Request, facts: Facts, plan: Plan) -> Iterator[str]:
         real = f"`{command('model')} get` fetches a real one"
         yield f"the demo model knows one text, a guide to running BitNet on a CPU; {real}"
     if request.chat and not facts.engine.completion:  # else the engine says it
-        end = "Ctrl-C" if os.name == "nt" and not facts.engine.embedded else "Ctrl-D"
-        yield f"{end} ends the chat, Ctrl-C stops an answer"
+        end = "" if os.name == "nt" and not facts.engine.embedded else ", as Ctrl-D does"
+        yield f"Ctrl-C stops an answer; at an empty prompt it ends the chat{end}"
 
 
 def _place(setting: Setting, host: Host) -> str:
@@ -136,4 +135,5 @@ def stats_line(found: dict[str, Any]) -> str:
         first and f"first token after {first:.{1 + (first < 0.1)}f} s",
         tokens and counted(tokens, "token"),
     )
-    return ", ".join(filter(None, parts))
+    # A number of tokens alone says nothing about the run.
+    return ", ".join(filter(None, parts)) if any(parts[:-1]) else ""

@@ -25,7 +25,7 @@ _BUSY = (0, 1, 2, 5, 6)
 time includes that of guests (proc_stat(5))."""
 _STEAL = 7
 
-_MOST_NAMED = 3
+_MOST_NAMED, UNNAMED = 3, "?"
 _LEAST_NAMED = 0.01
 """CPUs that a program must use to be named."""
 
@@ -140,7 +140,8 @@ def _ask_psutil() -> dict[int, ProcessTime]:
 def _printable(name: str) -> str:
     # Kernel workers have names that change with their work, such as kworker/0:1-events.
     name = "kworker" if name.startswith("kworker/") else name[:40]
-    return printable(name.replace("\n", "?")) or "?"
+    # A program that runs from memory has no file that could name it (memfd_create(2)).
+    return UNNAMED if name.startswith("memfd:") else printable(name.replace("\n", "?")) or UNNAMED
 
 
 def growth(before: Number | None, after: Number | None) -> Number | None:
@@ -185,6 +186,7 @@ def busiest(
     for pid, cpus in shares(before, after, seconds).items():
         rates[after[pid].name] = rates.get(after[pid].name, 0.0) + cpus
     named = [Busy(name, cpus) for name, cpus in rates.items() if cpus >= _LEAST_NAMED]
+    named = [each for each in named if each.name != UNNAMED]
     return tuple(sorted(named, key=lambda program: (-program.cpus, program.name))[:_MOST_NAMED])
 
 
@@ -255,7 +257,7 @@ def watch(host: Host, root: Root, sleep: Callable[[float], None] = time.sleep) -
         cpus = min(cpus, sum(counted.values()) + stolen)
         group = min(group, sum(counted.values()))
     names = [after[pid].name for pid in sorted(counted, key=lambda pid: -counted[pid])]
-    busiest = tuple(dict.fromkeys(names))[:_MOST_NAMED]
+    busiest = tuple(name for name in dict.fromkeys(names) if name != UNNAMED)[:_MOST_NAMED]
     return Neighbours(cpus, group, busiest) if max(cpus, group) >= QUIET else None
 
 

@@ -10,6 +10,7 @@ import struct
 from collections import Counter
 from itertools import pairwise, takewhile
 
+from bitnet_tuning.console import command
 from bitnet_tuning.errors import MissingError
 from bitnet_tuning.model import types
 from bitnet_tuning.model.types import ModelFile, TensorInfo, TypeShare, make_parts
@@ -124,6 +125,7 @@ def _read(path: str) -> tuple[int, Metadata, tuple[TensorInfo, ...]]:
 def _read_file(path: str) -> tuple[int, Metadata, tuple[TensorInfo, ...]]:
     remedy = "name a GGUF file with -m or in BITNET_MODEL"
     if not os.path.exists(path):
+        remedy += f", or download one: {command('model')} get"
         raise MissingError(f"no such model file: {path}", remedy)
     if not os.path.isfile(path):
         kind = "a folder" if os.path.isdir(path) else "not a regular file"

@@ -108,10 +108,12 @@ def check_context(request: Request, facts: Facts) -> Iterator[str]:
     # llama-completion aborts already if the prompt has more tokens than -c (common_batch_add).
     room = context if facts.engine.completion else _padded(context)
     size = request.prompt_bytes(facts.prompt_file_bytes) or 0
-    enough = _padded(size + _SPECIAL + max(request.n_predict, 0))
-    trained = facts.model.context_length
-    limit = f" (the model was trained on {trained} tokens)" if trained and size > trained else ""
-    remedy = f"shorten it{limit}, or add -c {enough}, which holds it in any case"
+    trained, length = facts.model.context_length, max(facts.least_tokens, estimate(size))
+    enough = _padded(length + _SPECIAL + max(request.n_predict, 0))
+    enough = min(enough, trained or enough)
+    remedy = f"shorten it, or add -c {enough}, which should be enough (an estimate)"
+    if length >= enough:
+        remedy = f"shorten it: the model was trained on at most {trained} tokens"
     if facts.least_tokens > room:
         has = f"the prompt has at least {counted(facts.least_tokens, 'token')}"
         raise UsageError(f"{has}, and the context {context}", remedy)

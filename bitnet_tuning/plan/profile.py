@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 
-from bitnet_tuning.console import command, times
+from bitnet_tuning.console import command, size_text, times
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.machine.host import Fingerprint, Host, fingerprint
@@ -233,9 +233,7 @@ def find_stale(
     for profile in stored_profiles(state):
         if profile.engine.path != engine.path or profile.model[:2] != wanted[:2]:
             continue
-        changes = what_changed(profile, host, engine)
-        if profile.model.size != wanted.size:
-            changes.append(f"model size {profile.model.size} bytes, now {wanted.size}")
+        changes = [*what_changed(profile, host, engine), *model_changes(profile, model)]
         if changes:
             return profile, changes
     return None
@@ -244,6 +242,15 @@ def find_stale(
 def what_changed(profile: Profile, host: Host, engine: Engine | None = None) -> list[str]:
     """Return a text for each change since the tuning; none if the profile can be used."""
     return [*host_changes(profile, host), *engine_changes(profile, engine)]
+
+
+def model_changes(profile: Profile, model: ModelFile) -> list[str]:
+    """Return how the model's file changed since the tuning: a text if it has another size."""
+    sizes = (profile.model.size, model.size)
+    then, now = map(size_text, sizes)
+    if then == now:
+        then, now = (f"{size:,} bytes" for size in sizes)
+    return [] if then == now else [f"model size {then}, now {now}"]
 
 
 _NAMES = {
