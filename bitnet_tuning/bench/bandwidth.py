@@ -26,8 +26,7 @@ quarter of the buffer is still cached."""
 MEMORY_SHARE = 4
 """Divisor of the free memory: the buffer takes at most a quarter of it."""
 SLICE = 16 << 20
-"""Smallest part of the buffer that one thread reads, in bytes: several times the private caches
-of a core."""
+"""Fewest bytes of the buffer that one thread reads: several times the private caches of a core."""
 
 _LEAST_FACTOR = 2
 """Smallest multiple of the last-level caches: much of a smaller buffer would stay in them."""
@@ -37,16 +36,14 @@ _CLEARLY_FASTER = 1.5
 PASSES = 8
 PASS_SECONDS = 0.1
 _STEP = 4 << 20
-"""Bytes that a thread reads between two looks at the clock: a millisecond at most, so that the
-threads of a pass end together."""
+"""Bytes read between two looks at the clock: 1 ms at most, so that all threads end together."""
 
 Read = Callable[[int, int], None]
 """Takes an address and a number of bytes, and reads them."""
 
 
 class AbsentError(Exception):
-    """This machine does not show a figure, which is no fault. The text is half a sentence, with a
-    remedy if there is one."""
+    """This machine does not show a figure, which is no fault. The text is half a sentence."""
 
 
 class Bandwidth(NamedTuple):
@@ -57,8 +54,7 @@ class Bandwidth(NamedTuple):
     samples: tuple[float, ...]
     """The speed of each pass."""
     reader_limits: bool
-    """Whether the function that reads may be slower than memory. If so, memory delivers at least
-    this."""
+    """Whether the function that reads may be slower than memory, which delivers at least this."""
 
 
 def measure_bandwidth(threads: int, host: Host, root: Root | None = None) -> Bandwidth:
@@ -77,15 +73,13 @@ def measure_bandwidth(threads: int, host: Host, root: Root | None = None) -> Ban
     team = spread(host, host.allowed)[:threads]
     size = buffer_size(len(team), host, root or Root())
     if size is None:
-        raise AbsentError(
-            "there is too little free memory to measure its bandwidth; close other programs"
-        )
+        why = "there is too little free memory to measure its bandwidth; close other programs"
+        raise AbsentError(why)
     read = reader()
     limit = cached_rate(read) * len(team)
     rates = read_together(team, size // len(team), read)
     middle = median(rates)
-    limits = limit < middle * _CLEARLY_FASTER
-    return Bandwidth(middle, threads, tuple(rates), limits)
+    return Bandwidth(middle, threads, tuple(rates), limit < middle * _CLEARLY_FASTER)
 
 
 def buffer_size(threads: int, host: Host, root: Root) -> int | None:
@@ -152,8 +146,7 @@ def read_together(cpus: Sequence[int], each: int, read: Read) -> list[float]:
             if hasattr(os, "sched_setaffinity"):
                 with contextlib.suppress(OSError):  # the CPU may not be available
                     os.sched_setaffinity(0, {cpus[number]})
-            # The thread writes its own memory first, so that Linux allocates it on the thread's
-            # NUMA node.
+            # Linux allocates the memory on the NUMA node of the thread that writes it first.
             memory = (ctypes.c_char * each).from_buffer(mmap.mmap(-1, each))
             ctypes.memset(memory, FILL, each)
             for _ in range(PASSES):

@@ -4,14 +4,14 @@ of the runs, and list the settings to compare."""
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 from typing import Any
 
 from bitnet_tuning import demo
+from bitnet_tuning.bench import results
 from bitnet_tuning.bench.comparison import DEFAULT, Run
 from bitnet_tuning.bench.knobs import Assignment, Choices, Space, make_space
-from bitnet_tuning.bench.results import Results, Surroundings, engine_facts, model_facts, program
+from bitnet_tuning.bench.results import ModelFacts, Results, Surroundings, model_facts
 from bitnet_tuning.bench.runner import Runner, choose_sizes, make_runner
 from bitnet_tuning.console import Progress, clock, command, say
 from bitnet_tuning.engine.find import EMBEDDED
@@ -27,7 +27,7 @@ from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.profile import PP, TG, Objective
 from bitnet_tuning.plan.setting import describe
 from bitnet_tuning.prepare import read_facts, runs_unnamed, with_all_means
-from bitnet_tuning.store.state import State, default_folder, moment
+from bitnet_tuning.store.state import State, moment
 from bitnet_tuning.verify import selftest
 
 
@@ -39,12 +39,11 @@ def progress_of(budget: float) -> Progress:
 def find_runner(options: argparse.Namespace, earlier: Results | None, state: State) -> Runner:
     """Return what measures the engine and the model that ``options`` name, else those of the
     ``earlier`` tuning. Raise TuningError if one cannot be found or used."""
-    engine_named, model_named = options.engine, options.model
+    request = Request(engine=options.engine, model=options.model, profile=False, force=True)
     if earlier is not None:
-        embedded = earlier.engine.generation == "embedded"
-        engine_named = engine_named or (EMBEDDED if embedded else earlier.engine.path)
-        model_named = model_named or earlier.model.path
-    request = Request(engine=engine_named, model=model_named, profile=False, force=True)
+        engine, model = earlier.engine, options.model or earlier.model.path
+        used = EMBEDDED if engine.generation == "embedded" else engine.path
+        request = request._replace(engine=options.engine or used, model=model)
     facts = with_all_means(read_facts(request, state))
     facts = facts._replace(beside=file_beside(facts.model, state))
     say(facts.note, state.warning)
@@ -54,8 +53,7 @@ def find_runner(options: argparse.Namespace, earlier: Results | None, state: Sta
 
 
 def self_tested(facts: Facts) -> str | None:
-    """Run the self-test and return a note if it could not run. Raise UnsupportedError if the
-    engine writes wrong words."""
+    """Run the self-test; return a note if it cannot run. Raise UnsupportedError for wrong words."""
     try:
         report = selftest.run_selftest(facts.engine, facts.host)
     except TuningError as error:
@@ -64,10 +62,9 @@ def self_tested(facts: Facts) -> str | None:
         return None
     if report.passed is None:
         return f"the engine was not self-tested: {report.cause}"
-    raise UnsupportedError(
-        f"{facts.engine.path} writes wrong words, so its speed means nothing: {report.cause}",
-        f"run `{command('selftest')}` to see them; --no-selftest measures it anyway",
-    )
+    cause = f"{facts.engine.path} writes wrong words, so its speed means nothing: {report.cause}"
+    remedy = f"run `{command('selftest')}` to see them; --no-selftest measures it anyway"
+    raise UnsupportedError(cause, remedy)
 
 
 def calibrate(runner: Runner, options: argparse.Namespace, shown: Progress) -> None:
@@ -96,9 +93,8 @@ def _checked(runner: Runner, run: Run) -> None:
             f"the path {runner.facts.model.path} has a space or a comma, which llama-bench may "
             "not accept: name a link to the model whose path has neither (ln -s)"
         )
-    raise UnsupportedError(
-        f"the engine cannot be measured with its default setting: {run.problem}", remedy
-    )
+    cause = f"the engine cannot be measured with its default setting: {run.problem}"
+    raise UnsupportedError(cause, remedy)
 
 
 def begin(runner: Runner, options: argparse.Namespace, stop: Stop, shown: Progress) -> Results:
@@ -147,25 +143,24 @@ def _document(runner: Runner, asked: Assignment, space: Space) -> Results:
     """Return results without a round. Raise MissingError if the model file is damaged."""
     facts, bench, residents = runner.facts, runner.bench, runner.residents
     measuring = (None, residents.server.program) if residents else (bench and bench.program, None)
-    created, beside = moment(), facts.beside
+    created, beside, state = moment(), facts.beside, State()
+
+    def stored(model: ModelFile) -> ModelFacts:
+        return model_facts(model, runs_unnamed(model.path, facts.engine.location, state))
+
     return Results(
         created=created,
         updated=created,
         state="running",
-        program=program(),
+        program=results.program(),
         options=asked,
         host=host_facts(facts.host),
-        engine=engine_facts(facts.engine, *measuring),
-        model=model_facts(facts.model, _is_default(facts, facts.model)),
-        beside=model_facts(beside, _is_default(facts, beside)) if beside else None,
+        engine=results.engine_facts(facts.engine, *measuring),
+        model=stored(facts.model),
+        beside=stored(beside) if beside else None,
         space=space,
         settings={DEFAULT: space.default, **dict(space.fixed)},
     )
-
-
-def _is_default(facts: Facts, model: ModelFile) -> bool:
-    state = State(default_folder(os.environ))
-    return runs_unnamed(model.path, facts.engine.location, state)
 
 
 def extended(earlier: Results, more: float | None, path: str) -> Results:
@@ -221,7 +216,5 @@ def _check_same(runner: Runner, earlier: Results) -> None:
     )
     changed = [f"the {name} has changed" for name in then if then[name] != now[name]]
     if changed:
-        raise UsageError(
-            f"that tuning cannot be resumed: {', '.join(changed)}",
-            "tune without --resume; --compare shows how two results differ",
-        )
+        cause = f"that tuning cannot be resumed: {', '.join(changed)}"
+        raise UsageError(cause, "tune without --resume; --compare shows how two results differ")

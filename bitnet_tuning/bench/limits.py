@@ -200,9 +200,8 @@ def tokens_per_joule(run: Callable[[int], None], root: Root | None = None) -> En
     hidden = [domain for domain in domains if read_counter(root, domain) is None]
     if hidden:
         files = " ".join(f"/{counter_file(domain)}" for domain in hidden)
-        raise AbsentError(
-            f"only root may read the energy counters; allow it: sudo chmod a+r {files}"
-        )
+        cause = f"only root may read the energy counters; allow it: sudo chmod a+r {files}"
+        raise AbsentError(cause)
 
     def joules(tokens: int) -> float:
         before, used = [read_counter(root, domain) for domain in domains], 0

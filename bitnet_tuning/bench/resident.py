@@ -173,9 +173,8 @@ class Residents:
             claimed, seen = map(sum, zip(*slices, strict=True))
             if not agree(claimed, seen, OWN_SECONDS * (len(slices) - 1)):
                 what = f"{phase}{tokens}" if len(slices) == 1 else f"{len(slices)} slices"
-                raise FailedRunError(
-                    f"the engine says that {what} took {claimed:.3g} s, but it took {seen:.3g}"
-                )
+                cause = f"the engine says that {what} took {claimed:.3g} s, but it took {seen:.3g}"
+                raise FailedRunError(cause)
         loaded.times.append((whole, taken))
         speed = checked(1000 * count / spent if spent > 0 else 0.0, f"{phase}{tokens}")
         used = after - before if phase != PP and before and after else 0.0

@@ -204,10 +204,8 @@ def write(path: str, text: str, what: str, flag: str) -> None:
     try:
         write_atomically(os.path.realpath(path), text.encode())
     except OSError as error:
-        raise UsageError(
-            f"cannot write {what} to {path}: {error.strerror or error}",
-            f"name another file with {flag}",
-        ) from error
+        cause = f"cannot write {what} to {path}: {error.strerror or error}"
+        raise UsageError(cause, f"name another file with {flag}") from error
 
 
 def load(path: str) -> Results:

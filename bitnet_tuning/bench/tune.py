@@ -234,11 +234,8 @@ class Tuning:
             aside = f"best: {best} ×{found.median:.2f}"
         budget = self.results.options.budget
         spent = f"{min(done.elapsed, budget):.0f} of {budget:.0f} s"
-        self.shown.tell(
-            f"{spent}, round {done.number} ({SHOWN.get(done.stage, done.stage)}): {leads}",
-            (done.stage, best),
-            aside,
-        )
+        text = f"{spent}, round {done.number} ({SHOWN.get(done.stage, done.stage)}): {leads}"
+        self.shown.tell(text, (done.stage, best), aside)
 
     def _check(self, name: str, stop: Stop) -> None:
         self.shown.running(f"checking the output: {name}", self.clock())

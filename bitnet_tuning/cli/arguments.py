@@ -176,9 +176,8 @@ def add_model(parser: argparse._ActionsContainer) -> None:
 
 def add_no_profile(parser: argparse._ActionsContainer) -> None:
     """Add ``--no-profile``, stored as ``profile``."""
-    parser.add_argument(
-        "--no-profile", dest="profile", action="store_false", help="ignore saved measurements"
-    )
+    text = "ignore saved measurements"
+    parser.add_argument("--no-profile", dest="profile", action="store_false", help=text)
 
 
 def add_run(parser: Parser, plans: bool = False) -> None:

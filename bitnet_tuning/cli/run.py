@@ -83,10 +83,9 @@ def _check_prompts(options: argparse.Namespace) -> None:
     if many and not options.prompts:
         raise UsageError("argument --prompts: the file name is empty")
     if many and options.resume and not options.output:
-        raise UsageError(
-            "argument --resume: needs -o FILE with the answers of the earlier run",
-            "a run that printed its answers to standard output cannot be resumed",
-        )
+        cause = "argument --resume: needs -o FILE with the answers of the earlier run"
+        remedy = "a run that printed its answers to standard output cannot be resumed"
+        raise UsageError(cause, remedy)
 
 
 def run_request(

@@ -27,10 +27,8 @@ def _engine(case: Case) -> Finding | None:
     if isinstance(engine, TuningError):
         return bad(engine.cause, engine.remedy)
     if engine.location.source == NONE_COMPILED:
-        return warn(
-            f"the embedded engine is used because {NONE_COMPILED}; it has no i2_s kernels",
-            "build bitnet.cpp, then name its folder with --engine or BITNET_ENGINE",
-        )
+        text = f"the embedded engine is used because {NONE_COMPILED}; it has no i2_s kernels"
+        return warn(text, "build bitnet.cpp, then name its folder with --engine or BITNET_ENGINE")
     refused = refusal(engine, case.host.isa)
     if refused:
         return bad(f"{engine.path} {refused}", "build it on this machine")
@@ -52,10 +50,8 @@ def _age(case: Case) -> Finding | None:
     text = f"built {counted(days, 'day')} ago" if days > 0 else "built today"
     if days <= OLD:
         return good(text)
-    return warn(
-        f"{text}; newer kernels may be faster",
-        "in its checkout: git pull --recurse-submodules, then build it again with setup_env.py",
-    )
+    advice = "in its checkout: git pull --recurse-submodules, then build it again with setup_env.py"
+    return warn(f"{text}; newer kernels may be faster", advice)
 
 
 def _cpu_kernels(case: Case) -> Finding:
@@ -67,14 +63,10 @@ def _cpu_kernels(case: Case) -> Finding:
     if "DOTPROD" in cpu:
         return good("the CPU has NEON with dot products, which the i2_s kernels use")
     if "NEON" in cpu:
-        return warn(
-            "the CPU has NEON without dot products, so the i2_s kernels take a slower path",
-            "no setting helps; use a smaller model or another CPU",
-        )
-    return bad(
-        "the CPU has neither AVX2 nor NEON, and i2_s kernels exist for these two only",
-        "use a TQ2_0 or TQ1_0 file of the model with mainline llama.cpp",
-    )
+        text = "the CPU has NEON without dot products, so the i2_s kernels take a slower path"
+        return warn(text, "no setting helps; use a smaller model or another CPU")
+    text = "the CPU has neither AVX2 nor NEON, and i2_s kernels exist for these two only"
+    return bad(text, "use a TQ2_0 or TQ1_0 file of the model with mainline llama.cpp")
 
 
 def _build_kernels(case: Case) -> Finding | None:
@@ -87,10 +79,8 @@ def _build_kernels(case: Case) -> Finding | None:
     if found:
         return good(f"built with {', '.join(found)}")
     worse = bad if model is not None and model.quantization == I2_S else warn
-    return worse(
-        f"{engine.path} is built without AVX2 and NEON: with i2_s it prints garbage or aborts",
-        "build it again with -DGGML_NATIVE=ON, or with -DGGML_AVX2=ON -DGGML_FMA=ON",
-    )
+    text = f"{engine.path} is built without AVX2 and NEON: with i2_s it prints garbage or aborts"
+    return worse(text, "build it again with -DGGML_NATIVE=ON, or with -DGGML_AVX2=ON -DGGML_FMA=ON")
 
 
 def _untold(case: Case, text: str) -> Finding:

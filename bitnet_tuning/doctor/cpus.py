@@ -117,10 +117,8 @@ def _hybrid(case: Case) -> Finding:
         text = f"{fast} performance and {slow} efficiency cores"
         if not (openmp.user_binding(case.environ) and case.computed.setting.cpus):
             return good(f"{text}; {case.computed.reasons['cpus']}")
-        return warn(
-            f"{text}: you bind threads yourself, so they are not placed on the performance cores",
-            "unset OMP_PROC_BIND OMP_PLACES GOMP_CPU_AFFINITY KMP_AFFINITY",
-        )
+        what = f"{text}: you bind threads yourself, so they are not placed on the performance cores"
+        return warn(what, "unset OMP_PROC_BIND OMP_PLACES GOMP_CPU_AFFINITY KMP_AFFINITY")
     return good("all cores look alike")
 
 
@@ -143,10 +141,8 @@ def _numa_balancing(case: Case) -> Finding | None:
     if case.numa_balancing is None or len(case.host.nodes) < 2:
         return None
     if case.numa_balancing:
-        return warn(
-            "the kernel moves pages between NUMA nodes automatically, which costs speed",
-            "echo 0 | sudo tee /proc/sys/kernel/numa_balancing",
-        )
+        text = "the kernel moves pages between NUMA nodes automatically, which costs speed"
+        return warn(text, "echo 0 | sudo tee /proc/sys/kernel/numa_balancing")
     return good("the kernel leaves pages on their NUMA node")
 
 

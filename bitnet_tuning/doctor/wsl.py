@@ -58,10 +58,8 @@ def _default_memory(case: Case, total: int | None) -> Finding:
     text = f"WSL has {size_text(total)} of memory, its default share; {needed(case)}"
     if total >= need(case) + ROOM:
         return good(text)
-    return warn(
-        f"{text}: little is left for everything else",
-        f"set memory=8GB below [wsl2] in C:\\Users\\NAME\\.wslconfig, then run: {_RESTART}",
-    )
+    advice = f"set memory=8GB below [wsl2] in C:\\Users\\NAME\\.wslconfig, then run: {_RESTART}"
+    return warn(f"{text}: little is left for everything else", advice)
 
 
 def _processors(case: Case) -> Finding | None:

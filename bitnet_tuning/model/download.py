@@ -33,10 +33,8 @@ def get_model(repository: str, file: str | None, folders: Sequence[str]) -> str:
         import huggingface_hub as hub  # noqa: PLC0415 (an extra)
         from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
     except ImportError as error:
-        raise MissingError(
-            f"downloading a model needs huggingface_hub 0.25 or later ({error})",
-            f"install it: {_installation()}",
-        ) from error
+        why = f"downloading a model needs huggingface_hub 0.25 or later ({error})"
+        raise MissingError(why, f"install it: {_installation()}") from error
     if file is not None and os.path.basename(file) in ("", ".", ".."):
         raise UsageError(f"no such file in {repository}: {file}", "name a .gguf file")
     try:
@@ -172,8 +170,6 @@ def _explained(error: Exception, repository: str, endpoint: str) -> TuningError:
     if code == "EntryNotFound":
         return MissingError(f"there is no such file in {page}", f"its files: {page}/tree/main")
     if answer.status_code in (401, 403, 404):
-        return MissingError(
-            f"{page} does not exist, or you may not read it ({said})",
-            "check the name; accept its conditions there, and set HF_TOKEN or run: hf auth login",
-        )
+        hint = "check the name; accept its conditions there, and set HF_TOKEN or run: hf auth login"
+        return MissingError(f"{page} does not exist, or you may not read it ({said})", hint)
     return TuningError(f"{endpoint} answered: {said}", "try again later")

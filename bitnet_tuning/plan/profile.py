@@ -299,10 +299,8 @@ def read_profile(path: str) -> Profile:
         return codec.from_json(Profile, found)
     except (ValueError, RecursionError) as error:
         what = error if isinstance(error, DamagedError) else "it is not JSON"
-        raise UnsupportedError(
-            f"{path} is not a valid profile: {what}",
-            f"export it again: {command('profile')} export ID > FILE",
-        ) from error
+        remedy = f"export it again: {command('profile')} export ID > FILE"
+        raise UnsupportedError(f"{path} is not a valid profile: {what}", remedy) from error
 
 
 def bound_to(profile: Profile, host: Host, engine: EngineKey) -> Profile:

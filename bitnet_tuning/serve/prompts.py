@@ -99,9 +99,8 @@ def parse(content: bytes, request: Request) -> tuple[Prompt, ...]:
             given = _FORM.read_fields(_decoded(line), ("text",))
             prompt = Prompt(**{"id": len(prompts), **defaults, **given})
             if prompt.id in seen:
-                raise DamagedError(
-                    f"{json.dumps(prompt.id)} is also that of line {seen[prompt.id]}", ".id"
-                )
+                cause = f"{json.dumps(prompt.id)} is also that of line {seen[prompt.id]}"
+                raise DamagedError(cause, ".id")
         except DamagedError as error:
             raise UsageError(
                 f"argument --prompts: line {number}: {error}",
@@ -250,10 +249,8 @@ class AnswerFile:
     def require_empty(self) -> None:
         """Raise UsageError if the file is not empty."""
         if os.fstat(self._handle).st_size:
-            raise UsageError(
-                f"argument -o/--output: {self.path} is not empty",
-                "add --resume to continue it, or name another file with -o",
-            )
+            cause = f"argument -o/--output: {self.path} is not empty"
+            raise UsageError(cause, "add --resume to continue it, or name another file with -o")
 
     def read(self) -> bool:
         """Read the answers of earlier runs.

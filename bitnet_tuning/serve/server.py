@@ -135,10 +135,9 @@ class Client:
                 return response.status, bytes(read)
         except (OSError, HTTPException) as error:
             if isinstance(error, OSError) and error.errno in _UNREACHABLE:
-                raise UnsupportedError(
-                    f"the server at {LOOPBACK} cannot be reached: {error.strerror}",
-                    "turn the loopback interface on: sudo ip link set lo up",
-                ) from error
+                cause = f"the server at {LOOPBACK} cannot be reached: {error.strerror}"
+                remedy = "turn the loopback interface on: sudo ip link set lo up"
+                raise UnsupportedError(cause, remedy) from error
             if lack := shortage(error, "cannot connect"):
                 raise lack from error
             raise BrokenError(str(error) or type(error).__name__) from error
@@ -184,9 +183,8 @@ class Running(NamedTuple):
         code = self.service.ended(_GONE_SECONDS)
         if code is not None:
             return GoneError(code, self.service.log())
-        return TuningError(
-            f"the server (process {self.service.pid}) runs but did not answer: {trouble}"
-        )
+        cause = f"the server (process {self.service.pid}) runs but did not answer: {trouble}"
+        return TuningError(cause)
 
 
 def fitting_slots(
@@ -249,10 +247,8 @@ def server_of(engine: Engine) -> Server:
     """Return the server beside the engine. Raise MissingError if there is none."""
     program = engine.other("server")
     if not program:
-        raise MissingError(
-            f"--prompts needs llama-server in the folder of {engine.path}",
-            "build it: cmake --build build --target llama-server",
-        )
+        cause = f"--prompts needs llama-server in the folder of {engine.path}"
+        raise MissingError(cause, "build it: cmake --build build --target llama-server")
     return Server(program, flags_of(program), flash_takes_value(engine))
 
 

@@ -295,9 +295,8 @@ def output(report: Report, problem: str | None) -> Line:
         return Line(OUTPUT, FAIL, f"{report.diagnosis} ({count} known texts come out wrong)")
     if problem:
         return Line(OUTPUT, FAIL, f"with the planned setting: {problem}")
-    return Line(
-        OUTPUT, PASS, f"{counted(report.right, 'known text')} of the demo model came out right"
-    )
+    reason = f"{counted(report.right, 'known text')} of the demo model came out right"
+    return Line(OUTPUT, PASS, reason)
 
 
 def quantization(engine: Engine, model: ModelFile) -> Line:

@@ -109,9 +109,8 @@ def load_cases() -> tuple[KnownText, ...]:
         with open(demo.EXPECTED, encoding="utf-8") as file:
             cases = json.load(file)["cases"]
     except (OSError, ValueError, KeyError) as error:
-        raise MissingError(
-            f"cannot read {demo.EXPECTED}: {error}", "install bitnet-tuning again"
-        ) from error
+        cause = f"cannot read {demo.EXPECTED}: {error}"
+        raise MissingError(cause, "install bitnet-tuning again") from error
     return tuple(KnownText(case["prompt"], case["text"], case["tokens"]) for case in cases)
 
 
@@ -234,31 +233,21 @@ def causes(
     if "SIGILL" in problems:
         yield "the build uses instructions that this CPU lacks", "build it on this machine"
     if may_have_i2_s and "AVX2" not in cpu:
-        yield (
-            "this CPU has no AVX2, which the i2_s kernels need",
-            "use a TQ2_0 or TQ1_0 file of the model with mainline llama.cpp",
-        )
+        cause = "this CPU has no AVX2, which the i2_s kernels need"
+        yield cause, "use a TQ2_0 or TQ1_0 file of the model with mainline llama.cpp"
     elif may_have_i2_s and engine.isa and "AVX2" not in engine.isa:
-        yield (
-            "the build lacks AVX2, which the i2_s kernels need and this CPU has",
-            "build it again with -DGGML_NATIVE=ON, or with -DGGML_AVX2=ON -DGGML_FMA=ON",
-        )
+        cause = "the build lacks AVX2, which the i2_s kernels need and this CPU has"
+        yield cause, "build it again with -DGGML_NATIVE=ON, or with -DGGML_AVX2=ON -DGGML_FMA=ON"
     whole = [result.passed for result in report.results if not result.variant.batch]
     if any(whole) and all(result.variant.batch for result in failed):
         sizes = "; ".join(sorted({str(result.variant) for result in failed}))
         yield f"only prompts cut into batches go wrong ({sizes})", "do not set -b and -ub"
     one_thread = [result.passed for result in report.results if result.variant.threads == 1]
     if any(one_thread) and all(result.variant.threads > 1 for result in failed):
-        yield (
-            "only runs with several threads go wrong: the OpenMP runtime does not fit the build",
-            "build it again on this machine",
-        )
+        cause = "only runs with several threads go wrong: the OpenMP runtime does not fit the build"
+        yield cause, "build it again on this machine"
     if control:
-        yield (
-            "the i2_s kernels are wrong: the same weights as TQ2_0 give the right text",
-            "build bitnet.cpp again with clang 18 or later, for this CPU",
-        )
-    yield (
-        "the build is broken, or the demo model is damaged",
-        "build bitnet.cpp again with clang 18 or later, or install bitnet-tuning again",
-    )
+        cause = "the i2_s kernels are wrong: the same weights as TQ2_0 give the right text"
+        yield cause, "build bitnet.cpp again with clang 18 or later, for this CPU"
+    cause = "the build is broken, or the demo model is damaged"
+    yield cause, "build bitnet.cpp again with clang 18 or later, or install bitnet-tuning again"
