@@ -210,7 +210,6 @@ def find_model(named: str | None, engine: Location | None, state: State) -> Choi
 def _choose(
     engines: tuple[Engine, ...], model: ModelFile | None, state: State, host: Host | None
 ) -> Engine:
-    """Return the best of several builds."""
     from bitnet_tuning.engine.builds import choose_build, load_fastest  # noqa: PLC0415
 
     host = host or read_host()

@@ -52,7 +52,6 @@ class Bandwidth(NamedTuple):
     median: float
     threads: int
     samples: tuple[float, ...]
-    """The speed of each pass."""
     reader_limits: bool
     """Whether the function that reads may be slower than memory, which delivers at least this."""
 

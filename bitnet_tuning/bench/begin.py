@@ -82,7 +82,6 @@ def calibrate(runner: Runner, options: argparse.Namespace, shown: Progress) -> N
 
 
 def _checked(runner: Runner, run: Run) -> None:
-    """Raise UnsupportedError for a run that failed."""
     if run.problem is None:
         return
     remedy = f"run the same engine and model with `{command('run')} --verbose` to see the log"

@@ -67,7 +67,6 @@ class Compared(NamedTuple):
     """The reference first, builds that write wrong words last."""
     rounds: int
     program: str = PROGRAMS[0]
-    """The name of the program that measured."""
 
 
 def compare_builds(options: argparse.Namespace) -> int:

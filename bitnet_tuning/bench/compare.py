@@ -44,9 +44,7 @@ class Comparison(NamedTuple):
     settings: tuple[Pair, ...]
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
-    """Names of settings that only one benchmark has."""
     resolution: float = statistics.RESOLUTION
-    """Share by which speeds may differ and count as equal."""
 
 
 def compare(a: Results, b: Results) -> Comparison:

@@ -50,7 +50,6 @@ class Run(NamedTuple):
     """One measurement of one setting: a process, or slices of a server's time."""
 
     setting: str
-    """The setting's name within the comparison."""
     samples: Mapping[Phase, PhaseSpeeds]
     """Every sample in tokens/s, by phase; empty if the run failed."""
     seconds: Seconds
@@ -153,7 +152,6 @@ class Rounds:
         return len(self._rounds)
 
     def add(self, told: Round) -> None:
-        """Add the next round."""
         self._rounds.append(told)
         for run in told.runs:
             self._runs[run.setting].append(run)
@@ -173,7 +171,6 @@ class Rounds:
         return next(filter(None, found), None)
 
     def failures(self, name: str) -> list[str]:
-        """Return the reasons of the runs that failed, in their order."""
         return [run.problem for run in self._runs[name] if run.problem is not None]
 
     def problem(self, name: str) -> str | None:
@@ -284,7 +281,6 @@ class Rounds:
         return self.objective.phases if has_lost else phases_of(number, self.objective)
 
     def in_duel(self, name: str) -> bool:
-        """Return whether the setting was measured in a duel."""
         return any(each.stage == DUEL and _ran(each, name) for each in self._rounds)
 
     def shown(self, name: str) -> Judged:

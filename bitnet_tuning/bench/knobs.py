@@ -89,7 +89,6 @@ class Assignment(NamedTuple):
     sizes: Sizes | None
     """Tokens and samples of each run; None until the engine's speed is known."""
     remember: Annotated[bool, LATER] = True
-    """Whether to save the winner for later runs."""
     resolution: Annotated[Positive, LATER] = RESOLUTION
     """Share by which speeds may differ and count as equal."""
     extended: Annotated[tuple[tuple[Seconds, Seconds], ...], LATER] = ()
@@ -195,7 +194,6 @@ def _parts(whole: int, pieces: int) -> set[int]:
 
 
 def _threads(count: int, default: Setting, choices: Choices) -> Change:
-    """Return a change to ``count`` threads of the objective's phases."""
     fields: dict[str, object] = {}
     if TG in choices.options.objective.phases:
         fields["threads"] = count
@@ -223,7 +221,6 @@ def knobs(choices: Choices, default: Setting) -> tuple[Knob, ...]:
 
 
 def _memory(choices: Choices, default: Setting) -> Iterator[Change]:
-    """Yield the ways to load the model that memory and limits allow."""
     can_copy = memory.has_room(choices.facts.host, choices.facts.model) and choices.obeys("mmap")
     if can_copy and default.mmap is None:
         yield Change("no mmap", (("mmap", False),))
@@ -237,7 +234,6 @@ def _memory(choices: Choices, default: Setting) -> Iterator[Change]:
 
 
 def _binding(choices: Choices, default: Setting) -> Iterator[Change]:
-    """Yield no binding of threads, if the default binds them."""
     # On some Xeons, users report, OMP_PROC_BIND=true costs a third of the speed.
     if _is_bound(default):
         yield Change("not bound", unset_env=tuple(BINDING))

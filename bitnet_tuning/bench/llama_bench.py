@@ -34,7 +34,6 @@ class Bench(NamedTuple):
     program: tuple[str, ...]
     """The beginning of its command line."""
     flags: frozenset[str]
-    """The flags that its help lists."""
 
 
 class BenchCommand(NamedTuple):
@@ -44,7 +43,6 @@ class BenchCommand(NamedTuple):
     tokens: dict[str, int]
     """Number of tokens that each row is about, by phase."""
     samples: int
-    """Number of samples that each row must have."""
     fields: Mapping[str, object]
     """Values that the rows must have if they have the field; ``n_threads`` is mandatory."""
 

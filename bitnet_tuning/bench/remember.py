@@ -64,7 +64,6 @@ def remembered(results: Results, facts: Facts, engine: EngineKey, state: State, 
 
 
 def not_remembered(why: str) -> Kept:
-    """Return the outcome for a decision that is not saved."""
     return Kept(False, None, f"Not saved: {why}.")
 
 

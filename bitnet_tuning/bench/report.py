@@ -21,7 +21,6 @@ PHONE = 42
 
 
 def page(results: Results) -> str:
-    """Return the report as HTML."""
     summary, model = Summary(results), results.model
     what, how = summary.headings
     text = f"This benchmark is {results.state}: more rounds may change its results."

@@ -113,11 +113,9 @@ class Residents:
         return text if isinstance(text, str) else "", count if isinstance(count, int) else 0
 
     def has(self, setting: Setting) -> bool:
-        """Return whether the setting's server is loaded."""
         return setting in self._loaded
 
     def close(self) -> None:
-        """End all servers."""
         for setting in tuple(self._loaded):
             self._end(setting)
 

@@ -100,7 +100,6 @@ class Kept(NamedTuple):
 
     stored: bool
     id: str | None
-    """The profile's id; None if it was not saved."""
     reason: str
     """A sentence that says what was saved, or why nothing was."""
 
@@ -117,7 +116,6 @@ class Results(NamedTuple):
     engine: EngineFacts
     model: ModelFacts
     space: Space
-    """All settings that may be measured."""
     settings: Mapping[str, Worded]
     """Every setting named so far, by name."""
     rounds: tuple[Round, ...] = ()

@@ -61,7 +61,6 @@ class Runner:
         self.sizes = sizes
         self.patience = patience or Patience()
         self.ceiling = Ceiling(facts.host)
-        """What speeds are checked against."""
         self._claimed = 0.0
         """Seconds that the speeds of the latest run stand for."""
         self._rates: dict[str, float] = {}
@@ -261,7 +260,6 @@ class Patience(NamedTuple):
     first: float = 120.0
     """Limit before the default has run: the model may come from a slow disk."""
     least: float = 20.0
-    """Smallest limit afterwards."""
     factor: float = 8.0
     """Limit afterwards, as a multiple of the default's time. Disturbances of a shared machine can
     slow a run down by a factor of 5."""

@@ -62,7 +62,6 @@ class Measure(NamedTuple):
 
     stage: str
     order: tuple[str, ...]
-    """Names of settings."""
 
 
 class Decision(NamedTuple):
@@ -78,9 +77,7 @@ class Decision(NamedTuple):
     floor: Annotated[float, {"minimum": 1}] | None
     """Noise floor in files of versions that had one."""
     reason: str
-    """Sentences that say why."""
     resolution: Annotated[Positive, LATER] = RESOLUTION
-    """Share by which speeds may differ and count as equal."""
 
 
 Step = Measure | Check | Decision

@@ -32,7 +32,6 @@ class Row(NamedTuple):
 
     name: str
     words: str
-    """Description of the setting."""
     pp: Estimate | None
     tg: Estimate | None
     """Speeds of the phases; None for another phase than the objective's after a single run, which
@@ -47,12 +46,10 @@ class Row(NamedTuple):
     to_upstream: Estimate | None
     """The same with upstream, from both settings' ratios to the default."""
     rounds: int
-    """Number of rounds that measured it."""
     verdict: str
     """Verdict against the default in words, if it is not decided with the time that it would need,
     ``failed: …`` or ``wrong output: …``; empty for the default itself."""
     winner: bool
-    """Whether this is the setting to use."""
 
     @property
     def is_out(self) -> bool:
@@ -67,7 +64,6 @@ class Summary:
         self.results = results
         self.measured = results.measured
         self.winner = DEFAULT if results.decision is None else results.decision.winner
-        """The setting to use."""
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
@@ -242,7 +238,6 @@ class Summary:
 
 
 def heading(model: ModelFile | ModelFacts, host: Host | HostFacts) -> str:
-    """Return which model was measured on which machine."""
     name = model.name or os.path.basename(model.path)
     machine = host.brand or host.vendor or "this machine"
     return f"{name} ({model.quantization}) on {machine}"
@@ -323,7 +318,6 @@ _ROWS = {
 
 
 def headings(objective: Objective) -> tuple[str, ...]:
-    """Return the headings of the figures."""
     requests = ("requests\n/minute", "pp, tg\ntokens/s")
     speeds = requests if objective.name == REQUEST else ("pp\ntokens/s", "tg\ntokens/s")
     return (*speeds, "CPU s\n/token", "over\ndefault", "over\nupstream")
@@ -378,7 +372,6 @@ def to_csv(results: Results) -> str:
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Return rows as CSV."""
     content = io.StringIO()
     csv.writer(content, lineterminator="\n").writerows(rows)
     return content.getvalue()

@@ -163,13 +163,11 @@ def expanded(text: str) -> str:
 
 
 def add_engine(parser: argparse._ActionsContainer) -> None:
-    """Add ``--engine``."""
     what = "llama-cli, a folder that contains it, or `embedded` (default: found automatically)"
     parser.add_argument("--engine", metavar="PATH", help=what)
 
 
 def add_model(parser: argparse._ActionsContainer) -> None:
-    """Add ``-m``."""
     what = "GGUF model file (default: found automatically)"
     parser.add_argument("-m", "--model", metavar="FILE", help=what)
 

@@ -34,7 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: list[str]) -> int:
-    """Run the program and return its exit code. Raise TuningError."""
     options = read_options(arguments)
     if options.compare:
         return _compare(options)
@@ -47,7 +46,6 @@ def run(arguments: list[str]) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    """Print the comparison of two results, and write the files that the user asked for."""
     (a, b), names = map(load, options.compare), options.compare
     if a == b:
         raise UsageError(f"{names[0]} and {names[1]} are the same results", "name two benchmarks")
@@ -165,7 +163,6 @@ def _mode(text: str) -> str:
 
 
 def _exclude(options: argparse.Namespace, names: str, by: str, remedy: str) -> None:
-    """Raise UsageError for the first of the options that was given."""
     for name in names.split():
         if getattr(options, name):
             flag = name.replace("_", "-")

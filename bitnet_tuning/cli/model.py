@@ -34,7 +34,6 @@ _FILE = "GGUF model file (default: the one that a run would use)"
 
 
 def run(arguments: list[str]) -> int:
-    """Run one of the subcommands."""
     if arguments and arguments[0] not in ACTIONS and not arguments[0].startswith("-"):
         arguments = ["show", *arguments]
     return run_command(make_parser(), arguments, "show")
@@ -67,7 +66,6 @@ def make_parser() -> Parser:
 
 
 def _add_file(parser: argparse.ArgumentParser) -> None:
-    """Add FILE, which may also be named with -m, as for a run."""
     named = parser.add_mutually_exclusive_group()
     absent = argparse.SUPPRESS
     named.add_argument("file", metavar="FILE", nargs="?", default=absent, type=expanded, help=_FILE)
@@ -165,7 +163,6 @@ def _text(facts: Facts, plan: Plan, request: Request) -> str:
 
 
 def _gains(model: ModelFile, after: Sequence[Part]) -> list[str]:
-    """Return what each smaller matrix gains."""
     whole, gain = types.output_matrix(model.parts), types.bound(model.parts, after)
     reads = [size_text(types.bytes_per_token(each) or 0) for each in (after, model.parts)]
     lines = []
@@ -194,7 +191,6 @@ def _compared(ours: str, theirs: str) -> str:
 
 
 def _use(out: str, options: argparse.Namespace, state: State) -> str:
-    """Return how to run the copy, and how to tune it."""
     flags = _flags(out, options.engine, state)
     use = f'to use it: {command("run")}{flags} -p "Your prompt here"'
     return f"{use}\nto measure it, and settings for it: {command('bench')}{flags}"

@@ -7,7 +7,6 @@ from bitnet_tuning.cli.run import run_options, run_request
 
 
 def run(arguments: list[str]) -> int:
-    """Print the plan of the run that the arguments ask for."""
     request, options = run_options(make_parser(), arguments, stand_in="PROMPT")
     return run_request(request, options, options.root)
 

@@ -24,7 +24,6 @@ _TUNE = f"to measure one: {command('bench')}"
 
 
 def run(arguments: list[str]) -> int:
-    """Run one of the subcommands."""
     return run_command(make_parser(), arguments, "list")
 
 
@@ -143,7 +142,6 @@ def _summary(profile: Profile, changes: list[str]) -> dict[str, str]:
 
 
 def _details(profile: Profile, changes: list[str]) -> str:
-    """Return one line for each fact."""
     evidence, objective = profile.evidence, profile.evidence.objective
     host = {
         f"host {name}": profiles.in_words(fact) for name, fact in profile.host._asdict().items()

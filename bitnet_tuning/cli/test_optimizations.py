@@ -66,7 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: list[str]) -> int:
-    """Run the program and return its exit code. Raise TuningError."""
     started = time.monotonic()
     options = make_parser().parse_args(arguments)
     limit = options.seconds or SECONDS
@@ -334,5 +333,4 @@ def _too_few(rounds: Rounds, seconds: float, limit: float) -> str:
 
 
 def left_out(why: str, name: str = NAME) -> Line:
-    """Return the line for speeds that were not compared."""
     return Line(name, SKIP, f"not measured: {why}")

@@ -39,7 +39,6 @@ class Case(NamedTuple):
     live: bool
     """Whether this program runs on that machine; False for a recorded one."""
     environ: Mapping[str, str]
-    """The environment that an engine would be started from."""
     now: float
     """Time of the examination, in seconds since the epoch."""
     conditions: Conditions
@@ -64,7 +63,6 @@ class Case(NamedTuple):
     model_path: str | None = None
     """Absolute path of the model on that machine, symbolic links resolved."""
     slim_copies: tuple[ModelFile, ...] = ()
-    """Copies beside the model that have a smaller embedding."""
     profile: Profile | None = None
     stale: tuple[Profile, Sequence[str]] | None = None
     """A profile of this engine and model that does not apply any more, and what changed."""
@@ -111,7 +109,6 @@ class Finding(NamedTuple):
     state: str
     """``good``, ``warn``, ``bad`` or ``unknown``."""
     text: str
-    """What was found, with the figures."""
     advice: str | None = None
     """What to do about it. Commands can be pasted; the doctor itself runs none of them."""
     source: str = ""

@@ -165,7 +165,6 @@ def from_reply(prompt: Prompt, reply: Mapping[str, Any]) -> Answer:
 
 
 def from_refusal(prompt: Prompt, reason: str) -> Answer:
-    """Return the answer to a prompt that the engine refused."""
     return Answer({"id": prompt.id, "prompt": prompt.text, "error": reason})
 
 

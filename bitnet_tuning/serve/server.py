@@ -221,7 +221,6 @@ def choose_slots(
 def server_command(
     plan: Plan, request: Request, server: Server, *, model: str, slots: int, context: int, port: int
 ) -> tuple[str, ...]:
-    """Return the server's command line."""
     flags, setting = server.flags, plan.setting
     # llama.cpp divides -c evenly among the slots. Early servers shift the context by default,
     # which would cut a prompt that is too long instead of refusing it.

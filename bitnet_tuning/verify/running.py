@@ -61,11 +61,9 @@ class Watched(NamedTuple):
     """What was observed of one run."""
 
     log: str
-    """The engine's stderr."""
     problem: str | None = None
     """Why the run failed, or why nothing could be observed."""
     failed: bool = False
-    """Whether the engine itself failed."""
     process: Process | None = None
     """The process that computed, with the most memory that it had; None if it was not observed."""
     workers: tuple[Thread, ...] = ()

@@ -68,7 +68,6 @@ class Result(NamedTuple):
     passed: bool | None
     """None if the run did not end in time and its text so far is not wrong."""
     got: str
-    """The text that followed the prompt."""
     problem: str | None = None
     """Why the run failed; None if the engine exited normally."""
 
@@ -77,12 +76,9 @@ class Report(NamedTuple):
     """The result of a whole self-test."""
 
     engine: str
-    """Path of the engine."""
     model: str
-    """Path of the model file."""
     results: tuple[Result, ...]
     cause: str | None = None
-    """The likeliest cause of a failure."""
     remedy: str | None = None
 
     @property
