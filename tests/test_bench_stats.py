@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet_tuning.bench import statistics
-from bitnet_tuning.bench.comparison import Round, Rounds, Run
+from bitnet_tuning.bench.comparison import CheckFacts, Round, Rounds, Run
 from bitnet_tuning.engine.builds import EQUAL, FASTER, OPEN, SLOWER
 from bitnet_tuning.launch.failure import NO_END
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
@@ -259,7 +259,7 @@ def test_neither_preparation_nor_loading_nor_a_check_makes_later_rounds_dear() -
     rounds = Rounds(Objective(), ran)
     assert rounds.cost(("a", "b")) == pytest.approx(1.0)
     assert rounds.cost(("a", "c"), rounds=3) == pytest.approx(3 * 1.0 + 1.0)
-    rounds.add_check("a", None, 35.0)
+    rounds.checks.append(CheckFacts("a", None, 0, 35.0))
     assert rounds.spent == 35.0
     for each in (told(3, 36.0, a=0.5, b=0.5), told(4, 37.0, a=0.5, b=0.5)):
         rounds.add(each)
@@ -270,6 +270,6 @@ def test_neither_preparation_nor_loading_nor_a_check_makes_later_rounds_dear() -
 def test_what_was_found_wrong_last_is_told() -> None:
     rounds = Rounds(Objective())
     for problem in ("other words", "nothing", None):
-        rounds.add_check("a", problem)
+        rounds.checks.append(CheckFacts("a", problem, 0))
     assert rounds.wrong("a") == rounds.problem("a") == "nothing"
-    assert (rounds.wrong("b"), rounds.is_checked("b")) == (None, False)
+    assert rounds.wrong("b") is None

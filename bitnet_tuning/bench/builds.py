@@ -1,5 +1,4 @@
-"""Compare several builds: measure each with its own default setting, in rounds, and judge all of
-them against the first."""
+"""Compare builds: measure each with its default setting, in rounds, and judge all by the first."""
 
 from __future__ import annotations
 
@@ -19,19 +18,8 @@ from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
 from bitnet_tuning.bench.summary import heading, speed, stacked
 from bitnet_tuning.bench.tune import alone_in, sentences
 from bitnet_tuning.console import Progress, counted, say, table, text_width, times
-from bitnet_tuning.engine.builds import (
-    FASTER,
-    OPEN,
-    OUT,
-    BuildResult,
-    ComparedBuilds,
-    build_name,
-    choose_build,
-    load_fastest,
-    store_fastest,
-    usable,
-    verdict_words,
-)
+from bitnet_tuning.engine import builds as known
+from bitnet_tuning.engine.builds import FASTER, OPEN, OUT, BuildResult, build_name
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.errors import MissingError, UnsupportedError
 from bitnet_tuning.launch.signals import Stop, Stopped
@@ -44,7 +32,7 @@ from bitnet_tuning.plan.facts import Facts
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective
 from bitnet_tuning.prepare import find_builds
 from bitnet_tuning.store.codec import to_json
-from bitnet_tuning.store.state import State, default_folder, moment
+from bitnet_tuning.store.state import State, moment
 
 
 class Build(NamedTuple):
@@ -73,7 +61,7 @@ def compare_builds(options: argparse.Namespace) -> int:
     """Compare the builds, save which one is fastest and print the result. Return the exit code.
     Raise TuningError if there are not two builds that can be measured."""
     started = time.monotonic()
-    state = State(default_folder(os.environ))
+    state = State()
     engines, choice = find_builds(options.engine, options.model, state)
     if len(engines) == 1:
         raise MissingError(
@@ -93,7 +81,8 @@ def compare_builds(options: argparse.Namespace) -> int:
             return 128 + end.number
         meanwhile = conditions.between(before, conditions.take(host))
     kept = None if options.no_remember else _remember(every, state, compared, options, meanwhile)
-    chosen = choose_build(engines, host, model, load_fastest(state, host, engines, model))
+    fastest = known.load_fastest(state, host, engines, model)
+    chosen = known.choose_build(engines, host, model, fastest)
     if options.json:
         facts = {**to_json(compared), "chosen": chosen.path, "reason": chosen.location.source}
         print(json.dumps({"objective": options.objective, **facts}, indent=2))
@@ -109,8 +98,7 @@ def compare_builds(options: argparse.Namespace) -> int:
 def _compare(
     every: list[Facts], options: argparse.Namespace, clock: Callable[[], float]
 ) -> Compared:
-    """Measure and judge. Raise Stopped if a signal interrupts it, and UnsupportedError if fewer
-    than two builds can be measured."""
+    """Measure and judge. Raise Stopped, or UnsupportedError if fewer than two can be measured."""
     budget = options.budget
     objective = Objective(options.objective, options.n_prompt or 128, options.n_gen or 128)
     with Stop() as stop, progress_of(budget) as shown, ExitStack() as ends, stop.interruptible():
@@ -131,8 +119,7 @@ def _compare(
 
 
 def judge(rounds: Rounds, engines: Mapping[str, Engine], out: tuple[Engine, ...] = ()) -> Compared:
-    """Judge every measured build against the first. Those in ``out`` write wrong words and were
-    not measured."""
+    """Judge the measured builds against the first. Those in ``out`` write wrong words."""
     builds = []
     every = {phase: rounds.relative(phase) for phase in (PP, TG)}
     for name, engine in (*engines.items(), *((build_name(each.path), each) for each in out)):
@@ -151,7 +138,7 @@ def _measurable(
 ) -> tuple[list[Facts], tuple[Engine, ...]]:
     """Return the builds that can be measured, and the engines that write wrong words. Raise
     UnsupportedError if fewer than two can be measured."""
-    able, refused = usable([each.engine for each in every], every[0].host, every[0].model)
+    able, refused = known.usable([each.engine for each in every], every[0].host, every[0].model)
     for path, why in refused:
         say(f"{build_name(path)} is left out: it {why}")
     sound, out = [], []
@@ -226,22 +213,20 @@ def _remember(
             _, cause, what = disturbed
             why = f"{cause}, and another build may be best without that; {what} and compare again"
         return f"Not saved: {why}."
-    found = ComparedBuilds(moment(), options.objective, first.path, builds)
+    found = known.ComparedBuilds(moment(), options.objective, first.path, builds)
     engines = [each.engine for each in every]
-    path = store_fastest(state, every[0].host, engines, every[0].model, found)
+    path = known.store_fastest(state, every[0].host, engines, every[0].model, found)
     return f"Results: {path}" if path else "Not saved: the file cannot be written."
 
 
 def _as_text(compared: Compared, resolution: float) -> str:
     first = compared.builds[0].name
-    rows: list[tuple[str, ...]] = [
-        ("build", "pp\ntokens/s", "tg\ntokens/s", f"over\n{first}", "verdict")
-    ]
+    rows = [("build", "pp\ntokens/s", "tg\ntokens/s", f"over\n{first}", "verdict")]
     for each in compared.builds:
         pp, tg = (speed(each.speeds[phase]) if phase in each.speeds else "-" for phase in (PP, TG))
         ratio = times(*each.ratio) if each.ratio else "-"
         judged = each.ratio or each.verdict.startswith(OUT)
-        verdict = verdict_words(each.verdict, resolution) if judged else "-"
-        rows.append((each.name, *map(stacked, (pp, tg, ratio)), verdict))
+        verdict = known.verdict_words(each.verdict, resolution) if judged else "-"
+        rows.append((each.name, stacked(pp), stacked(tg), stacked(ratio), verdict))
     rounds = counted(compared.rounds, "round")
     return f"{table(rows, text_width())}\n\n{rounds} with {compared.program}"

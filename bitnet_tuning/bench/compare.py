@@ -61,8 +61,7 @@ def compare(a: Results, b: Results) -> Comparison:
 
 
 def _same(a: Results, b: Results) -> Iterator[tuple[str, str]]:
-    """Yield the names of equal settings in ``a`` and ``b``. If several names have equal values,
-    equal names go together."""
+    """Yield the names of equal settings in both, of several that are equal the same name first."""
     names = {setting: name for name, setting in reversed(tuple(b.settings.items()))}
     for name, setting in a.settings.items():
         if b.settings.get(name) == setting:
@@ -124,8 +123,7 @@ _SAID_BY = {"engine's files": "engine", "model's size": "model", "model's path":
 def as_text(
     comparison: Comparison, names: Sequence[str] = ("A", "B"), width: int = NARROWEST
 ) -> str:
-    """Return the comparison as text for users, its table folded to ``width`` characters. ``names``
-    are the files of A and B."""
+    """Return the comparison as text of ``width`` characters; ``names`` are the files of A and B."""
     (a, b), near, unlike = names, comparison.resolution, list[tuple[str, str]]()
     differ = {each.what for each in comparison.differences}
     for what, *sides in comparison.differences:

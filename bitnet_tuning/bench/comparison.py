@@ -28,8 +28,7 @@ performance mode, and the default with the model's slim copy, or with the origin
 copy. All their rounds count as evidence."""
 
 DUEL = "duel"
-"""Name of the stage that confirms a setting. Settings that a search chose are judged only by its
-rounds."""
+"""Name of the stage whose rounds alone judge settings that a search chose."""
 
 FAILURES = 2
 """Number of failed runs after which a setting is out: one alone may be the machine's fault."""
@@ -65,8 +64,7 @@ class Run(NamedTuple):
             raise DamagedError("a run has samples or a problem, and only one of the two")
 
     def value(self, objective: Objective) -> float | None:
-        """Return the speed in tokens/s, for the objective ``request`` in requests/s; None if it
-        was not measured."""
+        """Return the speed in tokens/s, of a ``request`` in requests/s; None if not measured."""
         speeds = {phase: median(found) for phase, found in self.samples.items() if found}
         if not all(phase in speeds for phase in objective.phases):
             return None
@@ -76,8 +74,7 @@ class Run(NamedTuple):
 
 
 class Round(NamedTuple):
-    """Runs close to each other in time, so that a disturbance affects all and cancels out in
-    their ratios."""
+    """Runs close in time, so that a disturbance affects all and cancels out in their ratios."""
 
     number: int
     stage: str
@@ -155,15 +152,6 @@ class Rounds:
         self._rounds.append(told)
         for run in told.runs:
             self._runs[run.setting].append(run)
-
-    def add_check(self, name: str, problem: str | None, elapsed: float = 0.0) -> None:
-        """Add the result of a check: what is wrong with a setting's output, or None; and the
-        seconds spent of the budget when it ended."""
-        self.checks.append(CheckFacts(name, problem, len(self._rounds), elapsed))
-
-    def is_checked(self, name: str) -> bool:
-        """Return whether the setting's output was checked."""
-        return any(check.setting == name for check in self.checks)
 
     def wrong(self, name: str) -> str | None:
         """Return what is wrong with the setting's output; None if nothing is known."""
@@ -323,8 +311,7 @@ class Rounds:
 
     @property
     def _between(self) -> float:
-        """Seconds that a round takes for each second of its runs. What comes before the first one
-        is preparation."""
+        """Seconds that a round takes for each second of its runs, without preparation."""
         pairs = zip(self._rounds, self._rounds[1:], strict=False)
         found = [
             (after.elapsed - before.elapsed) / seconds
@@ -334,8 +321,7 @@ class Rounds:
         return median(found) if found else 1.0
 
     def affords(self, order: Sequence[str], until: float = inf, ahead: int = 1) -> bool:
-        """Return whether so many rounds in this order probably end within the budget, and within
-        ``until`` seconds of it."""
+        """Return whether so many rounds probably end within ``until`` seconds of the budget."""
         return self.spent + self.cost(order, ahead) <= min(until, self.budget)
 
 

@@ -59,11 +59,8 @@ class Knob(NamedTuple):
 
 
 _FIXED = Via(dict[str, Setting], lambda named: tuple(named.items()), dict)
-_KNOBS = Via(
-    dict[str, tuple[Change, ...]],
-    lambda named: tuple(Knob(*each) for each in named.items()),
-    dict,
-)
+_CHANGES = dict[str, tuple[Change, ...]]
+_KNOBS = Via(_CHANGES, lambda named: tuple(Knob(*each) for each in named.items()), dict)
 
 
 class Space(NamedTuple):
@@ -115,8 +112,7 @@ class Choices(NamedTuple):
         return self.options.sizes.n_prompt
 
     def obeys(self, field: str) -> bool:
-        """Return whether both the engine and the program that measures have a flag for a field
-        of a setting."""
+        """Return whether engine and measuring program have a flag for a field of a setting."""
         measured = self.bench_flags is None or not self.bench_flags.isdisjoint(FLAGS[field])
         return measured and obeys(field, self.facts.engine.flags)
 
@@ -160,8 +156,7 @@ def measurable(setting: Setting, bench_flags: frozenset[str] | None) -> Setting:
 
 
 def thread_changes(choices: Choices, default: Setting) -> tuple[Change, ...]:
-    """Return changes of the thread count: to the counts that the user named, else to all that
-    are worth trying."""
+    """Return changes to the thread counts that the user named, else to all worth trying."""
     counts = choices.options.threads or tuple(sorted(_counts(choices, default)))
     changes = (_threads(count, default, choices) for count in counts)
     idle = set(default._asdict().items())

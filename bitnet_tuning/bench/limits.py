@@ -1,5 +1,4 @@
-"""Tell what limits a speed, refuse one that memory does not allow, and measure the energy per
-token."""
+"""Tell what limits a speed, refuse one that memory forbids, and measure the energy per token."""
 
 from __future__ import annotations
 
@@ -38,8 +37,7 @@ class Ceiling:
         """Why it is not known; None if it is, or was not looked for."""
 
     def look(self) -> None:
-        """Measure the bandwidth with all CPUs that may be used, and keep the best result. This
-        takes about a second."""
+        """Measure the bandwidth with all usable CPUs, in about a second; keep the best result."""
         usable = len(self._host.allowed)
         try:
             new = measure_bandwidth(min(usable, ceil(self._host.quota or usable)), self._host)
@@ -204,7 +202,7 @@ def tokens_per_joule(run: Callable[[int], None], root: Root | None = None) -> En
         raise AbsentError(cause)
 
     def joules(tokens: int) -> float:
-        before, used = [read_counter(root, domain) for domain in domains], 0
+        before, used = [read_counter(root, each) for each in domains], 0
         run(tokens)
         for domain, then in zip(domains, before, strict=True):
             now = read_counter(root, domain)
@@ -221,9 +219,8 @@ def tokens_per_joule(run: Callable[[int], None], root: Root | None = None) -> En
     except TuningError as error:
         raise AbsentError(f"energy could not be measured: {error.cause}") from error
     if min(extra) <= 0:
-        raise AbsentError(
-            "the energy of a longer run could not be told from that of other programs; close them"
-        )
+        why = "the energy of a longer run could not be told from that of other programs; close them"
+        raise AbsentError(why)
     tokens = LONG - SHORT
     samples = tuple(tokens / joules for joules in extra)
     middle = median(samples)

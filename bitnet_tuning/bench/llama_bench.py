@@ -1,5 +1,4 @@
-"""Make the command of llama-bench, or the request to the engine's cli, that measures a setting, and
-parse the speeds that they print."""
+"""Make commands of llama-bench, or requests to the engine's cli, and parse the speeds printed."""
 
 from __future__ import annotations
 
@@ -104,20 +103,16 @@ def _knobs(setting: Setting, flags: frozenset[str]) -> Iterator[tuple[str, int |
 
 
 def known(names: tuple[str, ...], flags: frozenset[str]) -> str:
-    """Return the first of the flags ``names`` that is among ``flags``. Raise UnsupportedError if
-    there is none."""
-    for name in names:
-        if name in flags:
-            return name
+    """Return the first of the flags ``names`` in ``flags``. Raise UnsupportedError without one."""
+    if found := [name for name in names if name in flags]:
+        return found[0]
     raise UnsupportedError(f"the program has no flag {' or '.join(names)}")
 
 
 def parse_bench(stdout: str, command: BenchCommand) -> Samples:
-    """Return the samples if llama-bench printed what the command must print, else raise
-    FailedRunError."""
-    found, read = _array(stdout), dict[str, tuple[float, ...]]()
-    if len(found) != len(command.tokens):
-        wanted = len(command.tokens)
+    """Return the samples. Raise FailedRunError if llama-bench printed other rows than it must."""
+    found, read, wanted = _array(stdout), dict[str, tuple[float, ...]](), len(command.tokens)
+    if len(found) != wanted:
         raise FailedRunError(f"llama-bench printed {len(found)} rows instead of {wanted}")
     for phase, tokens in command.tokens.items():
         name, row = f"{phase}{tokens}", (tokens, 0) if phase == PP else (0, tokens)
@@ -208,8 +203,7 @@ def cli_request(
 
 
 def parse_cli(log: str, sizes: Sizes, phases: tuple[str, ...]) -> Samples:
-    """Return one sample per phase from the timings in the cli's log. Raise FailedRunError if they
-    are missing or impossible."""
+    """Return a sample per phase from the timings in the cli's log. Raise FailedRunError."""
     samples: Samples = {}
     least = {PP: sizes.n_prompt, TG: LEAST_SHARE * sizes.n_gen}
     for phase, seen in zip((PP, TG), parse_timings(log), strict=True):

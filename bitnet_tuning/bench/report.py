@@ -49,8 +49,7 @@ def page(results: Results) -> str:
 
 
 def comparison_page(comparison: Comparison, names: Sequence[str]) -> str:
-    """Return the text of a comparison as HTML, as wide as a phone; ``names`` are the files of A and
-    B."""
+    """Return a comparison's text as HTML, as wide as a phone; ``names`` are the files compared."""
     text = html.escape(printable(as_text(comparison, names, PHONE)))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n'
@@ -83,8 +82,7 @@ def _ratios(summary: Summary) -> str:
 
 
 def ratios_svg(bars: Sequence[tuple[str, Estimate, bool]], resolution: float) -> str:
-    """Draw ratios with their intervals, and what is equal as a band. A bar is a setting's name, its
-    ratio, and whether to use it."""
+    """Draw bars (name, ratio, whether to use it) with intervals, and what is equal as a band."""
     near, height = 1 + resolution, _ROW * len(bars)
     left = min(1 / near, *(ratio.low for _, ratio, _ in bars))
     right = max(near, *(ratio.high for _, ratio, _ in bars))
@@ -116,8 +114,7 @@ def ratios_svg(bars: Sequence[tuple[str, Estimate, bool]], resolution: float) ->
 
 
 def _row(row: Row, titles: Sequence[str]) -> str:
-    """Return a row of the table. On a phone it becomes a block, in which every figure has its
-    heading, one of the ``titles``."""
+    """Return a row of the table, on a phone a block with the ``titles`` beside the figures."""
     name = f"{row.name} (use this)" if row.winner else row.name
     cells = f'<th scope="row">{escape(name)}<small>{escape(row.words)}</small></th>'
     for title, figure in zip(titles, figures(row), strict=True):

@@ -271,8 +271,7 @@ def _fits(need: int, available: int | None) -> bool:
 
 
 def find_residents(facts: Facts, longest: int = 0) -> Residents | None:
-    """Return residents without a server so far; None if the engine has no server, or memory has no
-    room for two."""
+    """Return residents; None if the engine has no server, or memory has no room for two."""
     try:
         server = serving.server_of(facts.engine)
     except TuningError:

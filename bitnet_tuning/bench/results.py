@@ -80,8 +80,7 @@ class ModelFacts(NamedTuple):
 
 
 class Surroundings(NamedTuple):
-    """The machine's state before and after the measurement, and what happened in between. None
-    for what was not recorded."""
+    """The machine's state before and after measuring, and what happened meanwhile, as recorded."""
 
     before: Conditions | None = None
     after: Conditions | None = None
@@ -223,8 +222,7 @@ def _refuse(constant: str) -> None:
 
 
 def from_document(facts: object, source: str) -> Results:
-    """Return results from JSON data. Raise UsageError if they are damaged or too new; ``source``
-    names the file in the message."""
+    """Return results from JSON data. Raise UsageError, which names ``source``, if that fails."""
     schema = facts.get("schema") if isinstance(facts, dict) else None
     if not isinstance(facts, dict) or type(schema) is not int or schema < SCHEMA:
         raise _damaged(source, "it has no results of a benchmark")
@@ -260,8 +258,7 @@ def program() -> Program:
 def engine_facts(
     engine: Engine, bench: tuple[str, ...] | None, server: tuple[str, ...] | None = None
 ) -> EngineFacts:
-    """Return what results keep of an engine. ``bench`` or ``server`` begins the command line of
-    the program that measures."""
+    """Return what results keep of an engine, ``bench`` or ``server`` being what measures."""
     generation = "completion" if engine.completion else "classic"
     return EngineFacts(
         path=engine.path,

@@ -33,8 +33,8 @@ def find_bench(engine: Engine) -> Bench | None:
 
 
 def make_runner(facts: Facts, budget: float, *lengths: int | None) -> Runner:
-    """Return a runner for a ``budget`` in seconds and the ``lengths`` of slices, in tokens, that
-    users named. Servers measure if they can. Raise TuningError if there is no plan."""
+    """Return a runner, of servers if they can measure, for a ``budget`` in seconds and ``lengths``
+    of slices in tokens that users named. Raise TuningError if there is no plan."""
     residents = resident.find_residents(facts, max(filter(None, lengths), default=0))
     patience = patience_within(budget) if residents else None
     return Runner(facts, find_bench(facts.engine), FIRST, patience, residents)
@@ -70,8 +70,7 @@ class Runner:
         server had to load the model."""
 
     def measure(self, name: str, setting: Setting, phases: tuple[str, ...] = (PP, TG)) -> Run:
-        """Measure the phases once. A run that fails is returned with its ``problem``; nothing
-        but an interrupt is raised."""
+        """Measure the phases once. A failure is returned as ``problem``; only interrupts raise."""
         started, cpu, facts = time.monotonic(), None, resident.with_file(self.facts, setting)
         residents, sizes = self.residents, self.sizes
         loads = residents is None or not residents.has(setting)
@@ -162,8 +161,7 @@ class Runner:
         return run
 
     def warm(self) -> Run:
-        """Run the default setting, again if it fails without hanging, so that the model is in
-        memory."""
+        """Run the default, so that the model is in memory, again if it fails without hanging."""
         run = self.measure(DEFAULT, self.default)
         if run.problem is None or run.problem.startswith(NO_END):
             return run
@@ -175,8 +173,7 @@ class Runner:
             self.residents.close()
 
     def use_processes(self, why: str = "", build: str = "") -> None:
-        """Measure without servers from here on, and tell users ``why``: one failed, that of the
-        ``build`` if that is named."""
+        """Measure without servers from here on, and tell users ``why``: that of a ``build``."""
         self.close()
         self.residents, self.patience = None, Patience()
         who = f"{build}: {PROGRAMS[0]}" if build else PROGRAMS[0]
@@ -239,8 +236,7 @@ class Runner:
         return llama_bench.parse_cli(done.stderr, self.sizes, phases)
 
     def _claim(self, seconds: float, started: float) -> None:
-        """Add the seconds that a process's speeds stand for. Raise FailedRunError if all of it,
-        since it ``started``, took less."""
+        """Add the seconds that a process claims. Raise FailedRunError if it ran for less."""
         self._claimed += seconds
         taken = time.monotonic() - started
         if seconds > resident.TOLERANCE * taken:
@@ -265,14 +261,12 @@ class Patience(NamedTuple):
     slow a run down by a factor of 5."""
 
     def after(self, longest: float | None) -> float:
-        """Return the limit. ``longest`` is the longest run of the default in seconds; None before
-        its first run."""
+        """Return the limit after the default's ``longest`` run in seconds, None if none so far."""
         return self.first if longest is None else max(self.least, self.factor * longest)
 
 
 def patience_within(budget: float) -> Patience:
-    """Return the time limits for servers. One that hangs leaves most of the ``budget``, which is in
-    seconds, to others."""
+    """Return limits for servers: one that hangs leaves most of the ``budget`` in s to others."""
     usual = Patience()
     first = min(usual.first, max(30.0, budget / 2))
     return Patience(first, min(usual.least, max(5.0, budget / 6)))

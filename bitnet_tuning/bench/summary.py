@@ -144,8 +144,7 @@ class Summary:
         return f"{FAILED}: {failures[-1]}" if is_out else None
 
     def _limits(self) -> Iterator[str]:
-        """Yield what limits the speed, as the settings tell that differ from the default in their
-        threads only."""
+        """Yield what limits the speed, from settings that differ in threads only."""
         settings, seconds, costs = self.results.settings, dict[int, float](), dict[int, float]()
         rows = sorted(self.rows, key=lambda row: row.name != DEFAULT)
         for row in rows if DEFAULT in settings else ():
@@ -175,8 +174,7 @@ class Summary:
         return f"Use {decision.winner}{gain}."
 
     def details(self) -> Iterator[str]:
-        """Yield what the setting to use consists of and why, and how it compares with bitnet.cpp's
-        own launcher."""
+        """Yield the setting to use and why, and how it compares with bitnet.cpp's own launcher."""
         if self.winner in self.results.settings:
             reason = self.results.decision.reason if self.results.decision else ""
             yield f"{describe(self.results.settings[self.winner])}. {reason}".strip()
@@ -324,8 +322,7 @@ def headings(objective: Objective) -> tuple[str, ...]:
 
 
 def figures(row: Row) -> tuple[str, ...]:
-    """Return a row's figures for ``headings``. Intervals stand below their medians, so that the
-    table fits into 80 characters."""
+    """Return a row's figures for ``headings``, intervals below medians, to fit 80 characters."""
     shown = [stacked(speed(found)) if found else "-" for found in (row.pp, row.tg)]
     if row.requests:
         minute = speed(statistics.scaled(row.requests, 60))

@@ -39,7 +39,7 @@ from bitnet_tuning.machine.conditions import between
 from bitnet_tuning.machine.warnings import warnings_after
 from bitnet_tuning.plan.profile import TG, EngineKey, engine_key
 from bitnet_tuning.store.codec import to_json
-from bitnet_tuning.store.state import State, alone, default_folder, moment
+from bitnet_tuning.store.state import State, alone, moment
 
 LOCK = "benchmark.lock"
 NOTHING = "interrupted before anything was measured"
@@ -51,8 +51,7 @@ SAVE_SHARE, SAVE_SECONDS = 0.01, 10.0
 of 500 rounds take 0.03 s, of 2,000 rounds 0.11 s."""
 
 TAIL_SECONDS, TAIL_SHARE = 1.0, 0.15
-"""Seconds of the budget, and the largest share of it, that are kept for what follows the search,
-such as a look at the machine."""
+"""Seconds of the budget, and its largest share, that are kept for what follows the search."""
 
 
 def tune(
@@ -66,7 +65,7 @@ def tune(
     ``find`` returns what measures the engine and the model to tune, ``clock`` a time in seconds.
     """
     started = clock()
-    state = State(default_folder(os.environ))
+    state = State()
     earlier = load(options.resume) if options.resume else None
     earlier = earlier and extended(earlier, options.more, options.resume)
     if earlier and options.no_remember:
@@ -169,9 +168,8 @@ class Tuning:
             self._look_back()
             # The profile comes first, so that a signal from here on cannot lose the decision.
             if self.results.options.remember:
-                self.keep(
-                    profile=remembered(self.results, self.runner.facts, engine, state, self.path)
-                )
+                kept = remembered(self.results, self.runner.facts, engine, state, self.path)
+                self.keep(profile=kept)
             with stop.interruptible():
                 self.shown.running("finishing: energy", self.clock())
                 self._finish()
