@@ -196,8 +196,7 @@ LEAST_COUNT = 6
 
 
 def times(median: float, low: float, high: float, count: int = LEAST_COUNT) -> str:
-    """Return a ratio with its interval, such as ``×1.21 (1.15–1.27)``, or with the number of its
-    rounds if they are too few for one."""
+    """Return a ratio such as ``×1.21 (1.15–1.27)``, with its rounds if too few for an interval."""
     few = counted(count, "round") if count < LEAST_COUNT else ""
     # A small ratio has two digits, too, and never becomes ×0.00.
     shown = [f"{each:.2f}" if each >= 0.1 else f"{each:#.2g}" for each in (median, low, high)]
@@ -233,9 +232,8 @@ def text_width() -> int:
 def aligned(
     rows: Sequence[Sequence[str]], width: int | None = None, kept: Container[int] = ()
 ) -> str:
-    """Return rows as text in columns that are two spaces apart. A cell may have several lines. Rows
-    longer than ``width`` characters are folded between words, in the widest column first, but not
-    in those that are ``kept``."""
+    """Return rows as text in columns two spaces apart. A cell may have several lines. Rows longer
+    than ``width`` are folded between words, the widest column first, but none that is ``kept``."""
     cells = [[cell.splitlines() or [""] for cell in row] for row in rows]
     widths = [
         max(len(line) for cell in column for line in cell) for column in zip(*cells, strict=True)
@@ -248,17 +246,14 @@ def aligned(
         widths[widest] -= 1
     lines = []
     for row in cells:
-        folded = [_folded(cell, at) for cell, at in zip(row, widths, strict=True)]
+        folded = [
+            [part for line in cell for part in (_wrapped(line, at) if len(line) > at else [line])]
+            for cell, at in zip(row, widths, strict=True)
+        ]
         for parts in zip_longest(*folded, fillvalue=""):
             padded = (f"{part:{at}}" for part, at in zip(parts, widths, strict=True))
             lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
-
-
-def _folded(lines: list[str], width: int) -> list[str]:
-    if all(len(line) <= width for line in lines):
-        return lines
-    return [piece for line in lines for piece in _wrapped(line, width) or [""]]
 
 
 def _wrapped(line: str, width: int, indent: str = "") -> list[str]:

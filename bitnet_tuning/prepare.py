@@ -144,8 +144,7 @@ def with_all_means(facts: Facts) -> Facts:
 
 
 def _numactl_acts(facts: Facts) -> bool:
-    # Containers often forbid memory policies (set_mempolicy(2)). Then numactl ends with an error
-    # instead of starting the engine.
+    # Where containers forbid memory policies (set_mempolicy(2)), numactl ends with an error.
     if on_path(facts.environ.get("PATH", ""), "numactl") is None:
         return False
     from bitnet_tuning.launch.background import capture  # noqa: PLC0415 (few machines need it)
@@ -256,8 +255,7 @@ def execute(
 
 
 def finish(facts: Facts, code: int, quiet: bool = False) -> int:
-    """Return the exit code. After a good run, print on a terminal what a smaller embedding would
-    gain, unless the user knows."""
+    """Return the exit code. After a good run, tell a terminal of a smaller embedding's gain."""
     if not (code or quiet) and at_terminal():
         say(slim_hint(facts.model, State()))
     return code
@@ -291,8 +289,7 @@ def _prompt(request: Request) -> bytes | None:
 
 def engine_folders() -> tuple[str, ...]:
     """Return the folders in which builds and models are looked for."""
-    # Beside the script, beside this package (the same folder unless the script is a symbolic
-    # link), and the current folder.
+    # The script may be a symbolic link, and thus not beside this package.
     script = os.path.dirname(os.path.abspath(sys.argv[0]))
     modules = os.path.dirname(os.path.abspath(__file__))
     # With python3 -m, the script is one of the modules.

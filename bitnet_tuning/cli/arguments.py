@@ -56,8 +56,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(
         self, name: str | None = None, form: str = "[options]", *examples: str, **options: Any
     ) -> None:
-        """``name`` is that of a command of ours; the usage shows ``form`` after it, the help each
-        of the ``examples``."""
+        """Show ``form`` behind a command's ``name`` in the usage, and ``examples`` in the help."""
         if name:
             options |= {"prog": command(name), "usage": f"%(prog)s {form}"}
         super().__init__(**options)
@@ -157,8 +156,7 @@ def prompt(text: str) -> str:
 
 
 def expanded(text: str) -> str:
-    """Return a path with its tilde expanded, which shells leave as it is in ``--model=~/FILE``: an
-    argparse type."""
+    """Return a path with its tilde, as in ``--model=~/FILE``, expanded: an argparse type."""
     return os.path.expanduser(text)
 
 
@@ -174,8 +172,8 @@ def add_model(parser: argparse._ActionsContainer) -> None:
 
 def add_no_profile(parser: argparse._ActionsContainer) -> None:
     """Add ``--no-profile``, stored as ``profile``."""
-    text = "ignore saved measurements"
-    parser.add_argument("--no-profile", dest="profile", action="store_false", help=text)
+    what = "ignore saved measurements"
+    parser.add_argument("--no-profile", dest="profile", action="store_false", help=what)
 
 
 def add_run(parser: Parser, plans: bool = False) -> None:
@@ -289,8 +287,7 @@ def add_root(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def add_commands(parser: Parser, default: str) -> Callable[..., argparse.ArgumentParser]:
-    """Return a function that adds a subcommand, for its name, the function that runs it with the
-    options and the state folder, and its help."""
+    """Return a function that adds a subcommand by its name, the function that runs it, its help."""
     what = f"what to do (default: {default})"
     commands = parser.add_subparsers(metavar="COMMAND", required=True, help=what, prog=parser.prog)
 
@@ -303,8 +300,7 @@ def add_commands(parser: Parser, default: str) -> Callable[..., argparse.Argumen
 
 
 def run_command(parser: Parser, arguments: list[str], default: str) -> int:
-    """Run the subcommand in the arguments, by default ``default``, and warn if the state folder
-    cannot be used."""
+    """Run a subcommand, else the ``default``, and warn if the state folder cannot be used."""
     first = arguments[0] if arguments else "-"
     if first.startswith("-") and first not in ("-h", "--help", "--version"):
         arguments = [default, *arguments]

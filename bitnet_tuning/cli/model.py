@@ -28,14 +28,10 @@ from bitnet_tuning.store.codec import to_json
 from bitnet_tuning.store.state import State
 from bitnet_tuning.verify.selftest import continuation, first_difference
 
-ACTIONS = ("show", "slim", "get")
-
-_FILE = "GGUF model file (default: the one that a run would use)"
-
 
 def run(arguments: list[str]) -> int:
-    if arguments and arguments[0] not in ACTIONS and not arguments[0].startswith("-"):
-        arguments = ["show", *arguments]
+    if arguments and not arguments[0].startswith("-"):
+        arguments = arguments if arguments[0] in ("show", "slim", "get") else ["show", *arguments]
     return run_command(make_parser(), arguments, "show")
 
 
@@ -66,10 +62,9 @@ def make_parser() -> Parser:
 
 
 def _add_file(parser: argparse.ArgumentParser) -> None:
-    named = parser.add_mutually_exclusive_group()
-    absent = argparse.SUPPRESS
-    named.add_argument("file", metavar="FILE", nargs="?", default=absent, type=expanded, help=_FILE)
-    add = named.add_argument
+    add, absent = parser.add_mutually_exclusive_group().add_argument, argparse.SUPPRESS
+    what = "GGUF model file (default: the one that a run would use)"
+    add("file", metavar="FILE", nargs="?", default=absent, type=expanded, help=what)
     add("-m", "--model", dest="file", metavar="FILE", type=expanded, help="the same as FILE")
 
 
@@ -199,9 +194,8 @@ def _use(out: str, options: argparse.Namespace, state: State) -> str:
 def _flags(path: str, engine: str | None, state: State) -> str:
     """Return the flags with which a run has that engine and model, where it needs any."""
     flags = f" --engine {word(engine)}" if engine else ""
-    return (
-        flags if prepare.runs_unnamed(path, _located(engine), state) else f"{flags} -m {word(path)}"
-    )
+    is_needless = prepare.runs_unnamed(path, _located(engine), state)
+    return flags if is_needless else f"{flags} -m {word(path)}"
 
 
 def _get(options: argparse.Namespace, state: State) -> int:

@@ -90,8 +90,7 @@ def _changes(profile: Profile, host: Host, state: State) -> list[str]:
 
 
 def _named(start: str, state: State) -> Profile:
-    """Return the profile whose id begins with ``start``. Raise MissingError if there is none,
-    UsageError if there are several."""
+    """Return the profile whose id begins with ``start``. Raise TuningError unless it is one."""
     every = profiles.stored_profiles(state)
     found = [profile for profile in every if start and profile.id.startswith(start)]
     if len(found) == 1:

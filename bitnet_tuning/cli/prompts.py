@@ -68,9 +68,8 @@ def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") 
         if len(answers.answered) < len(prompts) and not options.quiet:
             say(f"threads {plan.reasons['threads']}")
             say(reason)
-        start = partial(
-            server.running, command, plan, "--api-key" in program.flags, stop.interruptible
-        )
+        has_key = "--api-key" in program.flags
+        start = partial(server.running, command, plan, has_key, stop.interruptible)
         try:
             totals = _answer_rest(prompts, answers, start, slots, options=options, stop=stop)
         except Stopped as stopped:

@@ -15,17 +15,12 @@ from bitnet_tuning.prepare import execute, prepare
 def main(arguments: Sequence[str] | None = None, root: str = "/", report: bool = False) -> int:
     """Run the program. ``root`` is the folder that contains the machine's ``sys`` and ``proc``.
     With ``report``, the governor is printed before the run and statistics after it."""
-
-    def body(words: list[str]) -> int:
-        request, options = run_options(make_parser(), words)
-        return run_request(request, options, root, report)
-
-    return guarded(body, arguments)
+    return guarded(lambda words: run(words, root, report), arguments)
 
 
-def run(arguments: list[str]) -> int:
-    """Run the command of the program ``bitnet-tuning`` and return its exit code."""
-    return main(arguments)
+def run(arguments: list[str], root: str = "/", report: bool = False) -> int:
+    request, options = run_options(make_parser(), arguments)
+    return run_request(request, options, root, report)
 
 
 def make_parser() -> Parser:

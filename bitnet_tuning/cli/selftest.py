@@ -68,19 +68,14 @@ def report_facts(report: Report) -> dict[str, Any]:
 
 
 def as_text(report: Report) -> str:
-    """Return the cause of a failure and what to do, a paragraph for each run with those that failed
-    first, and the verdict."""
+    """Return the cause of a failure, a paragraph for each run, failed ones first, the verdict."""
     verdict, rows = _VERDICTS[report.passed], sorted(map(_row, report.results))
     label = "" if report.passed is None else "likely cause: "
     why = [(verdict, f"{label}{report.cause}\n{report.remedy or ''}".strip())]
-    lines = [
-        f"engine {report.engine}",
-        f"model  {report.model}",
-        *([outcomes(why)] if report.cause else []),
-        outcomes(rows),
-        outcomes([(verdict, f"{report.right} of {len(rows)} runs gave the expected text")]),
-    ]
-    return "\n".join(lines)
+    lines = [f"engine {report.engine}", f"model  {report.model}"]
+    lines += [outcomes(why)] if report.cause else []
+    closing = (verdict, f"{report.right} of {len(rows)} runs gave the expected text")
+    return "\n".join([*lines, outcomes(rows), outcomes([closing])])
 
 
 def _row(result: Result) -> tuple[str, str]:

@@ -47,8 +47,7 @@ def show_plan(facts: Facts, plan: Plan, as_json: bool) -> None:
 
 
 def _rows(reasons: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return fields and reasons, what matters most first, no reason twice, and no field that this
-    machine leaves no choice for."""
+    """Return fields and reasons, the most important first, none twice or without a choice here."""
     fields: dict[str, str] = {}  # by their reasons
     first: dict[str, str] = {}  # by the part of a reason that follows the value
     for field in dict.fromkeys(("threads", "cpus", "model", "engine", *reasons)):

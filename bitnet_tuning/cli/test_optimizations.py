@@ -35,7 +35,7 @@ from bitnet_tuning.plan.setting import UPSTREAM as UPSTREAM_SETTING
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.prepare import read_facts
 from bitnet_tuning.store.codec import to_json
-from bitnet_tuning.store.state import State, default_folder
+from bitnet_tuning.store.state import State
 from bitnet_tuning.verify import checks
 from bitnet_tuning.verify.checks import FAIL, HINT, PASS, SKIP, Line
 from bitnet_tuning.verify.running import TOO_SOON, Watched, watch, watched_request
@@ -69,7 +69,7 @@ def run(arguments: list[str]) -> int:
     started = time.monotonic()
     options = make_parser().parse_args(arguments)
     limit = options.seconds or SECONDS
-    state = State(default_folder(os.environ))
+    state = State()
     plan, runner = _find(options, state)
     facts, lines = runner.facts, list[Line]()
     if not options.json:
@@ -129,13 +129,8 @@ def make_parser() -> Parser:
 def _find(options: argparse.Namespace, state: State) -> tuple[Plan, Runner]:
     """Return the plan, and its setting as far as it can be measured, ready for that. Raise
     TuningError if there is no engine or model."""
-    request = Request(
-        engine=options.engine,
-        model=options.model,
-        performance=options.performance_mode,
-        profile=options.profile,
-        force=True,
-    )
+    request = Request(engine=options.engine, model=options.model, force=True)
+    request = request._replace(performance=options.performance_mode, profile=options.profile)
     facts = read_facts(request, state)
     facts = facts._replace(beside=file_beside(facts.model, state))
     plan = make_plan(request, facts)

@@ -14,8 +14,7 @@ from bitnet_tuning.doctor.case import WORST_FIRST, Case, Check, Finding, bad, un
 from bitnet_tuning.errors import TuningError, cause_of
 
 CHECKS = (*build.CHECKS, *model.CHECKS, *cpus.CHECKS, *clock.CHECKS, *wsl.CHECKS)
-"""All checks. Those that find an engine unable to run come first: among equally bad findings the
-user should start with the first."""
+"""All checks, the most important ones, such as of an engine that cannot run, first."""
 
 
 def examine(case: Case, checks: Sequence[Check] = CHECKS) -> list[Finding]:

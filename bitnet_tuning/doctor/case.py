@@ -55,8 +55,7 @@ class Case(NamedTuple):
     wsl_configs: tuple[WslConfig, ...]
     engine: Engine | TuningError | None = None
     built: float | None = None
-    """When the newest of the engine's files changed, in seconds since the epoch; None for an engine
-    that pip installed."""
+    """When the newest of the engine's files changed, in seconds since the epoch; None from PyPI."""
     swapped: tuple[str, ...] | None = None
     """Libraries of other builds that LD_LIBRARY_PATH makes the engine load instead of its own."""
     model: ModelFile | TuningError | None = None

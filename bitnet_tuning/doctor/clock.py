@@ -20,14 +20,12 @@ SLOWEST = 1000.0
 """Clock in MHz below which the clock is bad where neither other clock is known. Only a few 5 W
 processors with AVX2 have a lower base clock."""
 
-_WINDOWS_POWER = "choose Windows' power plan High performance: powercfg.exe /setactive SCHEME_MIN"
-_CHECK_COOLING = "check the cooling, the power adapter and the power limits in the firmware"
-
 
 def _governor(case: Case) -> Finding:
     seen = case.conditions
     if seen.governor is None and case.host.wsl:
-        return unknown("WSL shows no governor: Windows' power plan sets the clock", _WINDOWS_POWER)
+        plan = "choose Windows' power plan High performance: powercfg.exe /setactive SCHEME_MIN"
+        return unknown("WSL shows no governor: Windows' power plan sets the clock", plan)
     if seen.governor is None:
         return moot("the host of this virtual machine, or the firmware, sets the clock")
     lowest = case.warning(warnings.LOWEST_CLOCK)
@@ -63,8 +61,9 @@ def _clock(case: Case) -> Finding:
         compared += ", although the governor is performance"
     elif not case.live:
         return moot(f"{now:.0f} MHz{compared}, recorded without a load")
-    first = "" if case.host.wsl else "powerprofilesctl set performance; "
-    return worse(f"only {now:.0f} MHz under load{compared}", f"{first}{_CHECK_COOLING}")
+    advice = "check the cooling, the power adapter and the power limits in the firmware"
+    advice = advice if case.host.wsl else f"powerprofilesctl set performance; {advice}"
+    return worse(f"only {now:.0f} MHz under load{compared}", advice)
 
 
 def _power(case: Case) -> Finding:

@@ -1,5 +1,4 @@
-"""Prompts and their parser, the answers to them, and the two places that answers are written to:
-standard output and a file."""
+"""Prompts and their parser, and the answers to them, on standard output or in a file."""
 
 from __future__ import annotations
 
@@ -129,7 +128,6 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"JSON has no {name}")
 
 
-_STDOUT = 1
 _HEAD = b'{"id": '
 """The first bytes of every line in a file of answers."""
 
@@ -195,7 +193,7 @@ class AnswerStream:
         while self._order and self._order[0] in self._held_back:
             ready = self._held_back.pop(self._order.popleft())
             with self._interruptible():  # the write blocks while the reader does not read
-                _write(_STDOUT, _line(ready.facts))
+                _write(1, _line(ready.facts))
             self.answered.add(ready.facts["id"])
 
 

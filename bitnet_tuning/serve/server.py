@@ -55,8 +55,7 @@ MEMORY_SHARE = 0.9
 """Share of the available memory that model, caches and buffers may take."""
 
 KEY_VARIABLE = "LLAMA_API_KEY"
-"""Variable from which the server reads its API key; other users cannot see it, as they would see
-a key in the arguments."""
+"""Variable from which the server reads its API key: other users see arguments, but not this."""
 
 _ARGUMENTS = "API_PREFIX EMBEDDINGS RERANKING SSL_CERT_FILE SSL_KEY_FILE NO_CONT_BATCHING"
 _IN_THE_WAY = frozenset((KEY_VARIABLE, *(f"LLAMA_ARG_{name}" for name in _ARGUMENTS.split())))
@@ -226,19 +225,13 @@ def server_command(
     # which would cut a prompt that is too long instead of refusing it.
     return (
         *memory_policy(setting.node, setting.interleave),
-        *server.program,
-        *("-m", model),
-        *("-t", str(setting.threads)),
-        *("-tb", str(setting.threads_batch)),
-        *("-ngl", "0"),
-        *("-c", str(slots * context)),
-        *("-np", str(slots)),
+        *(*server.program, "-m", model),
+        *("-t", str(setting.threads), "-tb", str(setting.threads_batch), "-ngl", "0"),
+        *("-c", str(slots * context), "-np", str(slots)),
         *(flag for flag in ("-cb", "--no-context-shift") if flag in flags),
         *batch_flags(plan),
         *tuned_flags(setting, flags, server.flash_takes_value),
-        *("--host", LOOPBACK),
-        *("--port", str(port)),
-        *request.extra,
+        *("--host", LOOPBACK, "--port", str(port), *request.extra),
     )
 
 
@@ -268,8 +261,9 @@ def running(
     Raise GoneError if it ends before it is ready, UnsupportedError if it cannot be started or is
     not ready after ``seconds``.
     """
-    key = secrets.token_urlsafe(32) if has_key else None
-    variables = {**plan.setting.variables, **({KEY_VARIABLE: key} if key else {})}
+    key, setting = secrets.token_urlsafe(32) if has_key else None, plan.setting
+    variables = {**setting.variables, **({KEY_VARIABLE: key} if key else {})}
+    unset |= _IN_THE_WAY
     for attempt in range(_TRIES):
         try:
             with socket.socket() as free:  # a port that is free, at least for a moment
@@ -277,13 +271,7 @@ def running(
                 port = int(free.getsockname()[1])
         except OSError as error:
             raise shortage(error, "cannot start a server") or error from error
-        start = Launch(
-            argv=command(port),
-            variables=variables,
-            cpus=plan.setting.cpus,
-            nice=plan.setting.nice,
-            unset=_IN_THE_WAY | unset,
-        )
+        start = Launch(command(port), variables, setting.cpus, nice=setting.nice, unset=unset)
         with serve(start, follows) as service:
             try:
                 ready = _until_ready(service, Client(port, key), waiting, seconds)

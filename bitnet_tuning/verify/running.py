@@ -47,8 +47,7 @@ LEAST_SECONDS = 0.06
 """CPU seconds that the busiest thread must have run: more than a small model takes to load."""
 
 LEAST_LOOKS = 5
-"""Fewest snapshots that show which threads compute, so that one at a start or an end does not
-decide."""
+"""Fewest snapshots that show which threads compute: one at a start or an end must not decide."""
 
 GROWTH = 1.02
 """Factor by which memory may still grow while tokens are generated."""
@@ -100,7 +99,7 @@ def watched_request(
 def watch(plan: Plan, root: Root, huge: bool, nodes: bool) -> Watched:
     """Run the plan's command as a launcher would, and return what was observed. ``huge`` and
     ``nodes`` count pages, as in ``Family.look``."""
-    looks: list[tuple[Process, ...]] = []
+    setting, looks = plan.setting, list[tuple[Process, ...]]()
     families: dict[int, Family] = {}
     count_at = 0.0
 
@@ -114,16 +113,9 @@ def watch(plan: Plan, root: Root, huge: bool, nodes: bool) -> Watched:
             ended = time.monotonic()
             count_at = ended + (ended - started) / COUNT_SHARE
 
-    done = capture(
-        plan.command,
-        plan.setting.variables,
-        SECONDS,
-        cpus=plan.setting.cpus,
-        nice=plan.setting.nice,
-        watch=look,
-    )
-    wrong = failure(done, SECONDS)
-    if wrong:
+    how = setting.variables, SECONDS
+    done = capture(plan.command, *how, cpus=setting.cpus, nice=setting.nice, watch=look)
+    if wrong := failure(done, SECONDS):
         return Watched(done.stderr, wrong, failed=True)
     if not any(looks) and not shows_programs(root):
         return Watched(done.stderr, "only Linux shows the threads of a running engine")

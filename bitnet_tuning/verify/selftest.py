@@ -99,8 +99,7 @@ class Report(NamedTuple):
 
 
 def load_cases() -> tuple[KnownText, ...]:
-    """Return the prompts and texts that ship with the demo model. Raise MissingError if they cannot
-    be read."""
+    """Return the prompts and texts that ship with the demo model. Raise MissingError."""
     try:
         with open(demo.EXPECTED, encoding="utf-8") as file:
             cases = json.load(file)["cases"]
@@ -204,8 +203,7 @@ def continuation(stdout: str, prompt: str) -> str:
 
 
 def matches(got: str, expected: str) -> bool:
-    """Return whether the text begins with the expected one. Engines differ in white space at both
-    ends, so it does not count."""
+    """Return whether a text begins as expected, but for white space, in which engines differ."""
     return got.strip().startswith(expected.strip())
 
 
