@@ -338,9 +338,20 @@ def test_a_checkouts_commit_is_read(checkout: Path, tmp_path: Path) -> None:
     assert git_commit(str(checkout / "bitnet_tuning")) is None, "a folder in a checkout is none"
 
 
-def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert git_commit(str(tmp_path)) is None
+def test_a_commit_is_read_from_gits_files(tmp_path: Path) -> None:
+    git, name = tmp_path / ".git", "refs/heads/main"
+    (git / "refs" / "heads").mkdir(parents=True)
+    for text in ("", "0123456\n", f"ref: {name}\n"):
+        (git / "HEAD").write_text(text)
+        assert git_commit(str(tmp_path)) is None
+    (git / "HEAD").write_text("0" * 40 + "\n")
+    assert git_commit(str(tmp_path)) == "0" * 40
+    (git / "HEAD").write_text(f"ref: {name}\n")
+    (git / "packed-refs").write_text(f"# pack-refs\n{'1' * 40} refs/heads/x\n{'2' * 40} {name}\n")
+    assert git_commit(str(tmp_path)) == "2" * 40
+    (git / name).write_text("3" * 40 + "\n")
+    assert git_commit(str(tmp_path)) == "3" * 40
+    assert git_commit(str(tmp_path / "other")) is None
 
 
 @needs_git

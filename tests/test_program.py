@@ -17,7 +17,6 @@ from bitnet_tuning import __main__, __version__, demo
 from bitnet_tuning.cli import run
 from bitnet_tuning.cli.commands import COMMANDS, module_of
 from bitnet_tuning.cli.input import MOST_BYTES
-from bitnet_tuning.cli.version import checkout_commit
 from bitnet_tuning.console import ADDRESS
 from tests.engines import FakeEngine
 from tests.processes import run_at_terminal
@@ -79,42 +78,6 @@ def test_the_version_names_the_engine_and_what_it_answered_before(
     assert run.main([*flags, "--version"]) == 0
     assert f"engine {fake.cli}, version " in capsys.readouterr().out
     assert before == 0
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    (tmp_path / "pyproject.toml").write_text('[project]\nname = "bitnet-tuning"\n')
-    (tmp_path / ".git" / "refs").mkdir(parents=True)
-    return tmp_path
-
-
-def test_the_commit_of_a_checkout_is_read_from_gits_files(checkout: Path) -> None:
-    git, name = checkout / ".git", "refs/heads/main"
-    assert checkout_commit(str(checkout)) == ""
-    (git / "HEAD").write_text("0123456789\n")
-    assert checkout_commit(str(checkout)) == "0123456"
-    (git / "HEAD").write_text(f"ref: {name}\n")
-    assert checkout_commit(str(checkout)) == ""
-    (git / "packed-refs").write_text(f"# pack-refs\n1111111111 refs/heads/x\n2222222222 {name}\n")
-    assert checkout_commit(str(checkout)) == "2222222"
-    (git / "refs" / "heads").mkdir()
-    (git / name).write_text("3333333333\n")
-    assert checkout_commit(str(checkout)) == "3333333"
-    tree = git / "worktrees" / "t"  # as `git worktree add` makes one
-    tree.mkdir(parents=True)
-    (tree / "commondir").write_text("../..\n")
-    (tree / "HEAD").write_text(f"ref: {name}\n")
-    other = checkout / "other"
-    other.mkdir()
-    (other / ".git").write_text(f"gitdir: {tree}\n")
-    shutil.copy(checkout / "pyproject.toml", other)
-    assert checkout_commit(str(other)) == "3333333"
-
-
-def test_the_commit_of_another_projects_checkout_is_not_ours(checkout: Path) -> None:
-    (checkout / ".git" / "HEAD").write_text("0123456789\n")
-    (checkout / "pyproject.toml").unlink()
-    assert checkout_commit(str(checkout)) == ""
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from itertools import count
 from typing import Any
@@ -18,7 +19,6 @@ from bitnet_tuning.bench.search import Decision
 from bitnet_tuning.console import NAME
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.errors import UsageError
-from bitnet_tuning.launch.background import capture
 from bitnet_tuning.machine.conditions import Conditions, Meanwhile
 from bitnet_tuning.machine.host import HostFacts
 from bitnet_tuning.model.types import ModelFile, bytes_per_token, output_matrix
@@ -247,11 +247,9 @@ _REMEDY = "name a results file that the benchmark saved"
 
 def program() -> Program:
     """Return this program's version, and its commit if it runs from its own checkout."""
-    folder = os.path.dirname(os.path.dirname(os.path.abspath(bitnet_tuning.__file__)))
+    folder = os.path.dirname(os.path.dirname(os.path.realpath(bitnet_tuning.__file__)))
     # The package may be copied into a checkout of bitnet.cpp, whose commit is not this program's.
-    own = False
-    with contextlib.suppress(OSError), open(os.path.join(folder, "pyproject.toml"), "rb") as file:
-        own = f'name = "{NAME}"'.encode() in file.read()
+    own = f'name = "{NAME}"' in _read(folder, "pyproject.toml")
     return Program(NAME, bitnet_tuning.__version__, git_commit(folder) if own else None)
 
 
@@ -282,9 +280,21 @@ def model_facts(model: ModelFile, unnamed: bool = False) -> ModelFacts:
 
 
 def git_commit(folder: str) -> str | None:
-    """Return the commit checked out in ``folder``, in hexadecimal; None if that is no checkout, or
-    if git is not installed."""
-    # Named like this, git does not look for a checkout in the folders above.
-    git = ("git", "--git-dir", os.path.join(folder, ".git"))
-    found = capture((*git, "rev-parse", "--verify", "HEAD"))
-    return found.stdout.strip() if found.code == 0 else None
+    """Return the commit checked out in ``folder``, in hexadecimal, from the files described in
+    gitrepository-layout(5); None if that is no checkout."""
+    git = os.path.join(folder, _read(folder, ".git").removeprefix("gitdir: ") or ".git")
+    head = _read(git, "HEAD")
+    if head.startswith("ref: "):
+        name, common = head[5:], os.path.join(git, _read(git, "commondir"))
+        packed = map(str.split, _read(common, "packed-refs").splitlines())
+        listed = next((each[0] for each in packed if name in each), "")
+        head = _read(git, name) or _read(common, name) or listed
+    return head if re.fullmatch("[0-9a-f]{40,64}", head) else None
+
+
+def _read(folder: str, name: str) -> str:
+    try:
+        with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
