@@ -120,9 +120,8 @@ def begin(runner: Runner, options: argparse.Namespace, stop: Stop, shown: Progre
     if runner.facts.beside is None and is_wide(model) and model.path not in demo.MODELS:
         notes += (f"{gain_text(model)}; {slim_advice(model, ())}",)
     say(*notes)
-    return _document(runner, asked, space)._replace(
-        notes=notes, warnings=warnings, conditions=Surroundings(before)
-    )
+    found = _document(runner, asked, space)
+    return found._replace(notes=notes, warnings=warnings, conditions=Surroundings(before))
 
 
 def _snapshot(runner: Runner, shown: Progress) -> tuple[Conditions, tuple[str, ...]]:

@@ -232,7 +232,9 @@ class Summary:
         """Explanation of the table: its columns, and the rows that no search named."""
         rows = {row.name for row in self.rows}
         named = "; ".join(f"{name}: {what}" for name, what in _ROWS.items() if name in rows)
-        return f"{named}.\n{LEGEND}"
+        figures = "pp: prompt processing, tg: token generation; below, 95 % intervals."
+        both = "Speeds are the default's times the ratio in common rounds, so that both agree."
+        return f"{named}.\n{figures} {both}"
 
 
 def heading(model: ModelFile | ModelFacts, host: Host | HostFacts) -> str:
@@ -300,12 +302,6 @@ def digits(number: float) -> str:
     decimals = 0 if number >= 99.95 else 1 if number >= 9.995 else 2
     return f"{number:.{decimals}f}"
 
-
-LEGEND = (
-    "pp: prompt processing, tg: token generation; below, 95 % intervals. "
-    "Speeds are the default's times the ratio in common rounds, so that both agree."
-)
-"""Explanation of the table's columns."""
 
 _ROWS = {
     DEFAULT: "a run without measured settings",

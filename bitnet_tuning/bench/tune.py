@@ -253,9 +253,9 @@ class Tuning:
         before, after = self.results.conditions.before, conditions.take(self.runner.facts.host)
         if before is not None:
             seen = (warning.text for warning in warnings_after(before, after))
+            warnings = tuple(dict.fromkeys((*self.results.warnings, *seen)))
             self.keep(
-                warnings=tuple(dict.fromkeys((*self.results.warnings, *seen))),
-                conditions=Surroundings(before, after, between(before, after)),
+                warnings=warnings, conditions=Surroundings(before, after, between(before, after))
             )
 
     def _finish(self) -> None:

@@ -28,7 +28,6 @@ LEAST_CONTEXT = 32
 MOST_SLOTS = 256
 """Largest number of server slots accepted: LLAMA_MAX_SEQ of llama.cpp (once it was 64)."""
 
-_INT32 = (1 << 31) - 1
 _INFINITE = float("inf")
 _MARK = "\0"
 """Prefix that carries a prompt through argparse. No argument of a process can contain it."""
@@ -117,7 +116,7 @@ def split_extra(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
     return ours, tuple(rest)
 
 
-def integer(low: int, high: int = _INT32) -> Callable[[str], int]:
+def integer(low: int, high: int = (1 << 31) - 1) -> Callable[[str], int]:
     """Return an argparse type that accepts whole numbers from ``low`` to ``high``."""
 
     def parse(text: str) -> int:

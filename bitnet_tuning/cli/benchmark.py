@@ -25,9 +25,6 @@ from bitnet_tuning.store.codec import to_json
 BUDGETS = {"quick": 60.0, "normal": 300.0, "full": 1200.0}
 """Default time budgets in seconds, by effort."""
 
-LEAST_BUDGET = 5.0
-_LONGEST = 7 * 24 * 3600.0
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     return guarded(run, arguments)
@@ -107,7 +104,7 @@ def make_parser() -> Parser:
 def _add_search(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     what = "time to spend (default: 300; --quick: 60; --full: 1200); with --resume, more time"
-    add("--budget", type=number(LEAST_BUDGET, _LONGEST), metavar="SECONDS", help=what)
+    add("--budget", type=number(5, 7 * 24 * 3600), metavar="SECONDS", help=what)
     effort = parser.add_mutually_exclusive_group().add_argument
     effort("--quick", action="store_true", help="try threads and mmap only, in a minute")
     effort("--full", action="store_true", help="try every knob and value, in 20 minutes")

@@ -35,10 +35,7 @@ def dispatch(arguments: list[str]) -> int:
         print(f"{command('help')} COMMAND says more about one.", ADDRESS, sep="\n")
         return 0 if arguments else 2
     if name == "--version":
-        from bitnet_tuning.cli.version import version_text  # noqa: PLC0415 (seldom wanted)
-
-        print(version_text())
-        return 0
+        name, rest = "run", ["--version"]
     if name == "help":
         name, rest = rest[0], ["--help"]
     if name not in COMMANDS:

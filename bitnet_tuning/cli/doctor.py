@@ -66,10 +66,8 @@ def show(findings: Sequence[Finding], verbose: bool = False) -> None:
         source = f"\n(source: {each.source})" if verbose and each.state != GOOD else ""
         if verbose or each.state != GOOD:
             rows.append((_WORDS[each.state], f"{each.name}: {each.text}{advice}{source}"))
-    print(
-        *filter(None, (outcomes(rows, width), aligned([[_closing(findings, verbose)]], width))),
-        sep="\n\n",
-    )
+    closing = aligned([[_closing(findings, verbose)]], width)
+    print(*filter(None, (outcomes(rows, width), closing)), sep="\n\n")
 
 
 def _closing(findings: Sequence[Finding], verbose: bool) -> str:

@@ -15,7 +15,6 @@ from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.threads import asked_threads, choose_threads, crowding_reason
 
 _OMP_COUNT = openmp.THREAD_COUNTS[0]
-_MEASURE_THREADS = f"measure how many threads are best: {MEASURE}"
 
 
 def _threads(case: Case) -> Finding:
@@ -94,7 +93,8 @@ def _smt(case: Case) -> Finding:
         text = f"the {hider} does not show which CPUs share a physical core"
         if case.profile:
             return good(f"{text}, but a tuning measured which threads are fastest")
-        return unknown(f"{text}, so each counts as a core", _MEASURE_THREADS)
+        advice = f"measure how many threads are best: {MEASURE}"
+        return unknown(f"{text}, so each counts as a core", advice)
     try:
         asked = asked_threads(None, case.environ)
     except UsageError:  # the check of threads reports it
