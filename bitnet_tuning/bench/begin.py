@@ -177,8 +177,7 @@ def extended(earlier: Results, more: float | None, path: str) -> Results:
 
 def resume(runner: Runner, earlier: Results, stop: Stop, shown: Progress) -> Results:
     """Return the results of an earlier tuning, ready for the next round. Raise UsageError if
-    machine, engine or model have changed, and Stopped if a signal interrupts this.
-    """
+    machine, engine or model have changed, and Stopped if a signal interrupts this."""
     if earlier.options.sizes is None:
         raise UsageError("an older version began that tuning", "tune without --resume")
     if earlier.engine.server is None:

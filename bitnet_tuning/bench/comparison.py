@@ -230,10 +230,8 @@ class Rounds:
         self, name: str, reference: str | None = None, stage: str | None = None
     ) -> list[float]:
         """Return the setting's speed over the reference's for each round, of that stage or of all,
-        that has both.
-
-        If one of them ran several times in a round, the geometric mean of its runs counts.
-        """
+        that has both. If one of them ran several times in a round, the geometric mean of its runs
+        counts."""
         names = (name, reference or self.reference)
         pairs = (
             [self._values(each, which) for which in names]
@@ -345,11 +343,9 @@ def compare(
     resolution: float = statistics.RESOLUTION,
 ) -> Rounds:
     """Measure settings in rounds; the first is the reference. Stop after about ``seconds``, or
-    after ``most`` rounds (``MOST_ROUNDS`` by default).
-
-    ``measure`` gets a name and the round's number. If too few rounds for a verdict would fit,
-    there is only one. Clear cases end early (see ``statistics.INTERIM``).
-    """
+    after ``most`` rounds (``MOST_ROUNDS`` by default). ``measure`` gets a name and the round's
+    number. If too few rounds for a verdict would fit, there is only one. Clear cases end early (see
+    ``statistics.INTERIM``)."""
     rounds = Rounds(objective, reference=names[0], resolution=resolution)
     began = clock()
     for number in range(1, (most or MOST_ROUNDS) + 1):

@@ -51,11 +51,9 @@ class Ceiling:
         self, read: int | None, speed: float, cpus: frozenset[int] | None = None
     ) -> str | None:
         """Return why generation cannot have a speed, in tokens/s, if it reads so many bytes per
-        token with these CPUs (None: all); None if nothing speaks against it.
-
-        What the last-level caches can hold need not come from memory. Other programs may have
-        used memory, too, when its bandwidth was measured, so it is measured again first.
-        """
+        token with these CPUs (None: all); None if nothing speaks against it. What the last-level
+        caches can hold need not come from memory. Other programs may have used memory, too, when
+        its bandwidth was measured, so it is measured again first."""
         caches = sum(read_last_level_caches(self._root, cpus or self._host.allowed))
         needed = speed * ((read or 0) - max(HIDDEN_CACHE, caches))
         if needed > 0 and not self.found and not self.reason:
@@ -83,11 +81,9 @@ class Roof(NamedTuple):
 
 def roof(found: Bandwidth, read: int | None, speeds: Sequence[float]) -> Roof:
     """Compare measured speeds of token generation, in tokens/s, with what memory allows. Raise
-    AbsentError if they or the bytes ``read`` per token are not known.
-
-    To generate a token, an engine reads every weight once, so it generates at most bandwidth
-    / bytes per token, unless weights stay in the caches.
-    """
+    AbsentError if they or the bytes ``read`` per token are not known. To generate a token, an
+    engine reads every weight once, so it generates at most bandwidth / bytes per token, unless
+    weights stay in the caches."""
     if not speeds:
         raise AbsentError("generation was not measured")
     if read is None:
@@ -187,10 +183,8 @@ class Energy(NamedTuple):
 
 def tokens_per_joule(run: Callable[[int], None], root: Root | None = None) -> Energy:
     """Generate SHORT and LONG tokens in turn and divide the extra tokens by the extra energy.
-
     ``run`` starts the engine, generates that many tokens and waits for its end. Raise AbsentError
-    if it raises TuningError, or if the machine does not tell the energy.
-    """
+    if it raises TuningError, or if the machine does not tell the energy."""
     root = root or Root()
     domains = read_domains(root)
     if not domains:

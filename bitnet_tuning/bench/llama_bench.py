@@ -58,11 +58,9 @@ def bench_commands(
     setting: Setting, bench: Bench, model: str, sizes: Sizes, phases: tuple[str, ...]
 ) -> tuple[BenchCommand, ...]:
     """Return the processes that measure the setting. Raise UnsupportedError for a knob that this
-    llama-bench does not have: measured without it, it would seem to have no effect.
-
-    There are two processes if prompts have a thread count of their own, since llama-bench has
-    no flag for that.
-    """
+    llama-bench does not have: measured without it, it would seem to have no effect. There are two
+    processes if prompts have a thread count of their own, since llama-bench has no flag for
+    that."""
     knobs = tuple(_knobs(setting, bench.flags))
     shared = (
         *memory_policy(setting.node, setting.interleave),

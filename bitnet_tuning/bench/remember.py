@@ -22,9 +22,7 @@ from bitnet_tuning.store.state import State
 
 def remembered(results: Results, facts: Facts, engine: EngineKey, state: State, path: str) -> Kept:
     """Save the decision as a profile, unless something speaks against it. Return the outcome.
-
-    ``engine`` is the engine as it was when the tuning began, ``path`` the file of results.
-    """
+    ``engine`` is the engine as it was when the tuning began, ``path`` the file of results."""
     if objection := _objection(results, facts.environ):
         return not_remembered(objection)
     decision, summary = results.decision, Summary(results)

@@ -90,12 +90,9 @@ class Residents:
         self, setting: Setting, phase: str, tokens: int, seconds: float
     ) -> tuple[float, float | None]:
         """Process a prompt of so many ``tokens``, or generate them; ``seconds`` is the time limit.
-        Return the phase's speed in tokens/s by the engine's clock, and the CPU seconds per token
-        of the whole answer, None if unknown.
-
-        Raise UnsupportedError if the server does not start or answer, or if its times cannot be
-        true.
-        """
+        Return the phase's speed in tokens/s by the engine's clock, and the CPU seconds per token of
+        the whole answer, None if unknown. Raise UnsupportedError if the server does not start or
+        answer, or if its times cannot be true."""
         with self._server(setting, seconds) as loaded:
             for _ in range(TRIES - 1):
                 with suppress(FailedRunError):

@@ -59,11 +59,9 @@ def tune(
     find: Callable[[argparse.Namespace, Results | None, State], Runner] = find_runner,
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
-    """Run a tuning, save the results and the profile, and print them. Return the exit code.
-    Raise TuningError if nothing can be measured or a file cannot be written.
-
-    ``find`` returns what measures the engine and the model to tune, ``clock`` a time in seconds.
-    """
+    """Run a tuning, save the results and the profile, and print them. Return the exit code. Raise
+    TuningError if nothing can be measured or a file cannot be written. ``find`` returns what
+    measures the engine and the model to tune, ``clock`` a time in seconds."""
     started = clock()
     state = State()
     earlier = load(options.resume) if options.resume else None

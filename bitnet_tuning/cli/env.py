@@ -65,9 +65,7 @@ def make_parser() -> Parser:
 
 def as_text(host: Host) -> str:
     """Return lines for the thread count with its reason, the exports, and what is not exported.
-
-    Raise UsageError if BITNET_THREADS is not a positive number.
-    """
+    Raise UsageError if BITNET_THREADS is not a positive number."""
     environ = os.environ
     asked = asked_threads(None, {"BITNET_THREADS": environ.get("BITNET_THREADS", "")})
     decided = choose_threads(Request(), host, {})
@@ -88,11 +86,9 @@ def as_text(host: Host) -> str:
 
 
 def may_keep(root: Root, looked: str) -> bool:
-    """Return True if bitnet-env.sh would notice any change of the CPU limits.
-
-    ``looked`` lists the folders in which it reads quotas, with a colon before and after each.
-    It looks for control groups in the usual places only; this module reads the mount table.
-    """
+    """Return True if bitnet-env.sh would notice any change of the CPU limits. ``looked`` lists the
+    folders in which it reads quotas, with a colon before and after each. It looks for control
+    groups in the usual places only; this module reads the mount table."""
     groups = read_cgroups(root)
     folders = (name for name in (*groups.unified, *groups.cpu) if root.exists(name))
     prefix = root.path.rstrip("/")
@@ -100,12 +96,10 @@ def may_keep(root: Root, looked: str) -> bool:
 
 
 def keep(path: str, script: str, key: str, answer: str) -> None:
-    """Add an answer to the file ``path``. Raise OSError if it cannot be written.
-
-    The file gets the time of the newest loaded module, so that the shell sees whether a module
-    changed since. Raise ValueError if the shell could not read the answer back, or could miss
-    the next change of a module because one has just been changed.
-    """
+    """Add an answer to the file ``path``. Raise OSError if it cannot be written. The file gets the
+    time of the newest loaded module, so that the shell sees whether a module changed since. Raise
+    ValueError if the shell could not read the answer back, or could miss the next change of a
+    module because one has just been changed."""
     package = os.path.dirname(os.path.abspath(bitnet_tuning.__file__))
     loaded = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
     files = {os.path.abspath(name) for name in loaded if name}

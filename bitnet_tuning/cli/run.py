@@ -41,10 +41,8 @@ def make_parser() -> Parser:
 def run_options(
     parser: Parser, arguments: list[str], stand_in: str | None = None
 ) -> tuple[Request, argparse.Namespace]:
-    """Return what the arguments ask for, and all options. Raise TuningError.
-
-    If no prompt is given, ``stand_in`` is used instead; None makes that an error.
-    """
+    """Return what the arguments ask for, and all options. Raise TuningError. If no prompt is given,
+    ``stand_in`` is used instead; None makes that an error."""
     request, options = read_request(parser, arguments)
     _check_prompts(options)
     if request.prompt is not None and request.prompt_file is not None:

@@ -182,11 +182,9 @@ def _answers(
 
 
 def _watched(facts: Facts, rate: float, performance: bool, until: float) -> Watched:
-    """Run the engine at about ``rate`` tokens/s and return what was observed.
-
-    On a busy machine a run may be too short, because the speed was measured far too low, or a
-    thread may get hardly any CPU time. Then run again, with another text, if there is time.
-    """
+    """Run the engine at about ``rate`` tokens/s and return what was observed. On a busy machine a
+    run may be too short, because the speed was measured far too low, or a thread may get hardly any
+    CPU time. Then run again, with another text, if there is time."""
     tries: list[Watched] = []
     for seed in range(1, WATCHED_RUNS + 1):
         request = watched_request(rate, facts.model, facts.engine.flags, seed, performance)

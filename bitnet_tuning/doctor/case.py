@@ -29,11 +29,9 @@ PUBLISHED_SIZE = 1_200_000_000
 
 
 class Case(NamedTuple):
-    """All facts about one machine, one engine and one model.
-
-    A field that could not be read holds the error. None means unknown, or not asked for: a
-    recorded machine has no engine unless one is named.
-    """
+    """All facts about one machine, one engine and one model. A field that could not be read holds
+    the error. None means unknown, or not asked for: a recorded machine has no engine unless one is
+    named."""
 
     host: Host
     live: bool

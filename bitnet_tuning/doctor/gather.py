@@ -33,11 +33,9 @@ Read = TypeVar("Read")
 def gather(
     root: str = "/", engine: str | None = None, model: str | None = None, selftest: bool = True
 ) -> Case:
-    """Return the facts about the machine below ``root``, the engine and the model.
-
-    For a recorded machine (another ``root`` than ``/``) only a named engine or model is read.
-    On this machine reading takes about a second, and the self-test a few more.
-    """
+    """Return the facts about the machine below ``root``, the engine and the model. For a recorded
+    machine (another ``root`` than ``/``) only a named engine or model is read. On this machine
+    reading takes about a second, and the self-test a few more."""
     place = Root(root)
     state = State()
     case = _machine(place, with_windows_cores(read_host(root), root, ask=True))

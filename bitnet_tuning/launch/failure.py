@@ -80,11 +80,8 @@ def explain(
     has_kernels: bool = False,
 ) -> str | None:
     """Return one line that explains why an engine was killed or not started, or None for any other
-    exit code.
-
-    ``model_bytes`` is the size of the model, ``available_bytes`` the memory that was available
-    before the start. ``has_kernels`` says that the engine is built for AVX2 or NEON.
-    """
+    exit code. ``model_bytes`` is the size of the model, ``available_bytes`` the memory that was
+    available before the start. ``has_kernels`` says that the engine is built for AVX2 or NEON."""
     if code == 127:
         missing = "the engine or one of its libraries was not found"
         return f"{missing}: {BUILD_HERE}, or {ADD_LIBRARIES}"
@@ -147,10 +144,8 @@ _TIMES = re.compile(r"^[\d.]+ ")
 
 
 def failure(done: Captured, seconds: float) -> str | None:
-    """Return one line that says why a captured run failed, or None if it succeeded.
-
-    ``seconds`` is its time limit.
-    """
+    """Return one line that says why a captured run failed, or None if it succeeded. ``seconds`` is
+    its time limit."""
     if done.code is None:
         return f"{NO_END} {seconds:.3g} seconds"
     if done.code == 0:

@@ -29,10 +29,8 @@ _ENDED_AS_ASKED = (130, 137)
 def relay(
     child: int, target: int, pipes: Pipes, launch: Launch, wait: Callable[[], int]
 ) -> Outcome:
-    """Pass the streams on until the engine has ended and all of its output has arrived.
-
-    Signals to the engine go to ``target`` as in ``send``; ``wait`` returns its exit code.
-    """
+    """Pass the streams on until the engine has ended and all of its output has arrived. Signals to
+    the engine go to ``target`` as in ``send``; ``wait`` returns its exit code."""
     log = bytearray()
     clock = FirstToken(launch.echo) if launch.echo is not None else None
     feeder = Feeder(target, pipes) if pipes.stdin is not None else None
@@ -98,10 +96,8 @@ def _write_all(handle: int, data: bytes) -> None:
 
 
 class FirstToken:
-    """A clock that stops at the first byte after the prompt's echo.
-
-    ``seconds`` stays None if the output does not begin with the prompt.
-    """
+    """A clock that stops at the first byte after the prompt's echo. ``seconds`` stays None if the
+    output does not begin with the prompt."""
 
     def __init__(self, echo: bytes) -> None:
         self.echo = echo.strip()

@@ -18,11 +18,9 @@ _FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 
 
 def run(launch: Launch) -> Outcome:
-    """Run an engine until it ends, and return its outcome.
-
-    A signal reaches the engine exactly once, even if the whole process group gets it. The engine
-    is killed when this process dies. Raise UnsupportedError if it cannot be started.
-    """
+    """Run an engine until it ends, and return its outcome. A signal reaches the engine exactly
+    once, even if the whole process group gets it. The engine is killed when this process dies.
+    Raise UnsupportedError if it cannot be started."""
     return _run_windows(launch) if os.name == "nt" else _run_posix(launch)
 
 

@@ -83,10 +83,8 @@ _FORM = Record(Prompt, names={"text": "prompt"})
 
 
 def parse(content: bytes, request: Request) -> tuple[Prompt, ...]:
-    """Return the prompts in a file. What a line does not set is taken from ``request``.
-
-    Raise UsageError, with the number of the line, if a line is not a prompt.
-    """
+    """Return the prompts in a file. What a line does not set is taken from ``request``. Raise
+    UsageError, with the number of the line, if a line is not a prompt."""
     defaults = {name: getattr(request, name) for name in ("n_predict", *_SAMPLING)}
     prompts: list[Prompt] = []
     seen: dict[object, int] = {}
@@ -206,18 +204,14 @@ def _is_json(line: bytes) -> bool:
 
 
 class AnswerFile:
-    """A file of answers in the order of completion. Use it as a context manager.
-
-    An answer is on disk when ``add`` returns. Its line also contains ``request``, a digest of
-    everything that the answer depends on: a resumed run never mixes answers of different
-    settings. Only one process at a time can open the file.
-    """
+    """A file of answers in the order of completion. Use it as a context manager. An answer is on
+    disk when ``add`` returns. Its line also contains ``request``, a digest of everything that the
+    answer depends on: a resumed run never mixes answers of different settings. Only one process at
+    a time can open the file."""
 
     def __init__(self, path: str, prompts: tuple[Prompt, ...], setting: object) -> None:
         """Open or create the file; raise UsageError or, if another run has it open, TuningError.
-
-        ``setting`` is a JSON value of what the answers depend on besides the prompts.
-        """
+        ``setting`` is a JSON value of what the answers depend on besides the prompts."""
         self.path = path
         self.answered: set[object] = set()
         self.refused: list[object] = []
@@ -250,12 +244,9 @@ class AnswerFile:
             raise UsageError(cause, "add --resume to continue it, or name another file with -o")
 
     def read(self) -> bool:
-        """Read the answers of earlier runs.
-
-        Return True if the last line was removed because it was incomplete: a run was killed, or
-        the disk was full. Raise UsageError, without a change, if the file contains anything but
-        answers to these prompts with these settings.
-        """
+        """Read the answers of earlier runs. Return True if the last line was removed because it was
+        incomplete: a run was killed, or the disk was full. Raise UsageError, without a change, if
+        the file contains anything but answers to these prompts with these settings."""
         # On Windows, a second handle could not read what this one has locked.
         with open(self._handle, "rb", closefd=False) as file:
             content = file.read()

@@ -104,9 +104,7 @@ class Client:
 
     def complete(self, body: dict[str, Any], seconds: float | None = None) -> dict[str, Any]:
         """Return the reply to one prompt, which must come within ``seconds`` if they are given.
-
-        Raise RefusedError if the server refuses it, BrokenError if there is no complete reply.
-        """
+        Raise RefusedError if the server refuses it, BrokenError if there is no complete reply."""
         status, content = self._exchange("POST", "/completion", body, seconds)
         try:
             reply = json.loads(content)
@@ -256,11 +254,9 @@ def running(
     follows: bool = True,
 ) -> Iterator[Running]:
     """Run a server until the end of the block. ``command`` maps a port to a command line, ``unset``
-    names variables that it must not get, and without ``follows``, Ctrl-Z does not stop it.
-
-    Raise GoneError if it ends before it is ready, UnsupportedError if it cannot be started or is
-    not ready after ``seconds``.
-    """
+    names variables that it must not get, and without ``follows``, Ctrl-Z does not stop it. Raise
+    GoneError if it ends before it is ready, UnsupportedError if it cannot be started or is not
+    ready after ``seconds``."""
     key, setting = secrets.token_urlsafe(32) if has_key else None, plan.setting
     variables = {**setting.variables, **({KEY_VARIABLE: key} if key else {})}
     unset |= _IN_THE_WAY

@@ -51,10 +51,8 @@ def ask_all(
     keep: Callable[[Answer, Totals], None],
     waiting: Waiting,
 ) -> Totals:
-    """Send the prompts, ``slots`` at a time, and pass each answer to ``keep``.
-
-    Raise GoneError or TuningError if the server fails; the answers until then are valid.
-    """
+    """Send the prompts, ``slots`` at a time, and pass each answer to ``keep``. Raise GoneError or
+    TuningError if the server fails; the answers until then are valid."""
     totals = Totals()
     try:
         for answer in in_flight(prompts, lambda each: ask(server.client, each), slots, waiting):
@@ -66,10 +64,8 @@ def ask_all(
 
 
 def ask(client: Client, prompt: Prompt) -> Answer:
-    """Return the answer to one prompt.
-
-    Raise BrokenError if there is none, ValueError if the reply is not a completion.
-    """
+    """Return the answer to one prompt. Raise BrokenError if there is none, ValueError if the reply
+    is not a completion."""
     for attempt in range(_TRIES):
         try:
             return from_reply(prompt, client.complete(prompt.body()))
@@ -88,10 +84,8 @@ def in_flight(
     jobs: Iterable[Job], work: Callable[[Job], Result], width: int, waiting: Waiting = nullcontext
 ) -> Iterator[Result]:
     """Yield the results of ``work(job)`` in the order of completion, ``width`` jobs at a time.
-
     Raise what ``work`` raises. No job starts after that, nor after the iterator is closed.
-    ``waiting()`` is the context of each wait, in which signals are handled.
-    """
+    ``waiting()`` is the context of each wait, in which signals are handled."""
     todo = list(jobs)
     rest = iter(todo)
     done: queue.SimpleQueue[tuple[Result] | BaseException] = queue.SimpleQueue()

@@ -187,12 +187,10 @@ def wanted_nodes(plan: Plan) -> frozenset[int] | None:
 def kernel(
     plan: Plan, watched: Watched, model_size: int, niceness: int, lockable: int | None
 ) -> Iterator[Line]:
-    """Yield a line for priority, locked memory, huge pages and NUMA nodes, where the plan asks
-    the kernel for them.
-
-    ``model_size`` is in bytes, ``niceness`` is the launcher's own, and ``lockable`` is the number
-    of bytes that it may lock in memory: None for no limit, or an unknown one.
-    """
+    """Yield a line for priority, locked memory, huge pages and NUMA nodes, where the plan asks the
+    kernel for them. ``model_size`` is in bytes, ``niceness`` is the launcher's own, and
+    ``lockable`` is the number of bytes that it may lock in memory: None for no limit, or an unknown
+    one."""
     process = watched.process
     loaded = watched.steady and process is not None and (process.resident or -1) >= model_size
     nodes = wanted_nodes(plan)
@@ -327,10 +325,8 @@ def _crowded(
     masks: Sequence[frozenset[int]], cores: Sequence[Core], permitted: frozenset[int]
 ) -> int:
     """Return how many threads must share a core although the ``permitted`` CPUs have another one.
-
-    ``masks`` are the CPUs that each thread may use. Threads in excess of the permitted cores do
-    not count: they have to share a core anyway.
-    """
+    ``masks`` are the CPUs that each thread may use. Threads in excess of the permitted cores do not
+    count: they have to share a core anyway."""
     free = [core.cpus for core in cores if core.cpus & permitted]
     most = min(len(masks), len(free))
     housed = 0

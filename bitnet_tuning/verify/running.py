@@ -75,9 +75,7 @@ def watched_request(
     rate: float, model: ModelFile, flags: frozenset[str], seed: int, performance: bool
 ) -> Request:
     """Return a request for a generation that takes about WATCHED_SECONDS at ``rate`` tokens/s.
-
-    ``flags`` are those that the engine has; another ``seed`` gives another text.
-    """
+    ``flags`` are those that the engine has; another ``seed`` gives another text."""
     context = min(CONTEXT, model.context_length or CONTEXT)
     wanted = max(FEWEST, min(MOST, round(rate * WATCHED_SECONDS)))
     return Request(
@@ -124,9 +122,7 @@ def watch(plan: Plan, root: Root, huge: bool, nodes: bool) -> Watched:
 
 def summed_up(looks: Sequence[tuple[Process, ...]]) -> Watched:
     """Return what the process that computes did; ``process`` is None if too little was observed.
-
-    Each look is a tuple of all processes that the run consisted of at one moment.
-    """
+    Each look is a tuple of all processes that the run consisted of at one moment."""
     # A script that starts the engine only waits.
     computes = max(
         _by_id(process for look in looks for process in look),

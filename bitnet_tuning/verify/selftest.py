@@ -110,11 +110,9 @@ def load_cases() -> tuple[KnownText, ...]:
 
 
 def variants(cases: Sequence[KnownText], usable: int) -> Iterator[tuple[KnownText, Variant]]:
-    """Yield each prompt with one way to run it on ``usable`` cores.
-
-    Long prompts are cut into batches, so that kernels for one and for many tokens take turns; the
-    others run with one thread, with half of the cores, or with all.
-    """
+    """Yield each prompt with one way to run it on ``usable`` cores. Long prompts are cut into
+    batches, so that kernels for one and for many tokens take turns; the others run with one thread,
+    with half of the cores, or with all."""
     most = max(2, usable)
     ways = (
         Variant(most, 32, 32),
