@@ -62,6 +62,7 @@ class Measure(NamedTuple):
 
     stage: str
     order: tuple[str, ...]
+    """Names of settings."""
 
 
 class Decision(NamedTuple):
@@ -77,7 +78,9 @@ class Decision(NamedTuple):
     floor: Annotated[float, {"minimum": 1}] | None
     """Noise floor in files of versions that had one."""
     reason: str
+    """Sentences that say why."""
     resolution: Annotated[Positive, LATER] = RESOLUTION
+    """Share by which speeds may differ and count as equal."""
 
 
 Step = Measure | Check | Decision
@@ -127,8 +130,8 @@ class Search:
                 self._advance()
 
     def tell_check(self, name: str, problem: str | None, elapsed: float = 0.0) -> None:
-        """Add the result of a check (see ``Rounds.add_check``)."""
-        self.rounds.add_check(name, problem, elapsed)
+        """Add what a check found wrong, or None, and the seconds of the budget spent by its end."""
+        self.rounds.checks.append(CheckFacts(name, problem, len(self.rounds), elapsed))
         if self._pending == Check(name):
             self._advance()
 
@@ -158,10 +161,8 @@ class Search:
             elif each is not None:
                 ran = tuple(run.setting for run in each.runs)
                 if not isinstance(self._pending, Measure) or self._pending.order[: len(ran)] != ran:
-                    raise UsageError(
-                        "that tuning cannot be resumed: another version of the search began it",
-                        "tune without --resume",
-                    )
+                    cause = "that tuning cannot be resumed: another version of the search began it"
+                    raise UsageError(cause, "tune without --resume")
                 self.tell(each)
 
     def _advance(self) -> None:
@@ -315,7 +316,7 @@ class Search:
         return base
 
     def _checked(self, name: str) -> Steps:
-        if not self.rounds.is_checked(name):
+        if name not in {check.setting for check in self.rounds.checks}:
             yield Check(name)
 
     def _judged(self, name: str) -> Judged:

@@ -44,9 +44,9 @@ VERDICT_ROUNDS = least_rounds()
 
 
 def estimate(values: Iterable[float], level: float = LEVEL) -> Estimate:
-    """Return the Hodges-Lehmann estimate of positive values, computed from their logarithms, so that
-    the estimate of inverse ratios is the inverse, with Wilcoxon's signed-rank interval, whose level
-    is lower with fewer than ``least_rounds(level)`` values. Raise ValueError without values."""
+    """Return the Hodges-Lehmann estimate of positive values, computed from their logarithms so that
+    that of inverse ratios is the inverse, with Wilcoxon's signed-rank interval, of a lower level
+    with fewer than ``least_rounds(level)`` values. Raise ValueError without values."""
     logs = tuple(_logs(list(values)))
     return _between(_means(logs), _signed_rank(len(logs), level), len(logs))
 
