@@ -56,8 +56,7 @@ _SHORTAGES = {
 
 
 def shortage(error: Exception, what: str) -> ShortageError | None:
-    """Return the error to raise if ``what`` failed for a lack that any program would have met; None
-    for another reason."""
+    """Return the error to raise if ``what`` failed for a lack that all programs meet, or None."""
     number, cause = getattr(error, "errno", None), getattr(error, "strerror", None) or error
     if isinstance(error, RuntimeError):  # Python names no reason for a thread that does not start
         number = EAGAIN

@@ -211,7 +211,6 @@ def _check_same(runner: Runner, earlier: Results) -> None:
         }
         for each, setting in zip((earlier, new), settings, strict=True)
     )
-    changed = [f"the {name} has changed" for name in then if then[name] != now[name]]
-    if changed:
+    if changed := [f"the {name} has changed" for name in then if then[name] != now[name]]:
         cause = f"that tuning cannot be resumed: {', '.join(changed)}"
         raise UsageError(cause, "tune without --resume; --compare shows how two results differ")

@@ -208,8 +208,7 @@ class Rounds:
     def linked(self, name: str, seen: frozenset[str] = frozenset()) -> Estimate | None:
         """Return the ratio to the reference, of common rounds or else by way of another setting
         that ran in the rounds of both; None without such rounds. ``seen`` are not the way."""
-        direct = self.shown(name).ratio or self.judge(name).ratio
-        if direct is not None:
+        if (direct := self.shown(name).ratio or self.judge(name).ratio) is not None:
             return direct
         seen |= {name}
         rounds = (each.runs for each in self._rounds if _ran(each, name))
@@ -230,8 +229,7 @@ class Rounds:
         self, name: str, reference: str | None = None, stage: str | None = None
     ) -> list[float]:
         """Return the setting's speed over the reference's for each round, of that stage or of all,
-        that has both. If one of them ran several times in a round, the geometric mean of its runs
-        counts."""
+        that has both. Of several runs in one round, the geometric mean counts."""
         names = (name, reference or self.reference)
         pairs = (
             [self._values(each, which) for which in names]
@@ -342,10 +340,9 @@ def compare(
     most: int | None = None,
     resolution: float = statistics.RESOLUTION,
 ) -> Rounds:
-    """Measure settings in rounds; the first is the reference. Stop after about ``seconds``, or
-    after ``most`` rounds (``MOST_ROUNDS`` by default). ``measure`` gets a name and the round's
-    number. If too few rounds for a verdict would fit, there is only one. Clear cases end early (see
-    ``statistics.INTERIM``)."""
+    """Measure settings in rounds; the first is the reference. Stop after about ``seconds``, after
+    ``most`` rounds (by default ``MOST_ROUNDS``), or early in clear cases (``statistics.INTERIM``).
+    ``measure`` gets a name and the round's number. Too few for a verdict are cut to one."""
     rounds = Rounds(objective, reference=names[0], resolution=resolution)
     began = clock()
     for number in range(1, (most or MOST_ROUNDS) + 1):

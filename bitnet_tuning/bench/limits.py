@@ -189,8 +189,7 @@ def tokens_per_joule(run: Callable[[int], None], root: Root | None = None) -> En
     domains = read_domains(root)
     if not domains:
         raise AbsentError("this machine shows no energy counters (RAPL)")
-    hidden = [domain for domain in domains if read_counter(root, domain) is None]
-    if hidden:
+    if hidden := [domain for domain in domains if read_counter(root, domain) is None]:
         files = " ".join(f"/{counter_file(domain)}" for domain in hidden)
         cause = f"only root may read the energy counters; allow it: sudo chmod a+r {files}"
         raise AbsentError(cause)

@@ -58,9 +58,8 @@ def bench_commands(
     setting: Setting, bench: Bench, model: str, sizes: Sizes, phases: tuple[str, ...]
 ) -> tuple[BenchCommand, ...]:
     """Return the processes that measure the setting. Raise UnsupportedError for a knob that this
-    llama-bench does not have: measured without it, it would seem to have no effect. There are two
-    processes if prompts have a thread count of their own, since llama-bench has no flag for
-    that."""
+    llama-bench lacks: measured without it, it would seem to have no effect. There are two processes
+    if prompts have a thread count of their own, since llama-bench has no flag for that."""
     knobs = tuple(_knobs(setting, bench.flags))
     shared = (
         *memory_policy(setting.node, setting.interleave),
@@ -93,8 +92,7 @@ def _knobs(setting: Setting, flags: frozenset[str]) -> Iterator[tuple[str, int |
     elif setting.mmap is not None:
         yield "-mmp", int(setting.mmap), "use_mmap"
     for field, row in _ROWS.items():
-        value = getattr(setting, field)
-        if value is not None:
+        if (value := getattr(setting, field)) is not None:
             # All llama-benches accept 0 and 1 for -fa.
             number = int(value) if isinstance(value, bool) else value
             yield known(FLAGS[field], flags), number, row

@@ -42,8 +42,7 @@ VARIETY = 997
 GENERATED = 50
 """The token that is generated again and again, because a bias makes it the likeliest. Servers end a
 text at an end-of-turn token in spite of ``ignore_eos`` (process_token() in llama.cpp's server.cpp
-of 2024). This one is a character in vocabularies of bytes, and ends no text in any that BitNet
-models have."""
+of 2024). This one is a character in vocabularies of bytes, and ends no text of BitNet models."""
 
 BIAS = 1000.0
 """What is added to the token's logit; the logits of a model are far smaller."""

@@ -194,8 +194,7 @@ class Tuning:
         except (Stopped, TuningError):
             self.keep(state="interrupted")
             raise
-        problem = self.search.rounds.problem(DEFAULT)
-        if problem is not None:
+        if (problem := self.search.rounds.problem(DEFAULT)) is not None:
             self.keep(state="interrupted")
             raise UnsupportedError(
                 f"the default setting cannot be measured: {problem}",

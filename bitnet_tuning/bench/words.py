@@ -166,8 +166,7 @@ class Checker:
         self._reference(QUESTION)
         ratio = max(1.0, self._tokens[QUESTION] / len(QUESTION.split()))
         count = min(tokens, round(tokens * WORDS_MARGIN / ratio))
-        limit = self._facts.model.context_length
-        if limit:
+        if limit := self._facts.model.context_length:
             room = limit // TOKENS_PER_WORD - len(QUESTION.split()) - TOKENS
             count = min(count, max(1, room))
         return f"{words(count)}\n{QUESTION}"

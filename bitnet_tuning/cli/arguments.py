@@ -176,9 +176,8 @@ def add_no_profile(parser: argparse._ActionsContainer) -> None:
 
 
 def add_run(parser: Parser, plans: bool = False) -> None:
-    """Add the flags of a run: those of bitnet.cpp's run_inference.py, and ours. Each is stored
-    under the name of its field in ``Request``. With ``plans``, leave out those without effect on a
-    plan."""
+    """Add a run's flags: those of bitnet.cpp's run_inference.py, and ours. Each is stored under
+    the name of its field in ``Request``. With ``plans``, leave out those that change no plan."""
     add_model(parser.group(_MODEL))
     add_engine(parser.group(_MODEL))
     what = "run a build without AVX2 and NEON, which writes garbage with i2_s models"

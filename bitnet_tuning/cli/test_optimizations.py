@@ -219,8 +219,7 @@ def _speeds(
     plan: Plan, runner: Runner, first: Run, limit: float | None, until: float
 ) -> Iterator[Line]:
     """Compare the plan, whose ``first`` run is given, with bitnet.cpp's own default, and with the
-    other file of the model if there is one. ``limit`` is the seconds that the user allows for the
-    whole program."""
+    other file of the model if there is one. ``limit``: the seconds for the whole program."""
     facts = runner.facts
     others = {UPSTREAM: UPSTREAM_SETTING} | dict(other_file(facts, runner.default))
     if runner.default == UPSTREAM_SETTING:

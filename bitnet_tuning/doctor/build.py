@@ -29,8 +29,7 @@ def _engine(case: Case) -> Finding | None:
     if engine.location.source == NONE_COMPILED:
         text = f"the embedded engine is used because {NONE_COMPILED}; it has no i2_s kernels"
         return warn(text, "build bitnet.cpp, then name its folder with --engine or BITNET_ENGINE")
-    refused = refusal(engine, case.host.isa)
-    if refused:
+    if refused := refusal(engine, case.host.isa):
         return bad(f"{engine.path} {refused}", "build it on this machine")
     if not engine.flags:
         remedy = f"look at what it prints: {quote(engine.path)} --help"
@@ -75,8 +74,7 @@ def _build_kernels(case: Case) -> Finding | None:
         return None
     if not engine.isa:
         return _untold(case, f"{engine.path} does not print what it is built for")
-    found = sorted(engine.isa & KERNEL_ISA)
-    if found:
+    if found := sorted(engine.isa & KERNEL_ISA):
         return good(f"built with {', '.join(found)}")
     worse = bad if model is not None and model.quantization == I2_S else warn
     text = f"{engine.path} is built without AVX2 and NEON: with i2_s it prints garbage or aborts"

@@ -30,8 +30,7 @@ PUBLISHED_SIZE = 1_200_000_000
 
 class Case(NamedTuple):
     """All facts about one machine, one engine and one model. A field that could not be read holds
-    the error. None means unknown, or not asked for: a recorded machine has no engine unless one is
-    named."""
+    the error. None: unknown, or not asked for, such as a recorded machine's engine."""
 
     host: Host
     live: bool

@@ -28,8 +28,7 @@ def _governor(case: Case) -> Finding:
         return unknown("WSL shows no governor: Windows' power plan sets the clock", plan)
     if seen.governor is None:
         return moot("the host of this virtual machine, or the firmware, sets the clock")
-    lowest = case.warning(warnings.LOWEST_CLOCK)
-    if lowest:
+    if lowest := case.warning(warnings.LOWEST_CLOCK):
         return bad(lowest.cause, lowest.remedy)
     return warned(case, warnings.GOVERNOR) or good(f"governor {seen.governor}")
 

@@ -111,8 +111,7 @@ def _smt(case: Case) -> Finding:
 
 
 def _hybrid(case: Case) -> Finding:
-    kinds = case.host.hybrid
-    if kinds:
+    if kinds := case.host.hybrid:
         fast, slow = kinds.performance_cores, kinds.efficiency_cores
         text = f"{fast} performance and {slow} efficiency cores"
         if not (openmp.user_binding(case.environ) and case.computed.setting.cpus):
@@ -212,8 +211,7 @@ def _binding(case: Case) -> Finding:
     if cpus and len(cpus) < threads:
         named = f"names {counted(len(cpus), 'CPU')} for {threads} threads"
         return bad(f"GOMP_CPU_AFFINITY={listed} {named}", "unset GOMP_CPU_AFFINITY")
-    yours = [name for name in openmp.BINDING_BY_USER if openmp.user_set(case.environ, name)]
-    if yours:
+    if yours := [name for name in openmp.BINDING_BY_USER if openmp.user_set(case.environ, name)]:
         return good(f"you bind threads yourself: {', '.join(yours)}")
     return good("you set no variable that binds threads")
 

@@ -118,8 +118,7 @@ def _with_model(case: Case, named: str | None, state: State) -> Case:
 
 def read_build(engine: Engine, environ: Mapping[str, str]) -> tuple[float | None, tuple[str, ...]]:
     """Return ``built`` and ``swapped`` of a ``Case``. A library on LD_LIBRARY_PATH is swapped in if
-    it has the name of one that the engine needs, but does not belong to its build. Raise OSError
-    if a file is gone."""
+    it has the name of one that the engine needs, but is not of its build. May raise OSError."""
     if engine.embedded:
         return None, ()
     built = max(os.stat(file).st_mtime for file in engine.files)

@@ -137,8 +137,7 @@ def _messages() -> Iterator[bytes]:
     """Yield the lines of standard input that are not blank, after a marker for each line."""
     write(MARKER)
     for line in sys.stdin.buffer:
-        content = line.rstrip(b"\r\n")
-        if content:
+        if content := line.rstrip(b"\r\n"):
             yield content
         write(MARKER)
 

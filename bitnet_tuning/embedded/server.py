@@ -37,8 +37,7 @@ def run(options: ServerOptions) -> None:
         params.cont_batching = True
         params.n_threads_http = options.slots + 2  # Two answer health checks.
         set_known(params, {"kv_unified": False})
-        key = options.api_key or os.environ.get(KEY_VARIABLE, "")
-        if key:
+        if key := options.api_key or os.environ.get(KEY_VARIABLE, ""):
             params.api_keys = [key]
 
     engine = EmbeddedEngine(options, listen)

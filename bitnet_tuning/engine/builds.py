@@ -145,8 +145,7 @@ class ComparedBuilds(NamedTuple):
 def store_fastest(
     state: State, host: Host, engines: Sequence[Engine], model: ModelFile, found: ComparedBuilds
 ) -> str | None:
-    """Store the results for these builds as they are now. Return the file's path, or None if it
-    cannot be written."""
+    """Store the results for these builds as they are now. Return the file, None on failure."""
     builds = {
         engine.path: found.builds[engine.path]._replace(files=tuple(map(identity, engine.files)))
         for engine in engines

@@ -114,11 +114,9 @@ def locate_all(
         if name:
             return _named(name, source)
     for folder in folders:
-        built = _built_below(folder)
-        if built:
+        if built := _built_below(folder):
             return tuple(Location(cli, f"found in {os.path.dirname(cli)}") for cli in built)
-    found = on_path(environ.get("PATH", ""))
-    if found:
+    if found := on_path(environ.get("PATH", "")):
         return (Location(found, "found on PATH"),)
     if embedded_library():
         return (_embedded(NONE_COMPILED),)

@@ -144,8 +144,7 @@ _TIMES = re.compile(r"^[\d.]+ ")
 
 
 def failure(done: Captured, seconds: float) -> str | None:
-    """Return one line that says why a captured run failed, or None if it succeeded. ``seconds`` is
-    its time limit."""
+    """Return a line that says why a run of at most ``seconds`` failed, or None if it succeeded."""
     if done.code is None:
         return f"{NO_END} {seconds:.3g} seconds"
     if done.code == 0:

@@ -53,8 +53,7 @@ def _run_posix(launch: Launch) -> Outcome:
 def _start(
     launch: Launch, pipes: Pipes, lifeline: Lifeline, own_group: bool, mask: Collection[int]
 ) -> tuple[int, int, Callable[[], int]]:
-    """Start the engine. Return its process id, the target of its signals, and a function that
-    waits for its exit code."""
+    """Start the engine. Return its id, its signals' target, and a wait for its exit code."""
     # The engine may be a script that runs the real one, so that signals go to a whole group.
     group = lifeline.lead() if own_group else None
     # The engine's group is in the background and must print even after `stty tostop`, which sends

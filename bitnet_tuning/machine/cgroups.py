@@ -241,8 +241,7 @@ def read_mounts(root: Root, word: str = "") -> tuple[Mount, ...]:
     """Return the mounts whose line in the table contains ``word``, oldest mount first."""
     for name in ("proc/self/mountinfo", "proc/self/mounts", "proc/mounts"):
         lines = (root.read(name, _TABLE_BYTES) or "").splitlines()
-        found = tuple(mount for line in lines if word in line and (mount := _mount(line)))
-        if found:
+        if found := tuple(mount for line in lines if word in line and (mount := _mount(line))):
             return found
     return ()
 

@@ -201,8 +201,7 @@ def _capabilities(root: Root) -> int:
 
 
 def read_mask(root: Root) -> frozenset[int]:
-    """Return the affinity mask of this process, or of the one that recorded the machine; empty if
-    unknown."""
+    """Return the affinity of this process, or of the machine's recorder; empty if unknown."""
     if root.live:
         try:
             return frozenset(os.sched_getaffinity(0))

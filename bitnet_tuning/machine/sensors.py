@@ -192,8 +192,7 @@ def read_base_clock(root: Root, cpus: frozenset[int], brand: str | None) -> floa
     # kHz in admin-guide/pm/intel_pstate.rst, MHz in admin-guide/acpi/cppc_sysfs.rst.
     for name, factor in (("cpufreq/base_frequency", 1000), ("acpi_cppc/nominal_freq", 1)):
         clocks = [value / factor for value in read_per_cpu(root, cpus, name)]
-        known = [clock for clock in clocks if 0 < clock <= _HIGHEST_BASE_MHZ]
-        if known:
+        if known := [clock for clock in clocks if 0 < clock <= _HIGHEST_BASE_MHZ]:
             return max(known)
     named = re.search(_IN_BRAND, brand or "", re.ASCII)
     try:

@@ -68,8 +68,7 @@ def choose_variables(
         waiting, reason = _waiting(quota_binds, environ)
         wanted |= waiting
         reasons.append(reason)
-    kept = _set(environ, tuple(name for name in wanted if environ.get(name) != wanted[name]))
-    if kept:
+    if kept := _set(environ, tuple(name for name in wanted if environ.get(name) != wanted[name])):
         reasons.append(f"not overwritten: your own {kept}")
     ours = {name: value for name, value in wanted.items() if not user_set(environ, name)}
     return ours, "; ".join(reasons)

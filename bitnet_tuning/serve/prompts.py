@@ -204,10 +204,9 @@ def _is_json(line: bytes) -> bool:
 
 
 class AnswerFile:
-    """A file of answers in the order of completion. Use it as a context manager. An answer is on
-    disk when ``add`` returns. Its line also contains ``request``, a digest of everything that the
-    answer depends on: a resumed run never mixes answers of different settings. Only one process at
-    a time can open the file."""
+    """A context manager for a file of answers in the order of completion, open in one process at a
+    time. An answer is on disk when ``add`` returns. Its line also contains ``request``, a digest of
+    all that the answer depends on: a resumed run never mixes answers of different settings."""
 
     def __init__(self, path: str, prompts: tuple[Prompt, ...], setting: object) -> None:
         """Open or create the file; raise UsageError or, if another run has it open, TuningError.

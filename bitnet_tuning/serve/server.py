@@ -177,8 +177,7 @@ class Running(NamedTuple):
 
     def check(self, trouble: Exception) -> TuningError:
         """Return the error to raise for a request that failed with ``trouble``."""
-        code = self.service.ended(_GONE_SECONDS)
-        if code is not None:
+        if (code := self.service.ended(_GONE_SECONDS)) is not None:
             return GoneError(code, self.service.log())
         cause = f"the server (process {self.service.pid}) runs but did not answer: {trouble}"
         return TuningError(cause)
@@ -255,8 +254,7 @@ def running(
 ) -> Iterator[Running]:
     """Run a server until the end of the block. ``command`` maps a port to a command line, ``unset``
     names variables that it must not get, and without ``follows``, Ctrl-Z does not stop it. Raise
-    GoneError if it ends before it is ready, UnsupportedError if it cannot be started or is not
-    ready after ``seconds``."""
+    GoneError if it ends too early, UnsupportedError if it is not ready after ``seconds``."""
     key, setting = secrets.token_urlsafe(32) if has_key else None, plan.setting
     variables = {**setting.variables, **({KEY_VARIABLE: key} if key else {})}
     unset |= _IN_THE_WAY

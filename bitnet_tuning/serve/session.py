@@ -64,8 +64,7 @@ def ask_all(
 
 
 def ask(client: Client, prompt: Prompt) -> Answer:
-    """Return the answer to one prompt. Raise BrokenError if there is none, ValueError if the reply
-    is not a completion."""
+    """Return the answer to a prompt. Raise BrokenError without one, ValueError for another."""
     for attempt in range(_TRIES):
         try:
             return from_reply(prompt, client.complete(prompt.body()))

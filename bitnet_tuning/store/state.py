@@ -32,8 +32,7 @@ _MODULUS = (1 << 64) - 59
 
 def default_folder(environ: Mapping[str, str]) -> str:
     """Return the folder for records: BITNET_TUNING_HOME, or one in the user's cache folder."""
-    named = environ.get("BITNET_TUNING_HOME")
-    if named:
+    if named := environ.get("BITNET_TUNING_HOME"):
         return os.path.abspath(os.path.expanduser(named))
     cache = environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(cache):  # then it must be ignored (XDG base directory specification)

@@ -77,8 +77,7 @@ def environment(plan: Plan, watched: Watched) -> Line:
     if process.variables is None:
         return Line(name, SKIP, f"the environment of process {process.id} cannot be read")
     env = plan.setting.variables
-    wrong = _differences(env, process.variables)
-    if wrong:
+    if wrong := _differences(env, process.variables):
         remedy = f"{plan.command[0]} must pass its environment on to the engine"
         return Line(name, FAIL, f"in the engine's process {process.id} {wrong}; {remedy}")
     if not env:
@@ -139,8 +138,7 @@ def places(plan: Plan, watched: Watched, host: Host, runtime: str | None) -> Lin
     masks = [worker.cpus for worker in workers if worker.cpus is not None]
     if len(masks) < len(workers):
         return Line(name, SKIP, "the kernel does not show which CPUs a thread may use")
-    wrong = _misplaced(plan, watched, masks, host, runtime)
-    if wrong:
+    if wrong := _misplaced(plan, watched, masks, host, runtime):
         return Line(name, FAIL, wrong)
     different = sorted(set(masks), key=sorted)
     shown = " | ".join(map(format_list, different))
@@ -158,8 +156,7 @@ def _misplaced(
             f"the threads may use CPUs {format_list(every)}, but the plan allows only "
             f"{format_list(permitted)}: look for taskset in what starts the engine"
         )
-    left_out = _crowded(masks, host.cores, permitted)
-    if left_out:
+    if left_out := _crowded(masks, host.cores, permitted):
         return (
             f"{left_out} of {counted(len(masks), 'thread')} must share a core with others on CPUs "
             f"{format_list(every)}, though {format_list(permitted)} may be used: look for "
@@ -189,8 +186,7 @@ def kernel(
 ) -> Iterator[Line]:
     """Yield a line for priority, locked memory, huge pages and NUMA nodes, where the plan asks the
     kernel for them. ``model_size`` is in bytes, ``niceness`` is the launcher's own, and
-    ``lockable`` is the number of bytes that it may lock in memory: None for no limit, or an unknown
-    one."""
+    ``lockable`` the number of bytes that it may lock in memory: None if unlimited or unknown."""
     process = watched.process
     loaded = watched.steady and process is not None and (process.resident or -1) >= model_size
     nodes = wanted_nodes(plan)
