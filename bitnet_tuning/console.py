@@ -55,8 +55,7 @@ def folded(text: str, width: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text without control characters: names of files and programs may hold some, which
-    would act on the terminal. Ends of lines stay."""
+    """Return a text, such as a file's name, without control characters but for ends of lines."""
     return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
 
 
@@ -285,8 +284,7 @@ def table(rows: Sequence[Sequence[str]], width: int) -> str:
 
 
 class Progress:
-    """Progress of a long task on stderr: a bar on a terminal if rich is installed, else lines.
-    Messages of ``say`` appear above the bar."""
+    """Progress of a long task on stderr: a bar below messages on a terminal with rich, or lines."""
 
     def __init__(self, total: float, left: Callable[[float], str], quiet: bool = False) -> None:
         """``left`` returns the text beside the bar for what is done, in the unit of ``total``."""

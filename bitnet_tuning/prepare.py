@@ -168,8 +168,7 @@ def find_engine(named: str | None, state: State, model_named: str | None = None)
 def find_pair(
     engine_named: str | None, model_named: str | None, state: State, host: Host | None = None
 ) -> tuple[Engine, Choice]:
-    """Return the engine and the model to use. Raise MissingError if one of them is missing,
-    UnsupportedError if no build can be used."""
+    """Return the engine and the model to use. Raise MissingError or UnsupportedError."""
     engines, choice = find_builds(engine_named, model_named, state)
     if len(engines) > 1:
         return _choose(engines, choice.model, state, host), choice

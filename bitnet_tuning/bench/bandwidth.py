@@ -21,8 +21,7 @@ from bitnet_tuning.namedtuple import NamedTuple
 LEAST_BUFFER = 256 << 20
 """Smallest buffer, in bytes: larger than the last-level cache of all but the largest servers."""
 CACHE_FACTOR = 4
-"""Size of the buffer as a multiple of the last-level caches: when a pass begins, at most a
-quarter of the buffer is still cached."""
+"""Size of the buffer in last-level caches: at most a quarter is still cached as a pass begins."""
 MEMORY_SHARE = 4
 """Divisor of the free memory: the buffer takes at most a quarter of it."""
 SLICE = 16 << 20

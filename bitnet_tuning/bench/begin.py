@@ -1,5 +1,4 @@
-"""Prepare a tuning: find the engine and the model, look at the machine's state, choose the length
-of the runs, and list the settings to compare."""
+"""Prepare a tuning: find engine and model, look at the machine, choose lengths, list settings."""
 
 from __future__ import annotations
 

@@ -165,8 +165,7 @@ def _measurable(
 def _runners(
     sound: list[Facts], options: argparse.Namespace, shown: Progress, ends: ExitStack
 ) -> dict[str, Runner]:
-    """Return what measures each build, by name: all with runs of the same length and the same kind
-    of program. ``ends`` ends their servers."""
+    """Return what measures each build, all alike, by name. ``ends`` ends their servers."""
     asked = options.budget, options.n_prompt, options.n_gen
     runners = {build_name(facts.engine.path): make_runner(facts, *asked) for facts in sound}
     first, *others = runners.values()

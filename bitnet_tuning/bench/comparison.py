@@ -117,8 +117,7 @@ class Judged(NamedTuple):
 
 
 class Rounds:
-    """The rounds and output checks of one benchmark, and all figures derived from them. Both a
-    running search and a file of results use it."""
+    """The rounds and output checks of one benchmark, running or saved, and all figures of them."""
 
     def __init__(
         self,
@@ -182,8 +181,7 @@ class Rounds:
         return sum(1 for each in self._rounds if _ran(each, name))
 
     def speeds(self, name: str, phase: str) -> list[float]:
-        """Return one speed in tokens/s for each run: the median of its samples, since samples of
-        the same process are not independent."""
+        """Return a speed in tokens/s for each run, the median: its samples are not independent."""
         found = (run.samples.get(phase) for run in self._runs[name])
         return [median(samples) for samples in found if samples]
 

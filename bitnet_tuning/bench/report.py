@@ -160,6 +160,5 @@ def definitions(facts: Mapping[str, str]) -> str:
 
 
 def escape(text: object) -> str:
-    """Return the text for HTML, in an element or in a quoted attribute: escaped, on one line, with
-    ? for characters that cannot be printed."""
+    """Return the text for an HTML element or quoted attribute, on one line, ? for unprintable."""
     return html.escape(printable(" ".join(str(text).split())))

@@ -241,8 +241,7 @@ def _failed(error: TuningError | None, seconds: float) -> UnsupportedError:
 
 
 def agree(claimed: float, taken: float, uncounted: float = 0.0) -> bool:
-    """Return whether an engine's clock and ours agree: seconds that it claims, and that we saw. It
-    may leave out ``uncounted`` seconds."""
+    """Return whether seconds that an engine claims agree with ours, but for ``uncounted`` ones."""
     spare = LEAST_SECONDS + uncounted
     return claimed <= TOLERANCE * taken + spare and taken <= TOLERANCE * claimed + spare
 

@@ -257,8 +257,7 @@ class Patience(NamedTuple):
     """Limit before the default has run: the model may come from a slow disk."""
     least: float = 20.0
     factor: float = 8.0
-    """Limit afterwards, as a multiple of the default's time. Disturbances of a shared machine can
-    slow a run down by a factor of 5."""
+    """Limit afterwards in times of the default: a shared machine may slow a run down fivefold."""
 
     def after(self, longest: float | None) -> float:
         """Return the limit after the default's ``longest`` run in seconds, None if none so far."""
@@ -273,8 +272,7 @@ def patience_within(budget: float) -> Patience:
 
 
 def run_setting(setting: Setting, argv: tuple[str, ...], seconds: float) -> Captured:
-    """Run a program with the setting's environment, CPUs and niceness. Raise FailedRunError if
-    it fails or takes longer than ``seconds``."""
+    """Run a program with a setting. Raise FailedRunError if it fails or exceeds ``seconds``."""
     unset = stale(setting, os.environ)
     variables, nice = setting.variables, setting.nice
     done = capture(argv, variables, seconds, unset=unset, cpus=setting.cpus, nice=nice)

@@ -305,8 +305,7 @@ def sentences(lines: Iterable[str]) -> str:
 
 
 def export(options: argparse.Namespace, csv: Callable[[], str], html: Callable[[], str]) -> None:
-    """Write the files that the user asked for and print their paths, to stderr if stdout gets JSON.
-    Raise UsageError if a file cannot be written."""
+    """Write the files asked for and print their paths, beside JSON to stderr. Raise UsageError."""
     for what, path, text in (("CSV", options.csv, csv), ("Report", options.report, html)):
         if path:
             write(path, text(), f"the {what.lower()} file", f"--{what.lower()}")

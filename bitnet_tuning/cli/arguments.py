@@ -321,8 +321,8 @@ _ENGINE_VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
 
 
 def engine_settings(environ: Mapping[str, str]) -> dict[str, tuple[str, object]]:
-    """Return fields of a request that llama.cpp's own variables set: the variable and the value.
-    Raise UsageError for an invalid one."""
+    """Return variable and value by the request's field that llama.cpp's own variables set. Raise
+    UsageError for an invalid one."""
     found = {}
     for field, (name, kind) in _ENGINE_VARIABLES.items():
         try:

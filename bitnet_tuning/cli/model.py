@@ -124,8 +124,7 @@ def _place(named: str | None, beside: str) -> str:
 def _write(
     model: ModelFile, after: Sequence[Part], out: str, engine: str | None, state: State
 ) -> str:
-    """Write the copy, compare it with the model, and return how its text differs. Raise TuningError
-    or Stopped, and leave nothing behind then."""
+    """Write the copy and return how its text differs. After an error, nothing is left."""
     named = Request(engine=engine, model=model.path, prompt=QUESTION)
     request = named._replace(n_predict=TOKENS, ctx_size=512, temperature=0.0)
     facts, plan = prepare.prepare(request, state=state)

@@ -127,8 +127,7 @@ def make_parser() -> Parser:
 
 
 def _find(options: argparse.Namespace, state: State) -> tuple[Plan, Runner]:
-    """Return the plan, and its setting as far as it can be measured, ready for that. Raise
-    TuningError if there is no engine or model."""
+    """Return the plan and what measures its setting, as far as possible. Raise TuningError."""
     request = Request(engine=options.engine, model=options.model, force=True)
     request = request._replace(performance=options.performance_mode, profile=options.profile)
     facts = read_facts(request, state)

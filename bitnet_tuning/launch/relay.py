@@ -96,8 +96,7 @@ def _write_all(handle: int, data: bytes) -> None:
 
 
 class FirstToken:
-    """A clock that stops at the first byte after the prompt's echo. ``seconds`` stays None if the
-    output does not begin with the prompt."""
+    """A clock that stops at the first byte after the prompt's echo; ``seconds`` is None without."""
 
     def __init__(self, echo: bytes) -> None:
         self.echo = echo.strip()

@@ -186,8 +186,7 @@ class Running(NamedTuple):
 def fitting_slots(
     model: ModelFile, context: int, ubatch: int | None, available: int | None
 ) -> int | None:
-    """Return how many slots of ``context`` tokens fit into ``available`` bytes with the model, at
-    least 1. None means that it is not known."""
+    """Return how many slots, at least 1, fit into ``available`` bytes; None if not known."""
     need = need_of(model, context, ubatch)
     if not need.cache or available is None:
         return None

@@ -1,5 +1,4 @@
-"""Run an engine as planned and observe it while it generates: which of its threads compute, on
-which CPUs, and what the kernel grants it."""
+"""Run an engine as planned and observe its working threads, their CPUs, and the kernel's grants."""
 
 from __future__ import annotations
 
@@ -95,8 +94,7 @@ def watched_request(
 
 
 def watch(plan: Plan, root: Root, huge: bool, nodes: bool) -> Watched:
-    """Run the plan's command as a launcher would, and return what was observed. ``huge`` and
-    ``nodes`` count pages, as in ``Family.look``."""
+    """Run and observe the plan's command; ``huge`` and ``nodes`` count pages (``Family.look``)."""
     setting, looks = plan.setting, list[tuple[Process, ...]]()
     families: dict[int, Family] = {}
     count_at = 0.0
