@@ -26,6 +26,9 @@ MEBIBYTE, GIBIBYTE = 1 << 20, 1 << 30
 LINE_SECONDS = 10.0
 """Seconds between two lines of progress if nothing but the time has changed."""
 
+LEAST_COLUMNS = 20
+"""Smallest width in characters that a terminal is taken to have."""
+
 NARROWEST, WIDEST = 60, 100
 """Smallest and largest width of folded text in characters, whatever the terminal's width."""
 
@@ -141,20 +144,22 @@ def command(name: str) -> str:
     as an installed program, as a module or as one of the scripts."""
     called, typed = sys.argv[0], sys.orig_argv
     folder, file = os.path.split(called)
+    is_beside = file.startswith("bitnet-") and os.path.exists(os.path.join(folder, NAME))
+    if os.path.islink(called) and not is_beside:  # one such as bt, in a folder without the others
+        called = os.path.realpath(called)
+        folder, file = os.path.split(called)
     here = os.path.dirname(os.path.realpath(__file__))
     home = os.path.dirname(here)
     if file.startswith("bitnet-"):
         on_path = folder in os.environ.get("PATH", "").split(os.pathsep)
         return f"{NAME if on_path else word(os.path.join(folder, NAME))} {name}"
     python = word(typed[0])
-    if os.path.realpath(folder) == here:
+    if os.path.realpath(folder) == here and called not in typed:
         return f"{python} -m bitnet_tuning {name}"
-    if os.path.realpath(called) == here:
+    if here in (os.path.realpath(called), os.path.realpath(folder)):
         return f"{python} {word(called)} {name}"
     if not file.endswith(".py") or os.path.dirname(os.path.realpath(called)) != home:
         python, folder = "python3", ""  # another program imported the package
-    elif os.path.islink(called):
-        folder = home
     if name in _DOORS:
         door = file if file.startswith(_DOORS[name].removesuffix(".py")) else _DOORS[name]
         return f"{python} {word(os.path.join(folder, door))}"
@@ -216,9 +221,11 @@ def clock(seconds: float) -> str:
 
 
 def columns(handle: int = 1) -> int:
-    """Return the width in characters of a terminal, as ``shutil.get_terminal_size`` does."""
+    """Return the width in characters of a terminal, as ``shutil.get_terminal_size`` does, but one
+    in which text can be folded."""
     try:
-        return int(os.environ.get("COLUMNS") or os.get_terminal_size(handle).columns) or 80
+        width = int(os.environ.get("COLUMNS") or os.get_terminal_size(handle).columns)
+        return max(LEAST_COLUMNS, width) if width else 80
     except (OSError, ValueError):
         return 80
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
 from bitnet_tuning.console import at_terminal, printable, say, tell
 from bitnet_tuning.engine.find import EMBEDDED, Engine, Location, checkout_of, locate_all, on_path
@@ -241,8 +242,9 @@ def execute(
     elif outcome.code not in (0, 130):
         death = explain_death(outcome.code, facts, plan)
         if hidden and sys.stderr is not None and not sys.stderr.isatty():
-            sys.stderr.flush()
-            sys.stderr.buffer.write(outcome.log)
+            with suppress(OSError):  # a full disk
+                sys.stderr.flush()
+                sys.stderr.buffer.write(outcome.log)
         elif hidden and (death or outcome.code < 128):  # other signals end a run on purpose
             from bitnet_tuning.launch.failure import excerpt  # noqa: PLC0415 (seldom)
 

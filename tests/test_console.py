@@ -279,6 +279,37 @@ def test_commands_are_named_as_the_program_was_called(
     assert found == tuple(each.format(home) for each in DOORS[typed])
 
 
+def test_linked_programs_are_named_by_what_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs, links, home = tmp_path / "bin", tmp_path / "links", Path(__file__).parents[1]
+    programs.mkdir()
+    links.mkdir()
+    for name in ("bitnet-tuning", "bitnet-run"):
+        (programs / name).touch()
+    monkeypatch.setenv("PATH", str(links))
+    for link in (links / "bt", programs / "bt", links / "bitnet-run"):
+        target = "bitnet-tuning" if link.name == "bt" else link.name
+        link.symlink_to(programs / target)
+        monkeypatch.setattr(sys, "argv", [str(link)])
+        assert console.command("run") == f"{programs / 'bitnet-tuning'} run"
+    (links / "bitnet-tuning").symlink_to(programs / "bitnet-tuning")  # as pipx does
+    assert console.command("run") == "bitnet-tuning run"
+    (links / "package").symlink_to(home / "bitnet_tuning")
+    file = str(links / "package" / "__main__.py")
+    monkeypatch.setattr(sys, "argv", [file])
+    monkeypatch.setattr(sys, "orig_argv", ["python3", file])
+    assert console.command("host") == f"python3 {file} host"
+
+
+@pytest.mark.parametrize("width", ["1", "-5", "2", "20"])
+def test_a_message_fits_any_terminal(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    monkeypatch.setattr(sys, "stderr", shown := _Terminal())
+    say("a message of several words that are folded")
+    assert console.columns() == 20 and "several" in shown.getvalue()
+
+
 def test_an_installed_program_on_the_path_needs_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -333,6 +334,48 @@ def test_a_hidden_log_is_kept(engine: FakeEngine, capfd: pytest.CaptureFixture[s
     outcome = run(Launch(argv, {}, keep_log=True, show_log=False))
     assert b"eval time" in outcome.log
     assert capfd.readouterr().err == ""
+
+
+RELAYED = """
+outcome = launch.run(Launch(("sh", "-c", sys.argv[1]), {}, keep_log=True, echo=b""))
+print("the end", flush=True)
+sys.exit(outcome.code)
+"""
+
+
+def relayed(engine: str, **streams: Any) -> Popen[bytes]:
+    return Popen([sys.executable, "-c", HEAD + RELAYED, engine], **streams)
+
+
+@linux
+def test_a_log_that_cannot_be_written_costs_no_answer() -> None:
+    with open("/dev/full", "wb") as full:
+        done = relayed("echo log >&2; echo answer", stdout=subprocess.PIPE, stderr=full)
+    assert done.communicate(timeout=SECONDS)[0] == b"answer\nthe end\n"
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("left", ["sleep 300", "yes", "while sleep 0.05; do echo more; done"])
+def test_a_run_ends_with_its_engine_whatever_that_leaves_behind(left: str) -> None:
+    done = relayed(f"echo answer; {left} &", stdout=subprocess.PIPE)
+    out = done.communicate(timeout=SECONDS)[0]
+    assert done.returncode == 0 and b"answer\n" in out and out.endswith(b"the end\n")
+
+
+def test_what_comes_through_a_script_after_its_end_is_part_of_the_answer() -> None:
+    done = relayed("(sleep 0.02; echo late) & echo early", stdout=subprocess.PIPE)
+    assert done.communicate(timeout=SECONDS)[0].startswith(b"early\n")
+
+
+def test_a_non_blocking_standard_output_gets_the_whole_answer() -> None:
+    near, far = os.pipe()
+    os.set_blocking(far, False)
+    done = relayed("head -c 1000000 /dev/zero", stdout=far)
+    os.close(far)
+    until(lambda: select.select([near], [], [], 0)[0])
+    with open(near, "rb") as file:
+        assert file.read() == bytes(1_000_000) + b"the end\n"
+    assert done.wait(SECONDS) == 0
 
 
 # Signals

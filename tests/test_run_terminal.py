@@ -111,6 +111,7 @@ def test_the_lines_of_a_log_that_matter() -> None:
     errors = [f"error {n}: {'x' * 200}" for n in range(40)]
     lines = excerpt("\n".join([*errors, "y" * 500])).splitlines()
     assert lines[:8] == errors[:8] and len(lines) <= 12 and len(lines[-1]) == 80
+    assert len(excerpt(f"error {'x' * 900_000}")) == 400
 
 
 def test_a_prompt_that_the_engine_finds_too_long_gets_a_remedy(terminal: Terminal) -> None:

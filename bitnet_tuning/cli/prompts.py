@@ -76,7 +76,7 @@ def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") 
             say(f"interrupted ({stopped}): {_so_far(answers, len(prompts))}")
             return 128 + stopped.number
         except GoneError as gone:
-            lines = "\n".join(gone.log.strip().splitlines()[-LOG_LINES:])
+            lines = "\n".join(map(shorten, gone.log.strip().splitlines()[-LOG_LINES:]))
             say(lines and f"the last lines of the server's log:\n{lines}")
             say(explain_death(gone.code, facts, plan) or str(gone))
             say(_so_far(answers, len(prompts)))

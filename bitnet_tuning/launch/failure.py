@@ -169,7 +169,7 @@ def excerpt(log: str, most: int = 12) -> str:
     causes = [line for line in lines if _SIGNS.search(line)][: most - 4]
     kept = {*causes, *lines[-3 if causes else -most :]}
     chosen = [line for line in lines if line in kept]
-    return "\n".join(line if line in causes else shorten(line, 80) for line in chosen)
+    return "\n".join(shorten(line, 400 if line in causes else 80) for line in chosen)
 
 
 def shorten(text: str, most: int = LONGEST) -> str:

@@ -10,6 +10,7 @@ import signal
 import termios
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from bitnet_tuning.launch.signals import send
 from bitnet_tuning.launch.start import INTERRUPT_GRACE, Launch, Outcome, Pipes
@@ -20,6 +21,9 @@ LOG_KEPT = 1 << 20
 _CHUNK = 1 << 16
 _POLL_SECONDS = 0.02
 """Seconds between checks for events that select() does not report."""
+_LAST_SECONDS = 0.2
+"""Seconds after an engine's exit in which its output may still arrive, as through a script's tee. A
+process that it left behind may hold the streams for ever."""
 _ERASE = b"\r\x1b[K"
 """What removes the line on a terminal (EL of ECMA-48)."""
 _ENDED_AS_ASKED = (130, 137)
@@ -37,20 +41,18 @@ def relay(
     has_lines = os.environ.get("TERM", "dumb") != "dumb"
     loading = launch.watched and not launch.show_log and has_lines
     begun, end = time.monotonic(), b"\n"
-    exited = _exit_handle(child)
-    sources = {handle for handle in (pipes.stdout, pipes.stderr) if handle is not None}
-    while sources or not _has_exited(exited, child):
-        timeout = _POLL_SECONDS if feeder or exited is None else 0.5 if loading else None
-        extra = [0] if feeder and feeder.wants_input else []
-        idle = [exited] if exited is not None and not sources else []
-        ready, _, _ = select.select([*sources, *extra, *idle], [], [], timeout)
+    output = _Output(child, pipes)
+    while output.open or not output.ended:
+        polls = feeder or output.exited is None
+        timeout = _POLL_SECONDS if polls else 0.5 if loading else None
+        ready = output.wait([0] if feeder and feeder.wants_input else [], timeout)
         if loading and not ready and (seconds := int(time.monotonic() - begun)):
             _write_all(2, f"\rloading the model, {seconds} s".encode())
-        for handle in sources.intersection(ready):
-            data = os.read(handle, _CHUNK)
+        for handle in output.open.intersection(ready):
+            data = output.read(handle)
             if not data:
-                sources.discard(handle)
-            elif handle == pipes.stdout:
+                continue
+            if handle == pipes.stdout:
                 if clock:
                     clock.see(data)
                 if loading:
@@ -63,7 +65,7 @@ def relay(
                     del log[:-LOG_KEPT]
                 if launch.show_log:
                     _write_all(2, data)
-        if feeder:
+        if feeder and not output.ended:
             feeder.step(0 in ready)
     if loading or (launch.watched and end != b"\n" and os.isatty(1)):
         _write_all(2, _ERASE if loading else b"\n")
@@ -72,27 +74,56 @@ def relay(
     return Outcome(0 if ended_by_us else code, bytes(log), clock.seconds if clock else None)
 
 
-def _exit_handle(child: int) -> int | None:
-    try:  # a handle that is readable once the engine has ended (pidfd_open(2), Linux 5.3)
-        return os.pidfd_open(child)
-    except (AttributeError, OSError):
-        return None
+class _Output:
+    """What an engine writes, until it has ended and nothing more arrives."""
 
+    def __init__(self, child: int, pipes: Pipes) -> None:
+        self._child, self._deadline, self._late = child, 0.0, 0
+        self.open = {handle for handle in (pipes.stdout, pipes.stderr) if handle is not None}
+        self.ended = False
+        self.exited: int | None = None
+        with suppress(AttributeError, OSError):
+            # A handle that is readable once the engine has ended (pidfd_open(2), Linux 5.3).
+            self.exited = os.pidfd_open(child)
 
-def _has_exited(handle: int | None, child: int) -> bool:
-    if handle is not None:
-        return bool(select.select([handle], [], [], 0)[0])
-    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    def wait(self, others: list[int], timeout: float | None) -> list[int]:
+        """Return which streams and ``others`` can be read, within some seconds."""
+        if self.ended:
+            others, timeout = [], max(0.0, self._deadline - time.monotonic())
+        elif self.exited is not None:
+            others = [*others, self.exited]
+        ready = select.select([*self.open, *others], [], [], timeout)[0]
+        if self.ended and (not ready or self._late > LOG_KEPT):
+            self.open.clear()
+        elif not self.ended:
+            flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            self.ended = os.waitid(os.P_PID, self._child, flags) is not None
+            self._deadline = time.monotonic() + _LAST_SECONDS
+        return ready
+
+    def read(self, handle: int) -> bytes:
+        """Return what has arrived; nothing at a stream's end, which closes it."""
+        data = os.read(handle, _CHUNK)
+        self._late += len(data) if self.ended else 0
+        if not data:
+            self.open.discard(handle)
+        return data
 
 
 def _write_all(handle: int, data: bytes) -> None:
     view = memoryview(data)
-    try:
-        while view:
+    while view:
+        try:
             view = view[os.write(handle, view) :]
-    except BrokenPipeError:  # nobody reads it: end as the engine would, by SIGPIPE
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGPIPE)
+        except BlockingIOError:  # its reader is slow, and it is non-blocking for another program
+            select.select([], [handle], [])
+        except BrokenPipeError:  # nobody reads it: end as the engine would, by SIGPIPE
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGPIPE)
+        except OSError:  # a full disk, a terminal that is gone
+            if handle != 2:  # no answer is lost for want of a message
+                raise
+            return
 
 
 class FirstToken:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from bitnet_tuning.launch import start
@@ -119,7 +119,8 @@ def _run_windows(launch: Launch) -> Outcome:
         engine = popen(launch, streams, None)
         log = engine.communicate()[1] or b""
     if log and launch.show_log:
-        sys.stderr.buffer.write(log)
+        with suppress(OSError):
+            sys.stderr.buffer.write(log)
     status = engine.returncode
     if status & 0xFFFFFFFF == start.CONTROL_C:
         return Outcome(130, log)
