@@ -75,12 +75,12 @@ def test_equal_settings_hardly_ever_get_a_verdict() -> None:
 
 def test_too_little_time_is_no_verdict() -> None:
     rounds = Engine(2.0, seconds=5).compared(30)
-    line = speed_line(rounds, 30, 42.5)
+    line = speed_line(rounds, 30, 42.5, again="python3 test.py -m a.gguf")
     assert line.state == SKIP
     assert len(rounds) == 1 < VERDICT_ROUNDS
     assert line.reason == (
-        "not decided: a comparison needs 6 rounds, here about 72 s, and only 30 s were left; "
-        "allow more time: --seconds 127"
+        "not decided, since the machine is busy or slow: 6 rounds take about 72 s, and 30 s were "
+        "left; allow more time: python3 test.py -m a.gguf --seconds 127"
     )
 
 

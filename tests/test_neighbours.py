@@ -312,7 +312,7 @@ def test_the_plan_says_who_is_busy_and_what_that_costs(machine: Machine) -> None
     assert (plan.setting.threads, plan.setting.threads_batch) == (1, 1)
     assert plan.setting.variables["OMP_NUM_THREADS"] == "1"
     assert "OMP_PROC_BIND" not in plan.setting.variables
-    assert "not bound: a core may be busy" in plan.reasons["env"]
+    assert "; but for 1 thread, not bound: a core may be busy" in plan.reasons["env"]
     assert plan.command[plan.command.index("-t") + 1] == "1"
 
 

@@ -436,10 +436,9 @@ def test_shown_reasons_begin_with_what_matters_and_repeat_nothing(
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO()))
     show_plan(Facts(a_host(4), ENGINE, MODEL, "", {}), plan()._replace(reasons=reasons), False)
     assert capfdbinary.readouterr().err.decode().splitlines() == [
-        "  threads        6: measured: twice as fast",
+        "  threads        6, threads_batch 8: measured: twice as fast",
         "  cpus           not bound",
         "  model, engine  named with -m",
-        "  threads_batch  8: as threads",
         "  batch, ubatch  64: holds the prompt",
         "  env            an OpenMP runtime",
     ]

@@ -314,7 +314,7 @@ def test_a_run_uses_the_profile_of_this_machine(bench: Bench) -> None:
     plan = dry_run(bench)
     assert (plan["threads"], plan["threads_batch"]) == (1, 1)
     assert plan["env"] == {"OMP_NUM_THREADS": "1"}
-    assert plan["reasons"]["threads"] == f"1: {CLAIM}"
+    assert plan["reasons"]["threads"] == f"1: the saved setting (1 thread, no mmap) was {CLAIM}"
     named = ["--engine", str(bench.fake.cli), "-m", demo.I2_S, "-p", "hello"]
     script = [sys.executable, str(REPO / "run_inference.py"), *named]
     done = subprocess.run(script, capture_output=True, timeout=60, check=True)
@@ -343,7 +343,8 @@ def test_the_plan_command_uses_profiles_too(bench: Bench) -> None:
     words = ["plan", "--root", str(bench.machine.path), "--json"]
     named = ["--engine", str(bench.fake.cli), "-m", demo.I2_S]
     assert main([*words, *named]) == 0
-    assert json.loads(bench.out())["reasons"]["threads"] == "3: measured on 2026-11-23"
+    saved = "the saved setting (3 threads, 4 for prompts, no mmap) was measured on 2026-11-23"
+    assert json.loads(bench.out())["reasons"]["threads"] == f"3: {saved}"
 
 
 def test_what_the_machine_has_is_not_what_a_profile_for_another_says(bench: Bench) -> None:

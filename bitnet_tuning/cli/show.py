@@ -47,18 +47,20 @@ def show_plan(facts: Facts, plan: Plan, as_json: bool) -> None:
 
 
 def _rows(reasons: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return fields and reasons, the most important first, none twice or without a choice here."""
-    fields: dict[str, str] = {}  # by their reasons
-    first: dict[str, str] = {}  # by the part of a reason that follows the value
+    """Return fields and reasons, the most important first, none twice or without a choice here: in
+    one row what has the same reason (``threads``, ``2, mmap off: measured``)."""
+    fields: dict[str, dict[str, list[str]]] = {}  # by reasons without values, and by values
     for field in dict.fromkeys(("threads", "cpus", "model", "engine", *reasons)):
-        reason = reasons.get(field, "")
-        value, _, why = reason.partition(": ")
-        if reason in fields:
-            fields[reason] += f", {field}"
-        elif reason and value != "nothing to choose":
-            same = first.setdefault(why or reason, field)
-            fields[reason if same == field else f"{value}: as {same}"] = field
-    return [(f"  {field}", reason) for reason, field in fields.items()]
+        value, colon, why = reasons.get(field, "").partition(": ")
+        if value and value != "nothing to choose":
+            alike = fields.setdefault(colon + why or value, {})
+            alike.setdefault(value, []).append(field)
+    rows = []
+    for why, alike in fields.items():
+        (value, names), *others = alike.items()
+        more = [f", {' and '.join(also)} {theirs}" for theirs, also in others]
+        rows.append((f"  {', '.join(names)}", "".join([value, *more, why if why != value else ""])))
+    return rows
 
 
 def shell_line(plan: Plan) -> str:

@@ -13,7 +13,7 @@ from bitnet_tuning.launch.start import Outcome
 from bitnet_tuning.machine.detect import SET_PERFORMANCE
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.plan.facts import Facts, Plan, Request
-from bitnet_tuning.plan.setting import Setting
+from bitnet_tuning.plan.setting import SAVED, Setting
 from bitnet_tuning.plan.threads import asked_threads
 from bitnet_tuning.prepare import execute, finish
 
@@ -58,9 +58,7 @@ def _before(request: Request, facts: Facts, plan: Plan) -> Iterator[str]:
     how = f"{counted(threads, 'thread')}{f' (set by {asked.by})' if asked else ''}"
     how += f" {_place(plan.setting, facts.host)}"
     if facts.profile:
-        from bitnet_tuning.plan.profile import claim  # noqa: PLC0415 (many users have none)
-
-        is_used = plan.reasons["threads"].startswith(f"{threads}: {claim(facts.profile)}")
+        is_used = plan.reasons["threads"].startswith(f"{threads}: {SAVED}")
         how += ", as measured here" if is_used else ""
     folder, file = os.path.split(os.path.abspath(model.path))
     # The converters of BitNet name files ggml-model-i2_s.gguf, in a folder with the model's name.

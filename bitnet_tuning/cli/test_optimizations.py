@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from math import ceil
+from shlex import quote
 from statistics import geometric_mean
 
 from bitnet_tuning import demo
@@ -69,6 +70,7 @@ def run(arguments: list[str]) -> int:
     started = time.monotonic()
     options = make_parser().parse_args(arguments)
     limit = options.seconds or SECONDS
+    options.again = " ".join([command("test"), *map(quote, arguments)])
     state = State()
     plan, runner = _find(options, state)
     facts, lines = runner.facts, list[Line]()
@@ -147,7 +149,7 @@ def _answers(
     show: Callable[[str], None],
 ) -> Iterator[Line]:
     """Yield the lines. ``until`` is when the time is up; ``show`` is told what runs."""
-    facts, half = runner.facts, (time.monotonic() + until) / 2  # the rest is for speeds
+    facts, early = runner.facts, (2 * time.monotonic() + until) / 3  # the rest is for speeds
     alone = make_plan(Request(), facts._replace(environ={}, profile=None)).setting
     yield checks.detected(plan, alone.threads, facts.host)
     run = runner.first_runs(show)
@@ -156,7 +158,7 @@ def _answers(
         run = runner.first_runs(show)
     show("watching the engine's threads")
     rate = max(run.samples.get(TG, (LIKELY_RATE,)))
-    watched = _watched(facts, rate, options.performance_mode, half)
+    watched = _watched(facts, rate, options.performance_mode, early)
     yield checks.environment(plan, watched)
     yield checks.working(plan, watched)
     yield checks.places(plan, watched, facts.host, facts.engine.openmp)
@@ -166,7 +168,7 @@ def _answers(
     niceness = os.getpriority(os.PRIO_PROCESS, 0) if hasattr(os, "getpriority") else 0
     yield from checks.kernel(plan, watched, facts.model.size, niceness, lockable)
     show("checking the engine's texts")
-    words = _output(plan, runner, half)
+    words = _output(plan, runner, early)
     yield words
     yield checks.quantization(facts.engine, facts.model)
     if facts.beside is None and facts.model.path not in demo.MODELS:
@@ -177,7 +179,7 @@ def _answers(
         yield from (left_out(why, name) for name in names)
         return
     show("comparing speeds")
-    yield from _speeds(plan, runner, run, options.seconds, until)
+    yield from _speeds(plan, runner, run, options, until)
 
 
 def _watched(facts: Facts, rate: float, performance: bool, until: float) -> Watched:
@@ -215,11 +217,11 @@ def _output(plan: Plan, runner: Runner, until: float) -> Line:
 
 
 def _speeds(
-    plan: Plan, runner: Runner, first: Run, limit: float | None, until: float
+    plan: Plan, runner: Runner, first: Run, options: argparse.Namespace, until: float
 ) -> Iterator[Line]:
     """Compare the plan, whose ``first`` run is given, with bitnet.cpp's own default, and with the
-    other file of the model if there is one. ``limit``: the seconds for the whole program."""
-    facts = runner.facts
+    other file of the model if there is one."""
+    facts, limit = runner.facts, options.seconds
     others = {UPSTREAM: UPSTREAM_SETTING} | dict(other_file(facts, runner.default))
     if runner.default == UPSTREAM_SETTING:
         yield left_out("the plan is bitnet.cpp's own default (2 threads, no variables)")
@@ -233,7 +235,8 @@ def _speeds(
         seconds = (until - time.monotonic()) / shares
         settings = {name: others[name], DEFAULT: runner.default}
         rounds = _compared(runner, first, settings, seconds, most)
-        yield speed_line(rounds, seconds, limit or SECONDS, name, path, program=runner.program)
+        line = partial(speed_line, program=runner.program, again=options.again)
+        yield line(rounds, seconds, limit or SECONDS, name, path)
 
 
 def _compared(
@@ -274,10 +277,11 @@ def speed_line(
     path: str = "",
     *,
     program: str = PROGRAMS[0],
+    again: str = "",
 ) -> Line:
     """Return what the rounds of the ``program`` show of the plan and the ``other`` setting:
     upstream's, or the plan's with the model's other file, at ``path``. ``seconds`` of the
-    whole program's ``limit`` were left for them."""
+    whole program's ``limit`` were left for them. ``again`` is the command that was called."""
     is_file, is_slim = other in FILES, other == SLIM_FILE
     name, who, broken, keys = NAME, "bitnet.cpp's own default", FAIL, ("upstream", "planned")
     if is_file:
@@ -299,7 +303,7 @@ def speed_line(
         "phase": TG,
     }
     if judged.ratio.count < VERDICT_ROUNDS:
-        return Line(name, SKIP, _too_few(rounds, seconds, limit), facts)
+        return Line(name, SKIP, _too_few(rounds, seconds, limit, again), facts)
     base = "the original file" if is_file else "bitnet.cpp's own default (2 threads, no variables)"
     reason = (
         f"{verdict_words(judged.verdict)}: {digits(speeds[1])} tokens/s, {digits(speeds[0])} with "
@@ -313,13 +317,15 @@ def speed_line(
     return Line(name, HINT if is_slim else FAIL, f"{reason}; {advice}", facts)
 
 
-def _too_few(rounds: Rounds, seconds: float, limit: float) -> str:
+def _too_few(rounds: Rounds, seconds: float, limit: float, again: str) -> str:
     every = (rounds.reference, *(run.setting for each in rounds for run in each.runs))
     enough = 1.2 * rounds.cost(tuple(dict.fromkeys(every)), VERDICT_ROUNDS)
-    more = ceil(limit + 2 * (enough - seconds))  # two comparisons may share what is left
+    # Two comparisons may share what is left.
+    more = ceil(max(limit + 2 * (enough - seconds), 1.5 * limit))
+    again = f"{again or command('test')} --seconds {more}"
     return (
-        f"not decided: a comparison needs {VERDICT_ROUNDS} rounds, here about {enough:.0f} s, and "
-        f"only {max(0.0, seconds):.0f} s were left; allow more time: --seconds {more}"
+        f"not decided, since the machine is busy or slow: {VERDICT_ROUNDS} rounds take about "
+        f"{enough:.0f} s, and {max(0.0, seconds):.0f} s were left; allow more time: {again}"
     )
 
 

@@ -74,6 +74,10 @@ UPSTREAM = Setting(2, 2)
 """The setting of bitnet.cpp's own run_inference.py: 2 threads, no environment variables."""
 
 
+SAVED = "the saved setting"
+"""Beginning of the reasons for what a measured profile decides."""
+
+
 class Change(NamedTuple):
     """A change of one knob of a setting."""
 

@@ -35,6 +35,9 @@ computes for 50 of 100 ms, two threads made 10 tokens/s and one 8.3; for all 100
 NOT_BOUND = "not bound to particular CPUs"
 """Beginning of the reason if the plan chooses no CPUs."""
 
+BY_OPENMP = "all (OpenMP binds each thread to a core)"
+"""What it says instead if the plan's variables bind threads."""
+
 COSTLY = 2
 """Factor by which a limit or a variable of OpenMP must lower the number of threads for a run to
 warn. bitnet.cpp made 21 tokens/s with 1 thread and 34 with 2, i2_s in the 2B shape on 2 CPUs."""
@@ -142,7 +145,8 @@ def make_way(
     if batch < setting.threads_batch:
         reasons["threads_batch"] = f"{batch}: other programs leave no more CPUs free"
     if variables.keys() != setting.variables.keys():
-        reasons["env"] = f"{plan.reasons['env']}; threads are not bound: a core may be busy"
+        fewer = f"; but for {counted(threads, 'thread')}, not bound: a core may be busy"
+        reasons["env"] = plan.reasons["env"] + fewer
     return plan.updated(changed, reasons, warnings)
 
 

@@ -9,7 +9,7 @@ from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.memory import AUTO, TUNABLES
 from bitnet_tuning.plan.openmp import BINDING, THREAD_COUNTS, WAITING_BY_USER
 from bitnet_tuning.plan.profile import Profile, claim
-from bitnet_tuning.plan.setting import Setting, describe, shown
+from bitnet_tuning.plan.setting import SAVED, Setting, describe, shown
 from bitnet_tuning.plan.threads import NOT_BOUND, asked_threads
 
 COPY_RATE = 0.5e9
@@ -36,7 +36,10 @@ def with_profile(plan: Plan, profile: Profile, request: Request, facts: Facts) -
     if any(limit and setting.threads > limit for limit in limits):
         what = "--max-threads or OMP_THREAD_LIMIT allows"
         return _noted(plan, f"{not_used}: it has more threads than {what}")
-    return _tuned(plan, setting, claim(profile), request, facts)
+    usual = describe(plan.setting).split(", ")
+    own = ", ".join(each for each in describe(setting).split(", ") if each not in usual)
+    why = f"{SAVED}{f' ({own})' if own else ''} was {claim(profile)}"
+    return _tuned(plan, setting, why, request, facts)
 
 
 def _noted(plan: Plan, note: str) -> Plan:
@@ -69,8 +72,8 @@ def _tuned(plan: Plan, found: Setting, why: str, request: Request, facts: Facts)
             cpus=wanted.cpus or (ours.cpus if held else None),
             poll=ours.poll if wanted.poll is None else wanted.poll,
         )
-    if _is_partial(wanted, found):
-        why = f"{why}; only a part of that setting can be used here"
+    if missing := _missing(wanted, found):
+        why = f"{why}; left out in this run: {', '.join(missing)}"
     plan = memory.with_setting(plan, wanted, request)
     reasons = _reasons(plan, found, why, request, facts)
     if too_short:
@@ -79,10 +82,10 @@ def _tuned(plan: Plan, found: Setting, why: str, request: Request, facts: Facts)
     return plan.updated(wanted, reasons, () if room else (warning,))
 
 
-def _is_partial(wanted: Setting, found: Setting) -> bool:
-    """Return whether a part of the measured setting is missing."""
+def _missing(wanted: Setting, found: Setting) -> list[str]:
+    """Return the parts of the measured setting that are missing."""
     # Performance mode only adds to it, and a prompt in one micro-batch loses nothing by its size.
-    without_additions = wanted._replace(
+    kept = wanted._replace(
         env=found.env,
         nice=found.nice,
         ubatch=found.ubatch,
@@ -90,8 +93,9 @@ def _is_partial(wanted: Setting, found: Setting) -> bool:
         cpus=found.cpus and wanted.cpus,
         poll=None if found.poll is None else wanted.poll,
     )
-    missing = found.variables.keys() - wanted.variables.keys()
-    return without_additions != found or bool(missing)
+    names = sorted(found.variables.keys() - wanted.variables.keys())
+    lost = [each for each in describe(found).split(", ") if each not in describe(kept).split(", ")]
+    return [*lost, *(f"{name}={found.variables[name]}" for name in names)]
 
 
 def _obeyed(found: Setting, request: Request, facts: Facts) -> Setting:
@@ -168,8 +172,7 @@ def _reasons(
         reasons["cpus"] = f"{NOT_BOUND}: you bind the threads yourself with {binding}"
     elif wanted.cpus is found.cpus is None:
         reasons["cpus"] = f"{NOT_BOUND}: {why}"
-    measured = " ".join(f"{name}={text}" for name, text in wanted.env if (name, text) in found.env)
-    env = [f"{measured or 'no variables'}: {why}"]
+    env = [f"{'as measured' if set(wanted.env) & set(found.env) else 'no variables'}: {why}"]
     decided = {*wanted.variables, *THREAD_COUNTS, TUNABLES}
     left = ", ".join(name for name, _ in found.env if name not in decided)
     env += [f"left out in favour of your own variables: {left}"] if left else []
