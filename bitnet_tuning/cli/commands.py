@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from bitnet_tuning.console import ADDRESS, command
+from bitnet_tuning.console import word as quoted
 from bitnet_tuning.errors import UsageError
 
 COMMANDS = {
@@ -75,9 +76,7 @@ def unknown_word(parser: argparse.ArgumentParser, word: str) -> UsageError:
     if not flag.startswith("-"):
         advice = "put a text of several words in quotes"
         if "--prompt" in own:
-            import shlex  # noqa: PLC0415 (a mistake)
-
-            advice = f"a prompt goes after -p, in quotes: {parser.prog} -p {shlex.quote(word)}"
+            advice = f"a prompt goes after -p, in quotes: {parser.prog} -p {quoted(word)}"
         return UsageError(f"unexpected argument: {word}", advice)
     if found in own:
         remedy = f"did you mean {found}? "

@@ -51,8 +51,7 @@ def make_parser() -> Parser:
 
 
 def _list(options: argparse.Namespace, state: State) -> int:
-    host = read_host(options.root)
-    every = profiles.stored_profiles(state)
+    host, every = read_host(options.root), profiles.stored_profiles(state)
     found = [(profile, _changes(profile, host, state)) for profile in every]
     if options.json:
         facts = [

@@ -124,7 +124,7 @@ def figures(outcome: Outcome, request: Request, facts: Facts, plan: Plan) -> dic
 
 
 def stats_line(found: dict[str, Any]) -> str:
-    """Return those figures that are known as one line."""
+    """Return those figures that are known as one line; nothing for a number of tokens alone."""
     rate, prompt = found["tokens_per_second"], found["prompt_tokens_per_second"]
     first, tokens = found["first_token_seconds"], found["tokens"]
     parts = (
@@ -133,5 +133,4 @@ def stats_line(found: dict[str, Any]) -> str:
         first and f"first token after {first:.{1 + (first < 0.1)}f} s",
         tokens and counted(tokens, "token"),
     )
-    # A number of tokens alone says nothing about the run.
     return ", ".join(filter(None, parts)) if any(parts[:-1]) else ""

@@ -12,13 +12,7 @@ from bitnet_tuning.model.types import gain_text
 from bitnet_tuning.plan import memory
 from bitnet_tuning.plan.command import build_command, read_by_engine
 from bitnet_tuning.plan.facts import Facts, Plan, Request
-from bitnet_tuning.plan.openmp import (
-    BINDING,
-    choose_variables,
-    count_warnings,
-    thread_limit,
-    unbindable,
-)
+from bitnet_tuning.plan.openmp import choose_variables, count_warnings, thread_limit, unbindable
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.plan.threads import BY_OPENMP, NOT_BOUND, choose_threads, make_way
 
@@ -45,7 +39,7 @@ def make_plan(request: Request, facts: Facts, setting: Setting | None = None) ->
     for field, name in read_by_engine(facts.environ).items():
         if not getattr(plan.setting, field):  # else a flag decides
             named[field] = f"left to the engine, which obeys your {name}={facts.environ[name]}"
-    if plan.setting.variables.get("OMP_PROC_BIND") == BINDING["OMP_PROC_BIND"]:
+    if plan.setting.variables.get("OMP_PROC_BIND") == "true":
         named["cpus"] = plan.reasons["cpus"].replace(NOT_BOUND, BY_OPENMP)
     plan = plan.updated(plan.setting, named)
     return plan._replace(command=build_command(plan, request, facts))

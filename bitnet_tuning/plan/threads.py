@@ -33,10 +33,8 @@ _MOST_SHARED = 0.75
 computes for 50 of 100 ms, two threads made 10 tokens/s and one 8.3; for all 100, 5.3 and 8.3."""
 
 NOT_BOUND = "not bound to particular CPUs"
-"""Beginning of the reason if the plan chooses no CPUs."""
-
 BY_OPENMP = "all (OpenMP binds each thread to a core)"
-"""What it says instead if the plan's variables bind threads."""
+"""Beginnings of the reason if the plan chooses no CPUs; its variables may bind the threads."""
 
 COSTLY = 2
 """Factor by which a limit or a variable of OpenMP must lower the number of threads for a run to
