@@ -51,10 +51,16 @@ def at_terminal() -> bool:
 def folded(text: str, width: int) -> str:
     """Return a text in lines of at most ``width`` characters, the second and later ones indented.
     What may be copied stays whole: words, quotations, and commands after a colon."""
-    if max(map(len, text.splitlines())) <= width:
+    if max(map(len, text.splitlines()), default=0) <= width:
         return text
     lines = ((line, " " * (len(line) - len(line.lstrip()) + 2)) for line in text.splitlines())
     return "\n".join("\n".join(_wrapped(line, width, to)) for line, to in lines)
+
+
+def fitted(text: str) -> str:
+    """Return a text for stdout, folded on a terminal; elsewhere lines stay whole, for grep."""
+    is_terminal, text = sys.stdout is not None and sys.stdout.isatty(), printable(text)
+    return folded(text, text_width()) if is_terminal else text
 
 
 def printable(text: str) -> str:
@@ -268,7 +274,7 @@ def _wrapped(line: str, width: int, indent: str = "") -> list[str]:
 
     starts = rf"sudo|\S*python\S*|{NAME}|apt-get|chmod|cmake|dd|echo|export|llama-[\w.-]+|pip|unset"
     begin = r"(?:(?<=: )|^(?:-> )?(?!.*: ))"
-    whole = rf"`[^`]*`|(?<!\w)'[^']*'|{begin}(?:{starts}) [^;(]*[^;( ]"
+    whole = rf"`[^`]*`|\"[^\"]*\"|(?<!\w)'[^']*'|{begin}(?:{starts}) [^;(]*[^;( ]"
     line = re.sub(whole, lambda found: found[0].replace(" ", "\0"), line)
     # A long word stays whole, so that a path can be copied.
     wrapper = TextWrapper(width, break_long_words=False, break_on_hyphens=False)

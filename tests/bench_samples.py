@@ -251,7 +251,7 @@ def sample_results(
             verdict,
             found,
             None,
-            "Confirmed in a duel with the default, with fresh samples.",
+            "Confirmed by more runs, in turns with the default.",
         ),
         profile=Kept(winner != "default", "a1b2c3d4" if winner != "default" else None, "stored"),
     )

@@ -205,7 +205,7 @@ def test_without_a_slim_copy_the_line_says_what_it_would_gain(
     wide = str(write_bitnet(tmp_path / "my model.gguf"))
     done = run(engine.cli, "--json", "--no-speed", model=wide, **working(engine))
     assert (done.failed, done.state("embedding")) == ([], "HINT")
-    assert "f16 embedding, " in done.reason("embedding")
+    assert "the f16 embedding; " in done.reason("embedding")
     assert done.reason("embedding").endswith(f"python3 -m bitnet_tuning model slim '{wide}'")
     small = str(write_bitnet(tmp_path / "small.gguf", embedding="q6_k"))
     done = run(engine.cli, "--json", "--no-speed", model=small, **working(engine))

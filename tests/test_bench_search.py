@@ -449,7 +449,7 @@ def test_a_gain_that_no_time_was_left_to_confirm_is_not_decided() -> None:
     told = Lab(PEAK).drive(Space(SPACE.default, (), SPACE.threads, ()), budget=12.0)
     done = told.done
     assert (done.winner, done.verdict, done.estimate) == ("default", OPEN, None)
-    assert "too short for a duel" in done.reason
+    assert "too short to confirm the best" in done.reason
 
 
 def test_settings_that_were_tried_and_failed_are_no_untried_ones() -> None:

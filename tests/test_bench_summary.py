@@ -189,7 +189,8 @@ def test_the_heading_tells_what_was_measured_where_when_and_how() -> None:
     results = sample_results()
     assert Summary(results).headings == (
         "BitNet b1.58 2B 4T (i2_s) on Example Core i5-1235U",
-        "engine build 3960 (5eb47b72), llama-bench, 64 + 16 tokens per run, 2026-01-31T20:15:00Z",
+        "engine build, version 3960 (5eb47b72), llama-bench, 64 + 16 tokens per run, "
+        "2026-01-31T20:15:00Z",
     )
     bare = results._replace(
         model=results.model._replace(name=""), host=results.host._replace(brand="", vendor="")
@@ -200,12 +201,13 @@ def test_the_heading_tells_what_was_measured_where_when_and_how() -> None:
 def test_the_legend_explains_the_rows_that_are_there() -> None:
     results = sample_results()
     assert Summary(results).legend.startswith(
-        "default: a run without measured settings; upstream: bitnet.cpp's own 2 threads.\n"
+        "default: a run without measured settings; upstream: bitnet.cpp's own 2 threads; "
+        "no mmap: the model copied into memory.\n"
     )
     fast = results.settings["default"]._replace(mlock=True)
     runs = exact(results, [("fixed", {"default": 10.0, "performance": 10.0})])
     runs = runs._replace(settings={**results.settings, "performance": fast})
-    assert "settings; performance: --performance-mode." in Summary(runs).legend
+    assert "settings; performance: --performance-mode.\n" in Summary(runs).legend
 
 
 def test_a_single_run_of_the_other_phase_is_shown_for_the_default_alone() -> None:
@@ -268,10 +270,10 @@ def test_the_answer_is_one_short_sentence_with_details_below() -> None:
     results = sample_results()
     assert results.decision and results.decision.estimate
     gain = times(*results.decision.estimate)
-    assert Summary(results).answer == f"Use {WINNER}: {gain} over the default."
+    assert Summary(results).answer == f"Fastest: {WINNER}: {gain} over the default."
     first, *_ = Summary(results).details()
     assert first.startswith("4 threads, no mmap, OMP_PLACES=cores, ")
-    assert first.endswith(". Confirmed in a duel with the default, with fresh samples.")
+    assert first.endswith(". Confirmed by more runs, in turns with the default.")
     reason = "The best other setting, 4 threads, is equal within 2 %."
     kept = results.decision._replace(winner="default", verdict=EQUAL, reason=reason)
     summary = Summary(results._replace(decision=kept))

@@ -68,8 +68,10 @@ def test_the_winner_is_shown_and_saved(
     assert facts["decision"]["estimate"]["low"] > 1.2
     assert facts["decision"]["resolution"] == facts["options"]["resolution"] == 0.02
     assert facts["profile"]["stored"]
-    runs = f"Saved: python3 run_inference.py -m {lab.facts.model.path} now uses"
-    assert facts["profile"]["reason"].startswith(runs), "no run has it that names no model"
+    runs = f"Saved: python3 run_inference.py -m {lab.facts.model.path} now runs with no mmap"
+    said = facts["profile"]["reason"]
+    assert said.startswith(runs), "no run has it that names no model"
+    assert re.search(r"; it copies the model for answers of about \d+ tokens or more, in ", said)
     saved = lab.saved(own_state)
     assert isinstance(saved, Setting) and saved.mmap is False
     out = capsys.readouterr().out
@@ -288,8 +290,10 @@ def test_a_wide_embedding_without_a_slim_copy_ends_the_summary_with_the_command(
 ) -> None:
     lab.facts = lab.facts._replace(model=lab.facts.model._replace(path="/my models/m.gguf"))
     assert lab.tune("--output", output, "--quick") == 0
-    *_, last, where = capsys.readouterr().out.splitlines()
-    assert last.startswith("Note: f16 embedding, 1.1 MiB read per token (in q6_k up to ×1.36 as ")
+    said = capsys.readouterr()
+    *_, last, where = said.out.splitlines()
+    assert "embedding" not in said.err, "it is said once, at the end"
+    assert last.startswith("Note: 45 % of the 1.1 MiB that each token reads is the f16 embedding; ")
     assert last.endswith("python3 -m bitnet_tuning model slim '/my models/m.gguf'")
     assert where.startswith("Results: ")
     lab.facts = lab.facts._replace(model=lab.facts.model._replace(path=demo.I2_S))
@@ -543,7 +547,7 @@ def test_a_full_disk_does_not_end_a_tuning(
     assert output.read_text() == "an older file"
     assert lab.tune() == 0
     found = capsys.readouterr()
-    assert "Use no mmap" in found.out
+    assert "Fastest: no mmap" in found.out
     assert f"Results: cannot write results to {output}: No space left" in found.out
     assert found.err.count("No space left on device") == 2, "once for each tuning"
 
@@ -610,7 +614,8 @@ def test_without_a_terminal_there_are_plain_lines(
     said = capsys.readouterr()
     assert "\x1b" not in said.out + said.err
     assert "round 1 (threads)" in said.err
-    table = said.out.partition("\nUse ")[0]
+    _, table, legend, *_ = said.out.split("\n\n")
+    assert legend.startswith("*: the setting to use.") and "Fastest: " in said.out
     assert "tokens/s" in table
     assert max(map(len, table.splitlines())) <= 80
 

@@ -217,7 +217,9 @@ def test_saved_results_are_shown_and_written_in_other_formats(
     files = ["--csv", paths[2], "--report", paths[3]]
     assert main(["--from", paths[0], *files]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("BitNet b1.58 2B 4T (i2_s) on Example Core i5-1235U\nengine build 3960")
+    assert out.startswith(
+        "BitNet b1.58 2B 4T (i2_s) on Example Core i5-1235U\nengine build, version"
+    )
     assert "\n\nsetting " in out and "Against bitnet.cpp's own 2 threads: " in out
     assert out.endswith(f"Results: {paths[0]}\nCSV: {paths[2]}\nReport: {paths[3]}\n")
     assert (tmp_path / "a.json").read_bytes() == saved

@@ -35,8 +35,8 @@ def test_show_prints_what_a_token_reads_part_by_part(
     ]
     assert lines[5].endswith("15.6 MiB (99 %)")
     assert lines[9:] == [
-        "f16 embedding, 15.8 MiB read per token (in q6_k up to ×2.41 as fast); "
-        "measured elsewhere: ×1.3–1.5 (BitNet b1.58 2B-4T, from f16)",
+        "99 % of the 15.8 MiB that each token reads is the f16 embedding; "
+        "a copy with q6_k is up to ×2.41 as fast",
         f"make a smaller copy: python3 -m bitnet_tuning model slim {path}",
     ]
 
@@ -50,7 +50,8 @@ def notes(*arguments: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
 def test_show_of_an_f32_embedding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_bitnet(tmp_path / "a model.gguf", embedding="f32")
     cost, advice = notes(str(path), capsys=capsys)
-    assert cost == "f32 embedding, 31.4 MiB read per token (in q6_k up to ×4.80 as fast)"
+    assert cost.startswith("100 % of the 31.4 MiB that each token reads is the f32 embedding; ")
+    assert cost.endswith("a copy with q6_k is up to ×4.80 as fast")
     assert advice.endswith(f"model slim '{path}'")
 
 
@@ -98,9 +99,9 @@ def test_commands_and_names_are_safe_for_a_terminal(
 @pytest.mark.parametrize(
     ("embedding", "output", "expected"),
     [
-        ("f16", "f16", ["f16 output matrix, 15.8 MiB", "token embedding, one row", "make a small"]),
+        ("f16", "f16", ["99 % of the 15.8 MiB", "token embedding, one row", "make a small"]),
         ("f32", "q6_k", ["token embedding, one row", "make a smaller copy"]),
-        ("q8_0", "f16", ["f16 output matrix, 15.8 MiB", "make a smaller copy"]),
+        ("q8_0", "f16", ["99 % of the 15.8 MiB", "make a smaller copy"]),
         ("q6_k", "q6_k", []),
     ],
 )

@@ -82,7 +82,8 @@ def test_the_copy_lies_beside_the_model_and_is_named_for_its_embedding(bench: Be
         "embedding: f16 15.6 MiB, now q6_k 6.4 MiB; 6.5 MiB instead of 15.8 MiB read per token: up "
         in out
     )
-    assert "greedy text: the copy writes the same 13 characters" in out
+    assert "the copy is good: all else is the model's, byte for byte, and its text at " in out
+    assert "begins with the same 13 characters" in out
     flags = f"--engine {bench.engine.checkout} -m {bench.copy}"
     assert f"to use it: python3 run_inference.py {flags} -p" in out
     assert out.endswith(f"settings for it: python3 benchmark_optimized.py {flags}\n")

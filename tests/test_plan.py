@@ -136,8 +136,12 @@ def test_reasons_name_the_flags_that_decided() -> None:
 @pytest.mark.parametrize(
     ("embedding", "words"),
     [
-        ("f16", "f16 embedding, 15.8 MiB read per token (in q6_k up to ×2.41 as fast)"),
-        ("q6_k", "q6_k embedding, 6.5 MiB read per token"),
+        (
+            "f16",
+            "99 % of the 15.8 MiB that each token reads is the f16 embedding; "
+            "a copy with q6_k is up to ×2.41 as fast",
+        ),
+        ("q6_k", "98 % of the 6.5 MiB that each token reads is the q6_k embedding"),
     ],
 )
 def test_the_reason_for_the_model_names_what_a_token_reads(

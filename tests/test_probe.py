@@ -17,6 +17,7 @@ import pytest
 from bitnet_tuning import demo
 from bitnet_tuning.cli import run as run_inference
 from bitnet_tuning.engine import probe
+from bitnet_tuning.engine.builds import version_words
 from bitnet_tuning.engine.find import Engine, Location
 from bitnet_tuning.engine.known import know
 from bitnet_tuning.engine.probe import parse_flags, parse_system_info, parse_version
@@ -102,6 +103,23 @@ options:
 )
 def test_flags_are_those_that_a_help_text_defines(text: str, flags: str) -> None:
     assert parse_flags(text) == set(flags.split())
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        ("3957 (5eb47b72)", ", version 3957 (5eb47b72)"),
+        ("0 (unknown)", ""),
+        ("0.6.0-dev (build 0, commit unknown)", ", version 0.6.0-dev"),
+        (
+            "embedded (xllamacpp 1.2, llama.cpp b10 (unknown), GNU)",
+            ", version (xllamacpp 1.2, llama.cpp b10, GNU)",
+        ),
+        ("", ""),
+    ],
+)
+def test_a_version_that_says_nothing_is_left_out(version: str, words: str) -> None:
+    assert version_words(version) == words
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,17 @@ def test_the_help_of_a_command_is_complete_and_short_at_its_start(
     assert all(len(line) <= 80 for line in text.splitlines() if "python" not in line)
 
 
+def test_help_fits_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    for words in (["help"], ["run", "--help"], ["bench", "--help"], ["model", "slim", "--help"]):
+        assert __main__.main(words) == 0
+        assert max(map(len, capsys.readouterr().out.splitlines())) <= 60, words
+    example = module_of("run").make_parser().format_help().partition("examples:\n")[2]
+    assert '"You are a helpful assistant."' in example, "quotations stay whole"
+
+
 @pytest.mark.parametrize("name", ["run", "plan", "bench", "model", "profile", "completion"])
 def test_the_examples_in_the_help_are_valid(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     parser = module_of(name).make_parser()
@@ -170,7 +181,8 @@ UPSTREAM += "--temperature --conversation"
 
 
 def test_both_run_scripts_have_all_flags() -> None:
-    plain, optimized = (start(script, "--help").stdout.decode() for script in SCRIPTS[:2])
+    helps = (start(script, "--help", COLUMNS="200") for script in SCRIPTS[:2])
+    plain, optimized = (done.stdout.decode() for done in helps)
     assert plain.replace(SCRIPTS[0], SCRIPTS[1]) == optimized
     words = plain.replace(",", " ").split()
     assert [flag for flag in UPSTREAM.split() if flag not in words] == []

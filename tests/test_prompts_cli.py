@@ -312,6 +312,7 @@ def test_on_a_terminal_a_bar_shows_the_progress(prompts: FakePrompts) -> None:
     code, out, seen = run_at_terminal(*prompts.command("--slots", "1"), **variables)
     assert (code, out.count(b"\n")) == (0, 6)
     assert re.search(r"[1-6]/6", seen) and "tokens/s" in seen
+    assert re.search(r"bitnet-tuning: \d+ threads? .* \(--dry-run explains\)", seen)
 
 
 @pytest.mark.parametrize("term", ["xterm", "dumb"])

@@ -856,13 +856,14 @@ def test_on_a_terminal_a_run_says_once_a_day_what_a_smaller_embedding_gains(
     home = tmp_path / "home"
     (hint,) = hints(bench, home, wide, script)
     assert hint.startswith(
-        "f16 embedding, 15.8 MiB read per token (in q6_k up to ×2.41 as fast); make a smaller "
+        "99 % of the 15.8 MiB that each token reads is the f16 embedding; "
+        "a copy with q6_k is up to ×2.41 as fast; make a smaller copy: "
     )
     assert hint.endswith(f"bitnet_tuning model slim {wide}")
     assert hints(bench, home, wide, script) == []
     other = write_bitnet(tmp_path / "another one.gguf", embedding="f32")
     (hint,) = hints(bench, home, other, script)
-    assert "(in q6_k up to ×4.80 as fast)" in hint
+    assert "with q6_k is up to ×4.80 as fast;" in hint
     assert hint.endswith(f"bitnet_tuning model slim '{other}'")
     State(str(home)).store("reminder", str(wide.resolve()), Reminder(moment(25 * 3600)))
     assert len(hints(bench, home, wide, script)) == 1
@@ -874,7 +875,7 @@ def test_the_hint_names_the_slim_copy_beside_the_model(
     copy = write_bitnet(tmp_path / "m-embd-q6_k.gguf", embedding="q6_k")
     (hint,) = hints(bench, tmp_path / "home", wide, PLAIN)
     advice = f"run the copy with a smaller embedding: {sys.executable} {PLAIN}"
-    assert hint.endswith(f"as fast); {advice} -m {copy}")
+    assert hint.endswith(f"as fast; {advice} -m {copy}")
     assert hints(bench, tmp_path / "home", copy, PLAIN) == []
 
 

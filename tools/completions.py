@@ -83,6 +83,8 @@ def completions(shell: str) -> str:
     for door, command in DOORS.items():
         function = f"_shtab_{door.replace('-', '_')}"
         text += DOOR[shell].format(function=function, program=NAME, command=command, door=door)
+    # shtab's own instructions are for a file that is copied by hand.
+    text = re.sub(r"(?ms)^# Usage:.*?^# See also: [^\n]*\n", "", text, count=1)
     lines = re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE).splitlines()
     install = f'put `eval "$({NAME} completion {shell})"` into {SHELLS[shell]}'
     lines.insert(1 if lines[0].startswith("#compdef") else 0, f"# to install: {install}")

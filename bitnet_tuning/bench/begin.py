@@ -116,9 +116,9 @@ def begin(runner: Runner, options: argparse.Namespace, stop: Stop, shown: Progre
     choices = Choices(runner.facts, asked, runner.bench_flags)
     space, left_out = make_space(choices, runner.default)
     notes, model = (*((note,) if note else ()), *left_out), runner.facts.model
+    say(*notes)
     if runner.facts.beside is None and is_wide(model) and model.path not in demo.MODELS:
         notes += (f"{gain_text(model)}; {slim_advice(model, ())}",)
-    say(*notes)
     found = _document(runner, asked, space)
     return found._replace(notes=notes, warnings=warnings, conditions=Surroundings(before))
 

@@ -16,8 +16,8 @@ from bitnet_tuning.bench.limits import disturbances
 from bitnet_tuning.bench.runner import PROGRAMS, Runner, make_runner
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
 from bitnet_tuning.bench.summary import heading, speed, stacked
-from bitnet_tuning.bench.tune import alone_in, sentences
-from bitnet_tuning.console import Progress, counted, say, table, text_width, times
+from bitnet_tuning.bench.tune import alone_in
+from bitnet_tuning.console import Progress, counted, fitted, say, table, text_width, times
 from bitnet_tuning.engine import builds as known
 from bitnet_tuning.engine.builds import FASTER, OPEN, OUT, BuildResult, build_name
 from bitnet_tuning.engine.find import Engine
@@ -90,7 +90,7 @@ def compare_builds(options: argparse.Namespace) -> int:
     else:
         print(heading(model, host), _as_text(compared, options.resolution), sep="\n\n")
         used = f"Runs use {chosen.path}: {chosen.location.source}"
-        print(sentences((used, kept or "Not saved: --no-remember.")))
+        print(fitted(f"{used}\n{kept or 'Not saved: --no-remember.'}"))
     say(state.warning and f"warning: {state.warning}")
     return 0
 

@@ -17,6 +17,7 @@ from bitnet_tuning.plan.openmp import BINDING_BY_USER, TUNABLE, user_set
 from bitnet_tuning.plan.profile import PP, TG, EngineKey, Evidence, claim, engine_changes
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.plan.threads import ENGINE_THREADS
+from bitnet_tuning.plan.tuned import copy_pays_from
 from bitnet_tuning.store.state import State
 
 
@@ -55,10 +56,15 @@ def remembered(results: Results, facts: Facts, engine: EngineKey, state: State, 
     if mark is None:
         return not_remembered(str(state.warning))
     flag = "" if results.model.unnamed else f" -m {word(results.model.path)}"
-    what = f"{command('run')}{flag} now uses {name} automatically"
-    if setting is None:
-        what = f"{command('run')}{flag} keeps using the default"
-    return Kept(True, mark, f"Saved: {what} (profile {mark}).")
+    what = f"keeps using the default (profile {mark})"
+    if setting is not None:
+        what = f"now runs with {name} automatically (profile {mark})"
+        least = copy_pays_from(evidence, facts.model.size)
+        if setting.mmap is False and least:
+            long = "prompts" if evidence.objective.name == PP else "answers"
+            what += f"; it copies the model for {long} of about {least:.0f} tokens or more, "
+            what += "in chats and with --prompts"
+    return Kept(True, mark, f"Saved: {command('run')}{flag} {what}.")
 
 
 def not_remembered(why: str) -> Kept:

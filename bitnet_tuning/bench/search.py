@@ -431,14 +431,14 @@ class Search:
         if ratio:
             seconds = rounds.cost((DEFAULT, name)) * rounds.lacks(end)
             why = {
-                FASTER: "Confirmed in a duel with the default, with fresh samples.",
+                FASTER: "Confirmed by more runs, in turns with the default.",
                 EQUAL: f"The best other setting, {name}, is equal within {100 * near:g} %.",
                 SLOWER: f"The best other setting, {name}, is slower.",
                 OPEN: f"{name} came closest, but whether it is faster is not decided: that would "
                 f"need about {duration(seconds)} more{'' if short else ' (see --budget)'}.",
             }[verdict]
         elif any(map(rounds.measured, rounds.good(tried))):
-            why, short = "", ["for a duel", *short]
+            why, short = "", ["to confirm the best", *short]
         else:
             why = f"No other setting {'that was tried works' if tried else 'was tried'}."
         if untried and verdict != FASTER:

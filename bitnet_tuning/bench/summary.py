@@ -15,7 +15,7 @@ from bitnet_tuning.bench.comparison import DEFAULT, FILES, FIXED, PERFORMANCE, U
 from bitnet_tuning.bench.limits import disturbances, limiting
 from bitnet_tuning.bench.results import ModelFacts, Results
 from bitnet_tuning.console import LEAST_COUNT, counted, duration, size_text, times, word
-from bitnet_tuning.engine.builds import FASTER, OPEN, build_name, verdict_words
+from bitnet_tuning.engine.builds import FASTER, OPEN, build_name, verdict_words, version_words
 from bitnet_tuning.machine.host import Host, HostFacts
 from bitnet_tuning.machine.warnings import LOAD, QUOTA, warnings_after
 from bitnet_tuning.model.types import ModelFile
@@ -171,7 +171,7 @@ class Summary:
         if decision.winner == DEFAULT:
             return "Keep the default."
         gain = f": {times(*decision.estimate)} over the default" if decision.estimate else ""
-        return f"Use {decision.winner}{gain}."
+        return f"Fastest: {decision.winner}{gain}."
 
     def details(self) -> Iterator[str]:
         """Yield the setting to use and why, and how it compares with bitnet.cpp's own launcher."""
@@ -223,17 +223,18 @@ class Summary:
     def headings(self) -> tuple[str, str]:
         """What was measured where, and by which engine, when and how."""
         results, sizes, engine = self.results, self.results.options.sizes, self.results.engine
-        how = [f"engine {build_name(engine.path)} {engine.version}".rstrip(), _program(results)]
+        build = f"engine {build_name(engine.path)}{version_words(engine.version)}"
+        how = [build, _program(results)]
         how += [f"{sizes.n_prompt} + {sizes.n_gen} tokens per run"] if sizes else []
         return heading(results.model, results.host), ", ".join((*how, results.created))
 
     @property
     def legend(self) -> str:
-        """Explanation of the table: its columns, and the rows that no search named."""
-        rows = {row.name for row in self.rows}
-        named = "; ".join(f"{name}: {what}" for name, what in _ROWS.items() if name in rows)
-        figures = "pp: prompt processing, tg: token generation; below, 95 % intervals."
-        both = "Speeds are the default's times the ratio in common rounds, so that both agree."
+        """Explanation of the table: its columns, and names that do not explain themselves."""
+        parts = {part for row in self.rows for part in row.name.split(" + ")}
+        named = "; ".join(f"{name}: {what}" for name, what in _ROWS.items() if name in parts)
+        figures = "pp: reading the prompt, tg: writing the answer; below, 95 % intervals."
+        both = "-: too few runs. All take turns with the default: speeds are its, times the ratio."
         return f"{named}.\n{figures} {both}"
 
 
@@ -269,7 +270,7 @@ def facts(results: Results) -> dict[str, str]:
         f"{counted(host.physical_cores, 'core')}",
         "usable CPUs": f"{len(host.allowed_cpus)} of {len(host.logical_cpus)}{quota}",
         "governor": host.governor or "unknown",
-        "engine": f"{engine.path}, version {engine.version or 'unknown'}, "
+        "engine": f"{engine.path}{version_words(engine.version)}, "
         f"OpenMP: {engine.openmp or 'unknown'}, built for {' '.join(engine.isa) or 'unknown CPUs'}",
         "engine's commit": engine.git_commit or "unknown",
         "measured by": _METHODS[_program(results)],
@@ -307,8 +308,10 @@ _ROWS = {
     DEFAULT: "a run without measured settings",
     UPSTREAM: "bitnet.cpp's own 2 threads",
     PERFORMANCE: "--performance-mode",
+    "no mmap": "the model copied into memory",
+    "huge pages": "copied into huge pages of memory",
 }
-"""Explanations of the rows that no search named."""
+"""Explanations of names of rows and of their parts."""
 
 
 def headings(objective: Objective) -> tuple[str, ...]:
@@ -331,7 +334,7 @@ def cells(summary: Summary) -> list[tuple[str, ...]]:
     """Return the table of a terminal, headings first."""
     table = [("setting", *headings(summary.results.options.objective), "verdict")]
     for row in summary.rows:
-        verdict = row.verdict.partition(":")[0].replace(", would need about ", "\n~") or "-"
+        verdict = row.verdict.partition(":")[0].replace(", would need about ", "\nneeds ") or "-"
         table.append((f"{row.name} *" if row.winner else row.name, *figures(row), verdict))
     return table
 

@@ -6,15 +6,14 @@ import argparse
 import contextlib
 import os
 import shlex
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from bitnet_tuning.bench import limits
 from bitnet_tuning.bench.bandwidth import AbsentError
 from bitnet_tuning.bench.begin import begin, extended, find_runner, progress_of, resume
-from bitnet_tuning.bench.comparison import DEFAULT, Round, Run
+from bitnet_tuning.bench.comparison import DEFAULT, DUEL, Round, Run
 from bitnet_tuning.bench.remember import remembered
 from bitnet_tuning.bench.report import page
 from bitnet_tuning.bench.results import (
@@ -31,7 +30,7 @@ from bitnet_tuning.bench.runner import Runner
 from bitnet_tuning.bench.search import Check, Decision, Measure, Search
 from bitnet_tuning.bench.summary import Summary, cells, to_csv
 from bitnet_tuning.bench.words import Checker
-from bitnet_tuning.console import Progress, aligned, command, counted, say, table, text_width, times
+from bitnet_tuning.console import Progress, command, counted, fitted, say, table, text_width, times
 from bitnet_tuning.errors import TuningError, UnsupportedError, UsageError
 from bitnet_tuning.launch.signals import Stop, Stopped
 from bitnet_tuning.machine import conditions
@@ -43,7 +42,8 @@ from bitnet_tuning.store.state import State, alone, moment
 
 LOCK = "benchmark.lock"
 NOTHING = "interrupted before anything was measured"
-SHOWN = {"fixed": "references"}  # what users read of a stage
+SHOWN = {"knobs": "other settings", DUEL: "confirming the best", "fixed": "for comparison"}
+"""What users read of a stage."""
 NOT_ALONE = "another benchmark is running: each disturbs the other's measurements"
 
 SAVE_SHARE, SAVE_SECONDS = 0.01, 10.0
@@ -290,18 +290,11 @@ def publish(
         print(to_text(results), end="")
     else:
         summary = Summary(results)
-        legend = f"*: the setting to use. {summary.legend}"
-        print(aligned([[line] for line in summary.headings], text_width()), end="\n\n")
-        print(table(cells(summary), text_width()), aligned([[legend]], text_width()), sep="\n\n")
-        print("", sentences(summary.sentences()), sep="\n")
+        legend = fitted(f"*: the setting to use. {summary.legend}")
+        print(fitted("\n".join(summary.headings)), table(cells(summary), text_width()), sep="\n\n")
+        print("", legend, "", fitted("\n".join(summary.sentences())), sep="\n")
     (say if options.json else print)(f"Results: {unsaved or path}")
     export(options, lambda: to_csv(results), lambda: page(results))
-
-
-def sentences(lines: Iterable[str]) -> str:
-    """Return sentences, one a line, folded on a terminal. Elsewhere none is, for grep."""
-    width = text_width() if sys.stdout is not None and sys.stdout.isatty() else None
-    return aligned([[line] for line in lines], width)
 
 
 def export(options: argparse.Namespace, csv: Callable[[], str], html: Callable[[], str]) -> None:

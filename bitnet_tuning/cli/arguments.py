@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Mapping
 
-from bitnet_tuning.console import ADDRESS, columns, command, say
+from bitnet_tuning.console import ADDRESS, columns, command, folded, say
 from bitnet_tuning.errors import MissingError, UsageError
 from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.memory import AUTO, WAYS
@@ -64,16 +64,17 @@ class Parser(argparse.ArgumentParser):
         self._optionals.add_argument("--version", action=_Version, nargs=0, help=what)
 
     def format_help(self) -> str:
-        from textwrap import fill  # noqa: PLC0415 (only for help)
+        from textwrap import TextWrapper  # noqa: PLC0415 (only for help)
 
-        width, examples = columns() - 2, [f"  {self.prog} {each}" for each in self._examples]
+        examples = [folded(f"  {self.prog} {each}", columns() - 2) for each in self._examples]
+        examples = [each.replace("\n", " \\\n") for each in examples]
         usual = ("2 wrong usage", "3 something missing", "4 not possible here")
         more = [each for each in usual if f" {each}" not in f", {self.exits}"]
         codes = f"exit codes: {', '.join([self.exits, *more])}"
-        self.description = fill(self.description or "", width)
         examples = ["examples:", *examples, ""] if examples else []
-        self.epilog = "\n".join([*examples, fill(codes, width), ADDRESS])
-        return super().format_help()
+        self.epilog = "\n".join([*examples, codes, ADDRESS])
+        fold = TextWrapper(columns(), break_long_words=False, break_on_hyphens=False).fill
+        return "".join(f"{fold(line)}\n" for line in super().format_help().splitlines())
 
     def parse_args(self, arguments: list[str]) -> argparse.Namespace:  # type: ignore[override]
         options, unknown = self.parse_known_args(arguments)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
-from bitnet_tuning.console import ADDRESS, command
+from bitnet_tuning.console import ADDRESS, aligned, command, text_width
 from bitnet_tuning.console import word as quoted
 from bitnet_tuning.errors import UsageError
 
@@ -31,8 +31,8 @@ def dispatch(arguments: list[str]) -> int:
     """Run a command and return its exit code. Raise TuningError."""
     name, *rest = arguments or ["help"]
     if name in ("help", "-h", "--help") and not rest:
-        lines = [f"  {each:12}{text}" for each, (_, text) in COMMANDS.items()]
-        print(f"usage: {command('COMMAND')} [options]", "", "commands:", *lines, "", sep="\n")
+        lines = aligned([(f"  {each}", text) for each, (_, text) in COMMANDS.items()], text_width())
+        print(f"usage: {command('COMMAND')} [options]", "", "commands:", lines, "", sep="\n")
         print(f"{command('help')} COMMAND says more about one.", ADDRESS, sep="\n")
         return 0 if arguments else 2
     if name == "--version":

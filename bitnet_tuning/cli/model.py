@@ -13,7 +13,7 @@ from bitnet_tuning.bench.llama_bench import FailedRunError
 from bitnet_tuning.bench.runner import Patience, run_cli
 from bitnet_tuning.bench.words import QUESTION, TOKENS, difference
 from bitnet_tuning.cli.arguments import Parser, add_commands, add_engine, expanded, run_command
-from bitnet_tuning.console import Progress, aligned, command, printable, say, size_text, word
+from bitnet_tuning.console import Progress, aligned, columns, command, fitted, say, size_text, word
 from bitnet_tuning.engine.find import Location, find_quantizer, locate_all
 from bitnet_tuning.errors import MissingError, UnsupportedError, UsageError
 from bitnet_tuning.launch.signals import Stop, Stopped
@@ -94,7 +94,7 @@ def _slim(options: argparse.Namespace, state: State) -> int:
             raise UsageError(f"{out} exists and is not that copy: it {wrong}", remedy)
         if find.is_older(out, model.path):
             os.utime(out)  # so that runs use it again
-        print(printable(f"{out} is that copy already\n{_use(out, options, state)}"))
+        print(fitted(f"{out} is that copy already\n{_use(out, options, state)}"))
         return 0
     try:
         compared = _write(model, after, out, options.engine, state)
@@ -103,7 +103,7 @@ def _slim(options: argparse.Namespace, state: State) -> int:
         return 128 + end.number
     sizes = f"{out}: {size_text(os.path.getsize(out))}, the model: {size_text(model.size)}"
     lines = [sizes, *_gains(model, after), compared, _use(out, options, state)]
-    print(printable("\n".join(lines)))
+    print(fitted("\n".join(lines)))
     return 0
 
 
@@ -166,7 +166,6 @@ def _gains(model: ModelFile, after: Sequence[Part]) -> list[str]:
         text = "one row read per token: less memory and disk, not faster"
         if old is whole and gain:
             text = f"{' instead of '.join(reads)} read per token: up to ×{gain:.2f} as fast"
-            text += f"; {types.MEASURED}" if (old.type, new.type) == ("f16", types.SLIM) else ""
         if old.type not in types.WIDE:
             text += f"; it loses more than {new.type} made from the original"
         sizes = f"{old.type} {size_text(old.size)}, now {new.type} {size_text(new.size)}"
@@ -177,11 +176,13 @@ def _gains(model: ModelFile, after: Sequence[Part]) -> list[str]:
 def _compared(ours: str, theirs: str) -> str:
     """Return how the copy's text differs; an engine may lose the end of one (see TRIES)."""
     at = first_difference(ours, theirs)
-    found = f"the copy writes the same {at} characters"
+    found = f"its text at temperature 0 begins with the same {at} characters"
     if at < min(len(ours), len(theirs)):
         differs = difference(theirs, ours, "than the model")
-        found = f"from character {at + 1} on, it {differs}. Small differences are normal"
-    return f"all other tensors and the metadata are those of the model; greedy text: {found}"
+        found += f", then it {differs}; that is normal for a rounded embedding"
+    # A good copy has at least about three tokens in common with the model.
+    good = "the copy is good" if at >= 12 else "the copy is whole, but try it before you use it"
+    return f"{good}: all else is the model's, byte for byte, and {found}"
 
 
 def _use(out: str, options: argparse.Namespace, state: State) -> str:
@@ -200,7 +201,8 @@ def _flags(path: str, engine: str | None, state: State) -> str:
 def _get(options: argparse.Namespace, state: State) -> int:
     model = find.know(get_model(options.repo, options.file, prepare.engine_folders()), state)
     run = f'{command("run")}{_flags(model.path, None, state)} -p "Your prompt here"'
-    print(printable("\n".join([*_lines(model, state), "", "To run this file:", run])))
+    lines = [*_lines(model, state), "", "To run this file:", run]
+    print(fitted("\n".join(lines)))
     return 0
 
 
@@ -220,8 +222,8 @@ def _show(options: argparse.Namespace, state: State) -> int:
     model = choice.model
     read, gain = types.bytes_per_token(model.parts), types.possible_gain(model)
     facts = {**to_json(model), "bytes_per_token": read, "possible_gain": gain}
-    text = json.dumps(facts, indent=2) if options.json else "\n".join(_lines(model, state))
-    print(printable(text))
+    lines = "\n".join(_lines(model, state))
+    print(json.dumps(facts, indent=2) if options.json else fitted(lines))
     return 0
 
 
@@ -230,7 +232,7 @@ def _lines(model: ModelFile, state: State) -> list[str]:
     size, count = size_text(model.size), len(part_paths(model.path))
     size = f"{size} in {count} files" if count > 1 else size
     facts = (model.name, model.architecture, model.quantization, context, size)
-    lines = [model.path, ", ".join(filter(None, facts)), "", aligned(_rows(model))]
+    lines = [model.path, ", ".join(filter(None, facts)), "", aligned(_rows(model), columns())]
     notes = _notes(model, state)
     return [*lines, "", *notes] if notes else lines
 

@@ -12,7 +12,8 @@ from functools import partial
 
 from bitnet_tuning.cli.input import cleaned, read_stdin
 from bitnet_tuning.cli.show import show_plan
-from bitnet_tuning.console import Progress, clock, counted, say
+from bitnet_tuning.cli.stats import before
+from bitnet_tuning.console import Progress, at_terminal, clock, counted, say
 from bitnet_tuning.engine.probe import Speed, rate_text
 from bitnet_tuning.errors import TuningError, UsageError
 from bitnet_tuning.launch.failure import shorten
@@ -66,8 +67,8 @@ def run_prompts(request: Request, options: argparse.Namespace, root: str = "/") 
         if isinstance(answers, AnswerFile):
             _resume(answers, options, len(prompts))
         if len(answers.answered) < len(prompts) and not options.quiet:
-            say(f"threads {plan.reasons['threads']}")
-            say(reason)
+            threads = f"threads {plan.reasons['threads']}"
+            say(*(before(request, facts, plan) if at_terminal() else (threads,)), reason)
         has_key = "--api-key" in program.flags
         start = partial(server.running, command, plan, has_key, stop.interruptible)
         try:
@@ -102,15 +103,15 @@ def _answer_rest(
     todo = [prompt for prompt in prompts if prompt.id not in answers.answered]
     if not todo:
         return None
-    count, before = len(prompts), len(answers.answered)
+    count, earlier = len(prompts), len(answers.answered)
     with Progress(count, lambda done: f"{done:.0f}/{count}", options.quiet) as progress:
-        progress.running("loading the model", before)
+        progress.running("loading the model", earlier)
         with start() as ready:
-            progress.running("the first answers", before)
+            progress.running("the first answers", earlier)
 
             def keep(answer: Answer, totals: Totals) -> None:
                 progress.apart(lambda: answers.add(answer))
-                done = before + totals.prompts
+                done = earlier + totals.prompts
                 left = clock(totals.seconds / totals.prompts * (count - done))
                 progress.running(f"{_speed(totals)}, about {left} left", done)
                 progress.tell(f"{done} of {count} prompts, {_speed(totals)}, about {left} left")
@@ -166,6 +167,8 @@ def _outcome(answers: AnswerFile | AnswerStream, count: int, totals: Totals | No
         named = shorten(", ".join(map(json.dumps, refused)), SHOWN_IDS)
         where = f" in {answers.path}" if isinstance(answers, AnswerFile) else ""
         parts.append(f'{len(refused)} failed, id {named}: see their "error"{where}')
+    elif totals and isinstance(answers, AnswerFile):
+        parts.append(f"the answers are in {answers.path}")
     return "; ".join(parts)
 
 

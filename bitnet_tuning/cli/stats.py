@@ -31,7 +31,7 @@ def run_reported(
     """Run the engine, with lines on stderr around its output: on a terminal, and where ``--stats``
     or a ``report`` asks for them. Return the exit code."""
     watched = at_terminal() and not options.quiet
-    say(*(_before(request, facts, plan) if watched else ()))
+    say(*(before(request, facts, plan) if watched else ()))
     if report:
         say(None if watched else f"threads {plan.reasons['threads']}", governor_line(facts.host))
     hidden = options.quiet or (watched and not options.verbose)
@@ -51,7 +51,7 @@ def run_reported(
     return finish(facts, outcome.code, options.quiet)
 
 
-def _before(request: Request, facts: Facts, plan: Plan) -> Iterator[str]:
+def before(request: Request, facts: Facts, plan: Plan) -> Iterator[str]:
     """Yield how the engine runs, and what a user at a terminal should know of this run."""
     threads, model = plan.setting.threads, facts.model
     asked = asked_threads(request.threads, facts.environ)

@@ -6,6 +6,7 @@ import os
 import platform
 
 from bitnet_tuning.bench.results import program
+from bitnet_tuning.engine import builds
 from bitnet_tuning.engine.find import locate_all
 from bitnet_tuning.engine.known import recall
 from bitnet_tuning.errors import TuningError
@@ -23,5 +24,5 @@ def version_text(engine: str | None = None) -> str:
     except TuningError:
         return ours
     known = recall(location, State())
-    version = f", version {known.version}" if known and known.version else ""
+    version = builds.version_words(known.version) if known else ""
     return f"{ours}\nengine {'embedded' if location.embedded else location.cli}{version}"

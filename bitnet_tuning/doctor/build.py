@@ -6,6 +6,7 @@ from shlex import quote
 
 from bitnet_tuning.console import command, counted
 from bitnet_tuning.doctor.case import MEASURE, Case, Check, Finding, bad, good, unknown, warn
+from bitnet_tuning.engine.builds import version_words
 from bitnet_tuning.engine.find import NONE_COMPILED
 from bitnet_tuning.engine.instruction_sets import KERNEL_ISA, has, refusal
 from bitnet_tuning.errors import TuningError
@@ -37,9 +38,8 @@ def _engine(case: Case) -> Finding | None:
     kind = "mainline llama.cpp" if engine.i2_s is False else "bitnet.cpp"
     program = "llama-cli" if engine.completion is None else "llama-completion"
     kind = "the embedded engine" if engine.embedded else f"{kind} whose {program} completes prompts"
-    version = f", version {engine.version}" if engine.version else ""
     openmp = f"OpenMP runtime: {engine.openmp or 'unknown'}"
-    return good(f"{kind}: {engine.path}{version}, {openmp}")
+    return good(f"{kind}: {engine.path}{version_words(engine.version)}, {openmp}")
 
 
 def _age(case: Case) -> Finding | None:

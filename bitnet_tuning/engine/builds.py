@@ -59,6 +59,14 @@ def build_name(path: str) -> str:
     return parts[-2] if parts[-1:] == ["bin"] and len(parts) > 1 else path
 
 
+def version_words(version: str) -> str:
+    """Return an engine's version as the rest of a phrase, "" if it says nothing: without git, an
+    engine was built as ``0 (unknown)``."""
+    said = "" if version == "0 (unknown)" else version.replace(" (build 0, commit unknown)", "")
+    said = said.removeprefix("embedded ").replace(" (unknown)", "")
+    return said and f", version {said}"
+
+
 def usable(
     engines: Iterable[Engine], host: Host, model: ModelFile | None
 ) -> tuple[tuple[Engine, ...], Refused]:

@@ -175,7 +175,7 @@ def slim_hint(model: ModelFile, state: State) -> str | None:
     if not state.store("reminder", path, Reminder(moment())):
         return None
     advice = types.slim_advice(model, slim_copies(model, state))
-    return f"{types.gain_text(model, measured=False)}; {advice}"
+    return f"{types.gain_text(model)}; {advice}"
 
 
 def know(path: str, state: State) -> ModelFile:

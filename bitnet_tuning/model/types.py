@@ -158,9 +158,6 @@ GENTLE = (SLIM, "q8_0", "f16")
 WIDE = ("f32", "f16", "bf16")
 """Types of an embedding that is worth making smaller."""
 
-MEASURED = "measured elsewhere: ×1.3–1.5 (BitNet b1.58 2B-4T, from f16)"
-"""What is known of the gain of q6_k."""
-
 TOKENS, MATRIX = "token_embd.weight", "output.weight"
 """Names of the tensors that hold the token embedding and the output matrix."""
 
@@ -267,21 +264,21 @@ def is_wide(model: ModelFile) -> bool:
     return matrix is not None and matrix.type in WIDE and model.quantization in TERNARY
 
 
-def gain_text(model: ModelFile, measured: bool = True) -> str | None:
-    """Return the type of the matrix that every token reads whole, the bytes that a token reads in
-    all, and what a smaller type would gain: an upper bound, and with ``measured`` what others
-    measured, if they did, for these types. Return None if the model has no such matrix."""
+def gain_text(model: ModelFile) -> str | None:
+    """Return which share of the bytes read per token is the matrix that every token reads whole,
+    and at most how much faster a copy in a smaller type is. None without such a matrix."""
     matrix, total = output_matrix(model.parts), bytes_per_token(model.parts)
     if matrix is None:
         return None
-    text = f"{matrix.type} {'output matrix' if matrix.name == OUTPUT else matrix.name}"
-    if total:
-        text += f", {size_text(total)} read per token"
+    name = f"the {matrix.type} {'output matrix' if matrix.name == OUTPUT else matrix.name}"
+    text = f"each token reads {name}"
+    if total and matrix.read:
+        share = f"{100 * matrix.read / total:.0f} % of the {size_text(total)}"
+        text = f"{share} that each token reads is {name}"
     if is_wide(model):
         gain = possible_gain(model)
-        text += f" (in {slim_type(model)} {f'up to ×{gain:.2f} as fast' if gain else 'faster'})"
-        if measured and (matrix.type, slim_type(model)) == ("f16", SLIM):
-            text += f"; {MEASURED}"
+        faster = f"up to ×{gain:.2f} as fast" if gain else "faster"
+        text += f"; a copy with {slim_type(model)} is {faster}"
     return text
 
 

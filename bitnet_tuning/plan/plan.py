@@ -76,7 +76,7 @@ def _computed(request: Request, facts: Facts) -> Plan:
         program = "llama-cli, which runs chats"
     elif engine.completion:
         program = "llama-completion, since the llama-cli beside it only runs chats"
-    cost = gain_text(model, measured=False)
+    cost = gain_text(model)
     reasons = {
         "command": program,
         "engine": f"{'the embedded engine: ' if engine.embedded else ''}{engine.location.source}",

@@ -8,7 +8,7 @@ from bitnet_tuning.plan.command import KNOB_FLAGS, obeys, read_by_engine
 from bitnet_tuning.plan.facts import Facts, Plan, Request
 from bitnet_tuning.plan.memory import AUTO, TUNABLES
 from bitnet_tuning.plan.openmp import BINDING, THREAD_COUNTS, WAITING_BY_USER
-from bitnet_tuning.plan.profile import Profile, claim
+from bitnet_tuning.plan.profile import Evidence, Profile, claim
 from bitnet_tuning.plan.setting import SAVED, Setting, describe, shown
 from bitnet_tuning.plan.threads import NOT_BOUND, asked_threads
 
@@ -116,18 +116,23 @@ def _too_short(found: Setting, request: Request, facts: Facts) -> str | None:
     alone = request.prompt is not None or request.prompt_file is not None
     if found.mmap is not False or not alone or request.chat or request.n_predict < 0:
         return None
-    if evidence is None or evidence.ratio is None:
+    if evidence is None or not (least := copy_pays_from(evidence, facts.model.size)):
         return None
-    is_prompt = evidence.objective.name == "pp"
-    speed = evidence.speeds.get("pp" if is_prompt else "tg")
     size = request.prompt_bytes(facts.prompt_file_bytes)
-    tokens = memory.estimate(size or 0) if is_prompt else request.n_predict
-    saved = (evidence.ratio.median - 1) / speed if speed else 0.0
-    cost = facts.model.size / COPY_RATE
-    if saved <= 0 or tokens * saved >= cost:
+    is_prompt = evidence.objective.name == "pp"
+    if (memory.estimate(size or 0) if is_prompt else request.n_predict) >= least:
         return None
-    slow = f"a copy of the model was measured faster, but loads about {cost:.1f} s longer"
-    return f"on: {slow}; it pays off only for {cost / saved:.0f} tokens or more"
+    cost = f"loads about {facts.model.size / COPY_RATE:.1f} s longer"
+    slow = f"a copy of the model was measured faster, but {cost}"
+    return f"on: {slow}; it pays off only for {least:.0f} tokens or more"
+
+
+def copy_pays_from(evidence: Evidence, size: int) -> float | None:
+    """Return the number of tokens from which on it pays off to copy a model of ``size`` bytes,
+    although that loads slower; None if a setting's gain per token is not known."""
+    speed = evidence.speeds.get("pp" if evidence.objective.name == "pp" else "tg")
+    gain = evidence.ratio.median - 1 if evidence.ratio else 0.0
+    return size / COPY_RATE * speed / gain if speed and gain > 0 else None
 
 
 def _environment(

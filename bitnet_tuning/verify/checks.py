@@ -310,7 +310,7 @@ def quantization(engine: Engine, model: ModelFile) -> Line:
 
 def embedding(model: ModelFile) -> Iterator[Line]:
     """Yield a line on the embedding of a model without a slim copy, if it has an embedding."""
-    cost = gain_text(model, measured=False)
+    cost = gain_text(model)
     if is_wide(model):
         yield Line(EMBEDDING, HINT, f"{cost}; {slim_advice(model, ())}")
     elif cost:
