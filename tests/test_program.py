@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -16,8 +17,10 @@ import pytest
 from bitnet_tuning import __main__, __version__, demo
 from bitnet_tuning.cli import run
 from bitnet_tuning.cli.commands import COMMANDS, module_of
-from bitnet_tuning.cli.input import MOST_BYTES
+from bitnet_tuning.cli.input import MOST_BYTES, with_prompt
 from bitnet_tuning.console import ADDRESS
+from bitnet_tuning.plan.facts import Request
+from bitnet_tuning.prepare import LONGEST_PROMPT
 from tests.engines import FakeEngine
 from tests.processes import run_at_terminal
 
@@ -29,6 +32,7 @@ SCRIPTS = (
     "test_optimizations.py",
 )
 MARK = b"\xef\xbb\xbf"
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 
 
 def called(*words: str) -> tuple[str, ...]:
@@ -210,9 +214,8 @@ def got(fake: FakeEngine, flag: str) -> bytes:
         (MARK + "🐍 \\n".encode(), "🐍 \\n".encode()),
         (b"-", b"-"),
         (b"x" * MOST_BYTES, b"x" * MOST_BYTES),
-        (b"not UTF-8: \xff", b"not UTF-8: \xff"),
     ],
-    ids=["line", "lines", "mark", "dash", "long", "bytes"],
+    ids=["line", "lines", "mark", "dash", "long"],
 )
 def test_a_prompt_on_standard_input(
     fake: FakeEngine, flag: str, stdin: bytes, prompt: bytes
@@ -231,7 +234,14 @@ def test_a_prompt_on_standard_input(
         ("-p -", b"", "-p/--prompt: the prompt in standard input is empty"),
         ("-f -", MARK + b"\n", "-f/--file: the prompt in standard input is empty"),
         ("-p -", "a".encode("utf-16"), "null bytes, as in UTF-16\n  save it as UTF-8"),
-        ("-p -", b"x" * (MOST_BYTES + 1), "too long for a command line"),
+        ("-p -", b"x" * (MOST_BYTES + 1), "too long for a command line\n  save it to a file"),
+        ("-p -", b"a\nb\xff", "standard input is no text in UTF-8: byte 4, in line 2\n"),
+        ("-p b\udcff", b"", "-p/--prompt: the prompt is no text in UTF-8: byte 2, in line 1\n"),
+        ("-f /dev/stdin", b"a\xff", "standard input is no text in UTF-8: byte 2, in line 1\n"),
+        ("-f /dev/stdin", b"", "-f/--file: the prompt in standard input is empty"),
+        ("-p -", b" " * (LONGEST_PROMPT + 9), "standard input is longer than 16.0 MiB"),
+        ("--prompts -", b" " * (LONGEST_PROMPT + 9), "standard input is longer than 16.0 MiB"),
+        ("-f /dev/zero", b"", "/dev/zero is longer than 16.0 MiB"),
         ("-p - -cnv", b"a", "-p/--prompt: a chat reads your messages from standard input"),
         ("-f - -cnv", b"a", "-f/--file: a chat reads your messages from standard input"),
         ("-p - -f a", b"a", "not allowed with"),
@@ -241,7 +251,8 @@ def test_a_prompt_on_standard_input(
 def test_the_error_for_a_prompt_that_standard_input_cannot_give(
     fake: FakeEngine, flags: str, stdin: bytes, words: str
 ) -> None:
-    done = prompted(fake, *flags.split(), stdin=stdin)
+    words_given = flags.split() + ["--dry-run"] * (words.startswith("too long"))
+    done = prompted(fake, *words_given, stdin=stdin)
     assert (done.returncode, done.stdout) == (2, b"")
     assert words in done.stderr.decode()
     if "is empty" in words:
@@ -263,9 +274,52 @@ def test_a_prompt_file_loses_its_byte_order_mark(fake: FakeEngine, tmp_path: Pat
     assert b"is empty" in prompted(fake, "-f", str(file)).stderr
     file.write_bytes("hello".encode("utf-16"))
     assert b"it has null bytes" in prompted(fake, "-f", str(file)).stderr
-    file.write_bytes(MARK + b"a " * 70_000)
-    done = prompted(fake, "-f", str(file))
-    assert done.returncode == 2 and b"too long for a command line" in done.stderr
+    file.write_bytes(b"hello\xff")
+    said = prompted(fake, "-f", str(file)).stderr
+    assert f"{file} is no text in UTF-8: byte 6, in line 1\n".encode() in said
+
+
+@linux
+@pytest.mark.parametrize("flag", ["-p", "-f"])
+def test_a_long_prompt_on_standard_input_is_handed_over_in_memory(
+    flag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = MARK + b"a " * 70_000 + b"\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    request = Request(prompt="-") if flag == "-p" else Request(prompt_file="-")
+    file = with_prompt(request).prompt_file
+    assert file and subprocess.check_output(["cat", file]) == content.removeprefix(MARK)
+
+
+@linux
+def test_an_engine_gets_a_long_prompt_as_a_file(fake: FakeEngine) -> None:
+    done = prompted(fake, "-p", "-", stdin=b"a " * 70_000)
+    assert done.returncode == 0 and got(fake, "-f").startswith(b"/proc/")
+
+
+@linux
+def test_a_pipe_is_read_once_and_checked(fake: FakeEngine) -> None:
+    flags = ["--engine", str(fake.cli), "-m", demo.I2_S, "-f"]
+    run_it = shlex.join([sys.executable, str(REPO / "run_inference.py"), *flags])
+    for text, code in (("hello", 0), ("\\377", 2), ("a\\0", 2), ("", 2)):
+        done = subprocess.run(
+            ["bash", "-c", f"{run_it} <(printf '{text}')"], check=False, capture_output=True
+        )
+        assert done.returncode == code, done.stderr
+    assert got(fake, "-p") == b"hello"
+
+
+@linux
+def test_standard_input_that_is_open_for_writing_only(fake: FakeEngine, tmp_path: Path) -> None:
+    with open(tmp_path / "file", "wb") as file:
+        done = subprocess.run(
+            [sys.executable, "run_inference.py", "-p", "-"],
+            cwd=REPO,
+            stdin=file,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert done.returncode == 3 and b"cannot read standard input: Bad file" in done.stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no pseudo terminals")

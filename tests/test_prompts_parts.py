@@ -52,7 +52,7 @@ def test_only_a_newline_ends_a_line() -> None:
     ("line", "words"),
     [
         (b"{", "it is not JSON"),
-        (b'"\xff"', "it is not UTF-8"),
+        (b'"\xff"', "it is not JSON"),
         (b"3", "3 is not an object"),
         (b"[]", "[] is not an object"),
         (b"{}", "prompt: missing"),

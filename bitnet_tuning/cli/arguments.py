@@ -152,7 +152,11 @@ def prompt(text: str) -> str:
     text = text.removeprefix(_MARK)
     if not text:
         raise argparse.ArgumentTypeError("the prompt is empty")
-    return text
+    if text.isascii():
+        return text
+    from bitnet_tuning.cli.input import cleaned  # noqa: PLC0415 (imports this module's users)
+
+    return os.fsdecode(cleaned(os.fsencode(text), "argument -p/--prompt: the prompt"))
 
 
 def expanded(text: str) -> str:

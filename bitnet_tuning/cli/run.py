@@ -56,7 +56,7 @@ def run_options(
     if request.prompt == "-" or request.prompt_file is not None:
         from bitnet_tuning.cli.input import with_prompt  # noqa: PLC0415 (most prompts are words)
 
-        request = with_prompt(request)
+        request = with_prompt(request, runs=not options.dry_run)
     return request, options
 
 

@@ -139,3 +139,15 @@ def read_numa_maps(root: Root, process: str, path: str | None = None) -> dict[in
                 bytes_there = int(pages) * int(size[1] if size else 4) * 1024
                 held[int(node)] = held.get(int(node), 0) + bytes_there
     return held
+
+
+def file_in_memory(text: bytes) -> str | None:
+    """Return the path of a file with a text that vanishes with this process; None if the system
+    has none."""
+    if not hasattr(os, "memfd_create"):
+        return None
+    handle = os.memfd_create("prompt")
+    with open(handle, "wb", closefd=False) as file:
+        file.write(text)
+    path = f"/proc/{os.getpid()}/fd/{handle}"  # the engine inherits no handles
+    return path if os.path.isfile(path) else None

@@ -115,8 +115,6 @@ def _decoded(line: bytes) -> object:
     """Return a line's JSON, an object with the prompt for a string. Raise DamagedError."""
     try:
         value = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
-    except UnicodeDecodeError:
-        raise DamagedError("it is not UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"it is not JSON ({error})") from None
     return {"prompt": value} if isinstance(value, str) else value
