@@ -66,7 +66,7 @@ def spans(document: Path) -> list[str]:
     """Return the code in a document: its inline code, and the lines of its blocks of commands."""
     text = document.read_text(encoding="utf-8")
     blocks = [command.text for command in read_commands(document)]
-    inline = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S))
+    inline = re.findall(r"`([^`]+)`", re.sub(r"^ *```.*?^ *```$", "", text, flags=re.M | re.S))
     return [*blocks, *(code.replace("\\|", "|").replace("\n", " ") for code in inline)]
 
 
