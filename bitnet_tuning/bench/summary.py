@@ -233,9 +233,9 @@ class Summary:
         """Explanation of the table: its columns, and names that do not explain themselves."""
         parts = {part for row in self.rows for part in row.name.split(" + ")}
         named = "; ".join(f"{name}: {what}" for name, what in _ROWS.items() if name in parts)
-        figures = "pp: reading the prompt, tg: writing the answer; below, 95 % intervals."
-        both = "-: too few runs. All take turns with the default: speeds are its, times the ratio."
-        return f"{named}.\n{figures} {both}"
+        what = "pp: reading the prompt, tg: writing the answer; below, 95 % intervals. -: too few"
+        how = "runs. All take turns with the default: a speed is the default's times the ratio."
+        return f"{named}.\n{what} {how}"
 
 
 def heading(model: ModelFile | ModelFacts, host: Host | HostFacts) -> str:

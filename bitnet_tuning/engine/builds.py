@@ -60,8 +60,7 @@ def build_name(path: str) -> str:
 
 
 def version_words(version: str) -> str:
-    """Return an engine's version as the rest of a phrase, "" if it says nothing: without git, an
-    engine was built as ``0 (unknown)``."""
+    """Return a version as the rest of a phrase, "" for ``0 (unknown)``, built without git."""
     said = "" if version == "0 (unknown)" else version.replace(" (build 0, commit unknown)", "")
     said = said.removeprefix("embedded ").replace(" (unknown)", "")
     return said and f", version {said}"
