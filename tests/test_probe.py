@@ -234,16 +234,24 @@ def test_a_link_to_another_target_is_another_engine(tmp_path: Path, own_state: P
 
 
 def test_an_engine_that_hangs_on_help_is_used_but_not_remembered(
-    fake: FakeEngine, own_state: Path, monkeypatch: pytest.MonkeyPatch
+    fake: FakeEngine,
+    own_state: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def impatient(
-        argv: tuple[str, ...], variables: Mapping[str, str] | None = None
+        argv: tuple[str, ...],
+        variables: Mapping[str, str] | None = None,
+        watch: Callable[[int], None] | None = None,
     ) -> background.Captured:
-        return background.capture(argv, variables, seconds=0.5)
+        return background.capture(argv, variables, seconds=0.5, watch=watch)
 
     monkeypatch.setenv("FAKE_HANG", "help")
     monkeypatch.setattr(probe, "capture", impatient)
+    monkeypatch.setattr(probe, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(probe, "at_terminal", lambda: True)
     engine, _ = ask(fake, own_state)
+    assert capsys.readouterr().err.count("asking the engine") == 1
     assert engine.flags == frozenset()
     assert list(own_state.glob("engine-*")) == []
     monkeypatch.undo()

@@ -125,8 +125,19 @@ def test_the_program_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> N
     listed = capsys.readouterr().out
     assert [name for name in COMMANDS if f"\n  {name} " not in listed] == []
     assert ADDRESS in listed
-    assert __main__.main(["help"]) == 0
-    assert capsys.readouterr().out == listed
+    for words in (["help"], ["--help"], ["-h"], ["help", "--help"], ["help", "-h"]):
+        assert __main__.main(words) == 0
+        assert capsys.readouterr().out == listed
+    assert __main__.main(["--help", "run"]) == 0
+    assert "--prompt" in capsys.readouterr().out
+    assert __main__.main(["-V"]) == 0
+    assert __version__ in capsys.readouterr().out
+
+
+def test_a_mistaken_word_after_model_is_no_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main(["model", "shwo"]) == 3
+    said = capsys.readouterr().err
+    assert "no such command or file: shwo\n" in said and said.endswith(" model show?\n")
 
 
 def test_the_address_is_that_of_the_metadata() -> None:
@@ -160,6 +171,7 @@ def test_the_address_is_that_of_the_metadata() -> None:
         ("completion fish", "invalid choice: 'fish'"),
         ("doctr", "unknown command: doctr\n  did you mean COMMAND doctor?"),
         ("help hots", "unknown command: hots\n  did you mean COMMAND host?"),
+        ("--verson", "unknown command: --verson\n  did you mean COMMAND --version?"),
     ],
 )
 def test_the_error_for_a_mistaken_word_names_what_was_probably_meant(

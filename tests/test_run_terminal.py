@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -46,7 +47,8 @@ class Terminal:
         command = (sys.executable, script, *self.flags(*flags))
         code, out, seen = run_at_terminal(*command, **variables)
         # The first of all runs ends with a hint about the model's embedding.
-        lines = (line for line in seen.splitlines(keepends=True) if "smaller copy" not in line)
+        hints = re.compile("smaller copy|asking the engine")
+        lines = (line for line in seen.splitlines(keepends=True) if not hints.search(line))
         return code, out, "".join(lines)
 
 

@@ -30,17 +30,19 @@ COMMANDS = {
 def dispatch(arguments: list[str]) -> int:
     """Run a command and return its exit code. Raise TuningError."""
     name, *rest = arguments or ["help"]
-    if name in ("help", "-h", "--help") and not rest:
+    if asks := name in ("help", "-h", "--help"):
+        rest = [each for each in rest if each not in ("-h", "--help")]
+    if asks and not rest:
         lines = aligned([(f"  {each}", text) for each, (_, text) in COMMANDS.items()], text_width())
         print(f"usage: {command('COMMAND')} [options]", "", "commands:", lines, "", sep="\n")
         print(f"{command('help')} COMMAND says more about one.", ADDRESS, sep="\n")
         return 0 if arguments else 2
-    if name == "--version":
+    if name in ("-V", "--version"):
         name, rest = "run", ["--version"]
-    if name == "help":
+    if asks:
         name, rest = rest[0], ["--help"]
     if name not in COMMANDS:
-        found = nearest(name, COMMANDS)
+        found = nearest(name, [*COMMANDS, "--version", "--help"])
         remedy = f"did you mean {command(found)}?" if found else f"{command('help')} lists all"
         raise UsageError(f"unknown command: {name}", remedy)
     return int(module_of(name).run(rest))

@@ -13,6 +13,7 @@ from bitnet_tuning.bench.llama_bench import FailedRunError
 from bitnet_tuning.bench.runner import Patience, run_cli
 from bitnet_tuning.bench.words import QUESTION, TOKENS, difference
 from bitnet_tuning.cli.arguments import Parser, add_commands, add_engine, expanded, run_command
+from bitnet_tuning.cli.commands import nearest
 from bitnet_tuning.console import Progress, aligned, columns, command, fitted, say, size_text, word
 from bitnet_tuning.engine.find import Location, find_quantizer, locate_all
 from bitnet_tuning.errors import MissingError, UnsupportedError, UsageError
@@ -30,8 +31,13 @@ from bitnet_tuning.verify.selftest import continuation, first_difference
 
 
 def run(arguments: list[str]) -> int:
-    if arguments and not arguments[0].startswith("-"):
-        arguments = arguments if arguments[0] in ("show", "slim", "get") else ["show", *arguments]
+    first, actions = next(iter(arguments), "-"), ("show", "slim", "get")
+    if first not in actions and not first.startswith("-"):
+        found = nearest(first, actions)
+        if found and not os.path.exists(expanded(first)):
+            remedy = f"did you mean {command('model')} {found}?"
+            raise MissingError(f"no such command or file: {first}", remedy)
+        arguments = ["show", *arguments]
     return run_command(make_parser(), arguments, "show")
 
 

@@ -13,7 +13,7 @@ from glob import escape, glob
 from shlex import quote
 
 from bitnet_tuning import demo
-from bitnet_tuning.console import say
+from bitnet_tuning.console import at_terminal, say
 from bitnet_tuning.engine import find
 from bitnet_tuning.engine.find import Engine, Location
 from bitnet_tuning.launch.background import Captured, capture
@@ -28,6 +28,9 @@ from bitnet_tuning.store.state import moment
 _SIGILL = (132, 0xC000001D, 0xC000001D - (1 << 32))
 """Exit codes after an illegal instruction: 128 + SIGILL, and Windows'
 STATUS_ILLEGAL_INSTRUCTION (MS-ERREF 2.3.1), unsigned and signed."""
+
+_PATIENCE_S = 1.0
+"""Seconds after which a terminal shows that the engine is being asked."""
 
 _SYSTEM_INFO = "system_info:"
 _FEATURE = r"\b([A-Z][A-Z0-9_]*) = (\d+)"
@@ -47,8 +50,16 @@ def probe(location: Location) -> tuple[Engine, bool]:
     completion = None if location.embedded else find.beside(location.cli, "llama-completion")
     chat = (sys.executable, location.cli) if location.embedded else (location.cli,)
     once = (completion,) if completion else chat
-    help_text = capture((*once, "--help"))
-    chat_help = help_text if once == chat else capture((*chat, "--help"))
+    notice = [time.monotonic() + _PATIENCE_S]
+
+    def watch(_process: int) -> None:
+        """Say once, after some time, what a user at a terminal waits for."""
+        if notice and time.monotonic() > notice[0]:
+            notice.clear()
+            say("asking the engine what it can do" if at_terminal() else None)
+
+    help_text = capture((*once, "--help"), watch=watch)
+    chat_help = help_text if once == chat else capture((*chat, "--help"), watch=watch)
     fault = _fault(once[-1], help_text)
     version = capture((*chat, "--version"))
     files = _files(location)
@@ -59,7 +70,7 @@ def probe(location: Location) -> tuple[Engine, bool]:
     model = demo.I2_S if i2_s else demo.TQ2_0
     token = (*once, "-m", model, "-p", "a", "-n", "1", "-t", "1", "-c", "64", "-ngl", "0")
     for _ in range(2):
-        tried = capture(token)
+        tried = capture(token, watch=watch)
         log = tried.stderr + tried.stdout
         # llama-completion of late 2026 now and then exits before its log is written
         # (https://github.com/ggml-org/llama.cpp/issues/22142). A script around an engine may never
