@@ -30,7 +30,7 @@ from bitnet_tuning.engine.probe import parse_timings
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.launch.background import Captured, capture
 from bitnet_tuning.launch.failure import failure
-from bitnet_tuning.machine.load import read_cpu_times
+from bitnet_tuning.machine.load import growth, read_cpu_times
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.plan.profile import Estimate
 from bitnet_tuning.prepare import find_engine
@@ -181,10 +181,8 @@ def other_cpus(seconds: float = 1.0) -> float | None:
     """Return the CPUs that are busy while this program only waits; None if unknown."""
     before = read_cpu_times(Root())
     time.sleep(seconds)
-    after = read_cpu_times(Root())
-    if before is None or after is None:
-        return None
-    return (after.busy + after.steal - before.busy - before.steal) / seconds
+    grown = [growth(*pair) for pair in zip(before, read_cpu_times(Root()), strict=True)]
+    return sum(each or 0.0 for each in grown) / seconds if None not in grown else None
 
 
 class Sample(NamedTuple):

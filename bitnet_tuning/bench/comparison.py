@@ -228,18 +228,17 @@ class Rounds:
     ) -> list[float]:
         """Return the setting's speed over the reference's for each round, of that stage or of all,
         that has both. Of several runs in one round, the geometric mean counts."""
-        names = (name, reference or self.reference)
+        names, goal = (name, reference or self.reference), self.objective
         pairs = (
-            [self._values(each, which) for which in names]
+            [
+                [speed for run in each.runs if run.setting == which and (speed := run.value(goal))]
+                for which in names
+            ]
             for each in self._rounds
             if stage in (None, each.stage)
         )
         means = (tuple(map(geometric_mean, pair)) for pair in pairs if all(pair))
         return [ours / theirs for ours, theirs in means]
-
-    def _values(self, each: Round, name: str) -> list[float]:
-        runs = (run.value(self.objective) for run in each.runs if run.setting == name)
-        return [value for value in runs if value]
 
     def judge(
         self,

@@ -13,7 +13,7 @@ from bitnet_tuning.machine.conditions import Meanwhile
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.load import QUIET
 from bitnet_tuning.machine.root import Root
-from bitnet_tuning.machine.sensors import counter_file, read_counter, read_domains
+from bitnet_tuning.machine.sensors import read_counter, read_domains
 from bitnet_tuning.machine.topology import read_last_level_caches
 from bitnet_tuning.machine.warnings import THROTTLED_SHARE
 from bitnet_tuning.namedtuple import NamedTuple
@@ -189,7 +189,7 @@ def tokens_per_joule(run: Callable[[int], None], root: Root | None = None) -> En
     if not domains:
         raise AbsentError("this machine shows no energy counters (RAPL)")
     if hidden := [domain for domain in domains if read_counter(root, domain) is None]:
-        files = " ".join(f"/{counter_file(domain)}" for domain in hidden)
+        files = " ".join(f"/{domain.file}" for domain in hidden)
         cause = f"only root may read the energy counters; allow it: sudo chmod a+r {files}"
         raise AbsentError(cause)
 

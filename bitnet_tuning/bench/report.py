@@ -21,12 +21,17 @@ PHONE = 42
 
 
 def page(results: Results) -> str:
-    summary, model = Summary(results), results.model
+    summary, model, options = Summary(results), results.model, results.options
+    measured, (goal, prompt, answer) = summary.measured, options.objective
+    requests = f"requests of {prompt} tokens with answers of {answer}"
+    scope = {
+        "optimized for": {TG: "token generation", PP: "prompt processing"}.get(goal, requests),
+        "rounds": f"{len(measured)} with {sum(len(each.runs) for each in measured)} runs",
+        "time spent": f"{measured.spent:.0f} s, with a budget of {options.budget:g} s",
+    }
     what, how = summary.headings
     text = f"This benchmark is {results.state}: more rounds may change its results."
-    titles = [
-        " ".join(each.split()).replace(" /", "/") for each in headings(results.options.objective)
-    ]
+    titles = [" ".join(each.split()).replace(" /", "/") for each in headings(options.objective)]
     place = os.path.join(os.path.dirname(os.path.abspath(__file__)), "report.html")
     with open(place, encoding="utf-8") as file:
         template = Template(file.read())
@@ -42,7 +47,7 @@ def page(results: Results) -> str:
         titles="".join(f'<th scope="col">{each}</th>' for each in ("setting", *titles, "verdict")),
         rows="".join(_row(row, titles) for row in summary.rows),
         remarks=section("Remarks", listing(summary.remarks())),
-        scope=definitions(_scope(summary)),
+        scope=definitions(scope),
         facts=definitions(facts(results)),
         created=escape(f"Benchmark: {how}."),
     )
@@ -123,17 +128,6 @@ def _row(row: Row, titles: Sequence[str]) -> str:
         cells += f'<td data-title="{escape(title)}">{text}</td>'
     style, verdict = "out" if row.is_out else row.verdict, row.verdict or "the default"
     return f'<tr>{cells}<td><span class="{escape(style)}">{escape(verdict)}</span></td></tr>\n'
-
-
-def _scope(summary: Summary) -> dict[str, str]:
-    options, measured = summary.results.options, summary.measured
-    goal, prompt, answer = options.objective
-    requests = f"requests of {prompt} tokens with answers of {answer}"
-    return {
-        "optimized for": {TG: "token generation", PP: "prompt processing"}.get(goal, requests),
-        "rounds": f"{len(measured)} with {sum(len(each.runs) for each in measured)} runs",
-        "time spent": f"{measured.spent:.0f} s, with a budget of {options.budget:g} s",
-    }
 
 
 def section(title: str, *parts: str) -> str:

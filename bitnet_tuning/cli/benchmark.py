@@ -78,9 +78,7 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
     options.more = options.budget if has_time else None
     options.objective = options.objective or "tg"
     options.resolution = options.resolution or RESOLUTION
-    for path in filter(None, (options.output, options.csv, options.report)):
-        _check_place(path)
-    _check_apart(options)
+    _check_files(options)
     return options
 
 
@@ -96,12 +94,11 @@ def make_parser() -> Parser:
     )
     add_model(parser)
     add_engine(parser)
-    _add_search(parser)
-    _add_output(parser)
+    _add_flags(parser)
     return parser
 
 
-def _add_search(parser: argparse.ArgumentParser) -> None:
+def _add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     what = "time to spend (default: 300; --quick: 60; --full: 1200); with --resume, more time"
     add("--budget", type=number(5, 7 * 24 * 3600), metavar="SECONDS", help=what)
@@ -125,9 +122,6 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     what = "also measure an engine that writes wrong words"
     add("--no-selftest", "--force", action="store_true", help=what)
 
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
     add("--output", type=expanded, metavar="FILE", help="results (default: a new file)")
     add("--csv", type=expanded, metavar="FILE", help="write all samples, or a comparison, as CSV")
     add("--report", type=expanded, metavar="FILE", help="write an HTML page with a plot")
@@ -166,15 +160,14 @@ def _exclude(options: argparse.Namespace, names: str, by: str, remedy: str) -> N
             raise UsageError(f"argument --{flag}: not allowed with {by}", remedy)
 
 
-def _check_place(path: str) -> None:
-    """Raise UsageError for a file that cannot be written, before minutes of measuring."""
-    place = os.path.dirname(os.path.abspath(path)) if not os.path.exists(path) else path
-    if os.path.isdir(path) or not os.access(place, os.W_OK):
-        raise UsageError(f"cannot write {path}", "name a file in a folder that you may write to")
-
-
-def _check_apart(options: argparse.Namespace) -> None:
-    """Raise UsageError if two options name the same file: one would overwrite the other."""
+def _check_files(options: argparse.Namespace) -> None:
+    """Raise UsageError, before minutes of measuring, for a file that cannot be written, and if two
+    options name the same file: one would overwrite the other."""
+    for path in filter(None, (options.output, options.csv, options.report)):
+        place = os.path.dirname(os.path.abspath(path)) if not os.path.exists(path) else path
+        if os.path.isdir(path) or not os.access(place, os.W_OK):
+            remedy = "name a file in a folder that you may write to"
+            raise UsageError(f"cannot write {path}", remedy)
     output = options.output or options.resume
     named = [("-m", options.model), ("--output", output), ("--from", getattr(options, "from"))]
     named += [("--compare", path) for path in options.compare or ()]

@@ -51,10 +51,6 @@ def as_text(facts: HostFacts) -> str:
         shown[key] = f"{format_list(shown[key])} ({len(shown[key])})"
     for key in ("memory_total", "memory_available"):
         shown[key] = shown[key] and size_text(shown[key])
-    return aligned([(key, _plain(value)) for key, value in shown.items()], text_width())
-
-
-def _plain(value: object) -> str:
-    if value is None or value == "":
-        return "-"
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    words = {"True": "yes", "False": "no", "None": "-", "": "-"}
+    rows = [(key, words.get(str(value), str(value))) for key, value in shown.items()]
+    return aligned(rows, text_width())

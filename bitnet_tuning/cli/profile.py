@@ -73,7 +73,29 @@ def _list(options: argparse.Namespace, state: State) -> int:
 
 def _show(options: argparse.Namespace, state: State) -> int:
     profile = _named(options.id, state)
-    print(_details(profile, _changes(profile, read_host(options.root), state)))
+    changes = _changes(profile, read_host(options.root), state)
+    evidence, objective = profile.evidence, profile.evidence.objective
+    host = {
+        f"host {name}": profiles.in_words(fact) for name, fact in profile.host._asdict().items()
+    }
+    speeds = (f"{phase} {speed:.1f} tokens/s" for phase, speed in evidence.speeds.items() if speed)
+    facts = {
+        "id": profile.id,
+        "created": profile.created,
+        **_summary(profile, changes),
+        "over the default": _ratio(evidence.ratio),
+        "over upstream": _ratio(evidence.against_upstream),
+        "verdict": verdict_words(evidence.verdict),
+        "objective": f"{objective.name}, prompt of {objective.n_prompt} tokens, "
+        f"answer of {objective.n_gen}",
+        "speeds": ", ".join(speeds) or "-",
+        "samples": evidence.results or "-",
+        "budget": "-" if evidence.budget is None else f"{evidence.budget:g} s",
+        "engine version": profile.engine.version or "unknown",
+        "model size": size_text(profile.model.size),
+        **host,
+    }
+    print(aligned([*facts.items()]))
     return 0
 
 
@@ -137,31 +159,6 @@ def _summary(profile: Profile, changes: list[str]) -> dict[str, str]:
         "engine": profile.engine.path,
         "model": " ".join(part for part in named if part),
     }
-
-
-def _details(profile: Profile, changes: list[str]) -> str:
-    evidence, objective = profile.evidence, profile.evidence.objective
-    host = {
-        f"host {name}": profiles.in_words(fact) for name, fact in profile.host._asdict().items()
-    }
-    speeds = (f"{phase} {speed:.1f} tokens/s" for phase, speed in evidence.speeds.items() if speed)
-    facts = {
-        "id": profile.id,
-        "created": profile.created,
-        **_summary(profile, changes),
-        "over the default": _ratio(evidence.ratio),
-        "over upstream": _ratio(evidence.against_upstream),
-        "verdict": verdict_words(evidence.verdict),
-        "objective": f"{objective.name}, prompt of {objective.n_prompt} tokens, "
-        f"answer of {objective.n_gen}",
-        "speeds": ", ".join(speeds) or "-",
-        "samples": evidence.results or "-",
-        "budget": "-" if evidence.budget is None else f"{evidence.budget:g} s",
-        "engine version": profile.engine.version or "unknown",
-        "model size": size_text(profile.model.size),
-        **host,
-    }
-    return aligned([*facts.items()])
 
 
 def _setting(profile: Profile) -> str:

@@ -103,7 +103,10 @@ def run(arguments: list[str]) -> int:
         }
         print(json.dumps(found, indent=2))
     else:
-        print(outcomes([(PASS if passed else FAIL, f"{summary(lines)}, in {spent:.0f} s")]))
+        counts = Counter(line.state for line in lines)
+        hints = f", {counted(counts[HINT], 'hint')}" if counts[HINT] else ""
+        text = f"{counts[PASS]} passed, {counts[FAIL]} failed, {counts[SKIP]} skipped{hints}"
+        print(outcomes([(PASS if passed else FAIL, f"{text}, in {spent:.0f} s")]))
     say(state.warning and f"warning: {state.warning}")
     return 0 if passed else 1
 
@@ -257,12 +260,6 @@ def _compared(
             names, clock = tuple(settings), time.monotonic
             return comparison.compare(names, measure, Objective(), seconds, clock, most=most)
     return Rounds(Objective(), [Round(1, "first", runs, 0.0)])
-
-
-def summary(lines: Sequence[Line]) -> str:
-    counts = Counter(line.state for line in lines)
-    hints = f", {counted(counts[HINT], 'hint')}" if counts[HINT] else ""
-    return f"{counts[PASS]} passed, {counts[FAIL]} failed, {counts[SKIP]} skipped{hints}"
 
 
 NAME = "tokens/s"

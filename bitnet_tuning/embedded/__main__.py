@@ -23,10 +23,8 @@ if not __package__:
     sys.path[:] = [path for path in sys.path if os.path.realpath(path) != _HERE]
     sys.path.insert(0, os.path.dirname(os.path.dirname(_HERE)))
 
-INTERRUPTED = 130
-"""Exit code after SIGINT (128 + 2)."""
-BROKEN_PIPE = 141
-"""Exit code after SIGPIPE (128 + 13)."""
+INTERRUPTED, BROKEN_PIPE = 130, 141
+"""Exit codes after SIGINT (128 + 2) and SIGPIPE (128 + 13)."""
 
 
 def main(argv: list[str]) -> int:

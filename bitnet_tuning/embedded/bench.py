@@ -8,27 +8,15 @@ import statistics
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from bitnet_tuning.embedded.engine import EmbeddedEngine, PhaseTimes
-from bitnet_tuning.embedded.flags import LOAD_FLAGS, CliFlag, LoadOptions, LookAlike
+from bitnet_tuning.embedded.flags import LOAD_FLAGS, CliFlag, LookAlike, Options
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.model.gguf import read_model
 
 FLASH = {None: -1, False: 0, True: 1}
 """llama-bench's numbers for flash attention: auto, off, on."""
-
-
-@dataclass
-class BenchOptions(LoadOptions):
-    """The options of llama-bench; sizes are in tokens, and 0 skips a test."""
-
-    n_prompt: int = 512
-    n_gen: int = 128
-    repetitions: int = 5
-    output: str = "json"
-    mmap: bool | None = True
 
 
 class PhaseTest(NamedTuple):
@@ -49,8 +37,9 @@ class PhaseTest(NamedTuple):
         return max(self.n_prompt, 1) + self.n_gen + 1
 
 
-def run(options: BenchOptions) -> None:
-    """Measure, and print one row for each test as JSON. Raise TuningError if a test cannot run."""
+def run(options: Options) -> None:
+    """Measure, and print a row for each test as JSON; a size of 0 tokens leaves out its test. Raise
+    TuningError if a test cannot run."""
     pairs = ((options.n_prompt, 0), (0, options.n_gen))
     tests = [PhaseTest(*pair) for pair in pairs if any(pair)]
     limit = None
@@ -60,8 +49,8 @@ def run(options: BenchOptions) -> None:
         if limit is not None and test.context > limit:
             needs = f"{test.name} needs a context of {test.context} tokens"
             raise TuningError(f"{needs}, the model has {limit}")
-    context = max((test.context for test in tests), default=1)
-    engine = EmbeddedEngine(replace(options, context=context))
+    options.context = max((test.context for test in tests), default=1)
+    engine = EmbeddedEngine(options)
     file = read_model(options.model)
     shared = {
         "engine": f"embedded (xllamacpp {engine.binding.__version__})",
@@ -79,7 +68,7 @@ def run(options: BenchOptions) -> None:
 
 
 def record(
-    options: BenchOptions, test: PhaseTest, started: float, durations: Sequence[int]
+    options: Options, test: PhaseTest, started: float, durations: Sequence[int]
 ) -> dict[str, Any]:
     """Return a row with llama-bench's keys. ``durations`` are in nanoseconds, like the keys that
     end in ``_ns``; those in ``_ts`` are in tokens/s."""
@@ -147,6 +136,6 @@ PROGRAM = LookAlike(
         CliFlag("-mmp, --mmap 0|1", "mmap", "map the model file", {"0": False, "1": True}),
         CliFlag("-o, --output FORMAT", "output", "json (default)", {"json": "json"}),
     ),
-    BenchOptions,
+    {"n_prompt": 512, "n_gen": 128, "repetitions": 5, "mmap": True},
     run,
 )

@@ -6,12 +6,11 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from bitnet_tuning.console import tell
 from bitnet_tuning.embedded.engine import ContextFullError, EmbeddedEngine, PhaseTimes, TextPiece
-from bitnet_tuning.embedded.flags import LOAD_FLAGS, CliFlag, LoadOptions, LookAlike, from_file
+from bitnet_tuning.embedded.flags import LOAD_FLAGS, CliFlag, LookAlike, Options, from_file
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.model.gguf import read_model
 
@@ -32,24 +31,6 @@ PLAIN_STOP = "\nUser:"
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
 
 
-@dataclass
-class CliOptions(LoadOptions):
-    """The options of llama-cli; None leaves a value to llama.cpp. ``n_predict`` is in tokens; below
-    0, the text ends when the model ends it or the context is full."""
-
-    prompt: bytes = b""
-    n_predict: int = -1
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repeat_penalty: float | None = None
-    seed: int | None = None
-    ignore_eos: bool = False
-    chat: bool = False
-    quiet: bool = False
-
-
 def write(content: bytes | str) -> None:
     """Write to standard output and flush it, so that each token appears at once."""
     raw = content.encode("utf-8", "replace") if isinstance(content, str) else content
@@ -64,7 +45,7 @@ def as_text(raw: bytes) -> str:
 
 
 def _answer(
-    options: CliOptions, engine: EmbeddedEngine, request: dict[str, Any], rows: list[PhaseTimes]
+    options: Options, engine: EmbeddedEngine, request: dict[str, Any], rows: list[PhaseTimes]
 ) -> Iterator[TextPiece]:
     """Yield the pieces of an answer. Its times are the last of ``rows``, current at each piece."""
     for name in _SAMPLING:
@@ -82,7 +63,7 @@ def _answer(
         yield piece
 
 
-def complete(options: CliOptions, engine: EmbeddedEngine, rows: list[PhaseTimes]) -> None:
+def complete(options: Options, engine: EmbeddedEngine, rows: list[PhaseTimes]) -> None:
     """Print the prompt and its continuation; append the times to ``rows``."""
     write(options.prompt)
     request = {"prompt": as_text(options.prompt), "cache_prompt": False}
@@ -95,7 +76,7 @@ def complete(options: CliOptions, engine: EmbeddedEngine, rows: list[PhaseTimes]
     write(b"\n")
 
 
-def talk(options: CliOptions, engine: EmbeddedEngine, rows: list[PhaseTimes]) -> None:
+def talk(options: Options, engine: EmbeddedEngine, rows: list[PhaseTimes]) -> None:
     """Answer messages until standard input ends; append the times of each answer to ``rows``."""
     # -p is the system prompt, as in bitnet.cpp's llama-cli.
     system = as_text(options.prompt)
@@ -142,7 +123,7 @@ def _messages() -> Iterator[bytes]:
         write(MARKER)
 
 
-def run(options: CliOptions) -> None:
+def run(options: Options) -> None:
     """Complete a prompt or chat. Raise TuningError for an unusable model or a refused prompt."""
     with suppress(TuningError):  # Loading the model reports the error.
         if options.chat and not read_model(options.model).chat_template:
@@ -177,6 +158,6 @@ PROGRAM = LookAlike(
         CliFlag("-no-cnv, --no-conversation", "chat", "complete the prompt (default)"),
         CliFlag("--log-disable", "quiet", "print only errors on standard error"),
     ),
-    CliOptions,
+    {"prompt": b"", "n_predict": -1},
     run,
 )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from bitnet_tuning.embedded.flags import LoadOptions
+from bitnet_tuning.embedded.flags import Options
 from bitnet_tuning.errors import MissingError, TuningError
 from bitnet_tuning.model.gguf import read_model
 
@@ -66,9 +66,7 @@ def listen_privately(params: Any) -> None:
 class EmbeddedEngine:
     """A model in memory. ``load_ms`` is the time of loading and warming up, in milliseconds."""
 
-    def __init__(
-        self, options: LoadOptions, listen: Callable[[Any], None] = listen_privately
-    ) -> None:
+    def __init__(self, options: Options, listen: Callable[[Any], None] = listen_privately) -> None:
         """Load the model; ``listen`` sets the address of the server in its parameters. Raise
         TuningError for an unusable model, and MissingError without xllamacpp."""
         _check_readable(options.model)
@@ -275,7 +273,7 @@ QUIET_SERVER: dict[str, Any] = {
 }
 
 
-def fill(binding: Any, options: LoadOptions) -> Any:
+def fill(binding: Any, options: Options) -> Any:
     """Return the CommonParams for ``options``: one sequence, on CPUs, without a network."""
     params = binding.CommonParams()
     params.model.path = options.model
@@ -294,7 +292,7 @@ def fill(binding: Any, options: LoadOptions) -> Any:
     kinds = binding.llama_flash_attn_type
     params.flash_attn_type = getattr(kinds, f"LLAMA_FLASH_ATTN_TYPE_{flash}")
     if not hasattr(params, "load_mode"):
-        set_known(params, {"use_mmap": options.mmap is not False, "use_mlock": options.mlock})
+        set_known(params, {"use_mmap": options.mmap is not False, "use_mlock": bool(options.mlock)})
     elif options.mmap is not None or options.mlock:
         mapped, copied = ("MMAP_MLOCK", "MLOCK") if options.mlock else ("MMAP", "NONE")
         name = copied if options.mmap is False else mapped

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from bitnet_tuning.errors import TuningError
@@ -92,30 +92,12 @@ def render(title: str, table: Sequence[CliFlag]) -> str:
     return "\n".join(lines) + "\n"
 
 
-@dataclass
-class LoadOptions:
-    """How a model is loaded. Sizes are in tokens; None leaves a value to llama.cpp."""
+Options = SimpleNamespace
+"""The options that a program's flags set. Sizes are in tokens. A value is None, which leaves it to
+llama.cpp, where neither a flag nor ``LOADING`` nor the program's ``defaults`` has one."""
 
-    help: bool = False
-    version: bool = False
-    model: str = ""
-    context: int = 4096
-    threads: int = 0
-    threads_batch: int = 0
-    batch: int = 2048
-    ubatch: int = 512
-    mmap: bool | None = None
-    mlock: bool = False
-    flash: bool | None = None
-    numa: str = ""
-    chat_template: str = ""
-
-    def __post_init__(self) -> None:
-        """Replace thread counts below 1 by a default, as llama.cpp does."""
-        if self.threads < 1:
-            self.threads = len(read_mask(Root())) or os.cpu_count() or 1
-        if self.threads_batch < 1:
-            self.threads_batch = self.threads
+LOADING = {"model": "", "context": 4096, "batch": 2048, "ubatch": 512, "chat_template": ""}
+"""How a model is loaded by default."""
 
 
 class LookAlike(NamedTuple):
@@ -124,14 +106,21 @@ class LookAlike(NamedTuple):
     title: str
     """First line of its help."""
     flags: tuple[CliFlag, ...]
-    options: type[LoadOptions]
-    """Class of the options that the flags set."""
-    run: Callable[[Any], None]
-    """Function that does the work with such options."""
+    defaults: Mapping[str, Any]
+    """Options that are not None without a flag, besides ``LOADING``."""
+    run: Callable[[Options], None]
+    """Function that does the work."""
 
-    def parse(self, argv: Sequence[str]) -> Any:
+    def parse(self, argv: Sequence[str]) -> Options:
         """Return the options that ``argv`` sets; raise TuningError as ``flags.parse`` does."""
-        return self.options(**parse(argv, self.flags))
+        unset = {flag.field: None for flag in (*LOAD_FLAGS, *self.flags)}
+        options = Options(**unset | LOADING | {**self.defaults, **parse(argv, self.flags)})
+        # Like llama.cpp, replace thread counts below 1.
+        if (options.threads or 0) < 1:
+            options.threads = len(read_mask(Root())) or os.cpu_count() or 1
+        if (options.threads_batch or 0) < 1:
+            options.threads_batch = options.threads
+        return options
 
 
 _FLASH = {"on": True, "off": False, "auto": None, "1": True, "0": False}

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass
 from typing import Any
 
 from bitnet_tuning.console import tell
 from bitnet_tuning.embedded.engine import EmbeddedEngine, set_host, set_known
-from bitnet_tuning.embedded.flags import LOAD_FLAGS, CliFlag, LoadOptions, LookAlike
+from bitnet_tuning.embedded.flags import LOAD_FLAGS, CliFlag, LookAlike, Options
 
 KEY_VARIABLE = "LLAMA_API_KEY"
 """Environment variable from which llama-server takes the key without --api-key."""
 
 
-@dataclass
-class ServerOptions(LoadOptions):
-    """The options of llama-server; ``slots`` is the number of prompts at a time."""
-
-    slots: int = 1
-    host: str = "127.0.0.1"
-    port: int = 8080
-    api_key: str = ""
-
-
-def run(options: ServerOptions) -> None:
+def run(options: Options) -> None:
     """Serve until a signal ends the process. Raise TuningError for an unusable model or an
     occupied port, and MissingError without xllamacpp."""
 
@@ -55,6 +44,6 @@ PROGRAM = LookAlike(
         CliFlag("--port PORT", "port", "port to listen on (default: 8080)", int),
         CliFlag("--api-key KEY", "api_key", f"key that requests must have (env: {KEY_VARIABLE})"),
     ),
-    ServerOptions,
+    {"slots": 1, "host": "127.0.0.1", "port": 8080},
     run,
 )

@@ -54,9 +54,18 @@ def know(location: Location, state: State) -> Engine:
 def recall(location: Location, state: State) -> Engine | None:
     """Return what the engine's stored record says; None without one that holds here and now."""
     found = state.load("engine", location.cli, Probed, VERSION)
-    if found is not None and _is_current(found, location) and _holds_here(found.engine):
-        return found.engine._replace(location=location)
-    return None
+    if found is None:
+        return None
+    engine = found.engine
+    program = location.cli if location.embedded else os.path.realpath(location.cli)
+    completion = None if location.embedded else beside(location.cli, "llama-completion")
+    is_same = engine.files[:1] == (program,) and engine.completion == completion
+    if not is_same or any(change_of(*file) for file in found.files):
+        return None
+    # A state folder may be shared by machines, so the answers may be about another CPU.
+    of_the_build = not (chooses_itself(engine) or engine.isa & OF_THE_CPU)
+    holds_here = (engine.ran and of_the_build) or engine.cpu == frozenset(read_flags())
+    return engine._replace(location=location) if holds_here else None
 
 
 def know_crowding(
@@ -97,22 +106,6 @@ def with_architecture(engine: Engine, name: str) -> Engine:
     found = knows_name(engine.files, name)
     known = {} if found is None else {name: found}
     return engine._replace(architectures={**engine.architectures, **known})
-
-
-def _is_current(found: Probed, location: Location) -> bool:
-    program = location.cli if location.embedded else os.path.realpath(location.cli)
-    completion = None if location.embedded else beside(location.cli, "llama-completion")
-    return (
-        found.engine.files[:1] == (program,)
-        and found.engine.completion == completion
-        and not any(change_of(*file) for file in found.files)
-    )
-
-
-def _holds_here(engine: Engine) -> bool:
-    """Return whether the answers hold for this CPU; a state folder may be shared by machines."""
-    of_the_build = not (chooses_itself(engine) or engine.isa & OF_THE_CPU)
-    return (engine.ran and of_the_build) or engine.cpu == frozenset(read_flags())
 
 
 def check_pair(engine: Engine, model: ModelFile) -> None:

@@ -62,7 +62,13 @@ def probe(location: Location) -> tuple[Engine, bool]:
     chat_help = help_text if once == chat else capture((*chat, "--help"), watch=watch)
     fault = _fault(once[-1], help_text)
     version = capture((*chat, "--version"))
-    files = _files(location)
+    if location.embedded:
+        library = find.embedded_library()
+        paths = sorted(glob(f"{escape(library)}/*")) if library else []
+        modules = [path for path in paths if path.endswith((".so", ".pyd"))]
+        files: tuple[str, ...] = (os.path.abspath(location.cli), *modules)
+    else:
+        files = own_files(location.cli, trace_libraries)
     # Its own libraries, which tell, may be those that are missing.
     i2_s = None if fault else knows_name(files, "i2_s")
     names = ((name, knows_name(files, name)) for name in find.ARCHITECTURES)
@@ -118,15 +124,6 @@ def _fault(program: str, done: Captured) -> tuple[str, str] | None:
     if folders and not any(":" in each for each in folders):
         return cause, f"{BUILD_HERE}, or: export LD_LIBRARY_PATH={quote(':'.join(folders))}"
     return cause, f"{BUILD_HERE}, or {ADD_LIBRARIES}" if missing else BUILD_HERE
-
-
-def _files(location: Location) -> tuple[str, ...]:
-    if not location.embedded:
-        return own_files(location.cli, trace_libraries)
-    library = find.embedded_library()
-    paths = sorted(glob(f"{escape(library)}/*")) if library else []
-    modules = [path for path in paths if path.endswith((".so", ".pyd"))]
-    return (os.path.abspath(location.cli), *modules)
 
 
 def trace_libraries(program: str) -> str:
@@ -265,8 +262,8 @@ def find_limit(planned: int, run: Callable[[int, int, float], Captured]) -> Crow
 
 def _others() -> float | None:
     """Return the seconds in which other programs used a CPU or the hypervisor withheld one."""
-    times = read_cpu_times(Root())
-    return times and times.busy + times.steal - own_cpu_seconds()
+    busy, stolen = read_cpu_times(Root())
+    return None if busy is None or stolen is None else busy + stolen - own_cpu_seconds()
 
 
 _OWN_LIBRARY = r"(?i)(lib)?(ggml|llama|mtmd|bitnet|xllamacpp)[^/\\]*\.(so|dylib|dll)"

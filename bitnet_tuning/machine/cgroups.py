@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 
 from bitnet_tuning.machine.root import Root, as_integer
 from bitnet_tuning.namedtuple import NamedTuple
@@ -256,16 +257,11 @@ def mount_holding(path: str, mounts: tuple[Mount, ...]) -> Mount | None:
 def _mount(line: str) -> Mount | None:
     # proc_pid_mountinfo(5): ID PARENT MAJOR:MINOR ORIGIN POINT OPTIONS … - KIND SOURCE OPTIONS;
     # proc_pid_mounts(5): SOURCE POINT KIND OPTIONS 0 0.
+    # The kernel writes spaces, tabs, newlines and backslashes as octal numbers (getmntent(3)).
+    plain = partial(re.sub, r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)))
     left, _, right = line.partition(" - ")
-    fields, tail = ([_unescape(word) for word in half.split()] for half in (left, right))
+    fields, tail = (list(map(plain, half.split())) for half in (left, right))
     if len(fields) > 4 and len(tail) > 2:
         return Mount(fields[4], tail[0], tail[1], tail[2], fields[3])
     is_old = len(fields) > 3 and not right and fields[1].startswith("/")
     return Mount(fields[1], fields[2], fields[0], fields[3]) if is_old else None
-
-
-def _unescape(path: str) -> str:
-    # The kernel writes spaces, tabs, newlines and backslashes as octal numbers (getmntent(3)).
-    if "\\" not in path:
-        return path
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), path)

@@ -139,8 +139,7 @@ def take(host: Host, root: Root | None = None, seconds: float = LOAD_SECONDS) ->
 
 def _sample(root: Root) -> _Sample:
     at = time.monotonic()
-    times = (read_foreign_busy(), None) if root.foreign else load.read_cpu_times(root)
-    busy, steal = times or (None, None)
+    busy, steal = (read_foreign_busy(), None) if root.foreign else load.read_cpu_times(root)
     processes = load.read_processes(root) if root.live else {}
     return _Sample(at, busy, steal, load.own_cpu_seconds(), processes)
 
@@ -152,20 +151,6 @@ def between(before: Conditions, after: Conditions) -> Meanwhile:
     busy = load.growth(before.busy_cpu_seconds, after.busy_cpu_seconds)
     own = load.growth(before.own_cpu_seconds, after.own_cpu_seconds)
     stolen = load.growth(before.steal_cpu_seconds, after.steal_cpu_seconds)
-    quota = _most_throttled(before, after)
-    return Meanwhile(
-        seconds=seconds,
-        other_load_cpus=load.other_load(busy, own, seconds),
-        steal_share=load.steal_share(busy, stolen),
-        quota_periods=quota.periods,
-        quota_throttled_periods=quota.throttled,
-        quota_throttled_seconds=quota.seconds,
-        throttle_events=load.growth(before.throttle_events, after.throttle_events),
-        swapped_in=load.growth(before.swap_read_back, after.swap_read_back),
-    )
-
-
-def _most_throttled(before: Conditions, after: Conditions) -> Throttling:
     earlier = {level.level: level for level in before.quota_throttling}
     grown = [
         level._replace(
@@ -176,4 +161,14 @@ def _most_throttled(before: Conditions, after: Conditions) -> Throttling:
         for level in after.quota_throttling
         if level.level in earlier
     ]
-    return max(grown, key=lambda level: level.throttled, default=Throttling("", 0, 0, 0.0))
+    quota = max(grown, key=lambda level: level.throttled, default=Throttling("", 0, 0, 0.0))
+    return Meanwhile(
+        seconds=seconds,
+        other_load_cpus=load.other_load(busy, own, seconds),
+        steal_share=load.steal_share(busy, stolen),
+        quota_periods=quota.periods,
+        quota_throttled_periods=quota.throttled,
+        quota_throttled_seconds=quota.seconds,
+        throttle_events=load.growth(before.throttle_events, after.throttle_events),
+        swapped_in=load.growth(before.swap_read_back, after.swap_read_back),
+    )

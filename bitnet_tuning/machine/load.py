@@ -30,14 +30,6 @@ _LEAST_NAMED = 0.01
 """CPUs that a program must use to be named."""
 
 
-class CpuTimes(NamedTuple):
-    """CPU time of the whole machine since it started, in seconds summed over all CPUs."""
-
-    busy: float
-    steal: float
-    """Time in which a CPU had work but the hypervisor ran another machine."""
-
-
 class ProcessTime(NamedTuple):
     """The name of a process and the CPU time that it has used so far, in seconds."""
 
@@ -60,19 +52,22 @@ class Busy(NamedTuple):
     """CPUs that these processes used on average."""
 
 
-def read_cpu_times(root: Root, cpus: frozenset[int] | None = None) -> CpuTimes | None:
-    """Return the times of some CPUs, or of the whole machine even in a container, if known."""
+def read_cpu_times(
+    root: Root, cpus: frozenset[int] | None = None
+) -> tuple[float, float] | tuple[None, None]:
+    """Return for how long some CPUs, by default all of the machine even in a container, worked, and
+    had work while the hypervisor ran another machine: sums in seconds since the start, if known."""
     rows = [line.split() for line in (root.read("proc/stat") or "").splitlines()]
     rows = [row for row in rows if row and row[0].startswith("cpu") and len(row) > 4]
     if not rows or rows[0][0] != "cpu":
-        return None
+        return None, None
     names = {f"cpu{cpu}" for cpu in cpus or ()}
     # The first line is the sum, which is rounded only once.
     chosen = [row for row in rows if row[0] in names] if len(names) < len(rows) - 1 else []
     ticks = [[as_integer(word) or 0 for word in row[1:]] for row in chosen or rows[:1]]
     rate = hertz()
     busy = sum(row[column] for row in ticks for column in _BUSY if column < len(row))
-    return CpuTimes(busy / rate, sum(row[_STEAL] for row in ticks if len(row) > _STEAL) / rate)
+    return busy / rate, sum(row[_STEAL] for row in ticks if len(row) > _STEAL) / rate
 
 
 def hertz() -> int:
@@ -282,11 +277,11 @@ def _load_average(root: Root) -> float:
 
 
 def _look(host: Host, root: Root, groups: Cgroups | None) -> _Look | None:
-    times = read_cpu_times(root, host.allowed)
-    if times is None:
+    used, stolen = read_cpu_times(root, host.allowed)
+    if used is None or stolen is None:
         return None
     group = read_used_seconds(root, groups) if groups else None
-    return _Look(time.monotonic(), time.process_time(), times.busy, times.steal, group)
+    return _Look(time.monotonic(), time.process_time(), used, stolen, group)
 
 
 def _rates(before: _Look, after: _Look) -> tuple[float, float, float]:

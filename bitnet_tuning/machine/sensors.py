@@ -39,8 +39,8 @@ class Temperature(NamedTuple):
 class Domain(NamedTuple):
     """The energy counter of one package."""
 
-    folder: str
-    """Folder of the counter, relative to the root folder."""
+    file: str
+    """File of the counter, relative to the root folder."""
     span: int | None
     """Microjoules after which the counter starts again from 0; None if unknown."""
 
@@ -97,20 +97,16 @@ def read_domains(root: Root) -> tuple[Domain, ...]:
     # Some machines also have a counter "psys" for the whole machine.
     names = (name for name in sorted(root.names(_POWERCAP)) if _PACKAGE.fullmatch(name))
     return tuple(
-        Domain(folder, root.integer(f"{folder}/max_energy_range_uj"))
+        Domain(f"{folder}/energy_uj", root.integer(f"{folder}/max_energy_range_uj"))
         for folder in (f"{_POWERCAP}/{name}" for name in names)
         if (root.read(f"{folder}/name") or "").startswith("package-")
     )
 
 
-def counter_file(domain: Domain) -> str:
-    return f"{domain.folder}/energy_uj"
-
-
 def read_counter(root: Root, domain: Domain) -> int | None:
     """Return the microjoules of an energy counter, or None if it cannot be read."""
     # Since Linux 5.10 only root can read it (CVE-2020-8694).
-    value = root.integer(counter_file(domain))
+    value = root.integer(domain.file)
     return value if value is not None and value >= 0 else None
 
 

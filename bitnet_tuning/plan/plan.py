@@ -9,10 +9,9 @@ from bitnet_tuning.engine.known import check_isa, check_pair
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.machine.host import Host
 from bitnet_tuning.model.types import gain_text
-from bitnet_tuning.plan import memory
+from bitnet_tuning.plan import memory, openmp
 from bitnet_tuning.plan.command import build_command, read_by_engine
 from bitnet_tuning.plan.facts import Facts, Plan, Request
-from bitnet_tuning.plan.openmp import choose_variables, count_warnings, thread_limit, unbindable
 from bitnet_tuning.plan.setting import Setting
 from bitnet_tuning.plan.threads import BY_OPENMP, NOT_BOUND, choose_threads, make_way
 
@@ -25,7 +24,14 @@ def make_plan(request: Request, facts: Facts, setting: Setting | None = None) ->
     BITNET_THREADS is not a valid number or the prompt is too long."""
     check_pair(facts.engine, facts.model)
     check_isa(facts.engine, facts.host)
-    _check_kernels(facts)
+    weak = lacks_kernels(facts.engine, facts.model.quantization)
+    if weak and not facts.force:
+        cpu, build = instruction_sets.has(facts.host.isa), "cmake --build build"
+        remedy = f"build it again for this CPU: cmake -B build -DGGML_NATIVE=ON && {build}"
+        if cpu and not cpu & KERNEL_ISA:
+            remedy = "this CPU has neither: use a TQ2_0 file of the model with mainline llama.cpp"
+        remedy += " (--force runs it nevertheless)"
+        raise UnsupportedError(f"{facts.engine.path} {_WEAK}", remedy)
     plan = _computed(request, facts)
     if setting is not None:
         plan = memory.with_setting(plan, setting, request)
@@ -48,7 +54,7 @@ def make_plan(request: Request, facts: Facts, setting: Setting | None = None) ->
 def _computed(request: Request, facts: Facts) -> Plan:
     """Return the plan without a measured profile: each subject adds its part to the ones before."""
     host, engine, model = facts.host, facts.engine, facts.model
-    limit = thread_limit(engine.openmp, facts.environ)
+    limit = openmp.thread_limit(engine.openmp, facts.environ)
     plan = choose_threads(request, host, facts.environ, limit)
     plan = memory.choose_batch(plan, request, facts)
     need = memory.need_of(model, request.ctx_size, plan.setting.ubatch)
@@ -59,9 +65,9 @@ def _computed(request: Request, facts: Facts) -> Plan:
 
         plan = choose_placement(plan, request, facts, need)
     threads = plan.setting.threads
-    variables, reason = choose_variables(
-        *(engine.openmp, threads, host.quota_stops(threads), facts.environ),
-        unbound=unbindable(engine.openmp, host.system) or _unbound_reason(plan.setting, host),
+    unbound = openmp.unbindable(engine.openmp, host.system) or _unbound_reason(plan.setting, host)
+    variables, reason = openmp.choose_variables(
+        *(engine.openmp, threads, host.quota_stops(threads), facts.environ), unbound=unbound
     )
     plan = plan.updated(plan.setting.with_env(variables), {"env": reason})
     if request.performance:
@@ -85,7 +91,7 @@ def _computed(request: Request, facts: Facts) -> Plan:
         f"{f'; {cost}' if cost else ''}",
     }
     warnings = (
-        *count_warnings(engine.openmp, facts.environ),
+        *openmp.count_warnings(engine.openmp, facts.environ),
         *((f"{engine.path} {_WEAK}",) if lacks_kernels(engine, model.quantization) else ()),
         *memory.check_context(request, facts),
     )
@@ -114,14 +120,3 @@ def _unbound_reason(setting: Setting, host: Host) -> str | None:
         used = f"{setting.threads} of {cores} cores {are} used"
         return f"{used}, and other programs may choose the same"
     return None
-
-
-def _check_kernels(facts: Facts) -> None:
-    """Raise UnsupportedError if the build is known to have no kernels for the model."""
-    engine, cpu = facts.engine, instruction_sets.has(facts.host.isa)
-    if facts.force or not lacks_kernels(engine, facts.model.quantization):
-        return
-    remedy = "build it again for this CPU: cmake -B build -DGGML_NATIVE=ON && cmake --build build"
-    if cpu and not cpu & KERNEL_ISA:
-        remedy = "this CPU has neither: use a TQ2_0 file of the model with mainline llama.cpp"
-    raise UnsupportedError(f"{engine.path} {_WEAK}", f"{remedy} (--force runs it nevertheless)")

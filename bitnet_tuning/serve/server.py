@@ -17,12 +17,7 @@ from typing import Any
 from bitnet_tuning.console import counted
 from bitnet_tuning.engine.find import Engine
 from bitnet_tuning.engine.probe import flags_of
-from bitnet_tuning.errors import (
-    MissingError,
-    TuningError,
-    UnsupportedError,
-    shortage,
-)
+from bitnet_tuning.errors import MissingError, TuningError, UnsupportedError, shortage
 from bitnet_tuning.launch.background import Service, serve
 from bitnet_tuning.launch.failure import NO_END
 from bitnet_tuning.launch.start import Launch

@@ -98,15 +98,17 @@ def form_of(kind: Any) -> Form:
         return (Float if kind is float else Scalar)(kind)
     if isinstance(kind, UnionType):  # every union here is "X | None"
         return OrNull(form_of(kind.__args__[0]))
-    if hasattr(kind, "_fields"):
-        return Record(kind)
-    if hasattr(kind, "parts"):
-        return _noted(*kind.parts)
+    if hasattr(kind, "_fields") or hasattr(kind, "parts"):
+        return Record(kind) if hasattr(kind, "_fields") else _noted(*kind.parts)
     if hasattr(kind, "__args__"):
-        return _container(kind.__origin__, kind.__args__)
-    if kind is object:
-        return Form()
-    raise TypeError(f"no form in JSON for {kind!r}")
+        origin, inner = kind.__origin__, kind.__args__
+        forms = [form_of(each) for each in inner if each is not ...]
+        if origin is frozenset or len(forms) < len(inner):
+            return ListForm(origin, *forms)
+        return RowForm(forms) if origin is tuple else ObjectForm(*forms)
+    if kind is not object:
+        raise TypeError(f"no form in JSON for {kind!r}")
+    return Form()
 
 
 def _noted(base: Any, note: Any) -> Form:
@@ -114,14 +116,6 @@ def _noted(base: Any, note: Any) -> Form:
         return note
     form = form_of(base)
     return OrNull(form) if note is None else form if note is LATER else Limited(form, note)
-
-
-def _container(origin: Any, inner: tuple[Any, ...]) -> Form:
-    if origin is frozenset or (origin is tuple and inner[-1] is ...):
-        return ListForm(origin, form_of(inner[0]))
-    if origin is tuple:
-        return RowForm([form_of(each) for each in inner])
-    return ObjectForm(form_of(inner[0]), form_of(inner[1]))
 
 
 class Form:

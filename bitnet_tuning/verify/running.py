@@ -140,12 +140,16 @@ def summed_up(looks: Sequence[tuple[Process, ...]]) -> Watched:
         or (thread.wanted >= OFTEN_SHARE * most and thread.ran >= RAN_SHARE * ran)
     )
     sizes = [look.resident for look in later if look.resident is not None]
-    return Watched(
-        "",
-        process=_at_most(later[0], computes),  # a process that exits has no environment any more
-        workers=workers,
-        steady=bool(sizes) and max(sizes) <= GROWTH * sizes[len(sizes) // 2],
-    )
+    steady = bool(sizes) and max(sizes) <= GROWTH * sizes[len(sizes) // 2]
+    # Of its memory, the most that any look shows.
+    held = [look.nodes for look in computes if look.nodes is not None]
+    amounts = ((look.resident, look.locked, look.huge) for look in computes)
+    known = ([size for size in each if size is not None] for each in zip(*amounts, strict=True))
+    resident, locked, huge = (max(each, default=None) for each in known)
+    nodes = max(held, default=None, key=lambda each: sum(each.values()))
+    process = later[0]  # one that exits has no environment any more
+    process = process._replace(resident=resident, locked=locked, huge=huge, nodes=nodes)
+    return Watched("", process=process, workers=workers, steady=steady)
 
 
 def _threads(looks: Sequence[Process]) -> list[Thread]:
@@ -165,13 +169,3 @@ def _by_id(seen: Iterable[Seen]) -> list[list[Seen]]:
     for each in seen:
         found[each.id].append(each)
     return list(found.values())
-
-
-def _at_most(process: Process, looks: Sequence[Process]) -> Process:
-    """Return the process with the most memory that any look shows."""
-    nodes = (look.nodes for look in looks if look.nodes is not None)
-    held = max(nodes, default=None, key=lambda each: sum(each.values()))
-    sizes = ((look.resident, look.locked, look.huge) for look in looks)
-    known = ([size for size in each if size is not None] for each in zip(*sizes, strict=True))
-    resident, locked, huge = (max(each, default=None) for each in known)
-    return process._replace(resident=resident, locked=locked, huge=huge, nodes=held)
