@@ -282,8 +282,6 @@ def _prompt(request: Request) -> bytes | None:
         return None
     if path is None:
         return os.fsencode(request.prompt or "")
-    if not os.path.isfile(path) or os.path.getsize(path) > LONGEST_PROMPT:
-        return None
     with open(path, "rb") as file:
         return file.read()
 

@@ -29,19 +29,15 @@ def read_stdin(what: str) -> bytes:
     except OSError as error:  # it is open for writing only, or it is a terminal that is gone
         cause = f"cannot read standard input: {error.strerror}"
         raise MissingError(cause, "redirect a file or a pipe into it: < FILE") from error
-    return cleaned(_limited(content, "standard input"), "standard input")
+    return cleaned(content, "standard input", LONGEST_PROMPT)
 
 
-def _limited(text: bytes, where: str) -> bytes:
-    if len(text) > LONGEST_PROMPT:
-        remedy = "shorten it, or put many prompts into a file: --prompts FILE"
-        raise UsageError(f"{where} is longer than {size_text(LONGEST_PROMPT)}", remedy)
-    return text
-
-
-def cleaned(text: bytes, where: str) -> bytes:
+def cleaned(text: bytes, where: str, most: int = sys.maxsize) -> bytes:
     """Return a text without a byte order mark. Raise UsageError unless it is UTF-8, at which some
     engines abort, and for null bytes, as in UTF-16."""
+    if len(text) > most:
+        remedy = "shorten it, or put many prompts into a file: --prompts FILE"
+        raise UsageError(f"{where} is longer than {size_text(most)}", remedy)
     wrong, code = ("it has null bytes, as in UTF-16", "UTF-16") if b"\0" in text else ("", "LATIN1")
     try:
         text.decode()
@@ -75,7 +71,7 @@ def with_prompt(request: Request, runs: bool = True) -> Request:
     else:  # a pipe, as in ``-f <(command)``, can be read only once
         remedy, where = "name a readable file with -f", path
         content = read_file(path, f"the prompt file {path}", remedy, LONGEST_PROMPT + 1)
-        text = cleaned(_limited(content, path), path)
+        text = cleaned(content, path, LONGEST_PROMPT)
     if text in (b"", b"\n"):  # engines drop one newline at the end of a prompt file
         remedy = f'pipe a text into it: echo "How many threads?" | {command("run")} -p -'
         cause = f"argument {flag}: the prompt in {where} is empty"

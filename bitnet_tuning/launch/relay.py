@@ -49,10 +49,10 @@ def relay(
         if loading and not ready and (seconds := int(time.monotonic() - begun)):
             _write_all(2, f"\rloading the model, {seconds} s".encode())
         for handle in output.open.intersection(ready):
-            data = output.read(handle)
+            data = os.read(handle, _CHUNK)
             if not data:
-                continue
-            if handle == pipes.stdout:
+                output.open.discard(handle)
+            elif handle == pipes.stdout:
                 if clock:
                     clock.see(data)
                 if loading:
@@ -78,7 +78,7 @@ class _Output:
     """What an engine writes, until it has ended and nothing more arrives."""
 
     def __init__(self, child: int, pipes: Pipes) -> None:
-        self._child, self._deadline, self._late = child, 0.0, 0
+        self._child, self._deadline = child, 0.0
         self.open = {handle for handle in (pipes.stdout, pipes.stderr) if handle is not None}
         self.ended = False
         self.exited: int | None = None
@@ -93,21 +93,15 @@ class _Output:
         elif self.exited is not None:
             others = [*others, self.exited]
         ready = select.select([*self.open, *others], [], [], timeout)[0]
-        if self.ended and (not ready or self._late > LOG_KEPT):
+        now = time.monotonic()
+        # A read after the exit has emptied a pipe: it holds no more than a chunk (pipe(7)).
+        if self.ended and (not ready or now > self._deadline + _LAST_SECONDS):
             self.open.clear()
         elif not self.ended:
             flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
             self.ended = os.waitid(os.P_PID, self._child, flags) is not None
-            self._deadline = time.monotonic() + _LAST_SECONDS
+            self._deadline = now + _LAST_SECONDS
         return ready
-
-    def read(self, handle: int) -> bytes:
-        """Return what has arrived; nothing at a stream's end, which closes it."""
-        data = os.read(handle, _CHUNK)
-        self._late += len(data) if self.ended else 0
-        if not data:
-            self.open.discard(handle)
-        return data
 
 
 def _write_all(handle: int, data: bytes) -> None:
