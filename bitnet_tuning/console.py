@@ -265,7 +265,7 @@ def aligned(
         for parts in zip_longest(*folded, fillvalue=""):
             padded = (f"{part:{at}}" for part, at in zip(parts, widths, strict=True))
             lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _wrapped(line: str, width: int, indent: str = "") -> list[str]:

@@ -109,10 +109,15 @@ def test_a_run_that_claims_more_time_than_it_took_fails(tmp_path: Path, bench: b
     assert str(run.problem).startswith("64 s by its own speeds, but it ran for ")
 
 
-@pytest.mark.parametrize(("bench", "phase"), [(True, PP), (True, TG), (False, TG)])
-def test_the_clock_is_checked_in_each_phase(tmp_path: Path, bench: bool, phase: str) -> None:
+@pytest.mark.parametrize(
+    ("bench", "phase", "rate"),
+    [(True, PP, 200), (True, TG, 200), (True, PP, 3000), (True, TG, 3000), (False, TG, 200)],
+)
+def test_the_clock_is_checked_in_each_phase(
+    tmp_path: Path, bench: bool, phase: str, rate: float
+) -> None:
     fake = FakeEngine(tmp_path / "checkout", bench=bench)
-    fake.curve(threads={"1": 200}, pp=1, lies={"mmap=0": 8})
+    fake.curve(threads={"1": rate}, pp=1, lies={"mmap=0": 8})
     facts = facts_of(str(fake.cli), tmp_path)
     facts = facts._replace(model=facts.model._replace(context_length=4096))
     runner = Runner(facts, find_bench(facts.engine), sizes := Sizes(128, 64, 1))

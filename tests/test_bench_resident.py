@@ -30,6 +30,7 @@ from bitnet_tuning.bench.runner import (
     find_bench,
     patience_within,
 )
+from bitnet_tuning.bench.words import Checker
 from bitnet_tuning.cli import test_optimizations
 from bitnet_tuning.cli.benchmark import main
 from bitnet_tuning.engine.find import EMBEDDED
@@ -263,6 +264,7 @@ def test_a_system_that_forbids_stopping_does_not_hinder(
         ({"broken": {"threads=2": "timings"}}, "the server printed no timings"),
         ({"broken": {"threads=2": "refuse"}}, "the server refuses a slice: it refuses tokens"),
         ({"broken": {"threads=2": "json"}}, "the reply is not JSON"),
+        ({"broken": {"threads=2": "answers"}}, 'it answers a slice with "x", the default with "TT'),
         ({"broken": {"threads=2": "zero"}}, "the engine says that tg80 took 0 s"),
         ({"broken": {"threads=2": "nan"}}, "the server printed no timings"),
         ({"broken": {"threads=2": "huge"}}, "the server printed no timings"),
@@ -273,6 +275,7 @@ def test_a_setting_that_fails_twice_is_out_and_others_go_on(
 ) -> None:
     fake.curve(threads={"1": 400, "2": 400}, **curve)
     runner.sizes = Sizes(32, 80, 1)
+    assert runner.measure("one", ONE, (TG,)).problem is None
     for _ in range(2):
         run = runner.measure("two", TWO, (TG,))
         assert run.samples == {}
@@ -441,6 +444,48 @@ def test_ctrl_z_stops_the_server_too_and_the_slice_is_asked_again(
         process.wait()
     assert [len(each["prompt"]) for each in fake.asked()] == [32, 1, 1, 1]
     assert "'tg': (" in said
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_a_pause_of_this_process_is_no_fault_of_a_setting(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, check: bool
+) -> None:
+    complete, calls = serving.Client.complete, list[object]()
+
+    def paused(client: serving.Client, body: dict[str, object], seconds: float) -> object:
+        calls.append(body)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGCONT)
+            time.sleep(0.01)
+            raise serving.BrokenError("timed out")
+        return complete(client, body, seconds)
+
+    monkeypatch.setattr(serving.Client, "complete", paused)
+    if check:
+        texts = Checker(runner.facts, ONE, residents=runner.residents)
+        assert "timed out" not in str(texts.problem(TWO))
+    else:
+        assert runner.measure("a", ONE).problem is None
+    assert len(calls) > 2
+
+
+def test_a_slice_that_costs_no_cpu_time_is_refused(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent = {ONE: 1.0, TWO: 0.3, THREE: 0.1}
+    used = 0.0
+
+    def seconds(family: object) -> float:
+        nonlocal used
+        used += spent[setting]
+        return used
+
+    monkeypatch.setattr(resident, "_cpu_seconds", seconds)
+    problems = {}
+    for setting in spent:
+        problems[setting] = runner.measure("a", setting, (TG,)).problem
+    assert problems[ONE] is problems[TWO] is None
+    assert "computes less than the default: 0.1 s of CPU time, not 1" in str(problems[THREE])
 
 
 def test_an_exception_ends_the_servers(fake: FakeEngine, runner: Runner) -> None:

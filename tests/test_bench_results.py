@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -413,6 +413,10 @@ def places(content: Any) -> list[tuple[Any, ...]]:
         [None, True, -1, 0, 1.5, 10**400, "", "x", "0-3", [], {}, [1], ["x"], {"a": 1}]
     ),
 )
+@example(("rounds", 0, "runs", 0, "samples", "tg", 0), 1e308)
+@example(("rounds", 0, "runs", 0, "samples", "tg", 0), 5e-324)
+@example(("rounds", 0, "runs", 0, "seconds"), 1e308)
+@example(("decision", "estimate", "low"), 5e-324)
 def test_whatever_is_damaged_is_refused_or_harmless(path: tuple[Any, ...], value: Any) -> None:
     document = copy.deepcopy(WHOLE)
     place = document

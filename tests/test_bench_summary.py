@@ -243,6 +243,12 @@ def test_a_disturbance_is_told_once() -> None:
     assert [each for each in Summary(kept).sentences() if "on average" in each] == [reason]
 
 
+def test_an_impossible_gain_without_a_duel_is_doubted() -> None:
+    rounds = [("threads", {"default": 20.0, "4 threads": 1100.0}) for _ in range(12)]
+    results = exact(sample_results(), rounds)._replace(decision=None)
+    assert by_name(results)["4 threads"].verdict.startswith("doubted: ")
+
+
 def test_settings_without_a_run_are_not_shown() -> None:
     results = exact(sample_results(), [("threads", {"default": 10.0})])
     assert [row.name for row in Summary(results).rows] == ["default"]

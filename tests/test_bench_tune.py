@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -437,7 +438,7 @@ def test_beside_others_a_faster_setting_is_saved_unless_it_has_other_threads(
     assert document(output)["decision"]["winner"] == "2 threads"
     assert lab.saved(own_state) == "nothing"
     assert (
-        "Not saved: other programs took 1 CPUs on average meanwhile, and 2 threads may be best "
+        "Not saved: other programs took 1 CPU on average meanwhile, and 2 threads may be best "
         "only because of that; close them and tune again."
     ) in capsys.readouterr().out
     beside(monkeypatch, 1.0)
@@ -543,7 +544,7 @@ def test_a_full_disk_does_not_end_a_tuning(
     monkeypatch.setattr(results, "write_atomically", full)
     monkeypatch.setattr("bitnet_tuning.bench.tune.SAVE_SECONDS", 0)
     output.write_text("an older file")
-    assert lab.tune("--output", output) == 0
+    assert lab.tune("--output", output) == 1, "the user named the file"
     assert output.read_text() == "an older file"
     assert lab.tune() == 0
     found = capsys.readouterr()
@@ -561,6 +562,37 @@ def test_a_new_file_that_could_not_be_filled_is_removed(
     monkeypatch.setattr(results, "write_atomically", full)
     assert lab.tune("--budget", 20) == 0
     assert not list(own_state.glob("results-*"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no named pipes")
+def test_a_pipe_gets_the_results_once_and_stays(lab: Lab, tmp_path: Path) -> None:
+    pipe, link, csv_file = tmp_path / "pipe", tmp_path / "link", tmp_path / "file"
+    os.mkfifo(pipe)
+    csv_file.write_text("older")
+    link.symlink_to(csv_file)
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    assert lab.tune("--output", pipe, "--csv", link) == 0
+    reader.join(60)
+    assert json.loads(got[0])["state"] == "finished"
+    assert pipe.is_fifo() and link.is_symlink()
+    assert csv_file.read_text().startswith("round,")
+
+
+def test_what_was_named_and_cannot_be_written_stays(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a device that is full and as large as an empty file."""
+    output = tmp_path / "device"
+    output.write_bytes(b"")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(results, "write_atomically", full)
+    assert lab.tune("--output", output, "--budget", 20) == 1
+    assert output.exists()
 
 
 def test_what_this_process_lacks_ends_the_tuning_and_keeps_the_rounds(

@@ -269,6 +269,38 @@ def test_a_full_disk_leaves_no_other_file(
     assert only_file(folder).read_bytes() == before
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no named pipes")
+def test_a_pipe_is_written_into(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(str(pipe), b"data")
+    assert os.read(reader, 10) == b"data"
+    os.close(reader)
+    assert pipe.is_fifo()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no named pipes")
+def test_our_stdout_is_written_into_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with open(out, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        print("before")
+        write_atomically(str(out), b"data\n")
+        print("after")
+    assert out.read_text() == "before\ndata\nafter\n"
+
+
+def test_a_link_to_a_file_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("older")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    write_atomically(str(tmp_path / "link"), b"data")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "data"
+
+
 def test_an_interrupt_leaves_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

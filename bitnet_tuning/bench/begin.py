@@ -12,7 +12,7 @@ from bitnet_tuning.bench.comparison import DEFAULT, Run
 from bitnet_tuning.bench.knobs import Assignment, Choices, Space, make_space
 from bitnet_tuning.bench.results import ModelFacts, Results, Surroundings, model_facts
 from bitnet_tuning.bench.runner import Runner, choose_sizes, make_runner
-from bitnet_tuning.console import Progress, clock, command, say
+from bitnet_tuning.console import Progress, clock, command, say, word
 from bitnet_tuning.engine.find import EMBEDDED
 from bitnet_tuning.errors import TuningError, UnsupportedError, UsageError
 from bitnet_tuning.launch.signals import Stop
@@ -83,7 +83,7 @@ def calibrate(runner: Runner, options: argparse.Namespace, shown: Progress) -> N
 def _checked(runner: Runner, run: Run) -> None:
     if run.problem is None:
         return
-    remedy = f"run the same engine and model with `{command('run')} --verbose` to see the log"
+    remedy = f"to see the engine's whole log: {to_see(runner)}"
     # llama-bench reads -m as a list with commas between; string_split() in llama.cpp's common.h
     # of 2024, which bitnet.cpp has, also cuts a name at its first space.
     if runner.bench is not None and set(" ,") & set(runner.facts.model.path):
@@ -93,6 +93,13 @@ def _checked(runner: Runner, run: Run) -> None:
         )
     cause = f"the engine cannot be measured with its default setting: {run.problem}"
     raise UnsupportedError(cause, remedy)
+
+
+def to_see(runner: Runner) -> str:
+    """Return the command that runs the default setting and shows the engine's log."""
+    engine = EMBEDDED if runner.facts.engine.embedded else runner.facts.engine.path
+    named = f"--engine {word(engine)} -m {word(runner.facts.model.path)}"
+    return f"{command('run')} {named} --no-profile --force --verbose -n 8 -p Hello"
 
 
 def begin(runner: Runner, options: argparse.Namespace, stop: Stop, shown: Progress) -> Results:

@@ -18,7 +18,7 @@ from bitnet_tuning.launch.failure import NO_END
 from bitnet_tuning.namedtuple import NamedTuple
 from bitnet_tuning.plan.profile import PP, TG, Estimate, Objective, Phase
 from bitnet_tuning.plan.setting import Tokens
-from bitnet_tuning.store.codec import LATER, Annotated, Count, DamagedError, Positive
+from bitnet_tuning.store.codec import LARGEST, LATER, Annotated, Count, DamagedError, Positive
 
 DEFAULT, UPSTREAM, PERFORMANCE = "default", "upstream", "performance"
 SLIM_FILE, ORIGINAL_FILE = FILES = "slim file", "original file"
@@ -40,7 +40,11 @@ measure only the phase that is tuned, so that the other one gets an interval at 
 MOST_ROUNDS = 200
 """Most rounds of a comparison without a search: more would hardly narrow its intervals."""
 
-Seconds = Annotated[float, {"minimum": 0}]
+MOST_GAIN = 10.0
+"""Largest ratio to the default that is believed without a duel. Settings of the same work differ
+by a factor of 5 at most, as far as is known."""
+
+Seconds = Annotated[float, {"minimum": 0, "maximum": LARGEST}]
 
 PhaseSpeeds = Annotated[tuple[Positive, ...], {"minItems": 1}]
 
@@ -263,6 +267,11 @@ class Rounds:
 
     def in_duel(self, name: str) -> bool:
         return any(each.stage == DUEL and _ran(each, name) for each in self._rounds)
+
+    def doubts(self, name: str) -> bool:
+        """Return whether a setting that was in no duel leads by more than can be believed."""
+        ratio = self.shown(name).ratio
+        return bool(ratio and ratio.median > MOST_GAIN and not self.in_duel(name))
 
     def shown(self, name: str) -> Judged:
         """Return the verdict on a setting for users. Only the rounds of duels count for one that

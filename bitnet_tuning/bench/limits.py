@@ -8,6 +8,7 @@ from statistics import median
 
 from bitnet_tuning.bench.bandwidth import AbsentError, Bandwidth, measure_bandwidth
 from bitnet_tuning.bench.results import Part
+from bitnet_tuning.console import counted
 from bitnet_tuning.errors import TuningError
 from bitnet_tuning.machine.conditions import Meanwhile
 from bitnet_tuning.machine.host import Host
@@ -152,7 +153,7 @@ def disturbances(meanwhile: Meanwhile | None) -> Iterator[tuple[str, str, str]]:
     if meanwhile is None:
         return
     if (others := meanwhile.other_load_cpus or 0.0) > QUIET:
-        cause = f"other programs took {others:.2g} CPUs on average meanwhile"
+        cause = f"other programs took {counted(float(f'{others:.2g}'), 'CPU')} on average meanwhile"
         yield "Neighbours", cause, "close them"
     paused, periods = meanwhile.quota_throttled_periods, meanwhile.quota_periods
     if paused > THROTTLED_SHARE * periods:

@@ -19,6 +19,7 @@ from bitnet_tuning.plan.facts import Request
 from bitnet_tuning.plan.openmp import exported
 from bitnet_tuning.plan.profile import PP, TG
 from bitnet_tuning.plan.setting import Setting
+from bitnet_tuning.store.codec import LARGEST, SMALLEST
 
 NEEDED = frozenset(("-m", "-p", "-n", "-t", "-r", "-o"))
 """Flags that every llama-bench has."""
@@ -145,7 +146,7 @@ def _array(stdout: str) -> list[dict[str, Any]]:
 def checked(sample: Any, name: str) -> float:
     """Return a sample as a speed in tokens/s. Raise FailedRunError if it is not positive."""
     is_number = isinstance(sample, (int, float)) and not isinstance(sample, bool)
-    if is_number and 0 < sample < 1e300:  # whole numbers may exceed every float
+    if is_number and SMALLEST <= sample <= LARGEST:
         return float(sample)
     raise FailedRunError(f"{name} has an impossible speed: {_shown(sample)}")
 

@@ -6,6 +6,7 @@ tokens. All servers but the one that is asked are stopped, so that they neither 
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections import OrderedDict
@@ -15,8 +16,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from bitnet_tuning.bench.llama_bench import FailedRunError, check_cli, checked, stale
 from bitnet_tuning.errors import TuningError, UnsupportedError
 from bitnet_tuning.launch.background import Captured
-from bitnet_tuning.launch.failure import failure
-from bitnet_tuning.launch.signals import handling, pausing, present
+from bitnet_tuning.launch.failure import failure, shorten
+from bitnet_tuning.launch.signals import handling, pausing
 from bitnet_tuning.machine.cgroups import read_cgroups
 from bitnet_tuning.machine.memory import read_memory
 from bitnet_tuning.machine.process import Family
@@ -61,6 +62,9 @@ TRIES = 3
 where the cli's output lacks its end: llama-completion of late 2026 sometimes exits before its log
 thread has written everything (https://github.com/ggml-org/llama.cpp/issues/22142)."""
 
+LEAST_WORK = 5.0
+"""Factor by which a slice may cost less CPU time than with the default."""
+
 OWN_SECONDS = 0.02
 """Seconds of an answer that may be ours: sending, waking up and reading."""
 
@@ -84,6 +88,10 @@ class Residents:
         self.context = max(LONGEST, longest) + MARGIN
         self._loaded: OrderedDict[Setting, _Loaded] = OrderedDict()
         """Running servers by their setting, the one that was asked last at the end."""
+        self._default: Setting | None = None
+        """The setting that is asked first."""
+        self._known: dict[tuple[str, int], tuple[object, float]] = {}
+        """The default's text and its least CPU seconds, 0 if unknown, by phase and tokens."""
 
     def ask(
         self, setting: Setting, phase: str, tokens: int, seconds: float
@@ -92,18 +100,19 @@ class Residents:
         Return the phase's speed in tokens/s by the engine's clock, and the CPU seconds per token of
         the whole answer, None if unknown. Raise UnsupportedError if the server does not start or
         answer, or if its times cannot be true."""
+        self._default = self._default or setting
         with self._server(setting, seconds) as loaded:
             for _ in range(TRIES - 1):
                 with suppress(FailedRunError):
-                    return self._slice(loaded, phase, tokens, seconds)
-            return self._slice(loaded, phase, tokens, seconds)
+                    return self._slice(loaded, setting, phase, tokens, seconds)
+            return self._slice(loaded, setting, phase, tokens, seconds)
 
     def write(self, setting: Setting, prompt: str, tokens: int, seconds: float) -> tuple[str, int]:
         """Return the greedy text that a setting adds to a prompt, and the number of the prompt's
         tokens, 0 if unknown. Raise UnsupportedError if the server does not start or answer."""
         body = {"prompt": prompt, "n_predict": tokens, "cache_prompt": False, **GREEDY}
         with self._server(setting, seconds) as loaded:
-            reply, _ = _complete(loaded, body, seconds)
+            reply = _complete(loaded, body, seconds)
         timings, text = reply.get("timings"), reply.get("content")
         count = timings.get("prompt_n") if isinstance(timings, dict) else 0
         return text if isinstance(text, str) else "", count if isinstance(count, int) else 0
@@ -131,7 +140,7 @@ class Residents:
             raise
 
     def _slice(
-        self, loaded: _Loaded, phase: str, tokens: int, seconds: float
+        self, loaded: _Loaded, setting: Setting, phase: str, tokens: int, seconds: float
     ) -> tuple[float, float | None]:
         size = tokens if phase == PP else START
         vocabulary = min(VARIETY, self.facts.model.vocabulary or VARIETY)
@@ -145,11 +154,9 @@ class Residents:
             **GREEDY,
         }
         before, began = _cpu_seconds(loaded.family), time.monotonic()
-        reply, was_stopped = _complete(loaded, body, seconds)
+        reply = _complete(loaded, body, seconds)
         taken = time.monotonic() - began
         after = _cpu_seconds(loaded.family)
-        if was_stopped:
-            raise FailedRunError(f"the benchmark was stopped during {phase}{tokens}")
         found = reply.get("timings")
         timings = found if isinstance(found, dict) else {}
         # JSON from Python's parser may hold NaN, infinity and any number of digits.
@@ -172,7 +179,26 @@ class Residents:
         loaded.times.append((whole, taken))
         speed = checked(1000 * count / spent if spent > 0 else 0.0, f"{phase}{tokens}")
         used = after - before if phase != PP and before and after else 0.0
+        self._compare(setting, (phase, tokens), reply.get("content"), used)
         return speed, used / (size + tokens) if used > 0 else None
+
+    def _compare(self, setting: Setting, size: tuple[str, int], text: object, used: float) -> None:
+        """Raise FailedRunError if a slice's text is not the default's, which the bias fixes, or if
+        it took too little CPU time for the same work."""
+        known, least = self._known.get(size, (text, 0.0))
+        if text != known:
+            found, expected = (shorten(json.dumps(each), 40) for each in (text, known))
+            raise FailedRunError(f"it answers a slice with {found}, the default with {expected}")
+        if setting == self._default:
+            self._known[size] = text, min(used, least or used)
+            return
+        assert self._default is not None
+        # The default's threads may also have waited for each other, the more of them the longer.
+        waits = max(1.0, self._default.threads / setting.threads)
+        if 0 < used < least / (LEAST_WORK * waits) and least > OWN_SECONDS:
+            raise FailedRunError(
+                f"it computes less than the default: {used:.2g} s of CPU time, not {least:.2g}"
+            )
 
     def _load(self, setting: Setting, seconds: float) -> _Loaded:
         """Start the setting's server; end others, the longest unused first, if memory lacks."""
@@ -209,19 +235,13 @@ class Residents:
             return _Loaded(stack.pop_all(), ready, Family(Root(), ready.service.pid), [])
 
 
-def _complete(
-    loaded: _Loaded, body: dict[str, object], seconds: float
-) -> tuple[dict[str, object], bool]:
-    """Return a server's reply, and whether this process was stopped meanwhile. The server is
-    stopped before and after. Raise UnsupportedError without a reply."""
-    service, stops = loaded.server.service, list[int]()
-    # A stop of this process, as by Ctrl-Z, stops the server, too, and spoils the slice.
-    handlers = pausing(-service.pid)
-    handlers |= dict.fromkeys(present("SIGCONT"), lambda number, _: stops.append(number))
-    began = time.monotonic()
+def _complete(loaded: _Loaded, body: dict[str, object], seconds: float) -> dict[str, object]:
+    """Return a server's reply. The server is stopped before and after. Raise UnsupportedError
+    without a reply."""
+    service, began = loaded.server.service, time.monotonic()
     service.resume()
     try:
-        with handling(handlers):
+        with handling(pausing(-service.pid)):
             reply = loaded.server.client.complete(body, seconds)
     except serving.RefusedError as refusal:
         raise UnsupportedError(f"the server refuses a slice: {refusal.reason}") from refusal
@@ -229,7 +249,7 @@ def _complete(
         is_late = time.monotonic() - began >= seconds
         raise _failed(None if is_late else loaded.server.check(trouble), seconds) from trouble
     service.pause()  # a waiting thread may spin, which is no part of the slice
-    return reply, bool(stops)
+    return reply
 
 
 def _failed(error: TuningError | None, seconds: float) -> UnsupportedError:

@@ -188,18 +188,18 @@ def to_text(results: Results) -> str:
 
 
 def save(path: str, results: Results) -> None:
-    """Write the results to ``path``, which is replaced atomically; links are followed. Raise
-    UsageError if that fails, and ValueError for a number that JSON does not have."""
+    """Write the results to ``path`` (see ``write_atomically``). Raise UsageError if that fails,
+    and ValueError for a number that JSON does not have."""
     with contextlib.suppress(OSError):
         os.makedirs(os.path.dirname(os.path.realpath(path)), exist_ok=True)
     write(path, to_text(results), "results", "--output")
 
 
 def write(path: str, text: str, what: str, flag: str) -> None:
-    """Write ``text`` to ``path``, which is replaced atomically; links are followed. Raise
-    UsageError if that fails. ``what`` names the file in the message, ``flag`` chooses it."""
+    """Write ``text`` to ``path`` (see ``write_atomically``). Raise UsageError if that fails.
+    ``what`` names the file in the message, ``flag`` chooses it."""
     try:
-        write_atomically(os.path.realpath(path), text.encode())
+        write_atomically(path, text.encode())
     except OSError as error:
         cause = f"cannot write {what} to {path}: {error.strerror or error}"
         raise UsageError(cause, f"name another file with {flag}") from error

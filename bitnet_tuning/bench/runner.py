@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from math import ceil
 from statistics import median
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from bitnet_tuning.bench import llama_bench, resident
 from bitnet_tuning.bench.comparison import DEFAULT, Run, Sizes
@@ -18,11 +19,29 @@ from bitnet_tuning.engine.probe import flags_of, parse_timings
 from bitnet_tuning.errors import UnsupportedError
 from bitnet_tuning.launch.background import Captured, capture
 from bitnet_tuning.launch.failure import NO_END, failure
+from bitnet_tuning.launch.signals import handling, present
 from bitnet_tuning.model.types import bytes_per_token
 from bitnet_tuning.plan.facts import Facts, Request
 from bitnet_tuning.plan.plan import make_plan
 from bitnet_tuning.plan.profile import PP, TG
 from bitnet_tuning.plan.setting import Setting
+
+T = TypeVar("T")
+
+
+def unpaused(work: Callable[[], T]) -> T:
+    """Return what ``work`` returns, of another try if this process was stopped meanwhile, which
+    spoils measurements and time limits."""
+    stops = [0]
+    while stops:
+        stops.clear()
+        with handling(dict.fromkeys(present("SIGCONT"), lambda number, _: stops.append(number))):
+            try:
+                found = work()
+            except UnsupportedError:
+                if not stops:
+                    raise
+    return found
 
 
 def find_bench(engine: Engine) -> Bench | None:
@@ -71,6 +90,9 @@ class Runner:
 
     def measure(self, name: str, setting: Setting, phases: tuple[str, ...] = (PP, TG)) -> Run:
         """Measure the phases once. A failure is returned as ``problem``; only interrupts raise."""
+        return unpaused(lambda: self._measure(name, setting, phases))
+
+    def _measure(self, name: str, setting: Setting, phases: tuple[str, ...]) -> Run:
         started, cpu, facts = time.monotonic(), None, resident.with_file(self.facts, setting)
         residents, sizes = self.residents, self.sizes
         loads = residents is None or not residents.has(setting)
@@ -131,13 +153,18 @@ class Runner:
 
     def _doubt(self, name: str, setting: Setting, phase: str) -> str | None:
         """Compare a long run with a short one, so that loading cancels out."""
-        sizes = self.sizes
+        sizes, expected = self.sizes, self._expected(phase)
         room = (self.facts.model.context_length or 6 * sizes.n_gen) // 2
         room = min(room, self.residents.context // 2) if self.residents else room
         most = max(3 * sizes.n_gen, MOST_GENERATED)
         long = Sizes(sizes.n_prompt, max(sizes.n_gen, min(most, room)), 1)
+        short = Sizes(max(1, sizes.n_prompt // 4), max(1, sizes.n_gen // 4), 1)
+        if self.program == PROGRAMS[1]:
+            short = sizes._replace(repetitions=1)
+            more = ceil(min(LONG_SECONDS / expected, MOST_MORE)) if expected else 3
+            long = sizes._replace(repetitions=1 + more)
         taken = claimed = 0.0
-        for each in (Sizes(max(1, sizes.n_prompt // 4), max(1, sizes.n_gen // 4), 1), long):
+        for each in (short, long):
             run = self.measure_alone(name, setting, phase, each)
             taken, claimed = run.seconds - taken, self._claimed - claimed
         by_cli = self.residents is None and self.bench is None
@@ -242,6 +269,10 @@ class Runner:
         if seconds > resident.TOLERANCE * taken:
             raise FailedRunError(f"{seconds:.3g} s by its own speeds, but it ran for {taken:.3g} s")
 
+
+LONG_SECONDS, MOST_MORE = 10 * resident.LEAST_SECONDS, 99
+"""Seconds that the check of llama-bench's clock should take, so that those that clocks may differ
+by matter little; and most samples for that."""
 
 PROGRAMS = ("llama-server", "llama-bench", "llama-cli")
 """Names of the programs that can measure, the preferred one first."""

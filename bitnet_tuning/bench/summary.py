@@ -127,6 +127,8 @@ class Summary:
             return problem or ""
         if decision is not None and name == decision.winner:
             return verdict_words(decision.verdict, self.measured.resolution)
+        if self.measured.doubts(name):
+            return "doubted: more than settings can gain, and no duel confirmed it"
         return self._judged(self.measured.shown(name))
 
     def _judged(self, judged: Judged) -> str:
@@ -235,7 +237,7 @@ class Summary:
         named = "; ".join(f"{name}: {what}" for name, what in _ROWS.items() if name in parts)
         what = "pp: reading the prompt, tg: writing the answer; below, 95 % intervals. -: too few"
         how = "runs. All take turns with the default: a speed is the default's times the ratio."
-        return f"{named}.\n{what} {how}"
+        return f"{named and f'{named}.'}\n{what} {how}".lstrip()
 
 
 def heading(model: ModelFile | ModelFacts, host: Host | HostFacts) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from bitnet_tuning.bench import limits
 from bitnet_tuning.bench.bandwidth import AbsentError
-from bitnet_tuning.bench.begin import begin, extended, find_runner, progress_of, resume
+from bitnet_tuning.bench.begin import begin, extended, find_runner, progress_of, resume, to_see
 from bitnet_tuning.bench.comparison import DEFAULT, DUEL, Round, Run
 from bitnet_tuning.bench.remember import remembered
 from bitnet_tuning.bench.report import page
@@ -38,7 +38,7 @@ from bitnet_tuning.machine.conditions import between
 from bitnet_tuning.machine.warnings import warnings_after
 from bitnet_tuning.plan.profile import TG, EngineKey, engine_key
 from bitnet_tuning.store.codec import to_json
-from bitnet_tuning.store.state import State, alone, moment
+from bitnet_tuning.store.state import State, alone, is_special, moment
 
 LOCK = "benchmark.lock"
 NOTHING = "interrupted before anything was measured"
@@ -89,11 +89,13 @@ def tune(
                 code = tuning.run(stop, engine, state)
             finally:
                 with contextlib.suppress(OSError):
-                    if tuning.unsaved and not os.path.getsize(path):
+                    if tuning.unsaved and not options.output and not os.path.getsize(path):
                         os.remove(path)  # what was created to be filled
+    if is_special(path):
+        tuning.save()
     publish(tuning.results, options, path, tuning.unsaved)
     say(state.warning and f"warning: {state.warning}")
-    return code
+    return code or int(tuning.unsaved is not None and bool(options.output or options.resume))
 
 
 @contextlib.contextmanager
@@ -148,14 +150,19 @@ class Tuning:
             settings=dict(self.search.settings),
             notes=tuple(dict.fromkeys((*self.checker.notes.values(), *self.results.notes))),
         )._replace(**changes)
+        if not is_special(self.path):  # the reader of a pipe gets them once, at the end
+            self.save()
+        now = self.clock()
+        self._due = now + min(SAVE_SECONDS, (now - began) / SAVE_SHARE)
+
+    def save(self) -> None:
+        """Write the results, or warn and note in ``unsaved`` why that failed."""
         try:
             save(self.path, self.results)
             self.unsaved = None
         except UsageError as error:
             say(None if self.unsaved else f"warning: {error.cause}; {error.remedy}, or make room")
             self.unsaved = error.cause
-        now = self.clock()
-        self._due = now + min(SAVE_SECONDS, (now - began) / SAVE_SHARE)
 
     def run(self, stop: Stop, engine: EngineKey, state: State) -> int:
         """Search, save the profile in ``state`` for ``engine``, and return the exit code. Raise
@@ -198,8 +205,8 @@ class Tuning:
             self.keep(state="interrupted")
             raise UnsupportedError(
                 f"the default setting cannot be measured: {problem}",
-                f"run the engine with `{command('run')} --verbose` to see its whole log; the "
-                f"rounds so far are in {self.path}",
+                f"the rounds so far are in {self.path}; to see the engine's whole log: "
+                + to_see(self.runner),
             )
         self.keep(state="finished", decision=step)
 
@@ -224,7 +231,7 @@ class Tuning:
         best = self.search.best
         found = self.search.rounds.shown(best).ratio
         leads, aside = "no setting beats the default so far", "the default leads"
-        if best != DEFAULT and found is not None:
+        if best != DEFAULT and found and not self.search.rounds.doubts(best):
             leads = f"best so far: {best}, {times(*found)} over the default"
             aside = f"best: {best} ×{found.median:.2f}"
         budget = self.results.options.budget
@@ -290,7 +297,8 @@ def publish(
         print(to_text(results), end="")
     else:
         summary = Summary(results)
-        legend = fitted(f"*: the setting to use. {summary.legend}")
+        star = "*: the setting to use. " * any(row.winner for row in summary.rows)
+        legend = fitted(star + summary.legend)
         print(fitted("\n".join(summary.headings)), table(cells(summary), text_width()), sep="\n\n")
         print("", legend, "", fitted("\n".join(summary.sentences())), sep="\n")
     (say if options.json else print)(f"Results: {unsaved or path}")

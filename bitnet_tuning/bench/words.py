@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from functools import cached_property
+from functools import cached_property, partial
 
 from bitnet_tuning.bench.knobs import COMPUTING
 from bitnet_tuning.bench.llama_bench import TOKENS_PER_WORD, FailedRunError, words
 from bitnet_tuning.bench.resident import TRIES, Residents
-from bitnet_tuning.bench.runner import Patience, run_cli
+from bitnet_tuning.bench.runner import Patience, run_cli, unpaused
 from bitnet_tuning.demo import right_model
 from bitnet_tuning.engine.probe import parse_timings
 from bitnet_tuning.errors import TuningError, UnsupportedError
@@ -144,9 +144,10 @@ class Checker:
         started = time.monotonic()
         seconds = self._patience.after(self._took.get(prompt))
         if self._residents and context <= self._residents.context:
-            text, tokens = self._residents.write(setting, prompt, TOKENS, seconds)
+            ask = partial(self._residents.write, setting, prompt, TOKENS, seconds)
+            text, tokens = unpaused(ask)
         else:
-            done = run_cli(self._facts, setting, request, seconds)
+            done = unpaused(lambda: run_cli(self._facts, setting, request, seconds))
             text = selftest.continuation(done.stdout, prompt)
             timing = parse_timings(done.stderr).prompt
             tokens = timing.tokens if timing else self._tokens.get(prompt, 0)
@@ -183,9 +184,10 @@ def _demo_problem(demo: Facts, setting: Setting) -> str | None:
     """Return what is wrong with the demo model's text; None if it is right."""
     case = max(selftest.load_cases(), key=lambda case: len(case.prompt))
     got, seconds = "", selftest.RUN_SECONDS
+    request = selftest.case_request(case)
     for _ in range(TRIES):
         try:
-            done = run_cli(demo, setting, selftest.case_request(case), seconds)
+            done = unpaused(lambda: run_cli(demo, setting, request, seconds))
         except FailedRunError as failed:
             return str(failed)
         got = selftest.continuation(done.stdout, case.prompt).strip()

@@ -16,7 +16,7 @@ from bitnet_tuning.bench.results import load
 from bitnet_tuning.bench.statistics import RESOLUTION
 from bitnet_tuning.bench.tune import export, publish, tune
 from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, expanded, integer, number
-from bitnet_tuning.console import guarded, text_width
+from bitnet_tuning.console import guarded, printable, text_width
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.plan.profile import OBJECTIVES
 from bitnet_tuning.plan.setting import MOST_THREADS_ENGINE
@@ -48,7 +48,7 @@ def _compare(options: argparse.Namespace) -> int:
         raise UsageError(f"{names[0]} and {names[1]} are the same results", "name two benchmarks")
     found = compare.compare(a, b)
     text = "" if options.json else compare.as_text(found, names, text_width())
-    print(text or json.dumps(to_json(found), indent=2))
+    print(printable(text) or json.dumps(to_json(found), indent=2))
     export(options, lambda: compare.to_csv(found), lambda: comparison_page(found, names))
     return 0
 

@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 
-from bitnet_tuning.console import aligned, painted, printable, text_width
+from bitnet_tuning.console import aligned, painted, text_width
 from bitnet_tuning.machine.root import format_list
 from bitnet_tuning.plan.facts import Facts, Plan
 
@@ -84,5 +84,5 @@ def outcomes(rows: Sequence[Sequence[str]], width: int | None = None) -> str:
     if width is None and sys.stdout is not None and sys.stdout.isatty():
         width = text_width()
     pattern = f"(?m)^({'|'.join(map(re.escape, _COLOURS))})(?= )"
-    text = printable(aligned(rows, width))
+    text = aligned(rows, width)
     return re.sub(pattern, lambda word: painted(word[0], _COLOURS[word[0]]), text)

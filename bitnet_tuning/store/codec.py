@@ -334,7 +334,9 @@ class Some(Record):
 
 
 Count = Annotated[int, {"minimum": 0, "maximum": (1 << 64) - 1}]
-Positive = Annotated[float, {"exclusiveMinimum": 0}]
+SMALLEST, LARGEST = 1e-12, 1e15
+"""Limits of numbers that are divided and multiplied, far from those of floats."""
+Positive = Annotated[float, {"minimum": SMALLEST, "maximum": LARGEST}]
 Moment = Annotated[
     str,
     {

@@ -182,8 +182,29 @@ def read_file(path: str, what: str, remedy: str, most: int = -1) -> bytes:
         raise MissingError(f"cannot read {what}: {why}", remedy) from error
 
 
+def _is_stdout(path: str) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(sys.stdout.fileno()))
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
+def is_special(path: str) -> bool:
+    """Return whether ``path`` is a device, a pipe or our stdout instead of a file to replace."""
+    return _is_stdout(path) or (os.path.exists(path) and not os.path.isfile(path))
+
+
 def write_atomically(path: str, data: bytes) -> None:
-    """Replace the file ``path`` in one step. Raise OSError on failure, and leave no other file."""
+    """Replace the file ``path`` in one step, or write into what ``is_special``; links stay. Raise
+    OSError on failure, and leave no other file."""
+    if is_special(path):
+        is_ours = _is_stdout(path)  # only its own handle knows the place in a file
+        if is_ours:
+            sys.stdout.flush()
+        with open(sys.stdout.fileno() if is_ours else path, "wb", closefd=not is_ours) as file:
+            file.write(data)
+        return
+    path = os.path.realpath(path)
     # A process id would not be unique: containers that share the folder may all run as process 1.
     draft = f"{path}.{os.urandom(6).hex()}.tmp"
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)

@@ -7,6 +7,7 @@ time that curve.py says for its threads, and the timings say so. In
 
     "start": {"threads=2": "exit 3"}   or "hang": it never gets ready
     "broken": {"threads=2": "lie"}     lie (ten times the speed), count (a token less), timings,
+                                       answers (at once, with another text),
                                        refuse, json (no JSON), zero
     "odd": [2]                         numbers of such prompts, from 1, after which it claims to
                                        have computed for another 10 seconds
@@ -133,6 +134,8 @@ class Work:
             # The first token comes out of the prompt's last step.
             (predicted - 1) / noise(curves.speed(curve, facts["-t"], "tg")),
         ]
+        if how == "answers":
+            took = [1e-4, 1e-4]
         time.sleep(sum(took))
         told = [seconds / (10 if how == "lie" else 1) for seconds in took]
         told[0] += 10 if number in curve.get("odd", []) else 0
@@ -150,7 +153,8 @@ class Work:
             timings["predicted_n"] = float("nan")
         if how == "huge":
             timings["predicted_ms"] = 10**400
-        return 200, {"content": "", **({} if how == "timings" else {"timings": timings})}
+        content = "x" if how == "answers" else "T" * predicted
+        return 200, {"content": content, **({} if how == "timings" else {"timings": timings})}
 
     def _misbehave(self, number: int) -> None:
         if said("DIES"):
