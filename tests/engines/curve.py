@@ -7,7 +7,7 @@
       "pp": 4.0,                         ratio of pp to tg
       "factors": {"mmap=0": 1.1, "flash=1,threads=2": 0.9, "OMP_PROC_BIND=true": 0.7},
       "lies": {"threads=2": 10},         factor of what it prints to its speed, else 1; without
-                                         this, runs take no time
+                                         this, tokens that take 0.1 s take no time
       "noise": 0.02, "seed": 1,          log-normal, drawn for each run from a fixed sequence
       "outliers": 0.02,                  share of samples that are five times slower
       "seconds": 0.0,                    time that every run takes besides that for its tokens
@@ -110,11 +110,11 @@ def speed(curve: dict[str, Any], facts: dict[str, Any], phase: str) -> float:
 
 
 def told(curve: dict[str, Any], facts: dict[str, Any], tokens: int, rate: float) -> float:
-    """Return the speed to print for tokens. Take their time if the curve says who lies."""
-    if "lies" not in curve:
-        return rate
-    time.sleep(tokens / rate)
-    return rate * float(chosen(curve["lies"], facts) or 1)
+    """Return the speed to print for tokens. Take their time if it is short, or if the curve says
+    who lies."""
+    if "lies" in curve or tokens / rate < 0.1:
+        time.sleep(tokens / rate)
+    return rate * float(chosen(curve.get("lies", {}), facts) or 1)
 
 
 def _between(points: list[tuple[int, float]], threads: int) -> float:
