@@ -8,7 +8,7 @@ import pytest
 
 from bitnet_tuning.bench.comparison import DEFAULT, UPSTREAM, Rounds, Run, compare
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS
-from bitnet_tuning.cli.test_optimizations import left_out, speed_line
+from bitnet_tuning.cli.test_optimizations import speed_line
 from bitnet_tuning.engine.builds import EQUAL, OPEN, verdict_words
 from bitnet_tuning.plan.profile import TG, Objective
 from bitnet_tuning.verify.checks import FAIL, PASS, SKIP
@@ -93,10 +93,6 @@ def test_what_cannot_be_measured(breaks: str, state: str, who: str) -> None:
     assert line.state == state
     assert who in line.reason
     assert "exit code 3" in line.reason
-
-
-def test_what_is_not_measured_says_why() -> None:
-    assert left_out("--no-speed")[1:3] == (SKIP, "not measured: --no-speed")
 
 
 @pytest.mark.parametrize("broken", [DEFAULT, UPSTREAM])

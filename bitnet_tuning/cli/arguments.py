@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from bitnet_tuning.console import ADDRESS, columns, command, folded, say
 from bitnet_tuning.errors import MissingError, UsageError
@@ -164,14 +164,13 @@ def expanded(text: str) -> str:
     return os.path.expanduser(text)
 
 
-def add_engine(parser: argparse._ActionsContainer) -> None:
+def add_engine(parser: argparse._ActionsContainer, model: bool = False) -> None:
+    """Add ``--engine`` and, with ``model``, ``-m`` before it."""
+    if model:
+        what = "GGUF model file (default: found automatically)"
+        parser.add_argument("-m", "--model", metavar="FILE", help=what)
     what = "llama-cli, a folder that contains it, or `embedded` (default: found automatically)"
     parser.add_argument("--engine", metavar="PATH", help=what)
-
-
-def add_model(parser: argparse._ActionsContainer) -> None:
-    what = "GGUF model file (default: found automatically)"
-    parser.add_argument("-m", "--model", metavar="FILE", help=what)
 
 
 def add_no_profile(parser: argparse._ActionsContainer) -> None:
@@ -183,8 +182,7 @@ def add_no_profile(parser: argparse._ActionsContainer) -> None:
 def add_run(parser: Parser, plans: bool = False) -> None:
     """Add a run's flags: those of bitnet.cpp's run_inference.py, and ours. Each is stored under
     the name of its field in ``Request``. With ``plans``, leave out those that change no plan."""
-    add_model(parser.group(_MODEL))
-    add_engine(parser.group(_MODEL))
+    add_engine(parser.group(_MODEL), model=True)
     what = "run a build without AVX2 and NEON, which writes garbage with i2_s models"
     parser.group(_MODEL).add_argument("--force", action="store_true", help=what)
     add = parser.group(_PROMPT).add_argument
@@ -325,23 +323,17 @@ _ENGINE_VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
 """llama.cpp's own variables (set_env in its common/arg.cpp), over which the plan's flags decide."""
 
 
-def engine_settings(environ: Mapping[str, str]) -> dict[str, tuple[str, object]]:
-    """Return variable and value by the request's field that llama.cpp's own variables set. Raise
-    UsageError for an invalid one."""
-    found = {}
+def read_request(parser: Parser, arguments: list[str]) -> tuple[Request, argparse.Namespace]:
+    """Parse the command line of a run, whose defaults llama.cpp's own variables may set. Raise
+    UsageError."""
+    ours, extra = split_extra(arguments)
+    found: dict[str, tuple[str, object]] = {}
     for field, (name, kind) in _ENGINE_VARIABLES.items():
         try:
-            if text := environ.get(name, "").strip():
+            if text := os.environ.get(name, "").strip():
                 found[field] = name, kind(text)
         except argparse.ArgumentTypeError as error:
             raise UsageError(f"{name}: {error}", f"correct it, or `unset {name}`") from error
-    return found
-
-
-def read_request(parser: Parser, arguments: list[str]) -> tuple[Request, argparse.Namespace]:
-    """Parse the command line of a run. Raise UsageError."""
-    ours, extra = split_extra(arguments)
-    found = engine_settings(os.environ)
     parser.set_defaults(**{field: value for field, (_, value) in found.items()})
     options = parser.parse_args(ours)
     if options.json and not options.dry_run:

@@ -15,7 +15,7 @@ from bitnet_tuning.bench.report import comparison_page
 from bitnet_tuning.bench.results import load
 from bitnet_tuning.bench.statistics import RESOLUTION
 from bitnet_tuning.bench.tune import export, publish, tune
-from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, expanded, integer, number
+from bitnet_tuning.cli.arguments import Parser, add_engine, expanded, integer, number
 from bitnet_tuning.console import guarded, printable, text_width
 from bitnet_tuning.errors import UsageError
 from bitnet_tuning.plan.profile import OBJECTIVES
@@ -33,24 +33,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(arguments: list[str]) -> int:
     options = read_options(arguments)
     if options.compare:
-        return _compare(options)
+        (a, b), names = map(load, options.compare), options.compare
+        if a == b:
+            same = f"{names[0]} and {names[1]} are the same results"
+            raise UsageError(same, "name two benchmarks")
+        found = compare.compare(a, b)
+        text = "" if options.json else compare.as_text(found, names, text_width())
+        print(printable(text) or json.dumps(to_json(found), indent=2))
+        export(options, lambda: compare.to_csv(found), lambda: comparison_page(found, names))
+        return 0
     if source := getattr(options, "from"):
         publish(load(source), options, source)
         return 0
     if options.builds:
         return compare_builds(options)
     return tune(options)
-
-
-def _compare(options: argparse.Namespace) -> int:
-    (a, b), names = map(load, options.compare), options.compare
-    if a == b:
-        raise UsageError(f"{names[0]} and {names[1]} are the same results", "name two benchmarks")
-    found = compare.compare(a, b)
-    text = "" if options.json else compare.as_text(found, names, text_width())
-    print(printable(text) or json.dumps(to_json(found), indent=2))
-    export(options, lambda: compare.to_csv(found), lambda: comparison_page(found, names))
-    return 0
 
 
 _TIME, _SEARCH = "budget quick full", "threads modes n_prompt n_gen objective resolution"
@@ -92,8 +89,7 @@ def make_parser() -> Parser:
         description="Find the fastest settings for this engine and this model on this machine, "
         "and save them for all later runs.",
     )
-    add_model(parser)
-    add_engine(parser)
+    add_engine(parser, model=True)
     _add_flags(parser)
     return parser
 

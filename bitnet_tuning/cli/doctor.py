@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_root
+from bitnet_tuning.cli.arguments import Parser, add_engine, add_root
 from bitnet_tuning.cli.show import outcomes
 from bitnet_tuning.console import aligned, counted, text_width
 from bitnet_tuning.doctor import examine
@@ -47,8 +47,7 @@ def make_parser() -> Parser:
     add("--strict", action="store_true", help="exit with 2 if there are warnings")
     what = "leave out the self-test, which takes some seconds, as --root does"
     add("--no-selftest", dest="selftest", action="store_false", help=what)
-    add_engine(parser)
-    add_model(parser)
+    add_engine(parser, model=True)
     return parser
 
 
@@ -66,14 +65,10 @@ def show(findings: Sequence[Finding], verbose: bool = False) -> None:
         source = f"\n(source: {each.source})" if verbose and each.state != GOOD else ""
         if verbose or each.state != GOOD:
             rows.append((_WORDS[each.state], f"{each.name}: {each.text}{advice}{source}"))
-    closing = aligned([[_closing(findings, verbose)]], width)
-    print(*filter(None, (outcomes(rows, width), closing)), sep="\n\n")
-
-
-def _closing(findings: Sequence[Finding], verbose: bool) -> str:
     found = summary(findings)
     warnings, fine = counted(found[WARN], "warning"), counted(found[GOOD], "check")
     kinds = ((BAD, f"{found[BAD]} bad"), (WARN, warnings), (UNKNOWN, f"{found[UNKNOWN]} unknown"))
     problems = ", ".join(text for state, text in kinds if found[state])
     fine += f" {'is' if found[GOOD] == 1 else 'are'} fine{'' if verbose else ' (-v shows them)'}"
-    return f"{problems}; {fine}" if problems else fine
+    closing = aligned([[f"{problems}; {fine}" if problems else fine]], width)
+    print(*filter(None, (outcomes(rows, width), closing)), sep="\n\n")

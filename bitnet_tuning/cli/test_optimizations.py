@@ -22,7 +22,7 @@ from bitnet_tuning.bench.runner import PROGRAMS, SECOND, Runner, choose_sizes, m
 from bitnet_tuning.bench.statistics import VERDICT_ROUNDS, estimate
 from bitnet_tuning.bench.summary import digits
 from bitnet_tuning.bench.words import Checker
-from bitnet_tuning.cli.arguments import Parser, add_engine, add_model, add_no_profile, number
+from bitnet_tuning.cli.arguments import Parser, add_engine, add_no_profile, number
 from bitnet_tuning.cli.show import outcomes
 from bitnet_tuning.console import Progress, columns, command, counted, guarded, say, times, word
 from bitnet_tuning.engine.builds import FASTER, SLOWER, verdict_words
@@ -120,8 +120,7 @@ def make_parser() -> Parser:
     )
     parser.exits = "0 nothing fails, 1 something does"
     add = parser.add_argument
-    add_model(parser)
-    add_engine(parser)
+    add_engine(parser, model=True)
     add("--performance-mode", action="store_true", help="check the plan of performance mode")
     limit = f"time limit in seconds (default: {SECONDS:g}, less with a small model)"
     add("--seconds", type=number(1, 3600), metavar="S", help=limit)
@@ -179,7 +178,7 @@ def _answers(
     if options.no_speed or words.state == FAIL:
         why = "--no-speed" if options.no_speed else "the texts are wrong"
         names = (NAME, checks.EMBEDDING) if facts.beside else (NAME,)
-        yield from (left_out(why, name) for name in names)
+        yield from (Line(name, SKIP, f"not measured: {why}") for name in names)
         return
     show("comparing speeds")
     yield from _speeds(plan, runner, run, options, until)
@@ -227,7 +226,8 @@ def _speeds(
     facts, limit = runner.facts, options.seconds
     others = {UPSTREAM: UPSTREAM_SETTING} | dict(other_file(facts, runner.default))
     if runner.default == UPSTREAM_SETTING:
-        yield left_out("the plan is bitnet.cpp's own default (2 threads, no variables)")
+        why = "the plan is bitnet.cpp's own default (2 threads, no variables)"
+        yield Line(NAME, SKIP, f"not measured: {why}")
         del others[UPSTREAM]
     if others and runner.default != plan.setting:
         say(UNLOCKED)
@@ -324,7 +324,3 @@ def _too_few(rounds: Rounds, seconds: float, limit: float, again: str) -> str:
         f"not decided, since the machine is busy or slow: {VERDICT_ROUNDS} rounds take about "
         f"{enough:.0f} s, and {max(0.0, seconds):.0f} s were left; allow more time: {again}"
     )
-
-
-def left_out(why: str, name: str = NAME) -> Line:
-    return Line(name, SKIP, f"not measured: {why}")

@@ -16,7 +16,6 @@ from bitnet_tuning.errors import TuningError, cause_of
 from bitnet_tuning.machine import conditions
 from bitnet_tuning.machine.cgroups import Cgroups, read_mounts
 from bitnet_tuning.machine.detect import read_host, read_lock_limit
-from bitnet_tuning.machine.host import Host
 from bitnet_tuning.machine.memory import read_huge_pages, read_memory, read_numa_balancing
 from bitnet_tuning.machine.root import Root
 from bitnet_tuning.machine.sensors import read_base_clock
@@ -38,9 +37,31 @@ def gather(
     reading takes about a second, and the self-test a few more."""
     place = Root(root)
     state = State()
-    case = _machine(place, with_windows_cores(read_host(root), root, ask=True))
+    host = with_windows_cores(read_host(root), root, ask=True)
+    # The load of others first: the engine's probe, which comes later, would count as load.
+    seen = conditions.take(host, place, conditions.LOAD_SECONDS if place.live else 0.0)
+    mounts = read_mounts(place)
+    case = Case(
+        host=host,
+        live=place.live,
+        environ=os.environ,
+        now=time.time(),
+        conditions=seen if place.live else seen._replace(other_load_cpus=None),
+        base_clock=read_base_clock(place, host.allowed, host.brand),
+        machine_memory=read_memory(place, Cgroups()),
+        lock_limit=read_lock_limit(place),
+        huge_pages=read_huge_pages(place),
+        numa_balancing=read_numa_balancing(place),
+        mounts=mounts,
+        wsl_configs=read_wsl_configs(place, mounts) if host.wsl else (),
+    )
     if place.live or engine is not None:
-        case = _with_engine(case, engine, model, state)
+        found_engine = attempt(lambda: find_engine(engine, state, model))
+        case = case._replace(engine=found_engine)
+        if isinstance(found_engine, Engine):
+            build = attempt(lambda: read_build(found_engine, os.environ))
+            built, swapped = (None, None) if isinstance(build, TuningError) else build
+            case = case._replace(built=built, swapped=swapped)
     if place.live:
         case = _with_model(case, model, state)
     elif model is not None:
@@ -73,35 +94,6 @@ def attempt(read: Callable[[], Read]) -> Read | TuningError:
     except Exception as error:
         remedy = "this is a bug in bitnet-tuning; report it with this message"
         return TuningError(cause_of(error), remedy)
-
-
-def _machine(root: Root, host: Host) -> Case:
-    # The load of others first: the engine's probe, which comes later, would count as load.
-    seen = conditions.take(host, root, conditions.LOAD_SECONDS if root.live else 0.0)
-    mounts = read_mounts(root)
-    return Case(
-        host=host,
-        live=root.live,
-        environ=os.environ,
-        now=time.time(),
-        conditions=seen if root.live else seen._replace(other_load_cpus=None),
-        base_clock=read_base_clock(root, host.allowed, host.brand),
-        machine_memory=read_memory(root, Cgroups()),
-        lock_limit=read_lock_limit(root),
-        huge_pages=read_huge_pages(root),
-        numa_balancing=read_numa_balancing(root),
-        mounts=mounts,
-        wsl_configs=read_wsl_configs(root, mounts) if host.wsl else (),
-    )
-
-
-def _with_engine(case: Case, named: str | None, model: str | None, state: State) -> Case:
-    engine = attempt(lambda: find_engine(named, state, model))
-    if isinstance(engine, TuningError):
-        return case._replace(engine=engine)
-    build = attempt(lambda: read_build(engine, case.environ))
-    built, swapped = (None, None) if isinstance(build, TuningError) else build
-    return case._replace(engine=engine, built=built, swapped=swapped)
 
 
 def _with_model(case: Case, named: str | None, state: State) -> Case:

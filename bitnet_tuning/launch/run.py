@@ -34,8 +34,7 @@ def _run_posix(launch: Launch) -> Outcome:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, present(*_FORWARDED))
     try:
         child, target, wait = _start(launch, pipes, lifeline, own_group, mask)
-        forwarder = _Forwarder(target, own_group, ends=not launch.interactive)
-        with forwarder.installed():
+        with _forwarding(target, own_group, not launch.interactive) as killed:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             if launch.keep_log or pipes.stdout is not None or launch.stdin == start.FEED:
                 from bitnet_tuning.launch.relay import relay  # noqa: PLC0415 (most runs do not)
@@ -43,7 +42,7 @@ def _run_posix(launch: Launch) -> Outcome:
                 outcome = relay(child, target, pipes, launch, wait)
             else:
                 outcome = Outcome(wait())
-        return outcome._replace(code=130, gave_up=True) if forwarder.gave_up else outcome
+        return outcome._replace(code=130, gave_up=True) if killed else outcome
     finally:
         lifeline.cut()
         pipes.close()
@@ -71,39 +70,34 @@ def _start(
         return started.pid, target, lambda: start.shell_code(started.wait())
 
 
-class _Forwarder:
-    """The signal handlers that pass signals on to an engine."""
+@contextmanager
+def _forwarding(target: int, own_group: bool, ends: bool) -> Iterator[list[int]]:
+    """Pass signals on to an engine in the block. Add SIGKILL to the list that is yielded if the
+    engine is killed because an interrupt ``ends`` it, and it does not end."""
+    killed: list[int] = []
 
-    def __init__(self, target: int, own_group: bool, ends: bool) -> None:
-        self.target = target
-        self.own_group = own_group
-        self.ends = ends
-        self.gave_up = False
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        handlers: dict[int, Handler] = dict.fromkeys(present(*_FORWARDED), self._pass_on)
-        if self.own_group:
-            handlers.update({**pausing(self.target), signal.SIGALRM: self._give_up})
-        # A script's background job starts with SIGINT ignored, but engines catch it nevertheless.
-        with handling(handlers, always=(signal.SIGINT, signal.SIGALRM)):
-            try:
-                yield
-            finally:
-                signal.alarm(0)
-
-    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
+    def pass_on(number: int, _frame: FrameType | None) -> None:
         # An engine in this group, as for a chat at a terminal, got Ctrl-C and Ctrl-\ itself.
-        if self.own_group or number not in (signal.SIGINT, signal.SIGQUIT):
-            send(self.target, number)
+        if own_group or number not in (signal.SIGINT, signal.SIGQUIT):
+            send(target, number)
         # llama-cli prints its timings in its handler of SIGINT, under a lock that the interrupted
         # thread may hold, and so now and then hangs there for ever.
-        if number == signal.SIGINT and self.own_group and self.ends:
+        if number == signal.SIGINT and own_group and ends:
             signal.alarm(start.INTERRUPT_GRACE)
 
-    def _give_up(self, _number: int, _frame: FrameType | None) -> None:
-        self.gave_up = True
-        send(self.target, signal.SIGKILL)
+    def give_up(_number: int, _frame: FrameType | None) -> None:
+        killed.append(signal.SIGKILL)
+        send(target, signal.SIGKILL)
+
+    handlers: dict[int, Handler] = dict.fromkeys(present(*_FORWARDED), pass_on)
+    if own_group:
+        handlers.update({**pausing(target), signal.SIGALRM: give_up})
+    # A script's background job starts with SIGINT ignored, but engines catch it nevertheless.
+    with handling(handlers, always=(signal.SIGINT, signal.SIGALRM)):
+        try:
+            yield killed
+        finally:
+            signal.alarm(0)
 
 
 def _run_windows(launch: Launch) -> Outcome:

@@ -145,8 +145,16 @@ class Lifeline:
 
             fcntl.fcntl(self.far, fcntl.F_SETOWN, target)
             os.set_inheritable(self.far, True)
-        else:
-            _watch(self.far, target)
+        elif not os.fork():  # a process that kills the target once the other end is closed
+            try:
+                os.setsid()  # signals to the engine's group are not for the watcher
+                # A pipe that stays open here would never end for its reader.
+                os.closerange(0, self.far)
+                os.closerange(self.far + 1, _MANY_HANDLES)
+                os.read(self.far, 1)
+                send(target, signal.SIGKILL)
+            finally:
+                os._exit(0)
 
     def cut(self) -> None:
         """Close the pipe after the program has ended, or to kill a program that still runs."""
@@ -155,21 +163,6 @@ class Lifeline:
         os.close(self.near)
         if self.leader is not None:
             os.waitpid(self.leader, 0)
-
-
-def _watch(far: int, target: int) -> None:
-    """Fork a process that kills ``target`` once the writing end of the pipe is closed."""
-    if os.fork():
-        return
-    try:
-        os.setsid()  # signals to the engine's group are not for the watcher
-        # A pipe that stays open here would never end for its reader.
-        os.closerange(0, far)
-        os.closerange(far + 1, _MANY_HANDLES)
-        os.read(far, 1)
-        send(target, signal.SIGKILL)
-    finally:
-        os._exit(0)
 
 
 @contextmanager

@@ -193,7 +193,11 @@ def read_kinds(
     (scheduler/sched-capacity.rst), else their part numbers, else maximum frequencies."""
     frequencies = _per_core(root, cores, "cpufreq/cpuinfo_max_freq")
     capacities = _per_core(root, cores, "cpu_capacity")
-    if slow := _intel_efficiency_cpus(root, cores):
+    # perf names Intel's kinds so (tools/perf/Documentation/intel-hybrid.txt).
+    online = cpus_of(cores)
+    files = (f"sys/devices/cpu_{kind}/cpus" for kind in ("core", "atom", "lowpower"))
+    fast, atom, low_power = (root.cpus(file) or frozenset[int]() for file in files)
+    if (slow := (atom | low_power) & online - fast) and fast & online:
         return split_kinds(cores, _intel_speeds(cores, slow, frequencies), slow)
     if slow := _slower_kind(cores, capacities):
         return split_kinds(cores, capacities, slow)
@@ -205,16 +209,6 @@ def read_kinds(
             frequencies = _intel_speeds(cores, slow, frequencies)
         return split_kinds(cores, frequencies, slow)
     return None, cores
-
-
-def _intel_efficiency_cpus(root: Root, cores: tuple[Core, ...]) -> frozenset[int]:
-    """Return the CPUs of the efficiency cores; empty unless both kinds are online."""
-    # perf names Intel's kinds so (tools/perf/Documentation/intel-hybrid.txt).
-    online = cpus_of(cores)
-    files = (f"sys/devices/cpu_{kind}/cpus" for kind in ("core", "atom", "lowpower"))
-    fast, atom, low_power = (root.cpus(file) or frozenset[int]() for file in files)
-    slow = (atom | low_power) & online - fast
-    return slow if fast & online else frozenset()
 
 
 def _arm_efficiency_cpus(root: Root, cores: tuple[Core, ...]) -> frozenset[int]:

@@ -51,18 +51,14 @@ def with_windows_cores(host: Host, root: str, ask: bool = False) -> Host:
         # Stored first: a run that is interrupted, or that can store nothing, asks only once.
         found = WindowsCores(None, boot)
         if state.store("windows", key, found):
-            found = WindowsCores(_ask_windows(), boot)
+            import shutil  # noqa: PLC0415 (slow)
+
+            program = shutil.which("powershell.exe") or POWERSHELL
+            told = capture((program, "-NoProfile", "-Command", _COUNT_CORES), seconds=PATIENCE_S)
+            cores = as_integer(told.stdout.strip()) if told.code == 0 else None
+            found = WindowsCores(cores if cores and 0 < cores < MAX_CPU else None, boot)
             state.store("windows", key, found)
     return host._replace(windows_cores=found and found.cores)
-
-
-def _ask_windows() -> int | None:
-    import shutil  # noqa: PLC0415 (slow)
-
-    program = shutil.which("powershell.exe") or POWERSHELL
-    told = capture((program, "-NoProfile", "-Command", _COUNT_CORES), seconds=PATIENCE_S)
-    cores = as_integer(told.stdout.strip())
-    return cores if told.code == 0 and cores and 0 < cores < MAX_CPU else None
 
 
 def read_wsl_configs(root: Root, mounts: tuple[Mount, ...]) -> tuple[WslConfig, ...]:

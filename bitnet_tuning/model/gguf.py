@@ -110,7 +110,15 @@ def _read(path: str) -> tuple[int, Metadata, tuple[TensorInfo, ...]]:
             infos += tuple(info._replace(offset=size + info.offset) for info in others)
             size += more
         at = path
-        _check_whole(metadata, infos)
+        if not infos:
+            raise _CorruptError("is not a model: it has no tensors")
+        architecture = metadata.get("general.architecture")
+        if not isinstance(architecture, str) or not architecture:
+            raise _CorruptError("is damaged: its header does not name an architecture")
+        stated = _integer(metadata.get("split.tensors.count"))
+        if metadata.get("split.count") and stated not in (None, len(infos)):
+            raise _CorruptError(f"is damaged: its parts have {len(infos)} of {stated} tensors")
+        _check_unique("tensors", [info.name for info in infos])
         return size, metadata, infos
     except OSError as error:
         cause = f"cannot read the model {at}: {error.strerror or error}"
@@ -152,18 +160,6 @@ def _further_parts(path: str, metadata: Metadata) -> list[str]:
     if missing := next((part for part in paths if not os.path.exists(part)), None):
         raise _CorruptError(f"{this}, but {missing} is missing", "download all parts")
     return paths[1:]
-
-
-def _check_whole(metadata: Metadata, infos: tuple[TensorInfo, ...]) -> None:
-    if not infos:
-        raise _CorruptError("is not a model: it has no tensors")
-    architecture = metadata.get("general.architecture")
-    if not isinstance(architecture, str) or not architecture:
-        raise _CorruptError("is damaged: its header does not name an architecture")
-    stated = _integer(metadata.get("split.tensors.count"))
-    if metadata.get("split.count") and stated not in (None, len(infos)):
-        raise _CorruptError(f"is damaged: its parts have {len(infos)} of {stated} tensors")
-    _check_unique("tensors", [info.name for info in infos])
 
 
 def _check_unique(what: str, names: list[str]) -> None:
@@ -232,7 +228,14 @@ def _parse(reader: _Reader) -> tuple[Metadata, tuple[TensorInfo, ...]]:
     relative = [_tensor(reader, alignment) for _ in range(tensors)]
     start = -(-reader.at // alignment) * alignment
     infos = tuple(info._replace(offset=start + info.offset) for info in relative)
-    _check_places(infos, reader.size)
+    ends = [info.offset + types.tensor_bytes(info.kind, info.weights) for info in infos]
+    if max(ends, default=0) > reader.size:
+        # Not in MiB: sometimes a few bytes lack.
+        raise _CorruptError(f"is truncated: it has {reader.size} of {max(ends)} bytes")
+    places = sorted(zip((info.offset for info in infos), ends, infos, strict=True))
+    for (_, end, _), (start, _, info) in pairwise(places):
+        if end > start:
+            raise _CorruptError(f"is damaged: tensor {info.name!r} begins in another one")
     return metadata, infos
 
 
@@ -310,17 +313,6 @@ def _tensor(reader: _Reader, alignment: int) -> TensorInfo:
     else:
         return info
     raise _CorruptError(f"is damaged: tensor {name!r} {wrong}")
-
-
-def _check_places(infos: tuple[TensorInfo, ...], size: int) -> None:
-    ends = [info.offset + types.tensor_bytes(info.kind, info.weights) for info in infos]
-    if max(ends, default=0) > size:
-        # Not in MiB: sometimes a few bytes lack.
-        raise _CorruptError(f"is truncated: it has {size} of {max(ends)} bytes")
-    places = sorted(zip((info.offset for info in infos), ends, infos, strict=True))
-    for (_, end, _), (start, _, info) in pairwise(places):
-        if end > start:
-            raise _CorruptError(f"is damaged: tensor {info.name!r} begins in another one")
 
 
 def _model_facts(

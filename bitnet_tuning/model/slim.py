@@ -170,7 +170,12 @@ def drafted(path: str, size: int) -> Iterator[str]:
     if it cannot be written, if another process writes the same file, or if that exists."""
     draft = path + DRAFT
     try:
-        _remove_dead(os.path.dirname(path))
+        for name in os.listdir(os.path.dirname(path)):
+            if MARK in name and name.endswith(DRAFT):  # of a process that was killed, if not locked
+                old = os.path.join(os.path.dirname(path), name)
+                with suppress(OSError), open(old, "rb+") as left:
+                    if hold_named(left, old):
+                        os.unlink(old)
         free = disk_usage(os.path.dirname(path)).free
         if free < size:
             cause = f"{path} needs {size_text(size)} of disk, {size_text(free)} are free"
@@ -194,13 +199,3 @@ def drafted(path: str, size: int) -> Iterator[str]:
     except OSError as error:
         cause = f"cannot write {path}: {error.strerror or error}"
         raise UnsupportedError(cause, "name another file with -o") from error
-
-
-def _remove_dead(folder: str) -> None:
-    """Remove the drafts that killed processes left in a folder; living ones hold the lock."""
-    for name in os.listdir(folder):
-        if MARK in name and name.endswith(DRAFT):
-            path = os.path.join(folder, name)
-            with suppress(OSError), open(path, "rb+") as file:
-                if hold_named(file, path):
-                    os.unlink(path)

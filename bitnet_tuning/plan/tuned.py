@@ -48,7 +48,14 @@ def _noted(plan: Plan, note: str) -> Plan:
 
 def _tuned(plan: Plan, found: Setting, why: str, request: Request, facts: Facts) -> Plan:
     ours, is_asked = plan.setting, request.memory != AUTO
-    obeyed = _obeyed(found, request, facts)
+    # Leave out fields that this program has no flags for: a chat may use another program of the
+    # engine than the one that was measured.
+    flags = facts.engine.flags_for(request.chat)
+    unread = {field for field in KNOB_FLAGS if not obeys(field, flags)} - {"threads_batch"}
+    unread |= read_by_engine(facts.environ).keys()
+    if "numa" in unread or not facts.numactl:
+        unread |= {"node", "interleave"}
+    obeyed = found._replace(**{field: Setting._field_defaults[field] for field in unread})
     too_short = None if is_asked else _too_short(found, request, facts)
     if too_short:
         obeyed = obeyed._replace(mmap=None)
@@ -96,17 +103,6 @@ def _missing(wanted: Setting, found: Setting) -> list[str]:
     names = sorted(found.variables.keys() - wanted.variables.keys())
     lost = [each for each in describe(found).split(", ") if each not in describe(kept).split(", ")]
     return [*lost, *(f"{name}={found.variables[name]}" for name in names)]
-
-
-def _obeyed(found: Setting, request: Request, facts: Facts) -> Setting:
-    """Return the setting without the fields that this program has no flags for."""
-    # A chat may use another program of the engine than the one that was measured.
-    flags = facts.engine.flags_for(request.chat)
-    missing = {field for field in KNOB_FLAGS if not obeys(field, flags)} - {"threads_batch"}
-    missing |= read_by_engine(facts.environ).keys()
-    if "numa" in missing or not facts.numactl:
-        missing |= {"node", "interleave"}
-    return found._replace(**{field: Setting._field_defaults[field] for field in missing})
 
 
 def _too_short(found: Setting, request: Request, facts: Facts) -> str | None:

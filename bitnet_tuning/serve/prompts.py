@@ -144,13 +144,16 @@ def from_reply(prompt: Prompt, reply: Mapping[str, Any]) -> Answer:
         # The server generates at least one token, even if it is asked for none.
         wanted = prompt.n_predict != 0
         text = str(reply["content"]) if wanted else ""
+        # Servers since 2025 report a ``stop_type``, earlier ones have a flag for each reason.
+        kind = reply.get("stop_type")
+        ends, word = (kind == each or reply.get(f"stopped_{each}") for each in ("eos", "word"))
         facts = {
             "id": prompt.id,
             "prompt": prompt.text,
             "text": text.encode("utf-8", "replace").decode(),
             "tokens": int(reply["tokens_predicted"]) if wanted else 0,
             "prompt_tokens": int(reply["tokens_evaluated"]),
-            "stop": _stop(reply),
+            "stop": "end" if ends else "word" if word else "length",
         }
         return Answer(facts, reply.get("timings"))
     except (KeyError, TypeError, AttributeError) as error:
@@ -160,14 +163,6 @@ def from_reply(prompt: Prompt, reply: Mapping[str, Any]) -> Answer:
 
 def from_refusal(prompt: Prompt, reason: str) -> Answer:
     return Answer({"id": prompt.id, "prompt": prompt.text, "error": reason})
-
-
-def _stop(reply: Mapping[str, Any]) -> str:
-    # Servers since 2025 report a ``stop_type``, earlier ones have a flag for each reason.
-    kind = reply.get("stop_type")
-    if kind == "eos" or reply.get("stopped_eos"):
-        return "end"
-    return "word" if kind == "word" or reply.get("stopped_word") else "length"
 
 
 class AnswerStream:
