@@ -104,8 +104,14 @@ def read_facts(request: Request, state: State, root: str = "/") -> Facts:
         may_try = not (given or _ignores_load())
         facts = facts._replace(host=crowded_host(host, engine, state, may_try))
     if len(host.nodes) > 1:
+        numactl = on_path(os.environ.get("PATH", ""), "numactl") is not None
+        if numactl:  # where containers forbid set_mempolicy(2), it ends with an error
+            from bitnet_tuning.launch.background import capture  # noqa: PLC0415 (few machines need it)
+
+            command = (*memory_policy(min(node.id for node in host.nodes), None), "true")
+            numactl = capture(command, seconds=5).code == 0
         cached = cached_nodes(Root(root), facts.model.path)
-        facts = facts._replace(numactl=_numactl_acts(facts), cached=cached)
+        facts = facts._replace(numactl=numactl, cached=cached)
     return facts
 
 
@@ -142,16 +148,6 @@ def _try_threads(host: Host, engine: Engine) -> Crowding:
 def with_all_means(facts: Facts) -> Facts:
     """Return the facts that a tuning needs, which may try any knob."""
     return facts._replace(privileges=read_privileges(), huge=read_huge_pages(Root()))
-
-
-def _numactl_acts(facts: Facts) -> bool:
-    # Where containers forbid memory policies (set_mempolicy(2)), numactl ends with an error.
-    if on_path(facts.environ.get("PATH", ""), "numactl") is None:
-        return False
-    from bitnet_tuning.launch.background import capture  # noqa: PLC0415 (few machines need it)
-
-    node = min(node.id for node in facts.host.nodes)
-    return capture((*memory_policy(node, None), "true"), seconds=5).code == 0
 
 
 def find_engine(named: str | None, state: State, model_named: str | None = None) -> Engine:

@@ -34,7 +34,12 @@ def get_model(repository: str, file: str | None, folders: Sequence[str]) -> str:
         from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
     except ImportError as error:
         why = f"downloading a model needs huggingface_hub 0.25 or later ({error})"
-        raise MissingError(why, f"install it: {_installation()}") from error
+        remedy = f"install it: {quote(sys.executable)} -m pip install -U huggingface_hub"
+        marker = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
+        if sys.prefix == sys.base_prefix and os.path.exists(marker):  # pip refuses (PEP 668)
+            pip = "python3 -m venv .venv && .venv/bin/pip install huggingface_hub"
+            remedy = f"install it: {pip} && .venv/bin/python -m bitnet_tuning model get"
+        raise MissingError(why, remedy) from error
     if file is not None and os.path.basename(file) in ("", ".", ".."):
         raise UsageError(f"no such file in {repository}: {file}", "name a .gguf file")
     try:
@@ -66,15 +71,6 @@ def get_model(repository: str, file: str | None, folders: Sequence[str]) -> str:
     except Exception as error:  # of its HTTP library, which is another one in each generation
         raise _explained(error, repository, hub.constants.ENDPOINT) from error
     return path
-
-
-def _installation() -> str:
-    """Return the command that installs huggingface_hub."""
-    marker = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED")
-    if sys.prefix == sys.base_prefix and os.path.exists(marker):  # pip refuses (PEP 668)
-        pip = "python3 -m venv .venv && .venv/bin/pip install huggingface_hub"
-        return f"{pip} && .venv/bin/python -m bitnet_tuning model get"
-    return f"{quote(sys.executable)} -m pip install -U huggingface_hub"
 
 
 def _choose(repository: str, entries: Sequence[Any]) -> str:
