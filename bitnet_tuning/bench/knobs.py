@@ -1,8 +1,7 @@
 """List the settings worth measuring: thread counts that suit this machine, and knobs that the
 engine obeys on it.
 
-docs/architecture.md lists the places where a knob is described.
-"""
+docs/architecture.md lists the places where a knob is described."""
 
 from __future__ import annotations
 

@@ -236,8 +236,7 @@ class Residents:
 
 
 def _complete(loaded: _Loaded, body: dict[str, object], seconds: float) -> dict[str, object]:
-    """Return a server's reply. The server is stopped before and after. Raise UnsupportedError
-    without a reply."""
+    """Return the reply of a server that is stopped before and after, or raise UnsupportedError."""
     service, began = loaded.server.service, time.monotonic()
     service.resume()
     try:

@@ -136,8 +136,7 @@ class Search:
             self._advance()
 
     def extend(self, since: float, budget: float) -> None:
-        """Give the search more time when ``since`` seconds are spent: a ``budget`` for the whole of
-        it, in seconds."""
+        """Give the search a new ``budget`` for all of it when ``since`` seconds are spent."""
         self._since, self.rounds.budget = since, budget
         if isinstance(self._pending, Decision):
             self._advance()
@@ -272,8 +271,7 @@ class Search:
         return names
 
     def _due(self, exact: Sequence[str] = FILES) -> list[str]:
-        """Return the fixed settings that need more rounds: the ``exact`` those for a verdict, the
-        others a few."""
+        """Return the fixed settings that need more rounds; the ``exact`` ones need a verdict."""
         found = []
         for name in self.rounds.good(self._fixed):
             _, ratio, verdict = self.rounds.judge(name, level=INTERIM)
@@ -392,8 +390,7 @@ class Search:
         self._ends += [best] if best else []
 
     def _complete(self) -> Steps:
-        """Give settings without a verdict the rounds that they need, if there is time for them, the
-        fixed ones first."""
+        """Give settings without a verdict the rounds they lack, as time allows, fixed ones first."""
         rounds = self.rounds
         yield from self._begin("fixed", self._fixed)
         while due := self._due((*FILES, comparison.UPSTREAM)):

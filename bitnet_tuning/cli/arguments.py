@@ -324,8 +324,7 @@ _ENGINE_VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
 
 
 def read_request(parser: Parser, arguments: list[str]) -> tuple[Request, argparse.Namespace]:
-    """Parse the command line of a run, whose defaults llama.cpp's own variables may set. Raise
-    UsageError."""
+    """Parse a run's flags. llama.cpp's own variables may set defaults. Raise UsageError."""
     ours, extra = split_extra(arguments)
     found: dict[str, tuple[str, object]] = {}
     for field, (name, kind) in _ENGINE_VARIABLES.items():

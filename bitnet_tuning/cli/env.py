@@ -1,7 +1,6 @@
 """``python3 -m bitnet_tuning env``: print what bitnet-env.sh exports to a shell.
 
-bitnet-env.sh itself calls it with ``--sh`` and reads the answers that are saved here.
-"""
+bitnet-env.sh itself calls it with ``--sh`` and reads the answers that are saved here."""
 
 from __future__ import annotations
 

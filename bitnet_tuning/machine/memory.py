@@ -142,8 +142,7 @@ def read_numa_maps(root: Root, process: str, path: str | None = None) -> dict[in
 
 
 def file_in_memory(text: bytes) -> str | None:
-    """Return the path of a file with a text that vanishes with this process; None if the system
-    has none."""
+    """Return the path of a file with a text that ends with this process; None if none can be."""
     if not hasattr(os, "memfd_create"):
         return None
     handle = os.memfd_create("prompt")
