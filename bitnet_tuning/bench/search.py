@@ -390,7 +390,7 @@ class Search:
         self._ends += [best] if best else []
 
     def _complete(self) -> Steps:
-        """Give settings without a verdict the rounds they lack, as time allows, fixed ones first."""
+        """Give settings without a verdict the rounds they lack as time allows, fixed ones first."""
         rounds = self.rounds
         yield from self._begin("fixed", self._fixed)
         while due := self._due((*FILES, comparison.UPSTREAM)):
