@@ -398,6 +398,13 @@ $function; printf '%s\\n' "${{COMPREPLY[@]}}"
 """
 
 
+def shell_output(*argv: str) -> str:
+    """Return what a shell prints to stdout; it must print nothing to stderr."""
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=REPO, timeout=60, check=False)
+    assert done.stderr == ""
+    return done.stdout
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 @pytest.mark.parametrize(
     ("words", "expected"),
@@ -415,16 +422,8 @@ $function; printf '%s\\n' "${{COMPREPLY[@]}}"
 )
 def test_bash_completes(words: list[str], expected: set[str]) -> None:
     script = BASH.format(python=sys.executable, words=" ".join(words), program=words[0])
-    done = subprocess.run(
-        ["bash", "--norc", "-c", script],
-        capture_output=True,
-        text=True,
-        cwd=REPO,
-        timeout=60,
-        check=False,
-    )
-    assert done.stderr == ""
-    assert set(done.stdout.split("\n")[:-1]) == expected
+    shown = shell_output("bash", "--norc", "-c", script)
+    assert set(shown.split("\n")[:-1]) == expected
 
 
 ZSH = """\
@@ -437,15 +436,7 @@ print -rl -- $_shtab_bitnet_tuning_run_options
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh")
 def test_zsh_takes_the_completions() -> None:
-    done = subprocess.run(
-        ["zsh", "-f", "-c", ZSH.format(python=sys.executable)],
-        capture_output=True,
-        text=True,
-        cwd=REPO,
-        timeout=60,
-        check=False,
-    )
-    assert done.stderr == ""
+    shown = shell_output("zsh", "-f", "-c", ZSH.format(python=sys.executable))
     names = ["_shtab_bitnet_tuning", "_shtab_bitnet_run", "_shtab_bitnet_benchmark"]
-    assert done.stdout.splitlines()[:3] == names
-    assert "--performance-mode" in done.stdout
+    assert shown.splitlines()[:3] == names
+    assert "--performance-mode" in shown
